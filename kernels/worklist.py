@@ -1,0 +1,75 @@
+"""Ragged attention as a list of segments: which query rows see which key rows.
+
+A segment is (q_start, q_rows, k_start, k_rows, stream): rows [q_start, q_start + q_rows) of q attend to rows
+[k_start, k_start + k_rows) of k and v, with the heads of stream s being heads [s H, (s + 1) H) of q. Songs, guidance branches, self-
+and cross-attention are all just segments, so one launch serves any mix of them.
+
+    segments = Segments.self_attention([176, 352])          # two songs packed end to end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Segments on the host (for launch sizes, never read back from the device) and, on demand, as an int32 tensor [N, 5]."""
+
+    items: tuple[tuple[int, int, int, int, int], ...]
+    _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def self_attention(cls, lengths: Sequence[int], *, stream: int = 0) -> Segments:
+        """Sequences of `lengths` rows packed end to end, each attending to itself."""
+        items, start = [], 0
+        for rows in lengths:
+            items.append((start, rows, start, rows, stream))
+            start += rows
+        return cls(tuple(items))
+
+    @classmethod
+    def cross_attention(cls, q_lengths: Sequence[int], k_lengths: Sequence[int], *, k_offset: int = 0, stream: int = 0) -> Segments:
+        """Sequence i of q attends to sequence i of k; the keys start at row `k_offset`. Zero keys give zero output."""
+        items, q_start, k_start = [], 0, k_offset
+        for q_rows, k_rows in zip(q_lengths, k_lengths, strict=True):
+            items.append((q_start, q_rows, k_start, k_rows, stream))
+            q_start, k_start = q_start + q_rows, k_start + k_rows
+        return cls(tuple(items))
+
+    def __add__(self, other: Segments) -> Segments:
+        return Segments(self.items + other.items)
+
+    @property
+    def streams(self) -> int:
+        return 1 + max((item[4] for item in self.items), default=0)
+
+    def tensor(self, device: torch.device | str) -> Tensor:
+        """int32 [N, 5] on `device`, made once."""
+        device = torch.device(device)
+        if device not in self._tensors:
+            self._tensors[device] = torch.tensor(self.items, dtype=torch.int32).reshape(-1, 5).to(device)
+        return self._tensors[device]
+
+    @classmethod
+    def from_tensor(cls, table: Tensor) -> Segments:
+        return cls(tuple((int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in table.tolist()))
+
+    def check(self, *, q_rows: int, k_rows: int, streams: int) -> None:
+        """Raises ValueError when a segment leaves the buffers, or two segments write the same rows of the output."""
+        seen: list[tuple[int, int, int]] = []
+        for q_start, q_count, k_start, k_count, stream in self.items:
+            if min(q_start, q_count, k_start, k_count, stream) < 0 or q_start + q_count > q_rows or k_start + k_count > k_rows:
+                raise ValueError(f"segment {(q_start, q_count, k_start, k_count, stream)} leaves the buffers of {q_rows} query and {k_rows} key rows")
+            if stream >= streams:
+                raise ValueError(f"segment of stream {stream}, but q has {streams} stream(s): q heads = streams x key heads")
+            if q_count:
+                seen.append((stream, q_start, q_start + q_count))
+        seen.sort()
+        for (s1, _, end), (s2, start, _) in zip(seen, seen[1:], strict=False):
+            if s1 == s2 and start < end:
+                raise ValueError(f"two segments of stream {s1} share query rows from {start}")
