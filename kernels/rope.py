@@ -42,7 +42,7 @@ def rotate_reference(x_THK: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool =
     if inverse:
         sin = -sin
     wide = torch.promote_types(x_THK.dtype, torch.float32)
-    cos, sin, out, start = cos.to(wide), sin.to(wide), torch.empty_like(x_THK), 0
+    cos, sin, start = cos.to(wide), sin.to(wide), 0
     parts = []
     for width in rope_chunks(x_THK.shape[-1]):
         half = width // 2
@@ -50,7 +50,7 @@ def rotate_reference(x_THK: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool =
         c, s = cos[..., start // 2 : start // 2 + half], sin[..., start // 2 : start // 2 + half]
         parts += [a * c - b * s, a * s + b * c]
         start += width
-    return torch.cat(parts, -1).to(out.dtype)
+    return torch.cat(parts, -1).to(x_THK.dtype)
 
 
 def rms_norm_reference(x: Tensor, gain: Tensor | None, *, eps: float = EPS) -> Tensor:
