@@ -68,19 +68,19 @@ def pack_qkv_reference(
     Gains are [K] for k and [S, K] for q (one per stream), or None for no normalisation. k comes back rotated by cos, sin [T, K/2]; q does not.
     """
     rows = qkv.shape[0]
-    x = qkv.view(rows, q_streams + 2, heads, -1)
+    x = qkv.view(rows, q_streams + 2, heads, qkv.shape[1] // ((q_streams + 2) * heads))
     q = torch.cat((x[:, :1], x[:, 3:]), 1) if q_streams > 1 else x[:, :1]
     k, v = x[:, 1], x[:, 2]
     if q_gain is not None:
         q = rms_norm_reference(q, q_gain[:, None], eps=eps)
     if k_gain is not None:
         k = rms_norm_reference(k, k_gain, eps=eps)
-    return q.reshape(rows, q_streams * heads, -1), rotate_reference(k, cos, sin), v
+    return q.reshape(rows, q_streams * heads, x.shape[-1]), rotate_reference(k, cos, sin), v
 
 
 def pack_kv_reference(kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, eps: float = EPS) -> tuple[Tensor, Tensor]:
     """Splits kv [L, 2 H K] into a normalised, rotated k and v, both [L, H, K]: the cached side of cross-attention."""
-    k, v = kv.view(kv.shape[0], 2, heads, -1).unbind(1)
+    k, v = kv.view(kv.shape[0], 2, heads, kv.shape[1] // (2 * heads)).unbind(1)
     if k_gain is not None:
         k = rms_norm_reference(k, k_gain, eps=eps)
     return rotate_reference(k, cos, sin), v

@@ -1,0 +1,1 @@
+"""The networks: DiT / SiT, the spectral VAE, ChinMu."""

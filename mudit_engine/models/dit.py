@@ -1,0 +1,257 @@
+"""The song transformer: DiT and SiT are one network, told apart only by the path it is trained on.
+
+    sequence of a song: [description tokens | reference frames | target frames], all self-attending; lyrics by cross-attention
+    block (serial):   x += g1 SelfAttn(mod(LN x));  x += CrossAttn(LN x, lyrics);  x += g2 MLP(mod(LN x))
+    block (parallel): x += g1 W [SelfAttn(h), CrossAttn(h, lyrics)] with h = mod(LN x);  x += g2 MLP(mod(LN x))
+
+    out = DiT(config.dit)(batch)                # training: everything at once
+    # sampling: lyric_kv once a song, modulation once a step, trunk each step (runtime/denoiser.py)
+
+Sources: Peebles and Xie 2023 (adaLN-Zero); Ma et al. 2024 (SiT); Dehghani et al. 2023 (QK-norm).
+
+Shapes: N packed rows, T target rows, C latent channels, D width, H heads, K head width, L lyric tokens, E lyric width, B sequences.
+Angles, times and modulation inputs stay fp32; the rest runs in the weights' dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mudit_engine import ops
+from mudit_engine.config import DitConfig
+from mudit_engine.errors import InputError
+from mudit_engine.kernels.rope import rope_table
+from mudit_engine.kernels.worklist import Segments
+from mudit_engine.models.layers import EncoderBlock, fourier_features
+from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
+
+USER_TYPES = ("none", "amateur", "professional")
+REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
+TIME_FEATURES = 256
+TIME_SCALE = 1000.0  # network times lie in [0, 1]; the Fourier features were made for step indices
+
+
+@dataclass(frozen=True)
+class DitBatch:
+    """Inputs of B sequences, each kind packed end to end. Counts are on the host."""
+
+    latents_TC: Tensor
+    frames: Sequence[int]  # target frames of each sequence
+    times_B: Tensor  # fp32 network times
+    seconds_B: Tensor  # fp32 length of each song
+    user_B: Tensor  # int64 index into USER_TYPES
+    descriptions: Tensor  # [sum of fragments, description_width]
+    fragments: Sequence[int]
+    lyric_ids: Tensor  # int64 [L]
+    lyrics: Sequence[int]
+    references: Tensor  # [sum of reference frames, C]
+    reference_frames: Sequence[int]
+    reference_kinds: Sequence[int]  # index into REFERENCE_KINDS (any value where there are no frames)
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """Shift, scale and gate of every block for R modulation rows, from one pass over the times."""
+
+    base: Tensor  # [R, 6 D] (shared) or [R, blocks, 6 D] (per_block)
+    final: Tensor  # [R, 2 D]
+
+    def rows(self, index: slice | Tensor) -> Modulation:
+        return Modulation(self.base[index], self.final[index])
+
+
+class DitBlock(nn.Module):
+    """One transformer block. The residual stream comes with its modulated norm, so that each norm is fused with the residual before it."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        width, self.heads, self.parallel = config.width, config.heads, config.cross_attention == "parallel"
+        streams = 2 if self.parallel else 1
+        self.streams = streams
+        self.qkv = nn.Linear(width, (streams + 2) * width, bias=False)
+        self.out = nn.Linear(streams * width, width)
+        self.cross_kv = nn.Linear(config.lyric_width, 2 * width, bias=False)
+        if not self.parallel:
+            self.cross_q = nn.Linear(width, width, bias=False)
+            self.cross_out = nn.Linear(width, width)
+        gain = (lambda *shape: nn.Parameter(torch.ones(*shape))) if config.qk_norm else (lambda *shape: None)
+        self.q_gain = gain(streams, config.head_dim)
+        self.k_gain = gain(config.head_dim)
+        self.cross_q_gain = None if self.parallel else gain(config.head_dim)
+        self.cross_k_gain = gain(config.head_dim)
+        self.up = nn.Linear(width, config.mlp_width)
+        self.down = nn.Linear(config.mlp_width, width)
+        if config.modulation == "shared":
+            self.table = nn.Parameter(torch.zeros(6 * width))
+            self.modulation = None
+        else:
+            self.table = None
+            self.modulation = nn.Linear(width, 6 * width)
+
+    def lyric_kv(self, lyrics_LE: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values of the lyrics, [L, H, K] each: computed once a song."""
+        return ops.pack_kv(self.cross_kv(lyrics_LE), self.cross_k_gain, cos, sin, heads=self.heads)
+
+    def forward(
+        self,
+        x_ND: Tensor,
+        h_ND: Tensor,
+        mod: tuple[Tensor, ...],
+        next_shift: Tensor,
+        next_scale: Tensor,
+        lyric_k: Tensor,
+        lyric_v: Tensor,
+        layout: Layout,
+    ) -> tuple[Tensor, Tensor]:
+        """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the next one."""
+        gate1, shift2, scale2, gate2 = mod[2:]
+        q, k, v = ops.pack_qkv(self.qkv(h_ND), self.q_gain, self.k_gain, layout.cos[0], layout.sin[0], heads=self.heads, q_streams=self.streams)
+        if self.parallel:
+            k, v = torch.cat((k, lyric_k)), torch.cat((v, lyric_v))
+            cos, sin = torch.cat((layout.cos, layout.cross_cos)), torch.cat((layout.sin, layout.cross_sin))
+            y = ops.attention(q, k, v, layout.joint_segments(layout.rows), cos, sin)
+            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(1)), gate1, shift2, scale2, layout.runs)
+        else:
+            y = ops.attention(q, k, v, layout.self_segments, layout.cos, layout.sin)
+            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(1)), gate1, None, None, layout.runs)
+            q = self.cross_q(h_ND).view(-1, self.heads, k.shape[-1])
+            if self.cross_q_gain is not None:
+                q = ops.rms_norm(q, self.cross_q_gain)
+            y = ops.attention(q, lyric_k, lyric_v, layout.cross_segments, layout.cross_cos, layout.cross_sin)
+            x_ND, h_ND = ops.residual_norm(x_ND, self.cross_out(y.flatten(1)), None, shift2, scale2, layout.runs)
+        y = self.down(ops.linear_gelu(h_ND, self.up.weight, self.up.bias))
+        return ops.residual_norm(x_ND, y, gate2, next_shift, next_scale, layout.runs)
+
+
+class DiT(nn.Module):
+    """Predicts the noise or the velocity of the target frames of any mix of songs."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.target_in = nn.Linear(config.latent_channels, width)
+        self.reference_in = nn.Linear(config.latent_channels, width)
+        self.reference_kind = nn.Embedding(len(REFERENCE_KINDS), width)
+        self.description_in = nn.Linear(config.description_width, width)
+        self.description_index = nn.Embedding(config.max_fragments, width)
+        self.time_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.seconds_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.user_type = nn.Embedding(len(USER_TYPES), width)
+        self.modulation = nn.Linear(width, 6 * width) if config.modulation == "shared" else None
+        self.lyric_embedding = nn.Embedding(config.vocabulary_size, config.lyric_width)
+        self.lyric_blocks = nn.ModuleList(EncoderBlock(config.lyric_width, head_dim=config.lyric_head_dim) for _ in range(config.lyric_blocks))
+        self.lyric_norm = nn.LayerNorm(config.lyric_width)
+        self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.blocks))
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final = nn.Linear(width, config.latent_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier matrices; adaLN-Zero: gates, modulation and the last projection start at 0, so that each block starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(self.lyric_embedding.weight, std=1.0)
+        zeroed = [self.modulation, self.final_modulation, self.final, *(block.modulation for block in self.blocks)]
+        zeroed += [] if self.config.cross_attention == "parallel" else [block.cross_out for block in self.blocks]
+        for module in zeroed:
+            if module is not None:
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def encode_lyrics(self, ids_L: Tensor, counts: Sequence[int]) -> Tensor:
+        """Lyric tokens [L, E] of songs packed end to end. Raises InputError for an id outside the embedding."""
+        if ids_L.numel() and int(ids_L.max()) >= self.config.vocabulary_size:
+            raise InputError(
+                f"lyric token {int(ids_L.max())} is outside the model's {self.config.vocabulary_size}: it was made with another vocabulary"
+            )
+        x_LE = self.lyric_embedding(ids_L)
+        if x_LE.shape[0]:
+            position = torch.cat([torch.arange(n, dtype=torch.float32, device=x_LE.device) for n in counts])
+            cos, sin = rope_table(position, self.config.lyric_head_dim, base=self.config.rope_base)
+            segments = Segments.self_attention(counts)
+            for block in self.lyric_blocks:
+                x_LE = block(x_LE, segments, cos, sin)
+        return self.lyric_norm(x_LE)
+
+    def lyric_kv(self, lyrics_LE: Tensor, positions_L: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [L, H, K] of every block. Positions are shares of the song in (0, 1) (models/layout.py)."""
+        cos, sin = rope_table(positions_L * self.config.lyric_rope_scale, self.config.head_dim, base=self.config.rope_base)
+        return [block.lyric_kv(lyrics_LE, cos, sin) for block in self.blocks]
+
+    def modulate(self, times_R: Tensor, seconds_R: Tensor, user_R: Tensor) -> Modulation:
+        """Modulation of R (time, length, user type) rows; all steps of a song can be one call."""
+        dtype = self.final.weight.dtype
+        t = self.time_in(fourier_features(times_R * TIME_SCALE, TIME_FEATURES).to(dtype))
+        # the logarithm: 20 s against 30 s matters as much as 200 s against 300 s
+        s = self.seconds_in(fourier_features(torch.log(seconds_R.clamp_min(0.1)) * 100.0, TIME_FEATURES).to(dtype))
+        c = nn.functional.silu(t + s + self.user_type(user_R))
+        base = self.modulation(c) if self.modulation is not None else torch.stack([block.modulation(c) for block in self.blocks], 1)
+        return Modulation(base, self.final_modulation(c))
+
+    def _block_modulation(self, modulation: Modulation, index: int) -> tuple[Tensor, ...]:
+        """shift1, scale1, gate1, shift2, scale2, gate2 of one block, [R, D] each."""
+        table = self.blocks[index].table
+        rows = modulation.base + table if table is not None else modulation.base[:, index]
+        return rows.chunk(6, -1)
+
+    def embed_conditions(self, descriptions: Tensor, references: Tensor, reference_kinds: Sequence[int], layout: Layout) -> Tensor:
+        """Packed rows [N, D] with the description and reference rows filled and the target rows zero: the same at every step."""
+        described = self.description_in(descriptions)
+        referenced = self.reference_in(references)
+        parts, d, r = [], 0, 0
+        for span, kind in zip(layout.spans, reference_kinds, strict=True):
+            parts.append(described[d : d + span.description] + self.description_index.weight[: span.description])
+            parts.append(referenced[r : r + span.reference] + self.reference_kind.weight[kind])
+            parts.append(described.new_zeros(span.target, described.shape[1]))
+            d, r = d + span.description, r + span.reference
+        return torch.cat(parts)
+
+    def trunk(
+        self,
+        x_ND: Tensor,
+        modulation: Modulation,
+        kv: Sequence[tuple[Tensor, Tensor]],
+        layout: Layout,
+        *,
+        checkpointing: bool = False,
+    ) -> Tensor:
+        """All blocks on embedded rows, then the output [T, C] of the target rows. `checkpointing` recomputes blocks in the backward pass."""
+        mod = self._block_modulation(modulation, 0)
+        h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], layout.runs)
+        final_shift, final_scale = modulation.final.chunk(2, -1)
+        for i, block in enumerate(self.blocks):
+            following = self._block_modulation(modulation, i + 1) if i + 1 < len(self.blocks) else (final_shift, final_scale)
+            args = (x_ND, h_ND, mod, following[0], following[1], *kv[i], layout)
+            x_ND, h_ND = checkpoint(block, *args, use_reentrant=False) if checkpointing else block(*args)
+            mod = following
+        return self.final(layout.gather_targets(h_ND))
+
+    def forward(self, batch: DitBatch, *, checkpointing: bool = False) -> Tensor:
+        """Output [T, C] of every sequence's target frames: what training calls."""
+        starts = [sum(batch.lyrics[:i]) for i in range(len(batch.lyrics))]
+        spans = [
+            Span(description=d, reference=r, target=t, lyric_start=start, lyrics=count, row=row)
+            for row, (d, r, t, start, count) in enumerate(
+                zip(batch.fragments, batch.reference_frames, batch.frames, starts, batch.lyrics, strict=True)
+            )
+        ]
+        device = batch.latents_TC.device
+        layout = make_layout(spans, self.config, device=device)
+        lyrics_LE = self.encode_lyrics(batch.lyric_ids, batch.lyrics)
+        kv = self.lyric_kv(lyrics_LE, lyric_positions(batch.lyrics, device=device))
+        modulation = self.modulate(batch.times_B, batch.seconds_B, batch.user_B)
+        conditions_ND = self.embed_conditions(batch.descriptions, batch.references, batch.reference_kinds, layout)
+        target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(device)
+        x_ND = conditions_ND.index_copy(0, target_rows, self.target_in(batch.latents_TC).to(conditions_ND.dtype))
+        return self.trunk(x_ND, modulation, kv, layout, checkpointing=checkpointing)

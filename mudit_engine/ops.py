@@ -1,0 +1,114 @@
+"""The one door to the kernels: every hot op, on the backend that fits the tensors or the one that was named.
+
+    out = ops.attention(q, k, v, segments, cos, sin)
+    with ops.use("eager"):                     # or "triton", "flash"
+        ...
+
+Left alone, CUDA tensors take `triton` and all others `eager` (the plain references of kernels/). A named backend that cannot
+serve a call raises: nothing falls back in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mudit_engine.errors import InputError
+from mudit_engine.kernels import adaln, attention as attention_kernels, guided_step as guided_step_kernels, rope
+from mudit_engine.kernels.adaln import Runs
+from mudit_engine.kernels.guided_step import Spans
+from mudit_engine.kernels.worklist import Segments
+
+BACKENDS = ("eager", "triton", "flash")
+
+_named: ContextVar[str | None] = ContextVar("mudit_backend", default=None)
+
+
+@contextlib.contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Every op inside runs on `backend`. Raises InputError for an unknown name."""
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend '{backend}': choose one of {', '.join(BACKENDS)}")
+    token = _named.set(backend)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def backend_of(x: Tensor) -> str:
+    """The backend that an op on x takes now."""
+    return _named.get() or ("triton" if x.is_cuda else "eager")
+
+
+def _inference(*tensors: Tensor | None) -> bool:
+    """True when buffers may be overwritten: nothing here is recorded for a backward pass."""
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, cos: Tensor | None = None, sin: Tensor | None = None, *, scale: float | None = None
+) -> Tensor:
+    """Ragged attention: q [T, S H, K], k and v [L, H, K], tables [S, T, K/2] or None -> [T, S H, K] (kernels/attention.py)."""
+    if backend_of(q) == "triton":
+        return attention_kernels.attention(q, k, v, segments, cos, sin, scale=scale)
+    return attention_kernels.attention_reference(q, k, v, segments, cos, sin, scale=scale)
+
+
+def pack_qkv(
+    qkv: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, q_streams: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits a fused projection; normalises q and k, rotates k (kernels/rope.py)."""
+    if backend_of(qkv) == "triton":
+        return rope.pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
+    return rope.pack_qkv_reference(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
+
+
+def pack_kv(kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int) -> tuple[Tensor, Tensor]:
+    """Splits and rotates the cached side of cross-attention (kernels/rope.py)."""
+    if backend_of(kv) == "triton":
+        return rope.pack_kv(kv, k_gain, cos, sin, heads=heads)
+    return rope.pack_kv_reference(kv, k_gain, cos, sin, heads=heads)
+
+
+def rms_norm(x: Tensor, gain: Tensor | None) -> Tensor:
+    """RMSNorm over the last axis (the query of serial cross-attention)."""
+    return F.rms_norm(x, x.shape[-1:], gain, rope.EPS)
+
+
+def layer_norm_modulate(x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | None) -> Tensor:
+    """LayerNorm, then (1 + scale) and shift of each run's row (kernels/adaln.py)."""
+    if backend_of(x) == "triton":
+        return adaln.layer_norm_modulate(x, shift, scale, runs)
+    return adaln.layer_norm_modulate_reference(x, shift, scale, runs)
+
+
+def residual_norm(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, runs: Runs | None
+) -> tuple[Tensor, Tensor]:
+    """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x itself when nothing needs a gradient."""
+    if backend_of(x) == "triton":
+        return adaln.residual_norm(x, y, gate, shift, scale, runs)
+    return adaln.residual_norm_reference(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """gelu_tanh(x W^T + b): a matrix product and its epilogue (kernels/bias_gelu.py)."""
+    if backend_of(x) == "triton":
+        from mudit_engine.kernels.bias_gelu import bias_gelu
+
+        return bias_gelu(F.linear(x, weight), bias)
+    u = F.linear(x, weight, bias)  # the CPU's GEMM adds the bias for nothing
+    return torch.ops.aten.gelu_(u, approximate="tanh") if _inference(u) else F.gelu(u, approximate="tanh")
+
+
+def guided_step(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+    """Guidance and one sampler update (kernels/guided_step.py)."""
+    if backend_of(x) == "triton":
+        return guided_step_kernels.guided_step(x, kept, out, noise, rows, spans)
+    return guided_step_kernels.guided_step_reference(x, kept, out, noise, rows, spans)

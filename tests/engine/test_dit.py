@@ -1,0 +1,114 @@
+"""The transformer on packed rows: a song in a mixed batch is the song alone; shapes, gradients and both block kinds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mudit_engine.config import DitConfig
+from mudit_engine.errors import InputError
+from mudit_engine.models.dit import DiT, DitBatch
+
+SMALL = DitConfig(latent_channels=8, width=128, blocks=2, heads=2, lyric_width=64, lyric_blocks=1, description_width=16, max_fragments=4, vocabulary_size=50)
+
+
+def make_model(**changes: object) -> DiT:
+    torch.manual_seed(0)
+    model = DiT(SMALL.model_copy(update=changes))
+    for parameter in model.parameters():  # adaLN-Zero starts as the identity, which would hide any mistake
+        nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def make_batch(frames: list[int], lyrics: list[int], fragments: list[int], references: list[int], *, seed: int = 1) -> DitBatch:
+    g = torch.Generator().manual_seed(seed)
+    n = len(frames)
+    return DitBatch(
+        latents_TC=torch.randn(sum(frames), 8, generator=g),
+        frames=frames,
+        times_B=torch.rand(n, generator=g),
+        seconds_B=torch.tensor([f / 10.77 for f in frames]),
+        user_B=torch.arange(n) % 3,
+        descriptions=torch.randn(sum(fragments), 16, generator=g),
+        fragments=fragments,
+        lyric_ids=torch.randint(0, 50, (sum(lyrics),), generator=g),
+        lyrics=lyrics,
+        references=torch.randn(sum(references), 8, generator=g),
+        reference_frames=references,
+        reference_kinds=[i % 5 for i in range(n)],
+    )
+
+
+def song_of(batch: DitBatch, i: int) -> DitBatch:
+    def part(values: torch.Tensor, counts: object) -> torch.Tensor:
+        return values.split(list(counts))[i]  # type: ignore[call-overload]
+
+    return DitBatch(
+        part(batch.latents_TC, batch.frames), [batch.frames[i]], batch.times_B[i : i + 1], batch.seconds_B[i : i + 1], batch.user_B[i : i + 1],
+        part(batch.descriptions, batch.fragments), [batch.fragments[i]], part(batch.lyric_ids, batch.lyrics), [batch.lyrics[i]],
+        part(batch.references, batch.reference_frames), [batch.reference_frames[i]], [batch.reference_kinds[i]],
+    )  # fmt: skip
+
+
+MIXED = make_batch([1, 63, 17, 40], [5, 0, 12, 7], [0, 3, 1, 4], [0, 10, 17, 3])
+
+
+@pytest.mark.parametrize("changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}, {"qk_norm": False}], ids=str)
+def test_song_in_a_mixed_batch_is_the_song_alone(changes: dict[str, object]) -> None:
+    model = make_model(**changes)
+    together = model(MIXED).split(list(MIXED.frames))
+    for i, out in enumerate(together):
+        torch.testing.assert_close(out, model(song_of(MIXED, i)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cross_attention": "parallel"}], ids=str)
+def test_every_input_reaches_the_output(changes: dict[str, object]) -> None:
+    model = make_model(**changes)
+    out = model(MIXED)
+    shifted = {
+        "latents_TC": MIXED.latents_TC + 1, "times_B": MIXED.times_B * 0.5, "seconds_B": MIXED.seconds_B * 2, "user_B": (MIXED.user_B + 1) % 3,
+        "descriptions": MIXED.descriptions + 1, "lyric_ids": (MIXED.lyric_ids + 1) % 50, "references": MIXED.references + 1,
+        "reference_kinds": [(k + 1) % 5 for k in MIXED.reference_kinds],
+    }  # fmt: skip
+    for name, value in shifted.items():
+        changed = model(replace(MIXED, **{name: value}))
+        assert (changed - out).abs().max() > 1e-4, f"{name} has no effect"
+
+
+@pytest.mark.parametrize("changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}], ids=str)
+def test_every_parameter_trains_and_checkpointing_agrees(changes: dict[str, object]) -> None:
+    model = make_model(**changes)
+    grads = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        model(MIXED, checkpointing=checkpointing).square().sum().backward()
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    missing = {name for name, _ in model.named_parameters()} - grads[0].keys()
+    assert not missing, f"no gradient for {missing}"
+    for name, grad in grads[0].items():
+        assert grad.abs().max() > 0, f"zero gradient for {name}"
+        torch.testing.assert_close(grads[1][name], grad)
+
+
+def test_inference_in_place_equals_training_graph() -> None:
+    model = make_model()
+    with torch.no_grad():
+        fast = model(MIXED)
+    torch.testing.assert_close(fast, model(MIXED).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_foreign_vocabulary_is_an_error() -> None:
+    batch = replace(MIXED, lyric_ids=MIXED.lyric_ids + 40)
+    with pytest.raises(InputError, match="another vocabulary"):
+        make_model()(batch)
+
+
+def test_positions_follow_time_not_index() -> None:
+    """A reference frame stands at its target frame's position: moving both songs' rows together changes nothing else."""
+    model = make_model()
+    batch = make_batch([20], [0], [0], [20])
+    reversed_reference = replace(batch, references=batch.references.flip(0))
+    assert (model(batch) - model(reversed_reference)).abs().max() > 1e-4
