@@ -1,4 +1,4 @@
-"""One `pytest` runs everything: Triton kernels are interpreted, because there is no GPU to count on (TRITON_INTERPRET=0 runs them on one)."""
+"""One `pytest` runs everything: Triton kernels are interpreted, as there is no GPU to count on (TRITON_INTERPRET=0: run them on one)."""
 
 from __future__ import annotations
 

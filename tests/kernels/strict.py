@@ -1,7 +1,7 @@
 """A Triton interpreter that is as unforgiving as a GPU. `install()` repairs the stock one; `checked()` watches every launch.
 
-The stock interpreter (TRITON_INTERPRET=1) multiplies bf16 as raw uint16, truncates fp32 to bf16, knows no tf32, gives 0 for masked-off elements
-of a load without `other`, and lets programs read outside their tensors or race. Here:
+The stock interpreter (TRITON_INTERPRET=1) multiplies bf16 as raw uint16, truncates fp32 to bf16, knows no tf32, gives 0 for masked-off
+elements of a load without `other`, and lets programs read outside their tensors or race. Here:
 
 - bf16 arithmetic happens in fp32 and rounds to nearest even; tf32 dots see operands cut to 10 mantissa bits; dots accumulate in fp32;
 - masked-off elements are NaN unless the kernel says `other=`, and fresh outputs are NaN until written;
@@ -79,7 +79,8 @@ def _repair_arithmetic() -> None:
         result = stock_binary(self, lhs, rhs, op)
         return Handle(result.data, tl.int1) if result.data.dtype == np.bool_ else result
 
-    stock_cast, stock_convert, stock_dot, stock_sum = Builder.cast_impl, Builder.create_fp_to_fp, Builder.create_dot, interpreter.ReduceOps.sum
+    stock_cast, stock_convert, stock_dot = Builder.cast_impl, Builder.create_fp_to_fp, Builder.create_dot
+    stock_sum = interpreter.ReduceOps.sum
 
     def cast_impl(self, src, dst_type):
         source, target = src.dtype.scalar, dst_type.scalar
@@ -170,19 +171,20 @@ class _Watch:
         active = pointers[np.broadcast_to(mask, pointers.shape)] if not mask.all() else pointers.reshape(-1)
         if not active.size:
             return
-        what, first = "writes" if write else "reads", int(active[0])
+        what, first = f"program {self.program} of {self.kernel} " + ("writes" if write else "reads"), int(active[0])
         buffer = next((b for b in self.buffers if b.start <= first < b.start + b.size), None)
         if buffer is None:
-            raise MemoryFault(f"program {self.program} of {self.kernel} {what} address {first:#x}, which is in no tensor of the launch")
+            raise MemoryFault(f"{what} address {first:#x}, which is in no tensor of the launch")
+        name = "/".join(buffer.names)
         offsets = active.astype(np.int64) - buffer.start
         if offsets.min() < 0 or offsets.max() >= buffer.size or not buffer.allowed[offsets].all():
-            raise MemoryFault(f"program {self.program} of {self.kernel} {what} outside {'/'.join(buffer.names)}")
+            raise MemoryFault(f"{what} outside {name}")
         if np.isin(buffer.writer[offsets], (-1, self.program), invert=True).any():
-            raise MemoryFault(f"program {self.program} of {self.kernel} {what} elements of {'/'.join(buffer.names)} that another program writes")
+            raise MemoryFault(f"{what} elements of {name} that another program writes")
         readers = buffer.reader[offsets]
         if write:
             if np.isin(readers, (-1, self.program), invert=True).any():
-                raise MemoryFault(f"program {self.program} of {self.kernel} writes elements of {'/'.join(buffer.names)} that another program reads")
+                raise MemoryFault(f"{what} elements of {name} that another program reads")
             buffer.writer[offsets] = self.program
         else:
             buffer.reader[offsets] = np.where((readers == -1) | (readers == self.program), self.program, -2)
@@ -254,8 +256,8 @@ def install() -> None:
 def checked() -> Iterator[None]:
     """Every launch inside is checked for bounds and races, and torch.empty gives NaN. Raises MemoryFault (inside an InterpreterError)."""
     global _watch
-    before, deterministic, warn = _watch, torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    _watch = _Watch()
+    before, _watch = _watch, _Watch()
+    deterministic, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)  # the switch that makes torch fill fresh memory with NaN
     try:
         yield
