@@ -176,6 +176,7 @@ class ModelConfig(_Config):
     chinmu: ChinMuConfig = ChinMuConfig()
     path: PathConfig = PathConfig()
     sampler: SamplerConfig = SamplerConfig()
+    max_seconds: float = Field(300.0, gt=0, description="the longest song the model was made for")
     licence: str = "Apache-2.0"
 
     @model_validator(mode="after")

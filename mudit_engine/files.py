@@ -1,0 +1,50 @@
+"""Files appear whole or not at all: written aside, flushed to disk, renamed.
+
+    with atomic_path(Path("song.wav")) as aside:
+        write(aside)
+
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mudit_engine.errors import OutputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A path to write to in the same folder; it replaces `path` when the block ends well and is deleted when it does not.
+
+    The name keeps its suffix, since writers choose the format by it. Raises OutputError for a missing folder, a full disk or a lack of permission.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(f"'{path}' could not be written: {error.strerror or error}. Free some space or choose another --out") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, document: Any) -> None:
+    """Writes indented JSON atomically; keys keep their order."""
+    write_text(path, json.dumps(document, ensure_ascii=False, indent=2) + "\n")

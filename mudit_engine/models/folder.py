@@ -1,0 +1,100 @@
+"""A model folder: config.json and one safetensors file a part (dit, vae, chinmu), each loadable on its own.
+
+    config = load_config("folder")
+    dit = load_part("dit", config, Path("folder"))
+    save_part("dit", dit, Path("folder"), dtype=torch.float16)
+
+Weights may be stored in half precision; they are widened to the requested dtype when they are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mudit_engine.config import PRESETS, ModelConfig, load_config
+from mudit_engine.errors import ModelError
+from mudit_engine.files import atomic_path, write_text
+
+Part = Literal["dit", "vae", "chinmu"]
+PARTS: tuple[Part, ...] = ("dit", "vae", "chinmu")
+EMBEDDED = Path(__file__).parent.parent / "assets"
+EMBEDDED_MODELS = ("tiny", "tiny-mudit")
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder of an embedded model's name, or of a path. Raises ModelError when there is none."""
+    folder = EMBEDDED / str(source) if str(source) in EMBEDDED_MODELS else Path(source)
+    if not (folder / "config.json").is_file():
+        hint = f" ('{source}' is a preset: presets have no weights, train one with `mudit train`)" if str(source) in PRESETS else ""
+        raise ModelError(f"no model folder '{source}'{hint}: give one of {', '.join(embedded())} or a folder with config.json and safetensors files")
+    return folder
+
+
+def embedded() -> list[str]:
+    """Names of the models that ship with the package."""
+    return [name for name in EMBEDDED_MODELS if (EMBEDDED / name / "config.json").is_file()]
+
+
+def build_part(part: Part, config: ModelConfig, folder: Path | None = None) -> nn.Module:
+    """An untrained network of a part, by its configuration."""
+    if part == "dit":
+        from mudit_engine.models.dit import DiT
+
+        return DiT(config.dit)
+    if part == "vae":
+        from mudit_engine.models.vae import SpectralVAE
+
+        return SpectralVAE(config.vae)
+    from mudit_engine.models.chinmu import ChinMu
+
+    return ChinMu(config.chinmu, folder=folder / "text_encoder" if folder else None)
+
+
+def load_part(part: Part, config: ModelConfig, folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A part in evaluation mode. Raises ModelError that names the file and what is wrong with it (missing, truncated, NaN, other shapes)."""
+    path = folder / f"{part}.safetensors"
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"model folder '{folder}' has no {path.name}: train that part, or copy it there") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"'{path}' is not a whole safetensors file ({error}): copy or export it again") from None
+    module = build_part(part, config, folder)
+    expected = module.state_dict()
+    wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    wrong += [f"{name} is unknown" for name in weights.keys() - expected.keys()]
+    wrong += [
+        f"{name} has shape {tuple(w.shape)} and not {tuple(expected[name].shape)}"
+        for name, w in weights.items()
+        if name in expected and w.shape != expected[name].shape
+    ]
+    if wrong:
+        raise ModelError(f"'{path}' does not fit its config.json: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} differences). Use the config it was trained with")
+    broken = [name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()]
+    if broken:
+        raise ModelError(f"'{path}' holds NaN or infinite weights in {broken[0]} ({len(broken)} tensors): use an earlier checkpoint")
+    module.load_state_dict(weights)
+    return module.to(device=device, dtype=dtype).eval()
+
+
+def save_part(part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
+    """Writes a part's weights atomically, floating-point tensors in `dtype` if given. Returns the file."""
+    weights = {name: (w.to(dtype) if dtype and w.is_floating_point() else w).detach().cpu().contiguous() for name, w in module.state_dict().items()}
+    path = folder / f"{part}.safetensors"
+    with atomic_path(path) as aside:
+        save_file(weights, aside, metadata={"part": part, "format": "pt"})
+    return path
+
+
+def save_config(config: ModelConfig, folder: Path) -> None:
+    """Writes config.json atomically."""
+    write_text(folder / "config.json", config.model_dump_json(indent=2) + "\n")
+
+
+__all__ = ["PARTS", "Part", "build_part", "embedded", "load_config", "load_part", "model_folder", "save_config", "save_part"]

@@ -1,0 +1,293 @@
+"""A request becomes a song: text -> ChinMu -> DiT / SiT -> sampler -> VAE decode -> audio.
+
+    pipeline = SongPipeline.from_pretrained("tiny")
+    songs = pipeline.generate([SongRequest(description="流行抒情，钢琴，女声", lyrics=Path("song.txt").read_text(), seconds=30, seed=1)])
+    songs[0].save("song.wav")                    # song.wav and song.json
+
+The same song comes out alone or in any batch: lengths are never padded and every song has its own noise generator.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mudit_engine
+from mudit_engine.audio import load_audio, resample, save_audio, save_spectrogram
+from mudit_engine.availability import version
+from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config
+from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
+from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.files import write_json
+from mudit_engine.models.chinmu import ChinMu
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT
+from mudit_engine.models.folder import load_part, model_folder
+from mudit_engine.models.vae import SpectralVAE
+from mudit_engine.runtime.decode import decode_chunked
+from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongState, denoise
+from mudit_engine.text.descriptions import description_fragments
+from mudit_engine.text.lyrics import Lyrics, parse_lyrics
+from mudit_engine.text.phonemes import PhonemeSequence, budget, phonemize, seconds_for
+from mudit_engine.text.vocabulary import Vocabulary
+
+DEFAULT_SECONDS = 30.0  # of a song with no lyrics and no requested length
+MIN_SECONDS = 1.0
+BATCH_FRAMES = 16384  # latent frames denoised together, guidance branches not counted
+DECODE_FRAMES = 128  # latent frames decoded at once
+
+
+@dataclass(frozen=True)
+class SongRequest:
+    """What somebody asks for. lyrics None or '' is an instrumental; seconds None is as long as the lyrics need."""
+
+    description: str = ""
+    lyrics: str | None = None
+    seconds: float | None = None
+    user_type: str = "none"
+    reference: str | Path | None = None
+    reference_kind: str = "mix"
+    negative: str = ""
+    seed: int | None = None
+    sampler: dict[str, Any] = field(default_factory=dict)  # fields of SamplerConfig that differ from the model's
+
+    def __post_init__(self) -> None:
+        if self.user_type not in USER_TYPES:
+            raise InputError(f"user_type '{self.user_type}' is unknown: use one of {', '.join(USER_TYPES)}")
+        if self.reference_kind not in REFERENCE_KINDS:
+            raise InputError(f"reference_kind '{self.reference_kind}' is unknown: use one of {', '.join(REFERENCE_KINDS)}")
+        if not self.description.strip() and not (self.lyrics or "").strip():
+            raise InputError("the request is empty: give a description, lyrics, or both")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds >= MIN_SECONDS):
+            raise InputError(f"seconds={self.seconds:g} is too short: ask for at least {MIN_SECONDS:g}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed={self.seed} is out of range: use a whole number from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Song:
+    """A finished song. audio is float32 [channels, samples] within [-1, 1]; info is what the sidecar JSON holds."""
+
+    audio: np.ndarray
+    sample_rate: int
+    latents: np.ndarray  # float32 [frames, latent channels], normalised
+    info: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        return self.audio.shape[1] / self.sample_rate
+
+    def save(self, path: str | Path, *, spectrogram: bool = False) -> list[Path]:
+        """Writes the audio (format by suffix: .wav .flac .ogg .mp3), its sidecar .json and, if asked, a .png. Returns the files."""
+        path = Path(path)
+        save_audio(path, torch.from_numpy(self.audio), self.sample_rate)
+        files = [path, path.with_suffix(".json")]
+        if spectrogram:
+            files.append(path.with_suffix(".png"))
+            save_spectrogram(files[-1], torch.from_numpy(self.audio), self.sample_rate, title=path.stem)
+        write_json(files[1], {**self.info, "file": path.name})
+        return files
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A request after its text was read, before any network ran."""
+
+    request: SongRequest
+    lyrics: Lyrics | None
+    phonemes: PhonemeSequence | None
+    fragments: tuple[str, ...]
+    seconds: float
+    frames: int
+    seed: int
+    sampler: SamplerConfig
+    table: SamplerTable
+    notes: tuple[str, ...]
+
+
+class SongPipeline:
+    """The engine as one object: every part loaded once, songs generated in ragged batches."""
+
+    def __init__(self, config: ModelConfig, dit: DiT, vae: SpectralVAE, chinmu: ChinMu, *, runtime: Runtime | None = None) -> None:
+        self.config, self.dit, self.vae, self.chinmu = config, dit, vae, chinmu
+        self.runtime: Runtime = runtime or Denoiser(dit)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path = "tiny", *, device: str | None = None, dtype: torch.dtype | None = None) -> SongPipeline:
+        """Loads an embedded model by name or a model folder. The default device is CUDA where there is one, and bf16 there, fp32 elsewhere."""
+        folder = model_folder(source)
+        config = load_config(folder)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+        dit = load_part("dit", config, folder, device=place, dtype=dtype)
+        # the codec and the text encoder are a small share of the work: they keep fp32
+        vae, chinmu = (load_part(part, config, folder, device=place) for part in ("vae", "chinmu"))
+        assert isinstance(dit, DiT) and isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+        return cls(config, dit, vae, chinmu)
+
+    def check(self, request: SongRequest) -> list[str]:
+        """Reads a request without running a network: the notes and warnings `generate` would give. Raises what it would raise."""
+        return list(self._prepare(request).notes)
+
+    def generate(self, requests: Sequence[SongRequest], *, progress: Callable[[str, int, int], None] | None = None) -> list[Song]:
+        """Songs of all requests, in their order. progress(stage, done, total) follows stages 'denoise' (sampler rows) and 'decode' (frames)."""
+        prepared = [self._prepare(request) for request in requests]
+        report = progress or (lambda stage, done, total: None)
+        total_rows = sum(len(p.table.times) for p in prepared)
+        total_frames = sum(p.frames for p in prepared)
+        songs: list[Song] = []
+        rows_done = frames_done = 0
+        for batch in _batches(prepared):
+            timings = {"text": -time.perf_counter()}
+            states = [self._encode(p) for p in batch]
+            timings["text"] += time.perf_counter()
+            start = time.perf_counter()
+
+            def on_step(count: int) -> None:
+                nonlocal rows_done
+                rows_done += count
+                report("denoise", rows_done, total_rows)
+
+            latents = denoise(self.runtime, states, on_step=on_step)
+            timings["denoise"] = time.perf_counter() - start
+            for p, latent in zip(batch, latents, strict=True):
+                start = time.perf_counter()
+
+                def on_chunk(count: int) -> None:
+                    nonlocal frames_done
+                    frames_done += count
+                    report("decode", frames_done, total_frames)
+
+                audio = self.decode(latent, p.seconds, on_chunk=on_chunk)
+                songs.append(self._song(p, latent, audio, {**timings, "decode": time.perf_counter() - start}, len(batch)))
+        return songs
+
+    @torch.inference_mode()
+    def decode(self, latents_TC: Tensor, seconds: float, *, on_chunk: Callable[[int], None] | None = None) -> Tensor:
+        """Audio [channels, samples] of normalised latents, cut to `seconds`."""
+        raw = self.vae.denormalise(latents_TC.float())
+        audio = decode_chunked(self.vae, raw, chunk_frames=DECODE_FRAMES, progress=on_chunk)
+        return audio[:, : round(seconds * self.config.vae.sample_rate)].clamp(-1, 1).cpu()
+
+    @torch.inference_mode()
+    def encode_reference(self, path: str | Path, *, max_frames: int) -> Tensor:
+        """Normalised latents [frames, C] of an audio file, at most as long as the song."""
+        audio, rate = load_audio(path)
+        c = self.config.vae
+        audio = resample(audio, rate, c.sample_rate)
+        if c.channels == 1:
+            audio = audio.mean(0, keepdim=True)
+        elif len(audio) == 1:
+            audio = audio.expand(c.channels, -1)
+        mean, _ = self.vae.encode(audio[None, : c.channels, : max_frames * c.hop].to(self.vae.latent_mean.device))
+        return self.vae.normalise(mean)[0, :max_frames]
+
+    def _prepare(self, request: SongRequest) -> _Prepared:
+        config, notes = self.config, []
+        lyrics = phonemes = None
+        if (request.lyrics or "").strip():
+            lyrics = parse_lyrics(request.lyrics or "")
+            phonemes = phonemize(lyrics, vocabulary=Vocabulary.load(config.dit.vocabulary))
+            notes += [*lyrics.notes, *phonemes.notes]
+        if request.seconds is not None:
+            seconds = request.seconds
+        else:
+            seconds = min(seconds_for(lyrics), config.max_seconds) if lyrics else min(DEFAULT_SECONDS, config.max_seconds)
+        if seconds > config.max_seconds:
+            raise InputError(
+                f"seconds={seconds:g} is longer than model '{config.name}' makes (at most {config.max_seconds:g} s): ask for less, or use a larger model"
+            )
+        if phonemes is not None and (message := budget(phonemes, seconds).message):
+            notes.append(message)
+        fragments: tuple[str, ...] = ()
+        if request.description.strip():
+            fragments = description_fragments(request.description, config.dit.max_fragments)
+        sampler = self._sampler(request.sampler)
+        return _Prepared(
+            request=request,
+            lyrics=lyrics,
+            phonemes=phonemes,
+            fragments=fragments,
+            seconds=seconds,
+            frames=max(1, math.ceil(seconds * config.vae.frame_rate)),
+            seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+            sampler=sampler,
+            table=sampler_table(config.path, sampler),
+            notes=tuple(notes),
+        )
+
+    def _sampler(self, changes: dict[str, Any]) -> SamplerConfig:
+        from mudit_engine.config import parse_config
+
+        # a file's values win over the model's; the whole is validated again
+        sampler = parse_config(SamplerConfig, {**self.config.sampler.model_dump(), **changes}, source="sampler")
+        try:
+            check_sampler(self.config.path, sampler)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return sampler
+
+    @torch.inference_mode()
+    def _encode(self, p: _Prepared) -> SongState:
+        request = p.request
+        negative = description_fragments(request.negative, self.config.dit.max_fragments) if request.negative.strip() else ()
+        reference = self.encode_reference(request.reference, max_frames=p.frames) if request.reference is not None else None
+        return self.runtime.prepare(
+            SongInputs(
+                frames=p.frames,
+                seconds=p.seconds,
+                table=p.table,
+                seed=p.seed,
+                descriptions=self.chinmu.encode_text(p.fragments),
+                negative=self.chinmu.encode_text(negative),
+                lyric_ids=p.phonemes.ids if p.phonemes else (),
+                user_type=request.user_type,
+                reference=reference,
+                reference_kind=request.reference_kind,
+            )
+        )
+
+    def _song(self, p: _Prepared, latents: Tensor, audio: Tensor, timings: dict[str, float], batch: int) -> Song:
+        request = replace(p.request, seconds=p.seconds, seed=p.seed, sampler={})
+        info = {
+            "schema_version": 1,
+            "engine": {
+                "mudit_engine": mudit_engine.__version__,
+                "torch": version("torch"),
+                "python": platform.python_version(),
+                "device": str(self.vae.latent_mean.device),
+            },
+            "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items() if k != "sampler"},
+            "sampler": p.sampler.model_dump(mode="json"),
+            "fragments": list(p.fragments),
+            "phonemes": len(p.phonemes.ids) if p.phonemes else 0,
+            "syllables": p.phonemes.syllables if p.phonemes else 0,
+            "frames": p.frames,
+            "notes": list(p.notes),
+            "model": self.config.model_dump(mode="json"),
+            "timings_seconds": {stage: round(t, 4) for stage, t in timings.items()},
+            "batch_songs": batch,
+        }
+        return Song(audio.numpy(), self.config.vae.sample_rate, latents.float().cpu().numpy(), info)
+
+
+def _batches(prepared: Sequence[_Prepared]) -> list[list[_Prepared]]:
+    """Consecutive songs whose frames fit BATCH_FRAMES."""
+    batches: list[list[_Prepared]] = []
+    room = 0
+    for p in prepared:
+        if not batches or p.frames > room:
+            batches.append([])
+            room = BATCH_FRAMES
+        batches[-1].append(p)
+        room -= p.frames
+    return batches

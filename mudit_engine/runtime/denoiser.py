@@ -1,0 +1,213 @@
+"""Prepare once, step cheaply: what does not depend on the noisy latent is computed once a song, and a step does the rest.
+
+    denoiser = Denoiser(dit)
+    states = [denoiser.prepare(song) for song in songs]          # lyric keys and values, modulation of all steps, condition rows
+    latents = denoise(denoiser, states)                          # [T, C] a song
+
+A step takes any mix of songs, each at its own step of its own sampler table: conditional and unconditional sequences are just
+more sequences of one ragged batch, and a song outside its guidance interval has no unconditional one.
+
+Every runtime (torch here; ONNX Runtime, OpenVINO, TensorRT) has the same two methods, and `denoise` is the same loop for all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mudit_engine import ops
+from mudit_engine.diffusion.samplers import SamplerTable
+from mudit_engine.errors import ModelError
+from mudit_engine.kernels.guided_step import Spans
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation
+from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
+
+
+@dataclass(frozen=True)
+class SongInputs:
+    """What the denoiser needs of one song. Tensors are on the CPU; latents are normalised."""
+
+    frames: int
+    seconds: float
+    table: SamplerTable
+    seed: int
+    descriptions: Tensor  # [fragments, description_width]
+    negative: Tensor  # [fragments, description_width] of what the song should not be; may have no rows
+    lyric_ids: Sequence[int] = ()
+    user_type: str = "none"
+    reference: Tensor | None = None  # [frames, C]
+    reference_kind: str = "mix"
+
+
+@dataclass
+class SongState:
+    """A song on its way: its plan, and the latent, the kept output and the generator that steps change."""
+
+    frames: int
+    table: SamplerTable
+    conditions: tuple[Tensor, Tensor]  # packed condition rows [n + T, D] of the conditional and the unconditional sequence
+    spans: tuple[Span, Span]
+    modulation: tuple[Modulation, Modulation]  # a row a step
+    kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block
+    generator: torch.Generator
+    x_TC: Tensor
+    kept_TC: Tensor
+    step: int = 0
+    serial: int = field(default_factory=itertools.count().__next__)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= len(self.table.times)
+
+    @property
+    def guided(self) -> bool:
+        return self.table.guided[self.step]
+
+    def draw(self, scale: float = 1.0) -> Tensor:
+        """Noise [T, C] from the song's own generator, on the CPU in fp32: the same alone, in any batch and on any device."""
+        return torch.randn(self.x_TC.shape, generator=self.generator) * scale
+
+
+class Runtime(Protocol):
+    """What `denoise` asks of a runtime."""
+
+    def prepare(self, song: SongInputs) -> SongState: ...
+
+    def step(self, states: Sequence[SongState]) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A batch of sequences laid out: valid as long as the same songs run with the same guidance flags."""
+
+    layout: Layout
+    conditions_ND: Tensor
+    target_rows: Tensor
+    kv: list[tuple[Tensor, Tensor]]
+    spans: Spans
+
+
+@dataclass
+class Denoiser:
+    """The torch runtime."""
+
+    dit: DiT
+    _packing: tuple[tuple[object, ...], _Packing] | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.dit.final.weight.device
+
+    @torch.inference_mode()
+    def prepare(self, song: SongInputs) -> SongState:
+        """Everything of a song that no step changes, and its initial noise."""
+        dit, device, dtype = self.dit, self.device, self.dit.final.weight.dtype
+        ids = torch.tensor(song.lyric_ids, dtype=torch.int64, device=device)
+        lyrics_LE = dit.encode_lyrics(ids, [len(ids)])
+        kv = dit.lyric_kv(lyrics_LE, lyric_positions([len(ids)], device=device))
+        reference = song.reference if song.reference is not None else torch.zeros(0, dit.config.latent_channels)
+        kind, nothing = REFERENCE_KINDS.index(song.reference_kind), torch.zeros(0, dit.config.latent_channels)
+        spans = (
+            Span(len(song.descriptions), len(reference), song.frames, 0, len(ids), 0),
+            Span(len(song.negative), 0, song.frames, 0, 0, 0),
+        )
+        conditions = tuple(
+            dit.embed_conditions(d.to(device, dtype), r.to(device, dtype), [kind], make_layout([span], dit.config))
+            for d, r, span in zip((song.descriptions, song.negative), (reference, nothing), spans, strict=True)
+        )
+        times = song.table.times.to(device)
+        seconds = torch.full_like(times, song.seconds)
+        modulation = tuple(
+            dit.modulate(times, seconds, torch.full(times.shape, user, dtype=torch.int64, device=device))
+            for user in (USER_TYPES.index(song.user_type), 0)
+        )
+        generator = torch.Generator().manual_seed(song.seed)
+        noise = torch.randn((song.frames, dit.config.latent_channels), generator=generator) * song.table.noise_scale
+        return SongState(
+            frames=song.frames,
+            table=song.table,
+            conditions=(conditions[0], conditions[1]),
+            spans=spans,
+            modulation=(modulation[0], modulation[1]),
+            kv=kv,
+            generator=generator,
+            x_TC=noise.to(device),
+            kept_TC=torch.zeros_like(noise, device=device),
+        )
+
+    @torch.inference_mode()
+    def step(self, states: Sequence[SongState]) -> None:
+        """Advances every song by one row of its table. No song may be done."""
+        packing = self._pack(states)
+        branches = [(state, branch) for branch in (0, 1) for state in states if branch == 0 or state.guided]
+        rows = [state.modulation[branch].rows(slice(state.step, state.step + 1)) for state, branch in branches]
+        modulation = Modulation(torch.cat([r.base for r in rows]), torch.cat([r.final for r in rows]))
+        latents = self.dit.target_in(torch.cat([state.x_TC for state in states]).to(packing.conditions_ND.dtype))
+        parts = latents.split([state.frames for state in states])
+        order = {state.serial: i for i, state in enumerate(states)}
+        x_ND = packing.conditions_ND.index_copy(0, packing.target_rows, torch.cat([parts[order[state.serial]] for state, _ in branches]))
+        out_NC = self.dit.trunk(x_ND, modulation, packing.kv, packing.layout)
+        self.update(states, out_NC, packing.spans)
+
+    def update(self, states: Sequence[SongState], out_NC: Tensor, spans: Spans) -> None:
+        """Guidance and the sampler rows, on the network's packed output."""
+        noise = None
+        if any(state.table.needs_noise[state.step] for state in states):
+            drawn = [state.draw() if state.table.needs_noise[state.step] else torch.zeros(state.x_TC.shape) for state in states]
+            noise = torch.cat(drawn).to(out_NC.device)
+        rows = torch.stack([state.table.rows[state.step] for state in states]).to(out_NC.device)
+        x = torch.cat([state.x_TC for state in states])
+        kept = torch.cat([state.kept_TC for state in states])
+        x, kept = ops.guided_step(x, kept, out_NC, noise, rows, spans)
+        frames = [state.frames for state in states]
+        for state, new_x, new_kept in zip(states, x.split(frames), kept.split(frames), strict=True):
+            state.x_TC, state.kept_TC, state.step = new_x, new_kept, state.step + 1
+
+    def _pack(self, states: Sequence[SongState]) -> _Packing:
+        key = tuple((state.serial, state.guided) for state in states)
+        if self._packing is None or self._packing[0] != key:
+            self._packing = (key, self._lay_out(states))
+        return self._packing[1]
+
+    def _lay_out(self, states: Sequence[SongState]) -> _Packing:
+        lyric_starts = list(itertools.accumulate((state.spans[0].lyrics for state in states), initial=0))
+        frame_starts = list(itertools.accumulate((state.frames for state in states), initial=0))
+        spans, conditions, song_spans = [], [], []
+        for branch in (0, 1):
+            for i, state in enumerate(states):
+                if branch == 0 or state.guided:
+                    span = state.spans[branch]
+                    spans.append(Span(span.description, span.reference, span.target, lyric_starts[i], span.lyrics, len(spans)))
+                    conditions.append(state.conditions[branch])
+        # the unconditional outputs lie behind all conditional ones, in the songs' order
+        uncond_start = frame_starts[-1]
+        for i, state in enumerate(states):
+            song_spans.append((frame_starts[i], state.frames, frame_starts[i], uncond_start if state.guided else -1))
+            uncond_start += state.frames if state.guided else 0
+        layout = make_layout(spans, self.dit.config, device=self.device)
+        kv = [
+            (torch.cat([state.kv[block][0] for state in states]), torch.cat([state.kv[block][1] for state in states]))
+            for block in range(len(self.dit.blocks))
+        ]
+        target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(self.device)
+        return _Packing(layout, torch.cat(conditions), target_rows, kv, Spans(tuple(song_spans)))
+
+
+def denoise(runtime: Runtime, states: Sequence[SongState], *, on_step: Callable[[int], None] | None = None) -> list[Tensor]:
+    """Runs every song to the end of its table and returns its latents [T, C]; songs leave the batch as they finish.
+
+    on_step is called after each step with the number of sampler rows done. Raises ModelError when a latent is not finite.
+    """
+    while active := [state for state in states if not state.done]:
+        runtime.step(active)
+        if on_step:
+            on_step(len(active))
+    for i, state in enumerate(states):
+        if not torch.isfinite(state.x_TC).all():
+            raise ModelError(f"song {i} of the batch became NaN or infinite while sampling: check the weights, lower the guidance or take more steps")
+    return [state.x_TC for state in states]
