@@ -1,0 +1,127 @@
+"""The sampling loop: a song in a mixed batch equals itself alone, guidance means what it says, noise belongs to the song."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mudit_engine.config import DitConfig, PathConfig, SamplerConfig
+from mudit_engine.diffusion.samplers import sampler_table
+from mudit_engine.errors import ModelError
+from mudit_engine.kernels.guided_step import guided_step_reference
+from mudit_engine.models.dit import DiT, DitBatch
+from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
+
+CONFIG = DitConfig(latent_channels=8, width=128, blocks=2, heads=2, lyric_width=64, lyric_blocks=1, description_width=16, max_fragments=4, vocabulary_size=50)
+BEZIER, DDPM = PathConfig(), PathConfig(kind="ddpm", prediction="v")
+
+
+def make_denoiser(**changes: object) -> Denoiser:
+    torch.manual_seed(0)
+    model = DiT(CONFIG.model_copy(update=changes)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return Denoiser(model)
+
+
+def song(frames: int, lyrics: int, *, seed: int = 0, path: PathConfig = BEZIER, negative: int = 0, reference: int = 0, user: str = "none", **sampler: object) -> SongInputs:
+    g = torch.Generator().manual_seed(seed + 100)
+    return SongInputs(
+        frames=frames,
+        seconds=frames / 10.77,
+        table=sampler_table(path, SamplerConfig(**{"steps": 3, "guidance": 2.0, **sampler})),  # type: ignore[arg-type]
+        seed=seed,
+        descriptions=torch.randn(1 + seed % 3, 16, generator=g),
+        negative=torch.randn(negative, 16, generator=g),
+        lyric_ids=torch.randint(0, 50, (lyrics,), generator=g).tolist(),
+        user_type=user,
+        reference=torch.randn(reference, 8, generator=g) if reference else None,
+        reference_kind="vocals",
+    )
+
+
+CONTINUOUS = [
+    song(1, 0, seed=1, steps=1),
+    song(1600, 210, seed=2, steps=2),
+    song(63, 9, seed=3, steps=4, guidance=1.0, user="amateur"),
+    song(100, 0, seed=4, steps=5, guidance_interval=(0.2, 0.7), negative=2),
+    song(257, 31, seed=5, name="sde-euler", steps=3, reference=120, user="professional"),
+    song(31, 40, seed=6, name="ode-heun", steps=3, reference=50, negative=1),
+    song(48, 12, seed=7, name="dpmpp-2m", steps=4),
+    song(20, 3, seed=8, name="ddim", steps=3, eta=1.0),
+]
+DISCRETE = [
+    song(33, 5, seed=1, path=DDPM, name="ddim", steps=4),
+    song(70, 0, seed=2, path=DDPM, name="ddim", eta=1.0, steps=6, user="amateur"),
+    song(5, 80, seed=3, path=DDPM, name="dpmpp-2m", steps=5, guidance=0.0),
+]
+
+
+@pytest.mark.parametrize("changes", [{}, {"cross_attention": "parallel"}, {"modulation": "per_block"}], ids=str)
+@pytest.mark.parametrize("songs", [CONTINUOUS, DISCRETE], ids=["bezier", "ddpm"])
+def test_mixed_batch_equals_each_song_alone(songs: list[SongInputs], changes: dict[str, object]) -> None:
+    denoiser = make_denoiser(**changes)
+    together = denoise(denoiser, [denoiser.prepare(s) for s in songs])
+    for s, latents in zip(songs, together, strict=True):
+        (alone,) = denoise(make_denoiser(**changes), [denoiser.prepare(s)])
+        assert latents.shape == (s.frames, 8)
+        assert (latents - alone).abs().max() <= 1e-4 * alone.abs().max().clamp_min(1)
+
+
+def test_step_equals_the_training_forward_and_the_formula() -> None:
+    """One guided step by hand: two calls of the training forward, then the sampler row."""
+    denoiser = make_denoiser()
+    s = song(40, 7, seed=3, steps=2, guidance=2.5, negative=2, reference=11, user="professional")
+    state = denoiser.prepare(s)
+    x = state.x_TC.clone()
+
+    def forward(descriptions: torch.Tensor, lyrics: list[int], user: int, reference: torch.Tensor) -> torch.Tensor:
+        batch = DitBatch(
+            x, [40], s.table.times[:1], torch.tensor([s.seconds]), torch.tensor([user]), descriptions, [len(descriptions)],
+            torch.tensor(lyrics, dtype=torch.int64), [len(lyrics)], reference, [len(reference)], [1],
+        )  # fmt: skip
+        return denoiser.dit(batch).detach()
+
+    assert s.reference is not None
+    cond = forward(s.descriptions, list(s.lyric_ids), 2, s.reference)
+    uncond = forward(s.negative, [], 0, torch.zeros(0, 8))
+    a, b, *_, w = s.table.rows[0]
+    denoiser.step([state])
+    torch.testing.assert_close(state.x_TC, a * x + b * (uncond + w * (cond - uncond)), rtol=1e-4, atol=1e-5)
+    assert s.table.rows[0, 6] == 2.5
+
+
+def test_unguided_song_runs_one_branch() -> None:
+    denoiser = make_denoiser()
+    rows = []
+    trunk = denoiser.dit.trunk
+    denoiser.dit.trunk = lambda x, *args: (rows.append(len(x)), trunk(x, *args))[1]  # type: ignore[method-assign]
+    s = song(30, 4, seed=1, steps=10, guidance=3.0, guidance_interval=(0.3, 0.8))
+    denoise(denoiser, [denoiser.prepare(s)])
+    # the unconditional branch holds the 30 target rows alone
+    assert [n - min(rows) for n in rows] == [30 if guided else 0 for guided in s.table.guided]
+    assert 0 < sum(s.table.guided) < 10
+
+
+def test_same_seed_same_noise_and_other_seed_other_noise() -> None:
+    denoiser = make_denoiser()
+    first, again, other = (denoiser.prepare(song(20, 0, seed=k)) for k in (5, 5, 6))
+    assert torch.equal(first.x_TC, again.x_TC) and torch.equal(first.draw(), again.draw())
+    assert not torch.equal(first.x_TC, other.x_TC)
+
+
+def test_nan_weights_are_named_when_they_show() -> None:
+    denoiser = make_denoiser()
+    denoiser.dit.final.weight.data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="song 0 .*NaN"):
+        denoise(denoiser, [denoiser.prepare(song(10, 0))])
+
+
+def test_kept_may_hold_nan_before_it_is_written() -> None:
+    from mudit_engine.kernels.guided_step import Spans
+
+    x, out = torch.ones(4, 2), torch.ones(4, 2)
+    rows = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0]])
+    new, kept = guided_step_reference(x, torch.full_like(x, float("nan")), out, None, rows, Spans(((0, 4, 0, -1),)))
+    assert torch.equal(new, torch.full_like(x, 2.0)) and torch.equal(kept, out)
