@@ -1,0 +1,47 @@
+"""What the end-to-end benchmark runs: one named workload a row, the same songs for the engine and its peer.
+
+    WORKLOADS["published-1536"].songs          # ((frames, lyric tokens), ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mudit_engine.config import DitConfig
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One denoising step of `songs` (frames, lyric tokens) by the network of `preset`."""
+
+    preset: str
+    songs: tuple[tuple[int, int], ...]
+    guidance: bool
+    about: str
+
+
+WORKLOADS = {
+    "published-1536": Workload("published", ((1536, 1024),), False, "one forward of the published size, 1,536 frames, 1,024 lyric tokens"),
+    "published-mixed": Workload(
+        "published",
+        # 30, 60, 120 and 260 s at 5.86 frames a second
+        ((176, 120), (352, 240), (703, 480), (1523, 1024)),
+        True,
+        "one guided step of four songs of 30, 60, 120 and 260 s",
+    ),
+}
+
+
+def step_flops(config: DitConfig, songs: Sequence[tuple[int, int]], *, guidance: bool) -> float:
+    """Useful floating-point operations of one step: products of target rows only, lyric keys and values cached.
+
+    A product of [m, k] and [k, n] counts 2 m k n; softmax, norms and pointwise work count nothing.
+    """
+    sequences = list(songs) + ([(frames, 0) for frames, _ in songs] if guidance else [])
+    d, total = config.width, 0.0
+    for frames, lyrics in sequences:
+        projections = 2 * frames * d * (4 * d + 2 * d + 2 * config.mlp_width)  # qkv and out; cross q and out; MLP
+        total += config.blocks * (projections + 4 * frames * frames * d + 4 * frames * lyrics * d)
+        total += 4 * frames * d * config.latent_channels
+    return total
