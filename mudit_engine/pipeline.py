@@ -13,7 +13,7 @@ import math
 import platform
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 import mudit_engine
 from mudit_engine.audio import load_audio, resample, save_audio, save_spectrogram
 from mudit_engine.availability import version
-from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config
+from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config, parse_config
 from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.files import write_json
@@ -44,6 +44,8 @@ DEFAULT_SECONDS = 30.0  # of a song with no lyrics and no requested length
 MIN_SECONDS = 1.0
 BATCH_FRAMES = 16384  # latent frames denoised together, guidance branches not counted
 DECODE_FRAMES = 128  # latent frames decoded at once
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -138,38 +140,30 @@ class SongPipeline:
         """Reads a request without running a network: the notes and warnings `generate` would give. Raises what it would raise."""
         return list(self._prepare(request).notes)
 
-    def generate(self, requests: Sequence[SongRequest], *, progress: Callable[[str, int, int], None] | None = None) -> list[Song]:
-        """Songs of all requests, in their order. progress(stage, done, total) follows stages 'denoise' (sampler rows) and 'decode' (frames)."""
+    def generate(self, requests: Sequence[SongRequest], *, progress: Progress | None = None) -> list[Song]:
+        """Songs of all requests, in their order (see `stream`)."""
+        return list(self.stream(requests, progress=progress))
+
+    def stream(self, requests: Sequence[SongRequest], *, progress: Progress | None = None) -> Iterator[Song]:
+        """Yields the songs in the requests' order, each as soon as it is decoded. All requests are read before any network runs.
+
+        progress(stage, amount, total) counts up 'denoise' (sampler rows) and 'decode' (latent frames).
+        """
         prepared = [self._prepare(request) for request in requests]
-        report = progress or (lambda stage, done, total: None)
+        report = progress or (lambda stage, amount, total: None)
         total_rows = sum(len(p.table.times) for p in prepared)
         total_frames = sum(p.frames for p in prepared)
-        songs: list[Song] = []
-        rows_done = frames_done = 0
         for batch in _batches(prepared):
             timings = {"text": -time.perf_counter()}
             states = [self._encode(p) for p in batch]
             timings["text"] += time.perf_counter()
             start = time.perf_counter()
-
-            def on_step(count: int) -> None:
-                nonlocal rows_done
-                rows_done += count
-                report("denoise", rows_done, total_rows)
-
-            latents = denoise(self.runtime, states, on_step=on_step)
+            latents = denoise(self.runtime, states, on_step=lambda rows: report("denoise", rows, total_rows))
             timings["denoise"] = time.perf_counter() - start
             for p, latent in zip(batch, latents, strict=True):
                 start = time.perf_counter()
-
-                def on_chunk(count: int) -> None:
-                    nonlocal frames_done
-                    frames_done += count
-                    report("decode", frames_done, total_frames)
-
-                audio = self.decode(latent, p.seconds, on_chunk=on_chunk)
-                songs.append(self._song(p, latent, audio, {**timings, "decode": time.perf_counter() - start}, len(batch)))
-        return songs
+                audio = self.decode(latent, p.seconds, on_chunk=lambda frames: report("decode", frames, total_frames))
+                yield self._song(p, latent, audio, {**timings, "decode": time.perf_counter() - start}, len(batch))
 
     @torch.inference_mode()
     def decode(self, latents_TC: Tensor, seconds: float, *, on_chunk: Callable[[int], None] | None = None) -> Tensor:
@@ -226,8 +220,6 @@ class SongPipeline:
         )
 
     def _sampler(self, changes: dict[str, Any]) -> SamplerConfig:
-        from mudit_engine.config import parse_config
-
         # a file's values win over the model's; the whole is validated again
         sampler = parse_config(SamplerConfig, {**self.config.sampler.model_dump(), **changes}, source="sampler")
         try:
