@@ -5,19 +5,29 @@
 
 r = runs: (rows, table row) pairs that say which modulation row each run of packed rows takes.
 
-    h = layer_norm_modulate_reference(x, shift, scale, runs)
+    h = layer_norm_modulate(x, shift, scale, runs)
+    x, h = residual_norm(x, y, gate, shift, scale, runs)
+
+A program takes a tile of rows of one run, so that the modulation row is read once per tile; whole rows stay in registers. Backward, each
+tile also leaves one fp32 partial row of every table gradient, and rows.segment_sums adds those of a table row in a fixed order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from .rows import aligned, check_rows, processors, row_pointer, row_pointers, segment_sums
+
 EPS = 1e-6
+MAX_WIDTH = 8192
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Runs:
 
     items: tuple[tuple[int, int], ...]
     _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _tiles: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     def tensor(self, device: torch.device | str) -> Tensor:
         """int32 [T]: the modulation row of every packed row, made once."""
@@ -35,6 +46,24 @@ class Runs:
             index = torch.tensor(rows, dtype=torch.int32).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
             self._tensors[device] = index.to(device)
         return self._tensors[device]
+
+    def tiles(self, device: torch.device | str, *, tile_rows: int, table_rows: int) -> tuple[Tensor, Tensor]:
+        """int32 [N, 3] (first packed row, rows, table row) sorted by table row, no tile across runs; int32 [R + 1] where each table row's start."""
+        key = (torch.device(device), tile_rows, table_rows)
+        if key not in self._tiles:
+            tiles = [
+                (start, min(tile_rows, rows.stop - start), r) for rows, r in self.slices() for start in range(rows.start, rows.stop, tile_rows)
+            ]
+            tiles.sort(key=lambda tile: tile[2])
+            counts = torch.bincount(torch.tensor([tile[2] for tile in tiles], dtype=torch.int64), minlength=table_rows)
+            offsets = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+            self._tiles[key] = (torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3).to(key[0]), offsets.to(key[0]))
+        return self._tiles[key]
+
+    def check(self, *, rows: int, table_rows: int) -> None:
+        """Raises ValueError unless the runs cover exactly `rows` packed rows and name rows of a table of `table_rows`."""
+        if self.rows != rows or any(count < 0 or not 0 <= r < table_rows for count, r in self.items):
+            raise ValueError(f"runs {self.items} for {rows} packed rows and a table of {table_rows}: the counts must add up, the table rows exist")
 
     def slices(self) -> Iterator[tuple[slice, int]]:
         start = 0
@@ -83,3 +112,476 @@ def residual_norm_reference(
         parts = [torch.addcmul(x_TD[rows], y_TD[rows], gate_RD[r]) for rows, r in runs.slices()]
         x = torch.cat(parts) if len(parts) != 1 else parts[0]
     return x, layer_norm_modulate_reference(x, shift_RD, scale_RD, runs, eps=eps)
+
+
+def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    x, backward = args["x_ptr"], "dx_ptr" in args
+    if backward:
+        streams, name = 3 + args["HAS_DSUM"] + 2 * args["HAS_GATE"], "norm_bwd"
+    else:
+        streams, name = 2 + 2 * args["HAS_Y"], "norm_fwd"
+    return {"name": f"{name}_{tuple(x.shape)}", "flops32": x.numel() * (16 if backward else 10), "bytes": x.numel() * x.element_size() * streams}
+
+
+@triton.jit
+def _tile_of(tiles_ptr, n_rows, TILE_ROWS: tl.constexpr, HAS_TILES: tl.constexpr):
+    """(first row, rows, table row) of this program."""
+    tile = tl.program_id(0).to(tl.int64)
+    if HAS_TILES:
+        start, count, r = tl.load(tiles_ptr + tile * 3), tl.load(tiles_ptr + tile * 3 + 1), tl.load(tiles_ptr + tile * 3 + 2)
+        return start.to(tl.int64), count.to(tl.int64), r
+    start = tile * TILE_ROWS
+    return start, tl.minimum(TILE_ROWS, n_rows - start), 0
+
+
+@triton.jit
+def _table_row(ptr, r, stride_row, cols, inside):
+    return tl.load(row_pointer(ptr, r, stride_row) + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit(launch_metadata=_metadata)
+def _norm_fwd_kernel(
+    x_ptr,
+    y_ptr,
+    gate_ptr,
+    shift_ptr,
+    scale_ptr,
+    tiles_ptr,
+    sum_ptr,
+    h_ptr,
+    stats_ptr,
+    stride_x_row,
+    stride_y_row,
+    stride_gate_row,
+    stride_shift_row,
+    stride_scale_row,
+    stride_sum_row,
+    n_rows,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
+    HAS_TILES: tl.constexpr,
+    HAS_Y: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_STATS: tl.constexpr,
+):
+    start, count, r = _tile_of(tiles_ptr, n_rows, TILE_ROWS, HAS_TILES)
+    cols = tl.arange(0, BLOCK_D)
+    inside = cols < D
+    if HAS_GATE:
+        gate = _table_row(gate_ptr, r, stride_gate_row, cols, inside)
+    if HAS_SCALE:
+        shift = _table_row(shift_ptr, r, stride_shift_row, cols, inside)
+        scale = _table_row(scale_ptr, r, stride_scale_row, cols, inside)
+    for first in range(0, count, ROW_BLOCK):
+        rows = start + first + tl.arange(0, ROW_BLOCK)
+        live = rows < start + count
+        mask = live[:, None] & inside[None, :]
+        x = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        if HAS_Y:
+            y = tl.load(row_pointers(y_ptr, rows, stride_y_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+            if HAS_GATE:
+                y = gate * y
+            # what is normalised is what is stored: backward sees the same numbers
+            rounded = (x + y).to(sum_ptr.dtype.element_ty)
+            tl.store(row_pointers(sum_ptr, rows, stride_sum_row) + cols[None, :], rounded, mask=mask)
+            x = rounded.to(tl.float32)
+        mean = tl.sum(x, axis=1) / D
+        centred = tl.where(mask, x - mean[:, None], 0.0)
+        rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + eps)
+        h = centred * rstd[:, None]
+        if HAS_SCALE:
+            h = h * (1.0 + scale) + shift
+        tl.store(row_pointers(h_ptr, rows, D) + cols[None, :], h.to(h_ptr.dtype.element_ty), mask=mask)
+        if HAS_STATS:
+            tl.store(stats_ptr + rows, mean, mask=live)
+            tl.store(stats_ptr + n_rows + rows, rstd, mask=live)
+
+
+@triton.jit
+def _add_part(part_ptr, value, first, inside):
+    """Adds one block of rows to this program's partial row in memory (a row too wide for three accumulators in registers)."""
+    before = tl.load(part_ptr, mask=inside & (first > 0), other=0.0)
+    tl.store(part_ptr, before + tl.sum(value, axis=0), mask=inside)
+
+
+@triton.jit(launch_metadata=_metadata)
+def _norm_bwd_kernel(
+    x_ptr,
+    y_ptr,
+    gate_ptr,
+    scale_ptr,
+    stats_ptr,
+    tiles_ptr,
+    dh_ptr,
+    dsum_ptr,
+    dx_ptr,
+    dy_ptr,
+    parts_ptr,
+    stride_x_row,
+    stride_y_row,
+    stride_gate_row,
+    stride_scale_row,
+    stride_dh_row,
+    stride_dsum_row,
+    n_rows,
+    n_tiles,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
+    HAS_TILES: tl.constexpr,
+    HAS_DSUM: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    PARTS_IN_MEMORY: tl.constexpr,
+):
+    start, count, r = _tile_of(tiles_ptr, n_rows, TILE_ROWS, HAS_TILES)
+    cols = tl.arange(0, BLOCK_D)
+    inside = cols < D
+    # parts [Q, N, D]: shift and scale, then gate
+    part_ptr = parts_ptr + tl.program_id(0).to(tl.int64) * D + cols
+    next_part = tl.cast(n_tiles, tl.int64) * D
+    gate_part = 2 if HAS_SCALE else 0
+    # sums over the tile's rows stay two-dimensional until its end: no exchange between threads inside the loop
+    if HAS_GATE:
+        gate = _table_row(gate_ptr, r, stride_gate_row, cols, inside)
+        if not PARTS_IN_MEMORY:
+            dgate = tl.zeros((ROW_BLOCK, BLOCK_D), tl.float32)
+    if HAS_SCALE:
+        scale = _table_row(scale_ptr, r, stride_scale_row, cols, inside)
+        if not PARTS_IN_MEMORY:
+            dshift = tl.zeros((ROW_BLOCK, BLOCK_D), tl.float32)
+            dscale = tl.zeros((ROW_BLOCK, BLOCK_D), tl.float32)
+    for first in range(0, count, ROW_BLOCK):
+        rows = start + first + tl.arange(0, ROW_BLOCK)
+        live = rows < start + count
+        mask = live[:, None] & inside[None, :]
+        x = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        dh = tl.load(row_pointers(dh_ptr, rows, stride_dh_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        mean, rstd = tl.load(stats_ptr + rows, mask=live, other=0.0), tl.load(stats_ptr + n_rows + rows, mask=live, other=0.0)
+        normed = tl.where(mask, (x - mean[:, None]) * rstd[:, None], 0.0)
+        dnormed = dh
+        if HAS_SCALE:
+            dnormed = dh * (1.0 + scale)
+            if PARTS_IN_MEMORY:
+                _add_part(part_ptr, dh, first, inside)
+                _add_part(part_ptr + next_part, dh * normed, first, inside)
+            else:
+                dshift += dh
+                dscale += dh * normed
+        along_one = tl.sum(dnormed, axis=1) / D
+        along_normed = tl.sum(dnormed * normed, axis=1) / D
+        dx = rstd[:, None] * (dnormed - along_one[:, None] - normed * along_normed[:, None])
+        if HAS_DSUM:
+            dx += tl.load(row_pointers(dsum_ptr, rows, stride_dsum_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(row_pointers(dx_ptr, rows, D) + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        if HAS_GATE:
+            y = tl.load(row_pointers(y_ptr, rows, stride_y_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+            tl.store(row_pointers(dy_ptr, rows, D) + cols[None, :], (gate * dx).to(dy_ptr.dtype.element_ty), mask=mask)
+            if PARTS_IN_MEMORY:
+                _add_part(part_ptr + gate_part * next_part, dx * y, first, inside)
+            else:
+                dgate += dx * y
+        if PARTS_IN_MEMORY:
+            tl.debug_barrier()  # the next block's loads may sit in other threads than this block's stores
+    if not PARTS_IN_MEMORY:
+        if HAS_SCALE:
+            tl.store(part_ptr, tl.sum(dshift, axis=0), mask=inside)
+            tl.store(part_ptr + next_part, tl.sum(dscale, axis=0), mask=inside)
+        if HAS_GATE:
+            tl.store(part_ptr + gate_part * next_part, tl.sum(dgate, axis=0), mask=inside)
+
+
+def _shape_of_program(width: int) -> dict[str, int]:
+    """8 columns a thread: one 16-byte access of bf16, and room in registers for a row's inputs and three accumulators."""
+    block = max(triton.next_power_of_2(width), 64)
+    warps = min(max(block // 256, 4), 16)
+    return {"D": width, "BLOCK_D": block, "ROW_BLOCK": max(1, warps * 256 // block), "num_warps": warps}
+
+
+def _tile_rows(rows: int, device: torch.device, *, training: bool) -> int:
+    """Rows of a tile. Inference: four programs a processor, since a step has few rows; training: two, since every tile writes partial rows."""
+    per_program = triton.cdiv(rows, (2 if training else 4) * processors(device))
+    return max(8, min(per_program, 96)) if training else max(1, min(per_program, 64))
+
+
+def _stride(x: Tensor | None) -> int:
+    return 0 if x is None else x.stride(0)
+
+
+def _aligned(x: Tensor | None) -> Tensor | None:
+    return None if x is None else aligned(x)
+
+
+def _forward(
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    tiles: Tensor | None,
+    total: Tensor | None,
+    stats: Tensor | None,
+    tile_rows: int,
+    eps: float,
+) -> Tensor:
+    """Launches the forward kernel: h, and x + gate y into `total`, mean and 1 / deviation into `stats` where given."""
+    rows, width = x.shape
+    h = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    if rows:
+        x, y, gate, shift, scale = aligned(x) if total is not x else x, _aligned(y), _aligned(gate), _aligned(shift), _aligned(scale)
+        grid = (triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0],)
+        _norm_fwd_kernel[grid](
+            x,
+            y,
+            gate,
+            shift,
+            scale,
+            tiles,
+            total,
+            h,
+            stats,
+            _stride(x),
+            _stride(y),
+            _stride(gate),
+            _stride(shift),
+            _stride(scale),
+            _stride(total),
+            rows,
+            eps,
+            TILE_ROWS=tile_rows,
+            HAS_TILES=tiles is not None,
+            HAS_Y=y is not None,
+            HAS_GATE=gate is not None,
+            HAS_SCALE=scale is not None,
+            HAS_STATS=stats is not None,
+            **_shape_of_program(width),
+        )
+    return h
+
+
+@torch.library.custom_op("mudit::norm_backward", mutates_args=())
+def _norm_backward(
+    dh: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    stats: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    tiles: Tensor | None,
+    offsets: Tensor | None,
+    tile_rows: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dy, tables): x is what was normalised; dy is empty without a gate; tables [Q, R, D] are the gradients of shift, scale, gate."""
+    rows, width = x.shape
+    quantities = 2 * (scale is not None) + (gate is not None)
+    dx = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    dy = torch.empty(rows if gate is not None else 0, width, dtype=x.dtype if y is None else y.dtype, device=x.device)
+    n_tiles = triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0]
+    parts = torch.empty(quantities, n_tiles, width, dtype=torch.float32, device=x.device)
+    if rows:
+        dh, dtotal, x, y, gate, scale = aligned(dh), _aligned(dtotal), aligned(x), _aligned(y), _aligned(gate), _aligned(scale)
+        shape = _shape_of_program(width)
+        _norm_bwd_kernel[(n_tiles,)](
+            x,
+            y,
+            gate,
+            scale,
+            stats,
+            tiles,
+            dh,
+            dtotal,
+            dx,
+            dy,
+            parts,
+            _stride(x),
+            _stride(y),
+            _stride(gate),
+            _stride(scale),
+            _stride(dh),
+            _stride(dtotal),
+            rows,
+            n_tiles,
+            TILE_ROWS=tile_rows,
+            HAS_TILES=tiles is not None,
+            HAS_DSUM=dtotal is not None,
+            HAS_GATE=gate is not None,
+            HAS_SCALE=scale is not None,
+            PARTS_IN_MEMORY=shape["BLOCK_D"] > 4096,
+            **shape,
+        )
+    table = scale if scale is not None else gate
+    return dx, dy, segment_sums(parts, offsets, dtype=x.dtype if table is None else table.dtype)
+
+
+@torch.library.custom_op("mudit::layer_norm_modulate", mutates_args=())
+def _layer_norm_modulate(
+    x: Tensor, shift: Tensor | None, scale: Tensor | None, tiles: Tensor | None, offsets: Tensor | None, tile_rows: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    stats = torch.empty(2, x.shape[0], dtype=torch.float32, device=x.device)
+    return _forward(x, None, None, shift, scale, tiles, None, stats, tile_rows, eps), stats
+
+
+@torch.library.custom_op("mudit::residual_norm", mutates_args=())
+def _residual_norm(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    tiles: Tensor | None,
+    offsets: Tensor | None,
+    tile_rows: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    stats = torch.empty(2, x.shape[0], dtype=torch.float32, device=x.device)
+    h = _forward(x, y, gate, shift, scale, tiles, total, stats, tile_rows, eps)
+    return total, h, stats
+
+
+@torch.library.custom_op("mudit::residual_norm_", mutates_args=("x",))
+def _residual_norm_(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, tiles: Tensor | None, tile_rows: int, eps: float
+) -> Tensor:
+    total = aligned(x)
+    h = _forward(total, y, gate, shift, scale, tiles, total, None, tile_rows, eps)
+    if total is not x:
+        x.copy_(total)
+    return h
+
+
+@_layer_norm_modulate.register_fake
+def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(2, x.shape[0], dtype=torch.float32)
+
+
+@_residual_norm.register_fake
+def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(2, x.shape[0], dtype=torch.float32)
+
+
+@_residual_norm_.register_fake
+def _(x: Tensor, *args: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_norm_backward.register_fake
+def _(
+    dh: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    stats: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    tiles: Tensor | None,
+    offsets: Tensor | None,
+    tile_rows: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    table = scale if scale is not None else gate
+    groups = 1 if offsets is None else offsets.shape[0] - 1
+    tables = x.new_empty(2 * (scale is not None) + (gate is not None), groups, x.shape[1], dtype=x.dtype if table is None else table.dtype)
+    dy = x.new_empty(x.shape if gate is not None else (0, x.shape[1]), dtype=x.dtype if y is None else y.dtype)
+    return x.new_empty(x.shape), dy, tables
+
+
+def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, _, scale, tiles, offsets, ctx.tile_rows, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, output[1], scale, tiles, offsets)
+
+
+def _differentiate_norm(ctx: Any, dh: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, stats, scale, tiles, offsets = ctx.saved_tensors
+    dx, _, tables = _norm_backward(dh, None, x, stats, None, None, scale, tiles, offsets, ctx.tile_rows)
+    return (dx, *(tables[:2].unbind() if scale is not None else (None, None)), None, None, None, None)
+
+
+def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, y, gate, _, scale, tiles, offsets, ctx.tile_rows, _ = inputs
+    total, _, stats = output
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(total, stats, None if gate is None else y, gate, scale, tiles, offsets)
+
+
+def _differentiate_residual(ctx: Any, dtotal: Tensor | None, dh: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    total, stats, y, gate, scale, tiles, offsets = ctx.saved_tensors
+    if dh is None:
+        dh = torch.zeros_like(total)
+    dx, dy, tables = _norm_backward(dh, dtotal, total, stats, y, gate, scale, tiles, offsets, ctx.tile_rows)
+    dshift, dscale = (tables[0], tables[1]) if scale is not None else (None, None)
+    return dx, dx if gate is None else dy, None if gate is None else tables[-1], dshift, dscale, None, None, None, None
+
+
+_layer_norm_modulate.register_autograd(_differentiate_norm, setup_context=_save_norm)
+_residual_norm.register_autograd(_differentiate_residual, setup_context=_save_residual)
+
+
+def _plan(x: Tensor, tables: tuple[Tensor | None, ...], runs: Runs | None, *, training: bool) -> tuple[Tensor | None, Tensor | None, int]:
+    """(tiles, offsets, rows of a tile) of a call, after checking its arguments. Without tables every tile is alike and none is listed."""
+    check_rows("x", x, max_width=MAX_WIDTH)
+    tile_rows = _tile_rows(x.shape[0], x.device, training=training)
+    given = [table for table in tables if table is not None]
+    if not given:
+        return None, None, tile_rows
+    shapes = {(tuple(table.shape), table.dtype) for table in given}
+    if len(shapes) != 1 or given[0].dim() != 2 or given[0].shape[1] != x.shape[1]:
+        raise ValueError(f"modulation tables {sorted(map(str, shapes))} for width {x.shape[1]}: gate, shift and scale are [R, D] of one type")
+    if runs is None:
+        raise ValueError("modulation needs runs: which table row each packed row takes")
+    runs.check(rows=x.shape[0], table_rows=given[0].shape[0])
+    return *runs.tiles(x.device, tile_rows=tile_rows, table_rows=given[0].shape[0]), tile_rows
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def layer_norm_modulate(x_TD: Tensor, shift_RD: Tensor | None, scale_RD: Tensor | None, runs: Runs | None, *, eps: float = EPS) -> Tensor:
+    """LayerNorm of x [T, D] without affine terms, then (1 + scale) and shift of the run's table row, by Triton; differentiable.
+
+    The tables are [R, D], rows may be strided (mod[:, 0] of [R, 6, D]); None for both gives the plain LayerNorm. Raises ValueError for
+    widths that are no multiple of 8 or above 8192. Source: Peebles and Xie 2023, section 3.2 (adaLN).
+    """
+    if shift_RD is None or scale_RD is None or runs is None:
+        shift_RD = scale_RD = runs = None
+    tiles, offsets, tile_rows = _plan(x_TD, (shift_RD, scale_RD), runs, training=_needs_grad(x_TD, shift_RD, scale_RD))
+    return _layer_norm_modulate(x_TD, shift_RD, scale_RD, tiles, offsets, tile_rows, eps)[0]
+
+
+def residual_norm(
+    x_TD: Tensor,
+    y_TD: Tensor,
+    gate_RD: Tensor | None,
+    shift_RD: Tensor | None,
+    scale_RD: Tensor | None,
+    runs: Runs | None,
+    *,
+    eps: float = EPS,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(x + gate[r] y, its modulated LayerNorm) in one pass by Triton: the residual stream is read and written once; differentiable.
+
+    gate None is 1; shift and scale None give the plain LayerNorm. `inplace` writes the sum over x (no gradients). Raises ValueError as
+    layer_norm_modulate does. Source: Peebles and Xie 2023, section 3.2 (adaLN-Zero).
+    """
+    if gate_RD is not None and runs is None:
+        raise ValueError("a gate needs runs: which modulation row each packed row takes")
+    if y_TD.shape != x_TD.shape:
+        raise ValueError(f"y {tuple(y_TD.shape)} is added to x {tuple(x_TD.shape)}: pass equal shapes")
+    if shift_RD is None or scale_RD is None or runs is None:
+        shift_RD = scale_RD = None
+    training = _needs_grad(x_TD, y_TD, gate_RD, shift_RD, scale_RD)
+    tiles, offsets, tile_rows = _plan(x_TD, (gate_RD, shift_RD, scale_RD), runs, training=training)
+    if not inplace:
+        return _residual_norm(x_TD, y_TD, gate_RD, shift_RD, scale_RD, tiles, offsets, tile_rows, eps)[:2]
+    if training:
+        raise ValueError("inplace=True writes over x, which backward needs: pass inplace=False or use torch.no_grad()")
+    return x_TD, _residual_norm_(x_TD, y_TD, gate_RD, shift_RD, scale_RD, tiles, tile_rows, eps)

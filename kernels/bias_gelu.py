@@ -1,16 +1,152 @@
 """Epilogue of the first MLP projection: gelu_tanh(x + bias).
 
-    gelu_tanh(u) = u / 2 (1 + tanh(sqrt(2 / pi) (u + 0.044715 u^3)))
+    gelu_tanh(u) = u / 2 (1 + tanh z) = u sigmoid(2 z)        z = sqrt(2 / pi) (u + 0.044715 u^3)
+    gelu_tanh'(u) = s (1 + 2 u (1 - s) z'(u))        s = sigmoid(2 z)
 
-    h = bias_gelu_reference(x, bias)
+    h = bias_gelu(x, bias)
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
+
+from .rows import aligned, check_rows, row_pointers, segment_sums
+
+# 64 rows amortise the bias and, backward, one fp32 partial row of its gradient to 2-3 % of the traffic
+TILE_ROWS = 64
+BLOCK_D = 256
 
 
 def bias_gelu_reference(x_TD: Tensor, bias_D: Tensor) -> Tensor:
     """tanh-GELU of x [T, D] + bias [D]. Source: Hendrycks and Gimpel 2016, eq. 2."""
     return F.gelu(x_TD + bias_D, approximate="tanh")
+
+
+@triton.jit
+def _exp_minus_2z(u):
+    """e = exp(-2 z), so that s = 1 / (1 + e) and 1 - s = e s without cancellation. The clamp (s ~ 1e-35) keeps e s finite."""
+    return tl.exp(tl.minimum(-1.5957691216057308 * u * (1.0 + 0.044715 * u * u), 80.0))
+
+
+def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    x, backward = args["x_ptr"], "dx_ptr" in args
+    return {
+        "name": f"bias_gelu_{'bwd' if backward else 'fwd'}_{tuple(x.shape)}",
+        "flops32": x.numel() * (20 if backward else 9),
+        "bytes": x.numel() * x.element_size() * (3 if backward else 2),
+    }
+
+
+@triton.jit(launch_metadata=_metadata)
+def _bias_gelu_fwd_kernel(
+    x_ptr, bias_ptr, h_ptr, stride_x_row, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE_ROWS: tl.constexpr, ROW_BLOCK: tl.constexpr
+):
+    start = tl.program_id(1).to(tl.int64) * TILE_ROWS
+    cols = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = cols < D
+    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
+    for first in range(0, tl.minimum(TILE_ROWS, n_rows - start), ROW_BLOCK):
+        rows = start + first + tl.arange(0, ROW_BLOCK)
+        mask = (rows < n_rows)[:, None] & inside[None, :]
+        u = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32) + bias
+        h = u / (1.0 + _exp_minus_2z(u))
+        tl.store(row_pointers(h_ptr, rows, D) + cols[None, :], h.to(h_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(launch_metadata=_metadata)
+def _bias_gelu_bwd_kernel(
+    x_ptr,
+    bias_ptr,
+    dh_ptr,
+    dx_ptr,
+    parts_ptr,
+    stride_x_row,
+    stride_dh_row,
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
+):
+    tile = tl.program_id(1).to(tl.int64)
+    start = tile * TILE_ROWS
+    cols = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = cols < D
+    bias = tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
+    dbias = tl.zeros((ROW_BLOCK, BLOCK_D), tl.float32)
+    for first in range(0, tl.minimum(TILE_ROWS, n_rows - start), ROW_BLOCK):
+        rows = start + first + tl.arange(0, ROW_BLOCK)
+        mask = (rows < n_rows)[:, None] & inside[None, :]
+        u = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32) + bias
+        dh = tl.load(row_pointers(dh_ptr, rows, stride_dh_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        e = _exp_minus_2z(u)
+        s = 1.0 / (1.0 + e)
+        dx = dh * s * (1.0 + u * (e * s) * 1.5957691216057308 * (1.0 + 0.134145 * u * u))
+        tl.store(row_pointers(dx_ptr, rows, D) + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        dbias += dx
+    tl.store(parts_ptr + tile * D + cols, tl.sum(dbias, axis=0), mask=inside)
+
+
+@torch.library.custom_op("mudit::bias_gelu", mutates_args=())
+def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    rows, width = x.shape
+    h = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    if rows:
+        x, bias = aligned(x), aligned(bias)
+        grid = (triton.cdiv(width, BLOCK_D), triton.cdiv(rows, TILE_ROWS))
+        _bias_gelu_fwd_kernel[grid](
+            x, bias, h, x.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4
+        )
+    return h
+
+
+@_bias_gelu.register_fake
+def _(x: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("mudit::bias_gelu_backward", mutates_args=())
+def _bias_gelu_backward(dh: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    rows, width = x.shape
+    dx = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    tiles = triton.cdiv(rows, TILE_ROWS)
+    parts = torch.empty(1, tiles, width, dtype=torch.float32, device=x.device)
+    if rows:
+        x, bias, dh = aligned(x), aligned(bias), aligned(dh)
+        _bias_gelu_bwd_kernel[triton.cdiv(width, BLOCK_D), tiles](
+            x, bias, dh, dx, parts, x.stride(0), dh.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4
+        )
+    return dx, segment_sums(parts, dtype=bias.dtype)[0, 0]
+
+
+@_bias_gelu_backward.register_fake
+def _(dh: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), bias.new_empty(bias.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor]:
+    return _bias_gelu_backward(dh, *ctx.saved_tensors)
+
+
+_bias_gelu.register_autograd(_differentiate, setup_context=_save)
+
+
+def bias_gelu(x_TD: Tensor, bias_D: Tensor) -> Tensor:
+    """tanh-GELU of x [T, D] + bias [D] by Triton, differentiable; D a multiple of 8. Rows of x may be strided.
+
+    Raises ValueError for another width or type. Source: Hendrycks and Gimpel 2016, eq. 2.
+    """
+    check_rows("x", x_TD)
+    if bias_D.shape != x_TD.shape[1:]:
+        raise ValueError(f"bias of shape {tuple(bias_D.shape)} for x {tuple(x_TD.shape)}: pass one value per column")
+    return _bias_gelu(x_TD, bias_D)

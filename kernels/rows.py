@@ -1,0 +1,102 @@
+"""What the row-wise kernels share: 16-byte rows, how much work a program takes, and the second pass of deterministic sums.
+
+    out[q, g] = sum of parts[q, i] over offsets[g] <= i < offsets[g + 1], in a fixed order        segment_sums
+
+Kernels that sum over tokens (gradients of gains, biases and modulation rows) write one partial row per program; a second launch adds
+them in a fixed order. No atomics, so a gradient has the same bits however the programs were scheduled.
+
+    x = aligned(x);  out = segment_sums(parts, offsets, dtype=torch.bfloat16)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x itself when 16-byte accesses can reach every row (last axis dense, strides and address multiples of 16 bytes), else a copy."""
+    size = x.element_size()
+    if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in x.stride()[:-1]):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def check_rows(name: str, x: Tensor, *, max_width: int | None = None) -> None:
+    """Raises ValueError unless x is [T, D] of a float type the kernels take, D a multiple of 8 (up to `max_width`)."""
+    if x.dim() != 2 or x.shape[1] % 8 or not x.shape[1] or (max_width and x.shape[1] > max_width):
+        limit = f" up to {max_width}" if max_width else ""
+        raise ValueError(f"{name} of shape {tuple(x.shape)} has no triton kernel ([T, D], D a multiple of 8{limit}): use the eager backend")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name} of {x.dtype} has no triton kernel (bfloat16, float16, float32): use the eager backend")
+
+
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of `device`; an A100's count where there is no GPU (interpreter, compilation ahead of time)."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 108
+
+
+@triton.jit
+def row_pointers(ptr, rows, stride_row):
+    """Pointers [R, 1] to the starts of rows [R]. The launcher has made rows multiples of 16 bytes, which the compiler cannot see in a stride."""
+    vector: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
+    return ptr + tl.multiple_of(rows.to(tl.int64) * stride_row, vector)[:, None]
+
+
+@triton.jit
+def row_pointer(ptr, row, stride_row):
+    """The same for one row: a scalar pointer."""
+    vector: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
+    return ptr + tl.multiple_of(row.to(tl.int64) * stride_row, vector)
+
+
+def _segment_sum_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    parts, out = args["parts_ptr"], args["out_ptr"]
+    return {"name": f"segment_sum_{tuple(parts.shape)}", "flops32": parts.numel(), "bytes": parts.numel() * 4 + out.numel() * out.element_size()}
+
+
+@triton.jit(launch_metadata=_segment_sum_metadata)
+def _segment_sum_kernel(
+    parts_ptr,
+    offsets_ptr,
+    out_ptr,
+    n_parts,
+    n_groups,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
+):
+    group, quantity = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    cols = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = cols < D
+    first, last = 0, n_parts
+    if HAS_OFFSETS:
+        first, last = tl.load(offsets_ptr + group), tl.load(offsets_ptr + group + 1)
+    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for i in range(first, last, BLOCK_N):
+        rows = i + tl.arange(0, BLOCK_N)
+        mask = (rows < last)[:, None] & inside[None, :]
+        total += tl.load(row_pointers(parts_ptr, quantity * n_parts + rows, D) + cols[None, :], mask=mask, other=0.0)
+    out = tl.sum(total, axis=0).to(out_ptr.dtype.element_ty)
+    tl.store(row_pointer(out_ptr, quantity * n_groups + group, D) + cols, out, mask=inside)
+
+
+def segment_sums(parts: Tensor, offsets: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
+    """Sums fp32 parts [Q, N, D] over the runs of N given by int32 offsets [G + 1] (None: one run of all) into [Q, G, D]; an empty run gives 0."""
+    quantities, n_parts, width = parts.shape
+    groups = 1 if offsets is None else offsets.shape[0] - 1
+    out = torch.empty(quantities, groups, width, dtype=dtype, device=parts.device)
+    if out.numel():
+        # 64 columns x 32 parts in flight: few groups (a batch of songs) still make enough programs
+        grid = (triton.cdiv(width, 64), groups, quantities)
+        _segment_sum_kernel[grid](
+            parts, offsets, out, n_parts, groups, D=width, BLOCK_D=64, BLOCK_N=32, HAS_OFFSETS=offsets is not None, num_warps=4
+        )
+    return out
