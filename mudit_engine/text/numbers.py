@@ -1,0 +1,121 @@
+"""Numbers as they are sung, in Mandarin or English. Texts come in NFKC form.
+
+Mandarin: 1998年 and 520 digit by digit, 365天 and 100 as quantities, 2个 as 两个, 50% as 百分之五十, 12:30 as 十二点三十.
+English: 1998 as a year, 99 as ninety-nine, 1st, 90s, 50%, $5, 7:30. Long or zero-led digits and groups with dashes (phone numbers): digit by digit.
+
+    in_mandarin("365", following="天")   '三百六十五'
+    in_english("1998")                   'nineteen ninety-eight'
+"""
+
+from __future__ import annotations
+
+import re
+
+NUMBER = re.compile(
+    r"[$£€¥]?(?:"
+    r"\d{1,2}:[0-5]\d(?!\d)"  # a time of day
+    r"|\d+(?:-\d+){2,}|\d{3}-\d{4}"  # a telephone number
+    r"|\d+\u2044\d+"  # a fraction, as NFKC writes ½
+    r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"  # 1,000  3.14  42
+    r")(?:%|(?:st|nd|rd|th|'?s)(?![a-z]))?",
+    re.IGNORECASE | re.ASCII,
+)
+_DIGITS = "零一二三四五六七八九"
+_MEASURES = frozenset("个天年月日号次里公米度岁分秒点块元颗朵封页首步遍种句杯夜人万亿千百路楼层小周座条张双只位支场片件多余瓶滴束根盏站站道")
+_LIANG = frozenset("个天年次里度分秒点块元颗朵封页首步遍种句杯夜人万亿千小周座条张双只位支场片件瓶滴束根盏站道")
+_MONEY = {"$": ("dollar", "美元"), "£": ("pound", "英镑"), "€": ("euro", "欧元"), "¥": ("yuan", "元")}
+_PHONE = 7  # so many digits without a comma are read one by one
+
+
+def in_mandarin(number: str, *, following: str = "") -> str:
+    """Han characters for a match of NUMBER. `following`: the character after it (年, 个, ... decide the reading)."""
+    money, body = _money(number)
+    body = re.sub(r"(?:st|nd|rd|th|'?s)$", "", body, flags=re.IGNORECASE)
+    if body.endswith("%"):
+        return "百分之" + _value(body[:-1])
+    if ":" in body:
+        hours, minutes = body.split(":")
+        spoken = _value(str(int(hours))).replace("二", "两") if int(hours) == 2 else _value(str(int(hours)))
+        return spoken + "点" + ("" if minutes == "00" else ("零" if minutes[0] == "0" else "") + _value(str(int(minutes))))
+    if "-" in body:
+        return "".join(_DIGITS[int(digit)] for digit in body if digit.isdecimal())
+    if "\u2044" in body:
+        top, bottom = body.split("\u2044")
+        return _value(bottom) + "分之" + _value(top)
+    if "," in body or "." in body or money:
+        return _value(body.replace(",", "")) + (money[1] if money else "")
+    if _digit_by_digit(body, following):
+        return "".join(_DIGITS[int(digit)] for digit in body)
+    if body == "2" and following in _LIANG and following:
+        return "两"
+    return _value(body)
+
+
+def _digit_by_digit(body: str, following: str) -> bool:
+    if len(body) >= _PHONE or (len(body) > 1 and body[0] == "0"):
+        return True
+    if following == "年":
+        return len(body) == 4 and 1000 < int(body) < 2100 and not body.endswith("000")
+    if following == "后" and len(body) == 2:  # 90后, a generation
+        return body[1] in "05"
+    return len(body) >= 3 and following not in _MEASURES and not body.endswith("00")
+
+
+def _value(body: str) -> str:
+    import cn2an
+
+    whole, _, decimals = body.partition(".")
+    spoken = cn2an.an2cn(str(int(whole)), "low") if len(whole) <= 16 else "".join(_DIGITS[int(digit)] for digit in whole)
+    spoken = re.sub(r"^二(?=[千万亿])", "两", re.sub(r"^一十", "十", spoken))
+    return spoken + ("点" + "".join(_DIGITS[int(digit)] for digit in decimals) if decimals else "")
+
+
+def in_english(number: str) -> str:
+    """English words, separated by spaces or hyphens, for a match of NUMBER."""
+    from num2words import num2words
+
+    money, body = _money(number)
+    if body.endswith("%"):
+        return in_english(body[:-1]) + " percent"
+    if ordinal := re.fullmatch(r"(\d+)(?:st|nd|rd|th)", body, re.IGNORECASE):
+        return num2words(int(ordinal[1]), to="ordinal") if len(ordinal[1]) < _PHONE else _digits(ordinal[1])
+    if decade := re.fullmatch(r"(\d+)'?s", body, re.IGNORECASE):
+        words = in_english(decade[1])
+        return re.sub("y$", "ie", words) + "s"
+    if ":" in body:
+        hours, minutes = body.split(":")
+        late = "" if minutes == "00" else (" oh " if minutes[0] == "0" else " ") + num2words(int(minutes))
+        return num2words(int(hours)) + (late or " o'clock")
+    if "-" in body:
+        return _digits(body)
+    if "\u2044" in body:
+        top, bottom = (int(part) for part in body.split("\u2044"))
+        plain = {(1, 2): "one half", (1, 4): "one quarter", (3, 4): "three quarters", (1, 3): "one third", (2, 3): "two thirds"}
+        return plain.get((top, bottom), f"{num2words(top)} over {num2words(bottom)}")
+    words = _english_value(body, plain=bool(money))
+    return words + (f" {money[0]}" + ("s" if body != "1" and money[0] != "yuan" else "") if money else "")
+
+
+def _english_value(body: str, *, plain: bool) -> str:
+    from num2words import num2words
+
+    whole, _, decimals = body.partition(".")
+    if decimals:
+        return f"{num2words(int(whole.replace(',', '')))} point {_digits(decimals)}"
+    if "," in whole:
+        return num2words(int(whole.replace(",", ""))).replace(",", "") if len(whole) < 20 else _digits(whole)
+    if len(whole) >= _PHONE or (len(whole) > 1 and whole[0] == "0"):
+        return _digits(whole)
+    if len(whole) == 4 and 1100 <= int(whole) < 2100 and not plain:
+        return num2words(int(whole), to="year")
+    return num2words(int(whole)).replace(",", "")
+
+
+def _digits(text: str) -> str:
+    from num2words import num2words
+
+    return " ".join(num2words(int(digit)) for digit in text if digit.isdecimal())
+
+
+def _money(number: str) -> tuple[tuple[str, str] | None, str]:
+    return (_MONEY[number[0]], number[1:]) if number[0] in _MONEY else (None, number)
