@@ -1,0 +1,1 @@
+"""How songs are judged: FAD, tempo, key, probes, retrieval, lyric scores."""
