@@ -26,6 +26,7 @@ CORE = [
     "cn2an>=0.5.23,<0.6",
     "num2words>=0.5.14,<0.6",
     "matplotlib>=3.9",
+    "packaging>=24",
 ]
 EXTRAS = {
     "train": ["deepspeed==0.19.8", "tensorboard>=2.18", "psutil>=6", "scipy>=1.14"],
@@ -33,17 +34,19 @@ EXTRAS = {
     "export": ["onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "openvino==2026.4.1", "tensorrt-rtx==1.7.1.116"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.32"],
     "eval": ["librosa>=0.10.2", "scipy>=1.14"],
+    # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
+    "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
 }
 EXTRAS["dev"] = [
-    "pytest>=8.3",
-    "pytest-xdist>=3.6",
-    "hypothesis>=6.120",
-    "ruff==0.14.6",
-    "mypy==1.18.2",
-    "build>=1.2",
+    "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
+    "hypothesis>=6.150,<7",
+    "ruff==0.17.6",
+    "mypy==2.4.1",
     *EXTRAS["bench"],
+    *EXTRAS["corpus"],
 ]
 
 setup(

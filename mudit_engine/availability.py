@@ -2,6 +2,7 @@
 
     if available("onnxruntime"): ...
     require("deepspeed", "training with ZeRO")
+    requirements()["train"]                     # what the extra pins: packaging Requirements
 """
 
 from __future__ import annotations
@@ -9,9 +10,19 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import os
+import shlex
 import shutil
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mudit_engine.errors import MissingError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+CORE = "core"
 
 # import name -> (name on the package index, extra of this project that installs it)
 PACKAGES = {
@@ -60,10 +71,34 @@ def version(module: str) -> str | None:
         return None
 
 
+@functools.cache
+def requirements() -> dict[str, tuple[Requirement, ...]]:
+    """What each extra (and CORE) pins for this platform, read from the installed metadata. Empty when run from a checkout that is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        metadata = importlib.metadata.metadata("mudit-engine")
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    stated = [Requirement(line) for line in metadata.get_all("Requires-Dist") or ()]
+    found = {CORE: tuple(r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""}))}
+    for extra in metadata.get_all("Provides-Extra") or ():
+        found[extra] = tuple(r for r in stated if r not in found[CORE] and r.marker is not None and r.marker.evaluate({"extra": extra}))
+    return found
+
+
+def pip_install(*wanted: str) -> str:
+    """The pip command that installs requirements into the environment that runs now, which need not be the one `pip` on the PATH belongs to."""
+    first = shutil.which("python")
+    python = "python" if first and os.path.dirname(first) == os.path.dirname(sys.executable) else os.path.relpath(sys.executable)
+    return shlex.join([python if not python.startswith("..") else sys.executable, "-m", "pip", "install", *wanted])
+
+
 def install_command(module: str) -> str:
     """The command that installs `module` as this project pins it."""
-    extra = PACKAGES[module][1] if module in PACKAGES else None
-    return f"pip install 'mudit-engine[{extra}]'" if extra else f"pip install {PACKAGES.get(module, (module,))[0]}"
+    name, extra = PACKAGES.get(module, (module, None))
+    pins: Sequence[Requirement] = requirements().get(extra or CORE, ())
+    return pip_install(next((f"{pin.name}{pin.specifier}" for pin in pins if pin.name == name), name))
 
 
 def require(module: str, purpose: str) -> None:

@@ -1,0 +1,7 @@
+"""`python -m mudit_engine` is `mudit`."""
+
+from __future__ import annotations
+
+from mudit_engine.cli.main import main
+
+main()

@@ -1,0 +1,196 @@
+"""mudit doctor: what this machine is, what is installed, what is missing, and the exact command that mends it.
+
+    mudit doctor                        # exit 0 when the core works, 3 when it does not
+    mudit doctor --require train        # exit 3 when an extra that was asked for is not complete
+    mudit doctor --preset musit-380m    # parameters by part, frames of a song, state in bytes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mudit_engine.availability import CORE, TOOLS, pip_install, requirements
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.errors import MissingError
+from mudit_engine.hardware import disk_free_mib, machine
+
+# modules whose import can fail although their files are there: compiled parts, shared libraries
+IMPORT_CHECKS = ("numpy", "safetensors", "soundfile", "torch")
+SONG_SECONDS = 260.0
+LYRIC_TOKENS = 1000
+STYLES = {"ok": "green", "missing": "red", "broken": "red", "other version": "yellow"}
+
+Row = dict[str, Any]
+
+
+@click.command()
+@click.option("--require", "required", multiple=True, metavar="EXTRA", help="Exit 3 unless this extra is complete. Repeatable.")
+@click.option("--preset", metavar="PRESET", help="Also show the size of a preset, a config.json or a model folder.")
+@json_option
+def command(required: Sequence[str], preset: str | None, as_json: bool) -> None:
+    """Show what is installed and what is missing, and how to mend it."""
+    extras = [extra for extra in requirements() if extra != CORE]
+    if not extras:
+        raise MissingError(f"mudit-engine runs from a checkout that is not installed, so its pins are unknown: {pip_install('-e', '.')}")
+    for extra in required:
+        if extra not in extras:
+            raise click.BadParameter(f"no extra '{extra}': there are {', '.join(sorted(extras))}", param_hint="--require")
+    with progress("importing torch", total=None, quiet=as_json) as step:
+        broken = import_errors()
+        step(text="counting parameters" if preset else None)
+        size = size_report(preset) if preset else None
+    here: Row = dataclasses.asdict(machine()) | {"disk_free_mib": disk_free_mib(Path.cwd())}
+    packages = package_report(broken)
+    report: Row = {
+        "machine": here,
+        "torch": None if "torch" in broken else torch_report(),
+        "packages": packages,
+        "mend": mend_commands(packages),
+        "tools": [{"command": name, "path": shutil.which(name), "mend": f"apt-get install {package}"} for name, package in TOOLS.items()],
+        "size": size,
+    }
+    lacking = [extra for extra in (CORE, *required) if extra in report["mend"]]
+    if as_json:
+        emit_json(report | {"lacking": lacking})
+    else:
+        print_report(report)
+    for extra in lacking:
+        note(f"mudit: {extra} is not complete: {report['mend'][extra]}")
+    if lacking:
+        raise click.exceptions.Exit(MissingError.exit_code)
+
+
+def import_errors() -> dict[str, str]:
+    """Core modules that are installed and still do not import, with the reason."""
+    errors = {}
+    for name in IMPORT_CHECKS:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                errors[name] = str(error)
+        except (ImportError, OSError) as error:
+            errors[name] = str(error)
+    return errors
+
+
+def package_report(broken: dict[str, str]) -> list[Row]:
+    """A row for each requirement of the core and of every extra: what is pinned, what is installed, and how that stands."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    rows = []
+    for extra, pins in requirements().items():
+        for pin in pins:
+            try:
+                installed = version(pin.name)
+            except PackageNotFoundError:
+                installed = None
+            if installed is None:
+                status = "missing"
+            elif pin.name in broken:
+                status = "broken"
+            else:
+                # a local label such as 2.13.0+cpu satisfies ==2.13.0
+                status = "ok" if pin.specifier.contains(installed, prereleases=True) else "other version"
+            row = {"extra": extra, "package": pin.name, "pinned": str(pin.specifier), "installed": installed, "status": status}
+            rows.append(row | {"error": broken.get(pin.name)})
+    return rows
+
+
+def mend_commands(packages: list[Row]) -> dict[str, str]:
+    """The pip command for each extra that is not complete."""
+    commands = {}
+    for extra in requirements():
+        faulty = [row for row in packages if row["extra"] == extra and row["status"] != "ok"]
+        if faulty:
+            force = ["--force-reinstall"] if any(row["status"] == "broken" for row in faulty) else []
+            commands[extra] = pip_install(*force, *(row["package"] + row["pinned"] for row in faulty))
+    return commands
+
+
+def torch_report() -> Row:
+    """What torch sees. `cuda_build` is None for a CPU wheel."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {"version": torch.__version__, "cuda_build": torch.version.cuda, "cuda_devices": devices, "threads": torch.get_num_threads()}
+
+
+def size_report(preset: str) -> Row:
+    """Parameters by part, latent rate, tokens of a song and bytes of state. Raises ConfigError for an unknown preset."""
+    from mudit_engine.config import load_config
+    from mudit_engine.sizes import TRAINING_BYTES_PER_PARAMETER, lyric_cache_bytes, parameter_counts, song_frames
+
+    config = load_config(preset)
+    counts = parameter_counts(config)
+    totals = {part: sum(count or 0 for count in children.values()) for part, children in counts.items()}
+    return {
+        "name": config.name,
+        "parameters": counts,
+        "totals": totals,
+        "text_encoder": config.chinmu.text_encoder,
+        "latent_rate_hz": config.vae.frame_rate,
+        "latent_channels": config.vae.latent_channels,
+        "song_seconds": SONG_SECONDS,
+        "song_frames": song_frames(config.vae, SONG_SECONDS),
+        "dit_weight_bytes": {"float32": 4 * totals["dit"], "bfloat16": 2 * totals["dit"]},
+        "dit_training_bytes": TRAINING_BYTES_PER_PARAMETER * totals["dit"],
+        "lyric_cache": {"tokens": LYRIC_TOKENS, "bfloat16_bytes": lyric_cache_bytes(config.dit, tokens=LYRIC_TOKENS, bytes_per_value=2)},
+    }
+
+
+def print_report(report: Row) -> None:
+    """The report as tables."""
+    here, torch = report["machine"], report["torch"]
+    gpus = [f"{gpu['name']}, {gpu['memory_mib']} MiB, sm_{gpu['compute_capability'].replace('.', '')}, driver {gpu['driver']}" for gpu in here["gpus"]]
+    rows = [
+        ("system", here["os"]),
+        ("python", here["python"]),
+        ("cpu", f"{here['cores']} cores, {here['cpu']} ({' '.join(here['cpu_flags'])})"),
+        ("memory", f"{here['memory_mib'] / 1024:.1f} GiB, {here['memory_available_mib'] / 1024:.1f} GiB free"),
+        ("disk here", f"{here['disk_free_mib'] / 1024:.1f} GiB free"),
+        *(("gpu", gpu) for gpu in gpus or ["none"]),
+    ]
+    if torch is not None:
+        rows.append(("torch", f"{torch['version']}, {'CUDA ' + torch['cuda_build'] if torch['cuda_build'] else 'CPU build'}, {torch['threads']} threads"))
+        if here["gpus"] and not torch["cuda_devices"]:
+            pin = next(f"{row['package']}{row['pinned']}" for row in report["packages"] if row["package"] == "torch")
+            rows.append(("", f"torch does not see the GPU; on Linux the index's wheel has CUDA: {pip_install('--force-reinstall', '--no-cache-dir', pin)}"))
+    print_table("Machine", ["", ""], rows)
+    # an extra repeats what another one holds already (dev is the largest): list each package where it first stands
+    seen: set[str] = set()
+    fresh = [row for row in report["packages"] if not (row["package"] in seen or seen.add(row["package"]))]  # type: ignore[func-returns-value]
+    cells = [[row["extra"], row["package"], row["pinned"], row["installed"], (row["status"], STYLES[row["status"]])] for row in fresh]
+    print_table("Packages", ["extra", "package", "pinned", "installed", "status"], cells)
+    tools = [[tool["command"], tool["path"] or (tool["mend"], "yellow")] for tool in report["tools"]]
+    print_table("Programs (for training material)", ["program", "path"], tools)
+    if report["mend"]:
+        print_table("To complete an extra", ["extra", "command"], list(report["mend"].items()))
+    if report["size"]:
+        print_size(report["size"])
+
+
+def print_size(size: Row) -> None:
+    """Parameters and derived sizes of a preset."""
+    rows: list[list[Any]] = []
+    for part, children in size["parameters"].items():
+        rows.append([part, "", f"{size['totals'][part]:,}"])
+        rows += [["", child, f"not counted: {size['text_encoder']} brings its own" if count is None else f"{count:,}"] for child, count in children.items()]
+    print_table(f"Parameters of {size['name']}", ["part", "module", "parameters"], rows, numeric=["parameters"])
+    gib = 1 << 30
+    cache = size["lyric_cache"]
+    facts = [
+        ("latent", f"{size['latent_rate_hz']:.2f} Hz x {size['latent_channels']} channels"),
+        (f"song of {size['song_seconds']:g} s", f"{size['song_frames']:,} tokens"),
+        (f"lyric cache, {cache['tokens']:,} tokens", f"{cache['bfloat16_bytes'] / (1 << 20):.1f} MiB in bf16"),
+        ("transformer weights", f"{size['dit_weight_bytes']['bfloat16'] / gib:.2f} GiB in bf16, {size['dit_weight_bytes']['float32'] / gib:.2f} in fp32"),
+        ("transformer training state", f"{size['dit_training_bytes'] / gib:.2f} GiB (AdamW; activations not counted)"),
+    ]
+    print_table("Sizes", ["", ""], facts)
