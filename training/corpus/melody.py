@@ -1,0 +1,96 @@
+"""Rhythm and pitch of the sung (or, in instrumentals, played) melody, following the chords.
+
+Onsets lie on a grid of eighth notes; a line starts on the first beat of its bars and leaves a breath at its end. Pitches walk through
+the pentatonic scale of the key, land on chord notes on strong beats and at the end of a line, and sit higher in the chorus.
+
+    rhythm = draw_rhythm(rng, syllables=7, bars=2, bpm=100)        [(0, 2), (2, 2), ...]   (start, length) in eighths
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mudit_engine.training.corpus.form import BEATS
+from mudit_engine.training.corpus.harmony import PENTATONIC, ChordSymbol
+
+GRID = BEATS * 2  # eighths in a bar
+RANGE = 14  # semitones a voice uses above its lowest note
+_CENTRE = {"intro": 7, "verse": 5, "pre-chorus": 6, "chorus": 9, "bridge": 8, "outro": 5}
+_FASTEST_SYLLABLE = 0.26  # seconds: a shorter one is not understood
+_LONGEST_LAST = 1.5
+
+
+def most_syllables(bpm: int, bars: int) -> int:
+    """Syllables that fit a line of `bars` bars at `bpm`, each at least _FASTEST_SYLLABLE long, with a breath after the last."""
+    return bars * GRID // _unit(bpm) - 1
+
+
+def _unit(bpm: int) -> int:
+    """Shortest note in eighths."""
+    return 1 if 30.0 / bpm >= _FASTEST_SYLLABLE else 2
+
+
+def draw_rhythm(rng: np.random.Generator, *, syllables: int, bars: int, bpm: int) -> list[tuple[int, int]]:
+    """(start, length) of every syllable in eighths. Raises ValueError when the line does not fit."""
+    unit = _unit(bpm)
+    eighth = 30.0 / bpm
+    slots = bars * GRID // unit
+    if syllables > slots - 1:
+        raise ValueError(f"{syllables} syllables do not fit {bars} bars at {bpm} BPM")
+    longest = max(1, int(0.9 / (eighth * unit)))
+    longest_last = max(1, int(_LONGEST_LAST / (eighth * unit)))
+    best: tuple[float, list[tuple[int, int]]] | None = None
+    for _ in range(24):
+        lengths = [1] * syllables
+        spare = slots - 1 - syllables
+        while spare > 0:
+            open_places = [i for i in range(syllables) if lengths[i] < (longest_last if i == syllables - 1 else longest)]
+            if not open_places:
+                break
+            place = syllables - 1 if rng.random() < 0.3 and syllables - 1 in open_places else int(rng.choice(open_places))
+            lengths[place] += 1
+            spare -= 1
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        on_beat = np.mean([(start * unit) % 2 == 0 for start in starts])
+        score = on_beat + 0.1 * lengths[-1] - 0.15 * float(np.std(lengths)) + 0.35 * rng.random()
+        rhythm = [(int(start) * unit, int(length) * unit) for start, length in zip(starts, lengths, strict=True)]
+        if best is None or score > best[0]:
+            best = (score, rhythm)
+    assert best is not None
+    return best[1]
+
+
+def draw_pitches(
+    rng: np.random.Generator,
+    rhythm: Sequence[tuple[int, int]],
+    chords: Sequence[ChordSymbol],
+    *,
+    section: str,
+    key: int,
+    mode: str,
+    low: int,
+    previous: int | None,
+    last_of_section: bool,
+) -> list[int]:
+    """A MIDI pitch in [low, low + RANGE] per note; `chords` has one chord per note (the one sounding at its start)."""
+    scale = {(key + step) % 12 for step in PENTATONIC[mode]}
+    centre = low + _CENTRE[section]
+    here = float(previous if previous is not None else centre)
+    pitches: list[int] = []
+    for place, ((start, _), chord) in enumerate(zip(rhythm, chords, strict=True)):
+        tones = set(chord.pitch_classes)
+        final = place == len(rhythm) - 1
+        if final and last_of_section and key in tones:
+            allowed = {key}
+        elif final or start % 4 == 0:
+            allowed = tones & scale or tones
+        else:
+            allowed = scale
+        choices = [pitch for pitch in range(low, low + RANGE + 1) if pitch % 12 in allowed]
+        weights = np.array([np.exp(-abs(p - here) / 2.5 - abs(p - centre) / 5.0) * (0.45 if pitches and p == pitches[-1] else 1.0) for p in choices])
+        chosen = choices[int(rng.choice(len(choices), p=weights / weights.sum()))]
+        pitches.append(chosen)
+        here = float(chosen)
+    return pitches

@@ -1,0 +1,222 @@
+"""Makes a corpus: scores, vocals, band, mix and labels, chunk by chunk, in any number of processes.
+
+A chunk is CHUNK consecutive songs, rendered by one fluidsynth process. What a song sounds like depends on (seed, index, sample rate,
+soundfont) and on nothing else; finished songs are skipped, each song appears at once by a rename.
+
+    make_corpus(Request(out=Path("corpus"), songs=500, seed=0), workers=2, on_song=print)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mudit_engine import availability
+from mudit_engine.errors import InputError, OutputError
+from mudit_engine.training.corpus import labels
+from mudit_engine.training.corpus.labels import STEMS, Song
+
+CHUNK = 8
+SAMPLE_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to make. `soundfont` None means the first known one; `cache` None means voice.cache_folder()."""
+
+    out: Path
+    songs: int
+    seed: int = 0
+    sample_rate: int = 22050
+    stems: bool = True
+    soundfont: Path | None = None
+    cache: Path | None = None
+
+    def check(self) -> None:
+        """Raises InputError for numbers that cannot be used, MissingError for absent programs, packages or soundfont."""
+        from mudit_engine.training.corpus.band import find_soundfont
+
+        if self.songs < 1:
+            raise InputError(f"--songs {self.songs}: at least one song is needed")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: seeds are 0 or more")
+        if self.sample_rate not in SAMPLE_RATES:
+            raise InputError(f"--sample-rate {self.sample_rate}: choose one of {', '.join(map(str, SAMPLE_RATES))}")
+        for module in ("soundfile", "scipy", "mido", "pyworld"):
+            availability.require(module, "making a corpus")
+        for tool in ("espeak-ng", "fluidsynth"):
+            availability.require_tool(tool, "making a corpus")
+        find_soundfont(self.soundfont)
+
+
+def song_folder(out: Path, index: int) -> Path:
+    return out / "songs" / f"{index:06d}"
+
+
+def missing_songs(request: Request) -> list[int]:
+    """Indices that are not finished yet."""
+    return [index for index in range(request.songs) if not (song_folder(request.out, index) / "song.json").exists()]
+
+
+def make_corpus(request: Request, *, workers: int = 1, on_song: Callable[[int, float], None] = lambda index, seconds: None) -> int:
+    """Makes what is missing and returns how many songs that was. `on_song(index, seconds)` is called after each, in any order.
+
+    Raises what Request.check raises, and InputError when `out` holds a corpus made otherwise. KeyboardInterrupt passes through after the
+    workers have ended; finished songs stay.
+    """
+    request.check()
+    if workers < 1:
+        raise InputError(f"--workers {workers}: at least one process is needed")
+    _write_manifest(request)
+    for stray in (request.out / "songs").glob(".*.part"):
+        shutil.rmtree(stray, ignore_errors=True)
+    missing = missing_songs(request)
+    chunks = sorted({index // CHUNK for index in missing})
+    done = 0
+    with contextlib.closing(_run(request, chunks, min(workers, max(1, len(chunks))))) as finished:
+        for index, seconds in finished:
+            done += 1
+            on_song(index, seconds)
+    return done
+
+
+def _run(request: Request, chunks: list[int], workers: int) -> Iterator[tuple[int, float]]:
+    if workers == 1:
+        for chunk in chunks:
+            yield from make_chunk(request, chunk)
+        return
+    # spawn: a forked child would inherit locks of the parent's threads (progress bar, BLAS).
+    pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker)
+    try:
+        for made in pool.imap_unordered(functools.partial(_chunk_songs, request), chunks):
+            yield from made
+        pool.close()
+    finally:
+        pool.terminate()
+        pool.join()
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of the terminal: the parent alone decides. SIGTERM unwinds, so that temporary files go.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _chunk_songs(request: Request, chunk: int) -> list[tuple[int, float]]:
+    return list(make_chunk(request, chunk))
+
+
+@functools.lru_cache(maxsize=1)
+def _singer(cache: Path | None) -> Any:
+    from mudit_engine.training.corpus.voice import Singer
+
+    return Singer(cache)
+
+
+def make_chunk(request: Request, chunk: int) -> Iterator[tuple[int, float]]:
+    """Makes the missing songs of one chunk, yielding (index, seconds) after each is on disk."""
+    from mudit_engine.training.corpus.band import Segment, find_soundfont, render
+    from mudit_engine.training.corpus.compose import compose
+
+    wanted = [index for index in missing_songs(request) if index // CHUNK == chunk]
+    if not wanted:
+        return
+    # Songs before a missing one are rendered again, finished or not: the synthesiser's clock then stands where it stood the first time.
+    scores = [compose(seed=request.seed, index=index, sample_rate=request.sample_rate) for index in range(chunk * CHUNK, wanted[-1] + 1)]
+    segments, owners = [], []
+    for score in scores:
+        for stem in score.song.stems:
+            if stem != "vocals":
+                segments.append(Segment(score.parts[stem], score.song.seconds, score.kit))
+                owners.append((score.song.index, stem))
+    band = dict(zip(owners, render(segments, find_soundfont(request.soundfont)), strict=True))
+    for score in scores:
+        if score.song.index in wanted:
+            audio = _song_audio(score.song, band, _singer(request.cache) if score.song.voice != "none" else None)
+            _write_song(request, score.song, audio)
+            yield score.song.index, score.song.seconds
+
+
+def _song_audio(song: Song, band: dict[tuple[int, str], np.ndarray], singer: Any) -> dict[str, np.ndarray]:
+    """Mixed stems of a song, float64 at its sample rate."""
+    from mudit_engine.training.corpus.band import RENDER_RATE
+    from mudit_engine.training.corpus.mixing import mix_stems, resample
+    from mudit_engine.training.corpus.styles import STYLE_BOOK
+    from mudit_engine.training.corpus.voice import ANALYSIS_RATE
+
+    samples = round(song.seconds * song.sample_rate)
+    raw: dict[str, np.ndarray] = {}
+    for stem in song.stems:
+        if stem == "vocals":
+            raw[stem] = resample(singer.sing(song), ANALYSIS_RATE, song.sample_rate, samples)
+        else:
+            raw[stem] = resample(band[song.index, stem], RENDER_RATE, song.sample_rate, samples)
+    return mix_stems(raw, song.sample_rate, gains=STYLE_BOOK[song.style].gains)
+
+
+def _write_song(request: Request, song: Song, stems: dict[str, np.ndarray]) -> None:
+    """The song's folder, whole or not at all."""
+    import soundfile
+
+    final = song_folder(request.out, song.index)
+    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        sounds = {"mix": sum(stems.values()), **(stems if request.stems else {})}
+        for name, audio in sounds.items():
+            soundfile.write(part / f"{name}.flac", audio, song.sample_rate, subtype="PCM_16")
+        label = song if request.stems else dataclasses.replace(song, stems=())
+        (part / "song.json").write_text(label.to_json(), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)  # a folder without its song.json is not a song
+        os.rename(part, final)
+    except OSError as error:
+        raise OutputError(f"cannot write song {song.id} to '{final}': {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_manifest(request: Request) -> None:
+    """corpus.json; checks that an existing one was made with the same settings (the number of songs may differ)."""
+    from mudit_engine import __version__
+    from mudit_engine.training.corpus.band import find_soundfont
+
+    soundfont = find_soundfont(request.soundfont)
+    with soundfont.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {
+        "schema": labels.SCHEMA_VERSION,
+        "seed": request.seed,
+        "sample_rate": request.sample_rate,
+        "stems": list(STEMS) if request.stems else [],
+        "soundfont": soundfont.name,
+        "soundfont_sha256": digest,
+    }
+    path = request.out / "corpus.json"
+    if path.exists():
+        made = json.loads(path.read_text(encoding="utf-8"))
+        differing = [f"{name} {made.get(name)!r} (asked: {value!r})" for name, value in settings.items() if made.get(name) != value]
+        if differing:
+            raise InputError(f"'{request.out}' holds a corpus made with other settings: {'; '.join(differing)}. Choose another --out")
+    settings["mudit_engine"] = __version__
+    settings["packages"] = {name: availability.version(name) for name in ("numpy", "scipy", "pyworld", "soundfile")}
+    try:
+        (request.out / "songs").mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".json.part")
+        aside.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(f"cannot write to '{request.out}': {error}") from error
