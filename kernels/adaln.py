@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rows import aligned, check_rows, processors, row_pointer, row_pointers, segment_sums
+from .rows import aligned, check_rows, processors, row_pointers, row_starts, segment_sums
 
 EPS = 1e-6
 MAX_WIDTH = 8192
@@ -136,7 +136,7 @@ def _tile_of(tiles_ptr, n_rows, TILE_ROWS: tl.constexpr, HAS_TILES: tl.constexpr
 
 @triton.jit
 def _table_row(ptr, r, stride_row, cols, inside):
-    return tl.load(row_pointer(ptr, r, stride_row) + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return tl.load(row_starts(ptr, r, stride_row) + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit(launch_metadata=_metadata)

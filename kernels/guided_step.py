@@ -4,16 +4,24 @@
 
 Every sampler of the engine is a table of rows (a, b, c, d, p, q, w): DDIM of any eta, Euler, Heun, Euler-Maruyama, DPM-Solver++ 2M.
 
-    x, kept = guided_step_reference(x, kept, out, noise, rows, spans)
+    x, kept = guided_step(x, kept, out, noise, rows, spans)
+
+Each program takes a run of one song's elements, rows end to end, so that latents of any multiple of 8 channels fill whole 16-byte accesses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from .rows import aligned, check_rows, row_starts
+
+BLOCK = 1024
 COLUMNS = ("a", "b", "c", "d", "p", "q", "w")
 
 
@@ -33,6 +41,16 @@ class Spans:
         if device not in self._tensors:
             self._tensors[device] = torch.tensor(self.items, dtype=torch.int32).reshape(-1, 4).to(device)
         return self._tensors[device]
+
+    def check(self, *, rows: int, out_rows: int) -> None:
+        """Raises ValueError when a span leaves the latents or the network's output, or two spans write the same rows."""
+        for start, count, cond, uncond in self.items:
+            if min(start, count, cond) < 0 or start + count > rows or max(cond, uncond) + count > out_rows:
+                raise ValueError(f"span {(start, count, cond, uncond)} leaves the buffers of {rows} latent and {out_rows} output rows")
+        placed = sorted(item[:2] for item in self.items if item[1])
+        for (start, count), (after, _) in zip(placed, placed[1:], strict=False):
+            if start + count > after:
+                raise ValueError(f"two spans share latent rows from {after}: every song has rows of its own")
 
 
 def guided_step_reference(
@@ -60,3 +78,149 @@ def guided_step_reference(
             new = new + d * noise_TC[here]
         new_x[here], new_kept[here] = new, p * x + q * out
     return new_x, new_kept
+
+
+def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    x, out = args["x_ptr"], args["out_ptr"]
+    streams = 4 + (args["noise_ptr"] is not None)
+    return {
+        "name": f"guided_step_{tuple(x.shape)}",
+        "flops32": x.numel() * 12,
+        "bytes": x.numel() * x.element_size() * streams + out.numel() * out.element_size(),
+    }
+
+
+@triton.jit(launch_metadata=_metadata)
+def _guided_step_kernel(
+    x_ptr,
+    kept_ptr,
+    out_ptr,
+    noise_ptr,
+    rows_ptr,
+    spans_ptr,
+    new_x_ptr,
+    new_kept_ptr,
+    stride_x_row,
+    stride_kept_row,
+    stride_out_row,
+    stride_noise_row,
+    stride_new_x_row,
+    stride_new_kept_row,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_NOISE: tl.constexpr,
+):
+    song = tl.program_id(1).to(tl.int64)
+    start, count = tl.load(spans_ptr + song * 4).to(tl.int64), tl.load(spans_ptr + song * 4 + 1).to(tl.int64)
+    cond_start, uncond_start = tl.load(spans_ptr + song * 4 + 2).to(tl.int64), tl.load(spans_ptr + song * 4 + 3).to(tl.int64)
+    a, b, c, d = tl.load(rows_ptr + song * 7), tl.load(rows_ptr + song * 7 + 1), tl.load(rows_ptr + song * 7 + 2), tl.load(rows_ptr + song * 7 + 3)
+    p, q, w = tl.load(rows_ptr + song * 7 + 4), tl.load(rows_ptr + song * 7 + 5), tl.load(rows_ptr + song * 7 + 6)
+
+    element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, col = element // C, element % C
+    live = row < count
+    x = tl.load(row_starts(x_ptr, start + row, stride_x_row) + col, mask=live, other=0.0)
+    out = tl.load(row_starts(out_ptr, cond_start + row, stride_out_row) + col, mask=live, other=0.0).to(tl.float32)
+    guided = live & (uncond_start >= 0)
+    uncond = tl.load(row_starts(out_ptr, uncond_start + row, stride_out_row) + col, mask=guided, other=0.0).to(tl.float32)
+    out = tl.where(guided, uncond + w * (out - uncond), out)
+    # kept may be unwritten memory and noise is often unused: neither is read unless its coefficient says so
+    kept = tl.load(row_starts(kept_ptr, start + row, stride_kept_row) + col, mask=live & (c != 0.0), other=0.0)
+    new = a * x + b * out + c * kept
+    if HAS_NOISE:
+        new += d * tl.load(row_starts(noise_ptr, start + row, stride_noise_row) + col, mask=live & (d != 0.0), other=0.0)
+    else:
+        new = tl.where(d != 0.0, float("nan"), new)  # coefficients live on the device: nobody else can notice
+    tl.store(row_starts(new_x_ptr, start + row, stride_new_x_row) + col, new, mask=live)
+    tl.store(row_starts(new_kept_ptr, start + row, stride_new_kept_row) + col, p * x + q * out, mask=live)
+
+
+
+def _launch(
+    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, new_x: Tensor, new_kept: Tensor, max_rows: int
+) -> None:
+    """One launch over [songs, blocks of the longest song]; programs past the end of a shorter song return at once."""
+    if max_rows:
+        channels = x.shape[1]
+        _guided_step_kernel[triton.cdiv(max_rows * channels, BLOCK), spans.shape[0]](
+            x,
+            kept,
+            out,
+            noise,
+            rows,
+            spans,
+            new_x,
+            new_kept,
+            x.stride(0),
+            kept.stride(0),
+            out.stride(0),
+            0 if noise is None else noise.stride(0),
+            new_x.stride(0),
+            new_kept.stride(0),
+            C=channels,
+            BLOCK=BLOCK,
+            HAS_NOISE=noise is not None,
+            num_warps=4,
+        )
+
+
+@torch.library.custom_op("mudit::guided_step", mutates_args=())
+def _guided_step(
+    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int, covered: bool
+) -> tuple[Tensor, Tensor]:
+    """`covered`: the spans cover every row, so nothing has to be copied."""
+    new_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if covered else x.clone(memory_format=torch.contiguous_format)
+    new_kept = torch.empty(x.shape, dtype=x.dtype, device=x.device) if covered else kept.clone(memory_format=torch.contiguous_format)
+    noise = None if noise is None else aligned(noise)
+    _launch(aligned(x), aligned(kept), aligned(out), noise, rows, spans, new_x, new_kept, max_rows)
+    return new_x, new_kept
+
+
+@torch.library.custom_op("mudit::guided_step_", mutates_args=("x", "kept"))
+def _guided_step_(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int) -> None:
+    noise = None if noise is None else aligned(noise)
+    _launch(x, kept, aligned(out), noise, rows, spans, x, kept, max_rows)
+
+
+@_guided_step.register_fake
+def _(
+    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int, covered: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@_guided_step_.register_fake
+def _(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int) -> None:
+    return None
+
+
+def guided_step(
+    x_TC: Tensor, kept_TC: Tensor, out_NC: Tensor, noise_TC: Tensor | None, rows_B7: Tensor, spans: Spans, *, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One guided sampler update of packed latents in one pass by Triton; (x', kept'), new tensors or, `inplace`, x and kept themselves.
+
+    x, kept, noise are fp32 [T, C], C a multiple of 8; out [N, C] is the network's packed output of any float type; rows [B, 7] are the songs'
+    coefficients, fp32. kept is not read where c is 0 (it may hold NaN). Without noise, a song whose row has d != 0 becomes NaN. Rows no
+    span covers stay as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the buffers.
+    """
+    check_rows("x", x_TC)
+    check_rows("out", out_NC)
+    for name, given in (("x", x_TC), ("kept", kept_TC), ("noise", noise_TC)):
+        if given is not None and (given.dtype != torch.float32 or given.shape != x_TC.shape):
+            raise ValueError(f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 {tuple(x_TC.shape)} (eager takes float64)")
+        if inplace and given is not noise_TC and aligned(given) is not given:
+            raise ValueError(f"{name} with strides {given.stride()} cannot be updated in place: rows must be dense and 16-byte aligned")
+    if out_NC.shape[1] != x_TC.shape[1] or rows_B7.shape != (len(spans.items), 7) or rows_B7.dtype != torch.float32:
+        raise ValueError(
+            f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x {tuple(x_TC.shape)} and {len(spans.items)}"
+            " songs: pass out [N, C] and float32 [B, 7]"
+        )
+    if noise_TC is None and rows_B7.device.type == "cpu" and bool((rows_B7[:, 3] != 0).any()):
+        raise ValueError("a sampler row has d != 0 but no noise was given")
+    spans.check(rows=x_TC.shape[0], out_rows=out_NC.shape[0])
+    counts = [item[1] for item in spans.items]
+    rows, where = rows_B7.to(x_TC.device).contiguous(), spans.tensor(x_TC.device)
+    if inplace:
+        _guided_step_(x_TC, kept_TC, out_NC, noise_TC, rows, where, max(counts, default=0))
+        return x_TC, kept_TC
+    return _guided_step(x_TC, kept_TC, out_NC, noise_TC, rows, where, max(counts, default=0), sum(counts) == x_TC.shape[0])

@@ -8,12 +8,21 @@ so that a head of 96 is two matrix products of 64 and 32 with no padded columns.
 
     cos, sin = rope_table(positions, 96)
     q, k, v = pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=16)
+
+A program takes a tile of rows of one section (q of a stream, k or v) and walks over its heads, so that the tile's fp32 table is read once.
+Backward un-rotates, recomputes the RMS (cheaper than keeping it) and leaves one partial row of each gain's gradient per program.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+
+from .rows import DTYPES, aligned, processors, row_pointers, segment_sums
 
 EPS = 1e-6
 
@@ -84,3 +93,544 @@ def pack_kv_reference(kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tenso
     if k_gain is not None:
         k = rms_norm_reference(k, k_gain, eps=eps)
     return rotate_reference(k, cos, sin), v
+
+
+def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    backward = "dx_ptr" in args
+    x, elements = args["x_ptr"], args["n_rows"] * args["SECTIONS"] * args["HEADS"] * args["HEAD_DIM"]
+    bytes_moved = elements * x.element_size() * (3 if backward else 2) + args["n_rows"] * args["HEAD_DIM"] * 4
+    return {"name": f"pack_{'bwd' if backward else 'fwd'}_{tuple(x.shape)}", "flops32": elements * (14 if backward else 7), "bytes": bytes_moved}
+
+
+@triton.jit
+def _load_pair(ptr, offset, mask, HALF: tl.constexpr):
+    """The halves (a, b) of a chunk that starts at `offset` of each row, [R, HALF] in fp32."""
+    cols = offset + tl.arange(0, HALF)[None, :]
+    return tl.load(ptr + cols, mask=mask, other=0.0).to(tl.float32), tl.load(ptr + cols + HALF, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store_pair(ptr, offset, a, b, mask, HALF: tl.constexpr):
+    cols = offset + tl.arange(0, HALF)[None, :]
+    tl.store(ptr + cols, a.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(ptr + cols + HALF, b.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _load_table(cos_ptr, sin_ptr, rows, live, offset, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
+    cols = offset + tl.arange(0, HALF)[None, :]
+    cos = tl.load(row_pointers(cos_ptr, rows, HEAD_DIM // 2) + cols, mask=live, other=0.0)
+    return cos, tl.load(row_pointers(sin_ptr, rows, HEAD_DIM // 2) + cols, mask=live, other=0.0)
+
+
+@triton.jit
+def _load_gain(gain_ptr, stream, offset, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
+    cols = stream * HEAD_DIM + offset + tl.arange(0, HALF)[None, :]
+    return tl.load(gain_ptr + cols).to(tl.float32), tl.load(gain_ptr + cols + HALF).to(tl.float32)
+
+
+@triton.jit
+def _pack_section_fwd(
+    x_ptr,
+    out_ptr,
+    gain_ptr,
+    cos_ptr,
+    sin_ptr,
+    rows,
+    live,
+    x_col,
+    out_col,
+    stride_x_row,
+    stride_out_row,
+    stride_out_head,
+    stream,
+    eps,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF0: tl.constexpr,
+    HALF1: tl.constexpr,
+    NORM: tl.constexpr,
+    ROTATE: tl.constexpr,
+):
+    """The heads of one section: copied, normalised (NORM) and rotated (ROTATE). HALF1 is 0 when a head is one chunk."""
+    if NORM:
+        gain_a0, gain_b0 = _load_gain(gain_ptr, stream, 0, HEAD_DIM, HALF0)
+        if HALF1:
+            gain_a1, gain_b1 = _load_gain(gain_ptr, stream, 2 * HALF0, HEAD_DIM, HALF1)
+    if ROTATE:
+        cos0, sin0 = _load_table(cos_ptr, sin_ptr, rows, live, 0, HEAD_DIM, HALF0)
+        if HALF1:
+            cos1, sin1 = _load_table(cos_ptr, sin_ptr, rows, live, HALF0, HEAD_DIM, HALF1)
+    x_ptrs, out_ptrs = row_pointers(x_ptr, rows, stride_x_row) + x_col, row_pointers(out_ptr, rows, stride_out_row) + out_col
+    for head in tl.range(0, HEADS, loop_unroll_factor=2):
+        x_head, out_head = x_ptrs + head * HEAD_DIM, out_ptrs + tl.multiple_of(head * stride_out_head, 8)
+        a0, b0 = _load_pair(x_head, 0, live, HALF0)
+        if HALF1:
+            a1, b1 = _load_pair(x_head, 2 * HALF0, live, HALF1)
+        if NORM:
+            square = tl.sum(a0 * a0 + b0 * b0, axis=1)
+            if HALF1:
+                square += tl.sum(a1 * a1 + b1 * b1, axis=1)
+            rms = tl.rsqrt(square / HEAD_DIM + eps)[:, None]
+            a0, b0 = a0 * rms * gain_a0, b0 * rms * gain_b0
+            if HALF1:
+                a1, b1 = a1 * rms * gain_a1, b1 * rms * gain_b1
+        if ROTATE:
+            a0, b0 = a0 * cos0 - b0 * sin0, a0 * sin0 + b0 * cos0
+            if HALF1:
+                a1, b1 = a1 * cos1 - b1 * sin1, a1 * sin1 + b1 * cos1
+        _store_pair(out_head, 0, a0, b0, live, HALF0)
+        if HALF1:
+            _store_pair(out_head, 2 * HALF0, a1, b1, live, HALF1)
+
+
+@triton.jit(launch_metadata=_metadata)
+def _pack_fwd_kernel(
+    x_ptr,
+    q_gain_ptr,
+    k_gain_ptr,
+    cos_ptr,
+    sin_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    stride_x_row,
+    stride_k_row,
+    stride_k_head,
+    stride_v_row,
+    stride_v_head,
+    n_rows,
+    eps,
+    SECTIONS: tl.constexpr,
+    HAS_Q: tl.constexpr,
+    HAS_V: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF0: tl.constexpr,
+    HALF1: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    live = (rows < n_rows)[:, None]
+    groups: tl.constexpr = HEADS // GROUP
+    section, first_head = tl.program_id(1) // groups, (tl.program_id(1) % groups) * GROUP
+    # sections lie as q of stream 0, k, v, q of the other streams; without queries as k, v
+    key: tl.constexpr = 1 if HAS_Q else 0
+    if not HAS_V:
+        section = tl.where(section > key, section + 1, section)
+    x_col = (section * HEADS + first_head) * HEAD_DIM
+    if section == key:
+        _pack_section_fwd(
+            x_ptr, k_ptr, k_gain_ptr, cos_ptr, sin_ptr, rows, live, x_col, tl.multiple_of(first_head * stride_k_head, 8),
+            stride_x_row, stride_k_row, stride_k_head, 0, eps, GROUP, HEAD_DIM, HALF0, HALF1, K_NORM, True,
+        )  # fmt: skip
+    elif section == key + 1:
+        if HAS_V:
+            _pack_section_fwd(
+                x_ptr, v_ptr, k_gain_ptr, cos_ptr, sin_ptr, rows, live, x_col, tl.multiple_of(first_head * stride_v_head, 8),
+                stride_x_row, stride_v_row, stride_v_head, 0, eps, GROUP, HEAD_DIM, HALF0, HALF1, False, False,
+            )  # fmt: skip
+    elif HAS_Q:
+        stream = tl.maximum(section - 2, 0)
+        _pack_section_fwd(
+            x_ptr, q_ptr, q_gain_ptr, cos_ptr, sin_ptr, rows, live, x_col, (stream * HEADS + first_head) * HEAD_DIM,
+            stride_x_row, (SECTIONS - 2) * HEADS * HEAD_DIM, HEAD_DIM, stream, eps, GROUP, HEAD_DIM, HALF0, HALF1, Q_NORM, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def _pack_section_bwd(
+    x_ptr,
+    d_ptr,
+    dx_ptr,
+    gain_ptr,
+    cos_ptr,
+    sin_ptr,
+    part_ptr,
+    rows,
+    live,
+    x_col,
+    d_col,
+    stride_x_row,
+    stride_d_row,
+    stride_dx_row,
+    stride_d_head,
+    stream,
+    eps,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF0: tl.constexpr,
+    HALF1: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    NORM: tl.constexpr,
+    ROTATE: tl.constexpr,
+):
+    if NORM:
+        gain_a0, gain_b0 = _load_gain(gain_ptr, stream, 0, HEAD_DIM, HALF0)
+        dgain_a0, dgain_b0 = tl.zeros((TILE_ROWS, HALF0), tl.float32), tl.zeros((TILE_ROWS, HALF0), tl.float32)
+        if HALF1:
+            gain_a1, gain_b1 = _load_gain(gain_ptr, stream, 2 * HALF0, HEAD_DIM, HALF1)
+            dgain_a1, dgain_b1 = tl.zeros((TILE_ROWS, HALF1), tl.float32), tl.zeros((TILE_ROWS, HALF1), tl.float32)
+    if ROTATE:
+        cos0, sin0 = _load_table(cos_ptr, sin_ptr, rows, live, 0, HEAD_DIM, HALF0)
+        if HALF1:
+            cos1, sin1 = _load_table(cos_ptr, sin_ptr, rows, live, HALF0, HEAD_DIM, HALF1)
+    x_ptrs, dx_ptrs = row_pointers(x_ptr, rows, stride_x_row) + x_col, row_pointers(dx_ptr, rows, stride_dx_row) + x_col
+    d_ptrs = row_pointers(d_ptr, rows, stride_d_row) + d_col
+    for head in tl.range(0, HEADS):
+        d_head = d_ptrs + tl.multiple_of(head * stride_d_head, 8)
+        da0, db0 = _load_pair(d_head, 0, live, HALF0)
+        if HALF1:
+            da1, db1 = _load_pair(d_head, 2 * HALF0, live, HALF1)
+        if ROTATE:
+            da0, db0 = da0 * cos0 + db0 * sin0, db0 * cos0 - da0 * sin0
+            if HALF1:
+                da1, db1 = da1 * cos1 + db1 * sin1, db1 * cos1 - da1 * sin1
+        if NORM:
+            a0, b0 = _load_pair(x_ptrs + head * HEAD_DIM, 0, live, HALF0)
+            square, along = tl.sum(a0 * a0 + b0 * b0, axis=1), tl.sum(a0 * da0 * gain_a0 + b0 * db0 * gain_b0, axis=1)
+            if HALF1:
+                a1, b1 = _load_pair(x_ptrs + head * HEAD_DIM, 2 * HALF0, live, HALF1)
+                square += tl.sum(a1 * a1 + b1 * b1, axis=1)
+                along += tl.sum(a1 * da1 * gain_a1 + b1 * db1 * gain_b1, axis=1)
+            rms = tl.rsqrt(square / HEAD_DIM + eps)[:, None]
+            along = along[:, None] * rms / HEAD_DIM
+            a0, b0 = a0 * rms, b0 * rms
+            dgain_a0 += da0 * a0
+            dgain_b0 += db0 * b0
+            da0, db0 = rms * (gain_a0 * da0 - a0 * along), rms * (gain_b0 * db0 - b0 * along)
+            if HALF1:
+                a1, b1 = a1 * rms, b1 * rms
+                dgain_a1 += da1 * a1
+                dgain_b1 += db1 * b1
+                da1, db1 = rms * (gain_a1 * da1 - a1 * along), rms * (gain_b1 * db1 - b1 * along)
+        _store_pair(dx_ptrs + head * HEAD_DIM, 0, da0, db0, live, HALF0)
+        if HALF1:
+            _store_pair(dx_ptrs + head * HEAD_DIM, 2 * HALF0, da1, db1, live, HALF1)
+    if NORM:
+        cols = tl.arange(0, HALF0)
+        tl.store(part_ptr + cols, tl.sum(dgain_a0, axis=0))
+        tl.store(part_ptr + HALF0 + cols, tl.sum(dgain_b0, axis=0))
+        if HALF1:
+            cols = 2 * HALF0 + tl.arange(0, HALF1)
+            tl.store(part_ptr + cols, tl.sum(dgain_a1, axis=0))
+            tl.store(part_ptr + HALF1 + cols, tl.sum(dgain_b1, axis=0))
+
+
+@triton.jit(launch_metadata=_metadata)
+def _pack_bwd_kernel(
+    x_ptr,
+    q_gain_ptr,
+    k_gain_ptr,
+    cos_ptr,
+    sin_ptr,
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    dx_ptr,
+    q_parts_ptr,
+    k_parts_ptr,
+    stride_x_row,
+    stride_dq_row,
+    stride_dq_head,
+    stride_dk_row,
+    stride_dk_head,
+    stride_dv_row,
+    stride_dv_head,
+    n_rows,
+    n_parts,
+    eps,
+    SECTIONS: tl.constexpr,
+    HAS_Q: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF0: tl.constexpr,
+    HALF1: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr,
+):
+    tile = tl.program_id(0).to(tl.int64)
+    rows = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    live = (rows < n_rows)[:, None]
+    groups: tl.constexpr = HEADS // GROUP
+    section, group = tl.program_id(1) // groups, tl.program_id(1) % groups
+    first_head = group * GROUP
+    x_col, part = (section * HEADS + first_head) * HEAD_DIM, tile * groups + group
+    stride_dx_row: tl.constexpr = SECTIONS * HEADS * HEAD_DIM
+    key: tl.constexpr = 1 if HAS_Q else 0
+    if section == key:
+        _pack_section_bwd(
+            x_ptr, dk_ptr, dx_ptr, k_gain_ptr, cos_ptr, sin_ptr, k_parts_ptr + part * HEAD_DIM, rows, live,
+            x_col, tl.multiple_of(first_head * stride_dk_head, 8), stride_x_row, stride_dk_row, stride_dx_row, stride_dk_head,
+            0, eps, GROUP, HEAD_DIM, HALF0, HALF1, TILE_ROWS, K_NORM, True,
+        )  # fmt: skip
+    elif section == key + 1:
+        _pack_section_bwd(
+            x_ptr, dv_ptr, dx_ptr, k_gain_ptr, cos_ptr, sin_ptr, k_parts_ptr, rows, live,
+            x_col, tl.multiple_of(first_head * stride_dv_head, 8), stride_x_row, stride_dv_row, stride_dx_row, stride_dv_head,
+            0, eps, GROUP, HEAD_DIM, HALF0, HALF1, TILE_ROWS, False, False,
+        )  # fmt: skip
+    elif HAS_Q:
+        stream = tl.maximum(section - 2, 0)
+        _pack_section_bwd(
+            x_ptr, dq_ptr, dx_ptr, q_gain_ptr, cos_ptr, sin_ptr, q_parts_ptr + (stream * n_parts + part) * HEAD_DIM, rows, live,
+            x_col, tl.multiple_of((stream * HEADS + first_head) * stride_dq_head, 8), stride_x_row, stride_dq_row, stride_dx_row, stride_dq_head,
+            stream, eps, GROUP, HEAD_DIM, HALF0, HALF1, TILE_ROWS, Q_NORM, False,
+        )  # fmt: skip
+
+
+def _shape_of_program(rows: int, sections: int, heads: int, head_dim: int, device: torch.device) -> dict[str, int]:
+    """Tile and heads per program of `sections` to handle: all heads (the table is read once), fewer when the rows alone make too few programs."""
+    halves = [width // 2 for width in rope_chunks(head_dim)] + [0]
+    tile_rows = 16 if halves[0] >= 64 else 32
+    programs = triton.cdiv(rows, tile_rows) * sections
+    group = heads
+    while group > 1 and programs * (heads // group) < 8 * processors(device):
+        group = max(d for d in range(1, group) if heads % d == 0)
+    return {
+        "HEADS": heads,
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "HALF0": halves[0],
+        "HALF1": halves[1],
+        "TILE_ROWS": tile_rows,
+        "num_warps": 2,
+    }
+
+
+def _aligned_heads(x: Tensor) -> Tensor:
+    """x [T, H, K] with rows and heads that 16-byte accesses can reach (hints speak of 8 elements, whatever the type)."""
+    ready = x.stride(2) == 1 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
+    return x if ready else x.clone(memory_format=torch.contiguous_format)
+
+
+def _gain(gain: Tensor | None) -> Tensor | None:
+    return None if gain is None else gain.contiguous()
+
+
+def _launch_forward(
+    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor | None, q_streams: int, eps: float
+) -> Tensor:
+    """Packs x [T, sections H K] into k and v [T, H, K], which may be strided (v None: left where it is); returns q [T, S H, K]."""
+    rows, heads, head_dim = k.shape
+    q = torch.empty(rows, q_streams * heads, head_dim, dtype=x.dtype, device=x.device)
+    if rows:
+        x = aligned(x)
+        programs = q_streams + 1 + (v is not None)
+        shape = _shape_of_program(rows, programs, heads, head_dim, x.device)
+        _pack_fwd_kernel[triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]](
+            x,
+            _gain(q_gain),
+            _gain(k_gain),
+            cos.contiguous(),
+            sin.contiguous(),
+            q,
+            k,
+            v,
+            x.stride(0),
+            k.stride(0),
+            k.stride(1),
+            0 if v is None else v.stride(0),
+            0 if v is None else v.stride(1),
+            rows,
+            eps,
+            SECTIONS=q_streams + 2,
+            HAS_Q=q_streams > 0,
+            HAS_V=v is not None,
+            Q_NORM=q_gain is not None,
+            K_NORM=k_gain is not None,
+            **shape,
+        )
+    return q
+
+
+@torch.library.custom_op("mudit::pack", mutates_args=())
+def _pack(
+    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, heads: int, q_streams: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    k = torch.empty(x.shape[0], heads, x.shape[1] // ((q_streams + 2) * heads), dtype=x.dtype, device=x.device)
+    v = torch.empty_like(k)
+    return _launch_forward(x, q_gain, k_gain, cos, sin, k, v, q_streams, eps), k, v
+
+
+@torch.library.custom_op("mudit::pack_into", mutates_args=("k", "v"))
+def _pack_into(
+    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor | None, q_streams: int, eps: float
+) -> Tensor:
+    return _launch_forward(x, q_gain, k_gain, cos, sin, k, v, q_streams, eps)
+
+
+@torch.library.custom_op("mudit::pack_backward", mutates_args=())
+def _pack_backward(
+    dq: Tensor, dk: Tensor, dv: Tensor, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, q_gain [S, K] and k_gain [1, K] (empty where there is no gain)."""
+    rows, heads, head_dim = dk.shape
+    q_streams = dq.shape[1] // heads
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    shape = _shape_of_program(rows, q_streams + 2, heads, head_dim, x.device)
+    tiles, groups = triton.cdiv(rows, shape["TILE_ROWS"]), heads // shape["GROUP"]
+    parts = torch.empty(q_streams + 1, tiles * groups, head_dim, dtype=torch.float32, device=x.device)
+    q_parts, k_parts = parts[1:] if q_gain is not None else parts[:0], parts[:1] if k_gain is not None else parts[:0]
+    if rows:
+        x, dq, dk, dv = aligned(x), _aligned_heads(dq), _aligned_heads(dk), _aligned_heads(dv)
+        _pack_bwd_kernel[tiles, (q_streams + 2) * groups](
+            x,
+            _gain(q_gain),
+            _gain(k_gain),
+            cos.contiguous(),
+            sin.contiguous(),
+            dq,
+            dk,
+            dv,
+            dx,
+            q_parts,
+            k_parts,
+            x.stride(0),
+            dq.stride(0),
+            dq.stride(1),
+            dk.stride(0),
+            dk.stride(1),
+            dv.stride(0),
+            dv.stride(1),
+            rows,
+            tiles * groups,
+            eps,
+            SECTIONS=q_streams + 2,
+            HAS_Q=q_streams > 0,
+            Q_NORM=q_gain is not None,
+            K_NORM=k_gain is not None,
+            **shape,
+        )
+    gain = q_gain if q_gain is not None else k_gain
+    dtype = x.dtype if gain is None else gain.dtype
+    return dx, segment_sums(q_parts, dtype=dtype)[:, 0], segment_sums(k_parts, dtype=dtype)[:, 0]
+
+
+@_pack.register_fake
+def _(
+    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, heads: int, q_streams: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    head_dim = x.shape[1] // ((q_streams + 2) * heads)
+    q = x.new_empty(x.shape[0], q_streams * heads, head_dim)
+    return q, x.new_empty(x.shape[0], heads, head_dim), x.new_empty(x.shape[0], heads, head_dim)
+
+
+@_pack_into.register_fake
+def _(x: Tensor, q_gain: Any, k_gain: Any, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor | None, q_streams: int, eps: float) -> Tensor:
+    return x.new_empty(x.shape[0], q_streams * k.shape[1], k.shape[2])
+
+
+@_pack_backward.register_fake
+def _(
+    dq: Tensor, dk: Tensor, dv: Tensor, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    gain, streams = q_gain if q_gain is not None else k_gain, dq.shape[1] // dk.shape[1]
+    dtype = x.dtype if gain is None else gain.dtype
+    dq_gain = x.new_empty(0 if q_gain is None else streams, dk.shape[2], dtype=dtype)
+    return x.new_empty(x.shape), dq_gain, x.new_empty(0 if k_gain is None else 1, dk.shape[2], dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, q_gain, k_gain, cos, sin, *_, ctx.eps = inputs
+    ctx.save_for_backward(x, q_gain, k_gain, cos, sin)
+
+
+def _differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+    _, q_gain, k_gain, _, _ = ctx.saved_tensors
+    dx, dq_gain, dk_gain = _pack_backward(dq, dk, dv, *ctx.saved_tensors, ctx.eps)
+    return dx, None if q_gain is None else dq_gain, None if k_gain is None else dk_gain[0], None, None, None, None, None
+
+
+_pack.register_autograd(_differentiate, setup_context=_save)
+
+
+def _run(
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k_out: Tensor | None,
+    v_out: Tensor | None,
+    heads: int,
+    q_streams: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, sections = x.shape[0], q_streams + 2
+    if x.dim() != 2 or x.shape[1] % (sections * heads):
+        raise ValueError(f"projection {tuple(x.shape)} does not split into {sections} sections of {heads} heads: pass [T, {sections} x heads x K]")
+    head_dim = x.shape[1] // (sections * heads)
+    if head_dim % 16 or len(rope_chunks(head_dim)) > 2 or x.dtype not in DTYPES:
+        raise ValueError(
+            f"head_dim={head_dim} of {x.dtype} has no triton kernel (64, 96, 128, or another sum of two powers of two from 16 up,"
+            " of bfloat16, float16, float32): use the eager backend"
+        )
+    for name, given, shape in (
+        ("cos", cos, (rows, head_dim // 2)),
+        ("sin", sin, (rows, head_dim // 2)),
+        ("q_gain", q_gain, (q_streams, head_dim)),
+        ("k_gain", k_gain, (head_dim,)),
+        ("k_out", k_out, (rows, heads, head_dim)),
+        ("v_out", v_out, (rows, heads, head_dim)),
+    ):
+        if given is not None and tuple(given.shape) != shape:
+            raise ValueError(f"{name} of shape {tuple(given.shape)}: this projection needs {shape}")
+    if cos.dtype != torch.float32 or sin.dtype != torch.float32:
+        raise ValueError(f"RoPE tables of {cos.dtype}, {sin.dtype}: pass float32 (rope_table makes them)")
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, q_gain, k_gain))
+    if k_out is None and v_out is None and needs_grad:
+        return _pack(x, q_gain, k_gain, cos, sin, heads, q_streams, eps)
+    if needs_grad:
+        raise ValueError("k_out and v_out are written in place, which autograd cannot follow: concatenate the returned k and v, or use no_grad")
+    for name, given in (("k_out", k_out), ("v_out", v_out)):
+        if given is not None and (given.dtype != x.dtype or _aligned_heads(given) is not given):
+            raise ValueError(f"{name} of {given.dtype}, strides {given.stride()}: pass {x.dtype} with a dense last axis and 16-byte rows and heads")
+    k = torch.empty(rows, heads, head_dim, dtype=x.dtype, device=x.device) if k_out is None else k_out
+    q = _pack_into(x, q_gain, k_gain, cos, sin, k, v_out, q_streams, eps)
+    # nobody asked for v elsewhere: it stays where the projection wrote it
+    v = x.view(rows, sections, heads, head_dim)[:, 2 if q_streams else 1] if v_out is None else v_out
+    return q, k, v
+
+
+def pack_qkv(
+    qkv: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    q_streams: int = 1,
+    eps: float = EPS,
+    k_out: Tensor | None = None,
+    v_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q [T, S H, K], k and v [T, H, K] from qkv [T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams; differentiable.
+
+    q and k are RMS-normalised with gains [S, K] and [K] (None: not), k is rotated by fp32 tables cos, sin [T, K/2] and written to `k_out` and
+    v to `v_out` where given: strided [T, H, K], such as rows of a buffer that already holds lyric keys (no gradients then). Without v_out and
+    gradients v is a view of qkv. Raises ValueError for head widths other than 64, 96, 128 and the like. Sources: Su et al. 2021
+    (rotation), Henry et al. 2020 (QK-norm).
+    """
+    return _run(qkv, q_gain, k_gain, cos, sin, k_out, v_out, heads, q_streams, eps)
+
+
+def pack_kv(
+    kv: Tensor,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    eps: float = EPS,
+    k_out: Tensor | None = None,
+    v_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Normalised, rotated k and v [L, H, K] from kv [L, 2 H K]: the cached side of cross-attention. As pack_qkv without queries."""
+    return _run(kv, None, k_gain, cos, sin, k_out, v_out, heads, 0, eps)[1:]

@@ -43,17 +43,16 @@ def processors(device: torch.device) -> int:
 
 
 @triton.jit
-def row_pointers(ptr, rows, stride_row):
-    """Pointers [R, 1] to the starts of rows [R]. The launcher has made rows multiples of 16 bytes, which the compiler cannot see in a stride."""
+def row_starts(ptr, rows, stride_row):
+    """Pointers to the starts of rows (a scalar or a vector). The launcher has made rows multiples of 16 bytes, which no stride tells."""
     vector: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
-    return ptr + tl.multiple_of(rows.to(tl.int64) * stride_row, vector)[:, None]
+    return ptr + tl.multiple_of(rows.to(tl.int64) * stride_row, vector)
 
 
 @triton.jit
-def row_pointer(ptr, row, stride_row):
-    """The same for one row: a scalar pointer."""
-    vector: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
-    return ptr + tl.multiple_of(row.to(tl.int64) * stride_row, vector)
+def row_pointers(ptr, rows, stride_row):
+    """row_starts of a vector of rows as a column [R, 1], to which columns [1, D] are added."""
+    return row_starts(ptr, rows, stride_row)[:, None]
 
 
 def _segment_sum_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def _segment_sum_kernel(
         mask = (rows < last)[:, None] & inside[None, :]
         total += tl.load(row_pointers(parts_ptr, quantity * n_parts + rows, D) + cols[None, :], mask=mask, other=0.0)
     out = tl.sum(total, axis=0).to(out_ptr.dtype.element_ty)
-    tl.store(row_pointer(out_ptr, quantity * n_groups + group, D) + cols, out, mask=inside)
+    tl.store(row_starts(out_ptr, quantity * n_groups + group, D) + cols, out, mask=inside)
 
 
 def segment_sums(parts: Tensor, offsets: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
