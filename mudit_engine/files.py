@@ -2,7 +2,7 @@
 
     with atomic_path(Path("song.wav")) as aside:
         write(aside)
-
+    text = read_text(Path("lyrics.txt"), "lyrics")
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mudit_engine.errors import OutputError
+from mudit_engine.errors import InputError, OutputError
 
 
 @contextlib.contextmanager
@@ -48,3 +48,15 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, document: Any) -> None:
     """Writes indented JSON atomically; keys keep their order."""
     write_text(path, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_text(path: Path, what: str) -> str:
+    """A UTF-8 file, byte order mark or not. Raises InputError that names the file as `what`."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"no {what} file '{path}': check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} file '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{what} file '{path}' cannot be read: {error.strerror}") from None

@@ -16,6 +16,7 @@ import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 from mudit_engine.errors import InputError
+from mudit_engine.files import read_text
 
 if TYPE_CHECKING:
     from mudit_engine.pipeline import SongRequest
@@ -126,7 +127,7 @@ def _request(fields: dict[str, Any], folder: Path) -> SongRequest:
     sampler |= dict(_setting(text) for text in fields.get("settings", ()))
     description = fields.get("description") or ""
     if description.startswith("@"):
-        description = _read_text(folder / description[1:], "description")
+        description = read_text(folder / description[1:], "description")
     reference = fields.get("reference")
     return SongRequest(
         description=description,
@@ -144,27 +145,16 @@ def _request(fields: dict[str, Any], folder: Path) -> SongRequest:
 def _lyrics(fields: dict[str, Any], folder: Path) -> str | None:
     if "manifest_line" in fields:
         file, text = fields.get("lyrics_file"), fields.get("lyrics")
-        return _read_text(folder / file, "lyrics") if file else text
+        return read_text(folder / file, "lyrics") if file else text
     if fields["lyrics"] is None:
         return None
     if fields["lyrics"] == "-":
         text = sys.stdin.read()
     else:
-        text = _read_text(Path(fields["lyrics"]), "lyrics")
+        text = read_text(Path(fields["lyrics"]), "lyrics")
     if not text.strip():
         raise InputError(f"the lyrics ({'standard input' if fields['lyrics'] == '-' else fields['lyrics']}) are empty: write a line, or leave out --lyrics for an instrumental")
     return text
-
-
-def _read_text(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"no {what} file '{path}': check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{what} file '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{what} file '{path}' cannot be read: {error.strerror}") from None
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -185,7 +175,7 @@ def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongReques
     if folder.suffix:
         raise InputError(f"--out {folder}: with --manifest it is the folder of the songs, not a file")
     jobs, names = [], set()
-    for number, line in enumerate(_read_text(path, "manifest").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "manifest").splitlines(), 1):
         if not line.strip():
             continue
         where = f"manifest '{path}' line {number}"

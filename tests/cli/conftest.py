@@ -1,37 +1,11 @@
-"""A model folder small enough to run in every test, with random weights."""
+"""The micro model, written once a session."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
-
-from mudit_engine.config import ModelConfig
-from mudit_engine.models.folder import PARTS, build_part, save_config, save_part
-
-MICRO = ModelConfig.model_validate(
-    {
-        "name": "micro",
-        "max_seconds": 20.0,
-        "dit": {"latent_channels": 8, "width": 64, "blocks": 1, "heads": 2, "lyric_width": 64, "lyric_blocks": 1, "description_width": 32, "max_fragments": 4},
-        "vae": {"sample_rate": 8000, "channels": 1, "n_fft": 256, "stft_hop": 128, "fold": 4, "latent_channels": 8, "frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1},
-        "chinmu": {"text_encoder": "characters", "text_width": 64, "text_blocks": 1, "audio_width": 64, "audio_blocks": 1, "embedding": 32, "head_dim": 32},
-        "sampler": {"steps": 2, "guidance": 2.0},
-    }
-)
-
-
-def save_micro(folder: Path, **dit: float) -> Path:
-    """Writes the micro model; keyword arguments fill whole tensors of the dit with a value."""
-    torch.manual_seed(0)
-    save_config(MICRO, folder)
-    for part in PARTS:
-        module = build_part(part, MICRO)
-        for name, value in dit.items() if part == "dit" else ():
-            module.get_parameter(name.replace("__", ".")).data.fill_(value)
-        save_part(part, module, folder)
-    return folder
+from micro_model import save_micro
 
 
 @pytest.fixture(scope="session")

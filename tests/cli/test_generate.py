@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import save_micro
+from micro_model import save_micro
 
 from mudit_engine.cli.main import run
 from mudit_engine.files import atomic_path
