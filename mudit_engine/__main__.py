@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mudit_engine.cli.main import main
+from mudit_engine.cli.main import main  # noqa: TID251 (it is the command line)
 
 main()

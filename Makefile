@@ -1,0 +1,52 @@
+# make song    sets everything up and writes out/song.wav from a description and lyrics
+# make test    sets everything up, checks the code and runs the tests
+#
+# Only Python 3.11 or 3.12, with venv, and make are needed. PYTHON=... chooses the interpreter, VENV=... the environment's folder.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := $(VENV)/bin
+# two single-threaded workers suit two cores; more cores take more: make test WORKERS=8
+WORKERS ?= 2
+TEST_ARGS ?=
+
+.PHONY: help song test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+song: $(VENV)/.core
+	$(BIN)/mudit generate --model tiny \
+	  --description "流行抒情，钢琴与弦乐，女声，温暖，BPM 84" \
+	  --lyrics mudit_engine/assets/examples/yueliang.txt \
+	  --user-type amateur --seed 7 --spectrogram --out out/song.wav
+	@echo "The song: out/song.wav (what made it: out/song.json, its spectrum: out/song.png)"
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(TEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python on the PATH: apt-get install python3 python3-venv" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "$$("$(PYTHON)" --version) is not supported: install Python 3.11 or 3.12, or name one with make PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "This Python has no venv: apt-get install $$("$(PYTHON)" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# What is installed follows setup.py; an unchanged setup.py installs nothing again.
+$(VENV)/.core: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(VENV)/.core $@
