@@ -22,6 +22,7 @@ class Segments:
 
     items: tuple[tuple[int, int, int, int, int], ...]
     _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _tables: dict[tuple[int, bool, torch.device], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def self_attention(cls, lengths: Sequence[int], *, stream: int = 0) -> Segments:
@@ -73,3 +74,26 @@ class Segments:
         for (s1, _, end), (s2, start, _) in zip(seen, seen[1:], strict=False):
             if s1 == s2 and start < end:
                 raise ValueError(f"two segments of stream {s1} share query rows from {start}")
+
+    def query_tiles(self, block: int, device: torch.device | str) -> Tensor:
+        """int32 [n, 6]: tiles of at most `block` query rows, most keys first: (first q row, q rows left, k start, k rows, stream, index).
+
+        "Rows left" counts to the end of the segment, so it exceeds `block` on all but the last tile; index is the tile's place in it.
+        Longest first keeps a long song's last tile from running alone at the end of the launch.
+        """
+        return self._tiles(block, torch.device(device), by_keys=False)
+
+    def key_tiles(self, block: int, device: torch.device | str) -> Tensor:
+        """int32 [n, 6]: tiles of at most `block` key rows, most queries first: (first k row, k rows left, q start, q rows, stream, index)."""
+        return self._tiles(block, torch.device(device), by_keys=True)
+
+    def _tiles(self, block: int, device: torch.device, *, by_keys: bool) -> Tensor:
+        key = (block, by_keys, device)
+        if key not in self._tables:
+            tiles = []
+            for q_start, q_rows, k_start, k_rows, stream in self.items:
+                start, rows, other = (k_start, k_rows, (q_start, q_rows)) if by_keys else (q_start, q_rows, (k_start, k_rows))
+                tiles += [(start + i * block, rows - i * block, *other, stream, i) for i in range(-(-rows // block))]
+            tiles.sort(key=lambda tile: -tile[3])  # stable: tiles of one segment stay together, which is kind to the L2 cache
+            self._tables[key] = torch.tensor(tiles, dtype=torch.int32).reshape(-1, 6).to(device)
+        return self._tables[key]

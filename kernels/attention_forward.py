@@ -1,0 +1,267 @@
+"""Forward kernel of ragged attention (kernels/attention.py): online softmax over key tiles, one program for each (query tile, head).
+
+    m' = max(m, rowmax(s)),  p = exp2(s - m'),  l = l exp2(m - m') + rowsum(p),  o = o exp2(m - m') + p v,   s = scale log2(e) R(q) k^T
+
+A head of 96 is kept as columns 64 + 32 in two tensor-core products each, so that nothing is padded to 128. The main loop sees whole key
+tiles and has no masks; what is left of the segment is one masked tile after it. Source: Dao 2023, FlashAttention-2, algorithm 1.
+
+    out, lse = forward(q, k, v, cos, sin, tiles, config, scale=K**-0.5, precision="tf32")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile sizes and launch options of one kernel. tma: keys and values arrive by tensor descriptors (sm_90 and later)."""
+
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+    tma: bool = False
+
+
+@triton.jit
+def load_rows(ptr, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+    """Columns [COL, COL + WIDTH) of `rows`. MASKED: rows from n_rows on are 0."""
+    pointers = ptr + rows[:, None] * stride + (COL + tl.arange(0, WIDTH))[None, :]
+    if MASKED:
+        x = tl.load(pointers, mask=(rows < n_rows)[:, None], other=0.0)
+    else:
+        x = tl.load(pointers)
+    return x
+
+
+@triton.jit
+def load_rotated(ptr, cos_ptr, sin_ptr, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr, ROTATE: tl.constexpr):
+    """Rows of one chunk of a head, rotated; rows from n_rows on are 0."""
+    x = load_rows(ptr, rows, n_rows, stride, COL, WIDTH, True)
+    if ROTATE:
+        mask = (rows < n_rows)[:, None]
+        cols = tl.arange(0, WIDTH)
+        angle = rows[:, None] * (HEAD_DIM // 2) + (COL // 2 + cols % (WIDTH // 2))[None, :]
+        rotated = x.to(tl.float32) * tl.load(cos_ptr + angle, mask=mask, other=0.0)
+        first = cols < WIDTH // 2
+        partner = COL + tl.where(first, cols + WIDTH // 2, cols - WIDTH // 2)
+        y = tl.load(ptr + rows[:, None] * stride + partner[None, :], mask=mask, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + angle, mask=mask, other=0.0)
+        x = (rotated + tl.where(first[None, :], -y, y) * sin).to(x.dtype)
+    return x
+
+
+@triton.jit
+def _softmax_step(s, m, l, scale_log2):
+    """One tile of the online softmax: the new maximum and sum, the probabilities, and the factor for what was summed before."""
+    m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
+    p = tl.math.exp2(s * scale_log2 - m_new[:, None])
+    alpha = tl.math.exp2(m - m_new)
+    return p, alpha, m_new, l * alpha + tl.sum(p, 1)
+
+
+def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is attached."""
+    table, q, head_dim, heads = args["tiles_ptr"].cpu().long(), args["q_ptr"], args["HEAD_DIM"], args["n_heads"]
+    q_rows, k_rows = table[:, 1].clamp(max=args["BLOCK_Q"]), table[:, 3]
+    # keys and values count once for each segment: what all tiles of one read again comes from L2
+    first = table[:, 5] == 0
+    moved = heads * head_dim * q.element_size() * (2 * int(q_rows.sum()) + 2 * int(k_rows[first].sum())) + heads * 4 * int(q_rows.sum())
+    return {
+        "name": f"attention_fwd_K{head_dim}_{str(q.dtype).removeprefix('torch.')}",
+        f"flops{8 * q.element_size()}": 4.0 * head_dim * heads * int((q_rows * k_rows).sum()),
+        "bytes": moved,
+    }
+
+
+@triton.jit(launch_metadata=_fwd_metadata)
+def attention_fwd_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    k_main,
+    k_rest,
+    v_main,
+    v_rest,
+    cos_ptr,
+    sin_ptr,
+    out_ptr,
+    lse_ptr,
+    tiles_ptr,
+    scale,
+    n_heads,
+    n_rows,
+    stride_q_row,
+    stride_q_head,
+    stride_k_head,
+    stride_v_head,
+    stride_out_row,
+    STRIDE_K_ROW: tl.constexpr,
+    STRIDE_V_ROW: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROTATE: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # heads are the fast axis, so that all heads of the longest tiles start first
+    tile = tiles_ptr + tl.program_id(0) // n_heads * 6
+    head = tl.program_id(0) % n_heads
+    q_start = tl.load(tile).to(tl.int64)
+    q_rows = tl.load(tile + 1)
+    k_start = tl.load(tile + 2)
+    k_rows = tl.load(tile + 3)
+    stream = tl.load(tile + 4)
+
+    q_head = (stream * n_heads + head).to(tl.int64)
+    q_ptr += q_start * stride_q_row + q_head * stride_q_head
+    k_ptr += k_start.to(tl.int64) * STRIDE_K_ROW + head.to(tl.int64) * stride_k_head
+    v_ptr += k_start.to(tl.int64) * STRIDE_V_ROW + head.to(tl.int64) * stride_v_head
+    if ROTATE:
+        table = (stream.to(tl.int64) * n_rows + q_start) * (HEAD_DIM // 2)
+        cos_ptr += table
+        sin_ptr += table
+
+    rows = tl.arange(0, BLOCK_Q)
+    q1 = load_rotated(q_ptr, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, 0, MAIN, HEAD_DIM, ROTATE)
+    q2 = q1
+    if REST > 0:
+        q2 = load_rotated(q_ptr, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, MAIN, REST, HEAD_DIM, ROTATE)
+
+    scale_log2 = scale * LOG2E
+    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_Q], tl.float32)
+    o1 = tl.zeros([BLOCK_Q, MAIN], tl.float32)
+    o2 = tl.zeros([BLOCK_Q, REST if REST > 0 else 16], tl.float32)
+
+    keys = tl.arange(0, BLOCK_K)
+    column = head * HEAD_DIM
+    whole = k_rows // BLOCK_K * BLOCK_K
+    if whole < k_rows:
+        # by pointers on every architecture: rows of the next song must not enter, not even times 0
+        k1 = load_rows(k_ptr, whole + keys, k_rows, STRIDE_K_ROW, 0, MAIN, True)
+        s = tl.dot(q1, k1.T, input_precision=PRECISION)
+        if REST > 0:
+            k2 = load_rows(k_ptr, whole + keys, k_rows, STRIDE_K_ROW, MAIN, REST, True)
+            s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
+        s = tl.where((whole + keys < k_rows)[None, :], s, float("-inf"))
+        p, alpha, m, l = _softmax_step(s, m, l, scale_log2)
+        v1 = load_rows(v_ptr, whole + keys, k_rows, STRIDE_V_ROW, 0, MAIN, True)
+        p = p.to(v1.dtype)
+        o1 = tl.dot(p, v1, o1 * alpha[:, None], input_precision=PRECISION)
+        if REST > 0:
+            v2 = load_rows(v_ptr, whole + keys, k_rows, STRIDE_V_ROW, MAIN, REST, True)
+            o2 = tl.dot(p, v2, o2 * alpha[:, None], input_precision=PRECISION)
+
+    for start in tl.range(0, whole, BLOCK_K):
+        if TMA:
+            k1 = k_main.load([k_start + start, column])
+        else:
+            k1 = load_rows(k_ptr, start + keys, k_rows, STRIDE_K_ROW, 0, MAIN, False)
+        s = tl.dot(q1, k1.T, input_precision=PRECISION)
+        if REST > 0:
+            if TMA:
+                k2 = k_rest.load([k_start + start, column + MAIN])
+            else:
+                k2 = load_rows(k_ptr, start + keys, k_rows, STRIDE_K_ROW, MAIN, REST, False)
+            s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
+        p, alpha, m, l = _softmax_step(s, m, l, scale_log2)
+        if TMA:
+            v1 = v_main.load([k_start + start, column])
+        else:
+            v1 = load_rows(v_ptr, start + keys, k_rows, STRIDE_V_ROW, 0, MAIN, False)
+        p = p.to(v1.dtype)
+        o1 = tl.dot(p, v1, o1 * alpha[:, None], input_precision=PRECISION)
+        if REST > 0:
+            if TMA:
+                v2 = v_rest.load([k_start + start, column + MAIN])
+            else:
+                v2 = load_rows(v_ptr, start + keys, k_rows, STRIDE_V_ROW, MAIN, REST, False)
+            o2 = tl.dot(p, v2, o2 * alpha[:, None], input_precision=PRECISION)
+
+    # no keys: m = -inf, l = 0, o = 0, and 0 / 1 is the answer
+    # read the tile again: a load here is cheaper than registers held through the loop
+    q_start = tl.load(tile, volatile=True).to(tl.int64)
+    q_rows = tl.load(tile + 1, volatile=True)
+    q_head = (tl.load(tile + 4, volatile=True) * n_heads + head).to(tl.int64)
+    inside = rows < q_rows
+    tl.store(lse_ptr + q_head * n_rows + q_start + rows, m * LN2 + tl.log(l), mask=inside)
+    r = (1.0 / tl.where(l == 0.0, 1.0, l))[:, None]
+    out_ptr += q_start * stride_out_row + q_head * HEAD_DIM
+    target = out_ptr + rows[:, None] * stride_out_row
+    tl.store(target + tl.arange(0, MAIN)[None, :], (o1 * r).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+    if REST > 0:
+        tl.store(target + (MAIN + tl.arange(0, REST))[None, :], (o2 * r).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+
+
+def chunks(head_dim: int) -> tuple[int, int]:
+    """Widths of the two column chunks of a head: 64 -> (64, 0), 96 -> (64, 32), 128 -> (128, 0)."""
+    main = 1 << (head_dim.bit_length() - 1)
+    return main, head_dim - main
+
+
+def target_capability() -> int:
+    """Capability of the device that the next launch runs on, such as 80; 80 under the interpreter."""
+    if triton.knobs.runtime.interpret:
+        return 80
+    return int(triton.runtime.driver.active.get_current_target().arch)
+
+
+def forward_config(head_dim: int, dtype: torch.dtype, capability: int) -> Config:
+    """Tiles for a device."""
+    if 90 <= capability < 120:
+        return Config(128, 64 if dtype == torch.float32 else 128, 8, 2, tma=True)
+    return Config(128, 32 if dtype == torch.float32 else 64, 4, 2)
+
+
+def describable(x: Tensor) -> bool:
+    """Whether the rows of x [L, H, K] can be a 2-D tensor descriptor: heads side by side, 16-byte aligned rows, not empty."""
+    aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+    return x.shape[0] > 0 and x.stride(1) == x.shape[2] and aligned
+
+
+def describe(x: Tensor, rows: int, head_dim: int) -> tuple[TensorDescriptor, TensorDescriptor | None]:
+    """Descriptors of the two column chunks of x [L, H, K], in boxes of `rows` rows."""
+    main, rest = chunks(head_dim)
+    shape, strides = [x.shape[0], x.shape[1] * head_dim], [x.stride(0), 1]
+    return TensorDescriptor(x, shape, strides, [rows, main]), TensorDescriptor(x, shape, strides, [rows, rest]) if rest else None
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, tiles: Tensor, config: Config, *, scale: float, precision: str, covered: bool
+) -> tuple[Tensor, Tensor]:
+    """out [T, S H, K] in q's dtype and lse [S H, T] in fp32 (natural logarithm). `tiles` are Segments.query_tiles(config.block_q).
+
+    covered: every (stream, row) of q lies in a segment, so that nothing has to be cleared first.
+    """
+    n_rows, q_heads, head_dim = q.shape
+    heads = k.shape[1]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if covered else torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    lse = (torch.empty if covered else torch.zeros)(q_heads, n_rows, dtype=torch.float32, device=q.device)
+    if not tiles.shape[0]:
+        return out, lse
+    main, rest = chunks(head_dim)
+    tma = config.tma and describable(k) and describable(v)
+    k_main, k_rest = describe(k, config.block_k, head_dim) if tma else (None, None)
+    v_main, v_rest = describe(v, config.block_k, head_dim) if tma else (None, None)
+    attention_fwd_kernel[(tiles.shape[0] * heads,)](
+        q, k, v, k_main, k_rest, v_main, v_rest, cos, sin, out, lse, tiles, scale, heads, n_rows,
+        q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0),
+        HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, ROTATE=cos is not None, TMA=tma,
+        PRECISION=precision, num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    return out, lse
