@@ -1,9 +1,9 @@
 """A description, Chinese, English or mixed -> fragments of three sizes: sentences, phrases and words.
 
-Sentences end at 。！？.!?;； or a new line (not inside 92.5 or R.E.M.); phrases at ，、,: brackets, dashes and coordinating words (和, 以及, and,
-with, ...). English words are split at blanks. Chinese has none: words are found by maximum matching from both ends over the project's own
-terms of music and mood (assets/vocabulary/terms_zh.txt) and pypinyin's phrase dictionary; the split with fewer words, then fewer single
-characters, wins. So 和弦 stays whole while 钢琴和鼓 is cut at 和. Function words are no word fragments.
+Sentences end at 。！？.!?;； or a new line (not inside 92.5 or R.E.M.); phrases at ，、,: brackets, dashes and coordinating words (和,
+以及, and, with, ...). English words are split at blanks. Chinese has none: words are found by maximum matching from both ends over
+the project's own terms of music and mood (assets/vocabulary/terms_zh.txt) and pypinyin's phrase dictionary; the split with fewer
+words, then fewer single characters, wins. So 和弦 stays whole while 钢琴和鼓 is cut at 和. Function words are no word fragments.
 
     description_fragments("温暖的女声，钢琴和弦乐。BPM 92", 8)
 """
@@ -18,23 +18,33 @@ from importlib.resources import files
 
 from mudit_engine.errors import InputError
 from mudit_engine.text.mandarin import is_han
+from mudit_engine.text.numbers import chinese_value
 
 LEVELS = ("word", "phrase", "sentence")
 _SENTENCE_END = re.compile(r"[。！？!?;；\r\n]+|(?<![A-Z])\.+(?=\s|$|[\u3400-\u9fff])|(?<=[A-Z]{2})\.+(?=\s|$)")
 _PHRASE_END = re.compile(r"[，、,:：()（）\[\]【】\"“”|/]+(?=\D|$)|[，、：（）【】“”()]+|(?<=\s)[-\u2013]+(?=\s)|[\u2014…]+")
 # a tempo, a key or a decade is one word
 _TERM = re.compile(
-    r"bpm\s*\d+(?:\.\d+)?|\d+(?:\.\d+)?\s*bpm\b|\d+年代"
-    r"|[降升]?(?-i:[A-G][#b♯♭]?|[b#♭♯][A-G])(?:[大小]?[调調]|[\s-]*(?:flat[\s-]+|sharp[\s-]+)?(?:major|minor)\b)",
+    r"bpm\s*\d+(?:\.\d+)?|\d+(?:\.\d+)?\s*bpm(?![a-z])|\d+年代"
+    r"|[降升]?(?-i:[A-G][#b♯♭]?|[b#♭♯][A-G])(?:[大小]?[调調]|[\s-]*(?:flat[\s-]+|sharp[\s-]+)?(?:major|minor)(?![A-Za-z]))",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[A-Za-z]+(?:[-'’&.][A-Za-z]+)*[#♯♭]?|\d+(?:[.:]\d+)?%?|[^\sA-Za-z\d]")
-_COORDINATING = frozenset("和 与 與 及 以及 并 並 并且 並且 而且 但 但是 或 或者 同时 同時 加上 and or but plus with while yet".split())
-_FUNCTION_WORDS = _COORDINATING | frozenset(
-    "的 地 得 了 着 过 是 在 有 个 一 首 一首 段 一段 这 那 这种 那种 一个 之后 之前 时候 可以 听 起来 听起来 太 不 没 我 你 他 她 它 很 也 都 就 又 让 把 被 给 从 到 为 以 用 里 上 中 下 要 想 想要 带 带有 带着 请 吧 呢 吗 啊 像 等 种 一种 点 一点 一些 非常 比较"
-    " 十分 特别 有点 偏 略带 稍微 更加 这首歌 首歌 歌 為 個 這 讓 給 從 裡 帶 帶有 請 嗎"
-    " a an the of in on at to for by from as is are be it its it's this that these those i me my you your we our some very quite rather really so"
-    " like has have having into over under then than".split()
+
+
+def _bag(*lines: str) -> frozenset[str]:
+    return frozenset(word for line in lines for word in line.split())
+
+
+_COORDINATING = _bag(
+    "和 与 與 及 以及 并 並 并且 並且 而且 但 但是 或 或者 同时 同時 加上 and or but plus with while yet",
+)
+_FUNCTION_WORDS = _COORDINATING | _bag(
+    "的 地 得 了 着 过 是 在 有 个 一 首 一首 段 一段 这 那 这种 那种 一个 之后 之前 时候 可以 听 起来 听起来 太 不 没 我 你 他 她 它 很",
+    "也 都 就 又 让 把 被 给 从 到 为 以 用 里 上 中 下 要 想 想要 带 带有 带着 请 吧 呢 吗 啊 像 等 种 一种 点 一点 一些 非常 比较 十分",
+    "特别 有点 偏 略带 稍微 更加 这首歌 首歌 歌 為 個 這 讓 給 從 裡 帶 帶有 請 嗎 a an the of in on at to for by from as is are be it",
+    "its it's this that these those i me my you your we our some very quite rather really so like has have having into over under then",
+    "than",
 )
 _LONGEST_WORD = 6
 
@@ -48,13 +58,17 @@ class Fragment:
 
 
 def fragments(description: str) -> tuple[Fragment, ...]:
-    """All fragments in reading order: each sentence, then its phrases, then their words. A text met before is dropped, so a one-word
-    description is one sentence. Empty for a description with no letter, digit or symbol."""
+    """All fragments in reading order: each sentence, then its phrases, then their words.
+
+    A text met before is dropped, or counts as the larger fragment if it is met as that: a one-word description is one sentence.
+    Empty for a description with no letter, digit or symbol.
+    """
     found: dict[str, Fragment] = {}
 
     def add(text: str, level: str) -> None:
-        if text:
-            found.setdefault(text.casefold(), Fragment(text, level))
+        before = found.get(text.casefold())
+        if before is None or LEVELS.index(level) > LEVELS.index(before.level):
+            found[text.casefold()] = Fragment(text if before is None else before.text, level)
 
     for sentence in sentences(description):
         add(sentence, "sentence")
@@ -172,7 +186,7 @@ _NUMBER = r"(\d{2,3}(?:\.\d+)?)(?!\d)(?:\s*(?:-|~|\u2013|to|到|至)\s*(\d{2,3}(
 _BPM = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"(?<![\d.]){_NUMBER}\s*-?(?:bpm\b|beats?\s+(?:per|a)\s+minute|拍\s*(?:/|每|一)?\s*(?:分|min)|bpm(?=[\u3400-\u9fff]))",
+        rf"(?<![\d.]){_NUMBER}\s*-?(?:bpm(?![a-z])|beats?\s+(?:per|a)\s+minute|拍\s*(?:/|每|一)?\s*(?:分|min))",
         rf"bpm\s*(?:is|of|at|around|about|约为|大约|约|为|是|在)?\s*[:=]?\s*{_NUMBER}",
         rf"每分钟\s*(?:约|大约)?\s*{_NUMBER}\s*(?:个)?(?:节?拍|下)",
         rf"(?:tempo|速度)\s*(?:is|of|at|around|about|约为|大约|约|为|是|在)?\s*[:=]?\s*{_NUMBER}",
@@ -184,36 +198,35 @@ SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
 
 
 def requested_bpm(description: str) -> float | None:
-    """Tempo named in a description ("BPM 92", "92 bpm", "每分钟92拍", "tempo of 120"), the middle of a range ("90-100 bpm"); None if none is."""
+    """Beats a minute named in a description ("BPM 92", "92 bpm", "每分钟92拍", "tempo of 120"); None if none is.
+
+    A range ("90-100 bpm") gives its middle.
+    """
     text = unicodedata.normalize("NFKC", description).replace("每分鐘", "每分钟")
     for pattern in _BPM:
         if match := pattern.search(text):
             low, high = float(match[1]), float(match[2] or match[1])
             return _tempo((low + high) / 2)
-    if match := _CHINESE_BPM.search(text):
-        import cn2an
-
-        try:
-            return _tempo(float(cn2an.cn2an(match[1], "smart")))
-        except ValueError:
-            return None
-    return None
+    match = _CHINESE_BPM.search(text)
+    return _tempo(chinese_value(match[1])) if match else None
 
 
-def _tempo(bpm: float) -> float | None:
-    return bpm if SLOWEST_BPM <= bpm <= FASTEST_BPM else None
+def _tempo(bpm: float | None) -> float | None:
+    return bpm if bpm is not None and SLOWEST_BPM <= bpm <= FASTEST_BPM else None
 
 
 _ACCIDENTAL = {"": "", "#": "#", "♯": "#", "b": "b", "♭": "b", "升": "#", "降": "b", "sharp": "#", "flat": "b"}
 _CHINESE_KEY = re.compile(r"(?<![A-Za-z])([降升#♯♭b]?)\s?([A-Ga-g])([#♯♭b]?)\s?(自然|和声|旋律)?([大小]?)[调調](?!性)")
 _NUMBERED_KEY = re.compile(r"(?<!\d)1\s?=\s?([#♯♭b]?)([A-G])([#♯♭b]?)(?![A-Za-z])")
 _ENGLISH_KEY = re.compile(
-    r"(?<![A-Za-z0-9'#♯♭])((?-i:[#♯♭b]?))([A-G])(?:\s?((?-i:[#♯♭]|b(?![a-z])))|[\s-]+(flat|sharp)\b)?[\s-]*(major|minor|maj|min|m(?![a-z]))\b",
+    r"(?<![A-Za-z0-9'#♯♭])((?-i:[#♯♭b]?))([A-G])(?:\s?((?-i:[#♯♭]|b(?![a-z])))|[\s-]+(flat|sharp)\b)?[\s-]*(major|minor|maj|min|m)(?![a-z0-9])",
     re.IGNORECASE,
 )
 _KEY_OF = re.compile(r"\bkey\s*(?:of|is|:|=)\s*([A-G])(?:\s?((?-i:[#♯♭]|b(?![a-z])))|[\s-]+(flat|sharp)\b)?(?![A-Za-z])", re.IGNORECASE)
 # "a major hit" names no key; after a lone a or A, only these may follow
-_AFTER_ARTICLE = re.compile(r"\s*(?:$|[^\sA-Za-z]|(?:and|with|at|for|or|key|scale|chords?|ballad|song|tune|piece|progression)\b)", re.IGNORECASE)
+_AFTER_ARTICLE = re.compile(
+    r"\s*(?:$|[^\sA-Za-z]|(?:and|with|at|for|or|key|scale|chords?|ballad|song|tune|piece|progression)\b)", re.IGNORECASE
+)
 
 
 def requested_key(description: str) -> str | None:

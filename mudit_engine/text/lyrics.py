@@ -1,8 +1,9 @@
 """Lyrics as people write them -> sections of lines.
 
-Tags: a whole line in [ ] < > { } or 【 】 is always a tag, and an unknown one is an error. A line in ( ), 《 》, ** ** or with no brackets is
-a tag only when it names a section: `(ooh yeah)` is sung. A tag may be followed by words on its own line. Dropped, and said so in
-`notes`: LRC time stamps and headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)` behind a line writes it twice.
+Tags: a whole line in [ ] < > { } or 【 】 is always a tag, and an unknown one is an error. A line in ( ), 《 》, ** ** or with no
+brackets is a tag only when it names a section: `(ooh yeah)` is sung. A tag may be followed by words on its own line. Dropped, and
+told in `notes`: LRC time stamps and headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)` behind a line
+writes it twice.
 
     parse_lyrics("[verse]\\n月亮落在海面上").sections[0].lines[0].text
 """
@@ -26,12 +27,17 @@ _LRC_HEADER = re.compile(
     r"\[(?:ti|ar|al|au|lr|by|offset|re|tool|ve|la|id|length|hash|sign|qq|total|language|encoding|kana|#)\s*:[^\[\]]*\]", re.IGNORECASE
 )
 _CREDIT = re.compile(
-    r"(?:作?词|作?曲|作?詞|编曲|編曲|词曲|詞曲|作词作曲|制作人?|製作人?|监制|監製|混音|母带|母帶|录音|錄音|原唱|演唱|歌手|专辑|專輯|出品|发行|發行|歌名|标题|"
-    r"lyrics(?: by)?|music(?: by)?|written by|composed by|produced by|composer|lyricist|producer|arranger|arranged by|artist|title|album|singer)"
+    r"(?:作?词|作?曲|作?詞|编曲|編曲|词曲|詞曲|作词作曲|制作人?|製作人?|监制|監製|混音|母带|母帶|录音|錄音|原唱|演唱|歌手|专辑|"
+    r"專輯|出品|发行|發行|歌名|标题|"
+    r"lyrics(?: by)?|music(?: by)?|written by|composed by|produced by|arranged by|composer|lyricist|producer|arranger|artist|title|album|"
+    r"singer)"
     r"\s*[:：](?!//).*",
     re.IGNORECASE,
 )
-_SINGER = re.compile(r"(?:男女?|女男?|合唱?|齐|齊|全体|全體|童声|童聲|男声|男聲|女声|女聲|和声|和聲|male|female|both|all|duet|boy|girl)(?:\d)?\s*[:：]\s*", re.IGNORECASE)
+_SINGER = re.compile(
+    r"(?:男女?|女男?|合唱?|齐|齊|全体|全體|童声|童聲|男声|男聲|女声|女聲|和声|和聲|male|female|both|all|duet|boy|girl)\d?\s*[:：]\s*",
+    re.IGNORECASE,
+)
 _REPEAT = re.compile(r"\s*(?:[(（\[【]\s*(?:[x×*]\s*([2-8])|([2-8])\s*[x×])\s*[)）\]】]|\s[x×]\s?([2-8])|×\s?([2-8]))\s*$", re.IGNORECASE)
 
 
@@ -109,11 +115,12 @@ class _Reader:
                 times *= int(next(group for group in repeat.groups() if group))
                 text = text[: repeat.start()]
                 if not text:
-                    self.notes.append(f"line {number}: '{repeat[0].strip()}' stands alone and is dropped: write lines again to have them sung again")
+                    self.notes.append(f"line {number}: '{repeat[0].strip()}' stands alone and is dropped: write out what is sung again")
             elif tagged := _leading_tag(text, number, self.source):
                 tag, text = tagged
                 for extra in tag.extras:
-                    self.notes.append(f"line {number}: '{extra}' in the tag [{tag.kind}] is dropped: singers, instruments and moods belong in the description")
+                    advice = "singers, instruments and moods belong in the description"
+                    self.notes.append(f"line {number}: '{extra}' in the tag [{tag.kind}] is dropped: {advice}")
                 self.sections.append((tag, number, []))
             elif _CREDIT.fullmatch(text):
                 self.drop("credits", number)
@@ -145,7 +152,7 @@ class _Reader:
             text = "".join(char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf"))
             text = " ".join(unicodedata.normalize("NFC", text).split())
             if len(_LINE_STAMP.findall(text)) > 1 and re.fullmatch(rf"(?:{_LINE_STAMP.pattern}\s*)+[^\[]+", text):
-                self.notes.append(f"line {number}: several time stamps ask for repeats: it is sung once, where it stands; write it again elsewhere")
+                self.notes.append(f"line {number}: several time stamps ask for repeats, but it is sung once, where it stands")
             for what, pattern in (("time stamps", _STAMP), ("LRC headers", _LRC_HEADER)):
                 text, count = pattern.subn("", text)
                 if count:
@@ -168,7 +175,7 @@ class _Reader:
             return result
         for tag, number, lines in self.sections:
             if not lines and tag.kind not in INSTRUMENTAL_KINDS:
-                notes.append(f"line {number}: [{tag.kind}] has no words, so it is played, not sung: write its words again if they should be sung")
+                notes.append(f"line {number}: [{tag.kind}] has no words, so it is played, not sung: write them out if they should be sung")
         return Lyrics(sections, tuple(notes))
 
 

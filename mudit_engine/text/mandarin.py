@@ -1,8 +1,9 @@
 """Mandarin: Han characters -> pinyin syllables -> initial and final tokens.
 
 A syllable is one or two tokens, `[initial] final+tone`. Syllables that pinyin spells with y or w have no initial: the final is
-written out, so that `you` = iou, `wei` = uei, `yu` = v rhyme with `liu` = l iou, `gui` = g uei, `ju` = j v. The vowel of zi ci si is `iz`, of
-zhi chi shi ri `ir`, ê is `eh`; m, n and ng stand alone as in 呣 嗯; `r5` is the r-colouring of 儿化 and belongs to the syllable before it.
+written out, so that `you` = iou, `wei` = uei, `yu` = v rhyme with `liu` = l iou, `gui` = g uei, `ju` = j v. The vowel of zi ci si
+is `iz`, of zhi chi shi ri `ir`, ê is `eh`; m, n and ng stand alone as in 呣 嗯; `r5` is the r-colouring of 儿化 and belongs to the
+syllable before it.
 Tones are the dictionary's (一 yi1, 不 bu4): sandhi is left to the singer, as melody overrides it.
 
     read_han("长大了")        ['zhang3', 'da4', 'le5']
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from typing import Any
 
 # initial -> what may follow, as pinyin spells it. Interjections and the few syllables of new words (biang, rua) are included.
 _SPELLINGS = {
@@ -42,7 +44,7 @@ _SPELLINGS = {
     " yi ya yo ye yao you yan yin yang ying yong wu wa wo wai wei wan wen wang weng wong yu yue yuan yun",
 }
 # spelling -> final, where they differ; j q x, y and w are handled in _final
-_FINALS = {"iu": "iou", "ui": "uei", "un": "uen", "ê": "eh", "yo": "io", "you": "iou", "wei": "uei", "wen": "uen", "weng": "ueng", "wong": "ong"}
+_FINALS = {"iu": "iou", "ui": "uei", "un": "uen", "ê": "eh", "yo": "io", "you": "iou", "wei": "uei", "wen": "uen", "wong": "ong"}
 _APICAL = dict.fromkeys(("z", "c", "s"), "iz") | dict.fromkeys(("zh", "ch", "sh", "r"), "ir")
 INITIALS = tuple(initial for initial in _SPELLINGS if initial)
 TONES = "12345"
@@ -171,9 +173,7 @@ def read_han(text: str) -> list[str | None]:
             readings[place] = "yi1"
         elif char == "不":
             readings[place] = "bu4"
-        elif char == "地" and _adverbial(text, place):
-            readings[place] = "de5"
-        elif char == "得" and readings[place] == "de2" and _complement(text, place):
+        elif _adverbial(text, place) or (readings[place] == "de2" and _complement(text, place)):
             readings[place] = "de5"
     return readings
 
@@ -188,8 +188,11 @@ def _expand_repetition(text: str) -> str:
 def _dictionary(text: str) -> list[str | None]:
     from pypinyin import Style, lazy_pinyin
 
+    def unknown(chunk: str) -> Any:  # one entry a character; pypinyin's annotation knows only strings
+        return ["?"] * len(chunk)
+
     def read(part: str) -> list[str]:
-        return lazy_pinyin(part, style=Style.TONE3, neutral_tone_with_five=True, errors=lambda chunk: ["?"] * len(chunk))
+        return lazy_pinyin(part, style=Style.TONE3, neutral_tone_with_five=True, errors=unknown)
 
     raw = read(text)
     if len(raw) != len(text):
@@ -211,13 +214,13 @@ def _apply_phrases(text: str, readings: list[str | None]) -> None:
 
 def _adverbial(text: str, place: int) -> bool:
     """地 is de5 after a doubled character with something to modify behind it: 静静地看, 空荡荡地响."""
-    return 2 <= place < len(text) - 1 and text[place - 1] == text[place - 2] and not text.startswith("地方", place)
+    return text[place] == "地" and 2 <= place < len(text) - 1 and text[place - 1] == text[place - 2] and not text.startswith("地方", place)
 
 
 def _complement(text: str, place: int) -> bool:
     """得 is de5 after a verb (跑得快) unless the dictionary knows the two as a word (获得, 得到)."""
     from pypinyin.phrases_dict import phrases_dict
 
-    if place == 0 or place == len(text) - 1:
+    if text[place] != "得" or place in (0, len(text) - 1) or text[place + 1] in "到了以意知":
         return False
-    return text[place - 1 : place + 1] not in phrases_dict and text[place : place + 2] not in phrases_dict and text[place + 1] not in "到了以意知"
+    return text[place - 1 : place + 1] not in phrases_dict and text[place : place + 2] not in phrases_dict

@@ -1,7 +1,8 @@
 """Numbers as they are sung, in Mandarin or English. Texts come in NFKC form.
 
 Mandarin: 1998年 and 520 digit by digit, 365天 and 100 as quantities, 2个 as 两个, 50% as 百分之五十, 12:30 as 十二点三十.
-English: 1998 as a year, 99 as ninety-nine, 1st, 90s, 50%, $5, 7:30. Long or zero-led digits and groups with dashes (phone numbers): digit by digit.
+English: 1998 as a year, 99 as ninety-nine, 1st, 90s, 50%, $5, 7:30. Both: digits that are many, begin with 0 or are grouped by dashes
+(telephone numbers) one by one.
 
     in_mandarin("365", following="天")   '三百六十五'
     in_english("1998")                   'nineteen ninety-eight'
@@ -21,9 +22,10 @@ NUMBER = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _DIGITS = "零一二三四五六七八九"
-_MEASURES = frozenset("个天年月日号次里公米度岁分秒点块元颗朵封页首步遍种句杯夜人万亿千百路楼层小周座条张双只位支场片件多余瓶滴束根盏站站道")
+_MEASURES = frozenset("个天年月日号次里公米度岁分秒点块元颗朵封页首步遍种句杯夜人万亿千百路楼层小周座条张双只位支场片件多余瓶滴束根盏站道")
 _LIANG = frozenset("个天年次里度分秒点块元颗朵封页首步遍种句杯夜人万亿千小周座条张双只位支场片件瓶滴束根盏站道")
 _MONEY = {"$": ("dollar", "美元"), "£": ("pound", "英镑"), "€": ("euro", "欧元"), "¥": ("yuan", "元")}
+_FRACTIONS = {("1", "2"): "one half", ("1", "4"): "one quarter", ("3", "4"): "three quarters", ("1", "3"): "one third"}
 _PHONE = 7  # so many digits without a comma are read one by one
 
 
@@ -70,51 +72,60 @@ def _value(body: str) -> str:
     return spoken + ("点" + "".join(_DIGITS[int(digit)] for digit in decimals) if decimals else "")
 
 
+def chinese_value(text: str) -> float | None:
+    """九十二 -> 92.0; None for what is no number."""
+    import cn2an
+
+    try:
+        return float(cn2an.cn2an(text, "smart"))
+    except ValueError:
+        return None
+
+
 def in_english(number: str) -> str:
     """English words, separated by spaces or hyphens, for a match of NUMBER."""
-    from num2words import num2words
-
     money, body = _money(number)
     if body.endswith("%"):
         return in_english(body[:-1]) + " percent"
     if ordinal := re.fullmatch(r"(\d+)(?:st|nd|rd|th)", body, re.IGNORECASE):
-        return num2words(int(ordinal[1]), to="ordinal") if len(ordinal[1]) < _PHONE else _digits(ordinal[1])
+        return _spell(int(ordinal[1]), "ordinal") if len(ordinal[1]) < _PHONE else _digits(ordinal[1])
     if decade := re.fullmatch(r"(\d+)'?s", body, re.IGNORECASE):
         words = in_english(decade[1])
         return re.sub("y$", "ie", words) + "s"
     if ":" in body:
         hours, minutes = body.split(":")
-        late = "" if minutes == "00" else (" oh " if minutes[0] == "0" else " ") + num2words(int(minutes))
-        return num2words(int(hours)) + (late or " o'clock")
+        late = "" if minutes == "00" else (" oh " if minutes[0] == "0" else " ") + _spell(int(minutes))
+        return _spell(int(hours)) + (late or " o'clock")
     if "-" in body:
         return _digits(body)
     if "\u2044" in body:
-        top, bottom = (int(part) for part in body.split("\u2044"))
-        plain = {(1, 2): "one half", (1, 4): "one quarter", (3, 4): "three quarters", (1, 3): "one third", (2, 3): "two thirds"}
-        return plain.get((top, bottom), f"{num2words(top)} over {num2words(bottom)}")
+        top, bottom = body.split("\u2044")
+        return _FRACTIONS.get((top, bottom)) or f"{_english_value(top, plain=True)} over {_english_value(bottom, plain=True)}"
     words = _english_value(body, plain=bool(money))
     return words + (f" {money[0]}" + ("s" if body != "1" and money[0] != "yuan" else "") if money else "")
 
 
 def _english_value(body: str, *, plain: bool) -> str:
-    from num2words import num2words
-
     whole, _, decimals = body.partition(".")
     if decimals:
-        return f"{num2words(int(whole.replace(',', '')))} point {_digits(decimals)}"
+        return f"{_english_value(whole, plain=True)} point {_digits(decimals)}"
     if "," in whole:
-        return num2words(int(whole.replace(",", ""))).replace(",", "") if len(whole) < 20 else _digits(whole)
+        return _spell(int(whole.replace(",", ""))).replace(",", "") if len(whole) < 20 else _digits(whole)
     if len(whole) >= _PHONE or (len(whole) > 1 and whole[0] == "0"):
         return _digits(whole)
     if len(whole) == 4 and 1100 <= int(whole) < 2100 and not plain:
-        return num2words(int(whole), to="year")
-    return num2words(int(whole)).replace(",", "")
+        return _spell(int(whole), "year")
+    return _spell(int(whole)).replace(",", "")
 
 
 def _digits(text: str) -> str:
+    return " ".join(_spell(int(digit)) for digit in text if digit.isdecimal())
+
+
+def _spell(number: int, form: str = "cardinal") -> str:
     from num2words import num2words
 
-    return " ".join(num2words(int(digit)) for digit in text if digit.isdecimal())
+    return str(num2words(number, to=form))
 
 
 def _money(number: str) -> tuple[tuple[str, str] | None, str]:

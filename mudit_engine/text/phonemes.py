@@ -1,9 +1,9 @@
 """Lyrics -> the phoneme tokens a model sings, and how long they take.
 
 Tokens of a song: for each section its tag (`<verse>`), then for each sung line its phones and `<line>`. Inside a line `<space>` parts
-words that are written apart, `<breath>` stands for punctuation. Mandarin characters are one syllable each (`啊啊啊啊` is four), English words
-come from the pronouncing dictionary; numbers are read in the language around them. A reading can be given in braces behind
-the word: `长{chang2}`, `点儿{r}` (r-coloured, no syllable of its own), `live{L AY1 V}`. What cannot be sung is reported in `notes`.
+words that are written apart, `<breath>` stands for punctuation. Mandarin characters are one syllable each (`啊啊啊啊` is four),
+English words come from the pronouncing dictionary; numbers are read in the language around them. A reading can be given in braces
+behind the word: `长{chang2}`, `点儿{r}` (r-coloured, no syllable of its own), `live{L AY1 V}`. What cannot be sung is reported in `notes`.
 
     phonemize(parse_lyrics("[verse]\\n月亮")).tokens   ('<verse>', 've4', 'l', 'iang4', '<line>')
 """
@@ -33,7 +33,9 @@ PLAYED_SECONDS_OTHERWISE = 8.0  # a verse or chorus with no words
 INSTRUMENTAL_SECONDS = 30.0  # the least for a song with no words at all
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\u2032"), "'")
-_LATIN = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ł": "l", "Ł": "L", "ı": "i"})
+_LATIN = str.maketrans(
+    {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ł": "l", "Ł": "L", "ı": "i"}
+)
 _BREATHS = frozenset(",;:.!?、。，；：！？…—–·|/")
 _MUTE = frozenset("~^_*=<>+\\")
 _SYMBOLS = {"&": ("和", "and"), "@": ("", "at"), "%": ("百分号", "percent"), "#": ("", "number")}
@@ -105,8 +107,11 @@ class _Song:
     def all_notes(self) -> list[str]:
         ways = {"letters": "spelled out", "rules": "read by the rules of spelling", "derived": "read from the words it is made of"}
         for word, (number, said) in self.guessed.items():
-            how = f"{ways[said.source]} as {' '.join(said.phones)}"
-            self.notes.append(f"line {number}: '{word}' is not in the dictionary and is {how}; to change it write {word}{{{' '.join(said.phones)}}}")
+            phones = " ".join(said.phones)
+            self.notes.append(
+                f"line {number}: '{word}' is not in the dictionary and is {ways[said.source]} as {phones}; to change that, write the "
+                f"phones behind it: {word}{{{phones}}}"
+            )
         return self.notes
 
 
@@ -137,8 +142,8 @@ class _Line:
                 self.spoken(words, chinese=mandarin.is_han(words[0]))
             elif char in "{}":
                 raise InputError(
-                    f"line {self.number}: {self.text[self.place :][:20]!r} has a brace with no word before it: write a reading right behind its word, "
-                    "as in 长{chang2} or live{L AY1 V}"
+                    f"line {self.number}: {self.text[self.place :][:20]!r} has a brace with no word before it or no end: write a "
+                    "reading right behind its word, as in 长{chang2} or live{L AY1 V}"
                 )
             else:
                 self.other(char)
@@ -154,7 +159,8 @@ class _Line:
 
     def han(self) -> None:
         """A run of Han characters, read as a whole so that overrides do not cut the context of polyphones."""
-        chars, given = [], {}
+        chars: list[str] = []
+        given: dict[int, str] = {}
         while self.place < len(self.text):
             if mandarin.is_han(self.text[self.place]):
                 chars.append(self.text[self.place])
@@ -162,7 +168,8 @@ class _Line:
             elif match := _OVERRIDE.match(self.text, self.place):
                 syllables = [self.pinyin(part, match[0]) for part in match[1].split()]
                 if not 1 <= len(syllables) <= len(chars):
-                    raise InputError(f"line {self.number}: {match[0]} has {len(syllables)} syllables for the {len(chars)} characters before it: one each")
+                    counts = f"{len(syllables)} syllables for the {len(chars)} characters before it"
+                    raise InputError(f"line {self.number}: {match[0]} has {counts}: write one for each, at least one and no more")
                 given |= dict(enumerate(syllables, start=len(chars) - len(syllables)))
                 self.place = match.end()
             else:
@@ -173,7 +180,8 @@ class _Line:
         syllable = mandarin.parse_syllable(text)
         if syllable is None:
             raise InputError(
-                f"line {self.number}: {text!r} in {where} is no pinyin syllable: write letters and a tone from 1 to 5, as in 长{{chang2}}, 绿{{lv4}}, 了{{le5}}"
+                f"line {self.number}: {text!r} in {where} is no pinyin syllable: write letters and a tone from 1 to 5, as in "
+                "长{chang2}, 绿{lv4}, 了{le5}"
             )
         return syllable
 
@@ -196,8 +204,8 @@ class _Line:
             wrong = [phone for phone in phones if phone not in english.PHONES]
             if wrong or not phones:
                 raise InputError(
-                    f"line {self.number}: {' '.join(wrong) or 'nothing'!r} in {override[0]} is no ARPAbet phone: write phones of the CMU dictionary, "
-                    "vowels with a stress of 0, 1 or 2, as in live{L AY1 V}"
+                    f"line {self.number}: {' '.join(wrong) or 'nothing'!r} in {override[0]} is no ARPAbet phone: write phones as the CMU "
+                    "dictionary does, vowels with a stress of 0, 1 or 2, as in live{L AY1 V}"
                 )
             self.before()
             self.song.sing_english(phones)
@@ -206,7 +214,8 @@ class _Line:
 
     def say(self, text: str) -> None:
         """An English word; parts joined by hyphens are words of their own unless the dictionary has the whole."""
-        parts = [text] if "-" in text and english.pronounce(text).source == "dictionary" else [part for part in text.split("-") if part.strip("'")]
+        whole = "-" in text and english.pronounce(text).source == "dictionary"
+        parts = [text] if whole else [part for part in text.split("-") if part.strip("'")]
         for number, part in enumerate(parts):
             if number:
                 self.gap = self.gap or "<space>"
@@ -267,11 +276,12 @@ class _Line:
 
 @functools.lru_cache(maxsize=4096)
 def _fold(text: str) -> str:
-    """NFKC with plain apostrophes; Latin letters lose their accents. Han and everything else stay as they are."""
+    """NFKC with plain apostrophes; Latin letters lose their accents, but not inside braces, where ü and tone marks count."""
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_LATIN).translate(_APOSTROPHES)
-    folded = []
+    folded, in_braces = [], False
     for char in text:
-        base = unicodedata.normalize("NFD", char)[0] if not char.isascii() else char
+        in_braces = char == "{" or (in_braces and char != "}")
+        base = char if char.isascii() or in_braces else unicodedata.normalize("NFD", char)[0]
         folded.append(base if base.isascii() and base.isalpha() else char)
     return "".join(folded)
 
@@ -341,9 +351,11 @@ def seconds_for(lyrics: Lyrics | PhonemeSequence) -> float:
 
 def _shortest_seconds(song: PhonemeSequence) -> float:
     """Seconds below which lines are lost: nothing but words at the fastest rate."""
-    return sum(
-        count / (FASTEST_RAP_RATE if kind == "rap" else FASTEST_RATE) + SHORTEST_LINE_REST_SECONDS for kind, lines in _pace(song) for count in lines
-    )
+    total = 0.0
+    for kind, lines in _pace(song):
+        rate = FASTEST_RAP_RATE if kind == "rap" else FASTEST_RATE
+        total += sum(count / rate + SHORTEST_LINE_REST_SECONDS for count in lines)
+    return total
 
 
 def _pace(song: PhonemeSequence) -> list[tuple[str, list[int]]]:

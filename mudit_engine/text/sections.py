@@ -28,27 +28,39 @@ _SPELLINGS: dict[str, str] = {
     "inst": "inst, instr, instrumental, music, 纯音乐, 純音樂, 音乐, 音樂, 器乐, 器樂, 伴奏, 无人声, 無人聲",
     "break": "break, breakdown, pause, silence, 停顿, 停頓, 静默, 靜默",
     "drop": "drop, 爆点, 爆點",
-    "outro": "outro, coda, end, ending, finale, close, closing, tag, fade, fade out, fadeout, postlude, 尾奏, 结尾, 結尾, 尾声, 尾聲, 尾歌, 结束, 結束, 收尾, 终曲, 終曲",  # noqa: E501
+    "outro": "outro, coda, end, ending, finale, close, closing, tag, fade, fade out, fadeout, postlude,"
+    " 尾奏, 结尾, 結尾, 尾声, 尾聲, 尾歌, 结束, 結束, 收尾, 终曲, 終曲",
     "others": "others, other, misc, spoken, spoken word, 其他, 其它, 念白, 独白, 獨白, 旁白",
 }
 KINDS = tuple(_SPELLINGS)
 INSTRUMENTAL_KINDS = frozenset(("intro", "solo", "interlude", "inst", "break", "drop", "outro"))
-_QUALIFIERS = frozenset(
-    "final last first second third short medium long double half big main repeat repeated reprise reprised alt alternate quiet extended the"
-    " 最后 最後 第一 最终 最終 重复 重複 反复 反複 再次 部分 段 section part".split()
+
+
+def _bag(*lines: str) -> frozenset[str]:
+    return frozenset(word for line in lines for word in line.split())
+
+
+_QUALIFIERS = _bag(
+    "final last first second third short medium long double half big main repeat repeated reprise reprised alt alternate quiet extended",
+    "the 最后 最後 第一 最终 最終 重复 重複 反复 反複 再次 部分 段 section part",
 )
-_INSTRUMENTS = frozenset(
-    "guitar piano sax saxophone violin cello drum drums bass synth harmonica flute string strings organ keys horn horns brass trumpet erhu guzheng"
-    " pipa dizi electric acoustic instrumental vocal music musical 吉他 钢琴 鋼琴 萨克斯 薩克斯 小提琴 大提琴 鼓 贝斯 貝斯 口琴 笛子 长笛 長笛 二胡 古筝 古箏 琵琶"
-    " 弦乐 弦樂 电吉他 電吉他 木吉他 音乐 音樂".split()
+_INSTRUMENTS = _bag(
+    "guitar piano sax saxophone violin cello drum drums bass synth harmonica flute string strings organ keys horn horns brass trumpet",
+    "erhu guzheng pipa dizi electric acoustic instrumental vocal music musical 吉他 钢琴 鋼琴 萨克斯 薩克斯 小提琴 大提琴 鼓 贝斯 貝斯",
+    "口琴 笛子 长笛 長笛 二胡 古筝 古箏 琵琶 弦乐 弦樂 电吉他 電吉他 木吉他 音乐 音樂",
 )
 _ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 8}
-_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6} | {digit: n for n, digit in enumerate("一二三四五六七八九十", start=1)}
+_WORDS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)}
+_WORDS |= {word: number for number, word in enumerate("一二三四五六七八九十", start=1)}
 _ORDINAL = {"first": 1, "second": 2, "third": 3, "第一": 1}
 # Sung too often to be a tag in round brackets or without any.
-_SUNG_WORDS = frozenset("v c pre ref rise lift channel build close closing tag start opening other end fade 音乐 音樂 高潮 合唱 序 桥 橋".split())
+_SUNG_WORDS = _bag(
+    "v c pre ref rise lift channel build close closing tag start opening other end fade 音乐 音樂 高潮 合唱 序 桥 橋",
+)
 # Names that need a number to be a tag without brackets.
-_BRACKETS_ONLY = frozenset("music pause silence drop break spoken ending hook solo rap others misc 段落 开头 開頭 结束 結束 过渡 過渡 其他 其它 停顿 停頓 伴奏".split())
+_BRACKETS_ONLY = _bag(
+    "music pause silence drop break spoken ending hook solo rap others misc 段落 开头 開頭 结束 結束 过渡 過渡 其他 其它 停顿 停頓 伴奏",
+)
 
 
 @dataclass(frozen=True)
@@ -90,12 +102,15 @@ def read_soft(text: str) -> Tag | None:
 
 
 def read_bare(text: str, *, announced: bool = False) -> Tag | None:
-    """A tag written without brackets (`Verse 2`, `副歌`): only names that nobody sings by accident. `announced`: a colon closes its line."""
+    """A tag written without brackets (`Verse 2`, `副歌`): only names that nobody sings by accident.
+
+    `announced`: a colon closes the line, which lets more names pass.
+    """
     tag = read_tag(text)
-    first = normalise(text).split(" ")[0]
-    if tag is None or tag.extras or first in _SUNG_WORDS or (first in _BRACKETS_ONLY and tag.index is None and not announced):
+    name = re.sub(r"\s*[0-9]+$", "", normalise(text))
+    if tag is None or tag.extras or name in _SUNG_WORDS or (name in _BRACKETS_ONLY and tag.index is None and not announced):
         return None
-    return None if first.isascii() and len(first.rstrip("0123456789")) < 3 else tag
+    return None if name.isascii() and len(name) < 3 else tag
 
 
 def _read_name(text: str) -> Tag | None:
@@ -152,9 +167,8 @@ def _glued(word: str) -> tuple[str, int | None] | None:
     """`verse2`, `v1`, `主歌一`, `第一段主歌`, `最后副歌`, `吉他独奏`."""
     if match := re.fullmatch(r"([a-z]+)([0-9]{1,2})", word):
         return (_kinds()[match[1]], int(match[2])) if match[1] in _kinds() else None
-    if match := re.fullmatch(r"(.+?)([一二三四五六七八九十])", word):
-        if match[1] in _kinds():
-            return _kinds()[match[1]], _WORDS[match[2]]
+    if (match := re.fullmatch(r"(.+?)([一二三四五六七八九十])", word)) and match[1] in _kinds():
+        return _kinds()[match[1]], _WORDS[match[2]]
     if match := re.fullmatch(r"第([一二三四五六七八九十])(?:段|节|節|遍|次)?(.*)", word):
         if not match[2] and word[-1] in "段节節":
             return "verse", _WORDS[match[1]]

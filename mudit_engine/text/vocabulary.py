@@ -47,7 +47,7 @@ class Vocabulary:
         try:
             return self._ids[token]
         except KeyError:
-            raise InputError(f"token {token!r} is not in vocabulary {self.version} ({len(self)} tokens): was it made for another version?") from None
+            raise InputError(f"token {token!r} is not in vocabulary {self.version}: was it made for another version?") from None
 
     def token(self, id: int) -> str:
         """Token of an id in [0, len). Raises InputError outside of it."""
