@@ -103,85 +103,68 @@ def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dic
 
 
 @triton.jit
-def _load_pair(ptr, offset, mask, HALF: tl.constexpr):
-    """The halves (a, b) of a chunk that starts at `offset` of each row, [R, HALF] in fp32."""
-    cols = offset + tl.arange(0, HALF)[None, :]
-    return tl.load(ptr + cols, mask=mask, other=0.0).to(tl.float32), tl.load(ptr + cols + HALF, mask=mask, other=0.0).to(tl.float32)
+def _pair_columns(HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """Pair i of a head: columns of its two elements, [1, BLOCK] each, and which i exist. CHUNK is the width of the first chunk.
+
+    A head of two chunks (64 + 32) is one tile of 48 pairs in 64 lanes: lanes cost nothing where memory is the limit, and runs of
+    8 columns stay whole, so that accesses stay 16 bytes wide.
+    """
+    i = tl.arange(0, BLOCK)[None, :]
+    first = i < CHUNK // 2
+    a_col = i + tl.where(first, 0, CHUNK // 2)
+    return a_col, a_col + tl.where(first, CHUNK // 2, (HEAD_DIM - CHUNK) // 2), i < HEAD_DIM // 2
 
 
 @triton.jit
-def _store_pair(ptr, offset, a, b, mask, HALF: tl.constexpr):
-    cols = offset + tl.arange(0, HALF)[None, :]
-    tl.store(ptr + cols, a.to(ptr.dtype.element_ty), mask=mask)
-    tl.store(ptr + cols + HALF, b.to(ptr.dtype.element_ty), mask=mask)
+def _load_table(cos_ptr, sin_ptr, rows, mask, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr):
+    cols = tl.arange(0, BLOCK)[None, :]
+    cos = tl.load(row_pointers(cos_ptr, rows, HEAD_DIM // 2) + cols, mask=mask, other=0.0)
+    return cos, tl.load(row_pointers(sin_ptr, rows, HEAD_DIM // 2) + cols, mask=mask, other=0.0)
 
 
 @triton.jit
-def _load_table(cos_ptr, sin_ptr, rows, live, offset, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
-    cols = offset + tl.arange(0, HALF)[None, :]
-    cos = tl.load(row_pointers(cos_ptr, rows, HEAD_DIM // 2) + cols, mask=live, other=0.0)
-    return cos, tl.load(row_pointers(sin_ptr, rows, HEAD_DIM // 2) + cols, mask=live, other=0.0)
-
-
-@triton.jit
-def _load_gain(gain_ptr, stream, offset, HEAD_DIM: tl.constexpr, HALF: tl.constexpr):
-    cols = stream * HEAD_DIM + offset + tl.arange(0, HALF)[None, :]
-    return tl.load(gain_ptr + cols).to(tl.float32), tl.load(gain_ptr + cols + HALF).to(tl.float32)
+def _load_gain(gain_ptr, stream, a_col, b_col, inside, HEAD_DIM: tl.constexpr):
+    a = tl.load(gain_ptr + stream * HEAD_DIM + a_col, mask=inside, other=0.0).to(tl.float32)
+    return a, tl.load(gain_ptr + stream * HEAD_DIM + b_col, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _pack_section_fwd(
-    x_ptr,
-    out_ptr,
+    x_ptrs,
+    out_ptrs,
     gain_ptr,
     cos_ptr,
     sin_ptr,
     rows,
-    live,
-    x_col,
-    out_col,
-    stride_x_row,
-    stride_out_row,
+    n_rows,
     stride_out_head,
     stream,
     eps,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HALF0: tl.constexpr,
-    HALF1: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
     NORM: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
-    """The heads of one section: copied, normalised (NORM) and rotated (ROTATE). HALF1 is 0 when a head is one chunk."""
+    """HEADS heads of one section, from rows at x_ptrs to rows at out_ptrs [R, 1]: copied, normalised (NORM), rotated (ROTATE)."""
+    a_col, b_col, inside = _pair_columns(HEAD_DIM, CHUNK, BLOCK)
+    mask = (rows < n_rows)[:, None] & inside
     if NORM:
-        gain_a0, gain_b0 = _load_gain(gain_ptr, stream, 0, HEAD_DIM, HALF0)
-        if HALF1:
-            gain_a1, gain_b1 = _load_gain(gain_ptr, stream, 2 * HALF0, HEAD_DIM, HALF1)
+        gain_a, gain_b = _load_gain(gain_ptr, stream, a_col, b_col, inside, HEAD_DIM)
     if ROTATE:
-        cos0, sin0 = _load_table(cos_ptr, sin_ptr, rows, live, 0, HEAD_DIM, HALF0)
-        if HALF1:
-            cos1, sin1 = _load_table(cos_ptr, sin_ptr, rows, live, HALF0, HEAD_DIM, HALF1)
-    x_ptrs, out_ptrs = row_pointers(x_ptr, rows, stride_x_row) + x_col, row_pointers(out_ptr, rows, stride_out_row) + out_col
+        cos, sin = _load_table(cos_ptr, sin_ptr, rows, mask, HEAD_DIM, BLOCK)
     for head in tl.range(0, HEADS, loop_unroll_factor=2):
         x_head, out_head = x_ptrs + head * HEAD_DIM, out_ptrs + tl.multiple_of(head * stride_out_head, 8)
-        a0, b0 = _load_pair(x_head, 0, live, HALF0)
-        if HALF1:
-            a1, b1 = _load_pair(x_head, 2 * HALF0, live, HALF1)
+        a = tl.load(x_head + a_col, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(x_head + b_col, mask=mask, other=0.0).to(tl.float32)
         if NORM:
-            square = tl.sum(a0 * a0 + b0 * b0, axis=1)
-            if HALF1:
-                square += tl.sum(a1 * a1 + b1 * b1, axis=1)
-            rms = tl.rsqrt(square / HEAD_DIM + eps)[:, None]
-            a0, b0 = a0 * rms * gain_a0, b0 * rms * gain_b0
-            if HALF1:
-                a1, b1 = a1 * rms * gain_a1, b1 * rms * gain_b1
+            rms = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / HEAD_DIM + eps)[:, None]
+            a, b = a * rms * gain_a, b * rms * gain_b
         if ROTATE:
-            a0, b0 = a0 * cos0 - b0 * sin0, a0 * sin0 + b0 * cos0
-            if HALF1:
-                a1, b1 = a1 * cos1 - b1 * sin1, a1 * sin1 + b1 * cos1
-        _store_pair(out_head, 0, a0, b0, live, HALF0)
-        if HALF1:
-            _store_pair(out_head, 2 * HALF0, a1, b1, live, HALF1)
+            a, b = a * cos - b * sin, a * sin + b * cos
+        tl.store(out_head + a_col, a.to(out_ptrs.dtype.element_ty), mask=mask)
+        tl.store(out_head + b_col, b.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -207,117 +190,90 @@ def _pack_fwd_kernel(
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HALF0: tl.constexpr,
-    HALF1: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    live = (rows < n_rows)[:, None]
     groups: tl.constexpr = HEADS // GROUP
-    section, first_head = tl.program_id(1) // groups, (tl.program_id(1) % groups) * GROUP
+    section, head = tl.program_id(1) // groups, (tl.program_id(1) % groups) * GROUP
     # sections lie as q of stream 0, k, v, q of the other streams; without queries as k, v
     key: tl.constexpr = 1 if HAS_Q else 0
     if not HAS_V:
         section = tl.where(section > key, section + 1, section)
-    x_col = (section * HEADS + first_head) * HEAD_DIM
+    x_ptrs = row_pointers(x_ptr, rows, stride_x_row) + (section * HEADS + head) * HEAD_DIM
     if section == key:
+        k_ptrs = row_pointers(k_ptr, rows, stride_k_row) + tl.multiple_of(head * stride_k_head, 8)
         _pack_section_fwd(
-            x_ptr, k_ptr, k_gain_ptr, cos_ptr, sin_ptr, rows, live, x_col, tl.multiple_of(first_head * stride_k_head, 8),
-            stride_x_row, stride_k_row, stride_k_head, 0, eps, GROUP, HEAD_DIM, HALF0, HALF1, K_NORM, True,
-        )  # fmt: skip
+            x_ptrs, k_ptrs, k_gain_ptr, cos_ptr, sin_ptr, rows, n_rows, stride_k_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, K_NORM, True
+        )
     elif section == key + 1:
         if HAS_V:
+            v_ptrs = row_pointers(v_ptr, rows, stride_v_row) + tl.multiple_of(head * stride_v_head, 8)
             _pack_section_fwd(
-                x_ptr, v_ptr, k_gain_ptr, cos_ptr, sin_ptr, rows, live, x_col, tl.multiple_of(first_head * stride_v_head, 8),
-                stride_x_row, stride_v_row, stride_v_head, 0, eps, GROUP, HEAD_DIM, HALF0, HALF1, False, False,
-            )  # fmt: skip
+                x_ptrs, v_ptrs, None, None, None, rows, n_rows, stride_v_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, False, False
+            )
     elif HAS_Q:
         stream = tl.maximum(section - 2, 0)
+        q_ptrs = row_pointers(q_ptr, rows, (SECTIONS - 2) * HEADS * HEAD_DIM) + (stream * HEADS + head) * HEAD_DIM
         _pack_section_fwd(
-            x_ptr, q_ptr, q_gain_ptr, cos_ptr, sin_ptr, rows, live, x_col, (stream * HEADS + first_head) * HEAD_DIM,
-            stride_x_row, (SECTIONS - 2) * HEADS * HEAD_DIM, HEAD_DIM, stream, eps, GROUP, HEAD_DIM, HALF0, HALF1, Q_NORM, False,
-        )  # fmt: skip
+            x_ptrs, q_ptrs, q_gain_ptr, None, None, rows, n_rows, HEAD_DIM, stream, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, Q_NORM, False
+        )
 
 
 @triton.jit
 def _pack_section_bwd(
-    x_ptr,
-    d_ptr,
-    dx_ptr,
+    x_ptrs,
+    d_ptrs,
+    dx_ptrs,
     gain_ptr,
     cos_ptr,
     sin_ptr,
     part_ptr,
     rows,
-    live,
-    x_col,
-    d_col,
-    stride_x_row,
-    stride_d_row,
-    stride_dx_row,
+    n_rows,
     stride_d_head,
     stream,
     eps,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HALF0: tl.constexpr,
-    HALF1: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     NORM: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
+    """Gradients of HEADS heads of one section from d_ptrs to dx_ptrs, and this program's part of the gain's gradient to part_ptr."""
+    a_col, b_col, inside = _pair_columns(HEAD_DIM, CHUNK, BLOCK)
+    mask = (rows < n_rows)[:, None] & inside
     if NORM:
-        gain_a0, gain_b0 = _load_gain(gain_ptr, stream, 0, HEAD_DIM, HALF0)
-        dgain_a0, dgain_b0 = tl.zeros((TILE_ROWS, HALF0), tl.float32), tl.zeros((TILE_ROWS, HALF0), tl.float32)
-        if HALF1:
-            gain_a1, gain_b1 = _load_gain(gain_ptr, stream, 2 * HALF0, HEAD_DIM, HALF1)
-            dgain_a1, dgain_b1 = tl.zeros((TILE_ROWS, HALF1), tl.float32), tl.zeros((TILE_ROWS, HALF1), tl.float32)
+        gain_a, gain_b = _load_gain(gain_ptr, stream, a_col, b_col, inside, HEAD_DIM)
+        dgain_a, dgain_b = tl.zeros((TILE_ROWS, BLOCK), tl.float32), tl.zeros((TILE_ROWS, BLOCK), tl.float32)
     if ROTATE:
-        cos0, sin0 = _load_table(cos_ptr, sin_ptr, rows, live, 0, HEAD_DIM, HALF0)
-        if HALF1:
-            cos1, sin1 = _load_table(cos_ptr, sin_ptr, rows, live, HALF0, HEAD_DIM, HALF1)
-    x_ptrs, dx_ptrs = row_pointers(x_ptr, rows, stride_x_row) + x_col, row_pointers(dx_ptr, rows, stride_dx_row) + x_col
-    d_ptrs = row_pointers(d_ptr, rows, stride_d_row) + d_col
-    for head in tl.range(0, HEADS):
-        d_head = d_ptrs + tl.multiple_of(head * stride_d_head, 8)
-        da0, db0 = _load_pair(d_head, 0, live, HALF0)
-        if HALF1:
-            da1, db1 = _load_pair(d_head, 2 * HALF0, live, HALF1)
+        cos, sin = _load_table(cos_ptr, sin_ptr, rows, mask, HEAD_DIM, BLOCK)
+    for head in range(0, HEADS):
+        x_head, d_head, dx_head = x_ptrs + head * HEAD_DIM, d_ptrs + tl.multiple_of(head * stride_d_head, 8), dx_ptrs + head * HEAD_DIM
+        da = tl.load(d_head + a_col, mask=mask, other=0.0).to(tl.float32)
+        db = tl.load(d_head + b_col, mask=mask, other=0.0).to(tl.float32)
         if ROTATE:
-            da0, db0 = da0 * cos0 + db0 * sin0, db0 * cos0 - da0 * sin0
-            if HALF1:
-                da1, db1 = da1 * cos1 + db1 * sin1, db1 * cos1 - da1 * sin1
+            da, db = da * cos + db * sin, db * cos - da * sin
         if NORM:
-            a0, b0 = _load_pair(x_ptrs + head * HEAD_DIM, 0, live, HALF0)
-            square, along = tl.sum(a0 * a0 + b0 * b0, axis=1), tl.sum(a0 * da0 * gain_a0 + b0 * db0 * gain_b0, axis=1)
-            if HALF1:
-                a1, b1 = _load_pair(x_ptrs + head * HEAD_DIM, 2 * HALF0, live, HALF1)
-                square += tl.sum(a1 * a1 + b1 * b1, axis=1)
-                along += tl.sum(a1 * da1 * gain_a1 + b1 * db1 * gain_b1, axis=1)
-            rms = tl.rsqrt(square / HEAD_DIM + eps)[:, None]
-            along = along[:, None] * rms / HEAD_DIM
-            a0, b0 = a0 * rms, b0 * rms
-            dgain_a0 += da0 * a0
-            dgain_b0 += db0 * b0
-            da0, db0 = rms * (gain_a0 * da0 - a0 * along), rms * (gain_b0 * db0 - b0 * along)
-            if HALF1:
-                a1, b1 = a1 * rms, b1 * rms
-                dgain_a1 += da1 * a1
-                dgain_b1 += db1 * b1
-                da1, db1 = rms * (gain_a1 * da1 - a1 * along), rms * (gain_b1 * db1 - b1 * along)
-        _store_pair(dx_ptrs + head * HEAD_DIM, 0, da0, db0, live, HALF0)
-        if HALF1:
-            _store_pair(dx_ptrs + head * HEAD_DIM, 2 * HALF0, da1, db1, live, HALF1)
+            a = tl.load(x_head + a_col, mask=mask, other=0.0).to(tl.float32)
+            b = tl.load(x_head + b_col, mask=mask, other=0.0).to(tl.float32)
+            rms = tl.rsqrt(tl.sum(a * a + b * b, axis=1) / HEAD_DIM + eps)[:, None]
+            a, b = a * rms, b * rms
+            dgain_a += da * a
+            dgain_b += db * b
+            da, db = da * gain_a, db * gain_b
+            along = tl.sum(a * da + b * db, axis=1)[:, None] / HEAD_DIM
+            da, db = rms * (da - a * along), rms * (db - b * along)
+        tl.store(dx_head + a_col, da.to(dx_ptrs.dtype.element_ty), mask=mask)
+        tl.store(dx_head + b_col, db.to(dx_ptrs.dtype.element_ty), mask=mask)
     if NORM:
-        cols = tl.arange(0, HALF0)
-        tl.store(part_ptr + cols, tl.sum(dgain_a0, axis=0))
-        tl.store(part_ptr + HALF0 + cols, tl.sum(dgain_b0, axis=0))
-        if HALF1:
-            cols = 2 * HALF0 + tl.arange(0, HALF1)
-            tl.store(part_ptr + cols, tl.sum(dgain_a1, axis=0))
-            tl.store(part_ptr + HALF1 + cols, tl.sum(dgain_b1, axis=0))
+        tl.store(part_ptr + a_col, tl.sum(dgain_a, axis=0)[None, :], mask=inside)
+        tl.store(part_ptr + b_col, tl.sum(dgain_b, axis=0)[None, :], mask=inside)
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -348,46 +304,46 @@ def _pack_bwd_kernel(
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HALF0: tl.constexpr,
-    HALF1: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
 ):
     tile = tl.program_id(0).to(tl.int64)
     rows = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    live = (rows < n_rows)[:, None]
     groups: tl.constexpr = HEADS // GROUP
     section, group = tl.program_id(1) // groups, tl.program_id(1) % groups
-    first_head = group * GROUP
-    x_col, part = (section * HEADS + first_head) * HEAD_DIM, tile * groups + group
-    stride_dx_row: tl.constexpr = SECTIONS * HEADS * HEAD_DIM
+    head, part = group * GROUP, tile * groups + group
     key: tl.constexpr = 1 if HAS_Q else 0
+    x_ptrs = row_pointers(x_ptr, rows, stride_x_row) + (section * HEADS + head) * HEAD_DIM
+    dx_ptrs = row_pointers(dx_ptr, rows, SECTIONS * HEADS * HEAD_DIM) + (section * HEADS + head) * HEAD_DIM
     if section == key:
+        dk_ptrs, part_ptr = row_pointers(dk_ptr, rows, stride_dk_row), k_parts_ptr + part * HEAD_DIM
         _pack_section_bwd(
-            x_ptr, dk_ptr, dx_ptr, k_gain_ptr, cos_ptr, sin_ptr, k_parts_ptr + part * HEAD_DIM, rows, live,
-            x_col, tl.multiple_of(first_head * stride_dk_head, 8), stride_x_row, stride_dk_row, stride_dx_row, stride_dk_head,
-            0, eps, GROUP, HEAD_DIM, HALF0, HALF1, TILE_ROWS, K_NORM, True,
+            x_ptrs, dk_ptrs + tl.multiple_of(head * stride_dk_head, 8), dx_ptrs, k_gain_ptr, cos_ptr, sin_ptr, part_ptr, rows, n_rows,
+            stride_dk_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, K_NORM, True,
         )  # fmt: skip
     elif section == key + 1:
+        dv_ptrs = row_pointers(dv_ptr, rows, stride_dv_row)
         _pack_section_bwd(
-            x_ptr, dv_ptr, dx_ptr, k_gain_ptr, cos_ptr, sin_ptr, k_parts_ptr, rows, live,
-            x_col, tl.multiple_of(first_head * stride_dv_head, 8), stride_x_row, stride_dv_row, stride_dx_row, stride_dv_head,
-            0, eps, GROUP, HEAD_DIM, HALF0, HALF1, TILE_ROWS, False, False,
+            x_ptrs, dv_ptrs + tl.multiple_of(head * stride_dv_head, 8), dx_ptrs, None, None, None, None, rows, n_rows,
+            stride_dv_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, False, False,
         )  # fmt: skip
     elif HAS_Q:
         stream = tl.maximum(section - 2, 0)
+        dq_ptrs, part_ptr = row_pointers(dq_ptr, rows, stride_dq_row), q_parts_ptr + (stream * n_parts + part) * HEAD_DIM
         _pack_section_bwd(
-            x_ptr, dq_ptr, dx_ptr, q_gain_ptr, cos_ptr, sin_ptr, q_parts_ptr + (stream * n_parts + part) * HEAD_DIM, rows, live,
-            x_col, tl.multiple_of((stream * HEADS + first_head) * stride_dq_head, 8), stride_x_row, stride_dq_row, stride_dx_row, stride_dq_head,
-            stream, eps, GROUP, HEAD_DIM, HALF0, HALF1, TILE_ROWS, Q_NORM, False,
+            x_ptrs, dq_ptrs + tl.multiple_of((stream * HEADS + head) * stride_dq_head, 8), dx_ptrs, q_gain_ptr, None, None, part_ptr, rows, n_rows,
+            stride_dq_head, stream, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, Q_NORM, False,
         )  # fmt: skip
 
 
 def _shape_of_program(rows: int, sections: int, heads: int, head_dim: int, device: torch.device) -> dict[str, int]:
     """Tile and heads per program of `sections` to handle: all heads (the table is read once), fewer when the rows alone make too few programs."""
-    halves = [width // 2 for width in rope_chunks(head_dim)] + [0]
-    tile_rows = 16 if halves[0] >= 64 else 32
+    block = triton.next_power_of_2(head_dim // 2)
+    # 8 elements a thread in each half: one 16-byte access of bf16
+    tile_rows = max(1024 // block, 1)
     programs = triton.cdiv(rows, tile_rows) * sections
     group = heads
     while group > 1 and programs * (heads // group) < 8 * processors(device):
@@ -396,10 +352,10 @@ def _shape_of_program(rows: int, sections: int, heads: int, head_dim: int, devic
         "HEADS": heads,
         "GROUP": group,
         "HEAD_DIM": head_dim,
-        "HALF0": halves[0],
-        "HALF1": halves[1],
+        "CHUNK": rope_chunks(head_dim)[0],
+        "BLOCK": block,
         "TILE_ROWS": tile_rows,
-        "num_warps": 2,
+        "num_warps": 4,
     }
 
 
