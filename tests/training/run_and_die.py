@@ -1,0 +1,53 @@
+"""A training run that kills itself with SIGKILL at a chosen place: python run_and_die.py DATA OUT PLACE STEP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mudit_engine.training import checkpoint, strategy
+from mudit_engine.training.trainer import Trainer
+from small_songs import small_recipe
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(data: str, out: str, place: str, step: int) -> None:
+    torch.set_num_threads(1)
+    trainer = Trainer(small_recipe(Path(data)), Path(out), quiet=True)
+    if place == "backward":
+        backward = trainer.strategy.backward
+
+        def kill_or_go_on(phase: str, loss: torch.Tensor) -> None:
+            if trainer.progress.step == step:
+                die()
+            backward(phase, loss)
+
+        trainer.strategy.backward = kill_or_go_on  # type: ignore[method-assign]
+    else:
+        save = trainer._save
+
+        def armed_save(runlog: Any) -> None:
+            if trainer.progress.step == step:
+                if place == "save":  # the weights are written, the optimiser is not
+                    strategy.optimizer_tensors = die
+                elif place == "rename":  # every file is written, the tag has no name yet
+                    os.rename = die
+                else:  # the tag has its name, `latest` names the one before
+                    checkpoint.write_text = die
+            save(runlog)
+
+        trainer._save = armed_save  # type: ignore[method-assign]
+    trainer.run()
+    raise SystemExit("it should have died")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -1,0 +1,59 @@
+"""Small synthetic data sets and recipes for the training tests: seconds to write, seconds to train on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mudit_engine.training.recipe import Recipe, load_recipe
+from mudit_engine.training.shards import ShardWriter, song_fields
+
+CHANNELS = 8
+SMALL_DIT = {"latent_channels": CHANNELS, "width": 16, "blocks": 1, "heads": 2, "lyric_width": 16, "lyric_head_dim": 8, "lyric_blocks": 1}
+
+
+def write_songs(folder: Path, count: int = 24, *, seed: int = 0, validation: int = 4, shard_bytes: int = 40_000) -> Path:
+    """A DiT data set of `count` training songs of 8 to 40 frames, and a few for validation."""
+    rng = np.random.default_rng(seed)
+    with ShardWriter(folder, song_fields(latent_channels=CHANNELS), shard_bytes=shard_bytes) as writer:
+        for number in range(count + validation):
+            frames, tokens, fragments = int(rng.integers(8, 41)), int(rng.integers(0, 12)), int(rng.integers(0, 7))
+            phase = rng.uniform(0, 6, CHANNELS)
+            latents = np.sin(np.arange(frames)[:, None] * 0.4 + phase) + 0.1 * rng.normal(size=(frames, CHANNELS))
+            kinds = np.stack([rng.integers(0, n, fragments) for n in (3, 2, 2)], 1) + (0, 0, 1)
+            arrays = {
+                "latents": latents,
+                "phonemes": rng.integers(4, 100, tokens),
+                "fragments": rng.normal(size=(fragments, 512)),
+                "fragment_kinds": kinds,
+            }
+            if number % 3 == 0:
+                arrays["stem.vocals"] = latents * 0.5
+            split = "train" if number < count else "validation"
+            writer.add(f"song-{number:03d}", arrays, metadata={"seconds": frames / 10.77, "bpm": 90 + number}, split=split)
+    return folder
+
+
+def small_recipe(data: Path, **changes: Any) -> Recipe:
+    """tiny-dit-finetune with a network of a few thousand weights. Changes are keyed by dotted names with __ for the dot."""
+    fields = {
+        "data.folder": str(data),
+        "data.pack_size": 128,
+        "data.packs_per_step": 2,
+        "model_overrides.dit": SMALL_DIT,
+        "model_overrides.vae.latent_channels": CHANNELS,
+        "init": None,
+        "steps": 12,
+        "schedule.warmup": 3,
+        "checkpoint.every": 4,
+        "log.validate_every": 0,
+        "log.validation_split": "validation",
+        "log.tensorboard": False,
+        "log.curve": False,
+        "dit.reference": 0.5,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return load_recipe("tiny-dit-finetune", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])

@@ -1,0 +1,176 @@
+"""Which songs each rank sees at each step, as a pure function of (seed, epoch, step).
+
+A *pack* is one micro-batch: songs whose costs (frames, samples) sum to at most `budget`. An epoch is shuffled and packed as a whole, and a
+global batch is `packs_per_step` packs, whatever the number of ranks. Rank r of W takes packs r, r + W, ... of the global batch, so that
+another W continues in the middle of an epoch with no song lost or seen twice, and the gradient of a step does not depend on W.
+
+    efficiency = sum of costs / (packs x budget)
+
+    sampler = Sampler(costs, seed=0, budget=16384, packs_per_step=8)
+    for pack in sampler.local(epoch=0, step=17, rank=3, world=4): ...      # int64 song numbers; empty where the packs run out
+"""
+
+from __future__ import annotations
+
+import bisect
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from mudit_engine.errors import InputError
+from mudit_engine.training.seeding import permutation
+
+WINDOW = 256  # songs that wait to be packed: more fill packs a little better and plan slower (1.5 M songs: about half a minute)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The packs of an epoch, end to end: pack p holds songs[ends[p - 1] : ends[p]]."""
+
+    songs: np.ndarray
+    ends: np.ndarray
+    efficiency: float
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def pack(self, number: int) -> np.ndarray:
+        return self.songs[(self.ends[number - 1] if number else 0) : self.ends[number]]
+
+
+def plan_packs(order: np.ndarray, costs: np.ndarray, budget: int, *, window: int = WINDOW) -> EpochPlan:
+    """Packs the songs of `order`: each pack begins with the songs that have waited longest and ends with those that fill it best.
+
+    Only the last songs of a pack are chosen by length (best fit among a window of waiting songs, single or pair), so that packs stay full
+    and their songs random. Beginning with the longest waiting one keeps any song from being put off to the end.
+    """
+    songs: list[int] = []
+    ends: list[int] = []
+    source = iter(order.tolist())
+    cost = costs.tolist()
+    waiting: deque[int] = deque()
+    pool: list[tuple[int, int]] = []  # (cost, song), sorted; `taken` marks the songs of `waiting` that have left it
+    taken: set[int] = set()
+    mean = float(costs[order].mean()) if len(order) else 0.0
+
+    def take(song: int) -> int:
+        del pool[bisect.bisect_left(pool, (cost[song], song))]
+        songs.append(song)
+        return cost[song]
+
+    while True:
+        while len(pool) < window and (song := next(source, None)) is not None:
+            waiting.append(song)
+            bisect.insort(pool, (cost[song], song))
+        if not pool:
+            break
+        room = budget
+        while waiting and (waiting[0] in taken or room == budget or room - cost[waiting[0]] >= 2.5 * mean):
+            song = waiting.popleft()
+            if song in taken:
+                taken.remove(song)
+            else:
+                room -= take(song)
+        while chosen := _best_fit(pool, room):
+            for song in chosen:
+                room -= take(song)
+                taken.add(song)
+        ends.append(len(songs))
+    total = int(costs[order].sum())
+    return EpochPlan(np.array(songs, np.int64), np.array(ends, np.int64), total / (len(ends) * budget) if ends else 1.0)
+
+
+def _best_fit(pool: list[tuple[int, int]], room: int) -> tuple[int, ...]:
+    """The song, or the pair of songs, of the sorted pool that leaves the least of `room`; empty when nothing fits."""
+    last = bisect.bisect_right(pool, (room, sys.maxsize)) - 1
+    if last < 0:
+        return ()
+    best: tuple[int, ...] = (pool[last][1],)
+    left = room - pool[last][0]
+    low, high = 0, last
+    while low < high and left > room >> 9:  # within 0.2 % is as good as full
+        both = pool[low][0] + pool[high][0]
+        if both > room:
+            high -= 1
+            continue
+        if room - both < left:
+            best, left = (pool[low][1], pool[high][1]), room - both
+        low += 1
+    return best
+
+
+class Sampler:
+    """Epoch plans and their slices for a rank. `costs` is int [N]; `numbers` are the songs an epoch goes through (default: all)."""
+
+    def __init__(
+        self, costs: np.ndarray, *, seed: int, budget: int, packs_per_step: int, numbers: np.ndarray | None = None, window: int = WINDOW
+    ) -> None:
+        self.costs, self.seed, self.budget, self.packs_per_step, self.window = costs, seed, budget, packs_per_step, window
+        self.numbers = np.arange(len(costs)) if numbers is None else np.asarray(numbers)
+        if not len(self.numbers):
+            raise InputError("the data set holds no song to train on: encode some, or choose another split")
+        wrong = self.numbers[(costs[self.numbers] > budget) | (costs[self.numbers] <= 0)]
+        if len(wrong):
+            raise InputError(
+                f"{len(wrong)} song(s) do not fit a pack, the first is number {wrong[0]} with a length of {costs[wrong[0]]}: "
+                f"a pack takes 1 to {budget}; raise data.pack_size to {costs[self.numbers].max()} or leave those songs out"
+            )
+        self._plans: dict[int, EpochPlan] = {}
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The packs of an epoch. The two latest are kept."""
+        if epoch not in self._plans:
+            order = self.numbers[permutation(len(self.numbers), "epoch", self.seed, epoch)]
+            self._plans = {number: plan for number, plan in self._plans.items() if number == epoch - 1}
+            self._plans[epoch] = plan_packs(order, self.costs, self.budget, window=self.window)
+        return self._plans[epoch]
+
+    def steps(self, epoch: int) -> int:
+        """Global batches of an epoch; the last one may hold fewer packs."""
+        return -(-len(self.plan(epoch)) // self.packs_per_step)
+
+    def batch(self, epoch: int, step: int) -> list[np.ndarray]:
+        """The packs of a global batch. Raises ValueError past the end of the epoch."""
+        plan = self.plan(epoch)
+        first = step * self.packs_per_step
+        if not 0 <= first < len(plan):
+            raise ValueError(f"step {step} of epoch {epoch}, which has {self.steps(epoch)} steps")
+        return [plan.pack(number) for number in range(first, min(first + self.packs_per_step, len(plan)))]
+
+    def local(self, epoch: int, step: int, *, rank: int = 0, world: int = 1) -> list[np.ndarray]:
+        """The micro-batches of a rank: as many on every rank (collectives must match), empty ones where the packs run out."""
+        packs = self.batch(epoch, step)
+        none = np.empty(0, np.int64)
+        return [packs[number] if number < len(packs) else none for number in range(rank, -(-len(packs) // world) * world, world)]
+
+    def walk(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
+        """(epoch, step) from here on, for ever."""
+        while True:
+            if step >= self.steps(epoch):
+                epoch, step = epoch + 1, 0
+            yield epoch, step
+            step += 1
+
+
+def prefetch(items: Iterable[T], fetch: Callable[[T], R], *, threads: int = 1, ahead: int = 2) -> Iterator[R]:
+    """fetch(item) for each item, in order, `ahead` of them being prepared by threads while the last one is used."""
+    with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="loader") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(fetch, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

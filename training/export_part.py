@@ -1,0 +1,73 @@
+"""A finished (or interrupted) run's weights as a part of a model folder: config.json and <part>.safetensors, from the averaged weights.
+
+export_part(Path("runs/a"), Path("runs/a/model"), dtype="float16")
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mudit_engine.config import load_config
+from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.models.folder import Part, build_part, save_config, save_part
+from mudit_engine.training.checkpoint import Checkpoints
+from mudit_engine.training.recipe import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from mudit_engine.config import ModelConfig
+
+PART_OF_TASK: dict[str, Part] = {"vae": "vae", "chinmu": "chinmu", "dit-pretrain": "dit", "dit-finetune": "dit"}
+PHASE_OF_PART = {"vae": "generator", "chinmu": "model", "dit": "model"}
+
+
+def export_part(
+    run: Path,
+    folder: Path,
+    *,
+    tag: str | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+    dtype: Literal["float32", "float16"] = "float32",
+) -> Path:
+    """Writes the part that `run` trained into a model folder, beside the parts that are there. Returns the weights' file.
+
+    An existing config.json keeps its other parts; it must agree on what parts share. Raises InputError when the run has no good checkpoint.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    checkpoints = Checkpoints(run / "checkpoints")
+    found = checkpoints.newest_good() if tag is None else checkpoints.named(tag)
+    if found is None:
+        raise InputError(f"'{run}' holds no checkpoint: train first, or name the run's folder")
+    recipe = parse_recipe(json.loads((found / "recipe.json").read_text(encoding="utf-8")), source=str(found / "recipe.json"))
+    part = PART_OF_TASK[recipe.task]
+    config = _merged_config(recipe, part, folder)
+    module = build_part(part, config)
+    phase, prefix = PHASE_OF_PART[part], f"{part}."
+    state = load_file(found / f"{phase}.safetensors")  # the average holds parameters only: buffers come from here
+    if weights == "ema":
+        path = found / f"{phase}.ema.safetensors"
+        if not path.exists():
+            raise InputError(f"'{found}' holds no averaged weights (ema.enabled was false): export with --weights raw")
+        state |= load_file(path)
+    module.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+    file = save_part(part, module, folder, dtype=torch.float16 if dtype == "float16" else None)
+    if part == "chinmu" and hasattr(module.text, "save_assets"):
+        module.text.save_assets(folder / "text_encoder")
+    save_config(config, folder)
+    return file
+
+
+def _merged_config(recipe: Recipe, part: Part, folder: Path) -> ModelConfig:
+    ours = recipe.model_config_resolved()
+    if not (folder / "config.json").is_file():
+        return ours
+    there = load_config(folder)
+    changes = {part: getattr(ours, part)} | ({"path": ours.path, "sampler": ours.sampler} if part == "dit" else {})
+    try:
+        merged = type(there).model_validate({**there.model_dump(), **{name: value.model_dump() for name, value in changes.items()}})
+    except ValueError as error:
+        raise ConfigError(f"'{folder}' holds parts that do not go with this {part}: {error}. Export to another folder") from None
+    return merged

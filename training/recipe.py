@@ -1,0 +1,238 @@
+"""A training run as one typed document: model, data, optimiser, schedule, checkpoints. Unknown fields are refused with the nearest name.
+
+    recipe = load_recipe("tiny-dit-pretrain", overrides=["steps=2000", "optimizer.lr=1e-3", "model_overrides.path.kind=linear"])
+
+A recipe is JSON: a name from training/recipes or a file. `base` names a recipe whose fields it changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mudit_engine.config import ModelConfig, load_config, parse_config
+from mudit_engine.errors import ConfigError, InputError
+
+FOLDER = Path(__file__).parent / "recipes"
+_SECTIONS = {"vae": "vae", "chinmu": "chinmu", "dit-pretrain": "dit", "dit-finetune": "dit"}
+
+TaskName = Literal["vae", "chinmu", "dit-pretrain", "dit-finetune"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """Where the songs are, and how they become batches."""
+
+    folder: str = Field(description="a data set written by `mudit data encode`")
+    pack_size: int = Field(4096, gt=0, description="cost of one micro-batch at most: latent frames (dit), samples (vae), songs (chinmu)")
+    packs_per_step: int = Field(1, ge=1, description="micro-batches of a global batch, whatever the number of ranks")
+    loader_threads: int = Field(1, ge=1)
+    prefetch: int = Field(2, ge=1, description="global batches prepared ahead")
+    limit_songs: int | None = Field(None, gt=0, description="train on the first N songs only")
+
+
+class OptimizerConfig(_Section):
+    """AdamW. Weight decay is for matrices; gains, biases and embeddings take none."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0, description="global gradient norm at most")
+
+
+class ScheduleConfig(_Section):
+    """Learning rate: linear warm-up, then constant, a cosine to `floor`, or warm-up / stable / decay (linear, the last `decay` share)."""
+
+    kind: Literal["constant", "cosine", "wsd"] = "cosine"
+    warmup: int = Field(100, ge=0, description="steps")
+    decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps that decay")
+    floor: float = Field(0.0, ge=0, le=1, description="share of the peak at the end")
+
+
+class EmaConfig(_Section):
+    """Average of the weights, in fp32: decay min(decay, (1 + step) / (10 + step))."""
+
+    enabled: bool = True
+    decay: float = Field(0.999, ge=0, lt=1)
+
+
+class CheckpointConfig(_Section):
+    every: int = Field(500, gt=0, description="steps")
+    keep: int = Field(3, ge=1, description="newest checkpoints kept")
+
+
+class LogConfig(_Section):
+    every: int = Field(20, gt=0, description="steps between lines on the terminal and TensorBoard (metrics.jsonl has every step)")
+    tensorboard: bool = True
+    curve: bool = Field(True, description="draw loss.png at the end")
+    validate_every: int = Field(0, ge=0, description="steps between evaluations of the EMA weights on the validation split; 0 never")
+    validation_split: Literal["validation", "test"] = "validation"
+    validation_packs: int = Field(8, ge=1)
+
+
+class GuardConfig(_Section):
+    """What happens when a step goes wrong."""
+
+    max_bad_steps: int = Field(8, ge=0, description="steps skipped for NaN or infinity among the last 100 before training stops")
+    spike_factor: float = Field(5.0, gt=1, description="a gradient norm this many times its running mean is reported with its songs")
+
+
+class VaeStage(_Section):
+    crop_seconds: float = Field(4.0, gt=0)
+    kl: float = Field(1e-4, ge=0)
+    adversarial: float = Field(0.0, ge=0, description="weight of the adversarial loss; 0 trains without discriminators")
+    feature_matching: float = Field(2.0, ge=0)
+    adversarial_from: int = Field(0, ge=0, description="step at which the discriminators join")
+    discriminator_lr: float = Field(1e-4, gt=0)
+    warm_start: Literal["pca", "none"] = Field("pca", description="fit the linear path by PCA before the first step")
+    warm_start_songs: int = Field(128, gt=0)
+
+
+class ChinMuStage(_Section):
+    crop_seconds: float = Field(10.0, gt=0)
+    levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence as the text of a pair")
+    fragments: int = Field(1, ge=1, description="fragments joined into the text of a pair, 1 to this many")
+
+
+class DitStage(_Section):
+    times: Literal["uniform", "logit-normal"] = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = Field(1.0, gt=0)
+    min_snr_gamma: float | None = Field(None, gt=0)
+    structured_lyrics: bool = Field(True, description="keep section tokens (<verse>) among the phonemes")
+    use_descriptions: bool = True
+    max_fragments: int = Field(8, ge=1)
+    levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence")
+    drop_descriptions: float = Field(0.1, ge=0, le=1)
+    drop_lyrics: float = Field(0.1, ge=0, le=1)
+    drop_both: float = Field(
+        0.1, ge=0, le=1, description="the unconditional sequence of guidance: no description, user type none, no lyrics"
+    )
+    drop_user: float = Field(0.2, ge=0, le=1, description="a description is kept, its user type is not said")
+    reference: float = Field(0.0, ge=0, le=1, description="probability that one stem (or the mix) is given as reference audio")
+    checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.drop_descriptions + self.drop_lyrics + self.drop_both > 1:
+            raise ValueError("drop_descriptions + drop_lyrics + drop_both must be at most 1: they are exclusive cases")
+        if not any(self.levels) or min(self.levels) < 0:
+            raise ValueError(f"levels={self.levels} must be odds of word, phrase, sentence, not all 0")
+        return self
+
+
+class Recipe(_Section):
+    """Everything a run needs beside the machine."""
+
+    name: str
+    task: TaskName
+    model: str = Field("tiny", description="a preset, a config.json or a model folder")
+    model_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of the model's configuration to change")
+    init: str | None = Field(None, description="model folder (or run folder) whose weights of this part the training starts from")
+    data: DataConfig
+    steps: int = Field(gt=0)
+    seed: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = Field("auto", description="auto, cpu or cuda")
+    strategy: Literal["single"] = "single"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    ema: EmaConfig = EmaConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    guard: GuardConfig = GuardConfig()
+    vae: VaeStage = VaeStage()
+    chinmu: ChinMuStage = ChinMuStage()
+    dit: DitStage = DitStage()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for section in set(_SECTIONS.values()) - {_SECTIONS[self.task]}:
+            if section in self.model_fields_set:
+                raise ValueError(
+                    f"section '{section}' has no effect on task '{self.task}': remove it (its section is '{_SECTIONS[self.task]}')"
+                )
+        if self.schedule.warmup > self.steps:
+            raise ValueError(f"schedule.warmup={self.schedule.warmup} is longer than steps={self.steps}: lower the one or raise the other")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, without the sections of other tasks: a document that load_recipe takes back."""
+        return self.model_dump(mode="json", exclude=set(_SECTIONS.values()) - {_SECTIONS[self.task]})
+
+    def model_config_resolved(self) -> ModelConfig:
+        """The model's configuration with model_overrides applied. Raises ConfigError."""
+        base = load_config(self.model)
+        fields = merge(base.model_dump(mode="json"), self.model_overrides)
+        return parse_config(ModelConfig, fields, source=f"model of recipe '{self.name}'")
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load_recipe(source: str | Path, *, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """A recipe by name or path with `key=value` overrides (dots go into sections; values are JSON, or else text). Raises ConfigError."""
+    fields = _read(source)
+    for override in overrides:
+        fields = merge(fields, _parse_override(override))
+    recipe = parse_recipe(fields, source=f"recipe '{fields.get('name', source)}'")
+    recipe.model_config_resolved()
+    return recipe
+
+
+def parse_recipe(fields: dict[str, Any], *, source: str) -> Recipe:
+    """A recipe from its fields. Raises ConfigError that names the field, what was given and the nearest known name."""
+    return parse_config(Recipe, fields, source=source)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section."""
+    out = dict(base)
+    for key, value in changes.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _read(source: str | Path, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = FOLDER / f"{source}.json"
+    if not path.is_file():
+        path = Path(source)
+        if path.suffix != ".json" or not path.is_file():
+            near = difflib.get_close_matches(str(source), recipe_names(), n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigError(f"no recipe '{source}': {hint}known are {', '.join(recipe_names())}, or give a .json file")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"recipe '{path}' cannot be read: {error}") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"recipe '{path}' must be a JSON object, not {type(fields).__name__}")
+    base = fields.pop("base", None)
+    if base is None:
+        return fields
+    if base in seen:
+        raise ConfigError(f"recipe '{source}' is based on itself: {' -> '.join((*seen, base))}")
+    return merge(_read(base, seen=(*seen, str(base))), fields)
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {text!r} must be key=value, for example --set optimizer.lr=3e-4")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        parsed = value
+    fields: Any = parsed
+    for part in reversed(key.strip().split(".")):
+        fields = {part: fields}
+    return dict(fields)

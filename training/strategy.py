@@ -1,0 +1,276 @@
+"""How a step is carried out: on one device in plain torch (`single`), or spread over ranks. The trainer knows only this interface.
+
+A task hands over one module per *phase* (a GAN has two); its forward takes a batch and returns (loss sum, logs). Each phase has an
+optimiser of its own.
+
+    strategy = make_strategy(recipe)
+    strategy.prepare({"model": module}, recipe, ema=("model",))
+    loss_sum, logs = strategy.forward("model", batch)
+    strategy.backward("model", loss_sum / frames_of_the_global_batch)
+    norm = strategy.step("model", lr=1e-4)          # clips; leaves the weights alone when the gradient is not finite
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mudit_engine.errors import InputError, MissingError
+from mudit_engine.training.checkpoint import disk_errors
+
+if TYPE_CHECKING:
+    from mudit_engine.training.recipe import OptimizerConfig, Recipe
+
+Logs = dict[str, tuple[Tensor, float]]  # name -> (sum, weight): averages that add up over micro-batches and ranks
+
+
+class Strategy(ABC):
+    """What the trainer needs from an engine. Losses handed to backward are already divided by the weight of the *global* batch."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device
+
+    @abstractmethod
+    def prepare(self, modules: Mapping[str, nn.Module], recipe: Recipe, *, lr_scale: Mapping[str, float], ema: Sequence[str]) -> None:
+        """Takes over the phases' modules: places them, makes optimisers and the average of the phases in `ema`."""
+
+    @abstractmethod
+    def forward(self, phase: str, batch: Any) -> tuple[Tensor, Logs]: ...
+
+    @abstractmethod
+    def backward(self, phase: str, loss: Tensor) -> None: ...
+
+    @abstractmethod
+    def step(self, phase: str, *, lr: float) -> float:
+        """Clips, updates the weights and their average, clears gradients. Returns the gradient norm before clipping.
+
+        When the norm is NaN or infinite nothing but the gradients changes.
+        """
+
+    @abstractmethod
+    def discard(self, phase: str) -> None:
+        """Clears gradients without a step."""
+
+    @abstractmethod
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of fp64 host values [n] over the ranks."""
+
+    @abstractmethod
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, forward uses the averaged weights."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes weights, optimiser and average into an empty folder (each rank its own files)."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None: ...
+
+
+class Single(Strategy):
+    """Plain torch on one device: the reference that other strategies are held to."""
+
+    def __init__(self, device: torch.device, *, precision: str = "fp32") -> None:
+        self.device, self.precision = device, precision
+
+    def prepare(self, modules: Mapping[str, nn.Module], recipe: Recipe, *, lr_scale: Mapping[str, float], ema: Sequence[str]) -> None:
+        self.modules = {phase: module.to(self.device) for phase, module in modules.items()}
+        self.clip, self.lr_scale = recipe.optimizer.clip, dict(lr_scale)
+        self.optimizers = {phase: make_optimizer(module, recipe.optimizer) for phase, module in self.modules.items()}
+        decay = recipe.ema.decay
+        self.emas = {phase: Ema(trained(self.modules[phase]), decay=decay) for phase in ema} if recipe.ema.enabled else {}
+
+    def forward(self, phase: str, batch: Any) -> tuple[Tensor, Logs]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return cast("tuple[Tensor, Logs]", self.modules[phase](batch))
+
+    def backward(self, phase: str, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, phase: str, *, lr: float) -> float:
+        optimizer, parameters = self.optimizers[phase], list(trained(self.modules[phase]).values())
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
+        if math.isfinite(norm):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * self.lr_scale.get(phase, 1.0)
+            optimizer.step()
+            if phase in self.emas:
+                self.emas[phase].update()
+        self.discard(phase)
+        return norm
+
+    def discard(self, phase: str) -> None:
+        self.optimizers[phase].zero_grad(set_to_none=True)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        for ema in self.emas.values():
+            ema.swap()
+        try:
+            yield
+        finally:
+            for ema in self.emas.values():
+                ema.swap()
+
+    def save(self, folder: Path) -> None:
+        with disk_errors():
+            for phase, module in self.modules.items():
+                save_file(_host(module.state_dict()), folder / f"{phase}.safetensors")
+                save_file(optimizer_tensors(module, self.optimizers[phase]), folder / f"{phase}.optimizer.safetensors")
+            for phase, ema in self.emas.items():
+                save_file(_host(ema.shadow), folder / f"{phase}.ema.safetensors", {"updates": str(ema.updates)})
+
+    def load(self, folder: Path) -> None:
+        for phase, module in self.modules.items():
+            restore(module, load_file(folder / f"{phase}.safetensors"), source=folder)
+            load_optimizer_tensors(module, self.optimizers[phase], load_file(folder / f"{phase}.optimizer.safetensors"))
+        for phase, ema in self.emas.items():
+            path = folder / f"{phase}.ema.safetensors"
+            if not path.exists():
+                raise InputError(f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as it was trained")
+            ema.load(load_file(path), updates=ema_updates(path))
+
+
+class Ema:
+    """fp32 average of parameters: a' = a + (1 - d)(w - a), d = min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
+        self.parameters, self.decay, self.updates = dict(parameters), decay, 0
+        self.shadow = {name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = [p.detach().float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.shadow.values()), current, 1 - decay)
+        self.updates += 1
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the parameters and their average (bf16 parameters would lose the average's precision: they are fp32 here)."""
+        for name, p in self.parameters.items():
+            kept = p.detach().clone()
+            p.copy_(self.shadow[name])
+            self.shadow[name].copy_(kept)
+
+    def load(self, shadow: Mapping[str, Tensor], *, updates: int) -> None:
+        _check_names(self.shadow, shadow, "averaged weights")
+        for name, value in shadow.items():
+            self.shadow[name].copy_(value)
+        self.updates = updates
+
+
+def make_strategy(recipe: Recipe) -> Strategy:
+    """The strategy a recipe names. Raises InputError when its device or precision cannot serve."""
+    name = recipe.device if recipe.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device='{name}' is unknown: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingError(
+            f"device='{name}', but torch {torch.__version__} sees no CUDA device: use --set device=cpu, or install a CUDA build of torch"
+        )
+    return Single(device, precision=recipe.precision)
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW with the fused kernel; decay on matrices only."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    parameters = trained(module).values()
+    decayed = [p for p in parameters if p.dim() > 1 and id(p) not in embeddings]
+    plain = [p for p in parameters if p.dim() <= 1 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Learning rate of step 0, 1, ...: a pure function, so that a resumed run needs no scheduler state."""
+    schedule, peak = recipe.schedule, recipe.optimizer.lr
+    if step < schedule.warmup:
+        return peak * (step + 1) / schedule.warmup
+    done = (step - schedule.warmup) / max(recipe.steps - schedule.warmup, 1)
+    if schedule.kind == "constant":
+        share = 1.0
+    elif schedule.kind == "cosine":
+        share = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    else:
+        share = min(1.0, max(0.0, recipe.steps - step) / max(schedule.decay * recipe.steps, 1))
+    return peak * (schedule.floor + (1 - schedule.floor) * share)
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def restore(module: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
+    """Loads weights of the same names and shapes. Raises InputError that names the first difference."""
+    own = module.state_dict()
+    _check_names(own, state, f"weights in '{source}'")
+    module.load_state_dict(dict(state))
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state as named tensors: `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`, `step/<parameter>`."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    state = optimizer.state
+    return _host({f"{kind}/{names[id(p)]}": value for p, slots in state.items() for kind, value in slots.items()})
+
+
+def load_optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if name not in parameters:
+            raise InputError(
+                f"the checkpoint's optimiser knows parameter '{name}', this model does not: it was trained with another configuration"
+            )
+        slots.setdefault(name, {})[kind] = value
+    optimizer.state.clear()
+    for name, state in slots.items():
+        p = parameters[name]
+        optimizer.state[p] = {kind: value.to(p.device) for kind, value in state.items()}
+
+
+def ema_updates(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return int((file.metadata() or {})["updates"])
+
+
+def _host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # clones where tensors share storage (tied weights), which safetensors refuses
+    seen: set[int] = set()
+    out = {}
+    for name, value in tensors.items():
+        host = value.detach().cpu().contiguous()
+        out[name] = host.clone() if host.data_ptr() in seen and host.numel() else host
+        seen.add(host.data_ptr())
+    return out
+
+
+def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    wrong = [f"{name} is missing" for name in own.keys() - given.keys()] + [f"{name} is unknown" for name in given.keys() - own.keys()]
+    wrong += [
+        f"{name} is {tuple(given[name].shape)}, not {tuple(t.shape)}"
+        for name, t in own.items()
+        if name in given and given[name].shape != t.shape
+    ]
+    if wrong:
+        raise InputError(
+            f"{what} do not fit this model: {sorted(wrong)[0]} ({len(wrong)} differences). Use the configuration they were trained with"
+        )

@@ -1,0 +1,209 @@
+"""Pre-training and fine-tuning of DiT / SiT on latents: whole songs, any lengths, no padding.
+
+    x_t = alpha(t) x0 + sigma(t) eps;   loss = sum over target frames of mean_C (net(x_t) - target)^2
+
+Conditions are dropped for classifier-free guidance in exclusive cases: no description, no lyrics, or neither (user type none). A batch
+draws, for every song, the noise level, the noise, the fragments, the dropped conditions and the reference stem from (seed, step, song id).
+
+    batch = DitTask(recipe, shards).load([4, 17], moment)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_times
+from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, DitBatch
+from mudit_engine.text.vocabulary import Vocabulary
+from mudit_engine.training import shards as layout
+from mudit_engine.training.recipe import DitStage
+from mudit_engine.training.shards import SongRecord
+from mudit_engine.training.strategy import Logs
+from mudit_engine.training.tasks import Batch, Moment, Task
+
+NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
+
+
+@dataclass(frozen=True)
+class DitInputs:
+    """A batch before noise is added: the network's inputs with clean latents, the noise and its level."""
+
+    clean: DitBatch
+    noise_TC: Tensor
+    times_B: Tensor
+
+
+class DitLoss(nn.Module):
+    """The network and its training loss as one module, which is what engines wrap."""
+
+    def __init__(self, dit: DiT, path: Path, stage: DitStage) -> None:
+        super().__init__()
+        self.dit, self.path, self.stage = dit, path, stage
+
+    def forward(self, inputs: DitInputs) -> tuple[Tensor, Logs]:
+        """(sum over frames, logs) of a batch."""
+        clean, noise_TC = inputs.clean, inputs.noise_TC
+        counts = torch.tensor(clean.frames, device=noise_TC.device)
+        times_T = inputs.times_B.repeat_interleave(counts, output_size=len(noise_TC))
+        noisy_TC = self.path.add_noise(clean.latents_TC, noise_TC, times_T)
+        target_TC = self.path.target(clean.latents_TC, noise_TC, times_T)
+        fields = {**clean.__dict__, "latents_TC": noisy_TC, "times_B": self.path.network_time(inputs.times_B)}
+        out_TC = self.dit(DitBatch(**fields), checkpointing=self.stage.checkpointing and self.training)
+        weights = None
+        if self.stage.min_snr_gamma is not None:
+            weights = min_snr_weights(self.path, inputs.times_B, gamma=self.stage.min_snr_gamma)
+        loss, _ = diffusion_loss(out_TC, target_TC, clean.frames, song_weights=weights)
+        return loss, self._logs(out_TC.detach(), target_TC, inputs)
+
+    def _logs(self, out_TC: Tensor, target_TC: Tensor, inputs: DitInputs) -> Logs:
+        error_T = (out_TC.float() - target_TC).square().mean(1)
+        songs = torch.stack([part.sum() for part in error_T.split(list(inputs.clean.frames))])
+        band = (inputs.times_B * NOISE_BANDS).long().clamp_max(NOISE_BANDS - 1)
+        frames = torch.tensor(inputs.clean.frames, dtype=torch.float32, device=band.device)
+        logs: Logs = {"mse": (songs.sum(), float(sum(inputs.clean.frames)))}
+        for number in range(NOISE_BANDS):
+            here = band == number
+            logs[f"mse_noise{number + 1}of{NOISE_BANDS}"] = ((songs * here).sum(), float((frames * here).sum()))
+        return logs
+
+
+class DitTask(Task):
+    """Stages 2 and 3. Needs latents, phonemes, and for descriptions fragments with their kinds; stems for references."""
+
+    part = "dit"
+    needs = ("latents", "phonemes", "fragments", "fragment_kinds")
+
+    def build(self) -> dict[str, nn.Module]:
+        self.stage = self.recipe.dit
+        self.path = make_path(self.config.path)
+        vocabulary = Vocabulary.load(self.config.dit.vocabulary)
+        self.sections = np.array([i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"])
+        dit = DiT(self.config.dit)
+        self.initialise(dit)
+        return {"model": DitLoss(dit, self.path, self.stage)}
+
+    def costs(self) -> np.ndarray:
+        return np.asarray(self.shards.rows("latents"))
+
+    def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
+        records = [self.shards.read(number) for number in songs]
+        conditions = [self._conditions(record, moment) for record in records]
+        frames = [len(record["latents"]) for record in records]
+        channels = self.config.dit.latent_channels
+        noise = [
+            torch.randn(n, channels, generator=moment.generator("noise", record.id)) for n, record in zip(frames, records, strict=True)
+        ]
+        clean = DitBatch(
+            latents_TC=_pack([record["latents"] for record in records], channels),
+            frames=frames,
+            times_B=torch.zeros(len(records)),
+            seconds_B=torch.tensor([float(record.metadata["seconds"]) for record in records]),
+            user_B=torch.tensor([c.user for c in conditions]),
+            descriptions=_pack([c.fragments for c in conditions], self.config.dit.description_width),
+            fragments=[len(c.fragments) for c in conditions],
+            lyric_ids=torch.from_numpy(np.concatenate([c.lyrics for c in conditions]).astype(np.int64)),
+            lyrics=[len(c.lyrics) for c in conditions],
+            references=_pack([c.reference for c in conditions], channels),
+            reference_frames=[len(c.reference) for c in conditions],
+            reference_kinds=[c.reference_kind for c in conditions],
+        )
+        inputs = DitInputs(clean, torch.cat(noise), self._times(records, moment))
+        return Batch(tuple(record.id for record in records), float(sum(frames)), inputs)
+
+    def _times(self, records: Sequence[SongRecord], moment: Moment) -> Tensor:
+        if not moment.training:  # an even spread of noise levels, the same at every evaluation
+            even = (torch.arange(len(records)) + 0.5) / len(records)
+            if isinstance(self.path, DdpmPath):
+                steps = self.config.path.train_steps
+                return ((even * steps).floor() + 1) / steps
+            return self.path.t_min + (1 - self.path.t_min) * even
+        s = self.stage
+        return torch.cat(
+            [
+                sample_times(
+                    1,
+                    self.path,
+                    generator=moment.generator("time", record.id),
+                    distribution=s.times,
+                    logit_mean=s.logit_mean,
+                    logit_std=s.logit_std,
+                )
+                for record in records
+            ]
+        )
+
+    def _conditions(self, record: SongRecord, moment: Moment) -> Conditions:
+        """What a song is conditioned on at this step."""
+        s = self.stage
+        choose = moment.chooser("conditions", record.id)
+        case = choose.random() if moment.training else 1.0
+        no_both = case < s.drop_both
+        no_description = no_both or s.drop_both <= case < s.drop_both + s.drop_descriptions
+        no_lyrics = no_both or s.drop_both + s.drop_descriptions <= case < s.drop_both + s.drop_descriptions + s.drop_lyrics
+        lyrics = record["phonemes"][:0] if no_lyrics else record["phonemes"]
+        if not s.structured_lyrics:
+            lyrics = lyrics[~np.isin(lyrics, self.sections)]
+        rows = np.empty(0, np.int64)
+        if s.use_descriptions and not no_description:
+            rows = choose_fragments(record["fragment_kinds"], s.levels, min(s.max_fragments, self.config.dit.max_fragments), choose)
+        say_user = len(rows) and not (moment.training and choose.random() < s.drop_user)
+        user = layout.USER_TYPES[int(record["fragment_kinds"][rows[0], 2])] if say_user else "none"
+        kind, reference = self._reference(record, choose) if choose.random() < s.reference else ("mix", record["latents"][:0])
+        return Conditions(lyrics, record["fragments"][rows], USER_TYPES.index(user), reference, REFERENCE_KINDS.index(kind))
+
+    def _reference(self, record: SongRecord, choose: random.Random) -> tuple[str, np.ndarray]:
+        """One stem of the song, aligned with it; or an excerpt of the mix at another place, since the whole mix would be the answer."""
+        kinds = [kind for kind in layout.STEMS if f"stem.{kind}" in self.shards.fields and len(record[f"stem.{kind}"])]
+        kind = choose.choice(["mix", *kinds])
+        if kind != "mix":
+            return kind, record[f"stem.{kind}"]
+        total = len(record["latents"])
+        length = max(1, round(total * choose.uniform(0.2, 0.5)))
+        start = choose.randrange(total - length + 1)
+        return kind, record["latents"][start : start + length]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions of one song at one step."""
+
+    lyrics: np.ndarray
+    fragments: np.ndarray
+    user: int
+    reference: np.ndarray
+    reference_kind: int
+
+
+def choose_fragments(kinds_F3: np.ndarray, levels: Sequence[float], most: int, choose: random.Random) -> np.ndarray:
+    """Rows of the fragments to describe a song with: one description (language and user type) at random, then 1 to `most` fragments of it,
+    each of a level drawn by its odds, in their order. Empty when the song has no description."""
+    if not len(kinds_F3):
+        return np.empty(0, np.int64)
+    voices = sorted({(int(language), int(user)) for _, language, user in kinds_F3})
+    language, user = choose.choice(voices)
+    rows = np.flatnonzero((kinds_F3[:, 1] == language) & (kinds_F3[:, 2] == user))
+    odds = [float(levels[level]) for level in kinds_F3[rows, 0]]
+    # the odds are those of a level, however many fragments of it there are
+    for level in range(len(levels)):
+        count = int((kinds_F3[rows, 0] == level).sum())
+        odds = [odd / count if kind == level else odd for odd, kind in zip(odds, kinds_F3[rows, 0], strict=True)]
+    wanted = choose.randint(1, min(most, len(rows)))
+    chosen: set[int] = set()
+    while len(chosen) < wanted and any(odd > 0 for odd in odds):
+        pick = choose.choices(range(len(rows)), weights=odds)[0]
+        chosen.add(pick)
+        odds[pick] = 0.0
+    return rows[sorted(chosen)]
+
+
+def _pack(parts: Sequence[np.ndarray], width: int) -> Tensor:
+    """fp32 [sum of rows, width] of fp16 arrays: the copy out of the mapped files."""
+    rows = np.concatenate([np.asarray(part).reshape(-1, width) for part in parts]) if parts else np.empty((0, width), np.float16)
+    return torch.from_numpy(rows).float()

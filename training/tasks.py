@@ -1,0 +1,151 @@
+"""What a stage adds to the trainer: networks, batches and a loss. One class a stage, each in a file of its own.
+
+A task hands over one module per phase whose forward(batch) returns (loss sum, logs); `batch.weight` is what the sum is divided by (real
+frames, samples, pairs), added up over the global batch. Everything random in a batch is a pure function of (seed, step, song id), so a
+resumed run and any world size see the same numbers.
+
+    task = make_task(recipe, shards)
+    batch = task.load(songs, Moment(seed=0, epoch=0, step=17))
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mudit_engine.config import ModelConfig
+from mudit_engine.errors import ConfigError, InputError, ModelError
+from mudit_engine.models.folder import Part, load_config, load_part, model_folder
+from mudit_engine.training.recipe import Recipe
+from mudit_engine.training.seeding import chooser, generator
+from mudit_engine.training.shards import Shards
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in training a batch belongs. `training` False asks for the fixed, undisturbed batch that evaluation uses."""
+
+    seed: int
+    epoch: int
+    step: int
+    training: bool = True
+
+    def generator(self, purpose: str, song_id: str) -> torch.Generator:
+        return generator(self.seed, purpose, self.step, song_id)
+
+    def chooser(self, purpose: str, song_id: str) -> random.Random:
+        return chooser(self.seed, purpose, self.step, song_id)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch on the host: the songs' ids (for messages), the weight of its loss, and what the task's module takes."""
+
+    ids: tuple[str, ...]
+    weight: float
+    inputs: Any
+
+
+class Task(ABC):
+    """Networks, data and loss of a stage."""
+
+    part: Part
+    needs: tuple[str, ...]  # fields that the data set must hold
+    phases: tuple[str, ...] = ("model",)
+    averaged: tuple[str, ...] = ("model",)  # phases with an average of the weights
+    lr_scale: Mapping[str, float] = {}
+
+    def __init__(self, recipe: Recipe, shards: Shards) -> None:
+        self.recipe, self.shards = recipe, shards
+        self.config = recipe.model_config_resolved()
+        missing = [name for name in self.needs if name not in shards.fields]
+        if missing:
+            raise InputError(
+                f"task '{recipe.task}' needs the fields {missing}, which '{shards.folder}' lacks: it holds {sorted(shards.fields)}"
+            )
+        torch.manual_seed(recipe.seed)
+        self.modules = self.build()
+
+    @abstractmethod
+    def build(self) -> dict[str, nn.Module]:
+        """One module a phase. The phase that holds the part names it by an attribute of the part's name."""
+
+    @abstractmethod
+    def costs(self) -> np.ndarray:
+        """int [N]: what each song costs of a pack's size."""
+
+    @abstractmethod
+    def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch: ...
+
+    def warm_start(self) -> None:  # noqa: B027 - most stages start from nothing
+        """Called once before the first step of a run that starts from nothing."""
+
+    def active(self, step: int) -> tuple[str, ...]:
+        """The phases that take part in a step, in order."""
+        return self.phases
+
+    def part_module(self) -> nn.Module:
+        """The network that a model folder takes."""
+        module: nn.Module = getattr(self.modules[self.phases[0]], self.part)
+        return module
+
+    def part_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part's own tensors out of those of its phase."""
+        prefix = f"{self.part}."
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    def initialise(self, module: nn.Module) -> None:
+        """Loads recipe.init into a freshly built part. Raises ModelError or ConfigError when it does not fit."""
+        if self.recipe.init is None:
+            return
+        folder = model_folder(self.recipe.init)
+        trained: ModelConfig = load_config(folder)
+        ours, theirs = getattr(self.config, self.part), getattr(trained, self.part)
+        if ours != theirs:
+            changed = [name for name in type(ours).model_fields if getattr(ours, name) != getattr(theirs, name)]
+            raise ConfigError(
+                f"init='{self.recipe.init}' was trained with another {self.part} configuration (differs in {', '.join(changed)})"
+            )
+        try:
+            module.load_state_dict(load_part(self.part, trained, folder).state_dict())
+        except RuntimeError as error:
+            raise ModelError(f"init='{self.recipe.init}': {error}") from None
+
+
+def make_task(recipe: Recipe, shards: Shards) -> Task:
+    """The task that a recipe names."""
+    if recipe.task == "vae":
+        from mudit_engine.training.task_vae import VaeTask
+
+        return VaeTask(recipe, shards)
+    if recipe.task == "chinmu":
+        from mudit_engine.training.task_chinmu import ChinMuTask
+
+        return ChinMuTask(recipe, shards)
+    from mudit_engine.training.task_dit import DitTask
+
+    return DitTask(recipe, shards)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A copy of nested dataclasses, lists and tuples with every tensor on `device` (the value itself where it is there already)."""
+    if device.type == "cpu":
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+        return type(value)(to_device(item, device) for item in value)
+    return value
+
+
+def average(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    return {name: total / weight for name, (total, weight) in sums.items() if weight}

@@ -1,0 +1,363 @@
+"""The loop of every stage: batches in, steps out, and a state from which a resumed run equals an uninterrupted one bit for bit.
+
+    gradient = grad of (sum over micro-batches and ranks of the loss sum) / (weight of the global batch)
+
+    summary = Trainer(recipe, Path("runs/a")).run(resume="auto")
+
+What changes from step to step is held by the weights, the optimiser, the average and `Progress`; batches, noise, dropout and the learning
+rate are pure functions of (seed, step), so there is no random state to keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from mudit_engine.errors import ConfigError, InputError, MuditError
+from mudit_engine.files import write_json
+from mudit_engine.training.batching import Sampler, plan_packs, prefetch
+from mudit_engine.training.checkpoint import Checkpoints
+from mudit_engine.training.recipe import Recipe
+from mudit_engine.training.runlog import RunLog, describe_run, plot_curves
+from mudit_engine.training.seeding import seed64
+from mudit_engine.training.shards import Shards
+from mudit_engine.training.strategy import learning_rate, make_strategy
+from mudit_engine.training.tasks import Batch, Moment, Task, average, make_task, to_device
+
+log = logging.getLogger(__name__)
+
+STATE, EXPORT_RECIPE = "trainer.json", "recipe.json"
+BAD_WINDOW = 100  # steps among which bad ones are counted
+NORM_MEMORY = 0.98  # of the running mean of the log gradient norm
+NORM_WARMUP = 50  # steps before a spike can be told from the start of training
+
+
+class DivergedError(MuditError):
+    """Too many steps gave NaN or infinity."""
+
+
+class InterruptedRun(MuditError):
+    """A signal asked the run to stop; its state was saved. `exit_code` is 130 for Ctrl-C, 128 + signal for others."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@dataclass
+class Progress:
+    """The trainer's own state. `step` counts finished steps; (epoch, epoch_step) is the next global batch."""
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    songs: int = 0
+    weight: float = 0.0
+    seconds: float = 0.0
+    skipped: int = 0
+    bad_steps: list[int] = field(default_factory=list)
+    log_norm: dict[str, float] = field(default_factory=dict)
+    spikes: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A global batch's share of this rank, read and ready."""
+
+    epoch: int
+    epoch_step: int
+    batches: list[tuple[Batch, float]]  # with 0 where a rank only keeps the others company
+    songs: int
+    seconds: float
+
+
+class Trainer:
+    """One run of a recipe in a folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, task: Task | None = None, quiet: bool = False) -> None:
+        self.recipe, self.folder, self.quiet = recipe, folder, quiet
+        self.shards = task.shards if task is not None else Shards(recipe.data.folder)
+        self.strategy = make_strategy(recipe)
+        self.task = task or make_task(recipe, self.shards)
+        costs = self.task.costs()
+        numbers = self.shards.numbers("train")[: recipe.data.limit_songs]
+        if not len(numbers):
+            raise InputError(f"'{self.shards.folder}' holds no song of the split 'train'")
+        self.sampler = Sampler(
+            costs, seed=recipe.seed, budget=recipe.data.pack_size, packs_per_step=recipe.data.packs_per_step, numbers=numbers
+        )
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.checkpoint.keep)
+        averaged = self.task.averaged if recipe.ema.enabled else ()
+        self.strategy.prepare(self.task.modules, recipe, lr_scale=self.task.lr_scale, ema=averaged)
+        self.progress = Progress()
+        self._signal: int | None = None
+
+    # what must not change between a checkpoint and its continuation, for the sequence of songs to be the same
+    def _identity(self) -> dict[str, Any]:
+        data = self.recipe.data
+        return {
+            "task": self.recipe.task,
+            "seed": self.recipe.seed,
+            "pack_size": data.pack_size,
+            "packs_per_step": data.packs_per_step,
+            "songs": len(self.sampler.numbers),
+            "data": self.shards.digest,
+        }
+
+    def run(self, *, resume: str = "auto") -> dict[str, Any]:
+        """Trains to recipe.steps; returns the summary that `--json` prints. `resume` is auto, never or a tag.
+
+        Raises DivergedError, InterruptedRun (state saved), OutputError (older checkpoints intact), InputError.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tag = self._resume(resume)
+        extra = {"resumed_from": tag.name if tag else None, "songs": len(self.sampler.numbers), "device": str(self.strategy.device)}
+        describe_run(self.folder, self.recipe, {**extra, "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4)})
+        if tag is None:
+            self.task.warm_start()
+        start_step, started = self.progress.step, time.monotonic()
+        metrics: dict[str, Any] = {}
+        with RunLog(self.folder, self.recipe, start_step=start_step, quiet=self.quiet) as runlog, self._signals():
+            if start_step == 0 and tag is None:
+                self._save(runlog)  # so that any interruption resumes, and the start can be looked at
+            waiting = time.monotonic()
+            for work in self._works():
+                waited = time.monotonic() - waiting
+                metrics = self._step(work) | {"wait_s": round(waited, 4)}
+                runlog.step(metrics)
+                self._after_step(runlog)
+                waiting = time.monotonic()
+        seconds = time.monotonic() - started
+        picture = plot_curves(self.folder) if self.recipe.log.curve else None
+        summary = {
+            "recipe": self.recipe.name,
+            "steps": self.progress.step,
+            "steps_run": self.progress.step - start_step,
+            "epochs": self.progress.epoch,
+            "songs_seen": self.progress.songs,
+            "seconds": round(seconds, 2),
+            "steps_per_s": round((self.progress.step - start_step) / seconds, 4) if seconds else None,
+            "skipped_steps": self.progress.skipped,
+            "final": {name: value for name, value in metrics.items() if name != "step"},
+            "folder": str(self.folder),
+            "checkpoint": str(self.checkpoints.tags()[0]) if self.checkpoints.tags() else None,
+            "loss_curve": str(picture) if picture else None,
+        }
+        write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def _resume(self, resume: str) -> Path | None:
+        if resume == "never":
+            if self.checkpoints.tags():
+                raise InputError(
+                    f"'{self.folder}' holds checkpoints of an earlier run: choose another --out, or remove it, or use --resume auto"
+                )
+            return None
+        tag = self.checkpoints.newest_good() if resume == "auto" else self.checkpoints.named(resume)
+        if tag is None:
+            return None
+        state = json.loads((tag / STATE).read_text(encoding="utf-8"))
+        ours = self._identity()
+        changed = [f"{name} ({state['identity'].get(name)} -> {ours[name]})" for name in ours if state["identity"].get(name) != ours[name]]
+        if changed:
+            raise ConfigError(
+                f"checkpoint '{tag}' belongs to another sequence of songs: {', '.join(changed)}. "
+                "Undo the change, or start a new run from its weights (export it, then --set init=FOLDER and another --out)"
+            )
+        self.progress = Progress(**state["progress"])
+        self.strategy.load(tag)
+        log.info("resumed from %s", tag)
+        return tag
+
+    def _works(self) -> Iterator[Work]:
+        """Global batches from here to the last step, prepared ahead by threads."""
+        remaining = self.recipe.steps - self.progress.step
+        places = itertools.islice(self.sampler.walk(self.progress.epoch, self.progress.epoch_step), max(remaining, 0))
+        numbered = zip(itertools.count(self.progress.step), places, strict=False)
+        data = self.recipe.data
+        return prefetch(numbered, lambda item: self._load(item[0], *item[1]), threads=data.loader_threads, ahead=data.prefetch)
+
+    def _load(self, step: int, epoch: int, epoch_step: int) -> Work:
+        start = time.monotonic()
+        moment = Moment(self.recipe.seed, epoch, step)
+        batches = []
+        for pack in self.sampler.local(epoch, epoch_step, rank=self.strategy.rank, world=self.strategy.world):
+            # a rank without a pack of its own runs a song at weight 0: collectives of sharded weights need every rank in every pass
+            batches.append((self.task.load(pack if len(pack) else self.sampler.numbers[:1], moment), 1.0 if len(pack) else 0.0))
+        songs = sum(len(pack) for pack in self.sampler.batch(epoch, epoch_step))
+        return Work(epoch, epoch_step, batches, songs, time.monotonic() - start)
+
+    def _step(self, work: Work) -> dict[str, Any]:
+        progress, started = self.progress, time.monotonic()
+        step = progress.step
+        weight = float(self.strategy.sum(torch.tensor([sum(b.weight * share for b, share in work.batches)], dtype=torch.float64)))
+        lr = learning_rate(step, self.recipe)
+        metrics: dict[str, Any] = {"step": step, "epoch": work.epoch, "loss": None, "grad_norm": None, "lr": lr}
+        bad: list[str] = []
+        self._set_training(True)
+        for phase in self.task.active(step):
+            loss, logs, culprits = self._accumulate(phase, work, weight)
+            main = phase == self.task.phases[0]
+            prefix = "" if main else f"{phase}_"
+            if culprits or not math.isfinite(loss):
+                self.strategy.discard(phase)
+                bad += culprits or self._ids(work)
+                metrics |= {f"{prefix}loss": None, f"{prefix}grad_norm": None}
+                continue
+            norm = self.strategy.step(phase, lr=lr)
+            if not math.isfinite(norm):
+                bad += self._ids(work)
+                norm = None  # type: ignore[assignment]
+            else:
+                self._watch(phase, norm, work)
+            metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {f"{prefix}{name}": value for name, value in logs.items()}
+        progress.step, progress.epoch, progress.epoch_step = step + 1, work.epoch, work.epoch_step + 1
+        progress.songs += work.songs
+        progress.weight += weight
+        if bad:
+            self._count_bad(step, bad)
+        seconds = time.monotonic() - started
+        progress.seconds += seconds
+        return metrics | {"songs": work.songs, "weight": weight, "step_s": round(seconds, 4), "load_s": round(work.seconds, 4)}
+
+    def _accumulate(self, phase: str, work: Work, weight: float) -> tuple[float, dict[str, float], list[str]]:
+        """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches whose loss is not finite)."""
+        self.strategy.discard(phase)
+        sums: dict[str, list[Any]] = {}
+        losses = []
+        for number, (batch, share) in enumerate(work.batches):
+            torch.manual_seed(seed64(self.recipe.seed, "torch", self.progress.step, number * self.strategy.world + self.strategy.rank))
+            loss_sum, logs = self.strategy.forward(phase, to_device(batch.inputs, self.strategy.device))
+            self.strategy.backward(phase, loss_sum * (share / weight))
+            losses.append(loss_sum.detach() * share)
+            for name, (value, amount) in logs.items():
+                entry = sums.setdefault(name, [0.0, 0.0])
+                entry[0], entry[1] = entry[0] + value.detach() * share, entry[1] + amount * share
+        names = sorted(sums)
+        # one read of the device for the loss, the logs and every micro-batch's state
+        values = torch.stack([*losses, *(torch.as_tensor(sums[name][0], device=losses[0].device) for name in names)]).double().cpu()
+        own, logged = values[: len(losses)], values[len(losses) :]
+        totals = self.strategy.sum(
+            torch.cat([own.sum()[None], logged, torch.tensor([sums[name][1] for name in names], dtype=torch.float64)])
+        ).tolist()
+        culprits = [i for (batch, _), value in zip(work.batches, own.tolist(), strict=True) if not math.isfinite(value) for i in batch.ids]
+        pairs = dict(zip(names, zip(totals[1 : 1 + len(names)], totals[1 + len(names) :], strict=True), strict=True))
+        return totals[0] / weight, average(pairs), culprits
+
+    def _watch(self, phase: str, norm: float, work: Work) -> None:
+        """Reports a gradient norm far above its running (geometric) mean."""
+        known = self.progress.log_norm.get(phase)
+        value = math.log(max(norm, 1e-30))
+        if known is not None and self.progress.step > NORM_WARMUP and value > known + math.log(self.recipe.guard.spike_factor):
+            self.progress.spikes += 1
+            log.warning(
+                "step %d: gradient norm %.3g is %.1f times its mean (songs %s)",
+                self.progress.step,
+                norm,
+                math.exp(value - known),
+                _names(self._ids(work)),
+            )
+        self.progress.log_norm[phase] = value if known is None else NORM_MEMORY * known + (1 - NORM_MEMORY) * value
+
+    def _count_bad(self, step: int, ids: list[str]) -> None:
+        progress, guard = self.progress, self.recipe.guard
+        progress.skipped += 1
+        progress.bad_steps = [*(s for s in progress.bad_steps if s > step - BAD_WINDOW), step]
+        log.warning("step %d gave NaN or infinity and was skipped (songs %s)", step, _names(ids))
+        if len(progress.bad_steps) > guard.max_bad_steps:
+            raise DivergedError(
+                f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN or infinity "
+                f"(guard.max_bad_steps={guard.max_bad_steps}); the last batch held songs {_names(ids)}. Check "
+                "them with `mudit data inspect`, lower optimizer.lr, and resume: the newest checkpoint is from before"
+            )
+
+    def _after_step(self, runlog: RunLog) -> None:
+        step, recipe = self.progress.step, self.recipe
+        last = step == recipe.steps
+        every = recipe.log.validate_every
+        if every and (step % every == 0 or last):
+            runlog.validation(step, self.validate())
+        if last or step % recipe.checkpoint.every == 0 or self._signal is not None:
+            self._save(runlog)
+        if self._signal is not None and not last:
+            name = signal.Signals(self._signal).name
+            raise InterruptedRun(
+                f"stopped by {name} after step {step} of {recipe.steps}; saved as {self.checkpoints.tags()[0].name} in '{self.folder}': "
+                "the same command resumes",
+                signal_number=self._signal,
+            )
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss of the averaged weights on fixed batches of the validation split (fixed noise and noise levels, no dropped conditions)."""
+        split = self.recipe.log.validation_split
+        numbers = self.shards.numbers(split)
+        if not len(numbers):
+            raise InputError(
+                f"log.validate_every is set, but '{self.shards.folder}' holds no song of the split '{split}': encode some, or set it to 0"
+            )
+        plan = plan_packs(numbers, self.task.costs(), self.recipe.data.pack_size)
+        moment = Moment(self.recipe.seed, 0, 0, training=False)
+        sums: dict[str, tuple[float, float]] = {}
+        self._set_training(False)
+        with self.strategy.averaged():
+            for number in range(min(len(plan), self.recipe.log.validation_packs)):
+                batch = self.task.load(plan.pack(number), moment)
+                loss, logs = self.strategy.forward(self.task.phases[0], to_device(batch.inputs, self.strategy.device))
+                for name, (value, amount) in {**logs, "loss": (loss, batch.weight)}.items():
+                    total, weight = sums.get(name, (0.0, 0.0))
+                    sums[name] = (total + float(value), weight + amount)
+        return average(sums)
+
+    def _save(self, runlog: RunLog) -> None:
+        runlog.flush()
+        with self.checkpoints.saving(self.progress.step) as folder:
+            self.strategy.save(folder)
+            state = {"progress": asdict(self.progress), "identity": self._identity()}
+            (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            (folder / EXPORT_RECIPE).write_text(json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8")
+
+    def _set_training(self, training: bool) -> None:
+        for module in self.task.modules.values():
+            module.train(training)
+
+    def _ids(self, work: Work) -> list[str]:
+        return [i for batch, share in work.batches if share for i in batch.ids]
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGUSR1 save after the step that runs and stop; a second SIGINT stops at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and self._signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._signal = number
+            log.warning(
+                "%s: saving after this step%s", signal.Signals(number).name, ", again to stop at once" if number == signal.SIGINT else ""
+            )
+
+        before = {}
+        with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker, a test): no handlers then
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _names(ids: list[str], most: int = 8) -> str:
+    shown = ", ".join(dict.fromkeys(ids[:most]))
+    return f"{shown} and {len(ids) - most} more" if len(ids) > most else shown
