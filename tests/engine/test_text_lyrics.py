@@ -186,7 +186,8 @@ def test_examples_are_canonical_songs(name: str) -> None:
 
 PIECES = st.sampled_from(
     [*(tag for tag, _, _ in TAGS), "(x2)", "×3", "[", "]", "(", "：", "**", "# ", "男：", "合：", "词：", "[00:12.00]", "<00:01>"]
-    + ["verse", "Chorus", " x2", "长{chang2}", "\n", "\ufeff", "\u200d", "\u0301", "\x1c", "\u2028", "é", "月亮", "la", " ", "1", "-", "=", "<", "{", "}", "😀"]
+    + ["verse", "Chorus", " x2", "长{chang2}", "\n", "\ufeff", "\u200d", "\u0301", "\x1c", "\u2028", "é", "月亮", "la", " ", "1"]
+    + ["-", "=", "<", "{", "}", "😀"]
 )  # fmt: skip
 
 
