@@ -40,7 +40,7 @@ READINGS = [
     ("静静地看着你", "j ing4 j ing4 d e5 k an4 zh e5 n i3"),
     ("跑得快", "p ao3 d e5 k uai4"),
     ("得到大地", "d e2 d ao4 d a4 d i4"),
-    ("一不一不", "i1 b u4 i1 b u4"),
+    ("一个不要", "i1 g e4 b u4 iao4"),
     ("每一行", "m ei3 i1 h ang2"),
     ("人々〇", "r en2 r en2 l ing2"),
     ("长{chang2}大", "ch ang2 d a4"),
