@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import mudit_engine
-from mudit_engine.audio import load_audio, resample, save_audio, save_spectrogram
+from mudit_engine.audio import load_audio, resample, save_audio, save_spectrogram, to_channels
 from mudit_engine.availability import version
 from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config, parse_config
 from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
@@ -168,21 +168,24 @@ class SongPipeline:
     @torch.inference_mode()
     def decode(self, latents_TC: Tensor, seconds: float, *, on_chunk: Callable[[int], None] | None = None) -> Tensor:
         """Audio [channels, samples] of normalised latents, cut to `seconds`."""
-        raw = self.vae.denormalise(latents_TC.float())
-        audio = decode_chunked(self.vae, raw, chunk_frames=DECODE_FRAMES, progress=on_chunk)
+        done = 0
+
+        def count(now: int, total: int) -> None:
+            nonlocal done
+            if on_chunk:
+                on_chunk(now - done)
+            done = now
+
+        audio = decode_chunked(self.vae, self.vae.denormalise(latents_TC.float()), chunk_frames=DECODE_FRAMES, progress=count)
         return audio[:, : round(seconds * self.config.vae.sample_rate)].clamp(-1, 1).cpu()
 
     @torch.inference_mode()
     def encode_reference(self, path: str | Path, *, max_frames: int) -> Tensor:
         """Normalised latents [frames, C] of an audio file, at most as long as the song."""
-        audio, rate = load_audio(path)
         c = self.config.vae
-        audio = resample(audio, rate, c.sample_rate)
-        if c.channels == 1:
-            audio = audio.mean(0, keepdim=True)
-        elif len(audio) == 1:
-            audio = audio.expand(c.channels, -1)
-        mean, _ = self.vae.encode(audio[None, : c.channels, : max_frames * c.hop].to(self.vae.latent_mean.device))
+        audio, rate = load_audio(path)
+        audio = to_channels(resample(audio, rate, c.sample_rate), c.channels)[:, : max_frames * c.hop]
+        mean, _ = self.vae.encode(audio[None].to(self.vae.latent_mean.device))
         return self.vae.normalise(mean)[0, :max_frames]
 
     def _prepare(self, request: SongRequest) -> _Prepared:

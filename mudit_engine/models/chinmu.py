@@ -29,6 +29,7 @@ from mudit_engine.errors import InputError, ModelError
 from mudit_engine.kernels.rope import rope_table
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.models.layers import EncoderBlock
+from mudit_engine.models.spectral import mel_filters
 
 CHARACTERS = "characters"
 BUCKETS = 4096  # rows of the character and of the pair table
@@ -112,29 +113,13 @@ class PretrainedTextEncoder(nn.Module):
         self.encoder.config.save_pretrained(folder)
 
 
-def mel_filters(mels: int, n_fft: int, sample_rate: int) -> Tensor:
-    """Triangular mel filters [bins, mels] of unit sum on the HTK scale m = 2595 log10(1 + f / 700)."""
-    nyquist = sample_rate / 2
-    bins = torch.linspace(0, nyquist, n_fft // 2 + 1, dtype=torch.float64)
-    top = 2595 * math.log10(1 + nyquist / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
-    rise = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
-    filters = torch.minimum(rise, fall).clamp_min(0)
-    # the lowest triangles are narrower than a bin: give an empty one its nearest bin
-    nearest = (bins[:, None] - edges[1:-1]).abs().argmin(0)
-    empty = filters.sum(0) == 0
-    filters[nearest[empty], torch.nonzero(empty)[:, 0]] = 1.0
-    return (filters / filters.sum(0)).float()
-
-
 class AudioTower(nn.Module):
     """Log-mel, folded into tokens, through a transformer."""
 
     def __init__(self, config: ChinMuConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("filters", mel_filters(config.mels, config.n_fft, config.sample_rate), persistent=False)
+        self.register_buffer("filters", mel_filters(config.sample_rate, config.n_fft, config.mels), persistent=False)
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.embed = nn.Linear(config.mels * config.mel_fold, config.audio_width)
         self.tower = _Tower(config.audio_width, config.audio_blocks, config.head_dim, config.embedding)

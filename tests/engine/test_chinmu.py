@@ -9,7 +9,7 @@ import torch
 
 from mudit_engine.config import ChinMuConfig
 from mudit_engine.errors import InputError, ModelError
-from mudit_engine.models.chinmu import ChinMu, info_nce, mel_filters
+from mudit_engine.models.chinmu import ChinMu, info_nce
 
 CONFIG = ChinMuConfig(text_encoder="characters", text_width=64, text_blocks=1, audio_width=64, audio_blocks=1, embedding=32, head_dim=32)
 TEXTS = ["女声", "流行抒情，钢琴", "a fast rock song, 150 bpm", "🎹" * 300]
@@ -50,12 +50,6 @@ def test_a_tone_is_the_same_at_another_sample_rate(chinmu: ChinMu) -> None:
     assert float((a * b).sum()) > 0.99
 
 
-def test_mel_filters_cover_every_band() -> None:
-    filters = mel_filters(96, 1024, 22050)
-    assert filters.shape == (513, 96)
-    torch.testing.assert_close(filters.sum(0), torch.ones(96))
-
-
 def test_info_nce_against_its_definition() -> None:
     g = torch.Generator().manual_seed(0)
     text, audio = (torch.nn.functional.normalize(torch.randn(5, 8, generator=g), dim=1) for _ in range(2))
@@ -80,7 +74,7 @@ def test_training_pulls_pairs_together() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.3 * losses[0], losses
 
 
