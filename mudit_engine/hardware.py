@@ -1,7 +1,7 @@
 """What machine this is, and the record of versions, commit and command that every result carries. Imports no torch.
 
-    env = environment(["generate", "--seed", "1"])      # {"versions": {...}, "commit": ..., "cpu": ..., "command": "mudit generate --seed 1"}
-    machine().gpus                                      # asks nvidia-smi, so that it also answers where torch is broken or has no CUDA
+    env = environment(["generate", "--seed", "1"])      # {"versions": {...}, "commit": ..., "command": "mudit generate --seed 1"}
+    machine().gpus                                      # from nvidia-smi, which also answers where torch is broken or has no CUDA
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux
         return platform.processor() or platform.machine(), ()
-    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", text, re.MULTILINE))
-    flags = fields.get("flags", fields.get("Features", "")).split()
+    fields: dict[str, str] = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", text, re.MULTILINE))
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
     return fields.get("model name", platform.machine()), tuple(flag for flag in CPU_FLAGS if flag in flags)
 
 

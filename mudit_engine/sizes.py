@@ -4,13 +4,13 @@
     song_frames(config.vae, 260.0)                          # 2800
     lyric_cache_bytes(config.dit, tokens=1000, bytes_per_value=2)
 
-Counts come from the network classes themselves, built on torch's meta device: a 3 B network takes no memory.
+Counts come from the network classes themselves, built with parameters on torch's meta device: a 3 B network takes no memory.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mudit_engine.config import ModelConfig, VaeConfig
 
@@ -27,18 +27,23 @@ TRAINING_BYTES_PER_PARAMETER = 16
 def parameter_counts(config: ModelConfig) -> dict[str, dict[str, int | None]]:
     """Parameters of each child module of dit, vae and chinmu. None: a pretrained text encoder, whose size only its own files tell."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
     from mudit_engine.models.chinmu import CHARACTERS, AudioTower, CharacterEncoder
     from mudit_engine.models.dit import DiT
     from mudit_engine.models.vae import SpectralVAE
 
-    with torch.device("meta"):
-        dit, vae = DiT(config.dit), SpectralVAE(config.vae)
-    # ChinMu would fetch a pretrained encoder, and mel filters are made from values: its own towers are small enough to build for real
-    text = None
-    if config.chinmu.text_encoder == CHARACTERS:
-        text = _count(CharacterEncoder(config.chinmu))
-    return {"dit": _children(dit), "vae": _children(vae), "chinmu": {"text": text, "audio": _count(AudioTower(config.chinmu))}}
+    class EmptyOnMeta(TorchFunctionMode):
+        """torch.empty, which layers make parameters with, takes no memory; filters are made from values and stay real."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
+
+    with EmptyOnMeta():
+        dit, vae, audio = DiT(config.dit), SpectralVAE(config.vae), AudioTower(config.chinmu)
+        # not ChinMu itself, which would fetch a pretrained encoder
+        text = _count(CharacterEncoder(config.chinmu)) if config.chinmu.text_encoder == CHARACTERS else None
+    return {"dit": _children(dit), "vae": _children(vae), "chinmu": {"text": text, "audio": _count(audio)}}
 
 
 def song_frames(config: VaeConfig, seconds: float) -> int:

@@ -10,7 +10,7 @@
         else:
             print_table("Decoding", ["part", "ms"], [["attention", 1.2]])
 
-The document is {"schema_version": 1, "env": {...}, "results": ...}; a command that failed before it had results prints "error" in their place.
+The document is {"schema_version": 1, "env": {...}, "results": ...}, with "error" in place of results that a command did not live to print.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import click
-
-from mudit_engine.hardware import environment
 
 SCHEMA_VERSION = 1
 
@@ -59,6 +57,8 @@ def emit_error(invocation: Invocation, error: BaseException, exit_code: int, mes
 
 def _emit(invocation: Invocation | None, key: str, value: Any) -> None:
     assert invocation is not None and not invocation.emitted, "one JSON document a command"
+    from mudit_engine.hardware import environment
+
     document = {"schema_version": SCHEMA_VERSION, "env": environment(invocation.arguments), key: value}
     text = json.dumps(document, indent=2, ensure_ascii=not _speaks_utf8(), allow_nan=False, default=_plain)
     invocation.emitted = True
@@ -112,12 +112,13 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def progress(description: str, *, total: float | None, quiet: bool = False) -> Iterator[Advance]:
-    """A bar with the time left, on stderr; nothing at all when stderr is no terminal or `quiet`. Yields advance(amount=1, text=new description)."""
+    """A bar with the time left, on stderr; nothing if stderr is no terminal or `quiet`. Yields advance(amount=1, text=new description)."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *times)
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)
 

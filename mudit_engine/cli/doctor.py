@@ -19,7 +19,6 @@ import click
 from mudit_engine.availability import CORE, TOOLS, pip_install, requirements
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 from mudit_engine.errors import MissingError
-from mudit_engine.hardware import disk_free_mib, machine
 
 # modules whose import can fail although their files are there: compiled parts, shared libraries
 IMPORT_CHECKS = ("numpy", "safetensors", "soundfile", "torch")
@@ -36,6 +35,8 @@ Row = dict[str, Any]
 @json_option
 def command(required: Sequence[str], preset: str | None, as_json: bool) -> None:
     """Show what is installed and what is missing, and how to mend it."""
+    from mudit_engine.hardware import disk_free_mib, machine
+
     extras = [extra for extra in requirements() if extra != CORE]
     if not extras:
         raise MissingError(f"mudit-engine runs from a checkout that is not installed, so its pins are unknown: {pip_install('-e', '.')}")
@@ -140,7 +141,7 @@ def size_report(preset: str) -> Row:
         "latent_channels": config.vae.latent_channels,
         "song_seconds": SONG_SECONDS,
         "song_frames": song_frames(config.vae, SONG_SECONDS),
-        "dit_weight_bytes": {"float32": 4 * totals["dit"], "bfloat16": 2 * totals["dit"]},
+        "dit_weight_bytes": {"bfloat16": 2 * totals["dit"], "float32": 4 * totals["dit"]},
         "dit_training_bytes": TRAINING_BYTES_PER_PARAMETER * totals["dit"],
         "lyric_cache": {"tokens": LYRIC_TOKENS, "bfloat16_bytes": lyric_cache_bytes(config.dit, tokens=LYRIC_TOKENS, bytes_per_value=2)},
     }
@@ -149,7 +150,10 @@ def size_report(preset: str) -> Row:
 def print_report(report: Row) -> None:
     """The report as tables."""
     here, torch = report["machine"], report["torch"]
-    gpus = [f"{gpu['name']}, {gpu['memory_mib']} MiB, sm_{gpu['compute_capability'].replace('.', '')}, driver {gpu['driver']}" for gpu in here["gpus"]]
+    gpus = [
+        f"{gpu['name']}, {gpu['memory_mib']} MiB, compute capability {gpu['compute_capability']}, driver {gpu['driver']}"
+        for gpu in here["gpus"]
+    ]
     rows = [
         ("system", here["os"]),
         ("python", here["python"]),
@@ -159,15 +163,18 @@ def print_report(report: Row) -> None:
         *(("gpu", gpu) for gpu in gpus or ["none"]),
     ]
     if torch is not None:
-        rows.append(("torch", f"{torch['version']}, {'CUDA ' + torch['cuda_build'] if torch['cuda_build'] else 'CPU build'}, {torch['threads']} threads"))
+        build = f"CUDA {torch['cuda_build']}" if torch["cuda_build"] else "CPU build"
+        rows.append(("torch", f"{torch['version']}, {build}, {torch['threads']} threads"))
         if here["gpus"] and not torch["cuda_devices"]:
-            pin = next(f"{row['package']}{row['pinned']}" for row in report["packages"] if row["package"] == "torch")
-            rows.append(("", f"torch does not see the GPU; on Linux the index's wheel has CUDA: {pip_install('--force-reinstall', '--no-cache-dir', pin)}"))
+            pin = next(f"torch{row['pinned']}" for row in report["packages"] if row["package"] == "torch")
+            command = pip_install("--force-reinstall", "--no-cache-dir", pin)
+            rows.append(("", f"torch does not see the GPU; on Linux the package index's build has CUDA: {command}"))
     print_table("Machine", ["", ""], rows)
     # an extra repeats what another one holds already (dev is the largest): list each package where it first stands
-    seen: set[str] = set()
-    fresh = [row for row in report["packages"] if not (row["package"] in seen or seen.add(row["package"]))]  # type: ignore[func-returns-value]
-    cells = [[row["extra"], row["package"], row["pinned"], row["installed"], (row["status"], STYLES[row["status"]])] for row in fresh]
+    fresh: dict[str, Row] = {}
+    for row in report["packages"]:
+        fresh.setdefault(row["package"], row)
+    cells = [[row["extra"], name, row["pinned"], row["installed"], (row["status"], STYLES[row["status"]])] for name, row in fresh.items()]
     print_table("Packages", ["extra", "package", "pinned", "installed", "status"], cells)
     tools = [[tool["command"], tool["path"] or (tool["mend"], "yellow")] for tool in report["tools"]]
     print_table("Programs (for training material)", ["program", "path"], tools)
@@ -182,15 +189,16 @@ def print_size(size: Row) -> None:
     rows: list[list[Any]] = []
     for part, children in size["parameters"].items():
         rows.append([part, "", f"{size['totals'][part]:,}"])
-        rows += [["", child, f"not counted: {size['text_encoder']} brings its own" if count is None else f"{count:,}"] for child, count in children.items()]
+        unknown = f"not counted: {size['text_encoder']} brings its own"
+        rows += [["", child, unknown if count is None else f"{count:,}"] for child, count in children.items()]
     print_table(f"Parameters of {size['name']}", ["part", "module", "parameters"], rows, numeric=["parameters"])
-    gib = 1 << 30
     cache = size["lyric_cache"]
+    half, single, training = (f"{n / (1 << 30):.2f} GiB" for n in (*size["dit_weight_bytes"].values(), size["dit_training_bytes"]))
     facts = [
         ("latent", f"{size['latent_rate_hz']:.2f} Hz x {size['latent_channels']} channels"),
         (f"song of {size['song_seconds']:g} s", f"{size['song_frames']:,} tokens"),
         (f"lyric cache, {cache['tokens']:,} tokens", f"{cache['bfloat16_bytes'] / (1 << 20):.1f} MiB in bf16"),
-        ("transformer weights", f"{size['dit_weight_bytes']['bfloat16'] / gib:.2f} GiB in bf16, {size['dit_weight_bytes']['float32'] / gib:.2f} in fp32"),
-        ("transformer training state", f"{size['dit_training_bytes'] / gib:.2f} GiB (AdamW; activations not counted)"),
+        ("transformer weights", f"{half} in bf16, {single} in fp32"),
+        ("transformer training state", f"{training} (AdamW; activations not counted)"),
     ]
     print_table("Sizes", ["", ""], facts)

@@ -5,7 +5,8 @@
     mudit doctor --json
     run(["doctor", "--json"])       # the same in-process; returns the exit code
 
-A command is listed when mudit_engine/cli/<name>.py exists; only the one asked for is imported. MUDIT_DEBUG=1 adds the traceback to an error.
+A command is listed when mudit_engine/cli/<name>.py exists; only the one asked for is imported.
+MUDIT_DEBUG=1 adds the traceback to an error.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def cli(verbose: bool) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line (default: this process's) and returns its exit code. Nothing but SystemExit of an embedding program gets out."""
+    """Runs one command line (default: this process's) and returns its exit code. Raises nothing."""
     invocation = Invocation(tuple(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,0 +1,154 @@
+"""What a user installs: wheel, source archive and editable install hold every file once and work anywhere; nothing is shadowed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINKED = ("kernels", "training", "export", "benchmarks")
+NOT_SHIPPED = {"ruff.toml"}
+
+pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout to know which files belong to it")
+
+# what each kind of install must be able to do in another folder
+USE = """
+import os, sys
+import mudit_engine, mudit_engine.kernels.attention, mudit_engine.kernels.worklist, mudit_engine.training.batching
+assert "torch" in sys.modules
+from mudit_engine.cli.main import run
+from mudit_engine.config import PRESETS, load_config
+for preset in PRESETS:
+    load_config(preset)
+from mudit_engine.text.vocabulary import Vocabulary
+assert len(Vocabulary.load())
+assert run(["--version"]) == 0
+print(os.path.realpath(mudit_engine.kernels.attention.__file__))
+"""
+
+
+def run_in(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def use(folder: Path, path: str) -> Path:
+    """Runs USE in `folder` on a path that the code `path` extends; returns the file that it imported.
+
+    -S keeps this environment's own editable install of the project out; its other packages are appended.
+    """
+    code = f"import sys, site; {path}; sys.path.append({sysconfig.get_paths()['purelib']!r})\n{USE}"
+    return Path(run_in(folder, sys.executable, "-I", "-S", "-c", code).split()[-1])
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout's files (no build leftovers), symlinks as symlinks."""
+    target = tmp_path_factory.mktemp("tree")
+    for name in run_in(ROOT, "git", "ls-files", "-coz", "--exclude-standard").split("\0"):
+        source = ROOT / name
+        if not name or not os.path.lexists(source):
+            continue
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            copy.symlink_to(os.readlink(source))
+        else:
+            shutil.copyfile(source, copy)
+    return target
+
+
+@pytest.fixture(scope="module")
+def shipped(tree: Path) -> list[str]:
+    """Every file of the package, by its path inside it."""
+    own = [file.relative_to(tree) for file in (tree / "mudit_engine").rglob("*") if file.is_file() and not _linked(file, tree)]
+    linked = [Path("mudit_engine") / file.relative_to(tree) for name in LINKED for file in (tree / name).rglob("*") if file.is_file()]
+    return sorted({str(file) for file in own + linked if file.name not in NOT_SHIPPED and not file.name.startswith(".")})
+
+
+def _linked(file: Path, tree: Path) -> bool:
+    return file.relative_to(tree / "mudit_engine").parts[0] in LINKED
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tree, tmp_path_factory.mktemp("wheel"))
+
+
+def build_wheel(tree: Path, target: Path) -> Path:
+    run_in(target, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(target), str(tree))
+    [file] = target.glob("mudit_engine-*.whl")
+    return file
+
+
+def contents(wheel: Path) -> list[str]:
+    return sorted(name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name)
+
+
+def test_the_wheel_holds_every_file_once(wheel: Path, shipped: list[str]) -> None:
+    assert [name for name, count in Counter(contents(wheel)).items() if count > 1] == []
+    assert contents(wheel) == shipped, "a kind of file that is new belongs into package_data of setup.py"
+    assert any(name.endswith(("licenses/LICENSE", "dist-info/LICENSE")) for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_source_archive_builds_the_same_wheel(tree: Path, shipped: list[str], tmp_path: Path) -> None:
+    run_in(tree, sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})")
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+        tar.extractall(tmp_path / "sources", filter="data")
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+    [sources] = (tmp_path / "sources").iterdir()
+    assert contents(build_wheel(sources, tmp_path)) == shipped
+
+
+def test_the_wheel_imports_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    assert use(elsewhere, f"sys.path.insert(0, {str(site)!r})").is_relative_to(site)
+
+
+def test_an_editable_install_imports_from_another_folder(tree: Path, tmp_path: Path) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run_in(tree, sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})")
+    [built] = tmp_path.glob("*.whl")
+    zipfile.ZipFile(built).extractall(site)
+    assert use(elsewhere, f"site.addsitedir({str(site)!r})") == tree / "kernels" / "attention.py"
+
+
+@pytest.mark.parametrize("name", [*LINKED, "tests"])
+def test_a_real_package_wins_over_a_folder_of_the_checkout(name: str, tmp_path: Path) -> None:
+    """A folder without __init__.py is a namespace, which a regular package of that name beats from anywhere on the path."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("REAL = True\n")
+    code = f"import sys; assert sys.path[0] == ''; sys.path.append({str(tmp_path)!r}); import {name}; assert {name}.REAL"
+    run_in(ROOT, sys.executable, "-c", code)
+
+
+def test_transformers_and_diffusers_do_not_take_our_kernels_for_theirs() -> None:
+    probe = """
+import importlib.metadata
+try:
+    importlib.metadata.version("kernels")
+    installed = True
+except importlib.metadata.PackageNotFoundError:
+    installed = False
+from transformers.utils import is_kernels_available
+from diffusers.utils import is_kernels_available as for_diffusers
+assert is_kernels_available() == installed and for_diffusers() == installed
+"""
+    pytest.importorskip("transformers")
+    pytest.importorskip("diffusers")
+    run_in(ROOT, sys.executable, "-c", probe)
