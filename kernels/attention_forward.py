@@ -46,20 +46,35 @@ def load_rows(ptr, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr,
 
 
 @triton.jit
-def load_rotated(ptr, cos_ptr, sin_ptr, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr, ROTATE: tl.constexpr):
-    """Rows of one chunk of a head, rotated; rows from n_rows on are 0."""
-    x = load_rows(ptr, rows, n_rows, stride, COL, WIDTH, True)
-    if ROTATE:
-        mask = (rows < n_rows)[:, None]
-        cols = tl.arange(0, WIDTH)
-        angle = rows[:, None] * (HEAD_DIM // 2) + (COL // 2 + cols % (WIDTH // 2))[None, :]
-        rotated = x.to(tl.float32) * tl.load(cos_ptr + angle, mask=mask, other=0.0)
-        first = cols < WIDTH // 2
-        partner = COL + tl.where(first, cols + WIDTH // 2, cols - WIDTH // 2)
-        y = tl.load(ptr + rows[:, None] * stride + partner[None, :], mask=mask, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + angle, mask=mask, other=0.0)
-        x = (rotated + tl.where(first[None, :], -y, y) * sin).to(x.dtype)
+def load_tile(ptr, desc, rows, n_rows, STRIDE, first_row, column, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr):
+    """One column chunk of a tile: by descriptor (rows from first_row of the buffer, the head's columns from `column`) or by pointers.
+
+    A masked tile always comes by pointers, because rows of the next song must not enter, not even times 0.
+    """
+    if TMA and not MASKED:
+        x = desc.load([first_row, column + COL])
+    else:
+        x = load_rows(ptr, rows, n_rows, STRIDE, COL, WIDTH, MASKED)
     return x
+
+
+@triton.jit
+def store_rows(ptr, x, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr):
+    """Writes x to columns [COL, COL + WIDTH) of `rows` below n_rows, in the dtype of ptr."""
+    pointers = ptr + rows[:, None] * stride + (COL + tl.arange(0, WIDTH))[None, :]
+    tl.store(pointers, x.to(ptr.dtype.element_ty), mask=(rows < n_rows)[:, None])
+
+
+@triton.jit
+def rotate_rows(x_ptr, out_ptr, cos_ptr, sin_ptr, rows, n_rows, stride, stride_out, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Rotates one column chunk of `rows` from x to out."""
+    HALF: tl.constexpr = WIDTH // 2
+    cos = load_rows(cos_ptr, rows, n_rows, HEAD_DIM // 2, COL // 2, HALF, True)
+    sin = load_rows(sin_ptr, rows, n_rows, HEAD_DIM // 2, COL // 2, HALF, True)
+    a = load_rows(x_ptr, rows, n_rows, stride, COL, HALF, True).to(tl.float32)
+    b = load_rows(x_ptr, rows, n_rows, stride, COL + HALF, HALF, True).to(tl.float32)
+    store_rows(out_ptr, a * cos - b * sin, rows, n_rows, stride_out, COL, HALF)
+    store_rows(out_ptr, a * sin + b * cos, rows, n_rows, stride_out, COL + HALF, HALF)
 
 
 @triton.jit
@@ -69,6 +84,30 @@ def _softmax_step(s, m, l, scale_log2):
     p = tl.math.exp2(s * scale_log2 - m_new[:, None])
     alpha = tl.math.exp2(m - m_new)
     return p, alpha, m_new, l * alpha + tl.sum(p, 1)
+
+
+@triton.jit
+def _attend_tile(
+    q1, q2, o1, o2, m, l, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, keys, k_rows, first_row, column,
+    STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Takes one key tile into the online softmax."""
+    k1 = load_tile(k_ptr, k_main, keys, k_rows, STRIDE_K_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    s = tl.dot(q1, k1.T, input_precision=PRECISION)
+    if REST > 0:
+        k2 = load_tile(k_ptr, k_rest, keys, k_rows, STRIDE_K_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
+    if MASKED:
+        s = tl.where((keys < k_rows)[None, :], s, float("-inf"))
+    p, alpha, m, l = _softmax_step(s, m, l, scale_log2)
+    v1 = load_tile(v_ptr, v_main, keys, k_rows, STRIDE_V_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    p = p.to(v1.dtype)
+    o1 = tl.dot(p, v1, o1 * alpha[:, None], input_precision=PRECISION)
+    if REST > 0:
+        v2 = load_tile(v_ptr, v_rest, keys, k_rows, STRIDE_V_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        o2 = tl.dot(p, v2, o2 * alpha[:, None], input_precision=PRECISION)
+    return o1, o2, m, l
 
 
 def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -137,10 +176,21 @@ def attention_fwd_kernel(
         sin_ptr += table
 
     rows = tl.arange(0, BLOCK_Q)
-    q1 = load_rotated(q_ptr, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, 0, MAIN, HEAD_DIM, ROTATE)
+    if ROTATE:
+        # The output tile is this program's alone, and holds the rotated queries until the result overwrites it. A detour of one tile through
+        # L1, but what then arrives by a load may stay in shared memory as tensor-core operand; values computed in registers would be kept
+        # there through the loop, at the price of spills (sm_80) and of serialised wgmma (sm_90).
+        scratch = out_ptr + q_start * stride_out_row + q_head * HEAD_DIM
+        rotate_rows(q_ptr, scratch, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, stride_out_row, 0, MAIN, HEAD_DIM)
+        if REST > 0:
+            rotate_rows(q_ptr, scratch, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, stride_out_row, MAIN, REST, HEAD_DIM)
+        tl.debug_barrier()
+        q_ptr = scratch
+        stride_q_row = stride_out_row
+    q1 = load_rows(q_ptr, rows, q_rows, stride_q_row, 0, MAIN, True)
     q2 = q1
     if REST > 0:
-        q2 = load_rotated(q_ptr, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, MAIN, REST, HEAD_DIM, ROTATE)
+        q2 = load_rows(q_ptr, rows, q_rows, stride_q_row, MAIN, REST, True)
 
     scale_log2 = scale * LOG2E
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -152,60 +202,29 @@ def attention_fwd_kernel(
     column = head * HEAD_DIM
     whole = k_rows // BLOCK_K * BLOCK_K
     if whole < k_rows:
-        # by pointers on every architecture: rows of the next song must not enter, not even times 0
-        k1 = load_rows(k_ptr, whole + keys, k_rows, STRIDE_K_ROW, 0, MAIN, True)
-        s = tl.dot(q1, k1.T, input_precision=PRECISION)
-        if REST > 0:
-            k2 = load_rows(k_ptr, whole + keys, k_rows, STRIDE_K_ROW, MAIN, REST, True)
-            s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
-        s = tl.where((whole + keys < k_rows)[None, :], s, float("-inf"))
-        p, alpha, m, l = _softmax_step(s, m, l, scale_log2)
-        v1 = load_rows(v_ptr, whole + keys, k_rows, STRIDE_V_ROW, 0, MAIN, True)
-        p = p.to(v1.dtype)
-        o1 = tl.dot(p, v1, o1 * alpha[:, None], input_precision=PRECISION)
-        if REST > 0:
-            v2 = load_rows(v_ptr, whole + keys, k_rows, STRIDE_V_ROW, MAIN, REST, True)
-            o2 = tl.dot(p, v2, o2 * alpha[:, None], input_precision=PRECISION)
-
+        # the masked tile comes first, while no accumulator has to survive it
+        o1, o2, m, l = _attend_tile(
+            q1, q2, o1, o2, m, l, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows, k_start + whole, column,
+            STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+        )  # fmt: skip
     for start in tl.range(0, whole, BLOCK_K):
-        if TMA:
-            k1 = k_main.load([k_start + start, column])
-        else:
-            k1 = load_rows(k_ptr, start + keys, k_rows, STRIDE_K_ROW, 0, MAIN, False)
-        s = tl.dot(q1, k1.T, input_precision=PRECISION)
-        if REST > 0:
-            if TMA:
-                k2 = k_rest.load([k_start + start, column + MAIN])
-            else:
-                k2 = load_rows(k_ptr, start + keys, k_rows, STRIDE_K_ROW, MAIN, REST, False)
-            s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
-        p, alpha, m, l = _softmax_step(s, m, l, scale_log2)
-        if TMA:
-            v1 = v_main.load([k_start + start, column])
-        else:
-            v1 = load_rows(v_ptr, start + keys, k_rows, STRIDE_V_ROW, 0, MAIN, False)
-        p = p.to(v1.dtype)
-        o1 = tl.dot(p, v1, o1 * alpha[:, None], input_precision=PRECISION)
-        if REST > 0:
-            if TMA:
-                v2 = v_rest.load([k_start + start, column + MAIN])
-            else:
-                v2 = load_rows(v_ptr, start + keys, k_rows, STRIDE_V_ROW, MAIN, REST, False)
-            o2 = tl.dot(p, v2, o2 * alpha[:, None], input_precision=PRECISION)
+        o1, o2, m, l = _attend_tile(
+            q1, q2, o1, o2, m, l, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, start + keys, k_rows, k_start + start, column,
+            STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
+        )  # fmt: skip
 
     # no keys: m = -inf, l = 0, o = 0, and 0 / 1 is the answer
-    # read the tile again: a load here is cheaper than registers held through the loop
+    # the tile is read again: a few loads are cheaper than registers held through the loop
     q_start = tl.load(tile, volatile=True).to(tl.int64)
-    q_rows = tl.load(tile + 1, volatile=True)
+    q_end = q_start + tl.load(tile + 1, volatile=True)
     q_head = (tl.load(tile + 4, volatile=True) * n_heads + head).to(tl.int64)
-    inside = rows < q_rows
-    tl.store(lse_ptr + q_head * n_rows + q_start + rows, m * LN2 + tl.log(l), mask=inside)
+    out_rows = q_start + rows
+    tl.store(lse_ptr + q_head * n_rows + out_rows, m * LN2 + tl.log(l), mask=out_rows < q_end)
+    out_ptr += q_head * HEAD_DIM
     r = (1.0 / tl.where(l == 0.0, 1.0, l))[:, None]
-    out_ptr += q_start * stride_out_row + q_head * HEAD_DIM
-    target = out_ptr + rows[:, None] * stride_out_row
-    tl.store(target + tl.arange(0, MAIN)[None, :], (o1 * r).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+    store_rows(out_ptr, o1 * r, out_rows, q_end, stride_out_row, 0, MAIN)
     if REST > 0:
-        tl.store(target + (MAIN + tl.arange(0, REST))[None, :], (o2 * r).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+        store_rows(out_ptr, o2 * r, out_rows, q_end, stride_out_row, MAIN, REST)
 
 
 def chunks(head_dim: int) -> tuple[int, int]:
@@ -222,10 +241,14 @@ def target_capability() -> int:
 
 
 def forward_config(head_dim: int, dtype: torch.dtype, capability: int) -> Config:
-    """Tiles for a device."""
+    """Tiles for a device, chosen by instruction counts: the most tensor-core work per shared-memory and issue slot without a spill."""
+    wide = dtype == torch.float32
     if 90 <= capability < 120:
-        return Config(128, 64 if dtype == torch.float32 else 128, 8, 2, tma=True)
-    return Config(128, 32 if dtype == torch.float32 else 64, 4, 2)
+        return Config(128, 64 if wide else 128, 8, 2, tma=True)
+    if head_dim == 128:
+        # 4 warps do not hold 128 accumulator columns; 8 are bound by ldmatrix unless each key tile is as long as the query tile
+        return Config(128, 32 if wide else 128, 8, 2)
+    return Config(128, 32 if wide else 64, 4, 2)
 
 
 def describable(x: Tensor) -> bool:

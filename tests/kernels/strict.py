@@ -167,6 +167,9 @@ class _Watch:
                     found.setdefault(storage.data_ptr(), _Buffer(storage)).admit(name, tensor)
         self.kernel, self.buffers = kernel, sorted(found.values(), key=lambda b: b.start)
 
+    def _others(self, programs: np.ndarray) -> bool:
+        return bool(((programs != -1) & (programs != self.program)).any())
+
     def visit(self, pointers: np.ndarray, mask: np.ndarray, *, write: bool) -> None:
         active = pointers[np.broadcast_to(mask, pointers.shape)] if not mask.all() else pointers.reshape(-1)
         if not active.size:
@@ -179,11 +182,11 @@ class _Watch:
         offsets = active.astype(np.int64) - buffer.start
         if offsets.min() < 0 or offsets.max() >= buffer.size or not buffer.allowed[offsets].all():
             raise MemoryFault(f"{what} outside {name}")
-        if np.isin(buffer.writer[offsets], (-1, self.program), invert=True).any():
+        if self._others(buffer.writer[offsets]):
             raise MemoryFault(f"{what} elements of {name} that another program writes")
         readers = buffer.reader[offsets]
         if write:
-            if np.isin(readers, (-1, self.program), invert=True).any():
+            if self._others(readers):
                 raise MemoryFault(f"{what} elements of {name} that another program reads")
             buffer.writer[offsets] = self.program
         else:

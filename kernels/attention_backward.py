@@ -1,0 +1,307 @@
+"""Backward kernels of ragged attention (kernels/attention.py): gradients of queries and of keys and values, without atomics.
+
+    delta = rowsum(do o),  p = exp2(scale log2(e) R(q) k^T - lse log2(e)),  ds = p (do v^T - delta)
+    dq = R^-1(scale ds k),  dk = scale ds^T R(q),  dv = p^T do
+
+Two launches, each program writing rows that are its own, so that results do not depend on the order of programs. The first, over query
+tiles, gives dq, and leaves delta and the rotated queries for the second, over key tiles. Source: Dao 2023, FlashAttention-2, algorithm 2.
+
+    dq, dk, dv = backward(d_out, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs, scale=K**-0.5, precision="tf32")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention_forward import LOG2E, Config, chunks, describable, describe, load_rows, load_tile, rotate_rows, store_rows
+
+
+@triton.jit
+def _query_gradient_tile(
+    q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, keys, k_rows, first_row, column,
+    STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds one key tile to dq."""
+    k1 = load_tile(k_ptr, k_main, keys, k_rows, STRIDE_K_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    v1 = load_tile(v_ptr, v_main, keys, k_rows, STRIDE_V_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    s = tl.dot(q1, k1.T, input_precision=PRECISION)
+    dp = tl.dot(do1, v1.T, input_precision=PRECISION)
+    if REST > 0:
+        k2 = load_tile(k_ptr, k_rest, keys, k_rows, STRIDE_K_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        v2 = load_tile(v_ptr, v_rest, keys, k_rows, STRIDE_V_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
+        dp = tl.dot(do2, v2.T, dp, input_precision=PRECISION)
+    p = tl.math.exp2(s * scale_log2 - lse[:, None])
+    if MASKED:
+        # exp2(0 - lse) of a padding key may be infinite, and infinity times its zero row is not 0
+        p = tl.where((keys < k_rows)[None, :], p, 0.0)
+    ds = (p * (dp - delta[:, None])).to(k1.dtype)
+    dq1 = tl.dot(ds, k1, dq1, input_precision=PRECISION)
+    if REST > 0:
+        dq2 = tl.dot(ds, k2, dq2, input_precision=PRECISION)
+    return dq1, dq2
+
+
+@triton.jit
+def _store_unrotated(ptr, dq, cos_ptr, sin_ptr, rows, end, stride, angles, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Writes R^-1(dq) of one column chunk. The halves of a pair lie in the same thread of an accumulator, so the split moves nothing."""
+    HALF: tl.constexpr = WIDTH // 2
+    a, b = tl.split(dq.reshape(rows.shape[0], 2, HALF).permute(0, 2, 1))
+    cos = load_rows(cos_ptr + angles, rows, end, HEAD_DIM // 2, COL // 2, HALF, True)
+    sin = load_rows(sin_ptr + angles, rows, end, HEAD_DIM // 2, COL // 2, HALF, True)
+    store_rows(ptr, a * cos + b * sin, rows, end, stride, COL, HALF)
+    store_rows(ptr, b * cos - a * sin, rows, end, stride, COL + HALF, HALF)
+
+
+def _metadata(name: str, products: float) -> Any:
+    def launch_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+        """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is attached."""
+        table, q, head_dim, heads = args["tiles_ptr"].cpu().long(), args["do_ptr"], args["HEAD_DIM"], args["n_heads"]
+        by_query = "dq_ptr" in args
+        own, other = table[:, 1].clamp(max=args["BLOCK_Q"] if by_query else args["BLOCK_K"]), table[:, 3]
+        element, read_once = q.element_size(), int(other[table[:, 5] == 0].sum())
+        # by query: q, o, do in, R(q), dq out, k, v in; by key: k, v in, dk, dv out, R(q), do in; lse and delta are fp32
+        rows = (5 * int(own.sum()) + 2 * read_once) if by_query else (4 * int(own.sum()) + 2 * read_once)
+        return {
+            "name": f"{name}_K{head_dim}_{str(q.dtype).removeprefix('torch.')}",
+            f"flops{8 * element}": 2.0 * products * head_dim * heads * int((own * other).sum()),
+            "bytes": heads * (head_dim * element * rows + 8 * (int(own.sum()) if by_query else read_once)),
+        }
+
+    return launch_metadata
+
+
+@triton.jit(launch_metadata=_metadata("attention_bwd_dq", 3))
+def attention_bwd_dq_kernel(
+    q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, cos_ptr, sin_ptr, dq_ptr, rotated_ptr, delta_ptr, tiles_ptr,
+    scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
+    STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ROTATE: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile = tiles_ptr + tl.program_id(0) // n_heads * 6
+    head = tl.program_id(0) % n_heads
+    q_start = tl.load(tile).to(tl.int64)
+    q_rows = tl.load(tile + 1)
+    k_start = tl.load(tile + 2)
+    k_rows = tl.load(tile + 3)
+    stream = tl.load(tile + 4)
+
+    q_head = (stream * n_heads + head).to(tl.int64)
+    q_ptr += q_start * stride_q_row + q_head * stride_q_head
+    k_ptr += k_start.to(tl.int64) * STRIDE_K_ROW + head.to(tl.int64) * stride_k_head
+    v_ptr += k_start.to(tl.int64) * STRIDE_V_ROW + head.to(tl.int64) * stride_v_head
+    # out, do, dq and the rotated queries share one contiguous layout
+    own = q_start * stride_out_row + q_head * HEAD_DIM
+    row_state = q_head * n_rows + q_start
+
+    rows = tl.arange(0, BLOCK_Q)
+    if ROTATE:
+        angles = (stream.to(tl.int64) * n_rows + q_start) * (HEAD_DIM // 2)
+        rotated = rotated_ptr + own
+        rotate_rows(q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, 0, MAIN, HEAD_DIM)
+        if REST > 0:
+            rotate_rows(q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, MAIN, REST, HEAD_DIM)
+        tl.debug_barrier()
+        q_ptr = rotated
+        stride_q_row = stride_out_row
+
+    do1 = load_rows(do_ptr + own, rows, q_rows, stride_out_row, 0, MAIN, True)
+    out1 = load_rows(out_ptr + own, rows, q_rows, stride_out_row, 0, MAIN, True)
+    delta = tl.sum(do1.to(tl.float32) * out1.to(tl.float32), 1)
+    do2 = do1
+    if REST > 0:
+        do2 = load_rows(do_ptr + own, rows, q_rows, stride_out_row, MAIN, REST, True)
+        out2 = load_rows(out_ptr + own, rows, q_rows, stride_out_row, MAIN, REST, True)
+        delta += tl.sum(do2.to(tl.float32) * out2.to(tl.float32), 1)
+    tl.store(delta_ptr + row_state + rows, delta, mask=rows < q_rows)
+    lse = tl.load(lse_ptr + row_state + rows, mask=rows < q_rows, other=0.0) * LOG2E
+    q1 = load_rows(q_ptr, rows, q_rows, stride_q_row, 0, MAIN, True)
+    q2 = q1
+    if REST > 0:
+        q2 = load_rows(q_ptr, rows, q_rows, stride_q_row, MAIN, REST, True)
+
+    scale_log2 = scale * LOG2E
+    dq1 = tl.zeros([BLOCK_Q, MAIN], tl.float32)
+    dq2 = tl.zeros([BLOCK_Q, REST if REST > 0 else 16], tl.float32)
+    keys = tl.arange(0, BLOCK_K)
+    column = head * HEAD_DIM
+    whole = k_rows // BLOCK_K * BLOCK_K
+    if whole < k_rows:
+        dq1, dq2 = _query_gradient_tile(
+            q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows,
+            k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+        )  # fmt: skip
+    for start in tl.range(0, whole, BLOCK_K):
+        dq1, dq2 = _query_gradient_tile(
+            q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, start + keys, k_rows,
+            k_start + start, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
+        )  # fmt: skip
+
+    # the tile is read again: a few loads are cheaper than registers held through the loop
+    q_start = tl.load(tile, volatile=True).to(tl.int64)
+    q_end = q_start + tl.load(tile + 1, volatile=True)
+    stream = tl.load(tile + 4, volatile=True)
+    dq_ptr += (stream * n_heads + head).to(tl.int64) * HEAD_DIM
+    out_rows = q_start + rows
+    if ROTATE:
+        angles = stream.to(tl.int64) * n_rows * (HEAD_DIM // 2)
+        _store_unrotated(dq_ptr, dq1 * scale, cos_ptr, sin_ptr, out_rows, q_end, stride_out_row, angles, 0, MAIN, HEAD_DIM)
+        if REST > 0:
+            _store_unrotated(dq_ptr, dq2 * scale, cos_ptr, sin_ptr, out_rows, q_end, stride_out_row, angles, MAIN, REST, HEAD_DIM)
+    else:
+        store_rows(dq_ptr, dq1 * scale, out_rows, q_end, stride_out_row, 0, MAIN)
+        if REST > 0:
+            store_rows(dq_ptr, dq2 * scale, out_rows, q_end, stride_out_row, MAIN, REST)
+
+
+@triton.jit
+def _key_gradient_tile(
+    k1, k2, v1, v2, dk1, dk2, dv1, dv2, scale_log2, q_ptr, do_ptr, q_main, q_rest, do_main, do_rest, lse_ptr, delta_ptr, queries, q_rows,
+    first_row, column, STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds one query tile to dk and dv. Tiles are transposed: keys down, queries across.
+
+    Padding queries need no mask of their own: their q, do, lse and delta are 0, so p is finite and every product with them is 0.
+    """
+    if MASKED:
+        lse = tl.load(lse_ptr + queries, mask=queries < q_rows, other=0.0)
+        delta = tl.load(delta_ptr + queries, mask=queries < q_rows, other=0.0)
+    else:
+        lse = tl.load(lse_ptr + queries)
+        delta = tl.load(delta_ptr + queries)
+    q1 = load_tile(q_ptr, q_main, queries, q_rows, STRIDE_Q_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    s = tl.dot(k1, q1.T, input_precision=PRECISION)
+    if REST > 0:
+        q2 = load_tile(q_ptr, q_rest, queries, q_rows, STRIDE_Q_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        s = tl.dot(k2, q2.T, s, input_precision=PRECISION)
+    p = tl.math.exp2(s * scale_log2 - (lse * LOG2E)[None, :])
+    do1 = load_tile(do_ptr, do_main, queries, q_rows, STRIDE_DO_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    dv1 = tl.dot(p.to(do1.dtype), do1, dv1, input_precision=PRECISION)
+    dp = tl.dot(v1, do1.T, input_precision=PRECISION)
+    if REST > 0:
+        do2 = load_tile(do_ptr, do_rest, queries, q_rows, STRIDE_DO_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        dv2 = tl.dot(p.to(do1.dtype), do2, dv2, input_precision=PRECISION)
+        dp = tl.dot(v2, do2.T, dp, input_precision=PRECISION)
+    ds = (p * (dp - delta[None, :])).to(q1.dtype)
+    dk1 = tl.dot(ds, q1, dk1, input_precision=PRECISION)
+    if REST > 0:
+        dk2 = tl.dot(ds, q2, dk2, input_precision=PRECISION)
+    return dk1, dk2, dv1, dv2
+
+
+@triton.jit(launch_metadata=_metadata("attention_bwd_dkv", 4))
+def attention_bwd_dkv_kernel(
+    q_ptr, k_ptr, v_ptr, q_main, q_rest, do_main, do_rest, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, tiles_ptr,
+    scale, n_heads, n_rows, stride_q_head, stride_k_row, stride_k_head, stride_v_row, stride_v_head, stride_dk_row,
+    STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile = tiles_ptr + tl.program_id(0) // n_heads * 6
+    head = tl.program_id(0) % n_heads
+    k_start = tl.load(tile).to(tl.int64)
+    k_rows = tl.load(tile + 1)
+    q_start = tl.load(tile + 2)
+    q_rows = tl.load(tile + 3)
+    q_head = tl.load(tile + 4) * n_heads + head
+
+    first = q_start.to(tl.int64)
+    q_ptr += first * STRIDE_Q_ROW + q_head.to(tl.int64) * stride_q_head
+    do_ptr += first * STRIDE_DO_ROW + q_head.to(tl.int64) * HEAD_DIM
+    lse_ptr += q_head.to(tl.int64) * n_rows + first
+    delta_ptr += q_head.to(tl.int64) * n_rows + first
+    k_ptr += k_start * stride_k_row + head.to(tl.int64) * stride_k_head
+    v_ptr += k_start * stride_v_row + head.to(tl.int64) * stride_v_head
+
+    rows = tl.arange(0, BLOCK_K)
+    k1 = load_rows(k_ptr, rows, k_rows, stride_k_row, 0, MAIN, True)
+    v1 = load_rows(v_ptr, rows, k_rows, stride_v_row, 0, MAIN, True)
+    k2, v2 = k1, v1
+    if REST > 0:
+        k2 = load_rows(k_ptr, rows, k_rows, stride_k_row, MAIN, REST, True)
+        v2 = load_rows(v_ptr, rows, k_rows, stride_v_row, MAIN, REST, True)
+
+    scale_log2 = scale * LOG2E
+    dk1 = tl.zeros([BLOCK_K, MAIN], tl.float32)
+    dv1 = tl.zeros([BLOCK_K, MAIN], tl.float32)
+    dk2 = tl.zeros([BLOCK_K, REST if REST > 0 else 16], tl.float32)
+    dv2 = tl.zeros([BLOCK_K, REST if REST > 0 else 16], tl.float32)
+    queries = tl.arange(0, BLOCK_Q)
+    column = q_head * HEAD_DIM
+    whole = q_rows // BLOCK_Q * BLOCK_Q
+    if whole < q_rows:
+        dk1, dk2, dv1, dv2 = _key_gradient_tile(
+            k1, k2, v1, v2, dk1, dk2, dv1, dv2, scale_log2, q_ptr, do_ptr, q_main, q_rest, do_main, do_rest, lse_ptr, delta_ptr,
+            whole + queries, q_rows, q_start + whole, column, STRIDE_Q_ROW, STRIDE_DO_ROW, MAIN, REST, True, TMA, PRECISION,
+        )  # fmt: skip
+    for start in tl.range(0, whole, BLOCK_Q):
+        dk1, dk2, dv1, dv2 = _key_gradient_tile(
+            k1, k2, v1, v2, dk1, dk2, dv1, dv2, scale_log2, q_ptr, do_ptr, q_main, q_rest, do_main, do_rest, lse_ptr, delta_ptr,
+            start + queries, q_rows, q_start + start, column, STRIDE_Q_ROW, STRIDE_DO_ROW, MAIN, REST, False, TMA, PRECISION,
+        )  # fmt: skip
+
+    k_start = tl.load(tile, volatile=True).to(tl.int64)
+    k_end = k_start + tl.load(tile + 1, volatile=True)
+    out_rows = k_start + rows
+    own = head.to(tl.int64) * HEAD_DIM
+    store_rows(dv_ptr + own, dv1, out_rows, k_end, stride_dk_row, 0, MAIN)
+    store_rows(dk_ptr + own, dk1 * scale, out_rows, k_end, stride_dk_row, 0, MAIN)
+    if REST > 0:
+        store_rows(dv_ptr + own, dv2, out_rows, k_end, stride_dk_row, MAIN, REST)
+        store_rows(dk_ptr + own, dk2 * scale, out_rows, k_end, stride_dk_row, MAIN, REST)
+
+
+def backward_configs(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[Config, Config]:
+    """Tiles of the query-gradient and of the key-gradient kernel for a device."""
+    wide = dtype == torch.float32
+    if 90 <= capability < 120:
+        return Config(128, 32 if wide else 64, 8, 2, tma=True), Config(32 if wide else 64, 128, 8, 2, tma=True)
+    return Config(128, 32, 4 if head_dim == 64 else 8, 2), Config(32, 128, 8, 2)
+
+
+def backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None,
+    q_tiles: Tensor, k_tiles: Tensor, configs: tuple[Config, Config], *, scale: float, precision: str, q_covered: bool, k_covered: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq of q's shape, dk and dv of k's, all contiguous. d_out is contiguous; out and lse are what forward() returned.
+
+    q_tiles and k_tiles are Segments.query_tiles(configs[0].block_q) and Segments.key_tiles(configs[1].block_k); covered says that they
+    reach every row, so that nothing has to be cleared first.
+    """
+    n_rows, _, head_dim = q.shape
+    heads = k.shape[1]
+    main, rest = chunks(head_dim)
+    new = {True: torch.empty, False: torch.zeros}
+    dq = new[q_covered](q.shape, dtype=q.dtype, device=q.device)
+    dk = new[k_covered](k.shape, dtype=k.dtype, device=k.device)
+    dv = new[k_covered](v.shape, dtype=v.dtype, device=v.device)
+    delta = torch.empty(lse.shape, dtype=torch.float32, device=q.device)
+    rotated = q if cos is None else torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    by_query, by_key = configs
+    if q_tiles.shape[0]:
+        tma = by_query.tma and describable(k) and describable(v)
+        k_main, k_rest = describe(k, by_query.block_k, head_dim) if tma else (None, None)
+        v_main, v_rest = describe(v, by_query.block_k, head_dim) if tma else (None, None)
+        attention_bwd_dq_kernel[(q_tiles.shape[0] * heads,)](
+            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, cos, sin, dq, rotated, delta, q_tiles, scale, heads, n_rows,
+            q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0),
+            HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=by_query.block_q, BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma,
+            PRECISION=precision, num_warps=by_query.warps, num_stages=by_query.stages,
+        )  # fmt: skip
+    if k_tiles.shape[0]:
+        tma = by_key.tma and describable(rotated) and describable(d_out)
+        q_main, q_rest = describe(rotated, by_key.block_q, head_dim) if tma else (None, None)
+        do_main, do_rest = describe(d_out, by_key.block_q, head_dim) if tma else (None, None)
+        attention_bwd_dkv_kernel[(k_tiles.shape[0] * heads,)](
+            rotated, k, v, q_main, q_rest, do_main, do_rest, d_out, lse, delta, dk, dv, k_tiles, scale, heads, n_rows,
+            rotated.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), dk.stride(0),
+            STRIDE_Q_ROW=rotated.stride(0), STRIDE_DO_ROW=d_out.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest,
+            BLOCK_Q=by_key.block_q, BLOCK_K=by_key.block_k, TMA=tma, PRECISION=precision, num_warps=by_key.warps, num_stages=by_key.stages,
+        )  # fmt: skip
+    return dq, dk, dv
