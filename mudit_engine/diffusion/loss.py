@@ -32,9 +32,10 @@ def sample_times(
 ) -> Tensor:
     """Noise levels t, float32 [count], on the generator's device.
 
-    ddpm: uniform over its discrete steps, t = (i + 1) / train_steps. linear and bezier: in [t_min, 1), either uniform or logit-normal
-    (Stable Diffusion 3, arXiv 2403.03206, eq. 19: most of the effort where t is neither end), mixed with a share of uniform draws, since the
-    logit-normal alone hardly visits the ends, which a sampler does. Raises ConfigError where the options do not fit the path.
+    ddpm: uniform over its discrete steps, t = (i + 1) / train_steps. linear and bezier: in [t_min, 1), either uniform or
+    logit-normal (Stable Diffusion 3, arXiv 2403.03206, eq. 19: most of the effort where t is neither end), mixed with a share of
+    uniform draws, since the logit-normal alone hardly visits the ends, which a sampler does. Raises ConfigError where the options
+    do not fit the path.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     if distribution not in ("uniform", "logit-normal"):
@@ -65,13 +66,16 @@ def diffusion_loss(
 ) -> tuple[Tensor, int]:
     """(sum over target frames of the channel-mean squared error, number of frames). The sum is float32 (float64 for float64 outputs).
 
-    lengths are the target frames of each song, in the order they are packed; their sum is T. frame_weights [T] and song_weights [B] multiply the
-    error but leave the count alone, so that a weight of 1 everywhere changes nothing. Raises ValueError where shapes disagree.
+    lengths are the target frames of each song, in the order they are packed; their sum is T. frame_weights [T] and song_weights [B]
+    multiply the error but leave the count alone, so that a weight of 1 everywhere changes nothing. Raises ValueError where shapes
+    disagree.
     """
     counts = torch.as_tensor(lengths, dtype=torch.long).cpu()
     frames = int(counts.sum())
     if out_TC.shape != target_TC.shape or out_TC.shape[0] != frames:
-        raise ValueError(f"out {tuple(out_TC.shape)} and target {tuple(target_TC.shape)} must both be [{frames} = sum of lengths, channels]")
+        raise ValueError(
+            f"out {tuple(out_TC.shape)} and target {tuple(target_TC.shape)} must both be [{frames} = sum of lengths, channels]"
+        )
     wide = torch.promote_types(out_TC.dtype, torch.float32)
     error_T = (out_TC.to(wide) - target_TC.to(wide)).square().mean(dim=1)
     if frame_weights is not None:
@@ -88,8 +92,8 @@ def diffusion_loss(
 def min_snr_weights(path: Path, t: Tensor, *, gamma: float = 5.0) -> Tensor:
     """Min-SNR weights (arXiv 2303.09556) for song_weights: the error of out, weighted as min(snr, gamma) weights the error of x0.
 
-    snr = (alpha / sigma)^2 and x0 = p x + q out, so the weight is min(snr, gamma) q^2 for whatever the network predicts: min(snr, gamma) / snr
-    for eps, min(snr, gamma) / (snr + 1) for v. t [B] in [path.t_min, 1]; returns t's shape and dtype.
+    snr = (alpha / sigma)^2 and x0 = p x + q out, so the weight is min(snr, gamma) q^2 for whatever the network predicts:
+    min(snr, gamma) / snr for eps, min(snr, gamma) / (snr + 1) for v. t [B] in [path.t_min, 1]; returns t's shape and dtype.
     """
     wide = t.double()
     alpha, sigma = path.alpha(wide), path.sigma(wide)

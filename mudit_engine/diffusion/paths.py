@@ -10,7 +10,8 @@ The network is asked for f x0 + g eps: eps (0, 1), x0 (1, 0), v (-sigma, alpha),
 
 so that every conversion is affine in (x, out), which is what makes a sampler a table.
 
-    path = make_path(config.path);  x_t = path.add_noise(x0, noise, t);  loss = (net(x_t, path.network_time(t)) - path.target(x0, noise, t)) ** 2
+    path = make_path(config.path)
+    out, target = net(path.add_noise(x0, noise, t), path.network_time(t)), path.target(x0, noise, t)
 
 Sources: SiT (arXiv 2401.08740) for the interpolants, DDPM (2006.11239), improved DDPM (2102.09672) for the cosine betas, Salimans and Ho
 (2202.00512) for v, Lin et al. (2305.08891) for zero terminal SNR. Schedules are evaluated in float64 whatever the dtype of t.
@@ -32,8 +33,8 @@ _SNAP = 1e-3  # a float32 t that means step i lands this close to i, in steps
 class Path:
     """A schedule and what the network predicts on it. Make one with make_path; safe to share between threads and devices.
 
-    Every method takes t as a tensor of noise levels in [0, 1]. The schedule methods return its shape and dtype. The methods that take x return
-    x's shape and dtype; there t has the leading dimensions of x ([T] or a scalar for packed x [T, C], [B] for [B, C, T]).
+    Every method takes t as a tensor of noise levels in [0, 1]. The schedule methods return its shape and dtype. The methods that
+    take x return x's shape and dtype; there t has the leading dimensions of x ([T] or a scalar for packed x [T, C], [B] for [B, C, T]).
     """
 
     def __init__(self, config: PathConfig) -> None:
@@ -49,7 +50,7 @@ class Path:
         raise NotImplementedError
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told, float32 in [0, 1]: t itself; for ddpm the index of the step over train_steps, so that the scale is the same."""
+        """What the network is told, float32 in [0, 1]: t itself; for ddpm step index / train_steps, so that the scale is the same."""
         return t.float()
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -96,11 +97,8 @@ class Path:
     def eps_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) with eps = p x + q out. Where alpha is 0, eps = x / sigma whatever the network says."""
         wide = t.double()
-        alpha, sigma, _, _ = self._schedule(wide)
         det = self.determinant(wide)
-        p = torch.where(alpha == 0, 1 / sigma, -self.mix(wide)[0] / det)
-        q = torch.where(alpha == 0, 0.0, alpha / det)
-        return p.to(t.dtype), q.to(t.dtype)
+        return (-self.mix(wide)[0] / det).to(t.dtype), (self.alpha(wide) / det).to(t.dtype)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha x0 + sigma noise."""
@@ -151,12 +149,14 @@ class DdpmPath(Path):
     """Discrete steps i = 0 .. train_steps - 1 at t = (i + 1) / train_steps; t = 0 is clean data (alpha 1).
 
     Between steps alpha is interpolated linearly, which only the derivatives show; at a step they are those of the interval below it.
-    alpha_floor keeps log alpha finite where the terminal SNR is zero.
+    terminal_alpha replaces the last alpha, for a solver in log alpha where the terminal SNR is zero.
     """
 
-    def __init__(self, config: PathConfig, *, alpha_floor: float = 0.0) -> None:
+    def __init__(self, config: PathConfig, *, terminal_alpha: float | None = None) -> None:
         super().__init__(config)
-        alphas = ddpm_alphas(config).clamp(min=alpha_floor)
+        alphas = ddpm_alphas(config)
+        if terminal_alpha is not None:
+            alphas[-1] = terminal_alpha
         self._alphas = {torch.device("cpu"): torch.cat([alphas.new_ones(1), alphas])}
 
     @property

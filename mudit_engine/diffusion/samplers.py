@@ -3,7 +3,7 @@
     out = uncond + w (cond - uncond)        x' = a x + b out + c kept + d noise        kept' = p x + q out
 
     ddim         x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise        s = eta sigma'/sigma sqrt(sigma^2 - (alpha sigma'/alpha')^2)
-    dpmpp-2m     x' = sigma'/sigma x - alpha' expm1(-h) (x0 + (x0 - kept) h / (2 h_before))       lambda = log alpha - log sigma, h = its step
+    dpmpp-2m     x' = sigma'/sigma x - alpha' expm1(-h) (x0 + (x0 - kept) h / (2 h_before))     h = step of log(alpha / sigma)
     ode-euler    x' = x + (t' - t) velocity
     ode-heun     the same, then x' += (t' - t)/2 (velocity' - kept): two rows
     sde-euler    x' = x + (t' - t) (velocity - w/2 score) + sqrt(w (t - t')) noise
@@ -36,7 +36,7 @@ from mudit_engine.config import PathConfig, SamplerConfig, check_sampler
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import ConfigError
 
-_DPMPP_ALPHA_FLOOR = 2.0**-12  # zero terminal SNR has log alpha = -inf: DPMSolverMultistepScheduler takes alpha^2 = 2^-24 there
+_DPMPP_TERMINAL_ALPHA = 2.0**-12  # zero terminal SNR has log alpha = -inf: DPMSolverMultistepScheduler takes alpha^2 = 2^-24 there
 _BLIND = 1e-9  # a determinant below this: the output says nothing about x0
 
 
@@ -51,8 +51,9 @@ class SamplerTable:
     guided: tuple[bool, ...]
     """Whether the row's w differs from 1; where False the unconditional branch need not be run."""
     noise_scale: float
-    """What standard normal noise is multiplied by at the start: 1 for every path. For ddpm without zero terminal SNR alpha(1) > 0, so x_1 holds
-    a trace of the data that the start lacks; like diffusers, it is left out and the variance kept at 1, that of x_1 for unit-variance latents."""
+    """What standard normal noise is multiplied by at the start: 1 for every path. For ddpm without zero terminal SNR alpha(1) > 0, so
+    x_1 holds a trace of the data that the start lacks; like diffusers, it is left out and the variance kept at 1, that of x_1 for
+    unit-variance latents."""
     needs_noise: tuple[bool, ...]
     """Whether the row has d != 0."""
 
@@ -85,7 +86,10 @@ def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
     w = torch.where(inside, sampler.guidance, 1.0).double()
     rows = torch.cat([steps.coefficients, w[:, None]], dim=1).float()
     if not bool(rows.isfinite().all()):
-        raise ConfigError(f"sampler {sampler.name!r} has no finite coefficients on this path ({path!r}): take fewer steps or another path")
+        raise ConfigError(
+            f"sampler {sampler.name!r} has coefficients that are not finite on this {path.kind} path: its levels of noise are too "
+            f"close together to tell apart (steps={sampler.steps}, shift={sampler.shift:g}, beta_end={path.beta_end:g}): take fewer steps or milder values"
+        )
     return SamplerTable(
         times=schedule.network_time(steps.t),
         rows=rows,
@@ -98,21 +102,25 @@ def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
 def _ddpm_steps(path: DdpmPath, sampler: SamplerConfig) -> Steps:
     total = path.config.train_steps
     if sampler.shift != 1:
-        raise ConfigError(f"shift={sampler.shift} warps the time of linear and bezier paths: leave it at 1 for a ddpm model and choose `spacing`")
+        raise ConfigError(f"shift={sampler.shift} is for linear and bezier paths: leave it at 1 for a ddpm model and choose `spacing`")
     if sampler.steps > total:
         raise ConfigError(f"steps={sampler.steps} is more than the {total} steps this ddpm model was trained with: take at most {total}")
     if sampler.name == "ddim":
         index = ddim_indices(total, sampler.steps, sampler.spacing)
-        # Each row lands one stride lower, as DDIMScheduler's do. Where steps divide train_steps (and for leading) that is the next row's level;
-        # elsewhere it is off by the rounding of the stride, and the last row may land on step 0 (sigma = sqrt(beta_start)) and not on clean data.
+        # Each row lands one stride lower, as DDIMScheduler's do. Where steps divide train_steps (and for leading) that is the next
+        # row's level; elsewhere it is off by the rounding of the stride, and the last row may land on step 0, sigma = sqrt(beta_start).
         return ddim_steps(path, _levels(index, total), _levels((index - total // sampler.steps).clip(min=-1), total), eta=sampler.eta)
     index = dpmpp_indices(total, sampler.steps, sampler.spacing)
     if index[-1] < 0 or (len(index) > 1 and not bool((np.diff(index) < 0).all())):
         raise ConfigError(
-            f"steps={sampler.steps} with spacing={sampler.spacing!r} visit one of the {total} training steps twice: take fewer steps or 'trailing'"
+            f"steps={sampler.steps} with spacing={sampler.spacing!r} visit one of the {total} training steps twice: "
+            "take fewer steps or 'trailing'"
         )
-    floored = DdpmPath(path.config, alpha_floor=_DPMPP_ALPHA_FLOOR)
-    return dpmpp_steps(floored, _levels(np.append(index, -1), total))
+    levels = _levels(np.append(index, -1), total)
+    if path.config.zero_terminal_snr:
+        # held below the next visited alpha: lambda must rise, and alpha starts slowly on long schedules
+        path = DdpmPath(path.config, terminal_alpha=min(_DPMPP_TERMINAL_ALPHA, 0.5 * float(path.alpha(levels[1]))))
+    return dpmpp_steps(path, levels)
 
 
 def _levels(index: np.ndarray, total: int) -> Tensor:
@@ -143,10 +151,10 @@ def dpmpp_indices(total: int, steps: int, spacing: str) -> np.ndarray:
 
 
 def continuous_levels(path: Path, steps: int, *, shift: float = 1.0) -> Tensor:
-    """float64 [steps + 1], strictly falling from 1: a uniform grid from 1 to t_min after u -> shift u / (1 + (shift - 1) u), with 0 for its end."""
+    """float64 [steps + 1], falling: a uniform grid from 1 to t_min, warped by u -> shift u / (1 + (shift - 1) u), its end set to 0."""
     u = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     t = path.t_min + (1 - path.t_min) * (shift * u / (1 + (shift - 1) * u))
-    t[-1] = 0.0
+    t[0], t[-1] = 1.0, 0.0  # the warp may round 1 up, where alpha would be negative
     return t
 
 
@@ -177,8 +185,8 @@ def ddim_steps(path: Path, t: Tensor, to: Tensor, *, eta: float) -> Steps:
 def dpmpp_steps(path: Path, levels: Tensor) -> Steps:
     """DPM-Solver++ 2M (midpoint); kept is the last estimate of x0. levels [S + 1] fall to 0.
 
-    The first step is first-order for want of a kept estimate, the last because lambda is infinite at t = 0. Where alpha(1) = 0 lambda starts
-    at -inf, and the second step, which would extrapolate over an infinite h_before, is first-order too.
+    The first step is first-order for want of a kept estimate, the last because lambda = log(alpha / sigma) is infinite at t = 0. Where
+    alpha(1) = 0 lambda starts at -inf, and the second step, which would extrapolate over an infinite h_before, is first-order too.
     """
     t, to = levels[:-1], levels[1:]
     lambda_ = path.alpha(levels).log() - path.sigma(levels).log()
@@ -211,8 +219,9 @@ def heun_steps(path: Path, levels: Tensor) -> Steps:
 def sde_steps(path: Path, levels: Tensor, *, diffusion: str, norm: float) -> Steps:
     """Reverse SDE by Euler-Maruyama, for velocity predictions; the last row is deterministic. levels [S + 1] fall to 0.
 
-    Any w >= 0 keeps the marginals, but the explicit step overshoots once w (t - t') nears 4 sigma^2 (1 / sigma^2 bounds the stiffness of the
-    score), so w is held to sigma^2 / (t - t'). This binds in the last few steps, and at t = 1 for sbdm, whose w is infinite there.
+    Any w >= 0 keeps the marginals, but the explicit step grows without bound once w (t - t') passes 4 sigma^2 where the score is stiffest,
+    -1 / sigma^2 (data on a point), so w is held to sigma^2 / (t - t'). This binds in the last few steps, and at t = 1 for sbdm, whose
+    w is infinite there.
     """
     t, h = levels[:-2], -levels.diff()[:-1]
     sigma = path.sigma(t)
@@ -223,8 +232,11 @@ def sde_steps(path: Path, levels: Tensor, *, diffusion: str, norm: float) -> Ste
 
 
 def diffusion_coefficient(path: Path, t: Tensor, *, diffusion: str, norm: float = 1.0) -> Tensor:
-    """norm w(t) of the reverse SDE, in t's dtype. sbdm is the forward diffusion of the score-based model with these marginals (infinite where
-    alpha is 0); decreasing falls from noise to data; increasing-decreasing vanishes at both ends."""
+    """norm w(t) of the reverse SDE, in t's dtype.
+
+    sbdm is the forward diffusion of the score-based model with these marginals (infinite where alpha is 0); decreasing falls from noise
+    to data; increasing-decreasing vanishes at both ends.
+    """
     alpha, sigma, dalpha, dsigma = path.alpha(t), path.sigma(t), path.dalpha(t), path.dsigma(t)
     match diffusion:
         case "sigma":
@@ -246,11 +258,15 @@ def diffusion_coefficient(path: Path, t: Tensor, *, diffusion: str, norm: float 
 
 def _x0(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
     """(p, q) with x0 = p x + q out, refused where the network's output holds nothing about x0."""
-    if bool((path.determinant(t).abs() < _BLIND).any()):
-        raise ConfigError(
-            f"the {path.config.kind} path's {path.config.prediction} says nothing about x0 at t = {float(t[0]):g} "
-            f"(bezier_control={path.config.bezier_control:g}): use ode-euler, ode-heun or sde-euler with 2 or more steps, or a control below 1"
+    blind = path.determinant(t).abs() < _BLIND
+    if bool(blind.any()):
+        config = path.config
+        remedy = (
+            f"train it to predict v or x0, or take a beta_end below {config.beta_end:g}"
+            if config.kind == "ddpm"
+            else f"use ode-euler, ode-heun or sde-euler with 2 or more steps, or a bezier_control below {config.bezier_control:g}"
         )
+        raise ConfigError(f"the {config.kind} path's {config.prediction} says nothing about x0 at t = {float(t[blind][0]):g}: {remedy}")
     return path.x0_coefficients(t)
 
 

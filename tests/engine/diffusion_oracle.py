@@ -3,12 +3,13 @@
     x_t | component k ~ N(alpha m_k, C_k),  C_k = alpha^2 S_k + sigma^2 I        r_k = posterior of k        z_k = C_k^-1 (x - alpha m_k)
     E[x0 | x] = sum_k r_k (m_k + alpha S_k z_k)        E[eps | x] = sigma sum_k r_k z_k
 
-Neither divides by sigma or alpha, so both ends are exact. Every path with one (alpha, sigma) curve shares one probability-flow ODE in the angle
-omega = atan2(sigma, alpha) of x / sqrt(alpha^2 + sigma^2), which `flow_to_data` solves far more finely than any sampler.
+Neither divides by sigma or alpha, so both ends are exact. All paths share one probability-flow ODE once it is written for
+x / sqrt(alpha^2 + sigma^2) in the angle omega = atan2(sigma, alpha), which `flow` solves far more finely than any sampler.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,18 +55,25 @@ class Mixture:
         return (r * (self.means + alpha * pulled)).sum(1), sigma * (r * z).sum(1)
 
     def _posterior(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        width = self.means.shape[1]
-        covariance = alpha**2 * self.covariances + sigma**2 * torch.eye(width, dtype=x.dtype)
-        offset = x[:, None] - alpha * self.means
-        z = torch.einsum("kij,nkj->nki", covariance.inverse(), offset)
-        logits = self.weights.log() - 0.5 * (covariance.logdet() + width * math.log(2 * math.pi)) - 0.5 * (offset * z).sum(-1)
-        return z, torch.einsum("kij,nkj->nki", self.covariances, z), logits
+        variances, axes = self._eigen
+        spread = alpha**2 * variances + sigma**2
+        offset = torch.einsum("kji,nkj->nki", axes, x[:, None] - alpha * self.means)
+        scaled = offset / spread
+        logits = self.weights.log() - 0.5 * (spread.log() + math.log(2 * math.pi)).sum(1) - 0.5 * (offset * scaled).sum(-1)
+        return torch.einsum("kij,nkj->nki", axes, scaled), torch.einsum("kij,nkj->nki", axes, variances * scaled), logits
+
+    @functools.cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        variances, axes = torch.linalg.eigh(self.covariances)
+        return variances, axes
 
 
 TRIO = Mixture(
     weights=torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
     means=torch.tensor([[1.0, 0.4], [-1.0, 0.6], [0.1, -1.2]], dtype=torch.float64),
-    covariances=torch.tensor([[[0.20, 0.08], [0.08, 0.10]], [[0.10, -0.04], [-0.04, 0.16]], [[0.30, 0.0], [0.0, 0.08]]], dtype=torch.float64),
+    covariances=torch.tensor(
+        [[[0.20, 0.08], [0.08, 0.10]], [[0.10, -0.04], [-0.04, 0.16]], [[0.30, 0.0], [0.0, 0.08]]], dtype=torch.float64
+    ),
 )
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -88,7 +96,9 @@ def level(path: Path, time: Tensor) -> Tensor:
     return time.double() if path.config.kind != "ddpm" else time.double() + 1 / path.config.train_steps
 
 
-def follow(path: Path, table: SamplerTable | Steps, network: Network, x: Tensor, *, generator: torch.Generator | None = None) -> list[Tensor]:
+def follow(
+    path: Path, table: SamplerTable | Steps, network: Network, x: Tensor, *, generator: torch.Generator | None = None
+) -> list[Tensor]:
     """x after every row of a table, through the reference of the fused step."""
     if isinstance(table, Steps):
         levels, rows = table.t, torch.cat([table.coefficients, torch.ones(len(table.t), 1, dtype=torch.float64)], 1)
@@ -103,12 +113,13 @@ def follow(path: Path, table: SamplerTable | Steps, network: Network, x: Tensor,
     return states
 
 
-def flow_to_data(path: Path, x: Tensor, mixture: Mixture = TRIO, *, steps: int = 400) -> Tensor:
-    """The exact end at t = 0 of the probability-flow ODE that starts at x [N, C] at t = 1 (Runge-Kutta 4 in omega)."""
-    one = torch.ones((), dtype=torch.float64)
-    alpha, sigma = float(path.alpha(one)), float(path.sigma(one))
-    omega = math.atan2(sigma, alpha)
-    y, h = x / math.hypot(alpha, sigma), -omega / steps
+def flow(path: Path, x: Tensor, mixture: Mixture = TRIO, *, start: float = 1.0, end: float = 0.0, steps: int = 100) -> Tensor:
+    """The state at level `end` of the exact probability-flow ODE through x [N, C] at level `start` (Runge-Kutta 4 in omega)."""
+    ends = torch.tensor([start, end], dtype=torch.float64)
+    alpha, sigma = path.alpha(ends), path.sigma(ends)
+    omega, last = torch.atan2(sigma, alpha).tolist()
+    scale, last_scale = torch.hypot(alpha, sigma).tolist()
+    y, h = x / scale, (last - omega) / steps
 
     def slope(y: Tensor, omega: float) -> Tensor:
         x0, eps = mixture.x0_eps(y, math.cos(omega), math.sin(omega))
@@ -121,7 +132,7 @@ def flow_to_data(path: Path, x: Tensor, mixture: Mixture = TRIO, *, steps: int =
         k3 = slope(y + 0.5 * h * k2, now + 0.5 * h)
         k4 = slope(y + h * k3, now + h)
         y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return y
+    return y * last_scale
 
 
 def measured_order(steps: list[int], errors: list[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from mudit_engine.config import PathConfig
 from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_times
 from mudit_engine.diffusion.paths import make_path
@@ -125,7 +126,11 @@ def test_min_snr_weights_of_each_prediction(prediction):
 
 @pytest.mark.parametrize(
     "config",
-    [PathConfig(kind="linear"), PathConfig(kind="bezier", bezier_control=1.0), PathConfig(kind="ddpm", prediction="v", zero_terminal_snr=True)],
+    [
+        PathConfig(kind="linear"),
+        PathConfig(kind="bezier", bezier_control=1.0),
+        PathConfig(kind="ddpm", prediction="v", zero_terminal_snr=True),
+    ],
     ids=["linear", "bezier1", "zero-snr"],
 )
 def test_min_snr_weights_weigh_the_error_of_x0(config):

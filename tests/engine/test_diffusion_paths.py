@@ -1,9 +1,10 @@
-"""Paths: schedules, training targets, and conversions between eps, x0, v, velocity and score, against each other and against closed forms."""
+"""Paths: schedules, training targets, and conversions between eps, x0, v, velocity and score, against closed forms."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
 from diffusion_oracle import TRIO, perfect
 from mudit_engine.config import PathConfig
 from mudit_engine.diffusion.paths import DdpmPath, ddpm_alphas, make_path
@@ -146,7 +147,9 @@ def test_dtypes_and_broadcasting(pair):
     scalar = torch.tensor(0.3)
     same = torch.full((19,), 0.3)
     assert torch.equal(path.target(*pair, scalar), path.target(*pair, same))
-    assert torch.equal(path.add_noise(pair[0].T, pair[1].T, t[:4]).T, path.alpha(t[:4].double()) * pair[0] + path.sigma(t[:4].double()) * pair[1])
+    assert torch.equal(
+        path.add_noise(pair[0].T, pair[1].T, t[:4]).T, path.alpha(t[:4].double()) * pair[0] + path.sigma(t[:4].double()) * pair[1]
+    )
 
 
 def test_eps_at_pure_noise_is_the_state_itself():
@@ -156,11 +159,11 @@ def test_eps_at_pure_noise_is_the_state_itself():
         assert torch.equal(make_path(config).to_x0_eps(x, out, one)[1], x)
 
 
-def test_alpha_floor_holds_only_the_last_step():
-    floored = DdpmPath(PATHS["ddpm-v-zero-snr"], alpha_floor=2.0**-12)
+def test_terminal_alpha_replaces_only_the_last_step():
+    held = DdpmPath(PATHS["ddpm-v-zero-snr"], terminal_alpha=2.0**-12)
     t = torch.tensor([499 / 500, 1.0], dtype=torch.float64)
-    assert floored.alpha(t)[1] == 2.0**-12
-    assert floored.alpha(t)[0] == make_path(floored.config).alpha(t)[0]
+    assert held.alpha(t)[1] == 2.0**-12
+    assert held.alpha(t)[0] == make_path(held.config).alpha(t)[0]
 
 
 def test_falling_betas_are_refused():
