@@ -99,7 +99,9 @@ def check(denoiser: Denoiser, workload: Workload) -> None:
         denoiser.step([alone])
         error = float((state.x_TC - alone.x_TC).norm() / alone.x_TC.norm())
         if error > GATE:
-            raise GateError(f"a song of {state.frames} frames differs from itself alone by {error:.1e} (limit {GATE:.0e}): no speed is reported")
+            raise GateError(
+                f"a song of {state.frames} frames differs from itself alone by {error:.1e} (limit {GATE:.0e}): no speed is reported"
+            )
 
 
 def run(names: Sequence[str], *, rounds: int = 3, progress: Callable[[str], None] | None = None) -> list[Row]:

@@ -1,7 +1,7 @@
 """Strong peers to measure against, built from packages at the workload's own size.
 
-    peer = StableAudioPeer(load_config("published").dit)
-    peer.step(((1536, 1024),), guidance=False)
+peer = StableAudioPeer(load_config("published").dit)
+peer.step(((1536, 1024),), guidance=False)
 """
 
 from __future__ import annotations

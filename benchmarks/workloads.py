@@ -1,6 +1,6 @@
 """What the end-to-end benchmark runs: one named workload a row, the same songs for the engine and its peer.
 
-    WORKLOADS["published-1536"].songs          # ((frames, lyric tokens), ...)
+WORKLOADS["published-1536"].songs          # ((frames, lyric tokens), ...)
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class DitConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % self.heads or self.head_dim % 2:
-            raise ValueError(f"width={self.width} does not split into heads={self.heads} of an even size: make width a multiple of 2 x heads")
+            raise ValueError(
+                f"width={self.width} does not split into heads={self.heads} of an even size: make width a multiple of 2 x heads"
+            )
         if self.lyric_width % self.lyric_head_dim:
             raise ValueError(f"lyric_width={self.lyric_width} is not a multiple of lyric_head_dim={self.lyric_head_dim}")
         return self

@@ -1,8 +1,8 @@
 """Files appear whole or not at all: written aside, flushed to disk, renamed.
 
-    with atomic_path(Path("song.wav")) as aside:
-        write(aside)
-    text = read_text(Path("lyrics.txt"), "lyrics")
+with atomic_path(Path("song.wav")) as aside:
+    write(aside)
+text = read_text(Path("lyrics.txt"), "lyrics")
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mudit_engine.errors import InputError, OutputError
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A path to write to in the same folder; it replaces `path` when the block ends well and is deleted when it does not.
 
-    The name keeps its suffix, since writers choose the format by it. Raises OutputError for a missing folder, a full disk or a lack of permission.
+    The name keeps its suffix, since writers choose the format by it. Raises OutputError for a full disk or a lack of permission.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mudit_engine.errors import InputError
-from mudit_engine.kernels import adaln, attention as attention_kernels, guided_step as guided_step_kernels, rope
+from mudit_engine.kernels import adaln, rope
+from mudit_engine.kernels import attention as attention_kernels
+from mudit_engine.kernels import guided_step as guided_step_kernels
 from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import Spans
 from mudit_engine.kernels.worklist import Segments

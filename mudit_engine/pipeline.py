@@ -125,7 +125,7 @@ class SongPipeline:
 
     @classmethod
     def from_pretrained(cls, source: str | Path = "tiny", *, device: str | None = None, dtype: torch.dtype | None = None) -> SongPipeline:
-        """Loads an embedded model by name or a model folder. The default device is CUDA where there is one, and bf16 there, fp32 elsewhere."""
+        """Loads an embedded model by name or a model folder. By default on CUDA in bf16 where there is one, else on the CPU in fp32."""
         folder = model_folder(source)
         config = load_config(folder)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -201,7 +201,8 @@ class SongPipeline:
             seconds = min(seconds_for(lyrics), config.max_seconds) if lyrics else min(DEFAULT_SECONDS, config.max_seconds)
         if seconds > config.max_seconds:
             raise InputError(
-                f"seconds={seconds:g} is longer than model '{config.name}' makes (at most {config.max_seconds:g} s): ask for less, or use a larger model"
+                f"seconds={seconds:g} is longer than model '{config.name}' makes (at most {config.max_seconds:g} s): "
+                "ask for less, or use a larger model"
             )
         if phonemes is not None and (message := budget(phonemes, seconds).message):
             notes.append(message)

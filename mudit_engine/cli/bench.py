@@ -1,6 +1,6 @@
 """`mudit bench`: measure the engine against strong peers, interleaved in the same run.
 
-    mudit bench e2e --workload published-1536 --rounds 3 --json
+mudit bench e2e --workload published-1536 --rounds 3 --json
 """
 
 from __future__ import annotations

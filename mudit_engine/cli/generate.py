@@ -1,7 +1,7 @@
 """`mudit generate`: a description and lyrics become a song file, its sidecar JSON and, if asked, a picture of its spectrum.
 
-    mudit generate --description "流行抒情，钢琴，女声，BPM 84" --lyrics song.txt --out song.wav
-    mudit generate --manifest songs.jsonl --out songs/          # a JSON object a line, the fields of `--help`
+mudit generate --description "流行抒情，钢琴，女声，BPM 84" --lyrics song.txt --out song.wav
+mudit generate --manifest songs.jsonl --out songs/          # a JSON object a line, the fields of `--help`
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ class Seconds(click.ParamType):
 
 @click.command()
 @click.option("--description", default="", metavar="TEXT", help="The song in your own words, Chinese or English; or @FILE.")
-@click.option("--lyrics", metavar="FILE|-", help="Lyrics with section tags such as [verse]; - reads standard input. Without it: an instrumental.")
-@click.option("--seconds", type=Seconds(), default="auto", metavar="N|auto", show_default=True, help="Length; auto is as long as the lyrics need.")
+@click.option(
+    "--lyrics", metavar="FILE|-", help="Lyrics with section tags such as [verse]; - reads standard input. Without it: an instrumental."
+)
+@click.option(
+    "--seconds", type=Seconds(), default="auto", metavar="N|auto", show_default=True, help="Length; auto is as long as the lyrics need."
+)
 @click.option("--user-type", type=click.Choice(USER_TYPES), default="none", show_default=True, help="Who wrote the description.")
 @click.option("--reference", metavar="FILE", help="Audio the song should follow.")
 @click.option("--reference-kind", type=click.Choice(REFERENCE_KINDS), default="mix", show_default=True, help="What the reference holds.")
@@ -90,7 +94,10 @@ def command(**options: Any) -> None:
         emit_json({"loading_seconds": round(loading, 3), "songs": rows})
     elif rows:
         columns = ["file", "seconds", "seed", "text s", "denoise s", "decode s"]
-        cells = [[r["files"][0], f"{r['seconds']:.1f}", r["seed"], *(f"{r['timings_seconds'][k]:.2f}" for k in ("text", "denoise", "decode"))] for r in rows]
+        cells = [
+            [r["files"][0], f"{r['seconds']:.1f}", r["seed"], *(f"{r['timings_seconds'][k]:.2f}" for k in ("text", "denoise", "decode"))]
+            for r in rows
+        ]
         print_table("Songs", columns, cells, numeric=columns[1:])
 
 
@@ -148,12 +155,10 @@ def _lyrics(fields: dict[str, Any], folder: Path) -> str | None:
         return read_text(folder / file, "lyrics") if file else text
     if fields["lyrics"] is None:
         return None
-    if fields["lyrics"] == "-":
-        text = sys.stdin.read()
-    else:
-        text = read_text(Path(fields["lyrics"]), "lyrics")
+    text = sys.stdin.read() if fields["lyrics"] == "-" else read_text(Path(fields["lyrics"]), "lyrics")
     if not text.strip():
-        raise InputError(f"the lyrics ({'standard input' if fields['lyrics'] == '-' else fields['lyrics']}) are empty: write a line, or leave out --lyrics for an instrumental")
+        source = "standard input" if fields["lyrics"] == "-" else fields["lyrics"]
+        raise InputError(f"the lyrics ({source}) are empty: write a line, or leave out --lyrics for an instrumental")
     return text
 
 
@@ -184,10 +189,12 @@ def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongReques
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(fields, dict):
-            raise InputError(f"{where}: an object such as {{\"description\": \"...\"}} is needed, not {type(fields).__name__}")
+            raise InputError(f'{where}: an object such as {{"description": "..."}} is needed, not {type(fields).__name__}')
         for key in fields.keys() - set(known):
             near = difflib.get_close_matches(key, known, n=1)
-            raise InputError(f"{where}: unknown field '{key}'" + (f", did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"))
+            raise InputError(
+                f"{where}: unknown field '{key}'" + (f", did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}")
+            )
         name = fields.get("out") or f"song-{number:04d}.wav"
         if name in names:
             raise InputError(f"{where}: the file '{name}' is written by an earlier line: give each song its own 'out'")

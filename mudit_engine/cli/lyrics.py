@@ -1,16 +1,26 @@
 """`mudit lyrics`: what the engine makes of a lyric file, before a song is made of it.
 
-    mudit lyrics check song.txt --seconds 30
+mudit lyrics check song.txt --seconds 30
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table
+
+
+@dataclass(frozen=True)
+class SectionRow:
+    section: str
+    index: int | None
+    lines: int
+    syllables: int
+    phonemes: tuple[str, ...]
 
 
 @click.group()
@@ -20,7 +30,9 @@ def command() -> None:
 
 @command.command()
 @click.argument("file")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The length the song should have. Default: as long as the lyrics need.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0, min_open=True), help="The length the song should have. Default: as long as the lyrics need."
+)
 @click.option("--phonemes", "show_phonemes", is_flag=True, help="Also print the phonemes of every section.")
 @json_option
 def check(file: str, seconds: float | None, show_phonemes: bool, as_json: bool) -> None:
@@ -36,7 +48,7 @@ def check(file: str, seconds: float | None, show_phonemes: bool, as_json: bool) 
     rows = []
     for section in lyrics.sections:
         sung = phonemize(Lyrics((section,), ()))
-        rows.append({"section": section.kind, "index": section.index, "lines": len(section.lines), "syllables": sung.syllables, "phonemes": list(sung.tokens)})
+        rows.append(SectionRow(section.kind, section.index, len(section.lines), sung.syllables, sung.tokens))
     notes = [*lyrics.notes, *sequence.notes, *([plan.message] if plan.message else [])]
     if as_json:
         emit_json(
@@ -51,11 +63,11 @@ def check(file: str, seconds: float | None, show_phonemes: bool, as_json: bool) 
             }
         )
         return
-    cells = [[r["section"], r["lines"], r["syllables"], len(r["phonemes"])] for r in rows]
+    cells = [[r.section, r.lines, r.syllables, len(r.phonemes)] for r in rows]
     print_table("Lyrics", ["section", "lines", "syllables", "phonemes"], cells, numeric=["lines", "syllables", "phonemes"])
     if show_phonemes:
         for r in rows:
-            click.echo(f"{r['section']}: {' '.join(r['phonemes'])}")
+            click.echo(f"{r.section}: {' '.join(r.phonemes)}")
     click.echo(f"{sequence.syllables} syllables in {plan.seconds:.0f} s: {plan.rate:.1f} a second")
     for message in notes:
         note(message)

@@ -99,7 +99,7 @@ class Musicnn:
 
 
 def _slaney_mel() -> Tensor:
-    """Area-normalised triangular filters [257, 96] on the Slaney scale: linear below 1 kHz, logarithmic above (as the tagger was trained)."""
+    """Area-normalised triangular filters [257, 96] on the Slaney scale (linear below 1 kHz, logarithmic above)."""
     step, corner = 200.0 / 3, 1000.0
     log_step = torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27
 

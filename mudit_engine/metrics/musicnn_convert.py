@@ -54,11 +54,13 @@ def _block(data: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
 
 def _message(data: bytes) -> dict[int, list[Any]]:
     """Fields of a protocol buffer by number."""
-    at, fields = 0, {}
+    fields: dict[int, list[Any]] = {}
+    at = 0
     while at < len(data):
         tag, at = _varint(data, at)
         kind = tag & 7
         if kind == 0:
+            value: Any
             value, at = _varint(data, at)
         else:
             size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
@@ -85,7 +87,9 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
                 continue
             shape = [_message(dim).get(1, [0])[0] for dim in _message(entry[2][0]).get(2, [])] if 2 in entry else []
             begin = entry.get(4, [0])[0]
-            tensors[key.decode()] = torch.frombuffer(bytearray(data[begin : begin + entry[5][0]]), dtype=torch.float32).reshape(shape).clone()
+            tensors[key.decode()] = (
+                torch.frombuffer(bytearray(data[begin : begin + entry[5][0]]), dtype=torch.float32).reshape(shape).clone()
+            )
     return tensors
 
 

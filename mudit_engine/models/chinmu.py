@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,7 +78,8 @@ class CharacterEncoder(nn.Module):
         ids = [character_ids(text, self.limit) for text in texts]
         # a pair's row: a fixed multiplicative hash of both characters
         pairs = [[(a * 1_000_003 + b * 7919 + 17) % BUCKETS for a, b in zip(row, [0, *row[:-1]], strict=True)] for row in ids]
-        x_TD = self.single(torch.tensor(sum(ids, []), device=device)) + self.pair(torch.tensor(sum(pairs, []), device=device))
+        single, pair = (torch.tensor(list(chain.from_iterable(rows)), device=device) for rows in (ids, pairs))
+        x_TD = self.single(single) + self.pair(pair)
         return self.tower(x_TD, [len(row) for row in ids])
 
 
@@ -102,7 +104,9 @@ class PretrainedTextEncoder(nn.Module):
         self.project = nn.Linear(self.encoder.config.hidden_size, config.embedding)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt").to(self.project.weight.device)
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt").to(
+            self.project.weight.device
+        )
         states = self.encoder(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(states.dtype)
         return F.normalize(self.project((states * mask).sum(1) / mask.sum(1)), dim=-1)
@@ -146,7 +150,9 @@ class ChinMu(nn.Module):
         """`folder` is where a saved model keeps its text encoder's configuration and tokenizer (None: the configured source)."""
         super().__init__()
         self.config = config
-        self.text: nn.Module = CharacterEncoder(config) if config.text_encoder == CHARACTERS else PretrainedTextEncoder(config, folder=folder)
+        self.text: nn.Module = (
+            CharacterEncoder(config) if config.text_encoder == CHARACTERS else PretrainedTextEncoder(config, folder=folder)
+        )
         self.audio = AudioTower(config)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 

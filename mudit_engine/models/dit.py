@@ -110,7 +110,9 @@ class DitBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the next one."""
         gate1, shift2, scale2, gate2 = mod[2:]
-        q, k, v = ops.pack_qkv(self.qkv(h_ND), self.q_gain, self.k_gain, layout.cos[0], layout.sin[0], heads=self.heads, q_streams=self.streams)
+        q, k, v = ops.pack_qkv(
+            self.qkv(h_ND), self.q_gain, self.k_gain, layout.cos[0], layout.sin[0], heads=self.heads, q_streams=self.streams
+        )
         if self.parallel:
             k, v = torch.cat((k, lyric_k)), torch.cat((v, lyric_v))
             cos, sin = torch.cat((layout.cos, layout.cross_cos)), torch.cat((layout.sin, layout.cross_sin))
@@ -145,7 +147,9 @@ class DiT(nn.Module):
         self.user_type = nn.Embedding(len(USER_TYPES), width)
         self.modulation = nn.Linear(width, 6 * width) if config.modulation == "shared" else None
         self.lyric_embedding = nn.Embedding(config.vocabulary_size, config.lyric_width)
-        self.lyric_blocks = nn.ModuleList(EncoderBlock(config.lyric_width, head_dim=config.lyric_head_dim) for _ in range(config.lyric_blocks))
+        self.lyric_blocks = nn.ModuleList(
+            EncoderBlock(config.lyric_width, head_dim=config.lyric_head_dim) for _ in range(config.lyric_blocks)
+        )
         self.lyric_norm = nn.LayerNorm(config.lyric_width)
         self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.blocks))
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -226,7 +230,7 @@ class DiT(nn.Module):
         *,
         checkpointing: bool = False,
     ) -> Tensor:
-        """All blocks on embedded rows, then the output [T, C] of the target rows. `checkpointing` recomputes blocks in the backward pass."""
+        """All blocks on embedded rows, then the output [T, C] of the target rows. `checkpointing` recomputes blocks in backward."""
         mod = self._block_modulation(modulation, 0)
         h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], layout.runs)
         final_shift, final_scale = modulation.final.chunk(2, -1)

@@ -32,7 +32,9 @@ def model_folder(source: str | Path) -> Path:
     folder = EMBEDDED / str(source) if str(source) in EMBEDDED_MODELS else Path(source)
     if not (folder / "config.json").is_file():
         hint = f" ('{source}' is a preset: presets have no weights, train one with `mudit train`)" if str(source) in PRESETS else ""
-        raise ModelError(f"no model folder '{source}'{hint}: give one of {', '.join(embedded())} or a folder with config.json and safetensors files")
+        raise ModelError(
+            f"no model folder '{source}'{hint}: give one of {', '.join(embedded())} or a folder with config.json and safetensors files"
+        )
     return folder
 
 
@@ -56,8 +58,10 @@ def build_part(part: Part, config: ModelConfig, folder: Path | None = None) -> n
     return ChinMu(config.chinmu, folder=folder / "text_encoder" if folder else None)
 
 
-def load_part(part: Part, config: ModelConfig, folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A part in evaluation mode. Raises ModelError that names the file and what is wrong with it (missing, truncated, NaN, other shapes)."""
+def load_part(
+    part: Part, config: ModelConfig, folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A part in evaluation mode. Raises ModelError that names the file and what is wrong (missing, truncated, NaN, other shapes)."""
     path = folder / f"{part}.safetensors"
     try:
         weights = load_file(path)
@@ -75,7 +79,9 @@ def load_part(part: Part, config: ModelConfig, folder: Path, *, device: torch.de
         if name in expected and w.shape != expected[name].shape
     ]
     if wrong:
-        raise ModelError(f"'{path}' does not fit its config.json: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} differences). Use the config it was trained with")
+        raise ModelError(
+            f"'{path}' does not fit its config.json: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} differences). Use its own config"
+        )
     broken = [name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()]
     if broken:
         raise ModelError(f"'{path}' holds NaN or infinite weights in {broken[0]} ({len(broken)} tensors): use an earlier checkpoint")
@@ -85,7 +91,9 @@ def load_part(part: Part, config: ModelConfig, folder: Path, *, device: torch.de
 
 def save_part(part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
     """Writes a part's weights atomically, floating-point tensors in `dtype` if given. Returns the file."""
-    weights = {name: (w.to(dtype) if dtype and w.is_floating_point() else w).detach().cpu().contiguous() for name, w in module.state_dict().items()}
+    weights = {
+        name: (w.to(dtype) if dtype and w.is_floating_point() else w).detach().cpu().contiguous() for name, w in module.state_dict().items()
+    }
     path = folder / f"{part}.safetensors"
     with atomic_path(path) as aside:
         save_file(weights, aside, metadata={"part": part, "format": "pt"})

@@ -1,7 +1,7 @@
 """Small pieces the networks share: Fourier features of scalars, and a pre-norm transformer block on packed rows.
 
-    features = fourier_features(times, 256)
-    x = EncoderBlock(512, head_dim=64)(x, segments, cos, sin)
+features = fourier_features(times, 256)
+x = EncoderBlock(512, head_dim=64)(x, segments, cos, sin)
 """
 
 from __future__ import annotations

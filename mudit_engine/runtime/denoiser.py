@@ -177,7 +177,9 @@ class Denoiser:
     def _lay_out(self, states: Sequence[SongState]) -> _Packing:
         lyric_starts = list(itertools.accumulate((state.spans[0].lyrics for state in states), initial=0))
         frame_starts = list(itertools.accumulate((state.frames for state in states), initial=0))
-        spans, conditions, song_spans = [], [], []
+        spans: list[Span] = []
+        conditions: list[Tensor] = []
+        song_spans: list[tuple[int, int, int, int]] = []
         for branch in (0, 1):
             for i, state in enumerate(states):
                 if branch == 0 or state.guided:
@@ -209,5 +211,7 @@ def denoise(runtime: Runtime, states: Sequence[SongState], *, on_step: Callable[
             on_step(len(active))
     for i, state in enumerate(states):
         if not torch.isfinite(state.x_TC).all():
-            raise ModelError(f"song {i} of the batch became NaN or infinite while sampling: check the weights, lower the guidance or take more steps")
+            raise ModelError(
+                f"song {i} of the batch became NaN or infinite while sampling: check the weights, lower the guidance or take more steps"
+            )
     return [state.x_TC for state in states]

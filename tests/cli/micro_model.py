@@ -13,9 +13,37 @@ MICRO = ModelConfig.model_validate(
     {
         "name": "micro",
         "max_seconds": 20.0,
-        "dit": {"latent_channels": 8, "width": 64, "blocks": 1, "heads": 2, "lyric_width": 64, "lyric_blocks": 1, "description_width": 32, "max_fragments": 4},
-        "vae": {"sample_rate": 8000, "channels": 1, "n_fft": 256, "stft_hop": 128, "fold": 4, "latent_channels": 8, "frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1},
-        "chinmu": {"text_encoder": "characters", "text_width": 64, "text_blocks": 1, "audio_width": 64, "audio_blocks": 1, "embedding": 32, "head_dim": 32},
+        "dit": {
+            "latent_channels": 8,
+            "width": 64,
+            "blocks": 1,
+            "heads": 2,
+            "lyric_width": 64,
+            "lyric_blocks": 1,
+            "description_width": 32,
+            "max_fragments": 4,
+        },
+        "vae": {
+            "sample_rate": 8000,
+            "channels": 1,
+            "n_fft": 256,
+            "stft_hop": 128,
+            "fold": 4,
+            "latent_channels": 8,
+            "frame_width": 16,
+            "frame_blocks": 1,
+            "latent_width": 16,
+            "latent_blocks": 1,
+        },
+        "chinmu": {
+            "text_encoder": "characters",
+            "text_width": 64,
+            "text_blocks": 1,
+            "audio_width": 64,
+            "audio_blocks": 1,
+            "embedding": 32,
+            "head_dim": 32,
+        },
         "sampler": {"steps": 2, "guidance": 2.0},
     }
 )
@@ -31,4 +59,3 @@ def save_micro(folder: Path, **dit: float) -> Path:
             module.get_parameter(name.replace("__", ".")).data.fill_(value)
         save_part(part, module, folder)
     return folder
-

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from micro_model import save_micro
 
+from micro_model import save_micro
 from mudit_engine.cli.main import run
 from mudit_engine.files import atomic_path
 
@@ -34,7 +34,9 @@ def generate(micro: Path, *arguments: object) -> int:
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_song_sidecar_and_picture(micro: Path, lyrics: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / f"song.{suffix}"
-    code = generate(micro, "--description", "流行抒情，钢琴", "--lyrics", lyrics, "--seconds", 6, "--seed", 7, "--out", out, "--spectrogram", "--json")
+    code = generate(
+        micro, "--description", "流行抒情，钢琴", "--lyrics", lyrics, "--seconds", 6, "--seed", 7, "--out", out, "--spectrogram", "--json"
+    )
     document = json.loads(capsys.readouterr().out)
     assert code == 0 and document["schema_version"] == 1
     (row,) = document["results"]["songs"]
@@ -49,7 +51,10 @@ def test_song_sidecar_and_picture(micro: Path, lyrics: Path, tmp_path: Path, suf
 
 def test_same_seed_same_file_other_seed_other_file(micro: Path, lyrics: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert generate(micro, "--description", "rock", "--lyrics", lyrics, "--seconds", 3, "--seed", seed, "--out", tmp_path / f"{name}.wav") == 0
+        assert (
+            generate(micro, "--description", "rock", "--lyrics", lyrics, "--seconds", 3, "--seed", seed, "--out", tmp_path / f"{name}.wav")
+            == 0
+        )
     a, b, c = ((tmp_path / f"{name}.wav").read_bytes() for name in "abc")
     assert a == b != c
 
@@ -72,7 +77,24 @@ def test_manifest_equals_single_songs(micro: Path, lyrics: Path, tmp_path: Path)
     manifest = tmp_path / "songs.jsonl"
     manifest.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
     assert generate(micro, "--manifest", manifest, "--out", tmp_path / "songs") == 0
-    assert generate(micro, "--description", "慢歌", "--seconds", 9, "--seed", 4, "--steps", 3, "--sampler", "sde-euler", "--out", tmp_path / "alone.wav") == 0
+    assert (
+        generate(
+            micro,
+            "--description",
+            "慢歌",
+            "--seconds",
+            9,
+            "--seed",
+            4,
+            "--steps",
+            3,
+            "--sampler",
+            "sde-euler",
+            "--out",
+            tmp_path / "alone.wav",
+        )
+        == 0
+    )
     together, alone = soundfile.read(tmp_path / "songs/b.wav")[0], soundfile.read(tmp_path / "alone.wav")[0]
     assert abs(together - alone).max() < 1e-3
     assert sorted(p.name for p in (tmp_path / "songs").iterdir()) == ["a.json", "a.wav", "b.json", "b.wav", "c.json", "c.wav"]
@@ -85,8 +107,10 @@ def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path
     assert generate(micro, "--description", "other", "--seconds", 4, "--seed", 9, "--out", reference) == 0
     changes = {
         "base": [], "description": ["--description", "jazz"], "user": ["--user-type", "professional"], "negative": ["--negative", "noise"],
-        "guidance": ["--guidance", "5"], "interval": ["--guidance-interval", "0.0", "0.4"], "steps": ["--steps", "4"], "sampler": ["--sampler", "ode-heun"],
-        "shift": ["--set", "shift=3"], "reference": ["--reference", str(reference)], "kind": ["--reference", str(reference), "--reference-kind", "drums"],
+        "guidance": ["--guidance", "5"], "interval": ["--guidance-interval", "0.0", "0.4"],
+        "steps": ["--steps", "4"], "sampler": ["--sampler", "ode-heun"],
+        "shift": ["--set", "shift=3"], "reference": ["--reference", str(reference)],
+        "kind": ["--reference", str(reference), "--reference-kind", "drums"],
     }  # fmt: skip
     files = {}
     for name, arguments in changes.items():
@@ -127,7 +151,13 @@ def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input(
-    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+    micro: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text(" \n")
@@ -151,8 +181,14 @@ def test_bad_input(
     ("damage", "message"),
     [
         (lambda folder: (folder / "vae.safetensors").unlink(), "has no vae.safetensors"),
-        (lambda folder: (folder / "dit.safetensors").write_bytes((folder / "dit.safetensors").read_bytes()[:1000]), "not a whole safetensors file"),
-        (lambda folder: (folder / "dit.safetensors").write_bytes((folder / "vae.safetensors").read_bytes()), "does not fit its config.json"),
+        (
+            lambda folder: (folder / "dit.safetensors").write_bytes((folder / "dit.safetensors").read_bytes()[:1000]),
+            "not a whole safetensors file",
+        ),
+        (
+            lambda folder: (folder / "dit.safetensors").write_bytes((folder / "vae.safetensors").read_bytes()),
+            "does not fit its config.json",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
     ],
     ids=["missing", "truncated", "other part", "config"],
@@ -171,7 +207,9 @@ def test_nan_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "NaN or infinite weights in final.weight" in capsys.readouterr().err
 
 
-def test_full_disk_keeps_the_old_file(micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_keeps_the_old_file(
+    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "song.wav"
     out.write_bytes(b"precious")
 
@@ -193,7 +231,8 @@ def test_interrupt_exits_130_and_leaves_nothing(micro: Path, tmp_path: Path) -> 
         "    print('stepping', flush=True); import time; time.sleep(30)\n"
         "d.Denoiser.step = slow\n"
         "from mudit_engine.cli.main import run\n"
-        f"sys.exit(run(['generate', '--model', {str(micro)!r}, '--description', 'x', '--seconds', '2', '--out', {str(tmp_path / 's.wav')!r}]))\n"
+        f"arguments = ['generate', '--model', {str(micro)!r}, '--description', 'x', '--seconds', '2', '--out', {str(tmp_path / 's.wav')!r}]\n"
+        "sys.exit(run(arguments))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "stepping\n"

@@ -90,7 +90,9 @@ def test_transformers_text_encoder_from_a_folder(tmp_path: Path) -> None:
     tokenizer = transformers.BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"))
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
-    encoder = transformers.BertModel(transformers.BertConfig(vocab_size=9, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    encoder = transformers.BertModel(
+        transformers.BertConfig(vocab_size=9, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    )
     encoder.save_pretrained(tmp_path)
     model = ChinMu(CONFIG.model_copy(update={"text_encoder": str(tmp_path)})).eval()
     together = model.encode_text(["流行", "女声流行流行"])

@@ -23,7 +23,10 @@ def test_presets_load_and_round_trip(preset: str, tmp_path: Path) -> None:
     assert load_config(path) == load_config(tmp_path) == config
 
 
-@pytest.mark.parametrize(("preset", "millions", "share"), [("mudit-380m", 380, 0.03), ("musit-380m", 380, 0.03), ("musit-1b", 1000, 0.1), ("musit-3b", 3000, 0.1), ("published", 428, 0.05)])
+@pytest.mark.parametrize(
+    ("preset", "millions", "share"),
+    [("mudit-380m", 380, 0.03), ("musit-380m", 380, 0.03), ("musit-1b", 1000, 0.1), ("musit-3b", 3000, 0.1), ("published", 428, 0.05)],
+)
 def test_preset_sizes(preset: str, millions: int, share: float) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in DiT(load_config(preset).dit).parameters())

@@ -13,7 +13,17 @@ from mudit_engine.kernels.guided_step import guided_step_reference
 from mudit_engine.models.dit import DiT, DitBatch
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 
-CONFIG = DitConfig(latent_channels=8, width=128, blocks=2, heads=2, lyric_width=64, lyric_blocks=1, description_width=16, max_fragments=4, vocabulary_size=50)
+CONFIG = DitConfig(
+    latent_channels=8,
+    width=128,
+    blocks=2,
+    heads=2,
+    lyric_width=64,
+    lyric_blocks=1,
+    description_width=16,
+    max_fragments=4,
+    vocabulary_size=50,
+)
 BEZIER, DDPM = PathConfig(), PathConfig(kind="ddpm", prediction="v")
 
 
@@ -25,7 +35,17 @@ def make_denoiser(**changes: object) -> Denoiser:
     return Denoiser(model)
 
 
-def song(frames: int, lyrics: int, *, seed: int = 0, path: PathConfig = BEZIER, negative: int = 0, reference: int = 0, user: str = "none", **sampler: object) -> SongInputs:
+def song(
+    frames: int,
+    lyrics: int,
+    *,
+    seed: int = 0,
+    path: PathConfig = BEZIER,
+    negative: int = 0,
+    reference: int = 0,
+    user: str = "none",
+    **sampler: object,
+) -> SongInputs:
     g = torch.Generator().manual_seed(seed + 100)
     return SongInputs(
         frames=frames,

@@ -12,7 +12,17 @@ from mudit_engine.config import DitConfig
 from mudit_engine.errors import InputError
 from mudit_engine.models.dit import DiT, DitBatch
 
-SMALL = DitConfig(latent_channels=8, width=128, blocks=2, heads=2, lyric_width=64, lyric_blocks=1, description_width=16, max_fragments=4, vocabulary_size=50)
+SMALL = DitConfig(
+    latent_channels=8,
+    width=128,
+    blocks=2,
+    heads=2,
+    lyric_width=64,
+    lyric_blocks=1,
+    description_width=16,
+    max_fragments=4,
+    vocabulary_size=50,
+)
 
 
 def make_model(**changes: object) -> DiT:
@@ -47,7 +57,8 @@ def song_of(batch: DitBatch, i: int) -> DitBatch:
         return values.split(list(counts))[i]  # type: ignore[call-overload]
 
     return DitBatch(
-        part(batch.latents_TC, batch.frames), [batch.frames[i]], batch.times_B[i : i + 1], batch.seconds_B[i : i + 1], batch.user_B[i : i + 1],
+        part(batch.latents_TC, batch.frames), [batch.frames[i]], batch.times_B[i : i + 1],
+        batch.seconds_B[i : i + 1], batch.user_B[i : i + 1],
         part(batch.descriptions, batch.fragments), [batch.fragments[i]], part(batch.lyric_ids, batch.lyrics), [batch.lyrics[i]],
         part(batch.references, batch.reference_frames), [batch.reference_frames[i]], [batch.reference_kinds[i]],
     )  # fmt: skip
@@ -69,7 +80,8 @@ def test_every_input_reaches_the_output(changes: dict[str, object]) -> None:
     model = make_model(**changes)
     out = model(MIXED)
     shifted = {
-        "latents_TC": MIXED.latents_TC + 1, "times_B": MIXED.times_B * 0.5, "seconds_B": MIXED.seconds_B * 2, "user_B": (MIXED.user_B + 1) % 3,
+        "latents_TC": MIXED.latents_TC + 1, "times_B": MIXED.times_B * 0.5, "seconds_B": MIXED.seconds_B * 2,
+        "user_B": (MIXED.user_B + 1) % 3,
         "descriptions": MIXED.descriptions + 1, "lyric_ids": (MIXED.lyric_ids + 1) % 50, "references": MIXED.references + 1,
         "reference_kinds": [(k + 1) % 5 for k in MIXED.reference_kinds],
     }  # fmt: skip
