@@ -231,7 +231,7 @@ def test_interrupt_exits_130_and_leaves_nothing(micro: Path, tmp_path: Path) -> 
         "    print('stepping', flush=True); import time; time.sleep(30)\n"
         "d.Denoiser.step = slow\n"
         "from mudit_engine.cli.main import run\n"
-        f"arguments = ['generate', '--model', {str(micro)!r}, '--description', 'x', '--seconds', '2', '--out', {str(tmp_path / 's.wav')!r}]\n"
+        f"arguments = ['generate', '--model', {str(micro)!r}, '--description', 'x', '--out', {str(tmp_path / 's.wav')!r}]\n"
         "sys.exit(run(arguments))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
