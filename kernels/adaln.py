@@ -48,11 +48,13 @@ class Runs:
         return self._tensors[device]
 
     def tiles(self, device: torch.device | str, *, tile_rows: int, table_rows: int) -> tuple[Tensor, Tensor]:
-        """int32 [N, 3] (first packed row, rows, table row) sorted by table row, no tile across runs; int32 [R + 1] where each table row's start."""
+        """int32 [N, 3] (first packed row, rows, table row), no tile across runs, sorted by table row; int32 [R + 1] where those of each start."""
         key = (torch.device(device), tile_rows, table_rows)
         if key not in self._tiles:
             tiles = [
-                (start, min(tile_rows, rows.stop - start), r) for rows, r in self.slices() for start in range(rows.start, rows.stop, tile_rows)
+                (start, min(tile_rows, rows.stop - start), r)
+                for rows, r in self.slices()
+                for start in range(rows.start, rows.stop, tile_rows)
             ]
             tiles.sort(key=lambda tile: tile[2])
             counts = torch.bincount(torch.tensor([tile[2] for tile in tiles], dtype=torch.int64), minlength=table_rows)
@@ -63,7 +65,9 @@ class Runs:
     def check(self, *, rows: int, table_rows: int) -> None:
         """Raises ValueError unless the runs cover exactly `rows` packed rows and name rows of a table of `table_rows`."""
         if self.rows != rows or any(count < 0 or not 0 <= r < table_rows for count, r in self.items):
-            raise ValueError(f"runs {self.items} for {rows} packed rows and a table of {table_rows}: the counts must add up, the table rows exist")
+            raise ValueError(
+                f"runs {self.items} for {rows} packed rows and a table of {table_rows}: the counts must add up, the table rows exist"
+            )
 
     def slices(self) -> Iterator[tuple[slice, int]]:
         start = 0
@@ -76,7 +80,9 @@ class Runs:
         return sum(count for count, _ in self.items)
 
 
-def layer_norm_modulate_reference(x_TD: Tensor, shift_RD: Tensor | None, scale_RD: Tensor | None, runs: Runs | None, *, eps: float = EPS) -> Tensor:
+def layer_norm_modulate_reference(
+    x_TD: Tensor, shift_RD: Tensor | None, scale_RD: Tensor | None, runs: Runs | None, *, eps: float = EPS
+) -> Tensor:
     """LayerNorm without affine terms, then (1 + scale) and shift of the run's row; plain LayerNorm when they are None."""
     width = (x_TD.shape[1],)
     if shift_RD is None or scale_RD is None or runs is None:
@@ -120,7 +126,11 @@ def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dic
         streams, name = 3 + args["HAS_DSUM"] + 2 * args["HAS_GATE"], "norm_bwd"
     else:
         streams, name = 2 + 2 * args["HAS_Y"], "norm_fwd"
-    return {"name": f"{name}_{tuple(x.shape)}", "flops32": x.numel() * (16 if backward else 10), "bytes": x.numel() * x.element_size() * streams}
+    return {
+        "name": f"{name}_{tuple(x.shape)}",
+        "flops32": x.numel() * (16 if backward else 10),
+        "bytes": x.numel() * x.element_size() * streams,
+    }
 
 
 @triton.jit
@@ -304,7 +314,7 @@ def _shape_of_program(width: int) -> dict[str, int]:
 
 
 def _tile_rows(rows: int, device: torch.device, *, training: bool) -> int:
-    """Rows of a tile. Inference: four programs a processor, since a step has few rows; training: two, since every tile writes partial rows."""
+    """Rows of a tile: four programs a processor, since a step has few rows; training two, since every tile writes partial rows."""
     per_program = triton.cdiv(rows, (2 if training else 4) * processors(device))
     return max(8, min(per_program, 96)) if training else max(1, min(per_program, 64))
 
@@ -533,7 +543,9 @@ def _plan(x: Tensor, tables: tuple[Tensor | None, ...], runs: Runs | None, *, tr
         return None, None, tile_rows
     shapes = {(tuple(table.shape), table.dtype) for table in given}
     if len(shapes) != 1 or given[0].dim() != 2 or given[0].shape[1] != x.shape[1]:
-        raise ValueError(f"modulation tables {sorted(map(str, shapes))} for width {x.shape[1]}: gate, shift and scale are [R, D] of one type")
+        raise ValueError(
+            f"modulation tables {sorted(map(str, shapes))} for width {x.shape[1]}: gate, shift and scale are [R, D] of one type"
+        )
     if runs is None:
         raise ValueError("modulation needs runs: which table row each packed row takes")
     runs.check(rows=x.shape[0], table_rows=given[0].shape[0])

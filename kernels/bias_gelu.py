@@ -4,6 +4,8 @@
     gelu_tanh'(u) = s (1 + 2 u (1 - s) z'(u))        s = sigmoid(2 z)
 
     h = bias_gelu(x, bias)
+
+A program takes a block of columns of 64 rows: the bias is read once, and backward leaves one partial row of its gradient.
 """
 
 from __future__ import annotations
@@ -100,9 +102,7 @@ def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     if rows:
         x, bias = aligned(x), aligned(bias)
         grid = (triton.cdiv(width, BLOCK_D), triton.cdiv(rows, TILE_ROWS))
-        _bias_gelu_fwd_kernel[grid](
-            x, bias, h, x.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4
-        )
+        _bias_gelu_fwd_kernel[grid](x, bias, h, x.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4)
     return h
 
 

@@ -12,6 +12,7 @@ Each program takes a run of one song's elements, rows end to end, so that latent
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Spans:
             if min(start, count, cond) < 0 or start + count > rows or max(cond, uncond) + count > out_rows:
                 raise ValueError(f"span {(start, count, cond, uncond)} leaves the buffers of {rows} latent and {out_rows} output rows")
         placed = sorted(item[:2] for item in self.items if item[1])
-        for (start, count), (after, _) in zip(placed, placed[1:], strict=False):
+        for (start, count), (after, _) in pairwise(placed):
             if start + count > after:
                 raise ValueError(f"two spans share latent rows from {after}: every song has rows of its own")
 
@@ -58,8 +59,8 @@ def guided_step_reference(
 ) -> tuple[Tensor, Tensor]:
     """One update of packed latents; returns new (x', kept') of x's dtype (fp32; float64 stays float64).
 
-    x, kept, noise are [T, C]; out_NC [N, C] is the network's packed output (any float dtype), conditional and unconditional sequences of all songs
-    in one buffer. rows_B7 are the songs' coefficients. noise may be None when every d is 0. Rows no span covers are returned unchanged.
+    x, kept, noise are [T, C]; out_NC [N, C] is the network's packed output (any float dtype), conditional and unconditional sequences of
+    all songs in one buffer. rows_B7 are the songs' coefficients. noise may be None when every d is 0. Rows no span covers are returned unchanged.
     """
     new_x, new_kept = x_TC.clone(), kept_TC.clone()
     for (start, count, cond_start, uncond_start), row in zip(spans.items, rows_B7, strict=True):
@@ -111,10 +112,12 @@ def _guided_step_kernel(
     HAS_NOISE: tl.constexpr,
 ):
     song = tl.program_id(1).to(tl.int64)
-    start, count = tl.load(spans_ptr + song * 4).to(tl.int64), tl.load(spans_ptr + song * 4 + 1).to(tl.int64)
-    cond_start, uncond_start = tl.load(spans_ptr + song * 4 + 2).to(tl.int64), tl.load(spans_ptr + song * 4 + 3).to(tl.int64)
-    a, b, c, d = tl.load(rows_ptr + song * 7), tl.load(rows_ptr + song * 7 + 1), tl.load(rows_ptr + song * 7 + 2), tl.load(rows_ptr + song * 7 + 3)
-    p, q, w = tl.load(rows_ptr + song * 7 + 4), tl.load(rows_ptr + song * 7 + 5), tl.load(rows_ptr + song * 7 + 6)
+    span_ptr = spans_ptr + song * 4
+    start, count = tl.load(span_ptr).to(tl.int64), tl.load(span_ptr + 1).to(tl.int64)
+    cond_start, uncond_start = tl.load(span_ptr + 2).to(tl.int64), tl.load(span_ptr + 3).to(tl.int64)
+    row_ptr = rows_ptr + song * 7
+    a, b, c, d = tl.load(row_ptr), tl.load(row_ptr + 1), tl.load(row_ptr + 2), tl.load(row_ptr + 3)
+    p, q, w = tl.load(row_ptr + 4), tl.load(row_ptr + 5), tl.load(row_ptr + 6)
 
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row, col = element // C, element % C
@@ -133,7 +136,6 @@ def _guided_step_kernel(
         new = tl.where(d != 0.0, float("nan"), new)  # coefficients live on the device: nobody else can notice
     tl.store(row_starts(new_x_ptr, start + row, stride_new_x_row) + col, new, mask=live)
     tl.store(row_starts(new_kept_ptr, start + row, stride_new_kept_row) + col, p * x + q * out, mask=live)
-
 
 
 def _launch(
@@ -199,15 +201,17 @@ def guided_step(
 ) -> tuple[Tensor, Tensor]:
     """One guided sampler update of packed latents in one pass by Triton; (x', kept'), new tensors or, `inplace`, x and kept themselves.
 
-    x, kept, noise are fp32 [T, C], C a multiple of 8; out [N, C] is the network's packed output of any float type; rows [B, 7] are the songs'
-    coefficients, fp32. kept is not read where c is 0 (it may hold NaN). Without noise, a song whose row has d != 0 becomes NaN. Rows no
+    x, kept, noise are fp32 [T, C], C a multiple of 8; out [N, C] is the network's packed output of any float type; rows [B, 7] are the
+    songs' coefficients, fp32. kept is not read where c is 0 (it may hold NaN). Without noise, a song whose row has d != 0 becomes NaN. Rows no
     span covers stay as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the buffers.
     """
     check_rows("x", x_TC)
     check_rows("out", out_NC)
     for name, given in (("x", x_TC), ("kept", kept_TC), ("noise", noise_TC)):
         if given is not None and (given.dtype != torch.float32 or given.shape != x_TC.shape):
-            raise ValueError(f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 {tuple(x_TC.shape)} (eager takes float64)")
+            raise ValueError(
+                f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 {tuple(x_TC.shape)} (float64: eager)"
+            )
         if inplace and given is not noise_TC and aligned(given) is not given:
             raise ValueError(f"{name} with strides {given.stride()} cannot be updated in place: rows must be dense and 16-byte aligned")
     if out_NC.shape[1] != x_TC.shape[1] or rows_B7.shape != (len(spans.items), 7) or rows_B7.dtype != torch.float32:

@@ -3,8 +3,8 @@
     q = rms(x Wq) gq        k = R(p) (rms(x Wk) gk)        v = x Wv
 
 Queries are rotated inside the attention kernel, once per tile; keys here, once per song, so that cross-attention keys can be cached.
-R(p) turns the pair (a, b) by p / base^(i / n). Pairs are half-split inside the chunks of a head: 64 -> (64,), 96 -> (64, 32), 128 -> (128,),
-so that a head of 96 is two matrix products of 64 and 32 with no padded columns.
+R(p) turns the pair (a, b) by p / base^(i / n). Pairs are half-split inside the chunks of a head: 64 -> (64,), 96 -> (64, 32),
+128 -> (128,), so that a head of 96 is two matrix products of 64 and 32 with no padded columns.
 
     cos, sin = rope_table(positions, 96)
     q, k, v = pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=16)
@@ -74,7 +74,8 @@ def pack_qkv_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splits qkv [T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams, into q [T, S H, K], k and v [T, H, K].
 
-    Gains are [K] for k and [S, K] for q (one per stream), or None for no normalisation. k comes back rotated by cos, sin [T, K/2]; q does not.
+    Gains are [K] for k and [S, K] for q (one per stream), or None for no normalisation. k comes back rotated by cos, sin [T, K/2]; q
+    does not.
     """
     rows = qkv.shape[0]
     x = qkv.view(rows, q_streams + 2, heads, qkv.shape[1] // ((q_streams + 2) * heads))
@@ -87,7 +88,9 @@ def pack_qkv_reference(
     return q.reshape(rows, q_streams * heads, x.shape[-1]), rotate_reference(k, cos, sin), v
 
 
-def pack_kv_reference(kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, eps: float = EPS) -> tuple[Tensor, Tensor]:
+def pack_kv_reference(
+    kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, eps: float = EPS
+) -> tuple[Tensor, Tensor]:
     """Splits kv [L, 2 H K] into a normalised, rotated k and v, both [L, H, K]: the cached side of cross-attention."""
     k, v = kv.view(kv.shape[0], 2, heads, kv.shape[1] // (2 * heads)).unbind(1)
     if k_gain is not None:
@@ -99,7 +102,11 @@ def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dic
     backward = "dx_ptr" in args
     x, elements = args["x_ptr"], args["n_rows"] * args["SECTIONS"] * args["HEADS"] * args["HEAD_DIM"]
     bytes_moved = elements * x.element_size() * (3 if backward else 2) + args["n_rows"] * args["HEAD_DIM"] * 4
-    return {"name": f"pack_{'bwd' if backward else 'fwd'}_{tuple(x.shape)}", "flops32": elements * (14 if backward else 7), "bytes": bytes_moved}
+    return {
+        "name": f"pack_{'bwd' if backward else 'fwd'}_{tuple(x.shape)}",
+        "flops32": elements * (14 if backward else 7),
+        "bytes": bytes_moved,
+    }
 
 
 @triton.jit
@@ -253,7 +260,7 @@ def _pack_section_bwd(
         dgain_a, dgain_b = tl.zeros((TILE_ROWS, BLOCK), tl.float32), tl.zeros((TILE_ROWS, BLOCK), tl.float32)
     if ROTATE:
         cos, sin = _load_table(cos_ptr, sin_ptr, rows, mask, HEAD_DIM, BLOCK)
-    for head in range(0, HEADS):
+    for head in range(HEADS):
         x_head, d_head, dx_head = x_ptrs + head * HEAD_DIM, d_ptrs + tl.multiple_of(head * stride_d_head, 8), dx_ptrs + head * HEAD_DIM
         da = tl.load(d_head + a_col, mask=mask, other=0.0).to(tl.float32)
         db = tl.load(d_head + b_col, mask=mask, other=0.0).to(tl.float32)
@@ -334,8 +341,8 @@ def _pack_bwd_kernel(
         stream = tl.maximum(section - 2, 0)
         dq_ptrs, part_ptr = row_pointers(dq_ptr, rows, stride_dq_row), q_parts_ptr + (stream * n_parts + part) * HEAD_DIM
         _pack_section_bwd(
-            x_ptrs, dq_ptrs + tl.multiple_of((stream * HEADS + head) * stride_dq_head, 8), dx_ptrs, q_gain_ptr, None, None, part_ptr, rows, n_rows,
-            stride_dq_head, stream, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, Q_NORM, False,
+            x_ptrs, dq_ptrs + tl.multiple_of((stream * HEADS + head) * stride_dq_head, 8), dx_ptrs, q_gain_ptr, None, None, part_ptr,
+            rows, n_rows, stride_dq_head, stream, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, Q_NORM, False,
         )  # fmt: skip
 
 
@@ -370,7 +377,15 @@ def _gain(gain: Tensor | None) -> Tensor | None:
 
 
 def _launch_forward(
-    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor | None, q_streams: int, eps: float
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    q_streams: int,
+    eps: float,
 ) -> Tensor:
     """Packs x [T, sections H K] into k and v [T, H, K], which may be strided (v None: left where it is); returns q [T, S H, K]."""
     rows, heads, head_dim = k.shape
@@ -416,7 +431,15 @@ def _pack(
 
 @torch.library.custom_op("mudit::pack_into", mutates_args=("k", "v"))
 def _pack_into(
-    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor | None, q_streams: int, eps: float
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    q_streams: int,
+    eps: float,
 ) -> Tensor:
     return _launch_forward(x, q_gain, k_gain, cos, sin, k, v, q_streams, eps)
 
@@ -520,7 +543,9 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, sections = x.shape[0], q_streams + 2
     if x.dim() != 2 or x.shape[1] % (sections * heads):
-        raise ValueError(f"projection {tuple(x.shape)} does not split into {sections} sections of {heads} heads: pass [T, {sections} x heads x K]")
+        raise ValueError(
+            f"projection {tuple(x.shape)} does not split into {sections} sections of {heads} heads: pass [T, {sections} x heads x K]"
+        )
     head_dim = x.shape[1] // (sections * heads)
     if head_dim % 16 or len(rope_chunks(head_dim)) > 2 or x.dtype not in DTYPES:
         raise ValueError(
@@ -543,10 +568,14 @@ def _run(
     if k_out is None and v_out is None and needs_grad:
         return _pack(x, q_gain, k_gain, cos, sin, heads, q_streams, eps)
     if needs_grad:
-        raise ValueError("k_out and v_out are written in place, which autograd cannot follow: concatenate the returned k and v, or use no_grad")
+        raise ValueError(
+            "k_out and v_out are written in place, which autograd cannot follow: concatenate the returned k and v, or use no_grad"
+        )
     for name, given in (("k_out", k_out), ("v_out", v_out)):
         if given is not None and (given.dtype != x.dtype or _aligned_heads(given) is not given):
-            raise ValueError(f"{name} of {given.dtype}, strides {given.stride()}: pass {x.dtype} with a dense last axis and 16-byte rows and heads")
+            raise ValueError(
+                f"{name} of {given.dtype}, strides {given.stride()}: pass {x.dtype} with a dense last axis and 16-byte rows and heads"
+            )
     k = torch.empty(rows, heads, head_dim, dtype=x.dtype, device=x.device) if k_out is None else k_out
     q = _pack_into(x, q_gain, k_gain, cos, sin, k, v_out, q_streams, eps)
     # nobody asked for v elsewhere: it stays where the projection wrote it
@@ -569,10 +598,10 @@ def pack_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q [T, S H, K], k and v [T, H, K] from qkv [T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams; differentiable.
 
-    q and k are RMS-normalised with gains [S, K] and [K] (None: not), k is rotated by fp32 tables cos, sin [T, K/2] and written to `k_out` and
-    v to `v_out` where given: strided [T, H, K], such as rows of a buffer that already holds lyric keys (no gradients then). Without v_out and
-    gradients v is a view of qkv. Raises ValueError for head widths other than 64, 96, 128 and the like. Sources: Su et al. 2021
-    (rotation), Henry et al. 2020 (QK-norm).
+    q and k are RMS-normalised with gains [S, K] and [K] (None: not), k is rotated by fp32 tables cos, sin [T, K/2] and written to
+    `k_out`, v to `v_out` where given: strided [T, H, K], such as rows of a buffer that already holds lyric keys (no gradients then).
+    Without v_out and gradients v is a view of qkv. Raises ValueError for head widths that are no sum of at most two powers of two from
+    16 up. Sources: Su et al. 2021 (rotation), Henry et al. 2020 (QK-norm).
     """
     return _run(qkv, q_gain, k_gain, cos, sin, k_out, v_out, heads, q_streams, eps)
 

@@ -57,7 +57,11 @@ def row_pointers(ptr, rows, stride_row):
 
 def _segment_sum_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
     parts, out = args["parts_ptr"], args["out_ptr"]
-    return {"name": f"segment_sum_{tuple(parts.shape)}", "flops32": parts.numel(), "bytes": parts.numel() * 4 + out.numel() * out.element_size()}
+    return {
+        "name": f"segment_sum_{tuple(parts.shape)}",
+        "flops32": parts.numel(),
+        "bytes": parts.numel() * 4 + out.numel() * out.element_size(),
+    }
 
 
 @triton.jit(launch_metadata=_segment_sum_metadata)
@@ -88,7 +92,7 @@ def _segment_sum_kernel(
 
 
 def segment_sums(parts: Tensor, offsets: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
-    """Sums fp32 parts [Q, N, D] over the runs of N given by int32 offsets [G + 1] (None: one run of all) into [Q, G, D]; an empty run gives 0."""
+    """Sums fp32 parts [Q, N, D] over runs of N into [Q, G, D]. int32 offsets [G + 1] bound the runs (None: one run of all); empty ones give 0."""
     quantities, n_parts, width = parts.shape
     groups = 1 if offsets is None else offsets.shape[0] - 1
     out = torch.empty(quantities, groups, width, dtype=dtype, device=parts.device)

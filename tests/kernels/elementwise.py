@@ -1,0 +1,92 @@
+"""What the tests of the row-wise kernels share: the error bar, awkward layouts, and the byte counter of a launch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+import strict
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    """Relative L2 distance."""
+    return float((actual.double() - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def hold(names: Sequence[str], kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+    """err(kernel) <= 2 err(eager) + rounding for every tensor, against float64; bf16 at most 3e-3 where an average means something."""
+    for name, k, e, x in zip(names, kernel, eager, exact, strict=True):
+        assert k.dtype == e.dtype and k.shape == e.shape, name
+        assert torch.isfinite(k).all(), f"{name} has elements that were never written"
+        bar = 2 * error(e, x) + torch.finfo(k.dtype).eps / 8
+        assert error(k, x) <= bar, f"{name}: {error(k, x):.2e} against {bar:.2e}"
+        if k.dtype == torch.bfloat16 and k.numel() >= 1000:
+            assert error(k, x) <= 3e-3, name
+
+
+def results(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], upstream: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """Outputs of function(*inputs) and the gradients of all inputs, everything computed in `dtype`."""
+    leaves = [t.detach().to(dtype).clone().requires_grad_() for t in inputs]
+    outputs = function(*leaves)
+    return [o.detach() for o in outputs] + list(torch.autograd.grad(outputs, leaves, [g.to(dtype) for g in upstream]))
+
+
+def compare(
+    names: Sequence[str], kernel: Callable[..., tuple[Tensor, ...]], reference: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """Holds outputs and every gradient of `kernel` to the bar; returns them."""
+    dtype = inputs[0].dtype
+    with torch.no_grad():
+        upstream = [torch.randn_like(o) for o in reference(*inputs)]
+    got = results(kernel, inputs, upstream, dtype)
+    hold(names, got, results(reference, inputs, upstream, dtype), results(reference, inputs, upstream, torch.float64))
+    return got
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    """The values of x [T, D] in memory layouts that callers produce."""
+    rows, width = x.shape
+    every_other = x.new_full((2 * rows, width), float("nan"))[::2]
+    column_slice = x.new_full((rows, width + 16), float("nan"))[:, 8 : 8 + width]
+    odd_address = x.new_full((rows * width + 1,), float("nan"))[1:].view(rows, width)
+    odd_stride = x.new_full((rows, width + 1), float("nan"))[:, :width]
+    transposed = x.new_empty(width, rows).t()
+    made = {"rows": every_other, "columns": column_slice, "odd_address": odd_address, "odd_stride": odd_stride, "transposed": transposed}
+    return {name: view.copy_(x) for name, view in made.items()}
+
+
+@contextlib.contextmanager
+def bytes_moved() -> Iterator[Counter[str]]:
+    """Counts, for each launch inside, the bytes that its programs load and store with a live mask (kernel name -> bytes)."""
+    watch, counted = strict._watch, Counter[str]()
+    assert watch is not None
+    stock_visit = watch.visit
+    loads, stores = strict.Builder.create_masked_load, strict.Builder.create_masked_store
+
+    def count(ptrs, mask) -> None:
+        size = ptrs.get_element_ty().primitive_bitwidth // 8
+        counted[watch.kernel] += size * int(torch.from_numpy(mask.data).expand(ptrs.data.shape).sum()) if ptrs.data.ndim else size
+
+    def load(self, ptrs, mask, *rest):
+        count(ptrs, mask)
+        return loads(self, ptrs, mask, *rest)
+
+    def store(self, ptrs, value, mask, *rest):
+        count(ptrs, mask)
+        return stores(self, ptrs, value, mask, *rest)
+
+    strict.Builder.create_masked_load, strict.Builder.create_masked_store = load, store
+    try:
+        yield counted
+    finally:
+        strict.Builder.create_masked_load, strict.Builder.create_masked_store = loads, stores
+        assert watch.visit == stock_visit
