@@ -167,8 +167,8 @@ def _drum_bar(band: _Band, bar: int, pattern: dict[int, str], energy: float, *, 
             if mark == "." or (fill and step >= 12 and key in (CLOSED, styles.OPEN)):
                 continue
             accent = 104 if mark == "x" else 74
-            if key in (CLOSED, styles.SHAKER, styles.TAMBOURINE):
-                accent -= 20
+            if key in (CLOSED, styles.OPEN, styles.SHAKER, styles.TAMBOURINE):
+                accent -= 24 if step % 4 else 16  # cymbals keep time, kick and snare say where the beat is
             _hit(band, bar, step / 4, key, accent * energy)
     if fill:
         for place, key in enumerate((SNARE, SNARE, LOW_TOM, styles.BIG_TOM)):

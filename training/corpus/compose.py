@@ -19,7 +19,7 @@ from mudit_engine.training.corpus.arrange import Arrangement, PartNote, arrange,
 from mudit_engine.training.corpus.form import BEATS, Plan, draw_form
 from mudit_engine.training.corpus.harmony import ChordSymbol, progressions, realise
 from mudit_engine.training.corpus.labels import HELD_OUT_SHARE, Chord, Line, Note, Section, Song, Syllable
-from mudit_engine.training.corpus.styles import STYLE_BOOK
+from mudit_engine.training.corpus.styles import STYLE_BOOK, Style
 
 # Lowest sung note of a voice. RANGE semitones above it are used, and a voice keeps to them in every key.
 VOICE_LOW = {"male": 47, "female": 57, "child": 63}
@@ -60,14 +60,14 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
     language = "none" if voice == "none" else ("zh" if rng.random() < _MANDARIN_SHARE else "en")
     plan = draw_form(rng, bpm=bpm, target_seconds=float(np.clip(rng.gamma(9.0, 2.5), 12.5, 39.0)))
 
-    most = melody.most_syllables(bpm, plan.bars_per_line)
+    most = melody.most_syllables(bpm, plan.bars_per_line, swing=style.swing)
     units = 2 if plan.bar_seconds > 2.9 and rng.random() < 0.5 else 1
     chords, used = _draw_chords(rng, plan, key=key, mode=mode, units=units, held_out=held_out, sevenths=style.sevenths)
     words: list[tuple[lyrics.LyricLine, ...]] = [() for _ in plan.parts]
     if voice != "none":
         words = lyrics.write_lyrics(rng, plan, language=language, held_out=held_out, most_syllables=most)
     low = _LEAD_LOW if voice == "none" else VOICE_LOW[voice]
-    tune = _draw_melody(rng, plan, words, chords, units=units, bpm=bpm, key=key, mode=mode, low=low, swing_style=style_name, most=most)
+    tune = _draw_melody(rng, plan, words, chords, units=units, bpm=bpm, key=key, mode=mode, low=low, style=style, most=most)
 
     beat = plan.bar_seconds / BEATS
     lines: list[Line] = []
@@ -168,11 +168,10 @@ def _draw_melody(
     key: int,
     mode: str,
     low: int,
-    swing_style: str,
+    style: Style,
     most: int,
 ) -> list[tuple[int, int, list[tuple[float, float, int]]]]:
     """(part, line, [(start, end, midi)]) with times in beats. Repeated sections repeat their tune; lines of one length share a rhythm."""
-    style = STYLE_BOOK[swing_style]
     result: list[tuple[int, int, list[tuple[float, float, int]]]] = []
     known: dict[tuple[str, int], tuple[list[tuple[int, int]], list[int]]] = {}
     previous: int | None = None
@@ -185,7 +184,7 @@ def _draw_melody(
                 rhythm, pitches = known[part.name, line]
             else:
                 if count not in rhythms:
-                    rhythms[count] = melody.draw_rhythm(rng, syllables=count, bars=plan.bars_per_line, bpm=bpm)
+                    rhythms[count] = melody.draw_rhythm(rng, syllables=count, bars=plan.bars_per_line, bpm=bpm, swing=style.swing)
                 rhythm = rhythms[count]
                 sounding = [chords[int((first_bar + start / melody.GRID) * units + 1e-9)] for start, _ in rhythm]
                 pitches = melody.draw_pitches(

@@ -26,10 +26,10 @@ _AMATEUR_VOICE = {
         "none": ("nobody sings", "no singing, just music", "only instruments"),
         "male": ("a man sings", "a guy singing", "sung by a boy with a low voice"),
         "female": ("a woman sings", "a girl singing", "a lady's voice"),
-        "child": ("a little kid sings", "a child's voice", "like a children's choir kid singing"),
+        "child": ("a little kid sings", "a child's voice", "a kid from a children's choir"),
     },
     "zh": {
-        "none": ("没有人唱歌", "不要人声,只要音乐", "只有乐器"),
+        "none": ("没有人唱歌", "不要人声，只要音乐", "只有乐器"),
         "male": ("男生唱的", "一个男人在唱", "低沉的男声"),
         "female": ("女生唱的", "一个女孩在唱", "姐姐的声音"),
         "child": ("小朋友唱的", "小孩子在唱", "稚嫩的童声"),
@@ -85,7 +85,7 @@ _TEMPO = {
 }
 _DRUMS = {
     "en": {True: ("with drums", "a steady beat on drums", "drums going all the way"), False: ("no drums", "quiet, without any drums", "nothing drumming")},
-    "zh": {True: ("有鼓", "鼓点清楚", "带鼓的节奏"), False: ("没有鼓", "安静,不要鼓", "不带鼓点")},
+    "zh": {True: ("有鼓", "鼓点清楚", "带鼓的节奏"), False: ("没有鼓", "安静，不要鼓", "不带鼓点")},
 }
 _PRO_DRUMS = {
     "en": {True: "full drum kit", False: "no drums, drumless arrangement"},
@@ -101,12 +101,12 @@ _PRODUCTION = {
         "jazz": "dry intimate room, swing feel",
     },
     "zh": {
-        "ballad": "混音温暖,轻混响,动态宽",
-        "pop": "电台级混音,人声靠前",
-        "rock": "低频紧实有力,吉他饱和",
-        "electronic": "低频干净,合成器明亮",
-        "folk": "自然原声录音,拨弦颗粒清晰",
-        "jazz": "小房间干声,摇摆律动",
+        "ballad": "混音温暖，轻混响，动态宽",
+        "pop": "电台级混音，人声靠前",
+        "rock": "低频紧实有力，吉他饱和",
+        "electronic": "低频干净，合成器明亮",
+        "folk": "自然原声录音，拨弦颗粒清晰",
+        "jazz": "小房间干声，摇摆律动",
     },
 }
 _LANGUAGE = {"en": {"zh": "Mandarin lyrics", "en": "English lyrics"}, "zh": {"zh": "中文歌词", "en": "英文歌词"}}
@@ -177,25 +177,25 @@ def _professional(rng: np.random.Generator, song: Song, language: str, wording: 
     else:
         key = f"{_ZH_KEYS[song.key]}{'大调' if song.mode == 'major' else '小调'}"
         form = "-".join(_SECTION_ZH[section.name] for section in song.form)
-        tone = f",{_TIMBRE['zh'][song.timbre]}" if sung else ""
-        words_of = f",{_LANGUAGE['zh'][song.language]}" if sung else ""
-        phrases = [f"{song.bpm} BPM", key, style, voice, drums, "、".join(names), production, f"{key}{style},{song.bpm} BPM"]
+        tone = f"，{_TIMBRE['zh'][song.timbre]}" if sung else ""
+        words_of = f"，{_LANGUAGE['zh'][song.language]}" if sung else ""
+        phrases = [f"{song.bpm} BPM", key, style, voice, drums, "、".join(names), production, f"{key}{style}，{song.bpm} BPM"]
         if sung:
             phrases.append(_TIMBRE["zh"][song.timbre])
         if wording == 0:
             sentences = [
-                f"{style},{song.bpm} BPM,{key},四四拍。",
-                f"配器:{'、'.join(names)},{drums}。",
+                f"{style}，{song.bpm} BPM，{key}，四四拍。",
+                f"配器:{'、'.join(names)}，{drums}。",
                 f"{voice}{tone}{words_of}。",
                 f"曲式:{form}。",
                 f"制作:{production}。",
             ]
         else:
             sentences = [
-                f"一首{key}的{style}作品,速度每分钟{song.bpm}拍。",
+                f"一首{key}的{style}作品，速度每分钟{song.bpm}拍。",
                 f"{voice}{tone}{words_of}。",
-                f"编曲用{'和'.join(names)},{drums}。",
-                f"结构为{form},{production}。",
+                f"编曲用{'和'.join(names)}，{drums}。",
+                f"结构为{form}，{production}。",
             ]
         words = [style, str(song.bpm), key, *names, voice, drums]
     joint = " " if language == "en" else ""
@@ -217,15 +217,15 @@ def _amateur(rng: np.random.Generator, song: Song, language: str, wording: int) 
     phrases = [style, mood, tempo, drums, voice, *timbre]
     if language == "en":
         if wording == 0:
-            sentences = [f"I want {style}, {mood}.", f"It should be {tempo}, {drums}.", f"{voice.capitalize()}{', ' + timbre[0] if timbre else ''}."]
+            sentences = [f"I want {style}, {mood}.", f"{tempo.capitalize()}, {drums}.", f"{voice.capitalize()}{', ' + timbre[0] if timbre else ''}."]
         else:
             sentences = [f"{mood.capitalize()}, {tempo}, {style}.", f"{voice.capitalize()}, {drums}.", *[f"{part.capitalize()} please." for part in timbre]]
         joint = " "
     else:
         if wording == 0:
-            sentences = [f"想要{style},{mood}。", f"速度{tempo},{drums}。", f"{voice}{',' + timbre[0] if timbre else ''}。"]
+            sentences = [f"想要{style}，{mood}。", f"{tempo}，{drums}。", f"{voice}{'，' + timbre[0] if timbre else ''}。"]
         else:
-            sentences = [f"{mood},{tempo},{style}。", f"{voice},{drums}。", *[f"最好{part}。" for part in timbre]]
+            sentences = [f"{mood}，{tempo}，{style}。", f"{voice}，{drums}。", *[f"最好{part}。" for part in timbre]]
         joint = ""
     ordered = sentences if wording == 0 else _shuffled(rng, sentences)
     return Description(language, "amateur", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered))  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 PENTATONIC = {"major": (0, 2, 4, 7, 9), "minor": (0, 3, 5, 7, 10)}
 _NUMERALS = ("i", "ii", "iii", "iv", "v", "vi", "vii")
 
-# Four units each. Every one starts or ends near its tonic, so that the key can be heard.
+# Four units each. They start on the tonic or come back to it: a loop such as vi IV I V is heard in either of two keys.
 PROGRESSIONS: dict[str, tuple[str, ...]] = {
     "major": (
         "I V vi IV",
@@ -35,19 +35,19 @@ PROGRESSIONS: dict[str, tuple[str, ...]] = {
         "I vi ii V",
         "I IV ii V",
         "I V vi iii",
-        "IV V iii vi",
-        "vi IV I V",
+        "I I IV V",
+        "I V I IV",
         "I iii vi IV",
         "IV I V I",
     ),
     "minor": (
-        "i VI III VII",
+        "i VI i v",
         "i VII VI VII",
         "i iv VII i",
         "i VI VII i",
         "i iv i v",
         "i VI iv VII",
-        "i III VII VI",
+        "i iv i VII",
         "i v VI VII",
         "i iv VI V",
         "i VII iv V",

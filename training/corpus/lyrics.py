@@ -99,9 +99,10 @@ def _write_section(
 ) -> tuple[LyricLine, ...]:
     """Lines that rhyme with each other on different last words. Adds their texts to `used`."""
     rules = grammar(language)
-    lengths = _line_lengths(rng, [n for n in rules.lengths(part.name) if n <= most_syllables], part.lines)
-    # The held-out part of the grammar is small: some rhymes have no line of some lengths there, and another rhyme is taken.
-    for rhyme in rng.permutation(rules.rhymes()):
+    allowed = [n for n in rules.lengths(part.name) if n <= most_syllables]
+    # The held-out part of the grammar is small: some rhymes have too few lines of some lengths there, and others are tried.
+    for rhyme in (*rng.permutation(rules.rhymes()), *rng.permutation(rules.rhymes())):
+        lengths = _line_lengths(rng, allowed, part.lines)
         texts: list[str] = []
         endings: set[str] = set()
 
@@ -117,7 +118,7 @@ def _write_section(
             continue
         used.update(texts)
         return tuple(LyricLine(line_id(text), text, str(rhyme), split_syllables(text, language)) for text in texts)
-    raise ValueError(f"no rhyme has {part.lines} {language} lines of {lengths} syllables for {part.name}")
+    raise ValueError(f"no rhyme has {part.lines} {language} lines of {allowed} syllables for {part.name}")
 
 
 def _line_lengths(rng: np.random.Generator, allowed: Sequence[int], lines: int) -> list[int]:

@@ -90,19 +90,19 @@ ENDINGS: dict[str, tuple[str, ...]] = {
         "向远方 有方向 去流浪 不能忘 在路上 "
         "不会痛 追着风 抬头望 做个梦 看星星",
         # what something is like
-        "is2": "很大 融化 "
+        "is2": "优雅 无瑕 "
         "寂寞 闪烁 "
         "热烈 清澈 "
         "孤独 清楚 "
         "美丽 清晰 甜蜜 "
-        "还在 可爱 "
-        "很美 憔悴 "
+        "洁白 可爱 "
+        "完美 憔悴 "
         "美好 不老 "
-        "温柔 依旧 很久 "
-        "蔚蓝 很暖 灿烂 遥远 "
-        "很深 很近 天真 "
+        "温柔 依旧 长久 "
+        "蔚蓝 温暖 灿烂 遥远 "
+        "单纯 清新 天真 "
         "明亮 滚烫 漫长 芬芳 "
-        "安静 透明 很轻 朦胧",
+        "安静 透明 晶莹 朦胧",
         # a noun at the end
         "noun2": "浪花 山崖 家 "
         "歌 星河 烟火 角落 "
@@ -137,9 +137,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{land2}{manner2}<does2>",
         "{sky2}<does2>",
         "{noun1}{manner2}<does2>",
-        "{land2}还是很<is2>",
+        "{land2}已经<is2>",
         "{thing2}陪着{who1}<does2>",
-        "{where2}的{thing2}很<is2>",
+        "{where2}的{thing2}<is2>",
         "{when2}的{thing2}和<noun2>",
         "{sky2}和{land2}的<noun2>",
         "{sky2}穿过{where2}的<noun2>",
@@ -173,18 +173,24 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "{modal2}和{who1}<act3>",
         "{feel2}像{adj2}的<noun2>",
         "{feel2}是{who1}的<noun2>",
-        "请{who1}<act3>",
+        "请你<act3>",
         "{verb2}{who1}的<noun2>",
         "把{feel2}交给<noun2>",
         "带着{feel2}<act3>",
-        "{when2}请{who1}<act3>",
+        "{when2}请你<act3>",
         "{verb2}{adj2}的<noun2>",
         "让{feel2}{manner2}<does2>",
         "只要{who1}{modal2}<act3>",
         "啊{feel2}像<noun2>",
         "来吧来吧<act3>",
+        "一起<act3>",
+        "{who2}<act3>",
+        "{when2}<act3>",
+        "为了{feel2}<act3>",
+        "{feel2}是<noun2>",
+        "{verb2}<act3>",
         "{feel2}{feel2}<act3>",
-        "{who1}的{feel2}很<is2>",
+        "{who1}的{feel2}多么<is2>",
     ),
 }
 SECTION_KINDS: dict[str, tuple[str, ...]] = {

@@ -3,7 +3,7 @@
 Onsets lie on a grid of eighth notes; a line starts on the first beat of its bars and leaves a breath at its end. Pitches walk through
 the pentatonic scale of the key, land on chord notes on strong beats and at the end of a line, and sit higher in the chorus.
 
-    rhythm = draw_rhythm(rng, syllables=7, bars=2, bpm=100)        [(0, 2), (2, 2), ...]   (start, length) in eighths
+    rhythm = draw_rhythm(rng, syllables=7, bars=2, bpm=100, swing=False)        [(0, 2), (2, 2), ...]   (start, length) in eighths
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ GRID = BEATS * 2  # eighths in a bar
 RANGE = 14  # semitones a voice uses above its lowest note
 _CENTRE = {"intro": 7, "verse": 5, "pre-chorus": 6, "chorus": 9, "bridge": 8, "outro": 5}
 _FASTEST_SYLLABLE = 0.26  # seconds: a shorter one is not understood
+_FASTEST_SWUNG = 0.2  # every other one, beside long neighbours
 _LONGEST_LAST = 1.5
 
 
-def most_syllables(bpm: int, bars: int) -> int:
+def most_syllables(bpm: int, bars: int, *, swing: bool) -> int:
     """Syllables that fit a line of `bars` bars at `bpm`, each at least _FASTEST_SYLLABLE long, with a breath after the last."""
-    return bars * GRID // _unit(bpm) - 1
+    return bars * GRID // _unit(bpm, swing=swing) - 1
 
 
-def _unit(bpm: int) -> int:
-    """Shortest note in eighths."""
+def _unit(bpm: int, *, swing: bool) -> int:
+    """Shortest note in eighths. Swing takes a third from the second eighth of a beat."""
+    if swing:
+        return 1 if 20.0 / bpm >= _FASTEST_SWUNG else 2
     return 1 if 30.0 / bpm >= _FASTEST_SYLLABLE else 2
 
 
-def draw_rhythm(rng: np.random.Generator, *, syllables: int, bars: int, bpm: int) -> list[tuple[int, int]]:
+def draw_rhythm(rng: np.random.Generator, *, syllables: int, bars: int, bpm: int, swing: bool) -> list[tuple[int, int]]:
     """(start, length) of every syllable in eighths. Raises ValueError when the line does not fit."""
-    unit = _unit(bpm)
+    unit = _unit(bpm, swing=swing)
     eighth = 30.0 / bpm
     slots = bars * GRID // unit
     if syllables > slots - 1:
@@ -89,7 +92,8 @@ def draw_pitches(
         else:
             allowed = scale
         choices = [pitch for pitch in range(low, low + RANGE + 1) if pitch % 12 in allowed]
-        weights = np.array([np.exp(-abs(p - here) / 2.5 - abs(p - centre) / 5.0) * (0.45 if pitches and p == pitches[-1] else 1.0) for p in choices])
+        weights = np.array([np.exp(-abs(p - here) / 2.5 - abs(p - centre) / 5.0) for p in choices])
+        weights *= [(0.45 if pitches and p == pitches[-1] else 1.0) * (1.6 if p % 12 == key else 1.0) for p in choices]
         chosen = choices[int(rng.choice(len(choices), p=weights / weights.sum()))]
         pitches.append(chosen)
         here = float(chosen)

@@ -79,7 +79,9 @@ def _steps(beats: str, length: float, picks: str, velocity: int) -> tuple[Hit, .
     """Hits at the listed beats; picks is one name for all, or one digit a hit."""
     times = [float(beat) for beat in beats.split()]
     chosen: list[int | str] = [int(digit) for digit in picks] if picks.isdigit() else [picks] * len(times)
-    return tuple(Hit(beat, length, pick, velocity if beat % 1 == 0 else velocity - 10) for beat, pick in zip(times, chosen, strict=True))
+    # Accents tell where the beat is when there are no drums.
+    loud = [velocity + (8 if beat == 0 else 0 if beat % 1 == 0 else -16) for beat in times]
+    return tuple(Hit(beat, length, pick, level) for beat, pick, level in zip(times, chosen, loud, strict=True))
 
 
 _EIGHTHS = "0 .5 1 1.5 2 2.5 3 3.5"
@@ -157,7 +159,7 @@ STYLE_BOOK: dict[str, Style] = {
         },
         comps=(
             _steps(_SIXTEENTHS, 0.22, "0121012101210121", 80),
-            _steps(_SIXTEENTHS, 0.22, "0120120120120121", 80),
+            _steps(_SIXTEENTHS, 0.22, "0212010202120102", 80),
             _steps(".5 1.5 2.5 3.5", 0.4, "all", 92),
         ),
         basses=(
