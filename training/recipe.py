@@ -99,7 +99,7 @@ class VaeStage(_Section):
 class ChinMuStage(_Section):
     crop_seconds: float = Field(10.0, gt=0)
     levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence as the text of a pair")
-    fragments: int = Field(1, ge=1, description="fragments joined into the text of a pair, 1 to this many")
+    texts: int = Field(2, ge=1, description="texts of a song in a step; each makes a pair with the song's audio")
 
 
 class DitStage(_Section):
@@ -109,8 +109,9 @@ class DitStage(_Section):
     min_snr_gamma: float | None = Field(None, gt=0)
     structured_lyrics: bool = Field(True, description="keep section tokens (<verse>) among the phonemes")
     use_descriptions: bool = True
-    max_fragments: int = Field(8, ge=1)
+    max_fragments: int = Field(8, ge=1, description="random fragments at most; a whole description has as many as the model takes")
     levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence")
+    whole_description: float = Field(0.3, ge=0, le=1, description="share of steps that describe a song as a request would")
     drop_descriptions: float = Field(0.1, ge=0, le=1)
     drop_lyrics: float = Field(0.1, ge=0, le=1)
     drop_both: float = Field(

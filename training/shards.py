@@ -59,7 +59,8 @@ def song_fields(*, latent_channels: int, description_width: int = 512) -> dict[s
     """The fields of a DiT data set.
 
     latents [T, C]; phonemes [L]; phoneme_times [L, 2] seconds (start, end), empty when unknown; fragments [F, W] description vectors with
-    fragment_kinds [F, 3] = positions in LEVELS, LANGUAGES, USER_TYPES; `stem.*` [T, C] latents of the separated stems.
+    fragment_kinds [F, 5] = positions in LEVELS, LANGUAGES, USER_TYPES, number of the description, whether a request with it asks for this
+    fragment; `stem.*` [T, C] latents of the separated stems.
     """
     latents = Field("float16", latent_channels)
     return {
@@ -67,7 +68,7 @@ def song_fields(*, latent_channels: int, description_width: int = 512) -> dict[s
         "phonemes": Field("int32"),
         "phoneme_times": Field("float32", 2),
         "fragments": Field("float16", description_width),
-        "fragment_kinds": Field("uint8", 3),
+        "fragment_kinds": Field("uint8", 5),
         **{f"stem.{stem}": latents for stem in STEMS},
     }
 

@@ -152,7 +152,8 @@ class DitTask(Task):
             lyrics = lyrics[~np.isin(lyrics, self.sections)]
         rows = np.empty(0, np.int64)
         if s.use_descriptions and not no_description:
-            rows = choose_fragments(record["fragment_kinds"], s.levels, min(s.max_fragments, self.config.dit.max_fragments), choose)
+            whole = s.whole_description if moment.training else 1.0
+            rows = choose_fragments(record["fragment_kinds"], s.levels, s.max_fragments, whole, choose)[: self.config.dit.max_fragments]
         say_user = len(rows) and not (moment.training and choose.random() < s.drop_user)
         user = layout.USER_TYPES[int(record["fragment_kinds"][rows[0], 2])] if say_user else "none"
         kind, reference = self._reference(record, choose) if choose.random() < s.reference else ("mix", record["latents"][:0])
@@ -181,26 +182,27 @@ class Conditions:
     reference_kind: int
 
 
-def choose_fragments(kinds_F3: np.ndarray, levels: Sequence[float], most: int, choose: random.Random) -> np.ndarray:
-    """Rows of the fragments to describe a song with: one description (language and user type) at random, then 1 to `most` fragments of it,
-    each of a level drawn by its odds, in their order. Empty when the song has no description."""
-    if not len(kinds_F3):
+def choose_fragments(kinds_F5: np.ndarray, levels: Sequence[float], most: int, whole: float, choose: random.Random) -> np.ndarray:
+    """Rows of the fragments that describe a song at one step. Empty when it has no description.
+
+    One description at random; with probability `whole` the fragments that the engine makes of it in a request, else 1 to `most` of its
+    fragments, each of a level drawn by its odds, in their order.
+    """
+    if not len(kinds_F5):
         return np.empty(0, np.int64)
-    voices = sorted({(int(language), int(user)) for _, language, user in kinds_F3})
-    language, user = choose.choice(voices)
-    rows = np.flatnonzero((kinds_F3[:, 1] == language) & (kinds_F3[:, 2] == user))
-    odds = [float(levels[level]) for level in kinds_F3[rows, 0]]
-    # the odds are those of a level, however many fragments of it there are
-    for level in range(len(levels)):
-        count = int((kinds_F3[rows, 0] == level).sum())
-        odds = [odd / count if kind == level else odd for odd, kind in zip(odds, kinds_F3[rows, 0], strict=True)]
-    wanted = choose.randint(1, min(most, len(rows)))
-    chosen: set[int] = set()
-    while len(chosen) < wanted and any(odd > 0 for odd in odds):
-        pick = choose.choices(range(len(rows)), weights=odds)[0]
-        chosen.add(pick)
-        odds[pick] = 0.0
-    return rows[sorted(chosen)]
+    number = choose.randrange(int(kinds_F5[:, 3].max()) + 1)
+    rows = np.flatnonzero(kinds_F5[:, 3] == number)
+    if choose.random() < whole:
+        return rows[kinds_F5[rows, 4] == 1]
+    by_level = {level: rows[kinds_F5[rows, 0] == level].tolist() for level in range(len(levels)) if levels[level] > 0}
+    chosen: list[int] = []
+    for _ in range(choose.randint(1, min(most, len(rows)))):
+        left = [level for level, members in by_level.items() if members]
+        if not left:
+            break
+        members = by_level[choose.choices(left, weights=[levels[level] for level in left])[0]]
+        chosen.append(members.pop(choose.randrange(len(members))))
+    return np.array(sorted(chosen), np.int64)
 
 
 def _pack(parts: Sequence[np.ndarray], width: int) -> Tensor:

@@ -23,7 +23,11 @@ def write_songs(folder: Path, count: int = 24, *, seed: int = 0, validation: int
             frames, tokens, fragments = int(rng.integers(8, 41)), int(rng.integers(0, 12)), int(rng.integers(0, 7))
             phase = rng.uniform(0, 6, CHANNELS)
             latents = np.sin(np.arange(frames)[:, None] * 0.4 + phase) + 0.1 * rng.normal(size=(frames, CHANNELS))
-            kinds = np.stack([rng.integers(0, n, fragments) for n in (3, 2, 2)], 1) + (0, 0, 1)
+            user = rng.integers(1, 3, 2)
+            description = np.sort(rng.integers(0, 2, fragments))
+            description -= description[:1].sum()
+            levels = rng.integers(0, 3, fragments)
+            kinds = np.stack([levels, description, user[description], description, levels > 0], 1)
             arrays = {
                 "latents": latents,
                 "phonemes": rng.integers(4, 100, tokens),

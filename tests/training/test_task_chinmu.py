@@ -1,0 +1,107 @@
+"""ChinMu's batches: texts and crops by (seed, step, song id), equal words are no negatives, and pairs are learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.training.recipe import Recipe, load_recipe
+from mudit_engine.training.shards import Shards, ShardWriter, audio_fields
+from mudit_engine.training.task_chinmu import ChinMuTask, crop
+from mudit_engine.training.tasks import Moment
+from mudit_engine.training.trainer import Trainer
+
+RATE = 8000
+WORDS = ("bass", "low", "middle", "high")
+SMALL = {"text_width": 32, "text_blocks": 1, "audio_width": 32, "audio_blocks": 1, "head_dim": 16, "sample_rate": RATE, "mels": 32}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tones of four heights, each described by its word."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    with ShardWriter(folder, audio_fields(channels=1)) as writer:
+        for number in range(24):
+            height = number % 4
+            wave = np.sin(np.arange(RATE * 2) * 2 * np.pi * 200 * 2**height / RATE + rng.uniform(0, 6)) * 0.3
+            described = [
+                {"language": "en", "user": "amateur", "word": [WORDS[height]], "phrase": [f"a {WORDS[height]} tone"], "sentence": []}
+            ]
+            samples = (wave[:, None] * 32767).astype(np.int16)
+            split = "train" if number < 20 else "validation"
+            writer.add(f"tone-{number:02d}", {"audio": samples}, metadata={"sample_rate": RATE, "descriptions": described}, split=split)
+        writer.add("unknown", {"audio": samples}, metadata={"sample_rate": RATE, "descriptions": []}, split="test")
+    return folder
+
+
+def recipe(data: Path, **changes: object) -> Recipe:
+    fields = {
+        "data.folder": str(data),
+        "data.pack_size": 10,
+        "model_overrides.chinmu": SMALL,
+        "chinmu.crop_seconds": 0.5,
+        "steps": 60,
+        "schedule.warmup": 5,
+        "optimizer.lr": 3e-3,
+        "log.validate_every": 0,
+        "log.validation_split": "validation",
+        "log.tensorboard": False,
+        "log.curve": False,
+        **changes,
+    }
+    return load_recipe("tiny-chinmu", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])
+
+
+def test_batches(data: Path) -> None:
+    task = ChinMuTask(recipe(data), Shards(data))
+    inputs = task.load(range(10), Moment(0, 0, 3)).inputs
+    again = task.load([9, 3], Moment(0, 1, 3)).inputs
+    assert [texts[3] for texts in inputs.texts] == [texts[1] for texts in again.texts]
+    assert torch.equal(inputs.songs[3], again.songs[1]) and inputs.songs[3].shape == (RATE // 2,)
+    assert not torch.equal(task.load([3], Moment(0, 0, 4)).inputs.songs[0], inputs.songs[3])
+    for texts, groups in zip(inputs.texts, inputs.groups, strict=True):
+        assert (groups[:, None] == groups[None]).tolist() == [[a == b for b in texts] for a in texts]
+    assert len(inputs.texts) == 2 and {len(text.split()) for text in sum(inputs.texts, ())} == {1, 3}, "words and phrases"
+
+
+def test_equal_words_are_no_negatives(data: Path) -> None:
+    task = ChinMuTask(recipe(data, **{"chinmu.levels": [1, 0, 0], "chinmu.texts": 1}), Shards(data))
+    same = task.load([0, 4, 8], Moment(0, 0, 0)).inputs
+    assert same.texts == (("bass", "bass", "bass"),)
+    loss, _ = task.modules["model"](same)
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_pairs_are_learned(data: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trainer = Trainer(recipe(data), tmp_path, quiet=True)
+    trainer.run()
+    torch.set_num_threads(before)
+    assert trainer.validate()["recall_at_1"] > 0.9, "four tones, four words: chance is 0.25"
+
+
+def test_crop() -> None:
+    audio = np.arange(20)[:, None]
+    assert crop(audio, 6, None)[0, 0] == 7 and len(crop(audio, 30, None)) == 20
+    assert len(crop(audio, 0, None)) == 0
+
+
+def test_songs_without_words_are_named(data: Path) -> None:
+    task = ChinMuTask(recipe(data), Shards(data))
+    with pytest.raises(InputError, match="song 'unknown' has no description"):
+        task.load([len(task.shards) - 1], Moment(0, 0, 0))
+    only_sentences = ChinMuTask(recipe(data, **{"chinmu.levels": [0, 0, 1]}), Shards(data))
+    with pytest.raises(InputError, match="'tone-00' has no fragment of the levels"):
+        only_sentences.load([0], Moment(0, 0, 0))
+
+
+def test_one_pack_a_step(data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"packs_per_step=2: InfoNCE compares the songs of one pack"):
+        ChinMuTask(recipe(data, **{"data.packs_per_step": 2}), Shards(data))

@@ -1,0 +1,162 @@
+"""What a song is conditioned on at a step: the odds of every case, what the unconditional sequence is, and that only (seed, step, id) decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from mudit_engine.errors import InputError
+from mudit_engine.models.dit import REFERENCE_KINDS
+from mudit_engine.training.shards import Shards, ShardWriter, audio_fields
+from mudit_engine.training.task_dit import Conditions, DitTask, choose_fragments
+from mudit_engine.training.tasks import Moment
+from small_songs import small_recipe, write_songs
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    return Shards(write_songs(tmp_path_factory.mktemp("songs")))
+
+
+def task(shards: Shards, **changes: object) -> DitTask:
+    return DitTask(small_recipe(shards.folder, **changes), shards)
+
+
+def full_song(shards: Shards) -> int:
+    """A song that has lyrics, fragments and a stem."""
+    fields = ("phonemes", "fragments", "stem.vocals")
+    return next(n for n in range(len(shards)) if all(shards.rows(field)[n] > 1 for field in fields))
+
+
+def conditions(task: DitTask, number: int, steps: int = 2000) -> list[Conditions]:
+    record = task.shards.read(number)
+    return [task._conditions(record, Moment(0, 0, step)) for step in range(steps)]
+
+
+def test_conditions_are_dropped_by_their_odds(shards: Shards) -> None:
+    odds = {"dit__drop_descriptions": 0.2, "dit__drop_lyrics": 0.3, "dit__drop_both": 0.1, "dit__drop_user": 0.25}
+    drawn = conditions(task(shards, **odds), full_song(shards))
+    cases = Counter((bool(len(c.lyrics)), bool(len(c.fragments))) for c in drawn)
+    share = {case: count / len(drawn) for case, count in cases.items()}
+    assert share == pytest.approx({(True, True): 0.4, (True, False): 0.2, (False, True): 0.3, (False, False): 0.1}, abs=0.035)
+    assert all(c.user == 0 for c in drawn if not len(c.fragments)), "no description: nobody's words, user type none"
+    described = [c for c in drawn if len(c.fragments)]
+    assert sum(c.user == 0 for c in described) / len(described) == pytest.approx(0.25, abs=0.035)
+
+
+def test_reference_by_its_odds(shards: Shards) -> None:
+    number = full_song(shards)
+    drawn = conditions(task(shards, dit__reference=0.4), number)
+    given = [c for c in drawn if len(c.reference)]
+    assert len(given) / len(drawn) == pytest.approx(0.4, abs=0.035)
+    record = shards.read(number)
+    kinds = Counter(REFERENCE_KINDS[c.reference_kind] for c in given)
+    assert set(kinds) == {"mix", "vocals"} and min(kinds.values()) > 0.4 * len(given)
+    for c in given:
+        if REFERENCE_KINDS[c.reference_kind] == "vocals":
+            assert np.array_equal(c.reference, record["stem.vocals"])
+        else:
+            assert len(c.reference) <= len(record["latents"]) / 2 + 1, "the whole mix would give the song away"
+    assert not any(len(c.reference) for c in conditions(task(shards, dit__reference=0.0), number, 100))
+
+
+def test_pretraining_hears_no_descriptions_and_no_sections(shards: Shards) -> None:
+    pretrain = task(shards, dit__use_descriptions=False, dit__structured_lyrics=False, dit__drop_both=0.0, dit__drop_lyrics=0.0)
+    number = full_song(shards)
+    for c in conditions(pretrain, number, 50):
+        assert not len(c.fragments) and c.user == 0
+        assert not set(c.lyrics.tolist()) & set(pretrain.sections.tolist())
+        expected = [i for i in shards.read(number)["phonemes"].tolist() if i not in pretrain.sections]
+        assert c.lyrics.tolist() == expected
+    assert len(pretrain.sections) > 3
+
+
+def test_fragments_are_of_one_description() -> None:
+    # (level, language, user, description, asked): two descriptions of 6 and 3 fragments
+    levels = np.array([2, 1, 1, 0, 0, 0, 2, 1, 0])
+    number = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    kinds = np.stack([levels, number, number + 1, number, levels > 0], 1)
+    draws = [choose_fragments(kinds, (1, 1, 1), 4, 0.3, Random(seed)) for seed in range(3000)]
+    assert all(len(rows) and len(set(number[rows])) == 1 and np.all(np.diff(rows) > 0) for rows in draws)
+    assert {tuple(rows) for rows in draws} >= {(0, 1, 2), (6, 7)}, "as a request would ask"
+    assert max(len(rows) for rows in draws) == 4 and min(len(rows) for rows in draws) == 1
+    single = Counter(int(levels[rows[0]]) for rows in draws if len(rows) == 1)
+    assert all(count / single.total() == pytest.approx(1 / 3, abs=0.07) for count in single.values()), (
+        "levels, not their sizes, have the odds"
+    )
+    words = [choose_fragments(kinds, (1, 0, 0), 4, 0.0, Random(seed)) for seed in range(100)]
+    assert {int(level) for rows in words for level in levels[rows]} == {0}
+    assert all(tuple(choose_fragments(kinds, (1, 1, 1), 4, 1.0, Random(seed))) in {(0, 1, 2), (6, 7)} for seed in range(50))
+    assert len(choose_fragments(np.empty((0, 5)), (1, 1, 1), 4, 0.3, Random(0))) == 0
+
+
+def test_a_song_sees_the_same_alone_and_in_company(shards: Shards) -> None:
+    """Noise, time and conditions depend on (seed, step, song id) and on nothing else."""
+    number = full_song(shards)
+    one = task(shards)
+    alone = one.load([number], Moment(0, 0, 7)).inputs
+    company = one.load([number + 1, number, number - 1], Moment(0, 5, 7)).inputs
+    first, rows = company.clean.frames[0], alone.clean.frames[0]
+    assert torch.equal(company.noise_TC[first : first + rows], alone.noise_TC)
+    assert torch.equal(company.clean.latents_TC[first : first + rows], alone.clean.latents_TC)
+    assert company.times_B[1] == alone.times_B[0] and company.clean.fragments[1] == alone.clean.fragments[0]
+    for other in (Moment(1, 0, 7), Moment(0, 0, 8)):
+        assert not torch.equal(one.load([number], other).inputs.noise_TC, alone.noise_TC)
+
+
+def test_evaluation_is_fixed_and_undisturbed(shards: Shards) -> None:
+    one = task(shards, dit__drop_both=0.9, dit__drop_descriptions=0.05, dit__drop_lyrics=0.05, dit__reference=0.0)
+    songs = [n for n in range(len(shards)) if shards.rows("phonemes")[n] and shards.rows("fragments")[n]][:6]
+    first, again = (one.load(songs, Moment(0, 0, 0, training=False)).inputs for _ in range(2))
+    assert torch.equal(first.noise_TC, again.noise_TC) and first.clean.fragments == again.clean.fragments
+    assert all(first.clean.lyrics)
+    even = one.path.t_min + (1 - one.path.t_min) * (torch.arange(6) + 0.5) / 6
+    torch.testing.assert_close(first.times_B, even)
+
+
+@pytest.mark.parametrize("kind", ["bezier", "linear", "ddpm"])
+def test_loss_of_every_path_has_gradients(shards: Shards, kind: str) -> None:
+    path = {"kind": kind, "prediction": "v" if kind == "ddpm" else "velocity"}
+    changes = {"model_overrides__path": path, "model_overrides__sampler": {"name": "ddim" if kind == "ddpm" else "ode-euler"}}
+    one = task(shards, dit__times="uniform", dit__min_snr_gamma=5.0 if kind == "ddpm" else None, **changes)
+    loss, logs = one.modules["model"](one.load(range(6), Moment(0, 0, 0)).inputs)
+    loss.backward()
+    assert torch.isfinite(loss) and float(one.part_module().final.weight.grad.abs().max()) > 0  # type: ignore[union-attr]
+    bands = [logs[f"mse_noise{i}of3"] for i in (1, 2, 3)]
+    assert sum(float(total) for total, _ in bands) == pytest.approx(float(logs["mse"][0]), rel=1e-5)
+    assert sum(frames for _, frames in bands) == logs["mse"][1]
+
+
+def test_checkpointing_changes_nothing_but_memory(shards: Shards) -> None:
+    results = []
+    for checkpointing in (False, True):
+        one = task(shards, dit__checkpointing=checkpointing)
+        loss, _ = one.modules["model"](one.load(range(6), Moment(0, 0, 0)).inputs)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in one.modules["model"].parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_songs_without_any_condition(shards: Shards) -> None:
+    """A pack of songs with no lyrics, no description and no reference is a batch like any other."""
+    one = task(shards, dit__drop_both=1.0, dit__drop_descriptions=0.0, dit__drop_lyrics=0.0, dit__reference=0.0)
+    inputs = one.load(range(4), Moment(0, 0, 0)).inputs
+    assert not any(inputs.clean.lyrics) and not any(inputs.clean.fragments) and not any(inputs.clean.reference_frames)
+    loss, _ = one.modules["model"](inputs)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert dataclasses.asdict(inputs)["clean"]["references"].shape == (0, 8)
+
+
+def test_data_of_another_stage_is_refused(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, audio_fields(channels=1)) as writer:
+        writer.add("a", {"audio": np.zeros((10, 1), np.int16)})
+    with pytest.raises(InputError, match=r"needs the fields \['latents', 'phonemes'"):
+        DitTask(small_recipe(tmp_path), Shards(tmp_path))

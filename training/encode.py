@@ -1,0 +1,204 @@
+"""Songs -> shards: audio for the VAE and ChinMu, latents with phonemes and description vectors for the DiT. Resumable, in any number of parts.
+
+    encode_audio(open_source("corpus"), Path("data/tiny/audio"), sample_rate=22050, channels=1)
+    encode_latents(open_source("corpus"), Path("data/tiny/latents"), model=Path("models/mine"))
+
+Part i of n takes every n-th song and writes shards of its own number, so parts can run on as many machines as there are; the index is
+rebuilt at the end of each. Songs that cannot be encoded are left out and reported.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mudit_engine.errors import InputError, ModelError
+from mudit_engine.training.shards import LANGUAGES, LEVELS, USER_TYPES, ShardWriter, audio_fields, song_fields
+from mudit_engine.training.sources import SourceDescription, SourceSong
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mudit_engine.models.chinmu import ChinMu
+    from mudit_engine.models.vae import SpectralVAE
+
+log = logging.getLogger(__name__)
+
+TEXT_BATCH = 256
+
+
+@dataclass
+class Encoded:
+    """What an encoding did. `refused` maps ids to reasons."""
+
+    songs: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+OnSong = Callable[[str, float], None]
+
+
+def encode_audio(
+    songs: Iterable[SourceSong],
+    out: Path,
+    *,
+    sample_rate: int,
+    channels: int,
+    part: tuple[int, int] = (0, 1),
+    on_song: OnSong = lambda song_id, seconds: None,
+) -> Encoded:
+    """Mixes as 16-bit samples, with descriptions in the metadata. Raises OutputError on a full disk; what is finished stays."""
+    from mudit_engine.audio import to_int16
+
+    done = Encoded()
+    with ShardWriter(out, audio_fields(channels=channels), writer=part[0]) as writer:
+        for song in _share(songs, part):
+            if song.id in writer:
+                done.skipped += 1
+                continue
+            try:
+                audio = _load(song.audio, sample_rate, channels)
+            except InputError as error:
+                _refuse(done, song, error)
+                continue
+            described = [
+                {"language": d.language, "user": d.user, **{level: [f.text for f in d.fragments if f.level == level] for level in LEVELS}}
+                for d in song.descriptions
+            ]
+            seconds = audio.shape[1] / sample_rate
+            metadata = {**song.metadata, "seconds": seconds, "sample_rate": sample_rate, "descriptions": described}
+            writer.add(song.id, {"audio": to_int16(audio)[0]}, metadata=metadata, split=song.split)
+            done.songs, done.seconds = done.songs + 1, done.seconds + seconds
+            on_song(song.id, seconds)
+    return done
+
+
+def encode_latents(
+    songs: Iterable[SourceSong],
+    out: Path,
+    *,
+    model: Path,
+    stems: bool = True,
+    descriptions: bool = True,
+    part: tuple[int, int] = (0, 1),
+    device: str = "cpu",
+    on_song: OnSong = lambda song_id, seconds: None,
+) -> Encoded:
+    """Normalised latents of mix and stems, phonemes (and their times where the source knows them), vectors of all description fragments.
+
+    `model` is a folder with a trained VAE, and with a trained ChinMu unless `descriptions` is False (enough for pre-training).
+    """
+    from mudit_engine.config import load_config
+    from mudit_engine.models.folder import load_part
+    from mudit_engine.text.vocabulary import Vocabulary
+
+    config = load_config(model)
+    vae = load_part("vae", config, model, device=device)
+    texts = TextVectors(load_part("chinmu", config, model, device=device)) if descriptions else None  # type: ignore[arg-type]
+    vocabulary = Vocabulary.load(config.dit.vocabulary)
+    done, written = Encoded(), song_fields(latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding)
+    rate, channels = config.vae.sample_rate, config.vae.channels
+    with ShardWriter(out, written, writer=part[0]) as writer:
+        for song in _share(songs, part):
+            if song.id in writer:
+                done.skipped += 1
+                continue
+            try:
+                audio = _load(song.audio, rate, channels)
+                arrays = {"latents": latents_of(vae, audio), **_phonemes(song, vocabulary)}  # type: ignore[arg-type]
+                if stems:
+                    for kind, path in song.stems.items():
+                        arrays[f"stem.{kind}"] = latents_of(vae, _load(path, rate, channels))[: len(arrays["latents"])]  # type: ignore[arg-type]
+            except InputError as error:
+                _refuse(done, song, error)
+                continue
+            if texts is not None and song.descriptions:
+                arrays |= texts.of(song.descriptions)
+            seconds = audio.shape[1] / rate
+            writer.add(song.id, arrays, metadata={**song.metadata, "seconds": seconds, "lyrics": song.lyrics}, split=song.split)
+            done.songs, done.seconds = done.songs + 1, done.seconds + seconds
+            on_song(song.id, seconds)
+    return done
+
+
+def latents_of(vae: SpectralVAE, audio_cS: Tensor) -> np.ndarray:
+    """fp16 [T, C]: the posterior mean, normalised. Raises ModelError when the VAE gives what fp16 cannot hold."""
+    import torch
+
+    with torch.inference_mode():
+        mean, _ = vae.encode(audio_cS[None].to(vae.latent_mean.device))
+        latents: np.ndarray = vae.normalise(mean)[0].cpu().numpy().astype(np.float16)
+    if not np.isfinite(latents).all():
+        raise ModelError("the VAE gives latents that are NaN or beyond 65504: train it further, or use an earlier checkpoint")
+    return latents
+
+
+class TextVectors:
+    """Vectors of description fragments; a text is encoded once however many songs it describes."""
+
+    def __init__(self, chinmu: ChinMu) -> None:
+        self.chinmu = chinmu
+        self.known: dict[str, np.ndarray] = {}
+
+    def of(self, descriptions: Iterable[SourceDescription]) -> dict[str, np.ndarray]:
+        """fragments [F, W] and fragment_kinds [F, 5]: level, language, user type, number of the description, asked."""
+        import torch
+
+        rows = [(part, d, number) for number, d in enumerate(descriptions) for part in d.fragments]
+        missing = list(dict.fromkeys(part.text for part, _, _ in rows if part.text not in self.known))
+        with torch.inference_mode():
+            for start in range(0, len(missing), TEXT_BATCH):
+                chunk = missing[start : start + TEXT_BATCH]
+                vectors = self.chinmu.encode_text(chunk).cpu().numpy().astype(np.float16)
+                self.known |= dict(zip(chunk, vectors, strict=True))
+        kinds = [
+            (LEVELS.index(part.level), LANGUAGES.index(d.language), USER_TYPES.index(d.user), number, int(part.asked))
+            for part, d, number in rows
+        ]
+        return {"fragments": np.stack([self.known[part.text] for part, _, _ in rows]), "fragment_kinds": np.array(kinds, np.uint8)}
+
+
+def _phonemes(song: SourceSong, vocabulary: object) -> dict[str, np.ndarray]:
+    from mudit_engine.text.lyrics import parse_lyrics
+    from mudit_engine.text.phonemes import phonemize
+
+    if not song.lyrics.strip():
+        return {}
+    sequence = phonemize(parse_lyrics(song.lyrics), vocabulary=vocabulary)  # type: ignore[arg-type]
+    arrays = {"phonemes": np.array(sequence.ids, np.int32)}
+    if len(song.syllables) == sequence.syllables:
+        # tokens that are not sung have no time: -1
+        times = [song.syllables[number] if number >= 0 else (-1.0, -1.0) for number in sequence.syllable_of]
+        arrays["phoneme_times"] = np.array(times, np.float32).reshape(-1, 2)
+    elif song.syllables:
+        log.warning(
+            "song '%s': %d sung syllables, %d in its lyrics; their times are left out", song.id, len(song.syllables), sequence.syllables
+        )
+    return arrays
+
+
+def _load(path: Path, sample_rate: int, channels: int) -> Tensor:
+    from mudit_engine.audio import load_audio, resample, to_channels
+
+    audio, rate = load_audio(path)
+    return to_channels(audio if rate == sample_rate else resample(audio, rate, sample_rate), channels)
+
+
+def _share(songs: Iterable[SourceSong], part: tuple[int, int]) -> Iterator[SourceSong]:
+    number, parts = part
+    if not 0 <= number < parts:
+        raise InputError(f"part {number} of {parts}: parts are counted from 0 to {parts - 1}")
+    return itertools.islice(songs, number, None, parts)
+
+
+def _refuse(done: Encoded, song: SourceSong, error: InputError) -> None:
+    done.refused[song.id] = str(error)
+    log.warning("song '%s' is left out: %s", song.id, error)

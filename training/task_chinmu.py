@@ -1,0 +1,123 @@
+"""ChinMu: fragments of descriptions and audio of the same song drawn together, those of other songs pushed apart.
+
+    loss = mean over `texts` rounds of symmetric InfoNCE over the songs of the batch
+
+Each step takes a crop of every song and `texts` fragments of its descriptions, of any level, language and user type. Songs that drew
+the same words are not negatives of each other. The pairs of a batch are one pack, so a pack's size is the number of songs.
+
+    batch = ChinMuTask(recipe, shards).load([4, 17], moment)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mudit_engine.audio import resample
+from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.models.chinmu import ChinMu, info_nce
+from mudit_engine.training.recipe import ChinMuStage
+from mudit_engine.training.shards import LEVELS, SongRecord
+from mudit_engine.training.strategy import Logs
+from mudit_engine.training.tasks import Batch, Moment, Task
+
+
+@dataclass(frozen=True)
+class ChinMuInputs:
+    """`texts[r]` are the fragments of round r, one a song; songs that drew the same words share a number in `groups[r]`."""
+
+    texts: tuple[tuple[str, ...], ...]
+    groups: tuple[Tensor, ...]
+    songs: list[Tensor]  # mono, at the tower's sample rate
+
+
+class ChinMuLoss(nn.Module):
+    """Both towers and their loss as one module."""
+
+    def __init__(self, chinmu: ChinMu) -> None:
+        super().__init__()
+        self.chinmu = chinmu
+
+    def forward(self, inputs: ChinMuInputs) -> tuple[Tensor, Logs]:
+        """(sum over songs, logs) of a batch; `recall_at_1` is how often the right song is the nearest to a text."""
+        rounds, songs = len(inputs.texts), len(inputs.songs)
+        audio_NE = self.chinmu.audio(inputs.songs)
+        text_E = self.chinmu.encode_text([text for texts in inputs.texts for text in texts])
+        losses, hits = [], []
+        for text_NE, groups in zip(text_E.chunk(rounds), inputs.groups, strict=True):
+            losses.append(info_nce(text_NE, audio_NE, self.chinmu.scale, groups=groups))
+            with torch.no_grad():
+                nearest = (text_NE @ audio_NE.T).argmax(1)
+                hits.append((groups[nearest] == groups).sum())
+        loss = torch.stack(losses).mean()
+        recall = torch.stack(hits).float().mean()
+        return loss, {"recall_at_1": (recall, float(songs)), "scale": (self.chinmu.scale.detach(), 1.0)}
+
+
+class ChinMuTask(Task):
+    """Needs audio, and descriptions in the songs' metadata (songs without any are left out of the index's use by an error)."""
+
+    part = "chinmu"
+    needs = ("audio",)
+
+    def build(self) -> dict[str, nn.Module]:
+        self.stage: ChinMuStage = self.recipe.chinmu
+        if self.recipe.data.packs_per_step != 1:
+            raise ConfigError(
+                f"data.packs_per_step={self.recipe.data.packs_per_step}: InfoNCE compares the songs of one pack; use 1 and raise data.pack_size"
+            )
+        chinmu = ChinMu(self.config.chinmu)
+        self.initialise(chinmu)
+        return {"model": ChinMuLoss(chinmu)}
+
+    def costs(self) -> np.ndarray:
+        return np.ones(len(self.shards), np.int64)
+
+    def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
+        records = [self.shards.read(number) for number in songs]
+        texts = [self._texts(record, moment.chooser("texts", record.id)) for record in records]
+        rounds = tuple(zip(*texts, strict=True))
+        groups = []
+        for drawn in rounds:
+            numbers = {text: number for number, text in enumerate(drawn)}
+            groups.append(torch.tensor([numbers[text] for text in drawn]))
+        audio = [self._crop(record, moment) for record in records]
+        return Batch(tuple(record.id for record in records), float(len(records)), ChinMuInputs(rounds, tuple(groups), audio))
+
+    def _texts(self, record: SongRecord, choose: random.Random) -> list[str]:
+        described: list[dict[str, Any]] = record.metadata.get("descriptions", [])
+        odds = dict(zip(LEVELS, self.stage.levels, strict=True))
+        drawn = []
+        for _ in range(self.stage.texts):
+            if not described:
+                raise InputError(
+                    f"song '{record.id}' has no description: ChinMu learns from described songs only, leave it out of this data set"
+                )
+            description = choose.choice(described)
+            levels = [level for level in LEVELS if description[level] and odds[level] > 0]
+            if not levels:
+                raise InputError(f"song '{record.id}' has no fragment of the levels in chinmu.levels={self.stage.levels}")
+            level = choose.choices(levels, weights=[odds[one] for one in levels])[0]
+            drawn.append(choose.choice(description[level]))
+        return drawn
+
+    def _crop(self, record: SongRecord, moment: Moment) -> Tensor:
+        """A crop of the mix; the middle of the song in evaluation."""
+        rate = int(record.metadata["sample_rate"])
+        audio = crop(record["audio"], round(self.stage.crop_seconds * rate), moment.chooser("crop", record.id) if moment.training else None)
+        mono = torch.from_numpy(audio.astype(np.float32)).mean(1) / 32767.0
+        target = self.config.chinmu.sample_rate
+        return mono if rate == target else resample(mono[None], rate, target)[0]
+
+
+def crop(audio_Sc: np.ndarray, samples: int, choose: random.Random | None) -> np.ndarray:
+    """At most `samples` of [S, channels], from a random place, or from the middle when `choose` is None."""
+    spare = max(0, len(audio_Sc) - samples)
+    start = spare // 2 if choose is None else choose.randint(0, spare)
+    return audio_Sc[start : start + samples]
