@@ -115,7 +115,8 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
             for p in plan.parts
         ),
         chords=tuple(
-            Chord(_ms(n * unit_seconds), _ms((n + 1) * unit_seconds), chord.root, chord.quality, chord.roman) for n, chord in enumerate(chords)
+            Chord(_ms(n * unit_seconds), _ms((n + 1) * unit_seconds), chord.root, chord.quality, chord.roman)
+            for n, chord in enumerate(chords)
         ),
         melody=tuple(notes),
         lyrics=lyrics.canonical_text(plan, words),

@@ -84,7 +84,10 @@ _TEMPO = {
     },
 }
 _DRUMS = {
-    "en": {True: ("with drums", "a steady beat on drums", "drums going all the way"), False: ("no drums", "quiet, without any drums", "nothing drumming")},
+    "en": {
+        True: ("with drums", "a steady beat on drums", "drums going all the way"),
+        False: ("no drums", "quiet, without any drums", "nothing drumming"),
+    },
     "zh": {True: ("有鼓", "鼓点清楚", "带鼓的节奏"), False: ("没有鼓", "安静，不要鼓", "不带鼓点")},
 }
 _PRO_DRUMS = {
@@ -155,7 +158,8 @@ def _professional(rng: np.random.Generator, song: Song, language: str, wording: 
         form = "-".join(section.name for section in song.form)
         tone = f" with a {_TIMBRE['en'][song.timbre]}" if sung else ""
         words_of = f", {_LANGUAGE['en'][song.language]}" if sung else ""
-        phrases = [f"{song.bpm} BPM", f"in {key}", style, voice, drums, ", ".join(names), production, f"{song.style} in {key}, {song.bpm} BPM"]
+        together = f"{song.style} in {key}, {song.bpm} BPM"
+        phrases = [f"{song.bpm} BPM", f"in {key}", style, voice, drums, ", ".join(names), production, together]
         if sung:
             phrases.append(_TIMBRE["en"][song.timbre])
         if wording == 0:
@@ -173,7 +177,8 @@ def _professional(rng: np.random.Generator, song: Song, language: str, wording: 
                 f"Arranged for {' and '.join(names)}; {drums}.",
                 f"Structure {form}, {production}.",
             ]
-        words = [style, str(song.bpm), key, song.mode, *names, song.voice if sung else "instrumental", "drums" if song.drums else "drumless"]
+        words = [style, str(song.bpm), key, song.mode, *names, song.voice if sung else "instrumental"]
+        words.append("drums" if song.drums else "drumless")
     else:
         key = f"{_ZH_KEYS[song.key]}{'大调' if song.mode == 'major' else '小调'}"
         form = "-".join(_SECTION_ZH[section.name] for section in song.form)
@@ -217,13 +222,15 @@ def _amateur(rng: np.random.Generator, song: Song, language: str, wording: int) 
     phrases = [style, mood, tempo, drums, voice, *timbre]
     if language == "en":
         if wording == 0:
-            sentences = [f"I want {style}, {mood}.", f"{tempo.capitalize()}, {drums}.", f"{voice.capitalize()}{', ' + timbre[0] if timbre else ''}."]
+            singing = ", ".join([voice.capitalize(), *timbre])
+            sentences = [f"I want {style}, {mood}.", f"{tempo.capitalize()}, {drums}.", f"{singing}."]
         else:
-            sentences = [f"{mood.capitalize()}, {tempo}, {style}.", f"{voice.capitalize()}, {drums}.", *[f"{part.capitalize()} please." for part in timbre]]
+            sentences = [f"{mood.capitalize()}, {tempo}, {style}.", f"{voice.capitalize()}, {drums}."]
+            sentences += [f"{part.capitalize()} please." for part in timbre]
         joint = " "
     else:
         if wording == 0:
-            sentences = [f"想要{style}，{mood}。", f"{tempo}，{drums}。", f"{voice}{'，' + timbre[0] if timbre else ''}。"]
+            sentences = [f"想要{style}，{mood}。", f"{tempo}，{drums}。", f"{'，'.join([voice, *timbre])}。"]
         else:
             sentences = [f"{mood}，{tempo}，{style}。", f"{voice}，{drums}。", *[f"最好{part}。" for part in timbre]]
         joint = ""

@@ -153,7 +153,10 @@ class Song:
         """Raises InputError for another schema version, unknown or missing fields."""
         data = json.loads(text)
         if data.get("schema") != SCHEMA_VERSION:
-            raise InputError(f"song label has schema {data.get('schema')!r}, this version reads {SCHEMA_VERSION}: run `mudit data synth` again")
+            found = data.get("schema")
+            raise InputError(
+                f"song label has schema {found!r}, this version reads {SCHEMA_VERSION}: make the corpus again, into another folder"
+            )
         return _build(cls, data)
 
     @classmethod
@@ -180,7 +183,7 @@ def song_folders(corpus: Path | str) -> Iterator[Path]:
 
 def _build(kind: Any, data: Any) -> Any:
     """JSON value -> `kind`, a (nested) dataclass, tuple or plain type."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if set(data) != set(hints):
             raise InputError(f"{kind.__name__} label: missing {sorted(set(hints) - set(data))}, unknown {sorted(set(data) - set(hints))}")

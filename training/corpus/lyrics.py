@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -56,7 +57,8 @@ def split_syllables(text: str, language: str) -> tuple[SyllableText, ...]:
     if language == "zh":
         from mudit_engine.text.mandarin import read_han
 
-        return tuple(SyllableText(char, str(reading), place) for place, (char, reading) in enumerate(zip(text, read_han(text), strict=True)))
+        readings = enumerate(zip(text, read_han(text), strict=True))
+        return tuple(SyllableText(char, str(reading), place) for place, (char, reading) in readings)
     from mudit_engine.text.english import pronounce, syllabify
 
     found = []
@@ -76,10 +78,12 @@ def _share_letters(word: str, count: int) -> list[str]:
     if len(cuts) < count - 1:
         cuts = [round(len(word) * k / count) for k in range(1, count)]
     edges = [0, *cuts[: count - 1], len(word)]
-    return [word[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [word[a:b] for a, b in pairwise(edges)]
 
 
-def write_lyrics(rng: np.random.Generator, plan: Plan, *, language: str, held_out: bool, most_syllables: int) -> list[tuple[LyricLine, ...]]:
+def write_lyrics(
+    rng: np.random.Generator, plan: Plan, *, language: str, held_out: bool, most_syllables: int
+) -> list[tuple[LyricLine, ...]]:
     """Lines of every part of the plan (none for intro and outro), none longer than `most_syllables`."""
     by_name: dict[str, tuple[LyricLine, ...]] = {}
     used: set[str] = set()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,22 +34,86 @@ WORDS: dict[str, tuple[str, ...]] = {
 RHYMES: dict[str, dict[str, tuple[str, ...]]] = {
     rhyme: {kind: tuple(words.split(",")) for kind, words in kinds.items()}
     for rhyme, kinds in {
-        "AY T": {"n": "night,light,kite,height,sight", "a": "tonight,all right,in the night,in the light,out of sight", "v": "write,fight,shine bright,hold tight"},
-        "EY": {"n": "day,way,bay,doorway", "a": "today,away,every day,far away,all the way", "v": "stay,play,pray,sway,say"},
-        "AY": {"n": "sky,lullaby,eye,butterfly", "a": "goodbye,so high,by and by,up high,in the sky", "v": "fly,cry,try,ask why,say goodbye"},
-        "UW": {"n": "view,blue,dew,avenue", "a": "with you,too,anew,so blue,with me too", "v": "come through,follow you,start anew,be true"},
-        "EY N": {"n": "rain,train,plain,lane,pain", "a": "again,in the rain,once again,on the train", "v": "remain,explain,complain"},
-        "AA R T": {"n": "heart,start,part,chart", "a": "apart,from the start,in my heart,with all my heart", "v": "start,depart,restart"},
-        "IY": {"n": "sea,melody,memory,tree,key", "a": "with me,by the sea,faithfully,silently,next to me", "v": "be,be free,wait for me,see"},
-        "AO NG": {"n": "song,dawn song,evening song", "a": "along,all night long,so long,all along", "v": "belong,be strong,sing along,be wrong"},
-        "IY M": {"n": "dream,stream,beam,moonbeam", "a": "in a dream,down the stream,in the dream", "v": "dream,gleam,redeem"},
-        "OW D": {"n": "road,load,code", "a": "on the road,down the road,along the road", "v": "explode,unload,slow the load"},
-        "AW N D": {"n": "sound,ground,playground", "a": "around,all around,on the ground,without a sound", "v": "be found,turn around,come around"},
-        "UW N": {"n": "moon,tune,balloon,afternoon", "a": "soon,too soon,in june,under the moon", "v": "come soon,hum a tune,be there soon"},
-        "IY P": {"n": "deep,sleep,sheep", "a": "so deep,in my sleep,in the deep", "v": "sleep,weep,keep,leap"},
-        "AO L": {"n": "wall,hall,call,waterfall", "a": "after all,in the fall,down the hall,most of all", "v": "call,fall,stand tall,recall"},
-        "AY M": {"n": "time,rhyme,chime", "a": "one more time,in the summertime,every time,all the time", "v": "climb,chime,rhyme"},
-        "EH S T": {"n": "west,nest,rest,guest", "a": "at best,in the west,like the rest,with the rest", "v": "rest,do our best,be blessed"},
+        "AY T": {
+            "n": "night,light,kite,height,sight",
+            "a": "tonight,all right,in the night,in the light,out of sight",
+            "v": "write,fight,shine bright,hold tight",
+        },
+        "EY": {
+            "n": "day,way,bay,doorway",
+            "a": "today,away,every day,far away,all the way",
+            "v": "stay,play,pray,sway,say",
+        },
+        "AY": {
+            "n": "sky,lullaby,eye,butterfly",
+            "a": "goodbye,so high,by and by,up high,in the sky",
+            "v": "fly,cry,try,ask why,say goodbye",
+        },
+        "UW": {
+            "n": "view,blue,dew,avenue",
+            "a": "with you,too,anew,so blue,with me too",
+            "v": "come through,follow you,start anew,be true",
+        },
+        "EY N": {
+            "n": "rain,train,plain,lane,pain",
+            "a": "in the rain,on the train,through the rain,down the lane",
+            "v": "remain,explain,complain",
+        },
+        "AA R T": {
+            "n": "heart,start,part,chart",
+            "a": "apart,from the start,in my heart,with all my heart",
+            "v": "start,depart,restart",
+        },
+        "IY": {
+            "n": "sea,melody,memory,tree,key",
+            "a": "with me,by the sea,faithfully,silently,next to me",
+            "v": "be,be free,wait for me,see",
+        },
+        "AO NG": {
+            "n": "song,dawn song,evening song",
+            "a": "along,all night long,so long,all along",
+            "v": "belong,be strong,sing along,be wrong",
+        },
+        "IY M": {
+            "n": "dream,stream,beam,moonbeam",
+            "a": "in a dream,down the stream,in the dream",
+            "v": "dream,gleam,redeem",
+        },
+        "OW D": {
+            "n": "road,load,code",
+            "a": "on the road,down the road,along the road",
+            "v": "explode,unload,slow the load",
+        },
+        "AW N D": {
+            "n": "sound,ground,playground",
+            "a": "around,all around,on the ground,without a sound",
+            "v": "be found,turn around,come around",
+        },
+        "UW N": {
+            "n": "moon,tune,balloon,afternoon",
+            "a": "soon,too soon,in june,under the moon",
+            "v": "come soon,hum a tune,be there soon",
+        },
+        "IY P": {
+            "n": "deep,sleep,sheep",
+            "a": "so deep,in my sleep,in the deep",
+            "v": "sleep,weep,keep,leap",
+        },
+        "AO L": {
+            "n": "wall,hall,call,waterfall",
+            "a": "after all,in the fall,down the hall,most of all",
+            "v": "call,fall,stand tall,recall",
+        },
+        "AY M": {
+            "n": "time,rhyme,chime",
+            "a": "one more time,in the summertime,every time,all the time",
+            "v": "climb,chime,rhyme",
+        },
+        "EH S T": {
+            "n": "west,nest,rest,guest",
+            "a": "at best,in the west,like the rest,with the rest",
+            "v": "rest,do our best,be blessed",
+        },
     }.items()
 }
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -156,7 +221,7 @@ def draw_line(rng: np.random.Generator, *, syllables: int, section: str, rhyme: 
 
         text = _SLOT.sub(fill, fitting[int(rng.integers(len(fitting)))])
         words = text.split()
-        repeated = any(left == right and left not in ("hey",) for left, right in zip(words, words[1:], strict=False))
+        repeated = any(left == right and left != "hey" for left, right in pairwise(words))
         if line_syllables(text) == syllables and not repeated and accept(text):
             return text
     raise ValueError(f"no English line of {syllables} syllables for {section} in rhyme {rhyme!r}")

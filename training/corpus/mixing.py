@@ -9,7 +9,6 @@ to TARGET_LUFS, or less when a peak would pass PEAK. The mix is the plain sum of
 from __future__ import annotations
 
 import numpy as np
-from scipy import signal
 
 TARGET_LUFS = -18.0
 PEAK = 0.95
@@ -21,6 +20,8 @@ _ROOM_SECONDS = 0.7
 
 def room(rate: int) -> np.ndarray:
     """Impulse response of the room: decaying noise of unit energy, the same for every song."""
+    from scipy import signal
+
     count = int(_ROOM_SECONDS * rate)
     noise = np.random.Generator(np.random.Philox(key=[7, 7])).standard_normal(count)
     response = noise * np.exp(-np.arange(count) / (0.15 * rate))
@@ -41,6 +42,8 @@ def active_rms(audio: np.ndarray, rate: int) -> float:
 
 def loudness(audio: np.ndarray, rate: int) -> float:
     """Integrated loudness in LUFS of a mono signal (ITU-R BS.1770-4: K weighting, 400 ms blocks, gates at -70 LUFS and -10 LU)."""
+    from scipy import signal
+
     weighted = signal.sosfilt(_k_weighting(rate), audio)
     block, hop = int(0.4 * rate), int(0.1 * rate)
     if len(weighted) < block:
@@ -63,7 +66,8 @@ def _k_weighting(rate: int) -> np.ndarray:
     k, v = np.tan(np.pi * frequency / rate), 10 ** (gain / 20)
     vb = v**0.4996667741545416
     a0 = 1 + k / q + k * k
-    sections.append([(v + vb * k / q + k * k) / a0, 2 * (k * k - v) / a0, (v - vb * k / q + k * k) / a0, 1, 2 * (k * k - 1) / a0, (1 - k / q + k * k) / a0])
+    numerator = [(v + vb * k / q + k * k) / a0, 2 * (k * k - v) / a0, (v - vb * k / q + k * k) / a0]
+    sections.append([*numerator, 1, 2 * (k * k - 1) / a0, (1 - k / q + k * k) / a0])
     frequency, q = 38.13547087602444, 0.5003270373238773
     k = np.tan(np.pi * frequency / rate)
     a0 = 1 + k / q + k * k
@@ -73,6 +77,8 @@ def _k_weighting(rate: int) -> np.ndarray:
 
 def resample(audio: np.ndarray, source: int, target: int, samples: int) -> np.ndarray:
     """Polyphase resampling to exactly `samples` samples."""
+    from scipy import signal
+
     if source != target:
         divisor = int(np.gcd(source, target))
         audio = signal.resample_poly(audio, target // divisor, source // divisor)
@@ -81,6 +87,8 @@ def resample(audio: np.ndarray, source: int, target: int, samples: int) -> np.nd
 
 def mix_stems(stems: dict[str, np.ndarray], rate: int, *, gains: dict[str, float]) -> dict[str, np.ndarray]:
     """Levelled stems, float64 of equal length, whose sum is the mix. `gains` multiplies the standard level of a stem."""
+    from scipy import signal
+
     response = room(rate)
     levelled: dict[str, np.ndarray] = {}
     for name, audio in stems.items():
@@ -95,7 +103,7 @@ def mix_stems(stems: dict[str, np.ndarray], rate: int, *, gains: dict[str, float
         fade = int(0.05 * rate)
         scaled[-fade:] *= np.linspace(1, 0, fade)
         levelled[name] = scaled
-    mix = sum(levelled.values())
+    mix = np.sum(list(levelled.values()), axis=0)
     gain = 10 ** ((TARGET_LUFS - loudness(mix, rate)) / 20)
     gain = min(gain, PEAK / max(1e-9, float(np.abs(mix).max())))
     return {name: audio * gain for name, audio in levelled.items()}

@@ -1,6 +1,6 @@
 """What a corpus holds: songs and minutes by every label that a model is to obey.
 
-    table = summarise("corpus"); table["style"]["jazz"]    {"songs": 83, "minutes": 31.2}
+table = summarise("corpus"); table["style"]["jazz"]    {"songs": 83, "minutes": 31.2}
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mudit_engine.training.corpus.labels import Song, song_folders, split
 
+Statistics = dict[str, dict[str, dict[str, float]]]  # {group: {value: {"songs": n, "minutes": m}}}
 GROUPS: dict[str, Callable[[Song], str]] = {
     "split": split,
     "style": lambda song: song.style,
@@ -23,10 +24,10 @@ GROUPS: dict[str, Callable[[Song], str]] = {
 }
 
 
-def summarise(corpus: Path | str) -> dict[str, dict[str, dict[str, float]]]:
-    """{group: {value: {songs, minutes}}}, with the group "all" and, in "lines", the number of distinct lyric lines of each split."""
+def summarise(corpus: Path | str) -> Statistics:
+    """Counts by every group; "distinct lines" counts lyric lines instead of songs. Raises InputError when there are no songs."""
     songs = [Song.load(folder) for folder in song_folders(corpus)]
-    table: dict[str, dict[str, dict[str, float]]] = {"all": {"all": _count(songs)}}
+    table: Statistics = {"all": {"all": _count(songs)}}
     for name, group in GROUPS.items():
         values = sorted({group(song) for song in songs})
         table[name] = {value: _count([song for song in songs if group(song) == value]) for value in values}

@@ -66,10 +66,13 @@ VIOLIN, CELLO, HARP = Instrument(40, "violin", "小提琴"), Instrument(42, "cel
 STRINGS, SLOW_STRINGS = Instrument(48, "string section", "弦乐组"), Instrument(49, "slow strings", "慢弦乐")
 SYNTH_STRINGS = Instrument(50, "synth strings", "合成弦乐")
 MUTED_TRUMPET, SAX = Instrument(59, "muted trumpet", "弱音小号"), Instrument(66, "tenor saxophone", "萨克斯")
-FLUTE, BAMBOO_FLUTE, SHAKUHACHI = Instrument(73, "flute", "长笛"), Instrument(75, "bamboo flute", "竹笛"), Instrument(77, "shakuhachi", "洞箫")
+FLUTE, BAMBOO_FLUTE = Instrument(73, "flute", "长笛"), Instrument(75, "bamboo flute", "竹笛")
+SHAKUHACHI = Instrument(77, "shakuhachi", "洞箫")
 SQUARE, SAW = Instrument(80, "square lead", "方波主音"), Instrument(81, "saw lead", "锯齿波主音")
-WARM_PAD, POLY_PAD, SWEEP_PAD = Instrument(89, "warm pad", "温暖铺底"), Instrument(90, "polysynth pad", "复音合成铺底"), Instrument(95, "sweep pad", "扫频铺底")
-SHAMISEN, KOTO, FIDDLE = Instrument(106, "pipa-like lute", "琵琶"), Instrument(107, "guzheng", "古筝"), Instrument(110, "erhu-like fiddle", "二胡")
+WARM_PAD, POLY_PAD = Instrument(89, "warm pad", "温暖铺底"), Instrument(90, "polysynth pad", "复音合成铺底")
+SWEEP_PAD = Instrument(95, "sweep pad", "扫频铺底")
+SHAMISEN, KOTO = Instrument(106, "pipa-like lute", "琵琶"), Instrument(107, "guzheng", "古筝")
+FIDDLE = Instrument(110, "erhu-like fiddle", "二胡")
 
 KICK, RIM, SNARE, CLAP, LOW_TOM, CLOSED, OPEN = 36, 37, 38, 39, 45, 42, 46
 CRASH, RIDE, TAMBOURINE, SHAKER, BLOCK, CONGA, LOW_CONGA, BIG_TOM = 49, 51, 54, 70, 76, 63, 64, 41
@@ -126,7 +129,13 @@ STYLE_BOOK: dict[str, Style] = {
         basses=(_steps("0 .75 1.5 2 3", 0.5, "root", 94), (*_steps("0 1.5 2", 0.6, "root", 94), *_steps("3 3.5", 0.4, "fifth", 86))),
         drums=(
             {KICK: "x.....x.x.......", SNARE: "....x.......x...", CLOSED: "x.o.x.o.x.o.x.o."},
-            {KICK: "x..o....x.x.....", SNARE: "....x.......x...", CLAP: "....o.......o...", CLOSED: "x.o.x.o.x.o.x.o.", SHAKER: "oooooooooooooooo"},
+            {
+                KICK: "x..o....x.x.....",
+                SNARE: "....x.......x...",
+                CLAP: "....o.......o...",
+                CLOSED: "x.o.x.o.x.o.x.o.",
+                SHAKER: "oooooooooooooooo",
+            },
         ),
     ),
     "rock": Style(

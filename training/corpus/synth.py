@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def make_corpus(request: Request, *, workers: int = 1, on_song: Callable[[int, f
     return done
 
 
-def _run(request: Request, chunks: list[int], workers: int) -> Iterator[tuple[int, float]]:
+def _run(request: Request, chunks: list[int], workers: int) -> Generator[tuple[int, float]]:
     if workers == 1:
         for chunk in chunks:
             yield from make_chunk(request, chunk)

@@ -15,6 +15,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ _PURPOSE = "making sung vocals"
 
 # ARPAbet -> espeak-ng mnemonics of its English voice.
 _MNEMONICS = {
-    "AA": "A:", "AE": "a", "AH": "V", "AO": "O:", "AW": "aU", "AY": "aI", "EH": "E", "ER": "3:", "EY": "eI", "IH": "I", "IY": "i:", "OW": "oU",
-    "OY": "OI", "UH": "U", "UW": "u:", "B": "b", "CH": "tS", "D": "d", "DH": "D", "F": "f", "G": "g", "HH": "h", "JH": "dZ", "K": "k", "L": "l",
-    "M": "m", "N": "n", "NG": "N", "P": "p", "R": "r", "S": "s", "SH": "S", "T": "t", "TH": "T", "V": "v", "W": "w", "Y": "j", "Z": "z", "ZH": "Z",
+    "AA": "A:", "AE": "a", "AH": "V", "AO": "O:", "AW": "aU", "AY": "aI", "EH": "E", "ER": "3:", "EY": "eI", "IH": "I", "IY": "i:",
+    "OW": "oU", "OY": "OI", "UH": "U", "UW": "u:", "B": "b", "CH": "tS", "D": "d", "DH": "D", "F": "f", "G": "g", "HH": "h", "JH": "dZ",
+    "K": "k", "L": "l", "M": "m", "N": "n", "NG": "N", "P": "p", "R": "r", "S": "s", "SH": "S", "T": "t", "TH": "T", "V": "v", "W": "w",
+    "Y": "j", "Z": "z", "ZH": "Z",
 }  # fmt: skip
 
 
@@ -57,8 +59,8 @@ _COLOURS = {"clear": Timbre(1.0, 0.0, 0.0, 1.0), "breathy": Timbre(1.0, -1.5, 0.
 
 @dataclass(frozen=True, slots=True)
 class SyllableSound:
-    """WORLD parameters of one spoken syllable. Frames [0, vowel) are its consonants, voiced or not, [vowel, coda) the vowel with what voiced
-    sound follows it, [coda, end) voiceless."""
+    """WORLD parameters of one spoken syllable: frames [0, vowel) are its consonants, voiced or not, [vowel, coda) the vowel with what
+    voiced sound follows it, [coda, end) voiceless."""
 
     log_envelope: np.ndarray  # float32 [frames, bins], natural log of power
     aperiodicity: np.ndarray  # float32 [frames, bins]
@@ -90,8 +92,11 @@ def speak(voice: str, text: str) -> np.ndarray:
 def _pyworld() -> Any:
     require("pyworld", _PURPOSE)
     try:
-        import pyworld
-    except ModuleNotFoundError as error:  # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
+        # pyworld 0.3.5 imports pkg_resources: setuptools 80 warns that it is going, 81 dropped it.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+            import pyworld
+    except ModuleNotFoundError as error:
         raise MissingError(f"pyworld cannot be imported ({error}): pip install 'setuptools<81'") from error
     return pyworld
 
@@ -102,7 +107,7 @@ def analyse(voice: str, text: str) -> SyllableSound:
     spoken = speak(voice, text)
     loud = np.flatnonzero(np.abs(spoken) > 0.005)
     if loud.size == 0:
-        raise MissingError(f"espeak-ng says nothing for '{text}' with voice '{voice}': reinstall it with apt-get install --reinstall espeak-ng-data")
+        raise MissingError(f"espeak-ng says nothing for '{text}' with voice '{voice}': apt-get install --reinstall espeak-ng-data")
     spoken = np.ascontiguousarray(spoken[max(0, loud[0] - 110) : loud[-1] + 221])
     # The wide search finds where voicing begins best, but now and then loses the vowel; the narrow one around the speaker's 97 Hz does not.
     for floor, ceiling in ((60.0, 300.0), (70.0, 150.0)):
@@ -186,7 +191,8 @@ class Singer:
 
 def _combine(voice: str, colour: str) -> Timbre:
     base, change = _VOICES[voice], _COLOURS[colour]
-    return Timbre(base.formant * change.formant, base.tilt + change.tilt, min(0.8, base.breath + change.breath), base.vibrato * change.vibrato)
+    breath = min(0.8, base.breath + change.breath)
+    return Timbre(base.formant * change.formant, base.tilt + change.tilt, breath, base.vibrato * change.vibrato)
 
 
 def _frequencies(bins: int) -> np.ndarray:
