@@ -55,6 +55,9 @@ def save_micro(folder: Path, **dit: float) -> Path:
     save_config(MICRO, folder)
     for part in PARTS:
         module = build_part(part, MICRO)
+        for parameter in module.parameters():  # adaLN-Zero starts as the identity, which hears no condition
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
         for name, value in dit.items() if part == "dit" else ():
             module.get_parameter(name.replace("__", ".")).data.fill_(value)
         save_part(part, module, folder)
