@@ -50,6 +50,7 @@ PACKAGES = {
     "scipy": ("scipy", "eval"),
     "diffusers": ("diffusers", "bench"),
     "pyworld": ("pyworld", "corpus"),
+    "mido": ("mido", "corpus"),
 }
 # command -> Debian package
 TOOLS = {"espeak-ng": "espeak-ng", "fluidsynth": "fluidsynth"}
