@@ -5,7 +5,7 @@
         ...
 
 Left alone, CUDA tensors take `triton` and all others `eager` (the plain references of kernels/). A named backend that cannot
-serve a call raises: nothing falls back in silence.
+serve a call raises: nothing falls back in silence. `flash` is a backend of attention alone; other ops then run as if nothing was named.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mudit_engine.kernels import guided_step as guided_step_kernels
 from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import Spans
 from mudit_engine.kernels.worklist import Segments
+from mudit_engine.varlen import varlen_attention
 
 BACKENDS = ("eager", "triton", "flash")
 
@@ -44,8 +45,14 @@ def use(backend: str) -> Iterator[None]:
 
 
 def backend_of(x: Tensor) -> str:
-    """The backend that an op on x takes now."""
+    """The backend that attention on x takes now."""
     return _named.get() or ("triton" if x.is_cuda else "eager")
+
+
+def _triton(x: Tensor) -> bool:
+    """Whether any other op on x takes the Triton kernels."""
+    named = _named.get()
+    return x.is_cuda if named in (None, "flash") else named == "triton"
 
 
 def _inference(*tensors: Tensor | None) -> bool:
@@ -59,6 +66,8 @@ def attention(
     """Ragged attention: q [T, S H, K], k and v [L, H, K], tables [S, T, K/2] or None -> [T, S H, K] (kernels/attention.py)."""
     if backend_of(q) == "triton":
         return attention_kernels.attention(q, k, v, segments, cos, sin, scale=scale)
+    if backend_of(q) == "flash":
+        return varlen_attention(q, k, v, segments, cos, sin, scale=scale)
     return attention_kernels.attention_reference(q, k, v, segments, cos, sin, scale=scale)
 
 
@@ -66,14 +75,14 @@ def pack_qkv(
     qkv: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, q_streams: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splits a fused projection; normalises q and k, rotates k (kernels/rope.py)."""
-    if backend_of(qkv) == "triton":
+    if _triton(qkv):
         return rope.pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
     return rope.pack_qkv_reference(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
 
 
 def pack_kv(kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int) -> tuple[Tensor, Tensor]:
     """Splits and rotates the cached side of cross-attention (kernels/rope.py)."""
-    if backend_of(kv) == "triton":
+    if _triton(kv):
         return rope.pack_kv(kv, k_gain, cos, sin, heads=heads)
     return rope.pack_kv_reference(kv, k_gain, cos, sin, heads=heads)
 
@@ -85,7 +94,7 @@ def rms_norm(x: Tensor, gain: Tensor | None) -> Tensor:
 
 def layer_norm_modulate(x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | None) -> Tensor:
     """LayerNorm, then (1 + scale) and shift of each run's row (kernels/adaln.py)."""
-    if backend_of(x) == "triton":
+    if _triton(x):
         return adaln.layer_norm_modulate(x, shift, scale, runs)
     return adaln.layer_norm_modulate_reference(x, shift, scale, runs)
 
@@ -94,14 +103,14 @@ def residual_norm(
     x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, runs: Runs | None
 ) -> tuple[Tensor, Tensor]:
     """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x itself when nothing needs a gradient."""
-    if backend_of(x) == "triton":
+    if _triton(x):
         return adaln.residual_norm(x, y, gate, shift, scale, runs)
     return adaln.residual_norm_reference(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """gelu_tanh(x W^T + b): a matrix product and its epilogue (kernels/bias_gelu.py)."""
-    if backend_of(x) == "triton":
+    if _triton(x):
         from mudit_engine.kernels.bias_gelu import bias_gelu
 
         return bias_gelu(F.linear(x, weight), bias)
@@ -111,6 +120,6 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def guided_step(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
     """Guidance and one sampler update (kernels/guided_step.py)."""
-    if backend_of(x) == "triton":
+    if _triton(x):
         return guided_step_kernels.guided_step(x, kept, out, noise, rows, spans)
     return guided_step_kernels.guided_step_reference(x, kept, out, noise, rows, spans)
