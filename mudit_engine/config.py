@@ -83,6 +83,8 @@ class VaeConfig(_Config):
     latent_width: int = Field(1024, gt=0, description="width at the latent frame rate")
     latent_blocks: int = Field(8, ge=0)
     kernel_size: int = Field(7, gt=0)
+    floor: float = Field(1e-5, gt=0, lt=1, description="added to magnitudes before the logarithm; a full-scale sine has magnitude 0.5")
+    compression: float = Field(0.0, ge=0, le=1, description="features are magnitude ^ compression; 0: log(magnitude + floor)")
     phase_refinements: int = Field(0, ge=0, description="Griffin-Lim steps after the phase head")
 
     @property
@@ -232,7 +234,9 @@ def load_config(source: str | Path) -> ModelConfig:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no configuration '{source}': give a preset ({', '.join(PRESETS)}), a config.json or a model folder") from None
+        near = difflib.get_close_matches(str(source), PRESETS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(f"no configuration '{source}': {hint}Give a preset ({', '.join(PRESETS)}), a config.json or a model folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"configuration '{path}' cannot be read: {error}") from None
     if not isinstance(fields, dict):

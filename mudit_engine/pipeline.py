@@ -10,7 +10,6 @@ The same song comes out alone or in any batch: lengths are never padded and ever
 from __future__ import annotations
 
 import math
-import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import mudit_engine
 from mudit_engine.audio import load_audio, resample, save_audio, save_spectrogram, to_channels
-from mudit_engine.availability import version
 from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config, parse_config
 from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.files import write_json
+from mudit_engine.hardware import environment
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT
 from mudit_engine.models.folder import load_part, model_folder
@@ -256,12 +254,8 @@ class SongPipeline:
         request = replace(p.request, seconds=p.seconds, seed=p.seed, sampler={})
         info = {
             "schema_version": 1,
-            "engine": {
-                "mudit_engine": mudit_engine.__version__,
-                "torch": version("torch"),
-                "python": platform.python_version(),
-                "device": str(self.vae.latent_mean.device),
-            },
+            "env": environment(),
+            "device": str(self.vae.latent_mean.device),
             "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items() if k != "sampler"},
             "sampler": p.sampler.model_dump(mode="json"),
             "fragments": list(p.fragments),

@@ -63,6 +63,8 @@ def test_broken_files_are_explained(text: str, message: str, tmp_path: Path) -> 
 def test_missing_file_names_the_presets() -> None:
     with pytest.raises(ConfigError, match="musit-380m"):
         load_config("no-such")
+    with pytest.raises(ConfigError, match="did you mean 'musit-380m'"):
+        load_config("musit-38m")
 
 
 def test_configs_are_frozen() -> None:
