@@ -236,7 +236,8 @@ def load_config(source: str | Path) -> ModelConfig:
     except FileNotFoundError:
         near = difflib.get_close_matches(str(source), PRESETS, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"no configuration '{source}': {hint}Give a preset ({', '.join(PRESETS)}), a config.json or a model folder") from None
+        known = f"Give a preset ({', '.join(PRESETS)}), a config.json or a model folder"
+        raise ConfigError(f"no configuration '{source}': {hint}{known}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"configuration '{path}' cannot be read: {error}") from None
     if not isinstance(fields, dict):
