@@ -87,8 +87,9 @@ def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
     rows = torch.cat([steps.coefficients, w[:, None]], dim=1).float()
     if not bool(rows.isfinite().all()):
         raise ConfigError(
-            f"sampler {sampler.name!r} has coefficients that are not finite on this {path.kind} path: its levels of noise are too "
-            f"close together to tell apart (steps={sampler.steps}, shift={sampler.shift:g}, beta_end={path.beta_end:g}): take fewer steps or milder values"
+            f"sampler {sampler.name!r} has coefficients that are not finite on this {path.kind} path: its levels of noise are too close "
+            f"together to tell apart (steps={sampler.steps}, shift={sampler.shift:g}, beta_end={path.beta_end:g}): "
+            "take fewer steps or milder values"
         )
     return SamplerTable(
         times=schedule.network_time(steps.t),
@@ -219,13 +220,13 @@ def heun_steps(path: Path, levels: Tensor) -> Steps:
 def sde_steps(path: Path, levels: Tensor, *, diffusion: str, norm: float) -> Steps:
     """Reverse SDE by Euler-Maruyama, for velocity predictions; the last row is deterministic. levels [S + 1] fall to 0.
 
-    Any w >= 0 keeps the marginals, but the explicit step grows without bound once w (t - t') passes 4 sigma^2 where the score is stiffest,
-    -1 / sigma^2 (data on a point), so w is held to sigma^2 / (t - t'). This binds in the last few steps, and at t = 1 for sbdm, whose
-    w is infinite there.
+    Any w >= 0 keeps the marginals, but one explicit step adds sqrt(w (t - t')) of noise whatever is left of it at t', and diverges where
+    that passes 2 sigma and the score is stiffest (data on a point). So w is held to sigma'^2 / (t - t'): a step adds no more noise than
+    the level it lands on holds. This binds in the last few steps, and at t = 1 for sbdm, whose w is infinite there.
     """
     t, h = levels[:-2], -levels.diff()[:-1]
     sigma = path.sigma(t)
-    w = torch.minimum(diffusion_coefficient(path, t, diffusion=diffusion, norm=norm), sigma**2 / h)
+    w = torch.minimum(diffusion_coefficient(path, t, diffusion=diffusion, norm=norm), path.sigma(levels[1:-1]) ** 2 / h)
     pe, qe = path.eps_coefficients(t)
     pull = 0.5 * h * w / sigma
     return _then_x0(path, levels, _steps(t, a=1 - pull * pe, b=-h - pull * qe, d=(w * h).sqrt()))

@@ -189,6 +189,19 @@ def test_one_known_song_is_found_exactly(name):
             torch.testing.assert_close(end, point.expand_as(end), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("diffusion", ["constant", "decreasing", "sbdm"])
+@pytest.mark.parametrize("config", [LINEAR, PathConfig(kind="bezier")], ids=["linear", "bezier"])
+def test_sde_is_stable_where_the_score_is_stiffest(config, diffusion):
+    """Data on a point, much noise, few steps: the distance from alpha x0 stays that of the marginal, sigma, at every level."""
+    path = make_path(config)
+    table = sampler_table(config, SamplerConfig(name="sde-euler", steps=20, guidance=1, diffusion=diffusion, diffusion_norm=8.0))
+    network = lambda x, t: path.target(torch.zeros_like(x), x / path.sigma(t), t)  # noqa: E731
+    g = torch.Generator().manual_seed(0)
+    states = follow(path, table, network, torch.randn(4096, 1, dtype=torch.float64, generator=g), generator=g)
+    for x, sigma in zip(states[:-1], path.sigma(table.times[1:].double()), strict=True):
+        assert 0.9 * sigma < x.square().mean().sqrt() < 1.4 * sigma
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_guidance_scales_the_difference_of_the_branches(name):
     config = SamplerConfig(name=name, steps=6, guidance=3.5)
