@@ -1,0 +1,198 @@
+"""Audio files and sample rates: load, save, resample, channels, a picture of the spectrum.
+
+    audio_cS, rate = load_audio("reference.mp3")                 # float32 [channels, samples]
+    audio_cS = to_channels(resample(audio_cS, rate, 44100), 2)
+    save_audio("song.flac", audio_cS, 44100)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mudit_engine.errors import InputError, OutputError
+from mudit_engine.files import atomic_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+# suffix -> (libsndfile format, sample type)
+FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+CJK_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC")
+BLOCK = 65536  # samples written at once: libsndfile's Vorbis writer puts a whole block on the stack and overflows it on a song
+
+PHASES = 64  # of a resampler, in one convolution
+
+logger = logging.getLogger(__name__)
+
+
+def check_audio_path(path: str | Path) -> None:
+    """Raises InputError when `save_audio` could not write there: unknown suffix, a folder, or a parent that is a file."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"'{path}' has the suffix '{path.suffix}': use one of {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder: give a file name such as {path / 'song.wav'}")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise InputError(f"'{path}' cannot be written: '{parent}' is a file and not a folder")
+
+
+def load_audio(path: str | Path) -> tuple[Tensor, int]:
+    """(float32 [channels, samples], samples per second) of a WAV, FLAC, OGG or MP3 file.
+
+    Raises InputError for a missing, broken, empty or unsupported file, and for samples that are not finite.
+    """
+    import soundfile
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"audio '{path}' is a folder: give a file" if path.is_dir() else f"no audio file '{path}': check the path")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except PermissionError:
+        raise InputError(f"audio file '{path}' cannot be read: permission denied") from None
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        raise InputError(
+            f"audio file '{path}' cannot be decoded ({reason}): WAV, FLAC, OGG and MP3 are accepted; "
+            f"convert it, for example with: ffmpeg -i '{path.name}' '{path.stem}.wav'"
+        ) from None
+    if not len(samples):
+        raise InputError(f"audio file '{path}' holds no samples: give a file with sound in it")
+    audio_cS = torch.from_numpy(samples.T.copy())
+    if not audio_cS.isfinite().all():
+        raise InputError(f"audio file '{path}' holds NaN or infinite samples: export it again")
+    return audio_cS, int(rate)
+
+
+def save_audio(path: str | Path, audio_cS: Tensor, sample_rate: int) -> int:
+    """Writes float audio [channels, samples] in the format of the suffix, aside and then renamed; returns how many samples were clipped.
+
+    WAV and FLAC are 16 bit. Raises InputError for a suffix, rate or shape that the format does not have, OutputError when nothing can be
+    written or the audio is not finite.
+    """
+    import soundfile
+
+    path = Path(path)
+    check_audio_path(path)
+    kind, subtype = FORMATS[path.suffix.lower()]
+    if kind == "MP3" and sample_rate not in MP3_RATES:
+        accepted = ", ".join(map(str, MP3_RATES))
+        raise InputError(f"MP3 has no sample rate {sample_rate}: write .wav, .flac or .ogg, or resample to one of {accepted}")
+    if audio_cS.dim() != 2 or not 1 <= audio_cS.shape[0] <= 2 or audio_cS.shape[1] == 0:
+        raise InputError(f"audio of shape {tuple(audio_cS.shape)} cannot be saved: it must be [1 or 2 channels, samples > 0]")
+    if not audio_cS.isfinite().all():
+        raise OutputError(f"'{path}' was not written: the audio holds NaN or infinite samples")
+    samples, clipped = to_int16(audio_cS)
+    if clipped:
+        logger.warning("%s: %d of %d samples were beyond full scale and are clipped", path.name, clipped, samples.size)
+    with atomic_path(path) as aside:
+        try:
+            with soundfile.SoundFile(aside, "w", sample_rate, samples.shape[1], subtype=subtype, format=kind) as file:
+                for start in range(0, len(samples), BLOCK):
+                    file.write(samples[start : start + BLOCK])
+        except soundfile.LibsndfileError as error:
+            raise OutputError(f"'{path}' could not be written: {error.error_string}. Free some space or choose another file") from error
+    return clipped
+
+
+def to_int16(audio_cS: Tensor) -> tuple[np.ndarray, int]:
+    """(int16 [samples, channels] of float audio [channels, samples], number of samples clipped). Rounded to nearest, full scale 32767."""
+    scaled = (audio_cS.detach().cpu().float() * 32767.0).round()
+    # one step of grace: 1.0 + rounding noise is not clipping
+    clipped = int((scaled.abs() > 32768).sum())
+    return scaled.clamp(-32768, 32767).short().T.contiguous().numpy(), clipped
+
+
+def resample(audio_cS: Tensor, source: int, target: int, *, zeros: int = 32, rolloff: float = 0.945, beta: float = 11.0) -> Tensor:
+    """Audio [..., ceil(S target / source)] at another sample rate, by a Kaiser-windowed sinc low-pass (exact for any pair of rates).
+
+    y[m] = sum_n x[n] h(m source / target - n),   h(t) = c sinc(c t) kaiser(c t / zeros),   c = rolloff min(1, target / source)
+
+    zeros: zero crossings of the sinc on each side; rolloff: the pass band's share of the lower Nyquist frequency; beta: of the Kaiser
+    window (11: stop band below -100 dB). Differentiable. Raises ValueError for rates < 1.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if source < 1 or target < 1:
+        raise ValueError(f"cannot resample from {source} to {target} Hz: rates must be positive")
+    if source == target or audio_cS.numel() == 0:
+        return audio_cS
+    divisor = math.gcd(source, target)
+    down, up = source // divisor, target // divisor
+    cutoff = rolloff * min(1.0, target / source)
+    width = math.ceil(zeros / cutoff)
+    samples = -(-audio_cS.shape[-1] * up // down)
+    per_phase = -(-samples // up)
+    # output m = k up + p reads around input k down + p down / up: a strided convolution for each phase p, PHASES of them at once
+    flat = audio_cS.reshape(-1, 1, audio_cS.shape[-1])
+    padded = F.pad(flat, (width, per_phase * down + width + down - audio_cS.shape[-1] + 1))
+    phases = []
+    for first in range(0, up, PHASES):
+        phase = torch.arange(first, min(first + PHASES, up), dtype=torch.float64)[:, None]
+        start, stop = first * down // up, int(phase[-1]) * down // up + 2 * width + 1
+        time = cutoff * (phase * down / up - torch.arange(start - width, stop - width, dtype=torch.float64))
+        kernel = torch.sinc(time) * torch.special.i0(beta * (1 - (time / zeros).square()).clamp_min(0).sqrt()) * (time.abs() < zeros)
+        # unit gain at DC for every phase, or a constant would come out as a faint tone
+        kernel = (kernel / kernel.sum(1, keepdim=True)).to(flat)
+        phases.append(F.conv1d(padded[..., start : stop + (per_phase - 1) * down], kernel[:, None], stride=down))
+    return torch.cat(phases, 1).transpose(1, 2).flatten(1)[:, :samples].reshape(*audio_cS.shape[:-1], samples)
+
+
+def to_channels(audio_cS: Tensor, channels: int) -> Tensor:
+    """Audio [channels, samples]: the mean of all channels for 1; mono doubled, or the first two (front left and right), for 2."""
+    if audio_cS.shape[0] == channels:
+        return audio_cS
+    if channels == 1:
+        return audio_cS.mean(0, keepdim=True)
+    if channels == 2:
+        return audio_cS.expand(2, -1) if audio_cS.shape[0] == 1 else audio_cS[:2]
+    raise ValueError(f"channels={channels} must be 1 or 2")
+
+
+def save_spectrogram(path: str | Path, audio_cS: Tensor, sample_rate: int, title: str = "") -> None:
+    """Writes a PNG: level in dB below full scale over time (s) and frequency (Hz, log scale), all channels averaged in power."""
+    import numpy as np
+    import torch
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n_fft = 4096 if sample_rate > 32000 else 2048
+    audio_cS = audio_cS.detach().cpu().float()
+    # about 1,600 columns whatever the length: more would not be seen, and a 260 s song must not take 1 GB
+    hop = max(n_fft // 8, -(-audio_cS.shape[-1] // 1600))
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(audio_cS, n_fft, hop, window=window, return_complex=True, pad_mode="constant").abs() * (2.0 / window.sum())
+    level = 20 * spectrum.square().mean(0).sqrt().clamp_min(1e-6).log10().numpy()
+    seconds = np.arange(level.shape[1]) * hop / sample_rate
+    hertz = np.arange(level.shape[0]) * sample_rate / n_fft
+    figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.pcolormesh(seconds, hertz[1:], level[1:], shading="nearest", cmap="magma", vmin=-100, vmax=-10, rasterized=True)
+    axes.set_yscale("log")
+    axes.set_ylim(40, sample_rate / 2)
+    axes.set_yticks([50, 100, 200, 500, 1000, 2000, 5000, 10000], ["50", "100", "200", "500", "1k", "2k", "5k", "10k"])
+    axes.set_ylim(40, sample_rate / 2)
+    axes.set(xlabel="seconds", ylabel="Hz")
+    axes.set_title(title, **_font_for(title))
+    figure.colorbar(image, label="dB re full scale", pad=0.01)
+    with atomic_path(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def _font_for(text: str) -> dict[str, list[str]]:
+    """matplotlib's own font has no CJK: name an installed one that does, when it is needed."""
+    if text.isascii():
+        return {}
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return {"fontfamily": [*(name for name in CJK_FONTS if name in installed), "DejaVu Sans"]}
