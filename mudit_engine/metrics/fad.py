@@ -9,6 +9,9 @@ Source: Kilgour et al. 2019, eq. 1. The features are the caller's (musicnn's pen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,20 +20,59 @@ from mudit_engine.errors import InputError
 RIDGE = 1e-6
 
 
-def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Distance of the Gaussians fitted to rows of a and b. Raises InputError with fewer rows than 2, and for non-finite features.
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the rows of one song: enough for the mean and covariance of any union of songs."""
 
-    With fewer rows than dimensions the covariance is singular and the distance biased upwards: use some hundreds of rows.
+    rows: int
+    sum_D: Tensor
+    squares_DD: Tensor
+
+
+class FrechetReference:
+    """The set that others are measured against; its covariance is factored once.
+
+    With fewer rows than dimensions the covariance is singular and the distance biased upwards: use some hundreds of rows, and compare only
+    distances of sets of about the same size.
     """
-    for name, x in (("first", a_ND), ("second", b_ND)):
-        if len(x) < 2 or not bool(torch.isfinite(x).all()):
-            raise InputError(f"the {name} set of features has {len(x)} rows, or holds NaN: at least 2 finite rows are needed")
-    a, b = a_ND.double(), b_ND.double()
-    eye = RIDGE * torch.eye(a.shape[1], dtype=torch.float64)
-    cov_a, cov_b = torch.cov(a.T) + eye, torch.cov(b.T) + eye
-    # tr (Ca Cb)^(1/2) = sum of square roots of the eigenvalues of Ca^(1/2) Cb Ca^(1/2), which is symmetric and positive
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    gap = (a.mean(0) - b.mean(0)).square().sum()
-    return float(gap + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+    def __init__(self, features_ND: Tensor) -> None:
+        """Raises InputError with fewer rows than 2, and for non-finite features."""
+        self.origin = features_ND.double().mean(0) if len(features_ND) else torch.zeros(features_ND.shape[1], dtype=torch.float64)
+        everything = self.moments(features_ND, name="first")
+        self.mean, self.cov = _gaussian([everything], [1], name="first")
+        # tr (Ca Cb)^(1/2) = sum of square roots of the eigenvalues of Ca^(1/2) Cb Ca^(1/2), which is symmetric and positive
+        values, vectors = torch.linalg.eigh(self.cov)
+        self.root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+
+    def moments(self, features_ND: Tensor, *, name: str = "second") -> Moments:
+        if not bool(torch.isfinite(features_ND).all()):
+            raise InputError(f"the {name} set of features holds NaN or infinite values: the audio it was made from is broken")
+        # about the reference's mean, so that large offsets do not cancel in sum of squares - square of sum
+        x = features_ND.double() - self.origin
+        return Moments(len(x), x.sum(0), x.T @ x)
+
+    def distance(self, songs: Sequence[Moments], weights: Sequence[int]) -> float:
+        """Distance of the union of `songs`, each taken `weights` times. Raises InputError with fewer rows than 2."""
+        mean, cov = _gaussian(songs, weights, name="second")
+        cross = torch.linalg.eigvalsh(self.root @ cov @ self.root).clamp_min(0).sqrt().sum()
+        return float((self.mean - mean).square().sum() + self.cov.trace() + cov.trace() - 2 * cross)
+
+
+def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
+    """Distance of the Gaussians fitted to rows of a and b. Raises InputError with fewer rows than 2, and for non-finite features."""
+    reference = FrechetReference(a_ND)
+    return reference.distance([reference.moments(b_ND)], [1])
+
+
+def _gaussian(songs: Sequence[Moments], weights: Sequence[int], *, name: str) -> tuple[Tensor, Tensor]:
+    rows = sum(song.rows * weight for song, weight in zip(songs, weights, strict=True))
+    if rows < 2:
+        raise InputError(f"the {name} set of features has {rows} rows: at least 2 are needed")
+    taken = [(song, weight) for song, weight in zip(songs, weights, strict=True) if weight]
+    mean = torch.stack([song.sum_D * weight for song, weight in taken]).sum(0) / rows
+    squares = torch.zeros_like(taken[0][0].squares_DD)
+    for song, weight in taken:
+        squares.add_(song.squares_DD, alpha=weight)
+    cov = (squares - rows * mean.outer(mean)) / (rows - 1)
+    return mean, cov + RIDGE * torch.eye(len(mean), dtype=torch.float64)

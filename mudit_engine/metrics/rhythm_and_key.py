@@ -32,7 +32,7 @@ def _spectrum(mono: Tensor, n_fft: int, hop: int) -> Tensor:
 
 
 def tempo(audio: Tensor, sample_rate: int) -> float:
-    """Beats a minute between 60 and 180."""
+    """Beats a minute between 60 and 180; NaN where nothing ever begins, as in silence."""
     hop = 256
     log = torch.log1p(100 * _spectrum(_mono(audio, sample_rate), 1024, hop))
     flux = (log[:, 1:] - log[:, :-1]).clamp_min(0).sum(0)
@@ -40,6 +40,8 @@ def tempo(audio: Tensor, sample_rate: int) -> float:
     kernel = 2 * round(0.5 * RATE / hop) + 1
     flux = flux - torch.nn.functional.avg_pool1d(flux[None, None], kernel, 1, kernel // 2, count_include_pad=False)[0, 0]
     n = len(flux)
+    if not bool((flux.abs() > 1e-6).any()):
+        return float("nan")
     correlation = torch.fft.irfft(torch.fft.rfft(flux, 4 * n).abs().square())[:n] / torch.arange(n, 0, -1)
     candidates = torch.arange(60, 180.25, 0.25)
     period = 60 / candidates * RATE / hop
@@ -52,8 +54,12 @@ def tempo(audio: Tensor, sample_rate: int) -> float:
 
 
 def tempo_error(audio: Tensor, sample_rate: int, bpm: float) -> float:
-    """Relative error of the estimate, octave errors (half, double) allowed."""
-    estimate = tempo(audio, sample_rate)
+    """Relative error of the estimate, octave errors (half, double) allowed; NaN for silence."""
+    return octave_error(tempo(audio, sample_rate), bpm)
+
+
+def octave_error(estimate: float, bpm: float) -> float:
+    """Relative error of a tempo, with half and double counted as right."""
     return min(abs(estimate * factor / bpm - 1) for factor in (0.5, 1.0, 2.0))
 
 
@@ -80,7 +86,13 @@ def chroma(audio: Tensor, sample_rate: int) -> Tensor:
 
 def key_rank(audio: Tensor, sample_rate: int, key: str) -> int:
     """Rank (1 = best) of the key among the 12 transpositions of its mode, by the share of tonal energy inside the scale."""
+    return rank_in_chroma(chroma(audio, sample_rate), key)
+
+
+def rank_in_chroma(energy: Tensor, key: str) -> int:
+    """`key_rank` of a chroma vector [12]; silence is in no key and ranks last."""
     tonic, mode = parse_key(key)
-    energy = chroma(audio, sample_rate)
+    if not bool(energy.any()):
+        return 12
     share = torch.stack([energy[[(k + step) % 12 for step in SCALES[mode]]].sum() for k in range(12)])
     return int((share > share[tonic] + 1e-9).sum()) + 1

@@ -1,0 +1,221 @@
+"""`mudit eval`: is the codec good enough, do generated songs sound and follow their words, does ChinMu find songs by words?
+
+    mudit eval codec --model runs/tiny-vae/export --corpus data/tiny-corpus --gate
+    mudit eval tiny --corpus data/tiny-corpus --json > figures.json
+    mudit eval retrieval
+
+Figures are of songs held out of training. With --gate the exit code is 4 when a bar of metrics/bars.py is missed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+
+if TYPE_CHECKING:
+    from mudit_engine.metrics.bars import Verdict
+    from mudit_engine.metrics.codec_gate import Report
+    from mudit_engine.metrics.songs import EvalSong
+    from mudit_engine.training.corpus.labels import Song
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _shared_options(function: F) -> F:
+    for option in reversed(
+        (
+            click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER", help="An embedded model or a model folder."),
+            click.option(
+                "--corpus",
+                default="data/tiny-corpus",
+                show_default=True,
+                type=click.Path(path_type=Path, file_okay=False),
+                help="A folder made by `mudit data synth`.",
+            ),
+            click.option("--songs", "held_out", type=click.IntRange(4), default=48, show_default=True, help="Held-out songs, at most."),
+            click.option("--gate", is_flag=True, help="Exit with 4 when a bar is missed."),
+            json_option,
+        )
+    ):
+        function = option(function)
+    return function
+
+
+_work = click.option(
+    "--work",
+    default="runs/eval",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where measurements of audio are kept, so that the next run is quick, and generated songs are written.",
+)
+_training = click.option(
+    "--training-songs",
+    type=click.IntRange(8),
+    default=240,
+    show_default=True,
+    help="Training songs for probes and the FAD reference, at most.",
+)
+
+
+@click.group()
+def command() -> None:
+    """Hold a model against its corpus: the codec, whole songs, retrieval."""
+
+
+@command.command()
+@_shared_options
+@_work
+@_training
+def codec(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool, work: Path, training_songs: int) -> None:
+    """Do songs keep key, notes, voice and drums through the VAE? Needs only the vae of the model folder."""
+    from mudit_engine.metrics.codec import Codec
+    from mudit_engine.metrics.codec_gate import judge_codec
+    from mudit_engine.metrics.listening import Listener
+    from mudit_engine.models.folder import model_folder
+
+    test, train = _songs(corpus, held_out, training_songs)
+    report = judge_codec(Codec.load(model_folder(model)), test, train, Listener(work), track=_track(quiet=as_json))
+    _show("Codec", report, as_json=as_json)
+    _gate(report.verdicts, gate)
+
+
+@command.command()
+@_shared_options
+@_work
+@_training
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first song; the others count up.")
+@click.option("--recogniser-epochs", type=click.IntRange(1), default=None, help="Training of the phoneme recogniser [default: 24].")
+def tiny(
+    model: str,
+    corpus: Path,
+    held_out: int,
+    gate: bool,
+    as_json: bool,
+    work: Path,
+    training_songs: int,
+    seed: int,
+    recogniser_epochs: int | None,
+) -> None:
+    """Generate songs for held-out requests and judge sound, control, lyrics and speed."""
+    from mudit_engine.metrics.ctc import EPOCHS
+    from mudit_engine.metrics.listening import Listener
+    from mudit_engine.metrics.song_tables import judge_songs
+    from mudit_engine.pipeline import SongPipeline
+
+    pipeline = SongPipeline.from_pretrained(model)
+    test, train = _songs(corpus, held_out, training_songs)
+    epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
+    report = judge_songs(pipeline, test, train, Listener(work), out=work / "songs", seed=seed, epochs=epochs, track=_track(quiet=as_json))
+    _show("Songs", report, as_json=as_json)
+    note(f"songs in {work / 'songs'}, spectrograms in {work / 'spectrograms.png'}")
+    _gate(report.verdicts, gate)
+
+
+@command.command()
+@_shared_options
+def retrieval(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool) -> None:
+    """RA@5, 10, 15 of ChinMu between fragments of descriptions and held-out songs."""
+    from mudit_engine.metrics.retrieval import judge_retrieval
+    from mudit_engine.models.chinmu import ChinMu
+    from mudit_engine.models.folder import load_config, load_part, model_folder
+
+    folder = model_folder(model)
+    chinmu = load_part("chinmu", load_config(folder), folder)
+    assert isinstance(chinmu, ChinMu)
+    test, _ = _songs(corpus, held_out, 8)
+    rows, found = judge_retrieval(chinmu, test, track=_track(quiet=as_json))
+    if as_json:
+        emit_json({"rows": rows, "verdicts": found})
+    else:
+        cells = [[r.direction, r.level, r.k, f"{r.accuracy.value:.2f}", _interval(r.accuracy), f"{r.chance:.2f}", r.songs] for r in rows]
+        columns = ["direction", "level", "K", "RA@K", "95 %", "chance", "songs"]
+        print_table("Retrieval", columns, cells, numeric=["K", "RA@K", "chance", "songs"])
+        _show_verdicts(found)
+    _gate(found, gate)
+
+
+def _songs(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], list[EvalSong]]:
+    """(held-out, training) songs of a corpus. Raises InputError when it holds too few."""
+    from mudit_engine.metrics.songs import parted
+    from mudit_engine.training.corpus.labels import Song, song_folders
+
+    songs = [_eval_song(Song.load(folder), folder) for folder in song_folders(corpus)]
+    return parted(songs, held_out=held_out, training=training)
+
+
+def _eval_song(song: Song, folder: Path) -> EvalSong:
+    """A song's labels as the metrics read them. Prompts alternate between the languages and wordings from song to song."""
+    from mudit_engine.metrics.songs import LEVELS, USERS, EvalSong, SungLine
+
+    by_user = {user: [d.text for d in song.descriptions if d.user == user] for user in USERS}
+    return EvalSong(
+        id=song.id,
+        audio=folder / "mix.flac",
+        held_out=song.held_out,
+        seconds=song.seconds,
+        style=song.style,
+        bpm=song.bpm,
+        key=song.key_name,
+        drums=song.drums,
+        voice=song.voice,
+        language=song.language,
+        lyrics=song.lyrics,
+        lines=tuple(SungLine(line.text, line.start, line.end) for line in song.lines),
+        prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items()},
+        fragments={level: tuple(dict.fromkeys(text for d in song.descriptions for text in getattr(d, f"{level}s"))) for level in LEVELS},
+    )
+
+
+def _track(*, quiet: bool) -> Any:
+    def track(items: Sequence[T], text: str) -> Iterable[T]:
+        with progress(text, total=len(items), quiet=quiet) as advance:
+            for item in items:
+                yield item
+                advance()
+
+    return track
+
+
+def _show(title: str, report: Report, *, as_json: bool) -> None:
+    from mudit_engine.metrics.tables import COLUMNS
+
+    if as_json:
+        emit_json(dataclasses.asdict(report))
+        return
+    shown = [column for column in COLUMNS if any(row.value(column) is not None for row in report.rows)]
+    cells = []
+    for row in report.rows:
+        cells.append([row.name, row.songs, *(row.figures.get(column) for column in shown)])
+        cells.append(["", "", *(_interval(row.figures.get(column)) for column in shown)])
+    names = [COLUMNS[column] for column in shown]
+    print_table(f"{title} (95 % intervals below)", ["row", "songs", *names], cells, numeric=names)
+    facts = [[name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value] for name, value in report.facts.items()]
+    print_table("Facts", ["", ""], facts)
+    _show_verdicts(report.verdicts)
+
+
+def _show_verdicts(found: Sequence[Verdict]) -> None:
+    cells = []
+    for v in found:
+        verdict = ("passed", "green") if v.passed else ("MISSED", "red")
+        cells.append([v.text, v.limit, None if v.measured is None else f"{v.measured:.2f}", verdict, v.note])
+    print_table("Bars", ["bar", "limit", "measured", "verdict", "beside it"], cells, numeric=["measured"])
+
+
+def _interval(figure: Any) -> str:
+    return "" if figure is None or figure.low is None else f"{figure.low:.2f}..{figure.high:.2f}"
+
+
+def _gate(found: list[Verdict], gate: bool) -> None:
+    from mudit_engine.errors import GateError
+    from mudit_engine.metrics.bars import missed
+
+    if gate and (names := missed(found)):
+        raise GateError(f"{len(names)} of {len(found)} bars are missed: {', '.join(names)}")
