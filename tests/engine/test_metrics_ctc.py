@@ -1,0 +1,92 @@
+"""Phoneme error rates: edit distances that are known, phonemes of lyrics, and a recogniser that learns toy words from nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mudit_engine.errors import InputError
+from mudit_engine.metrics import ctc
+from mudit_engine.metrics.ctc import FRAME_RATE, Example, edit_distance, phonemes, symbols, train
+from mudit_engine.metrics.listening import MELS
+from mudit_engine.metrics.songs import SungLine
+
+
+@pytest.mark.parametrize(
+    ("asked", "heard", "edits"),
+    [
+        ("", "", 0),
+        ("abc", "abc", 0),
+        ("abc", "", 3),
+        ("", "abc", 3),
+        ("kitten", "sitting", 3),
+        ("abcdef", "bcdef", 1),
+        ("abc", "axbxc", 2),
+        ("intention", "execution", 5),
+    ],
+)
+def test_edit_distance(asked: str, heard: str, edits: int) -> None:
+    assert edit_distance(asked, heard) == edit_distance(heard, asked) == edits
+
+
+def test_phonemes_have_neither_tone_nor_stress() -> None:
+    assert phonemes("月亮") == phonemes("月{yue2}亮{liang3}") == ("ve", "l", "iang")
+    assert phonemes("hold me") == ("en:HH", "en:OW", "en:L", "en:D", "en:M", "en:IY")
+    assert phonemes("  ") == ()
+    assert set(phonemes("月亮 hold me 到天亮")) <= set(symbols())
+
+
+TOY = ["月亮", "天空", "海风", "山河", "花开", "流水"]
+
+
+def toy_songs(count: int, seed: int) -> tuple[list[Example], list[list[str]]]:
+    """Log-mel in which every phoneme has a pattern of its own for 0.14 s, in lines of random words with silence between."""
+    patterns = torch.randn(len(symbols()), MELS, generator=torch.Generator().manual_seed(7)) * 2
+    generator = torch.Generator().manual_seed(seed)
+    songs, truths = [], []
+    for _ in range(count):
+        frames, lines, truth = [torch.zeros(100, MELS)], [], []
+        for _ in range(4):
+            text = "".join(TOY[int(torch.randint(len(TOY), (), generator=generator))] for _ in range(3))
+            start = sum(map(len, frames))
+            for phoneme in phonemes(text):
+                truth.append(phoneme)
+                frames += [patterns[symbols().index(phoneme)].expand(5, -1), torch.zeros(1, MELS)]
+            lines.append(SungLine(text, start / FRAME_RATE, sum(map(len, frames)) / FRAME_RATE))
+            frames.append(torch.zeros(40, MELS))
+        mel = torch.cat(frames) - 5
+        songs.append(Example((mel + 0.3 * torch.randn(mel.shape, generator=generator)).half(), tuple(lines)))
+        truths.append(truth)
+    return songs, truths
+
+
+@pytest.fixture(scope="module")
+def recogniser() -> ctc.Recogniser:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"BATCH_FRAMES": 1200, "WIDTH": 96, "BLOCKS": 2}.items():  # as big as the toy needs
+            patch.setattr(ctc, name, value)
+        return train(toy_songs(12, seed=0)[0], epochs=16)
+
+
+def test_toy_words_are_learned_and_other_words_are_told_apart(recogniser: ctc.Recogniser) -> None:
+    songs, truths = toy_songs(6, seed=1)
+    read = [recogniser.read(song.mel_FM) for song in songs]
+    own = sum(edit_distance(truth, heard) for truth, heard in zip(truths, read, strict=True)) / sum(map(len, truths))
+    other = sum(edit_distance(truth, heard) for truth, heard in zip(truths[1:] + truths[:1], read, strict=True)) / sum(map(len, truths))
+    assert own < 0.1, "a whole song is read as the lines were"
+    assert other > 0.4
+
+
+def test_silence_says_nothing(recogniser: ctc.Recogniser) -> None:
+    assert recogniser.read(torch.full((300, MELS), -5.0)) == []
+
+
+def test_training_repeats_itself() -> None:
+    songs, _ = toy_songs(2, seed=0)
+    a, b = (train(songs, epochs=2, seed=3) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_nothing_sung_is_refused() -> None:
+    with pytest.raises(InputError, match="lyrics"):
+        train([Example(torch.zeros(100, MELS), ())], epochs=1)
