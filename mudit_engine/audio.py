@@ -17,6 +17,7 @@ from mudit_engine.files import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from torch import Tensor
 
 # suffix -> (libsndfile format, sample type)
@@ -90,22 +91,27 @@ def save_audio(path: str | Path, audio_cS: Tensor, sample_rate: int) -> int:
     if not audio_cS.isfinite().all():
         raise OutputError(f"'{path}' was not written: the audio holds NaN or infinite samples")
     samples, clipped = to_int16(audio_cS)
+    # libsndfile 1.2 mixes up its units when it is given 16-bit stereo for MP3
+    block = samples if kind != "MP3" else samples.astype("float32") / 32768.0
     if clipped:
         logger.warning("%s: %d of %d samples were beyond full scale and are clipped", path.name, clipped, samples.size)
     with atomic_path(path) as aside:
         try:
             with soundfile.SoundFile(aside, "w", sample_rate, samples.shape[1], subtype=subtype, format=kind) as file:
-                for start in range(0, len(samples), BLOCK):
-                    file.write(samples[start : start + BLOCK])
+                for start in range(0, len(block), BLOCK):
+                    file.write(block[start : start + BLOCK])
         except soundfile.LibsndfileError as error:
             raise OutputError(f"'{path}' could not be written: {error.error_string}. Free some space or choose another file") from error
     return clipped
 
 
 def to_int16(audio_cS: Tensor) -> tuple[np.ndarray, int]:
-    """(int16 [samples, channels] of float audio [channels, samples], number of samples clipped). Rounded to nearest, full scale 32767."""
-    scaled = (audio_cS.detach().cpu().float() * 32767.0).round()
-    # one step of grace: 1.0 + rounding noise is not clipping
+    """(int16 [samples, channels] of float audio [channels, samples], number of samples clipped): rounded to nearest, no dither.
+
+    1.0 is 32768 as in libsndfile, so that loading and saving a 16-bit file changes nothing.
+    """
+    scaled = (audio_cS.detach().cpu().float() * 32768.0).round()
+    # full scale itself is one step too high, which nobody hears: it is not counted
     clipped = int((scaled.abs() > 32768).sum())
     return scaled.clamp(-32768, 32767).short().T.contiguous().numpy(), clipped
 
@@ -170,29 +176,35 @@ def save_spectrogram(path: str | Path, audio_cS: Tensor, sample_rate: int, title
     hop = max(n_fft // 8, -(-audio_cS.shape[-1] // 1600))
     window = torch.hann_window(n_fft)
     spectrum = torch.stft(audio_cS, n_fft, hop, window=window, return_complex=True, pad_mode="constant").abs() * (2.0 / window.sum())
-    level = 20 * spectrum.square().mean(0).sqrt().clamp_min(1e-6).log10().numpy()
-    seconds = np.arange(level.shape[1]) * hop / sample_rate
-    hertz = np.arange(level.shape[0]) * sample_rate / n_fft
+    power_KF = spectrum.square().mean(0).numpy()
+    # rows evenly spaced in log frequency, each the loudest of its bins: a thin partial stays visible
+    lowest, highest, rows = 40.0, sample_rate / 2, 420
+    edges = np.floor(np.geomspace(lowest, highest, rows, endpoint=False) * n_fft / sample_rate).astype(int)
+    level = 10 * np.log10(np.maximum(np.maximum.reduceat(power_KF, edges, axis=0), 1e-12))
     figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.pcolormesh(seconds, hertz[1:], level[1:], shading="nearest", cmap="magma", vmin=-100, vmax=-10, rasterized=True)
-    axes.set_yscale("log")
-    axes.set_ylim(40, sample_rate / 2)
-    axes.set_yticks([50, 100, 200, 500, 1000, 2000, 5000, 10000], ["50", "100", "200", "500", "1k", "2k", "5k", "10k"])
-    axes.set_ylim(40, sample_rate / 2)
+    extent = (0.0, level.shape[1] * hop / sample_rate, math.log(lowest), math.log(highest))
+    image = axes.imshow(level, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-100, vmax=-10, interpolation="nearest")
+    marks = [(hertz, f"{hertz // 1000}k" if hertz >= 1000 else str(hertz)) for hertz in (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)]
+    marks = [mark for mark in marks if mark[0] < highest]
+    axes.set_yticks([math.log(hertz) for hertz, _ in marks], [label for _, label in marks])
     axes.set(xlabel="seconds", ylabel="Hz")
-    axes.set_title(title, **_font_for(title))
+    _set_title(axes, title)
     figure.colorbar(image, label="dB re full scale", pad=0.01)
     with atomic_path(path) as aside:
         figure.savefig(aside, format="png")
 
 
-def _font_for(text: str) -> dict[str, list[str]]:
-    """matplotlib's own font has no CJK: name an installed one that does, when it is needed."""
-    if text.isascii():
-        return {}
+def _set_title(axes: Axes, title: str) -> None:
+    """matplotlib's own font has no CJK: name an installed one that does, or show ? for what cannot be drawn."""
     from matplotlib import font_manager
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return {"fontfamily": [*(name for name in CJK_FONTS if name in installed), "DejaVu Sans"]}
+    fonts = ["DejaVu Sans"]
+    if any(character >= "\u2e80" for character in title):
+        installed = {font.name for font in font_manager.fontManager.ttflist}
+        usable = [name for name in CJK_FONTS if name in installed]
+        fonts = usable + fonts
+        if not usable:
+            title = "".join("?" if character >= "\u2e80" else character for character in title)
+    axes.set_title(title, fontfamily=fonts)
