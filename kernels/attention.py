@@ -2,13 +2,17 @@
 
     o_i = sum_j softmax_j(scale R(p_i) q_i . k_j) v_j        over the key rows j of i's segment; no keys give 0
 
-Keys arrive rotated (kernels/rope.py); scale is 1 / sqrt(K) unless given.
+Keys arrive rotated (kernels/rope.py); scale is 1 / sqrt(K) unless given. The Triton kernels are in attention_forward.py and
+attention_backward.py; here is what one calls, as custom operators that torch.compile, export and activation checkpointing can see.
 
-    out = attention_reference(q, k, v, segments, cos, sin)          # q [T, S H, K], k and v [L, H, K] -> [T, S H, K]
+    out = attention(q, k, v, segments, cos, sin)                    # q [T, S H, K], k and v [L, H, K] -> [T, S H, K]
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +38,133 @@ def attention_reference(
             query = rotate_reference(query, cos[stream, rows], sin[stream, rows])
         keys = slice(k_start, k_start + k_rows)
         # [H, rows, K] views of the packed rows: nothing is padded and nothing is copied
-        y = F.scaled_dot_product_attention(query.transpose(0, 1)[None], k[keys].transpose(0, 1)[None], v[keys].transpose(0, 1)[None], scale=scale)
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, k[keys], v[keys]))
+        y = F.scaled_dot_product_attention(query, key, value, scale=scale)
         out[rows, columns] = y[0].transpose(0, 1)
     return out
+
+
+HEAD_DIMS = (64, 96, 128)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PRECISIONS = ("tf32", "ieee")
+
+
+@torch.library.custom_op("mudit::attention_fwd", mutates_args=())
+def attention_fwd(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, q_tiles: Tensor, dq_tiles: Tensor, dkv_tiles: Tensor,
+    scale: float, precision: str, q_covered: bool, k_covered: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out [T, S H, K] and lse [S H, T] (natural logarithm of the softmax sums, -inf without keys). dq_tiles, dkv_tiles: for gradients."""
+    from .attention_forward import forward, forward_config, target_capability
+
+    config = forward_config(q.shape[-1], q.dtype, target_capability(), precision)
+    return forward(q, k, v, cos, sin, q_tiles, config, scale=scale, precision=precision, covered=q_covered)
+
+
+@attention_fwd.register_fake
+def _(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):  # type: ignore[no-untyped-def]
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("mudit::attention_bwd", mutates_args=())
+def attention_bwd(
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None,
+    dq_tiles: Tensor, dkv_tiles: Tensor, scale: float, precision: str, q_covered: bool, k_covered: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v. d_lse [S H, T] may be None (the softmax sums went nowhere)."""
+    from .attention_backward import backward, backward_configs
+    from .attention_forward import target_capability
+
+    configs = backward_configs(q.shape[-1], q.dtype, target_capability(), precision)
+    return backward(
+        d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, configs,
+        scale=scale, precision=precision, q_covered=q_covered, k_covered=k_covered,
+    )  # fmt: skip
+
+
+@attention_bwd.register_fake
+def _(d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cos, sin, _, dq_tiles, dkv_tiles, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, cos, sin, dq_tiles, dkv_tiles, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, cos, sin, dq_tiles, dkv_tiles, out, lse = ctx.saved_tensors
+    if d_out is None:
+        d_out = torch.zeros_like(out)
+    grads = attention_bwd(d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, *ctx.options)
+    return *grads, *[None] * 9
+
+
+attention_fwd.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, cos: Tensor | None, sin: Tensor | None, precision: str) -> None:
+    """Raises ValueError for what the kernels cannot serve."""
+    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[2] != k.shape[2] or not k.shape[1] or q.shape[1] % k.shape[1]:
+        given = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"{given}: pass q [T, streams x H, K], and k and v [L, H, K]")
+    if q.shape[2] not in HEAD_DIMS:
+        raise ValueError(f"head_dim={q.shape[2]} has no triton kernel ({', '.join(map(str, HEAD_DIMS))}): pass backend='eager'")
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: pass all three as bfloat16, float16 or float32")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is not known: pass 'tf32' (tensor cores) or 'ieee' (exact fp32 products)")
+    if (cos is None) != (sin is None):
+        raise ValueError("cos and sin come together: pass both, or neither for queries that are not rotated")
+    streams = q.shape[1] // k.shape[1]
+    wanted = (streams, q.shape[0], q.shape[2] // 2)
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table is not None and (table.shape != wanted or table.dtype != torch.float32):
+            raise ValueError(f"{name} is {table.dtype} {tuple(table.shape)}: pass a float32 table [streams, T, K/2] = {wanted}")
+    segments.check(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
+
+
+@torch.compiler.assume_constant_result
+def _blocks(head_dim: int, dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
+    """Rows of a tile of the forward, query-gradient and key-gradient kernel on the current device."""
+    from .attention_backward import backward_configs
+    from .attention_forward import forward_config, target_capability
+
+    capability = target_capability()
+    by_query, by_key = backward_configs(head_dim, dtype, capability, precision)
+    return forward_config(head_dim, dtype, capability, precision).block_q, by_query.block_q, by_key.block_k
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    precision: str = "tf32",
+) -> Tensor:
+    """Attention of every segment by the Triton kernels; what attention_reference() computes. Returns a contiguous [T, S H, K].
+
+    q [T, S H, K], k and v [L, H, K] in bf16, fp16 or fp32, K 64, 96 or 128; rows and heads may be strided, the last axis is copied if it
+    is. cos, sin fp32 [S, T, K/2]. precision is of fp32 products. Differentiable in q, k and v, if no two segments share key rows.
+    Raises ValueError for anything else. Source: Dao 2023, FlashAttention-2.
+    """
+    _check(q, k, v, segments, cos, sin, precision)
+    streams, head_dim = q.shape[1] // k.shape[1], q.shape[2]
+    scale = head_dim**-0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError(f"scale={scale}: pass a positive number (the running maximum is taken before scaling)")
+    block_q, block_dq, block_dkv = _blocks(head_dim, q.dtype, precision)
+    q_tiles = segments.query_tiles(block_q, q.device)
+    dq_tiles = dkv_tiles = q_tiles[:0]
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        segments.check_keys_apart()
+        dq_tiles, dkv_tiles = segments.query_tiles(block_dq, q.device), segments.key_tiles(block_dkv, q.device)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    cos, sin = (None if x is None else x.contiguous() for x in (cos, sin))
+    covered = segments.covers(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
+    return attention_fwd(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, *covered)[0]

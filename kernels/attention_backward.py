@@ -6,7 +6,7 @@
 Two launches, each program writing rows that are its own, so that results do not depend on the order of programs. The first, over query
 tiles, gives dq, and leaves delta and the rotated queries for the second, over key tiles. Source: Dao 2023, FlashAttention-2, algorithm 2.
 
-    dq, dk, dv = backward(d_out, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs, scale=K**-0.5, precision="tf32")
+    dq, dk, dv = backward(d_out, None, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs, scale=K**-0.5, precision="tf32")
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def _query_gradient_tile(
     MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile to dq."""
-    k1 = load_tile(k_ptr, k_main, keys, k_rows, STRIDE_K_ROW, first_row, column, 0, MAIN, MASKED, TMA)
-    v1 = load_tile(v_ptr, v_main, keys, k_rows, STRIDE_V_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    k1 = load_tile(k_ptr, k_main, keys, k_rows, first_row, column, STRIDE_K_ROW, 0, MAIN, MASKED, TMA)
+    v1 = load_tile(v_ptr, v_main, keys, k_rows, first_row, column, STRIDE_V_ROW, 0, MAIN, MASKED, TMA)
     s = tl.dot(q1, k1.T, input_precision=PRECISION)
     dp = tl.dot(do1, v1.T, input_precision=PRECISION)
     if REST > 0:
-        k2 = load_tile(k_ptr, k_rest, keys, k_rows, STRIDE_K_ROW, first_row, column, MAIN, REST, MASKED, TMA)
-        v2 = load_tile(v_ptr, v_rest, keys, k_rows, STRIDE_V_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        k2 = load_tile(k_ptr, k_rest, keys, k_rows, first_row, column, STRIDE_K_ROW, MAIN, REST, MASKED, TMA)
+        v2 = load_tile(v_ptr, v_rest, keys, k_rows, first_row, column, STRIDE_V_ROW, MAIN, REST, MASKED, TMA)
         s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
         dp = tl.dot(do2, v2.T, dp, input_precision=PRECISION)
     p = tl.math.exp2(s * scale_log2 - lse[:, None])
@@ -79,8 +79,8 @@ def _metadata(name: str, products: float) -> Any:
 
 @triton.jit(launch_metadata=_metadata("attention_bwd_dq", 3))
 def attention_bwd_dq_kernel(
-    q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, cos_ptr, sin_ptr, dq_ptr, rotated_ptr, delta_ptr, tiles_ptr,
-    scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
+    q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, dlse_ptr, cos_ptr, sin_ptr, dq_ptr, rotated_ptr,
+    delta_ptr, tiles_ptr, scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
     STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ROTATE: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +106,9 @@ def attention_bwd_dq_kernel(
         rotated = rotated_ptr + own
         rotate_rows(q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, 0, MAIN, HEAD_DIM)
         if REST > 0:
-            rotate_rows(q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, MAIN, REST, HEAD_DIM)
+            rotate_rows(
+                q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, MAIN, REST, HEAD_DIM
+            )  # fmt: skip
         tl.debug_barrier()
         q_ptr = rotated
         stride_q_row = stride_out_row
@@ -119,6 +121,9 @@ def attention_bwd_dq_kernel(
         do2 = load_rows(do_ptr + own, rows, q_rows, stride_out_row, MAIN, REST, True)
         out2 = load_rows(out_ptr + own, rows, q_rows, stride_out_row, MAIN, REST, True)
         delta += tl.sum(do2.to(tl.float32) * out2.to(tl.float32), 1)
+    if dlse_ptr is not None:
+        # d lse / d s = p, so that a gradient of the softmax sums joins delta
+        delta -= tl.load(dlse_ptr + row_state + rows, mask=rows < q_rows, other=0.0)
     tl.store(delta_ptr + row_state + rows, delta, mask=rows < q_rows)
     lse = tl.load(lse_ptr + row_state + rows, mask=rows < q_rows, other=0.0) * LOG2E
     q1 = load_rows(q_ptr, rows, q_rows, stride_q_row, 0, MAIN, True)
@@ -132,16 +137,25 @@ def attention_bwd_dq_kernel(
     keys = tl.arange(0, BLOCK_K)
     column = head * HEAD_DIM
     whole = k_rows // BLOCK_K * BLOCK_K
-    if whole < k_rows:
-        dq1, dq2 = _query_gradient_tile(
-            q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows,
-            k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
-        )  # fmt: skip
+    # By pointers the masked tile comes first, while no accumulator has to survive it. By descriptors it comes last: the loop's wgmma must
+    # find accumulators that nothing else has written, or ptxas serialises them (C7515).
+    if not TMA:  # noqa: SIM102 - decided at compile time
+        if whole < k_rows:
+            dq1, dq2 = _query_gradient_tile(
+                q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows,
+                k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+            )  # fmt: skip
     for start in tl.range(0, whole, BLOCK_K):
         dq1, dq2 = _query_gradient_tile(
             q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, start + keys, k_rows,
             k_start + start, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
         )  # fmt: skip
+    if TMA:  # noqa: SIM102
+        if whole < k_rows:
+            dq1, dq2 = _query_gradient_tile(
+                q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows,
+                k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+            )  # fmt: skip
 
     # the tile is read again: a few loads are cheaper than registers held through the loop
     q_start = tl.load(tile, volatile=True).to(tl.int64)
@@ -176,17 +190,17 @@ def _key_gradient_tile(
     else:
         lse = tl.load(lse_ptr + queries)
         delta = tl.load(delta_ptr + queries)
-    q1 = load_tile(q_ptr, q_main, queries, q_rows, STRIDE_Q_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    q1 = load_tile(q_ptr, q_main, queries, q_rows, first_row, column, STRIDE_Q_ROW, 0, MAIN, MASKED, TMA)
     s = tl.dot(k1, q1.T, input_precision=PRECISION)
     if REST > 0:
-        q2 = load_tile(q_ptr, q_rest, queries, q_rows, STRIDE_Q_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        q2 = load_tile(q_ptr, q_rest, queries, q_rows, first_row, column, STRIDE_Q_ROW, MAIN, REST, MASKED, TMA)
         s = tl.dot(k2, q2.T, s, input_precision=PRECISION)
     p = tl.math.exp2(s * scale_log2 - (lse * LOG2E)[None, :])
-    do1 = load_tile(do_ptr, do_main, queries, q_rows, STRIDE_DO_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    do1 = load_tile(do_ptr, do_main, queries, q_rows, first_row, column, STRIDE_DO_ROW, 0, MAIN, MASKED, TMA)
     dv1 = tl.dot(p.to(do1.dtype), do1, dv1, input_precision=PRECISION)
     dp = tl.dot(v1, do1.T, input_precision=PRECISION)
     if REST > 0:
-        do2 = load_tile(do_ptr, do_rest, queries, q_rows, STRIDE_DO_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        do2 = load_tile(do_ptr, do_rest, queries, q_rows, first_row, column, STRIDE_DO_ROW, MAIN, REST, MASKED, TMA)
         dv2 = tl.dot(p.to(do1.dtype), do2, dv2, input_precision=PRECISION)
         dp = tl.dot(v2, do2.T, dp, input_precision=PRECISION)
     ds = (p * (dp - delta[None, :])).to(q1.dtype)
@@ -257,19 +271,25 @@ def attention_bwd_dkv_kernel(
         store_rows(dk_ptr + own, dk2 * scale, out_rows, k_end, stride_dk_row, MAIN, REST)
 
 
-def backward_configs(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[Config, Config]:
-    """Tiles of the query-gradient and of the key-gradient kernel for a device."""
-    wide = dtype == torch.float32
+def backward_configs(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> tuple[Config, Config]:
+    """Tiles of the query-gradient and of the key-gradient kernel for a device, chosen like forward_config()."""
+    if dtype == torch.float32:
+        small = Config(32, 32, 4, 2)
+        if precision == "ieee" or head_dim == 128:
+            return small, small
+        return Config(64, 32, 4, 2), Config(32, 64, 8, 2)
     if 90 <= capability < 120:
-        return Config(128, 32 if wide else 64, 8, 2, tma=True), Config(32 if wide else 64, 128, 8, 2, tma=True)
-    return Config(128, 32, 4 if head_dim == 64 else 8, 2), Config(32, 128, 8, 2)
+        return Config(128, 128 if head_dim == 96 else 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)
+    if head_dim == 128:
+        return Config(64, 64, 4, 2), Config(64, 64, 4, 2)
+    return Config(128, 32, 4, 2), Config(32, 128, 4 if head_dim == 64 else 8, 2)
 
 
 def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None,
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None,
     q_tiles: Tensor, k_tiles: Tensor, configs: tuple[Config, Config], *, scale: float, precision: str, q_covered: bool, k_covered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq of q's shape, dk and dv of k's, all contiguous. d_out is contiguous; out and lse are what forward() returned.
+    """dq of q's shape, dk and dv of k's, all contiguous. d_lse is the gradient of lse, or None; out and lse are what forward() returned.
 
     q_tiles and k_tiles are Segments.query_tiles(configs[0].block_q) and Segments.key_tiles(configs[1].block_k); covered says that they
     reach every row, so that nothing has to be cleared first.
@@ -277,6 +297,8 @@ def backward(
     n_rows, _, head_dim = q.shape
     heads = k.shape[1]
     main, rest = chunks(head_dim)
+    d_out = d_out.contiguous()
+    d_lse = None if d_lse is None else d_lse.contiguous()
     new = {True: torch.empty, False: torch.zeros}
     dq = new[q_covered](q.shape, dtype=q.dtype, device=q.device)
     dk = new[k_covered](k.shape, dtype=k.dtype, device=k.device)
@@ -289,7 +311,7 @@ def backward(
         k_main, k_rest = describe(k, by_query.block_k, head_dim) if tma else (None, None)
         v_main, v_rest = describe(v, by_query.block_k, head_dim) if tma else (None, None)
         attention_bwd_dq_kernel[(q_tiles.shape[0] * heads,)](
-            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, cos, sin, dq, rotated, delta, q_tiles, scale, heads, n_rows,
+            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, d_lse, cos, sin, dq, rotated, delta, q_tiles, scale, heads, n_rows,
             q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0),
             HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=by_query.block_q, BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma,
             PRECISION=precision, num_warps=by_query.warps, num_stages=by_query.stages,

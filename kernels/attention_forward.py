@@ -1,6 +1,7 @@
 """Forward kernel of ragged attention (kernels/attention.py): online softmax over key tiles, one program for each (query tile, head).
 
-    m' = max(m, rowmax(s)),  p = exp2(s - m'),  l = l exp2(m - m') + rowsum(p),  o = o exp2(m - m') + p v,   s = scale log2(e) R(q) k^T
+    m' = max(m, rowmax(s)),  p = exp2(s - m'),  total = total exp2(m - m') + rowsum(p),  o = o exp2(m - m') + p v
+    s = scale log2(e) R(q) k^T,  out = o / total
 
 A head of 96 is kept as columns 64 + 32 in two tensor-core products each, so that nothing is padded to 128. The main loop sees whole key
 tiles and has no masks; what is left of the segment is one masked tile after it. Source: Dao 2023, FlashAttention-2, algorithm 1.
@@ -38,24 +39,19 @@ class Config:
 def load_rows(ptr, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
     """Columns [COL, COL + WIDTH) of `rows`. MASKED: rows from n_rows on are 0."""
     pointers = ptr + rows[:, None] * stride + (COL + tl.arange(0, WIDTH))[None, :]
-    if MASKED:
-        x = tl.load(pointers, mask=(rows < n_rows)[:, None], other=0.0)
-    else:
-        x = tl.load(pointers)
-    return x
+    return tl.load(pointers, mask=(rows < n_rows)[:, None], other=0.0) if MASKED else tl.load(pointers)
 
 
 @triton.jit
-def load_tile(ptr, desc, rows, n_rows, STRIDE, first_row, column, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr):
+def load_tile(
+    ptr, desc, rows, n_rows, first_row, column,
+    STRIDE: tl.constexpr, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
     """One column chunk of a tile: by descriptor (rows from first_row of the buffer, the head's columns from `column`) or by pointers.
 
     A masked tile always comes by pointers, because rows of the next song must not enter, not even times 0.
     """
-    if TMA and not MASKED:
-        x = desc.load([first_row, column + COL])
-    else:
-        x = load_rows(ptr, rows, n_rows, STRIDE, COL, WIDTH, MASKED)
-    return x
+    return desc.load([first_row, column + COL]) if TMA and not MASKED else load_rows(ptr, rows, n_rows, STRIDE, COL, WIDTH, MASKED)
 
 
 @triton.jit
@@ -66,7 +62,9 @@ def store_rows(ptr, x, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.conste
 
 
 @triton.jit
-def rotate_rows(x_ptr, out_ptr, cos_ptr, sin_ptr, rows, n_rows, stride, stride_out, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
+def rotate_rows(
+    x_ptr, out_ptr, cos_ptr, sin_ptr, rows, n_rows, stride, stride_out, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr
+):
     """Rotates one column chunk of `rows` from x to out."""
     HALF: tl.constexpr = WIDTH // 2
     cos = load_rows(cos_ptr, rows, n_rows, HEAD_DIM // 2, COL // 2, HALF, True)
@@ -78,36 +76,36 @@ def rotate_rows(x_ptr, out_ptr, cos_ptr, sin_ptr, rows, n_rows, stride, stride_o
 
 
 @triton.jit
-def _softmax_step(s, m, l, scale_log2):
+def _softmax_step(s, m, total, scale_log2):
     """One tile of the online softmax: the new maximum and sum, the probabilities, and the factor for what was summed before."""
     m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
     p = tl.math.exp2(s * scale_log2 - m_new[:, None])
     alpha = tl.math.exp2(m - m_new)
-    return p, alpha, m_new, l * alpha + tl.sum(p, 1)
+    return p, alpha, m_new, total * alpha + tl.sum(p, 1)
 
 
 @triton.jit
 def _attend_tile(
-    q1, q2, o1, o2, m, l, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, keys, k_rows, first_row, column,
+    q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, keys, k_rows, first_row, column,
     STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Takes one key tile into the online softmax."""
-    k1 = load_tile(k_ptr, k_main, keys, k_rows, STRIDE_K_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    k1 = load_tile(k_ptr, k_main, keys, k_rows, first_row, column, STRIDE_K_ROW, 0, MAIN, MASKED, TMA)
     s = tl.dot(q1, k1.T, input_precision=PRECISION)
     if REST > 0:
-        k2 = load_tile(k_ptr, k_rest, keys, k_rows, STRIDE_K_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        k2 = load_tile(k_ptr, k_rest, keys, k_rows, first_row, column, STRIDE_K_ROW, MAIN, REST, MASKED, TMA)
         s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
     if MASKED:
         s = tl.where((keys < k_rows)[None, :], s, float("-inf"))
-    p, alpha, m, l = _softmax_step(s, m, l, scale_log2)
-    v1 = load_tile(v_ptr, v_main, keys, k_rows, STRIDE_V_ROW, first_row, column, 0, MAIN, MASKED, TMA)
+    p, alpha, m, total = _softmax_step(s, m, total, scale_log2)
+    v1 = load_tile(v_ptr, v_main, keys, k_rows, first_row, column, STRIDE_V_ROW, 0, MAIN, MASKED, TMA)
     p = p.to(v1.dtype)
     o1 = tl.dot(p, v1, o1 * alpha[:, None], input_precision=PRECISION)
     if REST > 0:
-        v2 = load_tile(v_ptr, v_rest, keys, k_rows, STRIDE_V_ROW, first_row, column, MAIN, REST, MASKED, TMA)
+        v2 = load_tile(v_ptr, v_rest, keys, k_rows, first_row, column, STRIDE_V_ROW, MAIN, REST, MASKED, TMA)
         o2 = tl.dot(p, v2, o2 * alpha[:, None], input_precision=PRECISION)
-    return o1, o2, m, l
+    return o1, o2, m, total
 
 
 def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -177,9 +175,9 @@ def attention_fwd_kernel(
 
     rows = tl.arange(0, BLOCK_Q)
     if ROTATE:
-        # The output tile is this program's alone, and holds the rotated queries until the result overwrites it. A detour of one tile through
-        # L1, but what then arrives by a load may stay in shared memory as tensor-core operand; values computed in registers would be kept
-        # there through the loop, at the price of spills (sm_80) and of serialised wgmma (sm_90).
+        # The output tile is this program's alone, and holds the rotated queries until the result overwrites it. A detour of one tile
+        # through L1, but what arrives by a load may stay in shared memory as tensor-core operand; values computed in registers would be
+        # kept there through the loop, at the price of spills (sm_80) and of serialised wgmma (sm_90).
         scratch = out_ptr + q_start * stride_out_row + q_head * HEAD_DIM
         rotate_rows(q_ptr, scratch, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, stride_out_row, 0, MAIN, HEAD_DIM)
         if REST > 0:
@@ -194,7 +192,7 @@ def attention_fwd_kernel(
 
     scale_log2 = scale * LOG2E
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_Q], tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
     o1 = tl.zeros([BLOCK_Q, MAIN], tl.float32)
     o2 = tl.zeros([BLOCK_Q, REST if REST > 0 else 16], tl.float32)
 
@@ -203,25 +201,25 @@ def attention_fwd_kernel(
     whole = k_rows // BLOCK_K * BLOCK_K
     if whole < k_rows:
         # the masked tile comes first, while no accumulator has to survive it
-        o1, o2, m, l = _attend_tile(
-            q1, q2, o1, o2, m, l, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows, k_start + whole, column,
-            STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+        o1, o2, m, total = _attend_tile(
+            q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows, k_start + whole,
+            column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
         )  # fmt: skip
     for start in tl.range(0, whole, BLOCK_K):
-        o1, o2, m, l = _attend_tile(
-            q1, q2, o1, o2, m, l, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, start + keys, k_rows, k_start + start, column,
-            STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
+        o1, o2, m, total = _attend_tile(
+            q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, start + keys, k_rows, k_start + start,
+            column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
         )  # fmt: skip
 
-    # no keys: m = -inf, l = 0, o = 0, and 0 / 1 is the answer
+    # no keys: m = -inf, total = 0, o = 0, and 0 / 1 is the answer
     # the tile is read again: a few loads are cheaper than registers held through the loop
     q_start = tl.load(tile, volatile=True).to(tl.int64)
     q_end = q_start + tl.load(tile + 1, volatile=True)
     q_head = (tl.load(tile + 4, volatile=True) * n_heads + head).to(tl.int64)
     out_rows = q_start + rows
-    tl.store(lse_ptr + q_head * n_rows + out_rows, m * LN2 + tl.log(l), mask=out_rows < q_end)
+    tl.store(lse_ptr + q_head * n_rows + out_rows, m * LN2 + tl.log(total), mask=out_rows < q_end)
     out_ptr += q_head * HEAD_DIM
-    r = (1.0 / tl.where(l == 0.0, 1.0, l))[:, None]
+    r = (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
     store_rows(out_ptr, o1 * r, out_rows, q_end, stride_out_row, 0, MAIN)
     if REST > 0:
         store_rows(out_ptr, o2 * r, out_rows, q_end, stride_out_row, MAIN, REST)
@@ -240,15 +238,17 @@ def target_capability() -> int:
     return int(triton.runtime.driver.active.get_current_target().arch)
 
 
-def forward_config(head_dim: int, dtype: torch.dtype, capability: int) -> Config:
+def forward_config(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> Config:
     """Tiles for a device, chosen by instruction counts: the most tensor-core work per shared-memory and issue slot without a spill."""
-    wide = dtype == torch.float32
+    if dtype == torch.float32:
+        # wgmma takes no transposed fp32 operand, and exact products run outside the tensor cores: descriptors would gain nothing
+        return Config(64, 32, 4, 2) if precision == "ieee" else Config(128, 32, 8 if head_dim == 128 else 4, 2)
     if 90 <= capability < 120:
-        return Config(128, 64 if wide else 128, 8, 2, tma=True)
+        return Config(128, 128, 8, 2, tma=True)
     if head_dim == 128:
         # 4 warps do not hold 128 accumulator columns; 8 are bound by ldmatrix unless each key tile is as long as the query tile
-        return Config(128, 32 if wide else 128, 8, 2)
-    return Config(128, 32 if wide else 64, 4, 2)
+        return Config(128, 128, 8, 2)
+    return Config(128, 64, 4, 2)
 
 
 def describable(x: Tensor) -> bool:
@@ -265,8 +265,9 @@ def describe(x: Tensor, rows: int, head_dim: int) -> tuple[TensorDescriptor, Ten
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, tiles: Tensor, config: Config, *, scale: float, precision: str, covered: bool
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, tiles: Tensor, config: Config,
+    *, scale: float, precision: str, covered: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out [T, S H, K] in q's dtype and lse [S H, T] in fp32 (natural logarithm). `tiles` are Segments.query_tiles(config.block_q).
 
     covered: every (stream, row) of q lies in a segment, so that nothing has to be cleared first.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -65,15 +66,35 @@ class Segments:
         seen: list[tuple[int, int, int]] = []
         for q_start, q_count, k_start, k_count, stream in self.items:
             if min(q_start, q_count, k_start, k_count, stream) < 0 or q_start + q_count > q_rows or k_start + k_count > k_rows:
-                raise ValueError(f"segment {(q_start, q_count, k_start, k_count, stream)} leaves the buffers of {q_rows} query and {k_rows} key rows")
+                item = (q_start, q_count, k_start, k_count, stream)
+                raise ValueError(f"segment {item} leaves the buffers of {q_rows} query and {k_rows} key rows")
             if stream >= streams:
                 raise ValueError(f"segment of stream {stream}, but q has {streams} stream(s): q heads = streams x key heads")
             if q_count:
                 seen.append((stream, q_start, q_start + q_count))
         seen.sort()
-        for (s1, _, end), (s2, start, _) in zip(seen, seen[1:], strict=False):
+        for (s1, _, end), (s2, start, _) in pairwise(seen):
             if s1 == s2 and start < end:
                 raise ValueError(f"two segments of stream {s1} share query rows from {start}")
+
+    def check_keys_apart(self) -> None:
+        """Raises ValueError when two segments share key rows: their gradients would have to be summed across programs."""
+        ranges = sorted((k_start, k_start + k_rows) for _, _, k_start, k_rows, _ in self.items if k_rows)
+        for (_, end), (start, _) in pairwise(ranges):
+            if start < end:
+                raise ValueError(
+                    f"two segments share key rows from {start}, which has no gradient kernel: give each its own copy of the rows "
+                    "(torch.cat, index_select), run under torch.no_grad(), or pass backend='eager'"
+                )
+
+    def covers(self, *, q_rows: int, k_rows: int, streams: int) -> tuple[bool, bool]:
+        """Whether the segments reach every row of q in every stream, and every row of k (if no two share one)."""
+        return sum(item[1] for item in self.items) == q_rows * streams, sum(item[3] for item in self.items) == k_rows
+
+    def executed_pairs(self, block_q: int, block_k: int) -> tuple[int, int]:
+        """(query, key) pairs that tiles of block_q x block_k compute, and those that count. Their ratio is the work lost to tile edges."""
+        executed = sum(-(-q // block_q) * block_q * -(-k // block_k) * block_k for _, q, _, k, _ in self.items)
+        return executed, sum(q * k for _, q, _, k, _ in self.items)
 
     def query_tiles(self, block: int, device: torch.device | str) -> Tensor:
         """int32 [n, 6]: tiles of at most `block` query rows, most keys first: (first q row, q rows left, k start, k rows, stream, index).
@@ -84,7 +105,7 @@ class Segments:
         return self._tiles(block, torch.device(device), by_keys=False)
 
     def key_tiles(self, block: int, device: torch.device | str) -> Tensor:
-        """int32 [n, 6]: tiles of at most `block` key rows, most queries first: (first k row, k rows left, q start, q rows, stream, index)."""
+        """int32 [n, 6]: tiles of at most `block` key rows, most queries first: (first k row, rows left, q start, q rows, stream, index)."""
         return self._tiles(block, torch.device(device), by_keys=True)
 
     def _tiles(self, block: int, device: torch.device, *, by_keys: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Static ceilings of a kernel from its machine code: what share of the tensor-core peak its hot loop could reach, at the very best.
 
-The hot loops are the innermost loops that hold matrix instructions. Their instructions are counted per execution pipe and turned into cycles
-of one multiprocessor for one trip of one block:
+The hot loops are the innermost loops that hold matrix instructions. Their instructions are counted per execution pipe and turned into
+cycles of one multiprocessor for one trip of one block:
 
     overlap = tensor / max(all pipes)          every pipe works behind the tensor cores
     serial  = tensor / (tensor + softmax)      nothing does: softmax = max(pipes other than tensor and memory)
@@ -49,7 +49,7 @@ MACHINES = {
     "sm_89": Machine("L40S", tensor=1024, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10),
     "sm_90": Machine("H100", tensor=4096, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10),
     "sm_100": Machine("B200", tensor=8192, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10),
-    "sm_120": Machine("RTX 5090", tensor=1024, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10),
+    "sm_120": Machine("RTX 5090", tensor=512, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10),
 }
 # Loops are rated where the matrix instructions run on the warps' own issue slots; tcgen05 (sm_100) is asynchronous and is not.
 RATED = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
@@ -201,7 +201,8 @@ def _blocks(code: list[Instruction], labels: dict[str, int]) -> tuple[list[range
     jumps = {"BRA", "EXIT", "RET", "JMP", "BRX"}
     # ptxas also leaves loops by a predicated CALL.REL.NOINC to a local label
     target = {i: labels.get(t[1]) for i, ins in enumerate(code) if ins.base in ("BRA", "CALL") and (t := _TARGET.search(ins.operands))}
-    cuts = {0, *(i for i in labels.values() if i < len(code)), *(i + 1 for i, ins in enumerate(code[:-1]) if ins.base in jumps or i in target)}
+    ends = (i for i, ins in enumerate(code[:-1]) if ins.base in jumps or i in target)
+    cuts = {0, *(i for i in labels.values() if i < len(code)), *(i + 1 for i in ends)}
     starts = sorted(cuts)
     blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], len(code)], strict=True)]
     number = {block.start: n for n, block in enumerate(blocks)}
@@ -264,7 +265,7 @@ def hot_loops(code: list[Instruction], labels: dict[str, int]) -> list[list[Inst
 
 
 def rate_loop(loop: list[Instruction], machine: Machine, *, warps: int, useful_flops: float | None = None) -> Loop:
-    """Cycles of each pipe for one trip. useful_flops is the useful work of one trip of a block; loops unrolled by ptxas count as several."""
+    """Cycles of each pipe for one trip. useful_flops is the useful work of a block in one trip; an unrolled loop counts as several."""
     counts = Counter(ins.pipe for ins in loop)
     executed = warps * sum(ins.flops for ins in loop)
     lanes = 32 * warps

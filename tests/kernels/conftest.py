@@ -12,8 +12,9 @@ from collections.abc import Iterator
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
-import strict
 import torch
+
+import strict
 
 if strict.INTERPRETED:
     strict.install()

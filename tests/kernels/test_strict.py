@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import strict
 import torch
 import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
+
+import strict
 
 pytestmark = pytest.mark.skipif(not strict.INTERPRETED, reason="the interpreter is off")
 
