@@ -57,6 +57,7 @@ class Checkpoints:
             manifest = {"version": VERSION, "step": step, "files": {path.name: _describe(path) for path in files}}
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             for path in (*files, aside / MANIFEST):
+                path.chmod(aside.stat().st_mode & 0o666)  # safetensors writes for the owner only
                 _sync(path)
             _sync(aside)
             if tag.exists():  # the tag of the same step from before a resume: equal, or bad and being replaced

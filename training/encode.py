@@ -1,4 +1,4 @@
-"""Songs -> shards: audio for the VAE and ChinMu, latents with phonemes and description vectors for the DiT. Resumable, in any number of parts.
+"""Songs -> shards: audio for the VAE and ChinMu, latents with phonemes and description vectors for the DiT. Resumable, in parts.
 
     encode_audio(open_source("corpus"), Path("data/tiny/audio"), sample_rate=22050, channels=1)
     encode_latents(open_source("corpus"), Path("data/tiny/latents"), model=Path("models/mine"))
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mudit_engine.models.chinmu import ChinMu
     from mudit_engine.models.vae import SpectralVAE
+    from mudit_engine.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def encode_latents(
 
     config = load_config(model)
     vae = load_part("vae", config, model, device=device)
-    texts = TextVectors(load_part("chinmu", config, model, device=device)) if descriptions else None  # type: ignore[arg-type]
+    texts = TextVectors(load_part("chinmu", config, model, device=device)) if descriptions else None
     vocabulary = Vocabulary.load(config.dit.vocabulary)
     done, written = Encoded(), song_fields(latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding)
     rate, channels = config.vae.sample_rate, config.vae.channels
@@ -113,10 +114,10 @@ def encode_latents(
                 continue
             try:
                 audio = _load(song.audio, rate, channels)
-                arrays = {"latents": latents_of(vae, audio), **_phonemes(song, vocabulary)}  # type: ignore[arg-type]
+                arrays = {"latents": latents_of(vae, audio), **_phonemes(song, vocabulary)}
                 if stems:
                     for kind, path in song.stems.items():
-                        arrays[f"stem.{kind}"] = latents_of(vae, _load(path, rate, channels))[: len(arrays["latents"])]  # type: ignore[arg-type]
+                        arrays[f"stem.{kind}"] = latents_of(vae, _load(path, rate, channels))[: len(arrays["latents"])]
             except InputError as error:
                 _refuse(done, song, error)
                 continue
@@ -166,14 +167,14 @@ class TextVectors:
         return {"fragments": np.stack([self.known[part.text] for part, _, _ in rows]), "fragment_kinds": np.array(kinds, np.uint8)}
 
 
-def _phonemes(song: SourceSong, vocabulary: object) -> dict[str, np.ndarray]:
+def _phonemes(song: SourceSong, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
     from mudit_engine.text.lyrics import parse_lyrics
     from mudit_engine.text.phonemes import phonemize
 
     if not song.lyrics.strip():
         return {}
-    sequence = phonemize(parse_lyrics(song.lyrics), vocabulary=vocabulary)  # type: ignore[arg-type]
-    arrays = {"phonemes": np.array(sequence.ids, np.int32)}
+    sequence = phonemize(parse_lyrics(song.lyrics), vocabulary=vocabulary)
+    arrays: dict[str, np.ndarray] = {"phonemes": np.array(sequence.ids, np.int32)}
     if len(song.syllables) == sequence.syllables:
         # tokens that are not sung have no time: -1
         times = [song.syllables[number] if number >= 0 else (-1.0, -1.0) for number in sequence.syllable_of]

@@ -31,7 +31,7 @@ class DataConfig(_Section):
     """Where the songs are, and how they become batches."""
 
     folder: str = Field(description="a data set written by `mudit data encode`")
-    pack_size: int = Field(4096, gt=0, description="cost of one micro-batch at most: latent frames (dit), samples (vae), songs (chinmu)")
+    pack_size: int = Field(4096, gt=0, description="cost of one micro-batch at most: latent frames (dit), crops (vae), songs (chinmu)")
     packs_per_step: int = Field(1, ge=1, description="micro-batches of a global batch, whatever the number of ranks")
     loader_threads: int = Field(1, ge=1)
     prefetch: int = Field(2, ge=1, description="global batches prepared ahead")
@@ -86,14 +86,21 @@ class GuardConfig(_Section):
 
 
 class VaeStage(_Section):
+    """Weights of the loss terms, and how the codec starts and ends (training/task_vae.py)."""
+
     crop_seconds: float = Field(4.0, gt=0)
-    kl: float = Field(1e-4, ge=0)
-    adversarial: float = Field(0.0, ge=0, description="weight of the adversarial loss; 0 trains without discriminators")
-    feature_matching: float = Field(2.0, ge=0)
+    features: float = Field(1.0, ge=0, description="standardised log-magnitudes, L1")
+    spectral: float = Field(1.0, ge=0, description="multi-resolution STFT of the audio")
+    mel: float = Field(1.0, ge=0)
+    kl: float = Field(1e-3, ge=0)
+    adversarial: float = Field(0.0, ge=0, description="0 trains without discriminators")
+    feature_matching: float = Field(2.0, ge=0, description="share of the adversarial weight")
+    adversarial_seconds: float = Field(1.0, gt=0, description="of each crop that the discriminators judge")
+    discriminator_width: int = Field(32, gt=0)
     adversarial_from: int = Field(0, ge=0, description="step at which the discriminators join")
-    discriminator_lr: float = Field(1e-4, gt=0)
-    warm_start: Literal["pca", "none"] = Field("pca", description="fit the linear path by PCA before the first step")
-    warm_start_songs: int = Field(128, gt=0)
+    discriminator_lr: float = Field(2e-4, gt=0, description="peak; it follows the schedule")
+    warm_start: Literal["pca", "none"] = Field("pca", description="fit the linear path in closed form before the first step")
+    statistics_songs: int = Field(128, gt=0, description="songs for the warm start and for the latents' statistics at the end")
 
 
 class ChinMuStage(_Section):

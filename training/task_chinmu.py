@@ -70,7 +70,7 @@ class ChinMuTask(Task):
         self.stage: ChinMuStage = self.recipe.chinmu
         if self.recipe.data.packs_per_step != 1:
             raise ConfigError(
-                f"data.packs_per_step={self.recipe.data.packs_per_step}: InfoNCE compares the songs of one pack; use 1 and raise data.pack_size"
+                f"data.packs_per_step={self.recipe.data.packs_per_step}: InfoNCE compares the songs of one pack: use 1 and a larger pack"
             )
         chinmu = ChinMu(self.config.chinmu)
         self.initialise(chinmu)

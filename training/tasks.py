@@ -87,6 +87,9 @@ class Task(ABC):
     def warm_start(self) -> None:  # noqa: B027 - most stages start from nothing
         """Called once before the first step of a run that starts from nothing."""
 
+    def finish(self) -> None:  # noqa: B027
+        """Called after the last step, with the averaged weights in place, before the last checkpoint."""
+
     def active(self, step: int) -> tuple[str, ...]:
         """The phases that take part in a step, in order."""
         return self.phases

@@ -289,6 +289,9 @@ class Trainer:
         every = recipe.log.validate_every
         if every and (step % every == 0 or last):
             runlog.validation(step, self.validate())
+        if last:
+            with self.strategy.averaged():
+                self.task.finish()
         if last or step % recipe.checkpoint.every == 0 or self._signal is not None:
             self._save(runlog)
         if self._signal is not None and not last:

@@ -21,6 +21,7 @@ def write_songs(folder: Path, count: int = 24, *, seed: int = 0, validation: int
     with ShardWriter(folder, song_fields(latent_channels=CHANNELS), shard_bytes=shard_bytes) as writer:
         for number in range(count + validation):
             frames, tokens, fragments = int(rng.integers(8, 41)), int(rng.integers(0, 12)), int(rng.integers(0, 7))
+            tokens = min(tokens, frames // 2)
             phase = rng.uniform(0, 6, CHANNELS)
             latents = np.sin(np.arange(frames)[:, None] * 0.4 + phase) + 0.1 * rng.normal(size=(frames, CHANNELS))
             user = rng.integers(1, 3, 2)

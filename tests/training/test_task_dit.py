@@ -1,4 +1,4 @@
-"""What a song is conditioned on at a step: the odds of every case, what the unconditional sequence is, and that only (seed, step, id) decide."""
+"""What a song is conditioned on at a step: the odds of every case, the unconditional sequence, and that only (seed, step, id) decide."""
 
 from __future__ import annotations
 

@@ -1,0 +1,111 @@
+"""`mudit data encode` and `mudit data inspect`: songs into training shards, and a look at what is in them.
+
+mudit data encode corpus --out data/latents --model models/mine
+mudit data encode corpus --out data/audio --audio-only --sample-rate 22050 --channels 1
+mudit data inspect data/latents --picture lengths.png --verify
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the data set; songs in it are kept."
+)
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder whose VAE and ChinMu make latents and description vectors.")
+@click.option("--audio-only", is_flag=True, help="Write audio, for training a VAE or ChinMu.")
+@click.option("--sample-rate", type=click.IntRange(8000), default=44100, show_default=True, help="Of --audio-only, Hz.")
+@click.option("--channels", type=click.IntRange(1, 2), default=2, show_default=True, help="Of --audio-only.")
+@click.option("--stems/--no-stems", default=True, show_default=True, help="Encode stems too, where the source has them.")
+@click.option("--descriptions/--no-descriptions", default=True, show_default=True, help="Encode descriptions (needs ChinMu in the model).")
+@click.option(
+    "--part", default="0/1", show_default=True, metavar="I/N", help="Every N-th song from the I-th: one part a process or machine."
+)
+@click.option("--device", default="cpu", show_default=True)
+@json_option
+def encode(
+    source: Path,
+    out: Path,
+    model: Path | None,
+    audio_only: bool,
+    sample_rate: int,
+    channels: int,
+    stems: bool,
+    descriptions: bool,
+    part: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Encode SOURCE (a corpus, a .jsonl manifest, a folder of audio) into shards.
+
+    Stop it with Ctrl-C and run it again: it goes on where it was. Parts may run at the same time into one folder.
+    """
+    from mudit_engine.training.sources import open_source
+
+    number, slash, parts = part.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit() and int(number) < int(parts)):
+        raise click.BadParameter(f"'{part}' must be I/N with I from 0 to N - 1, for example 0/4", param_hint="--part")
+    if audio_only == (model is not None):
+        raise click.UsageError("give either --model FOLDER (latents) or --audio-only")
+    from mudit_engine.training.encode import encode_audio, encode_latents
+
+    share = (int(number), int(parts))
+    with progress("encoding", total=None, quiet=as_json) as step:
+
+        def on_song(song_id: str, seconds: float) -> None:
+            step(text=f"encoding {song_id}")
+
+        if model is None:
+            done = encode_audio(open_source(source), out, sample_rate=sample_rate, channels=channels, part=share, on_song=on_song)
+        else:
+            options = {"stems": stems, "descriptions": descriptions}
+            done = encode_latents(open_source(source), out, model=model, part=share, device=device, on_song=on_song, **options)
+    if as_json:
+        emit_json({"out": str(out), **dataclasses.asdict(done)})
+        return
+    rows = [
+        ["encoded", done.songs],
+        ["minutes", f"{done.seconds / 60:.1f}"],
+        ["already there", done.skipped],
+        ["left out", len(done.refused)],
+    ]
+    print_table(f"Encoded into {out}", ["songs", "count"], rows, numeric=["count"])
+    for song_id, reason in list(done.refused.items())[:20]:
+        note(f"left out {song_id}: {reason}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--verify", is_flag=True, help="Read every byte: checksums, silent songs.")
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw lengths and lyric density into this PNG.")
+@json_option
+def inspect(folder: Path, verify: bool, picture: Path | None, as_json: bool) -> None:
+    """Count songs, hours and lengths of a data set, and name what is wrong with it (exit 4 when something is)."""
+    from mudit_engine.training import inspect_shards
+    from mudit_engine.training.shards import Shards
+
+    report = inspect_shards.inspect(Shards(folder), verify=verify)
+    if picture is not None:
+        inspect_shards.draw(report, picture)
+    fields = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.name not in ("seconds", "density")}
+    if as_json:
+        emit_json(fields)
+    else:
+        rows = [[name, value] for name, value in fields.items() if not isinstance(value, (dict, list))]
+        for name in ("splits", "percentiles", "rows"):
+            rows += [[f"{name} {key}", value] for key, value in fields[name].items()]
+        print_table(f"Data set {folder}", ["", "value"], [*rows, ["bad songs", len(report.bad)], ["damaged shards", len(report.damaged)]])
+        for song_id, reason in list(report.bad.items())[:20]:
+            note(f"bad song {song_id}: {reason}")
+        for name in report.damaged:
+            note(f"damaged shard {name}: delete it with its .json and encode again")
+    if report.bad or report.damaged:
+        raise click.exceptions.Exit(4)

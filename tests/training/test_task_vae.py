@@ -1,0 +1,162 @@
+"""The codec's stage: its batches, who gets which gradient, the closed-form start, the latents' statistics, two optimisers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mudit_engine.config import load_config
+from mudit_engine.errors import InputError
+from mudit_engine.models.folder import load_part
+from mudit_engine.models.vae import SpectralVAE
+from mudit_engine.training.checkpoint import Checkpoints
+from mudit_engine.training.export_part import export_part
+from mudit_engine.training.recipe import Recipe, load_recipe
+from mudit_engine.training.runlog import read_metrics
+from mudit_engine.training.shards import Shards, ShardWriter, audio_fields
+from mudit_engine.training.task_vae import VaeTask
+from mudit_engine.training.tasks import Moment
+from mudit_engine.training.trainer import Trainer
+
+RATE = 8000
+SMALL = {"sample_rate": RATE, "channels": 1, "n_fft": 256, "stft_hop": 64, "fold": 4, "latent_channels": 8, "phase_refinements": 0}
+SMALL |= {"frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chords that fade, a second and a half each; one song is shorter than a crop."""
+    folder = tmp_path_factory.mktemp("chords")
+    rng = np.random.default_rng(0)
+    with ShardWriter(folder, audio_fields(channels=1)) as writer:
+        for number in range(14):
+            t = np.arange(1000 if number == 0 else 12000) / RATE
+            wave = sum(np.sin(2 * np.pi * hertz * t) for hertz in rng.uniform(100, 2000, 3)) * 0.2 * np.exp(-t)
+            split = "train" if number < 12 else "validation"
+            writer.add(
+                f"chord-{number:02d}", {"audio": (wave[:, None] * 32767).astype(np.int16)}, metadata={"sample_rate": RATE}, split=split
+            )
+    return folder
+
+
+def recipe(data: Path, **changes: object) -> Recipe:
+    fields = {
+        "data.folder": str(data),
+        "data.pack_size": 4,
+        "model_overrides.vae": SMALL,
+        "model_overrides.dit.latent_channels": 8,
+        "vae.crop_seconds": 0.5,
+        "vae.adversarial_seconds": 0.25,
+        "vae.discriminator_width": 4,
+        "steps": 8,
+        "schedule.warmup": 2,
+        "checkpoint.every": 4,
+        "log.validate_every": 0,
+        "log.validation_split": "validation",
+        "log.tensorboard": False,
+        "log.curve": False,
+        **changes,
+    }
+    return load_recipe("tiny-vae", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])
+
+
+def test_batches(data: Path) -> None:
+    task = VaeTask(recipe(data), Shards(data))
+    batch = task.load([0, 3, 5], Moment(0, 0, 1))
+    again = task.load([5, 2], Moment(0, 4, 1))
+    assert batch.inputs.audio_NcS.shape == (3, 1, 4096) and batch.inputs.noise_NTC.shape == (3, 16, 8)
+    assert torch.equal(batch.inputs.audio_NcS[2], again.inputs.audio_NcS[0]) and torch.equal(
+        batch.inputs.noise_NTC[2], again.inputs.noise_NTC[0]
+    )
+    short = batch.inputs.audio_NcS[0, 0]
+    assert torch.equal(short[:1000], short[1000:2000]), "a short song goes round"
+    source = task.shards.read(3)["audio"][:, 0].astype(np.float32) / 32767
+    assert any(np.array_equal(source[start : start + 4096], batch.inputs.audio_NcS[1, 0]) for start in range(len(source) - 4095))
+    assert not task.load([3], Moment(0, 0, 1, training=False)).inputs.noise_NTC.any()
+
+
+def test_warm_start_is_better_than_none_and_training_improves_it(data: Path, tmp_path: Path) -> None:
+    cold = Trainer(recipe(data), tmp_path / "cold", quiet=True)
+    warm = Trainer(recipe(data, steps=40), tmp_path / "warm", quiet=True)
+    without = cold.validate()["features"]
+    warm.task.warm_start()
+    start = warm.validate()
+    assert start["features"] < 0.7 * without
+    warm.run()
+    assert warm.validate()["loss"] < 0.95 * start["loss"]
+
+
+def test_each_phase_trains_its_own_weights(data: Path) -> None:
+    task = VaeTask(recipe(data, **{"vae.adversarial": 0.5, "vae.adversarial_from": 3}), Shards(data))
+    assert task.active(2) == ("generator",) and task.active(3) == ("generator", "discriminator")
+    inputs = task.load(range(4), Moment(0, 0, 0)).inputs
+    generator, adversary = task.modules["generator"], task.modules["discriminator"]
+    loss, logs = generator(inputs)
+    loss.backward()
+    assert {"adversarial", "feature_matching"} <= set(logs)
+    assert all(p.grad is None for p in adversary.parameters()) and all(p.requires_grad for p in adversary.parameters())
+    named = {name for name, _ in generator.named_parameters()}
+    assert named and all(name.startswith("vae.") for name in named), "discriminators belong to their own phase"
+    before = {name: p.grad.clone() for name, p in generator.named_parameters() if p.grad is not None}
+    loss, _ = adversary(inputs)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for name, p in adversary.named_parameters() if name.endswith("original1"))
+    assert all(torch.equal(p.grad, before[name]) for name, p in generator.named_parameters() if p.grad is not None)
+
+
+def test_adversarial_weight_counts(data: Path) -> None:
+    losses = {}
+    for weight in (0.0, 0.5):
+        task = VaeTask(recipe(data, **{"vae.adversarial": weight, "vae.feature_matching": 0.0}), Shards(data))
+        task.active(0)
+        loss, logs = task.modules["generator"](task.load(range(4), Moment(0, 0, 0)).inputs)
+        losses[weight] = float(loss.detach()), float(logs["adversarial"][0]) if weight else 0.0
+    assert losses[0.5][0] - losses[0.0][0] == pytest.approx(0.5 * losses[0.5][1], abs=1e-4)
+
+
+def test_resume_with_two_optimisers(data: Path, tmp_path: Path) -> None:
+    adversarial = {"vae.adversarial": 0.1, "vae.adversarial_from": 2, "steps": 8, "schedule.kind": "constant"}
+    Trainer(recipe(data, **adversarial), tmp_path / "whole", quiet=True).run()
+    Trainer(recipe(data, **adversarial), tmp_path / "cut", quiet=True).run()
+    Trainer(recipe(data, **adversarial), tmp_path / "cut", quiet=True).run(resume="4")
+    whole, cut = (Checkpoints(tmp_path / name / "checkpoints").named("8") for name in ("whole", "cut"))
+    files = sorted(path.name for path in whole.glob("*.safetensors"))
+    expected = ["discriminator.optimizer", "discriminator", "generator.ema", "generator.optimizer", "generator"]
+    assert files == [f"{name}.safetensors" for name in expected]
+    for name in files:
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    rows = read_metrics(tmp_path / "whole")[0]
+    assert ["discriminator_loss" in row for row in rows] == [False, False, *[True] * 6]
+
+
+def test_latents_are_measured_with_the_exported_weights(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(data), tmp_path / "run", quiet=True)
+    trainer.run()
+    export_part(tmp_path / "run", tmp_path / "model")
+    vae = load_part("vae", load_config(tmp_path / "model"), tmp_path / "model")
+    assert isinstance(vae, SpectralVAE) and isinstance(trainer.task, VaeTask)
+    assert not torch.equal(vae.latent_std, torch.ones(8))
+    measured = vae.latent_mean.clone(), vae.latent_std.clone()
+    vae.fit_latents(trainer.task._some_songs())
+    torch.testing.assert_close((vae.latent_mean, vae.latent_std), measured)
+
+
+def test_audio_of_another_kind_is_refused(data: Path) -> None:
+    with pytest.raises(InputError, match="holds audio of 1 channel"):
+        VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL, "channels": 2}}), Shards(data))
+    task = VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL, "sample_rate": 16000}}), Shards(data))
+    with pytest.raises(InputError, match="song 'chord-00' is at 8000 Hz, the VAE at 16000 Hz"):
+        task.load([0], Moment(0, 0, 0))

@@ -1,0 +1,183 @@
+"""The codec: crops of songs through the spectral VAE, judged by spectra, the KL term and, later in training, by discriminators.
+
+    generator       features |F(y) - F(x)| + spectral + mel + kl KL + adversarial (G + feature_matching FM)
+    discriminator   hinge on recordings and decodes
+
+Training starts from the closed-form linear codec (`warm_start`), and ends by measuring the mean and spread of the latents, by which the
+song transformer's data is normalised. The decodes that the generator made in a step are the ones its discriminators judge.
+
+    batch = VaeTask(recipe, shards).load([4, 17], moment)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mudit_engine.errors import InputError
+from mudit_engine.models.vae import SpectralVAE
+from mudit_engine.models.vae_losses import (
+    LogMelLoss,
+    MultiResolutionDiscriminator,
+    MultiResolutionStftLoss,
+    Verdict,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+    kl_divergence,
+)
+from mudit_engine.training.recipe import VaeStage
+from mudit_engine.training.seeding import permutation
+from mudit_engine.training.strategy import Logs
+from mudit_engine.training.task_chinmu import crop
+from mudit_engine.training.tasks import Batch, Moment, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VaeInputs:
+    """Crops [N, c, S], the noise of their posteriors [N, T, C] (zero in evaluation), and what the generator leaves to be judged."""
+
+    audio_NcS: Tensor
+    noise_NTC: Tensor
+    judged: dict[str, Tensor] = field(default_factory=dict)
+
+
+class GeneratorLoss(nn.Module):
+    """The VAE and its loss. `adversary` is another phase's module: it is asked here, and trained there."""
+
+    def __init__(self, vae: SpectralVAE, stage: VaeStage, adversary: DiscriminatorLoss | None) -> None:
+        super().__init__()
+        self.vae, self.stage = vae, stage
+        self.spectral = MultiResolutionStftLoss()
+        self.mel = LogMelLoss(vae.config.sample_rate)
+        self._adversary = [adversary] if adversary is not None else []  # a list: its weights are not this module's
+        self.judged = False
+
+    def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:
+        """(mean loss of a crop times the crops, logs)."""
+        stage, vae, audio_NcS = self.stage, self.vae, inputs.audio_NcS
+        mean_NTC, logvar_NTC = vae.encode(audio_NcS)
+        spectrum = vae.spectrum(mean_NTC + (0.5 * logvar_NTC).exp() * inputs.noise_NTC)
+        decoded_NcS = vae.synthesise(spectrum)
+        parts = {
+            "features": (stage.features, (spectrum.features_NFX - vae.features(audio_NcS)).abs().mean()),
+            "spectral": (stage.spectral, self.spectral(decoded_NcS, audio_NcS)),
+            "mel": (stage.mel, self.mel(decoded_NcS, audio_NcS)),
+            "kl": (stage.kl, kl_divergence(mean_NTC, logvar_NTC)),
+        }
+        if self.judged and self.training:
+            # the middle of a crop: its ends have less context, and discriminators cost more than the codec
+            spare = max(0, audio_NcS.shape[2] - round(stage.adversarial_seconds * vae.config.sample_rate))
+            part = slice(spare // 2, audio_NcS.shape[2] - (spare - spare // 2))
+            real, fake = self._adversary[0].judge(audio_NcS[..., part], decoded_NcS[..., part])
+            inputs.judged.update(real=audio_NcS[..., part], decoded=decoded_NcS[..., part].detach())
+            parts["adversarial"] = (stage.adversarial, generator_loss(fake))
+            parts["feature_matching"] = (stage.adversarial * stage.feature_matching, feature_matching(real, fake))
+        crops = len(audio_NcS)
+        loss = torch.stack([weight * value for weight, value in parts.values()]).sum() * crops
+        return loss, {name: (value.detach() * crops, float(crops)) for name, (_, value) in parts.items()}
+
+
+class DiscriminatorLoss(nn.Module):
+    """The discriminators and their loss."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.discriminator = MultiResolutionDiscriminator(channels, width=width)
+
+    def judge(self, audio_NcS: Tensor, decoded_NcS: Tensor) -> tuple[Verdict, Verdict]:
+        """Verdicts for the generator: gradients flow to the decodes, not to the discriminators."""
+        self.discriminator.requires_grad_(False)
+        try:
+            return self.discriminator(audio_NcS), self.discriminator(decoded_NcS)
+        finally:
+            self.discriminator.requires_grad_(True)
+
+    def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:
+        real, fake = self.discriminator(inputs.judged["real"]), self.discriminator(inputs.judged["decoded"])
+        crops = float(len(inputs.audio_NcS))
+        logs: Logs = {}
+        for name, verdict in (("real", real), ("decoded", fake)):
+            logs[name] = (torch.stack([logits.detach().mean() for logits in verdict.logits]).mean() * crops, crops)
+        return discriminator_loss(real, fake) * crops, logs
+
+
+class VaeTask(Task):
+    """Needs audio at the VAE's sample rate and channels."""
+
+    part = "vae"
+    needs = ("audio",)
+    averaged = ("generator",)
+
+    def build(self) -> dict[str, nn.Module]:
+        self.stage: VaeStage = self.recipe.vae
+        config = self.config.vae
+        # whole latent frames: nothing of a crop is padding
+        self.frames = max(1, round(self.stage.crop_seconds * config.frame_rate))
+        self.samples = self.frames * config.hop
+        if self.shards.fields["audio"].width != config.channels:
+            raise InputError(
+                f"'{self.shards.folder}' holds audio of {self.shards.fields['audio'].width} channel(s), the VAE takes {config.channels}: "
+                f"encode it with channels={config.channels}"
+            )
+        vae = SpectralVAE(config)
+        self.initialise(vae)
+        adversary = DiscriminatorLoss(config.channels, self.stage.discriminator_width) if self.stage.adversarial else None
+        self.generator = GeneratorLoss(vae, self.stage, adversary)
+        modules: dict[str, nn.Module] = {"generator": self.generator}
+        if adversary is not None:
+            modules["discriminator"] = adversary
+        self.phases = tuple(modules)
+        self.lr_scale = {"discriminator": self.stage.discriminator_lr / self.recipe.optimizer.lr}
+        return modules
+
+    def active(self, step: int) -> tuple[str, ...]:
+        self.generator.judged = "discriminator" in self.phases and step >= self.stage.adversarial_from
+        return self.phases if self.generator.judged else ("generator",)
+
+    def costs(self) -> np.ndarray:
+        return np.ones(len(self.shards), np.int64)
+
+    def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
+        records = [self.shards.read(number) for number in songs]
+        crops, noise = [], []
+        for record in records:
+            self._check_rate(record.id, int(record.metadata["sample_rate"]))
+            audio = crop(record["audio"], self.samples, moment.chooser("crop", record.id) if moment.training else None)
+            # a shorter song goes round: padding would teach silence
+            crops.append(np.resize(audio, (self.samples, audio.shape[1])).T)
+            shape = (self.frames, self.config.vae.latent_channels)
+            noise.append(torch.randn(shape, generator=moment.generator("posterior", record.id)) if moment.training else torch.zeros(shape))
+        audio_NcS = torch.from_numpy(np.stack(crops).astype(np.float32) / 32767.0)
+        return Batch(tuple(record.id for record in records), float(len(records)), VaeInputs(audio_NcS, torch.stack(noise)))
+
+    def _check_rate(self, song_id: str, rate: int) -> None:
+        if rate != self.config.vae.sample_rate:
+            raise InputError(
+                f"song '{song_id}' is at {rate} Hz, the VAE at {self.config.vae.sample_rate} Hz: encode the audio at that rate"
+            )
+
+    def warm_start(self) -> None:
+        """Fits the linear codec in closed form on songs of the training split."""
+        if self.stage.warm_start == "none" or self.recipe.init is not None:
+            return
+        kept = self.generator.vae.fit_linear(self._some_songs(), seed=self.recipe.seed)
+        log.info("linear codec fitted: it keeps %.1f %% of the variance of the features", 100 * kept)
+
+    def finish(self) -> None:
+        """Measures the latents' mean and spread with the averaged weights."""
+        self.generator.vae.fit_latents(self._some_songs())
+
+    def _some_songs(self) -> list[Tensor]:
+        numbers = self.shards.numbers("train")[: self.recipe.data.limit_songs]
+        chosen = numbers[permutation(len(numbers), "warm-start", self.recipe.seed)][: self.stage.statistics_songs]
+        device = self.generator.vae.latent_mean.device
+        records = [self.shards.read(number) for number in chosen]
+        return [torch.from_numpy(record["audio"].T.astype(np.float32) / 32767.0).to(device) for record in records]

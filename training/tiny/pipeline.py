@@ -1,0 +1,181 @@
+"""The embedded models from nothing: corpus, codec, text-audio encoder, latents, pre-training, fine-tuning. What `make tiny` runs.
+
+    python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 600 --threads 2
+    python -m mudit_engine.training.tiny.pipeline --work data/tiny --only latents,pretrain --set pretrain:steps=200
+
+Every step goes on where it was stopped, and a finished one is skipped, so the same command continues after any interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from mudit_engine.errors import InputError, MuditError
+from mudit_engine.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+STEPS = ("corpus", "audio", "vae", "chinmu", "latents", "pretrain", "finetune", "pretrain-mudit", "finetune-mudit")
+RECIPES = {
+    "vae": "tiny-vae",
+    "chinmu": "tiny-chinmu",
+    "pretrain": "tiny-dit-pretrain",
+    "finetune": "tiny-dit-finetune",
+    "pretrain-mudit": "tiny-dit-pretrain-mudit",
+    "finetune-mudit": "tiny-dit-finetune-mudit",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies and how much of it there is. `overrides` are `--set` values by step."""
+
+    work: Path
+    songs: int = 600
+    seed: int = 0
+    workers: int = 1
+    threads: int | None = None
+    overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def corpus(self) -> Path:
+        return self.work / "corpus"
+
+    @property
+    def codec(self) -> Path:
+        """Model folder with the VAE and ChinMu: what latents are made with."""
+        return self.work / "codec"
+
+    def run_folder(self, step: str) -> Path:
+        return self.work / "runs" / step
+
+    def model(self, step: str) -> Path:
+        """Model folder that a fine-tuning completes."""
+        return self.work / "models" / ("tiny-mudit" if step.endswith("mudit") else "tiny")
+
+
+def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
+    """Runs `steps` in the order of STEPS; returns their seconds. Raises InputError for an unknown step."""
+    unknown = [step for step in steps if step not in STEPS]
+    if unknown:
+        raise InputError(f"unknown step(s) {', '.join(unknown)}: known are {', '.join(STEPS)}")
+    actions: dict[str, Callable[[], None]] = {
+        "corpus": lambda: _corpus(plan),
+        "audio": lambda: _audio(plan),
+        "latents": lambda: _latents(plan),
+    }
+    seconds = {}
+    for step in (one for one in STEPS if one in steps):
+        start = time.monotonic()
+        log.info("step %s", step)
+        actions.get(step, lambda step=step: _train(plan, step))()
+        seconds[step] = round(time.monotonic() - start, 1)
+    return seconds
+
+
+def _corpus(plan: Plan) -> None:
+    from mudit_engine.training.corpus.synth import Request, make_corpus
+
+    make_corpus(Request(out=plan.corpus, songs=plan.songs, seed=plan.seed), workers=plan.workers)
+
+
+def _audio(plan: Plan) -> None:
+    from mudit_engine.config import load_config
+    from mudit_engine.training.encode import encode_audio
+    from mudit_engine.training.sources import open_source
+
+    vae = load_config("tiny").vae
+    done = encode_audio(open_source(plan.corpus), plan.work / "audio", sample_rate=vae.sample_rate, channels=vae.channels)
+    log.info("%d songs, %.1f minutes encoded, %d were there, %d refused", done.songs, done.seconds / 60, done.skipped, len(done.refused))
+
+
+def _latents(plan: Plan) -> None:
+    from mudit_engine.training.encode import encode_latents
+    from mudit_engine.training.sources import open_source
+
+    # latents of another codec must not stay: the note says which one they are of
+    out, codec = plan.work / "latents", _digest(plan.codec)
+    note = out / "codec.json"
+    if out.is_dir() and (not note.is_file() or json.loads(note.read_text()) != codec):
+        log.info("the codec has changed: encoding all latents again")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(note) as aside:
+        aside.write_text(json.dumps(codec))
+    done = encode_latents(open_source(plan.corpus), out, model=plan.codec)
+    log.info("%d songs, %.1f minutes encoded, %d were there, %d refused", done.songs, done.seconds / 60, done.skipped, len(done.refused))
+
+
+def _digest(folder: Path) -> dict[str, str]:
+    import hashlib
+
+    return {part: hashlib.sha256((folder / f"{part}.safetensors").read_bytes()).hexdigest() for part in ("vae", "chinmu")}
+
+
+def _train(plan: Plan, step: str) -> None:
+    from mudit_engine.training.export_part import export_part
+    from mudit_engine.training.recipe import load_recipe
+    from mudit_engine.training.trainer import Trainer
+
+    data = "audio" if step in ("vae", "chinmu") else "latents"
+    overrides = [f"data.folder={plan.work / data}", *plan.overrides.get(step, ())]
+    if step.startswith("finetune"):
+        overrides.append(f"init={plan.run_folder(step.replace('finetune', 'pretrain')) / 'model'}")
+    recipe = load_recipe(RECIPES[step], overrides=overrides)
+    folder = plan.run_folder(step)
+    Trainer(recipe, folder).run()
+    if data == "audio":
+        export_part(folder, plan.codec)
+        return
+    export_part(folder, folder / "model")
+    if step.startswith("finetune"):
+        # the whole model: its three parts as they were used together
+        target = plan.model(step)
+        target.mkdir(parents=True, exist_ok=True)
+        for part in ("vae", "chinmu"):
+            with atomic_path(target / f"{part}.safetensors") as aside:
+                shutil.copyfile(plan.codec / f"{part}.safetensors", aside)
+        export_part(folder, target)
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), default=Path("data/tiny"), show_default=True, help="Folder of everything.")
+@click.option("--songs", type=click.IntRange(1), default=600, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that make the corpus.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of torch.")
+@click.option("--only", default=",".join(STEPS), help="Steps to run, separated by commas.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="STEP:KEY=VALUE", help="Change a recipe's field, for example vae:steps=500. Repeatable."
+)
+def main(work: Path, songs: int, seed: int, workers: int, threads: int | None, only: str, overrides: tuple[str, ...]) -> None:
+    """Make the embedded models from nothing."""
+    import torch
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    by_step: dict[str, tuple[str, ...]] = {}
+    for override in overrides:
+        step, colon, assignment = override.partition(":")
+        if not colon or step not in RECIPES:
+            raise InputError(f"--set {override!r} must be STEP:KEY=VALUE with a step of {', '.join(RECIPES)}")
+        by_step[step] = (*by_step.get(step, ()), assignment)
+    plan = Plan(work, songs=songs, seed=seed, workers=workers, threads=threads, overrides=by_step)
+    try:
+        click.echo(json.dumps(run(plan, tuple(only.split(",")))))
+    except MuditError as error:
+        click.echo(f"tiny: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()
