@@ -48,7 +48,7 @@ class Runs:
         return self._tensors[device]
 
     def tiles(self, device: torch.device | str, *, tile_rows: int, table_rows: int) -> tuple[Tensor, Tensor]:
-        """int32 [N, 3] (first packed row, rows, table row), no tile across runs, sorted by table row; int32 [R + 1] where those of each start."""
+        """int32 [N, 3] (first packed row, rows, table row), no tile across runs, sorted by table row; int32 [R + 1]: their bounds."""
         key = (torch.device(device), tile_rows, table_rows)
         if key not in self._tiles:
             tiles = [

@@ -60,7 +60,8 @@ def guided_step_reference(
     """One update of packed latents; returns new (x', kept') of x's dtype (fp32; float64 stays float64).
 
     x, kept, noise are [T, C]; out_NC [N, C] is the network's packed output (any float dtype), conditional and unconditional sequences of
-    all songs in one buffer. rows_B7 are the songs' coefficients. noise may be None when every d is 0. Rows no span covers are returned unchanged.
+    all songs in one buffer. rows_B7 are the songs' coefficients. noise may be None when every d is 0. Rows no span covers are returned
+    unchanged.
     """
     new_x, new_kept = x_TC.clone(), kept_TC.clone()
     for (start, count, cond_start, uncond_start), row in zip(spans.items, rows_B7, strict=True):
@@ -202,8 +203,8 @@ def guided_step(
     """One guided sampler update of packed latents in one pass by Triton; (x', kept'), new tensors or, `inplace`, x and kept themselves.
 
     x, kept, noise are fp32 [T, C], C a multiple of 8; out [N, C] is the network's packed output of any float type; rows [B, 7] are the
-    songs' coefficients, fp32. kept is not read where c is 0 (it may hold NaN). Without noise, a song whose row has d != 0 becomes NaN. Rows no
-    span covers stay as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the buffers.
+    songs' coefficients, fp32. kept is not read where c is 0 (it may hold NaN). Without noise, a song whose row has d != 0 becomes NaN.
+    Rows no span covers stay as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the buffers.
     """
     check_rows("x", x_TC)
     check_rows("out", out_NC)
@@ -212,12 +213,13 @@ def guided_step(
             raise ValueError(
                 f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 {tuple(x_TC.shape)} (float64: eager)"
             )
-        if inplace and given is not noise_TC and aligned(given) is not given:
+    for name, given in (("x", x_TC), ("kept", kept_TC)):
+        if inplace and aligned(given) is not given:
             raise ValueError(f"{name} with strides {given.stride()} cannot be updated in place: rows must be dense and 16-byte aligned")
     if out_NC.shape[1] != x_TC.shape[1] or rows_B7.shape != (len(spans.items), 7) or rows_B7.dtype != torch.float32:
         raise ValueError(
-            f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x {tuple(x_TC.shape)} and {len(spans.items)}"
-            " songs: pass out [N, C] and float32 [B, 7]"
+            f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x {tuple(x_TC.shape)} and"
+            f" {len(spans.items)} songs: pass out [N, C] and float32 [B, 7]"
         )
     if noise_TC is None and rows_B7.device.type == "cpu" and bool((rows_B7[:, 3] != 0).any()):
         raise ValueError("a sampler row has d != 0 but no noise was given")

@@ -347,7 +347,7 @@ def _pack_bwd_kernel(
 
 
 def _shape_of_program(rows: int, sections: int, heads: int, head_dim: int, device: torch.device) -> dict[str, int]:
-    """Tile and heads per program of `sections` to handle: all heads (the table is read once), fewer when the rows alone make too few programs."""
+    """Tile and heads per program: all heads (the table is read once), fewer when rows and sections alone make too few programs."""
     block = triton.next_power_of_2(head_dim // 2)
     # 8 elements a thread in each half: one 16-byte access of bf16
     tile_rows = max(1024 // block, 1)

@@ -92,7 +92,7 @@ def _segment_sum_kernel(
 
 
 def segment_sums(parts: Tensor, offsets: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
-    """Sums fp32 parts [Q, N, D] over runs of N into [Q, G, D]. int32 offsets [G + 1] bound the runs (None: one run of all); empty ones give 0."""
+    """Sums fp32 parts [Q, N, D] over runs of N into [Q, G, D]. int32 offsets [G + 1] bound them (None: one of all); empty ones give 0."""
     quantities, n_parts, width = parts.shape
     groups = 1 if offsets is None else offsets.shape[0] - 1
     out = torch.empty(quantities, groups, width, dtype=dtype, device=parts.device)
