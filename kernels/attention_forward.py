@@ -211,7 +211,7 @@ def attention_fwd_kernel(
             column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
         )  # fmt: skip
 
-    # no keys: m = -inf, total = 0, o = 0, and 0 / 1 is the answer
+    total = tl.where(total == 0.0, 1.0, total)  # no keys: m = -inf and o = 0 give lse = -inf and out = 0
     # the tile is read again: a few loads are cheaper than registers held through the loop
     q_start = tl.load(tile, volatile=True).to(tl.int64)
     q_end = q_start + tl.load(tile + 1, volatile=True)
@@ -219,7 +219,7 @@ def attention_fwd_kernel(
     out_rows = q_start + rows
     tl.store(lse_ptr + q_head * n_rows + out_rows, m * LN2 + tl.log(total), mask=out_rows < q_end)
     out_ptr += q_head * HEAD_DIM
-    r = (1.0 / tl.where(total == 0.0, 1.0, total))[:, None]
+    r = (1.0 / total)[:, None]
     store_rows(out_ptr, o1 * r, out_rows, q_end, stride_out_row, 0, MAIN)
     if REST > 0:
         store_rows(out_ptr, o2 * r, out_rows, q_end, stride_out_row, MAIN, REST)
