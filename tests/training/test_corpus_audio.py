@@ -82,6 +82,15 @@ def test_two_workers_make_the_same_bytes(corpus, request_):
 
 
 @needs_programs
+def test_an_error_in_a_worker_is_the_callers(request_, tmp_path):
+    broken = dataclasses.replace(request_, out=tmp_path / "broken", soundfont=tmp_path / "broken.sf2")
+    broken.soundfont.write_bytes(b"no soundfont")
+    with pytest.raises(MuditError, match="fluidsynth"):
+        make_corpus(broken, workers=2)
+    assert not list(broken.out.glob("songs/*"))
+
+
+@needs_programs
 def test_a_lost_song_is_made_again_alone_and_the_same(corpus, request_):
     copy = request_.out.with_name("resumed")
     shutil.copytree(corpus, copy)

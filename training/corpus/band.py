@@ -118,7 +118,10 @@ def synthesise(midi: Path, wav: Path, soundfont: Path) -> None:
 
 
 def render(segments: Sequence[Segment], soundfont: Path) -> list[np.ndarray]:
-    """Mono float32 at RENDER_RATE, round(seconds * RENDER_RATE) samples per segment."""
+    """Mono float32 at RENDER_RATE, round(seconds * RENDER_RATE) samples per segment.
+
+    Raises what synthesise raises, and OutputError for silence where there are notes.
+    """
     import soundfile
 
     with tempfile.TemporaryDirectory(prefix="mudit-band-") as folder:
@@ -133,5 +136,8 @@ def render(segments: Sequence[Segment], soundfont: Path) -> list[np.ndarray]:
     for segment, start in zip(segments, starts, strict=True):
         length = round(segment.seconds * RENDER_RATE)
         piece = mono[start * RENDER_RATE : start * RENDER_RATE + length]
+        if segment.notes and not np.any(piece):
+            # fluidsynth reports success for a soundfont it cannot read, and plays silence
+            raise OutputError(f"fluidsynth played nothing with soundfont '{soundfont}': is it a General MIDI .sf2 or .sf3 file?")
         rendered.append(np.pad(piece, (0, length - len(piece))))
     return rendered

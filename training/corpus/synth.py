@@ -1,7 +1,7 @@
 """Makes a corpus: scores, vocals, band, mix and labels, chunk by chunk, in any number of processes.
 
-A chunk is CHUNK consecutive songs, rendered by one fluidsynth process. What a song sounds like depends on (seed, index, sample rate,
-soundfont) and on nothing else; finished songs are skipped, each song appears at once by a rename.
+A chunk is a few consecutive songs, rendered by one fluidsynth process. What a song sounds like depends on (seed, index, sample rate,
+soundfont, chunk size) and on nothing else; finished songs are skipped, each song appears at once by a rename.
 
     make_corpus(Request(out=Path("corpus"), songs=500, seed=0), workers=2, on_song=print)
 """
@@ -13,13 +13,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,17 @@ from mudit_engine.errors import InputError, OutputError
 from mudit_engine.training.corpus import labels
 from mudit_engine.training.corpus.labels import STEMS, Song
 
-CHUNK = 8
+_CHUNK_DONE = "done"
 SAMPLE_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to make. `soundfont` None means the first known one; `cache` None means voice.cache_folder()."""
+    """What to make. `soundfont` None means the first known one; `cache` None means voice.cache_folder().
+
+    `chunk` songs share a fluidsynth process. It is part of what a song is: the synthesiser places notes on blocks of 64 samples, counted
+    from the start of the chunk.
+    """
 
     out: Path
     songs: int
@@ -45,6 +50,7 @@ class Request:
     stems: bool = True
     soundfont: Path | None = None
     cache: Path | None = None
+    chunk: int = 8
 
     def check(self) -> None:
         """Raises InputError for numbers that cannot be used, MissingError for absent programs, packages or soundfont."""
@@ -85,7 +91,7 @@ def make_corpus(request: Request, *, workers: int = 1, on_song: Callable[[int, f
     for stray in (request.out / "songs").glob(".*.part"):
         shutil.rmtree(stray, ignore_errors=True)
     missing = missing_songs(request)
-    chunks = sorted({index // CHUNK for index in missing})
+    chunks = sorted({index // request.chunk for index in missing})
     done = 0
     with contextlib.closing(_run(request, chunks, min(workers, max(1, len(chunks))))) as finished:
         for index, seconds in finished:
@@ -95,29 +101,70 @@ def make_corpus(request: Request, *, workers: int = 1, on_song: Callable[[int, f
 
 
 def _run(request: Request, chunks: list[int], workers: int) -> Generator[tuple[int, float]]:
-    if workers == 1:
+    if workers <= 1:
         for chunk in chunks:
             yield from make_chunk(request, chunk)
         return
-    # spawn: a forked child would inherit locks of the parent's threads (progress bar, BLAS).
-    pool = multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker)
+    context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the parent's threads (progress bar, BLAS)
+    pipes: list[Connection] = []
+    processes = []
+    # Ctrl-C reaches every process of the terminal. Workers and what they start inherit the blocked signal: the parent alone decides.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        for made in pool.imap_unordered(functools.partial(_chunk_songs, request), chunks):
-            yield from made
-        pool.close()
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(request, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
     finally:
-        pool.terminate()
-        pool.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    try:
+        yield from _hand_out(chunks, pipes)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
 
 
-def _start_worker() -> None:
-    # Ctrl-C reaches every process of the terminal: the parent alone decides. SIGTERM unwinds, so that temporary files go.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _hand_out(chunks: list[int], pipes: list[Connection]) -> Generator[tuple[int, float]]:
+    """Gives each free worker the next chunk and passes on what they report, until all is made."""
+    waiting = iter(chunks)
+    busy = list(pipes)
+    for pipe in pipes:
+        pipe.send(next(waiting, None))
+    while busy:
+        for pipe in [pipe for pipe in multiprocessing.connection.wait(busy) if isinstance(pipe, Connection)]:
+            try:
+                message = pipe.recv()
+            except EOFError:
+                raise OutputError("a worker process was killed (out of memory?): run the command again with fewer --workers") from None
+            if isinstance(message, BaseException):
+                raise message
+            if message == _CHUNK_DONE:
+                pipe.send(next(waiting, None))
+            elif message is None:
+                busy.remove(pipe)
+            else:
+                yield message
+
+
+def _work(request: Request, pipe: Connection) -> None:
+    """A worker: chunk numbers in, (index, seconds) of every song out, None for None at the end."""
+    # SIGTERM unwinds the stack, so that temporary files go and a running fluidsynth is ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
-def _chunk_songs(request: Request, chunk: int) -> list[tuple[int, float]]:
-    return list(make_chunk(request, chunk))
+    try:
+        while (chunk := pipe.recv()) is not None:
+            for made in make_chunk(request, chunk):
+                pipe.send(made)
+            pipe.send(_CHUNK_DONE)
+        pipe.send(None)
+    except (EOFError, BrokenPipeError):
+        return  # the parent has gone
+    except Exception as error:
+        pipe.send(error)
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,11 +179,12 @@ def make_chunk(request: Request, chunk: int) -> Iterator[tuple[int, float]]:
     from mudit_engine.training.corpus.band import Segment, find_soundfont, render
     from mudit_engine.training.corpus.compose import compose
 
-    wanted = [index for index in missing_songs(request) if index // CHUNK == chunk]
+    wanted = [index for index in missing_songs(request) if index // request.chunk == chunk]
     if not wanted:
         return
     # Songs before a missing one are rendered again, finished or not: the synthesiser's clock then stands where it stood the first time.
-    scores = [compose(seed=request.seed, index=index, sample_rate=request.sample_rate) for index in range(chunk * CHUNK, wanted[-1] + 1)]
+    indices = range(chunk * request.chunk, wanted[-1] + 1)
+    scores = [compose(seed=request.seed, index=index, sample_rate=request.sample_rate) for index in indices]
     segments, owners = [], []
     for score in scores:
         for stem in score.song.stems:
@@ -202,6 +250,7 @@ def _write_manifest(request: Request) -> None:
         "seed": request.seed,
         "sample_rate": request.sample_rate,
         "stems": list(STEMS) if request.stems else [],
+        "chunk": request.chunk,
         "soundfont": soundfont.name,
         "soundfont_sha256": digest,
     }
