@@ -80,8 +80,9 @@ def codec(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool, wo
     from mudit_engine.metrics.listening import Listener
     from mudit_engine.models.folder import model_folder
 
+    loaded = Codec.load(model_folder(model))
     test, train = _songs(corpus, held_out, training_songs)
-    report = judge_codec(Codec.load(model_folder(model)), test, train, Listener(work), track=_track(quiet=as_json))
+    report = judge_codec(loaded, test, train, Listener(work), track=_track(quiet=as_json))
     _show("Codec", report, as_json=as_json)
     _gate(report.verdicts, gate)
 

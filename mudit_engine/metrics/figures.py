@@ -77,11 +77,11 @@ def mean(values: Iterable[float]) -> Figure:
     return ratio(range(len(values)), values, [1.0] * len(values))
 
 
-def fad(reference: FrechetReference, features: Sequence[Tensor], *, resamples: int = FAD_RESAMPLES) -> Figure:
+def fad(reference: FrechetReference, features: Sequence[Tensor]) -> Figure:
     """Distance of the features [P, D] of several songs from the reference."""
     moments = [reference.moments(song) for song in features]
     value = reference.distance(moments, [1] * len(moments))
-    spread = np.array([reference.distance(moments, weight.tolist()) for weight in draws(len(moments), resamples=resamples)])
+    spread = np.array([reference.distance(moments, weight.tolist()) for weight in draws(len(moments), resamples=FAD_RESAMPLES)])
     return _figure(value, value + spread - spread.mean(), len(moments))
 
 

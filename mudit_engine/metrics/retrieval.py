@@ -36,7 +36,7 @@ Direction = Literal["text to audio", "audio to text"]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Accuracy of one direction and fragment length at K answers. `songs` is the number of candidates."""
+    """Accuracy of one direction and fragment length at K answers, among `songs` songs or the distinct fragments drawn for them."""
 
     direction: Direction
     level: str
@@ -76,13 +76,17 @@ def _level(chinmu: ChinMu, songs: Sequence[EvalSong], audio_NE: Tensor, level: s
     chances: dict[tuple[Direction, int], list[float]] = {}
     for _ in range(DRAWS):
         drawn = [number[song.fragments[level][int(generator.integers(len(song.fragments[level])))]] for song in songs]
-        scores, right = cosine[drawn], holds[drawn]
-        ways: dict[Direction, tuple[np.ndarray, np.ndarray]] = {"text to audio": (scores, right), "audio to text": (scores.T, right.T)}
+        # among the answers a text stands once: copies of it would fill the K nearest together
+        distinct = sorted(set(drawn))
+        ways: dict[Direction, tuple[np.ndarray, np.ndarray]] = {
+            "text to audio": (cosine[drawn], holds[drawn]),
+            "audio to text": (cosine[distinct].T, holds[distinct].T),
+        }
         for direction, (score, true) in ways.items():
             ranks = first_right(score, true)
             for k in CUTOFFS:
                 hits.setdefault((direction, k), []).extend((ranks < k).astype(float).tolist())
-                chances.setdefault((direction, k), []).extend(chance(len(songs), int(r), k) for r in true.sum(1))
+                chances.setdefault((direction, k), []).extend(chance(true.shape[1], int(r), k) for r in true.sum(1))
     owner = list(range(len(songs))) * DRAWS
     return [
         Retrieval(direction, level, k, figures.ratio(owner, values, [1.0] * len(values)), float(np.mean(chances[direction, k])), len(songs))
@@ -98,7 +102,8 @@ def first_right(scores_QN: np.ndarray, right_QN: np.ndarray) -> np.ndarray:
 
 
 def chance(candidates: int, right: int, k: int) -> float:
-    """Probability that k of the candidates, drawn without replacement, hold one of the right ones."""
+    """Probability that k of the candidates (or all, if they are fewer), drawn without replacement, hold one of the right ones."""
+    k = min(k, candidates)
     return 1.0 - math.comb(candidates - right, k) / math.comb(candidates, k)
 
 

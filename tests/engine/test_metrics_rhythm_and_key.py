@@ -82,7 +82,10 @@ def test_chroma_of_one_tone_is_its_pitch_class() -> None:
     assert int(shares.argmax()) == 9 and float(shares[9]) > 0.9 and float(shares.sum()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("A minor", (9, "minor")), ("Eb major", (3, "major")), ("Cb major", (11, "major")), (" F# minor ", (6, "minor"))])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("A minor", (9, "minor")), ("Eb major", (3, "major")), ("Cb major", (11, "major")), (" F# minor ", (6, "minor"))],
+)
 def test_names_of_keys(name: str, expected: tuple[int, str]) -> None:
     assert parse_key(name) == expected
 
