@@ -84,8 +84,8 @@ def test_two_workers_make_the_same_bytes(corpus, request_):
 @needs_programs
 def test_an_error_in_a_worker_is_the_callers(request_, tmp_path):
     broken = dataclasses.replace(request_, out=tmp_path / "broken", soundfont=tmp_path / "broken.sf2")
-    broken.soundfont.write_bytes(b"no soundfont")
-    with pytest.raises(MuditError, match="fluidsynth"):
+    broken.soundfont.write_bytes(b"RIFF\x20\0\0\0sfbk" + bytes(64))
+    with pytest.raises(MuditError, match="fluidsynth played nothing"):
         make_corpus(broken, workers=2)
     assert not list(broken.out.glob("songs/*"))
 
@@ -223,6 +223,9 @@ def test_absent_soundfont_is_an_error_with_a_way_out(tmp_path, monkeypatch):
         band.find_soundfont()
     monkeypatch.setenv(band.SOUNDFONT_VARIABLE, str(tmp_path / "no.sf2"))
     with pytest.raises(MissingError, match="no.sf2' does not exist"):
+        band.find_soundfont()
+    (tmp_path / "no.sf2").write_bytes(b"words")
+    with pytest.raises(InputError, match="is no soundfont"):
         band.find_soundfont()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mudit_engine.availability import require, require_tool
-from mudit_engine.errors import MissingError, OutputError
+from mudit_engine.errors import InputError, MissingError, OutputError
 from mudit_engine.training.corpus.arrange import DRUMS, PartNote
 
 # Soundfonts are sampled at 44.1 kHz and fluidsynth does not filter what lies above a lower output rate: it would fold back.
@@ -49,11 +49,18 @@ class Segment:
 
 
 def find_soundfont(path: str | Path | None = None) -> Path:
-    """`path`, else $MUDIT_SOUNDFONT, else a known location. Raises MissingError with the install command."""
+    """`path`, else $MUDIT_SOUNDFONT, else a known location.
+
+    Raises MissingError with the install command, InputError for another kind of file.
+    """
     named = path or os.environ.get(SOUNDFONT_VARIABLE)
     if named:
         if not Path(named).is_file():
             raise MissingError(f"soundfont '{named}' does not exist: apt-get install fluid-soundfont-gm, or name another .sf2/.sf3 file")
+        with Path(named).open("rb") as file:
+            header = file.read(12)
+        if header[:4] != b"RIFF" or header[8:] != b"sfbk":
+            raise InputError(f"'{named}' is no soundfont: name a General MIDI .sf2 or .sf3 file")
         return Path(named)
     for place in SOUNDFONTS:
         if Path(place).is_file():
@@ -111,7 +118,9 @@ def synthesise(midi: Path, wav: Path, soundfont: Path) -> None:
     """MIDI file -> stereo float WAV at RENDER_RATE. Raises MissingError without fluidsynth, OutputError when it fails."""
     program = require_tool("fluidsynth", "rendering the band")
     command = [program, "-n", "-i", "-q", "-R", "0", "-C", "0", "-g", "0.5", "-r", str(RENDER_RATE), "-O", "float", "-T", "wav"]
-    command += ["-o", "synth.dynamic-sample-loading=1", "-o", "synth.polyphony=512", "-F", str(wav), str(soundfont), str(midi)]
+    # Without an empty default, a soundfont that cannot be read is replaced by the system's, whatever its licence.
+    command += ["-o", "synth.default-soundfont=", "-o", "synth.dynamic-sample-loading=1", "-o", "synth.polyphony=512"]
+    command += ["-F", str(wav), str(soundfont), str(midi)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not wav.exists():
         raise OutputError(f"fluidsynth failed ({done.returncode}) on {midi.name}: {done.stderr.strip()[-300:]}")
@@ -137,7 +146,7 @@ def render(segments: Sequence[Segment], soundfont: Path) -> list[np.ndarray]:
         length = round(segment.seconds * RENDER_RATE)
         piece = mono[start * RENDER_RATE : start * RENDER_RATE + length]
         if segment.notes and not np.any(piece):
-            # fluidsynth reports success for a soundfont it cannot read, and plays silence
+            # fluidsynth reports success for a soundfont it cannot read.
             raise OutputError(f"fluidsynth played nothing with soundfont '{soundfont}': is it a General MIDI .sf2 or .sf3 file?")
         rendered.append(np.pad(piece, (0, length - len(piece))))
     return rendered
