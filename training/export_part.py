@@ -13,7 +13,7 @@ from mudit_engine.config import load_config
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.folder import Part, build_part, save_config, save_part
 from mudit_engine.training.checkpoint import Checkpoints
-from mudit_engine.training.recipe import Recipe, parse_recipe
+from mudit_engine.training.recipe import parse_recipe
 
 if TYPE_CHECKING:
     from mudit_engine.config import ModelConfig
@@ -43,7 +43,7 @@ def export_part(
         raise InputError(f"'{run}' holds no checkpoint: train first, or name the run's folder")
     recipe = parse_recipe(json.loads((found / "recipe.json").read_text(encoding="utf-8")), source=str(found / "recipe.json"))
     part = PART_OF_TASK[recipe.task]
-    config = _merged_config(recipe, part, folder)
+    config = _merged_config(load_config(found), part, folder)
     module = build_part(part, config)
     phase, prefix = PHASE_OF_PART[part], f"{part}."
     state = load_file(found / f"{phase}.safetensors")  # the average holds parameters only: buffers come from here
@@ -60,14 +60,14 @@ def export_part(
     return file
 
 
-def _merged_config(recipe: Recipe, part: Part, folder: Path) -> ModelConfig:
-    ours = recipe.model_config_resolved()
+def _merged_config(ours: ModelConfig, part: Part, folder: Path) -> ModelConfig:
     if not (folder / "config.json").is_file():
         return ours
     there = load_config(folder)
-    changes = {part: getattr(ours, part)} | ({"path": ours.path, "sampler": ours.sampler} if part == "dit" else {})
+    # the codec and the text encoder that are there stay as they were trained; the song model brings what generation goes by
+    names = ("dit", "path", "sampler", "name", "max_seconds") if part == "dit" else (part,)
+    ours_fields = ours.model_dump()
     try:
-        merged = type(there).model_validate({**there.model_dump(), **{name: value.model_dump() for name, value in changes.items()}})
+        return type(there).model_validate({**there.model_dump(), **{name: ours_fields[name] for name in names}})
     except ValueError as error:
         raise ConfigError(f"'{folder}' holds parts that do not go with this {part}: {error}. Export to another folder") from None
-    return merged

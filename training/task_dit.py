@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_times
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
+from mudit_engine.errors import InputError
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, DitBatch
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training import shards as layout
@@ -83,6 +84,12 @@ class DitTask(Task):
     def build(self) -> dict[str, nn.Module]:
         self.stage = self.recipe.dit
         self.path = make_path(self.config.path)
+        for name, width in (("latents", self.config.dit.latent_channels), ("fragments", self.config.dit.description_width)):
+            if self.shards.fields[name].width != width:
+                raise InputError(
+                    f"'{self.shards.folder}' holds {name} of width {self.shards.fields[name].width}, the model takes {width}: "
+                    "encode the songs with this model's VAE and ChinMu"
+                )
         vocabulary = Vocabulary.load(self.config.dit.vocabulary)
         self.sections = np.array([i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"])
         dit = DiT(self.config.dit)

@@ -27,6 +27,7 @@ import torch
 
 from mudit_engine.errors import ConfigError, InputError, MuditError
 from mudit_engine.files import write_json
+from mudit_engine.models.folder import save_config
 from mudit_engine.training.batching import Sampler, plan_packs, prefetch
 from mudit_engine.training.checkpoint import Checkpoints
 from mudit_engine.training.recipe import Recipe
@@ -38,7 +39,7 @@ from mudit_engine.training.tasks import Batch, Moment, Task, average, make_task,
 
 log = logging.getLogger(__name__)
 
-STATE, EXPORT_RECIPE = "trainer.json", "recipe.json"
+STATE, RECIPE, CONFIG = "trainer.json", "recipe.json", "config.json"
 BAD_WINDOW = 100  # steps among which bad ones are counted
 NORM_MEMORY = 0.98  # of the running mean of the log gradient norm
 NORM_WARMUP = 50  # steps before a spike can be told from the start of training
@@ -114,6 +115,7 @@ class Trainer:
             "packs_per_step": data.packs_per_step,
             "songs": len(self.sampler.numbers),
             "data": self.shards.digest,
+            "model": json.loads(getattr(self.task.config, self.task.part).model_dump_json()),
         }
 
     def run(self, *, resume: str = "auto") -> dict[str, Any]:
@@ -124,6 +126,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         tag = self._resume(resume)
         extra = {"resumed_from": tag.name if tag else None, "songs": len(self.sampler.numbers), "device": str(self.strategy.device)}
+        save_config(self.task.config, self.folder)
         describe_run(self.folder, self.recipe, {**extra, "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4)})
         if tag is None:
             self.task.warm_start()
@@ -170,10 +173,13 @@ class Trainer:
             return None
         state = json.loads((tag / STATE).read_text(encoding="utf-8"))
         ours = self._identity()
-        changed = [f"{name} ({state['identity'].get(name)} -> {ours[name]})" for name in ours if state["identity"].get(name) != ours[name]]
+        theirs = state["identity"]
+        fields = {name: value for name, value in theirs["model"].items() if ours["model"].get(name) != value}
+        changed = [f"{name} ({theirs[name]} -> {ours[name]})" for name in ours if name != "model" and theirs[name] != ours[name]]
+        changed += [f"{self.task.part}.{name} ({value} -> {ours['model'].get(name)})" for name, value in fields.items()]
         if changed:
             raise ConfigError(
-                f"checkpoint '{tag}' belongs to another sequence of songs: {', '.join(changed)}. "
+                f"checkpoint '{tag}' belongs to another run: {', '.join(changed)}. "
                 "Undo the change, or start a new run from its weights (export it, then --set init=FOLDER and another --out)"
             )
         self.progress = Progress(**state["progress"])
@@ -330,7 +336,8 @@ class Trainer:
             self.strategy.save(folder)
             state = {"progress": asdict(self.progress), "identity": self._identity()}
             (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            (folder / EXPORT_RECIPE).write_text(json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8")
+            (folder / RECIPE).write_text(json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8")
+            (folder / CONFIG).write_text(self.task.config.model_dump_json(indent=1), encoding="utf-8")
 
     def _set_training(self, training: bool) -> None:
         for module in self.task.modules.values():

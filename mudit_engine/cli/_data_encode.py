@@ -72,10 +72,10 @@ def encode(
         emit_json({"out": str(out), **dataclasses.asdict(done)})
         return
     rows = [
-        ["encoded", done.songs],
-        ["minutes", f"{done.seconds / 60:.1f}"],
-        ["already there", done.skipped],
-        ["left out", len(done.refused)],
+        ["encoded", str(done.songs)],
+        ["minutes encoded", f"{done.seconds / 60:.1f}"],
+        ["already there", str(done.skipped)],
+        ["left out", str(len(done.refused))],
     ]
     print_table(f"Encoded into {out}", ["songs", "count"], rows, numeric=["count"])
     for song_id, reason in list(done.refused.items())[:20]:

@@ -193,12 +193,20 @@ def test_longer_run_goes_on_from_a_finished_one(data: Path, tmp_path: Path) -> N
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", [{"data__pack_size": 160}, {"seed": 1}], ids=["pack-size", "seed"])
-def test_another_sequence_of_songs_is_refused(whole: Path, data: Path, tmp_path: Path, change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"data__pack_size": 160}, r"pack_size \(128 -> 160\)"),
+        ({"seed": 1}, r"seed \(0 -> 1\)"),
+        ({"model_overrides__dit__rope_base": 500.0}, r"dit.rope_base \(10000.0 -> 500.0\)"),
+    ],
+    ids=["pack-size", "seed", "model"],
+)
+def test_another_run_is_refused(whole: Path, data: Path, tmp_path: Path, change: dict[str, float], message: str) -> None:
     import shutil
 
     shutil.copytree(whole, tmp_path / "run")
-    with pytest.raises(ConfigError, match="belongs to another sequence of songs"):
+    with pytest.raises(ConfigError, match=f"belongs to another run: {message}"):
         Trainer(small_recipe(data, **change), tmp_path / "run", quiet=True).run()
 
 

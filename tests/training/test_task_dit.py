@@ -160,3 +160,8 @@ def test_data_of_another_stage_is_refused(tmp_path: Path) -> None:
         writer.add("a", {"audio": np.zeros((10, 1), np.int16)})
     with pytest.raises(InputError, match=r"needs the fields \['latents', 'phonemes'"):
         DitTask(small_recipe(tmp_path), Shards(tmp_path))
+
+
+def test_latents_of_another_codec_are_refused(shards: Shards) -> None:
+    with pytest.raises(InputError, match="holds latents of width 8, the model takes 4: encode the songs with this model's VAE"):
+        task(shards, model_overrides__dit={"latent_channels": 4, "width": 16, "heads": 2}, model_overrides__vae__latent_channels=4)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
-from mudit_engine.models.folder import load_part
+from mudit_engine.models.folder import load_part, save_config
 from mudit_engine.training.export_part import export_part
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.strategy import Ema, Single, make_optimizer, make_strategy
@@ -259,3 +259,20 @@ def test_loss_falls(data: Path, tmp_path: Path) -> None:
     before = trainer.validate()["loss"]
     trainer.run()
     assert trainer.validate()["loss"] < 0.8 * before
+
+
+def test_export_keeps_the_parts_that_are_there(data: Path, tmp_path: Path) -> None:
+    """A song model goes into the folder of its codec: the codec's configuration stays, whatever the recipe's preset has become."""
+    trainer = Trainer(small_recipe(data, steps=3, checkpoint__every=3), tmp_path / "run", quiet=True)
+    trainer.run()
+    codec = trainer.task.config.model_copy(update={"vae": trainer.task.config.vae.model_copy(update={"frame_width": 48}), "name": "codec"})
+    save_config(codec, tmp_path / "model")
+    export_part(tmp_path / "run", tmp_path / "model")
+    merged = load_config(tmp_path / "model")
+    assert merged.vae.frame_width == 48 and merged.dit == trainer.task.config.dit and merged.path == trainer.task.config.path
+    assert merged.name == trainer.task.config.name
+    other = codec.model_copy(update={"vae": codec.vae.model_copy(update={"latent_channels": 4})})
+    other = other.model_copy(update={"dit": other.dit.model_copy(update={"latent_channels": 4})})
+    save_config(other, tmp_path / "other")
+    with pytest.raises(InputError, match="holds parts that do not go with this dit"):
+        export_part(tmp_path / "run", tmp_path / "other")

@@ -140,9 +140,9 @@ def _train(plan: Plan, step: str) -> None:
         # the whole model: its three parts as they were used together
         target = plan.model(step)
         target.mkdir(parents=True, exist_ok=True)
-        for part in ("vae", "chinmu"):
-            with atomic_path(target / f"{part}.safetensors") as aside:
-                shutil.copyfile(plan.codec / f"{part}.safetensors", aside)
+        for name in ("config.json", "vae.safetensors", "chinmu.safetensors"):
+            with atomic_path(target / name) as aside:
+                shutil.copyfile(plan.codec / name, aside)
         export_part(folder, target)
 
 
