@@ -32,7 +32,7 @@ EXTRAS = {
     "lyrics": ["transformers==5.23.0", "peft==0.21.2", "bitsandbytes==0.50.2", "accelerate==1.15.0"],
     "export": ["onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "openvino==2026.4.1", "tensorrt-rtx==1.7.1.116"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.32"],
-    "eval": ["librosa>=0.10.2", "scipy>=1.14"],
+    "eval": ["onnxruntime==1.32.0"],
     # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],
@@ -44,8 +44,12 @@ EXTRAS["dev"] = [
     "hypothesis>=6.150,<7",
     "ruff==0.17.6",
     "mypy==2.4.1",
+    "tensorboard>=2.18",
+    "onnx==1.23.2",
+    "onnxscript==0.7.2",
     *EXTRAS["bench"],
     *EXTRAS["corpus"],
+    *EXTRAS["eval"],
 ]
 
 setup(

@@ -46,7 +46,6 @@ PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx", "export"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
-    "librosa": ("librosa", "eval"),
     "scipy": ("scipy", "eval"),
     "diffusers": ("diffusers", "bench"),
     "pyworld": ("pyworld", "corpus"),

@@ -131,7 +131,8 @@ def with_magnitude(magnitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tenso
     The floor under the division is in proportion to the wanted magnitude: where a bin is all but empty its phase is rounding noise, and
     without the floor that noise would be blown up to full level.
     """
-    scale = magnitude * torch.rsqrt(real.square() + imag.square() + (1e-2 * magnitude).square() + 1e-14)
+    # bounds and not sums of a tiny constant: onnxscript 0.7 drops such an addition
+    scale = magnitude * torch.rsqrt((real.square() + imag.square() + (1e-2 * magnitude).square()).clamp_min(1e-14))
     return real * scale, imag * scale
 
 
@@ -166,4 +167,4 @@ class LogMel(nn.Module):
 
 def magnitude(real: Tensor, imag: Tensor) -> Tensor:
     """|real + i imag|, with a finite gradient at 0."""
-    return (real.square() + imag.square() + 1e-14).sqrt()
+    return (real.square() + imag.square()).clamp_min(1e-14).sqrt()

@@ -203,7 +203,8 @@ class SpectralVAE(nn.Module):
             return Spectrum(features_NFX, mid_real, mid_imag, None, None, None)
         side = self._expand(raw_NFX[..., self.stft.bins : 2 * self.stft.bins])
         # the balance gives the cosine of the angle between side and mid; only the sign of its sine is the network's own
-        power = mid.square() + side.square() + self.config.floor**2
+        # a bound and not a sum: onnxscript 0.7 drops the addition of a constant this close to 0, and silence would be 0 / 0
+        power = (mid.square() + side.square()).clamp_min(self.config.floor**2)
         cosine = (raw_NFX[..., 2 * self.stft.bins :] * power / (2 * mid * side + 1e-2 * power)).clamp(-1, 1)
         sine = (1.0 - cosine.square() + 1e-4).sqrt()
         return Spectrum(features_NFX, mid_real, mid_imag, side, cosine + phases[2], sine + phases[3])
