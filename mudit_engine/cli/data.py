@@ -1,4 +1,4 @@
-"""`mudit data`: make the labelled song corpus, and count what it holds.
+"""`mudit data`: make the labelled song corpus, count what it holds, and render MIDI music beside it.
 
 mudit data synth --out corpus --songs 560 --workers 2
 mudit data stats corpus
@@ -76,6 +76,38 @@ def stats(corpus: Path, as_json: bool) -> None:
     from mudit_engine.training.corpus.statistics import summarise
 
     _show({"out": corpus}, summarise(corpus), as_json=as_json)
+
+
+@command.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=_FOLDER, required=True, help="Folder of the excerpts and their manifest.jsonl; finished pieces are kept.")
+@click.option("--excerpt", type=float, default=30.0, show_default=True, help="Seconds of an excerpt.")
+@click.option("--sample-rate", type=int, default=22050, show_default=True, help="Of all audio, Hz.")
+@click.option("--soundfont", type=click.Path(path_type=Path), help="General MIDI .sf2 or .sf3  [default: $MUDIT_SOUNDFONT, else FluidR3]")
+@json_option
+def midi(sources: tuple[Path, ...], out: Path, excerpt: float, sample_rate: int, soundfont: Path | None, as_json: bool) -> None:
+    """Render the MIDI music of SOURCES (.mid files, folders, Doom WAD archives) to excerpts, for training the VAE.
+
+    Debian's freedoom package holds 66 BSD-licensed pieces: apt-get download freedoom && dpkg -x freedoom_*.deb freedoom, then
+    mudit data midi freedoom/usr/share/games/doom/*.wad --out midi.
+    """
+    from mudit_engine.training.corpus.band import find_soundfont
+    from mudit_engine.training.corpus.midi_render import find_pieces, render_midi
+    from mudit_engine.training.corpus.synth import check_sample_rate
+
+    check_sample_rate(sample_rate)
+    font = find_soundfont(soundfont)
+    with progress("pieces", total=len(find_pieces(sources)), quiet=as_json) as advance:
+
+        def on_piece(name: str, seconds: float) -> None:
+            advance(text=name)
+
+        made = render_midi(sources, out, soundfont=font, sample_rate=sample_rate, excerpt_seconds=excerpt, on_piece=on_piece)
+    if as_json:
+        emit_json({"out": out, **made})
+    else:
+        row = [made["pieces"], made["excerpts"], f"{made['minutes']:.1f}"]
+        print_table(f"MIDI music in {out}", ["pieces", "excerpts", "minutes"], [row])
 
 
 def _show(report: dict[str, Any], statistics: Statistics, *, as_json: bool) -> None:

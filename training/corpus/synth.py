@@ -60,13 +60,18 @@ class Request:
             raise InputError(f"--songs {self.songs}: at least one song is needed")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: seeds are 0 or more")
-        if self.sample_rate not in SAMPLE_RATES:
-            raise InputError(f"--sample-rate {self.sample_rate}: choose one of {', '.join(map(str, SAMPLE_RATES))}")
+        check_sample_rate(self.sample_rate)
         for module in ("soundfile", "scipy", "mido", "pyworld"):
             availability.require(module, "making a corpus")
         for tool in ("espeak-ng", "fluidsynth"):
             availability.require_tool(tool, "making a corpus")
         find_soundfont(self.soundfont)
+
+
+def check_sample_rate(rate: int) -> None:
+    """Raises InputError for a rate that is not in SAMPLE_RATES."""
+    if rate not in SAMPLE_RATES:
+        raise InputError(f"--sample-rate {rate}: choose one of {', '.join(map(str, SAMPLE_RATES))}")
 
 
 def song_folder(out: Path, index: int) -> Path:
