@@ -125,7 +125,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, cos: Tensor | No
     segments.check(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
 
 
-@torch.compiler.assume_constant_result
 def _blocks(head_dim: int, dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
     """Rows of a tile of the forward, query-gradient and key-gradient kernel on the current device."""
     from .attention_backward import backward_configs
@@ -134,6 +133,10 @@ def _blocks(head_dim: int, dtype: torch.dtype, precision: str) -> tuple[int, int
     capability = target_capability()
     by_query, by_key = backward_configs(head_dim, dtype, capability, precision)
     return forward_config(head_dim, dtype, capability, precision).block_q, by_query.block_q, by_key.block_k
+
+
+# what torch.compiler.assume_constant_result sets; calling it would import all of dynamo along with this module
+_blocks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attention(
