@@ -62,7 +62,7 @@ def attention_fwd(
 
 
 @attention_fwd.register_fake
-def _(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):  # type: ignore[no-untyped-def]
+def _(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
 
 
@@ -83,7 +83,7 @@ def attention_bwd(
 
 
 @attention_bwd.register_fake
-def _(d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):  # type: ignore[no-untyped-def]
+def _(d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
