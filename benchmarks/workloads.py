@@ -39,9 +39,10 @@ def step_flops(config: DitConfig, songs: Sequence[tuple[int, int]], *, guidance:
     A product of [m, k] and [k, n] counts 2 m k n; softmax, norms and pointwise work count nothing.
     """
     sequences = list(songs) + ([(frames, 0) for frames, _ in songs] if guidance else [])
-    d, total = config.width, 0.0
+    d, edge = config.width, 2 * config.width * config.latent_channels
+    total = float(edge * sum(frames for frames, _ in songs))  # both branches of a song share its projected latents
     for frames, lyrics in sequences:
         projections = 2 * frames * d * (4 * d + 2 * d + 2 * config.mlp_width)  # qkv and out; cross q and out; MLP
         total += config.blocks * (projections + 4 * frames * frames * d + 4 * frames * lyrics * d)
-        total += 4 * frames * d * config.latent_channels
+        total += edge * frames
     return total
