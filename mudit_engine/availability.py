@@ -50,7 +50,6 @@ PACKAGES = {
     "diffusers": ("diffusers", "bench"),
     "pyworld": ("pyworld", "corpus"),
     "mido": ("mido", "corpus"),
-    "mido": ("mido", "corpus"),
 }
 # command -> Debian package
 TOOLS = {"espeak-ng": "espeak-ng", "fluidsynth": "fluidsynth"}
