@@ -346,14 +346,13 @@ def _pack_bwd_kernel(
         )  # fmt: skip
 
 
-def _shape_of_program(rows: int, sections: int, heads: int, head_dim: int, device: torch.device) -> dict[str, int]:
-    """Tile and heads per program: all heads (the table is read once), fewer when rows and sections alone make too few programs."""
+def _shape_of_program(x: Tensor, sections: int, heads: int, head_dim: int, *, per_thread: int = 8) -> dict[str, int]:
+    """Tile of `per_thread` elements of each half; all heads (the table is read once), fewer when the rest makes too few programs."""
     block = triton.next_power_of_2(head_dim // 2)
-    # 8 elements a thread in each half: one 16-byte access of bf16
-    tile_rows = max(1024 // block, 1)
-    programs = triton.cdiv(rows, tile_rows) * sections
+    tile_rows = max(128 * per_thread // block, 1)
+    programs = triton.cdiv(x.shape[0], tile_rows) * sections
     group = heads
-    while group > 1 and programs * (heads // group) < 8 * processors(device):
+    while group > 1 and programs * (heads // group) < 8 * processors(x.device):
         group = max(d for d in range(1, group) if heads % d == 0)
     return {
         "HEADS": heads,
@@ -393,7 +392,7 @@ def _launch_forward(
     if rows:
         x = aligned(x)
         programs = q_streams + 1 + (v is not None)
-        shape = _shape_of_program(rows, programs, heads, head_dim, x.device)
+        shape = _shape_of_program(x, programs, heads, head_dim)
         _pack_fwd_kernel[triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]](
             x,
             _gain(q_gain),
@@ -452,7 +451,8 @@ def _pack_backward(
     rows, heads, head_dim = dk.shape
     q_streams = dq.shape[1] // heads
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    shape = _shape_of_program(rows, q_streams + 2, heads, head_dim, x.device)
+    # one 16-byte access a thread in each half: with more, fp32 spills on sm_100
+    shape = _shape_of_program(x, q_streams + 2, heads, head_dim, per_thread=16 // x.element_size())
     tiles, groups = triton.cdiv(rows, shape["TILE_ROWS"]), heads // shape["GROUP"]
     parts = torch.empty(q_streams + 1, tiles * groups, head_dim, dtype=torch.float32, device=x.device)
     q_parts, k_parts = parts[1:] if q_gain is not None else parts[:0], parts[:1] if k_gain is not None else parts[:0]
