@@ -300,7 +300,7 @@ class Trainer:
                 self.task.finish()
         if last or step % recipe.checkpoint.every == 0 or self._signal is not None:
             self._save(runlog)
-        if self._signal is not None and not last:
+        if self._signal is not None:  # on the last step too: whatever was to follow must not begin
             name = signal.Signals(self._signal).name
             raise InterruptedRun(
                 f"stopped by {name} after step {step} of {recipe.steps}; saved as {self.checkpoints.tags()[0].name} in '{self.folder}': "

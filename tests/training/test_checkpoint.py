@@ -84,6 +84,16 @@ def test_signal_saves_and_stops(data: Path, whole: Path, tmp_path: Path, number:
     assert_same_run(tmp_path, whole)
 
 
+def test_signal_on_the_last_step_stops_what_follows(data: Path, whole: Path, tmp_path: Path) -> None:
+    trainer = Trainer(small_recipe(data), tmp_path, quiet=True)
+    stop_at(trainer, 11, signal.SIGTERM)
+    with pytest.raises(InterruptedRun, match="after step 12 of 12"):
+        trainer.run()
+    summary = Trainer(small_recipe(data), tmp_path, quiet=True).run()
+    assert summary["steps"] == 12 and summary["steps_run"] == 0
+    assert_same_run(tmp_path, whole)
+
+
 def test_second_ctrl_c_stops_at_once(data: Path, whole: Path, tmp_path: Path) -> None:
     trainer = Trainer(small_recipe(data), tmp_path, quiet=True)
     stop_at(trainer, 5, signal.SIGINT)  # two micro-batches: the second one brings the second signal
