@@ -273,12 +273,15 @@ def attention_bwd_dkv_kernel(
 
 def backward_configs(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> tuple[Config, Config]:
     """Tiles of the query-gradient and of the key-gradient kernel for a device, chosen like forward_config()."""
+    hopper = 90 <= capability < 120
+    if dtype == torch.float32 and precision == "ieee":
+        return Config(32, 32, 4, 1), Config(32, 32, 4, 1)
     if dtype == torch.float32:
-        small = Config(32, 32, 4, 2)
-        if precision == "ieee" or head_dim == 128:
-            return small, small
-        return Config(64, 32, 4, 2), Config(32, 64, 8, 2)
-    if 90 <= capability < 120:
+        if hopper:
+            return Config(128, 32, 8, 2, tma=True), Config(32, 64, 8, 2, tma=True)
+        # 99 KB of shared memory are all that sm_86, sm_89 and sm_120 have
+        return (Config(32, 32, 4, 2), Config(32, 32, 4, 2)) if head_dim == 128 else (Config(64, 32, 4, 2), Config(32, 64, 8, 2))
+    if hopper:
         return Config(128, 128 if head_dim == 96 else 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)
     if head_dim == 128:
         return Config(64, 64, 4, 2), Config(64, 64, 4, 2)

@@ -240,10 +240,12 @@ def target_capability() -> int:
 
 def forward_config(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> Config:
     """Tiles for a device, chosen by instruction counts: the most tensor-core work per shared-memory and issue slot without a spill."""
+    hopper = 90 <= capability < 120
+    if dtype == torch.float32 and precision == "ieee":
+        return Config(32, 32, 4, 1)  # exact products run outside the tensor cores, operands in registers
     if dtype == torch.float32:
-        # wgmma takes no transposed fp32 operand, and exact products run outside the tensor cores: descriptors would gain nothing
-        return Config(64, 32, 4, 2) if precision == "ieee" else Config(128, 32, 8 if head_dim == 128 else 4, 2)
-    if 90 <= capability < 120:
+        return Config(128, 64, 8, 2, tma=True) if hopper else Config(128, 32, 8 if head_dim == 128 else 4, 2)
+    if hopper:
         return Config(128, 128, 8, 2, tma=True)
     if head_dim == 128:
         # 4 warps do not hold 128 accumulator columns; 8 are bound by ldmatrix unless each key tile is as long as the query tile
