@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,13 @@ def whole(vae: SpectralVAE, latents_TC: Tensor) -> Tensor:
 
 
 @settings(max_examples=40, deadline=None)
-@given(frames=st.integers(1, 90), chunk=st.integers(1, 100), channels=st.sampled_from([1, 2]), refinements=st.integers(0, 5), seed=st.integers(0, 99))
+@given(
+    frames=st.integers(1, 90),
+    chunk=st.integers(1, 100),
+    channels=st.sampled_from([1, 2]),
+    refinements=st.integers(0, 5),
+    seed=st.integers(0, 99),
+)
 def test_any_chunk_size_gives_the_whole_decode(frames: int, chunk: int, channels: int, refinements: int, seed: int) -> None:
     vae, song = small(channels, refinements), latents(frames, seed=seed)
     expected = whole(vae, song)
@@ -88,6 +95,15 @@ def test_full_size_is_exact_too(chunk: int) -> None:
 @cache
 def full_size() -> SpectralVAE:
     return randomised(VaeConfig())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+def test_memory_does_not_grow_with_the_song_beyond_its_audio() -> None:
+    from mudit_engine.benchmarks.decode_memory import in_new_process
+
+    short, long = (in_new_process("tiny", seconds, 64, 1) for seconds in (20.0, 120.0))
+    assert long["peak_mib"] - long["audio_mib"] < 1.3 * (short["peak_mib"] - short["audio_mib"]) + 20
 
 
 def test_stream_yields_the_song_in_order_and_tells_progress() -> None:
