@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 TEST_ARGS ?=
 
-.PHONY: help song test lint clean
+.PHONY: help song test lint tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,10 @@ test: lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The embedded model from nothing: corpus, codec, encoder, latents, both training stages. Takes hours on two cores.
+tiny: $(VENV)/.dev
+	$(BIN)/python -m mudit_engine.training.tiny.pipeline --work data/tiny
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis

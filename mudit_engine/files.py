@@ -31,12 +31,20 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
+        aside.chmod(0o666 & ~_umask())  # some writers (safetensors) keep their files to their owner
         os.replace(aside, path)
     except OSError as error:
         raise OutputError(f"'{path}' could not be written: {error.strerror or error}. Free some space or choose another --out") from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path | str, text: str) -> None:
