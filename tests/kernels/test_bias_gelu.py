@@ -30,16 +30,16 @@ def inputs(rows, width, dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 100, 257], ids="T{}".format)
 def test_matches_float64(rows, dtype, device):
-    compare(OUTPUTS, kernel, reference, inputs(rows, 264, dtype, device))
+    compare(OUTPUTS, kernel, reference, inputs(rows, 136, dtype, device))
 
 
-@pytest.mark.parametrize("width", [8, 256, 1544, 6144], ids="D{}".format)
+@pytest.mark.parametrize("width", [8, 256, 264, 1544], ids="D{}".format)
 def test_every_width_that_8_divides(width, device):
     compare(OUTPUTS, kernel, reference, inputs(7, width, torch.bfloat16, device))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(rows=st.integers(0, 140), eighths=st.integers(1, 70), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(rows=st.integers(0, 70), eighths=st.integers(1, 40), dtype=st.sampled_from(DTYPES))
 def test_any_shape(rows, eighths, dtype):
     compare(OUTPUTS, kernel, reference, inputs(rows, 8 * eighths, dtype, "cpu" if strict.INTERPRETED else "cuda"))
 
@@ -64,7 +64,7 @@ def test_expanded_gradient(device):
 
 @pytest.mark.skipif(not strict.INTERPRETED, reason="the order of programs is chosen by the interpreter")
 def test_order_of_programs_does_not_matter(device):
-    x, bias = inputs(200, 520, torch.bfloat16, device)
+    x, bias = inputs(130, 264, torch.bfloat16, device)
     upstream = [torch.randn_like(x)]
     with strict.shuffled(1):
         shuffled = results(kernel, (x, bias), upstream, x.dtype)
