@@ -11,6 +11,7 @@ R(p) turns the pair (a, b) by p / base^(i / n). Pairs are half-split inside the 
 
 A program takes a tile of rows of one section (q of a stream, k or v) and walks over its heads, so that the tile's fp32 table is read once.
 Backward un-rotates, recomputes the RMS (cheaper than keeping it) and leaves one partial row of each gain's gradient per program.
+One file past 600 lines, as forward and backward must agree on where every section and pair lies.
 """
 
 from __future__ import annotations
