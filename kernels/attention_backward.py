@@ -4,7 +4,8 @@
     dq = R^-1(scale ds k),  dk = scale ds^T R(q),  dv = p^T do
 
 Two launches, each program writing rows that are its own, so that results do not depend on the order of programs. The first, over query
-tiles, gives dq, and leaves delta and the rotated queries for the second, over key tiles. Source: Dao 2023, FlashAttention-2, algorithm 2.
+tiles, gives dq, and leaves delta, lse log2(e) and the rotated queries for the second, over key tiles. Source: Dao 2023, FlashAttention-2,
+algorithm 2.
 
     dq, dk, dv = backward(d_out, None, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs, scale=K**-0.5, precision="tf32")
 """
@@ -80,7 +81,7 @@ def _metadata(name: str, products: float) -> Any:
 @triton.jit(launch_metadata=_metadata("attention_bwd_dq", 3))
 def attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, dlse_ptr, cos_ptr, sin_ptr, dq_ptr, rotated_ptr,
-    delta_ptr, tiles_ptr, scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
+    delta_ptr, lse_log2_ptr, tiles_ptr, scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
     STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ROTATE: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -126,6 +127,7 @@ def attention_bwd_dq_kernel(
         delta -= tl.load(dlse_ptr + row_state + rows, mask=rows < q_rows, other=0.0)
     tl.store(delta_ptr + row_state + rows, delta, mask=rows < q_rows)
     lse = tl.load(lse_ptr + row_state + rows, mask=rows < q_rows, other=0.0) * LOG2E
+    tl.store(lse_log2_ptr + row_state + rows, lse, mask=rows < q_rows)
     q1 = load_rows(q_ptr, rows, q_rows, stride_q_row, 0, MAIN, True)
     q2 = q1
     if REST > 0:
@@ -195,7 +197,7 @@ def _key_gradient_tile(
     if REST > 0:
         q2 = load_tile(q_ptr, q_rest, queries, q_rows, first_row, column, STRIDE_Q_ROW, MAIN, REST, MASKED, TMA)
         s = tl.dot(k2, q2.T, s, input_precision=PRECISION)
-    p = tl.math.exp2(s * scale_log2 - (lse * LOG2E)[None, :])
+    p = tl.math.exp2(s * scale_log2 - lse[None, :])
     do1 = load_tile(do_ptr, do_main, queries, q_rows, first_row, column, STRIDE_DO_ROW, 0, MAIN, MASKED, TMA)
     dv1 = tl.dot(p.to(do1.dtype), do1, dv1, input_precision=PRECISION)
     dp = tl.dot(v1, do1.T, input_precision=PRECISION)
@@ -282,7 +284,7 @@ def backward_configs(head_dim: int, dtype: torch.dtype, capability: int, precisi
         # 99 KB of shared memory are all that sm_86, sm_89 and sm_120 have
         return (Config(32, 32, 4, 2), Config(32, 32, 4, 2)) if head_dim == 128 else (Config(64, 32, 4, 2), Config(32, 64, 8, 2))
     if hopper:
-        return Config(128, 128 if head_dim == 96 else 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)
+        return Config(128, 64 if head_dim == 64 else 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)
     if head_dim == 128:
         return Config(64, 64, 4, 2), Config(64, 64, 4, 2)
     return Config(128, 32, 4, 2), Config(32, 128, 4 if head_dim == 64 else 8, 2)
@@ -306,7 +308,7 @@ def backward(
     dq = new[q_covered](q.shape, dtype=q.dtype, device=q.device)
     dk = new[k_covered](k.shape, dtype=k.dtype, device=k.device)
     dv = new[k_covered](v.shape, dtype=v.dtype, device=v.device)
-    delta = torch.empty(lse.shape, dtype=torch.float32, device=q.device)
+    delta, lse_log2 = torch.empty(2, *lse.shape, dtype=torch.float32, device=q.device)
     rotated = q if cos is None else torch.empty(q.shape, dtype=q.dtype, device=q.device)
     by_query, by_key = configs
     if q_tiles.shape[0]:
@@ -314,9 +316,10 @@ def backward(
         k_main, k_rest = describe(k, by_query.block_k, head_dim) if tma else (None, None)
         v_main, v_rest = describe(v, by_query.block_k, head_dim) if tma else (None, None)
         attention_bwd_dq_kernel[(q_tiles.shape[0] * heads,)](
-            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, d_lse, cos, sin, dq, rotated, delta, q_tiles, scale, heads, n_rows,
-            q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0),
-            HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=by_query.block_q, BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma,
+            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, d_lse, cos, sin, dq, rotated, delta, lse_log2, q_tiles,
+            scale, heads, n_rows, q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0),
+            STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest,
+            BLOCK_Q=by_query.block_q, BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma,
             PRECISION=precision, num_warps=by_query.warps, num_stages=by_query.stages,
         )  # fmt: skip
     if k_tiles.shape[0]:
@@ -324,7 +327,7 @@ def backward(
         q_main, q_rest = describe(rotated, by_key.block_q, head_dim) if tma else (None, None)
         do_main, do_rest = describe(d_out, by_key.block_q, head_dim) if tma else (None, None)
         attention_bwd_dkv_kernel[(k_tiles.shape[0] * heads,)](
-            rotated, k, v, q_main, q_rest, do_main, do_rest, d_out, lse, delta, dk, dv, k_tiles, scale, heads, n_rows,
+            rotated, k, v, q_main, q_rest, do_main, do_rest, d_out, lse_log2, delta, dk, dv, k_tiles, scale, heads, n_rows,
             rotated.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), dk.stride(0),
             STRIDE_Q_ROW=rotated.stride(0), STRIDE_DO_ROW=d_out.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest,
             BLOCK_Q=by_key.block_q, BLOCK_K=by_key.block_k, TMA=tma, PRECISION=precision, num_warps=by_key.warps, num_stages=by_key.stages,
