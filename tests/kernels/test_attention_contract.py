@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 import strict
 from attention_cases import Case, assert_close, make_case
 from mudit_engine.kernels import attention_forward
-from mudit_engine.kernels.attention import attention, attention_bwd, attention_fwd, attention_reference
+from mudit_engine.kernels.attention import _blocks, attention, attention_bwd, attention_fwd, attention_reference
 from mudit_engine.kernels.worklist import Segments
 
 
@@ -26,7 +26,8 @@ def test_programs_in_any_order_give_the_same_bits(device):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("capability", [80, 90], ids=["pointers", "descriptors"])
 def test_a_song_is_blind_to_its_neighbours(capability, monkeypatch, device):
-    monkeypatch.setattr(attention_forward, "target_capability", lambda: capability)
+    if strict.INTERPRETED:
+        monkeypatch.setattr(attention_forward, "target_capability", lambda: capability)
     case = make_case([100, 50, 70], head_dim=64, dtype=torch.bfloat16, device=device)
     middle = slice(100, 150)
     clean = case.run(attention)
@@ -82,30 +83,29 @@ def test_shared_keys_serve_inference_only(device):
 
 
 def operator_arguments(case: Case) -> tuple:
-    tiles = [case.segments.query_tiles(64, "cpu"), case.segments.query_tiles(32, "cpu"), case.segments.key_tiles(32, "cpu")]
+    block_q, block_dq, block_dkv = _blocks(64, torch.float32, "ieee")
+    device, segments = case.q.device, case.segments
+    tiles = segments.query_tiles(block_q, device), segments.query_tiles(block_dq, device), segments.key_tiles(block_dkv, device)
     leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
     return *leaves, case.cos, case.sin, *tiles, 0.125, "ieee", True, True
 
 
 def test_gradient_of_the_softmax_sums(device):
     case = make_case([37], head_dim=64, rotate=False, device=device)
-    if device != "cpu":
-        pytest.skip("tile sizes of the interpreter's configuration")
     arguments = operator_arguments(case)
     q, k, v = arguments[:3]
     _, lse = attention_fwd(*arguments)
     expected = torch.logsumexp(torch.einsum("qhk,lhk->hql", q, k) * 0.125, -1)
     torch.testing.assert_close(lse, expected)
-    weight = torch.randn(lse.shape)
+    weight = torch.randn(lse.shape, device=device)
     got = torch.autograd.grad((lse * weight).sum(), (q, k, v))
     want = torch.autograd.grad((expected * weight).sum(), (q, k))
     torch.testing.assert_close(got[:2], want)
     assert got[2].eq(0).all()
 
 
-@pytest.mark.skipif(not strict.INTERPRETED, reason="tile sizes of the interpreter's configuration")
-def test_opcheck():
-    case = make_case([9, 3], keys=[5, 0], head_dim=64)
+def test_opcheck(device):
+    case = make_case([9, 3], keys=[5, 0], head_dim=64, device=device)
     arguments = operator_arguments(case)
     torch.library.opcheck(attention_fwd, arguments)
     with torch.no_grad():
