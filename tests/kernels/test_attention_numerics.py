@@ -90,6 +90,13 @@ def test_large_scores_do_not_overflow(device):
     check(case)
 
 
+def test_padding_keys_stay_out_when_every_score_is_very_negative(capability, device):
+    """lse near -150: the exponential of a padding key's score, 0, would be infinite."""
+    case = make_case([70], head_dim=64, dtype=torch.bfloat16, rotate=False, device=device)
+    case.q, case.k = 5 * case.q.abs(), -5 * case.k.abs()
+    check(case)
+
+
 @pytest.mark.parametrize("layout", ["fused", "heads-first", "odd-address", "strided-columns"])
 def test_strided_inputs(layout, capability, device):
     case = make_case([65, 30], head_dim=96, heads=2, dtype=torch.bfloat16, device=device)
