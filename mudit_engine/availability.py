@@ -46,7 +46,7 @@ PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx", "export"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
-    "scipy": ("scipy", "eval"),
+    "scipy": ("scipy", "corpus"),
     "diffusers": ("diffusers", "bench"),
     "pyworld": ("pyworld", "corpus"),
     "mido": ("mido", "corpus"),
