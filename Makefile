@@ -19,7 +19,7 @@ help:
 song: $(VENV)/.core
 	$(BIN)/mudit generate --model tiny \
 	  --description "流行抒情，钢琴与弦乐，女声，温暖，BPM 84" \
-	  --lyrics mudit_engine/assets/examples/yueliang.txt \
+	  --lyrics mudit_engine/assets/examples/denglong.txt \
 	  --user-type amateur --seed 7 --spectrogram --out out/song.wav
 	@echo "The song: out/song.wav (what made it: out/song.json, its spectrum: out/song.png)"
 
