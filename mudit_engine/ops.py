@@ -104,7 +104,7 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x itself when nothing needs a gradient."""
     if _triton(x):
-        return adaln.residual_norm(x, y, gate, shift, scale, runs)
+        return adaln.residual_norm(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
     return adaln.residual_norm_reference(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
 
 

@@ -168,7 +168,7 @@ class VaeTask(Task):
         """Fits the linear codec in closed form on songs of the training split."""
         if self.stage.warm_start == "none" or self.recipe.init is not None:
             return
-        kept = self.generator.vae.fit_linear(self._some_songs(), seed=self.recipe.seed)
+        kept = self.generator.vae.fit_linear(self._some_songs(), emphasis=1.0, seed=self.recipe.seed)
         log.info("linear codec fitted: it keeps %.1f %% of the variance of the features", 100 * kept)
 
     def finish(self) -> None:
