@@ -1,4 +1,4 @@
-"""`mudit data`: make the labelled song corpus, count what it holds, and render MIDI music beside it.
+"""`mudit data`: make the labelled song corpus, count what it holds, render MIDI music beside it, and encode songs for training.
 
 mudit data synth --out corpus --songs 560 --workers 2
 mudit data stats corpus
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._data_encode import encode, inspect
 
 if TYPE_CHECKING:
     from mudit_engine.training.corpus.statistics import Statistics
@@ -21,7 +22,11 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group(name="data")
 def command() -> None:
-    """Make the labelled song corpus and count what it holds."""
+    """Make the labelled song corpus, encode songs for training, and look at both."""
+
+
+command.add_command(encode)
+command.add_command(inspect)
 
 
 @command.command()
