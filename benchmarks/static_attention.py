@@ -55,6 +55,7 @@ def row(build: KernelBuild, *, op: str, variant: str, head_dim: int, dtype: torc
         "shared_bytes": build.shared_bytes,
         "blocks_per_sm": report.blocks_per_sm,
         "tma_loads": report.tma_loads,
+        "mma_instructions": report.counts.get("mma", 0),
         "mma_useful_ratio": round(1 / loop.useful, 3) if loop else None,
         "loop_instructions": loop.instructions if loop else None,
         "loop_counts": loop.counts if loop else None,

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_forward import LOG2E, Config, chunks, describable, describe, load_rows, load_tile, rotate_rows, store_rows
+from .attention_forward import LOG2E, Config, chunks, describable, describe, family, load_rows, load_tile, rotate_rows, store_rows
 
 
 @triton.jit
@@ -273,21 +273,37 @@ def attention_bwd_dkv_kernel(
         store_rows(dk_ptr + own, dk2 * scale, out_rows, k_end, stride_dk_row, MAIN, REST)
 
 
+# (family, head width) -> tiles of the query-gradient and of the key-gradient kernel for 16-bit inputs
+_TILES = {
+    (80, 64): (Config(128, 32, 4, 2), Config(32, 128, 4, 2)),
+    (80, 96): (Config(128, 32, 4, 2), Config(32, 128, 8, 2)),
+    (80, 128): (Config(64, 64, 4, 2), Config(64, 64, 4, 2)),
+    (86, 64): (Config(128, 32, 4, 2), Config(64, 64, 4, 2)),
+    (86, 96): (Config(128, 32, 4, 2), Config(32, 128, 8, 2)),
+    (86, 128): (Config(64, 64, 4, 2), Config(32, 64, 4, 2)),
+    (90, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
+    (90, 96): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
+    (90, 128): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
+    # 128 x 128 at width 96 comes out of triton 3.7.1 as an empty kernel
+    (100, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 4, 2, tma=True)),
+    (100, 96): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
+    (100, 128): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
+}
+
+
 def backward_configs(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> tuple[Config, Config]:
     """Tiles of the query-gradient and of the key-gradient kernel for a device, chosen like forward_config()."""
-    hopper = 90 <= capability < 120
-    if dtype == torch.float32 and precision == "ieee":
+    target = family(capability)
+    if dtype != torch.float32:
+        return _TILES[target, head_dim]
+    if precision == "ieee":
         return Config(32, 32, 4, 1), Config(32, 32, 4, 1)
-    if dtype == torch.float32:
-        if hopper:
-            return Config(128, 32, 8, 2, tma=True), Config(32, 64, 8, 2, tma=True)
-        # 99 KB of shared memory are all that sm_86, sm_89 and sm_120 have
-        return (Config(32, 32, 4, 2), Config(32, 32, 4, 2)) if head_dim == 128 else (Config(64, 32, 4, 2), Config(32, 64, 8, 2))
-    if hopper:
-        return Config(128, 64 if head_dim == 64 else 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)
-    if head_dim == 128:
-        return Config(64, 64, 4, 2), Config(64, 64, 4, 2)
-    return Config(128, 32, 4, 2), Config(32, 128, 4 if head_dim == 64 else 8, 2)
+    if target >= 90:
+        # keys of one warp group: two would share the 64 rows of a wgmma and compute some of them twice
+        # sm_100 keeps more of a tile in shared memory, of which 227 KB are there
+        rows = 64 if target == 100 and head_dim == 128 else 128
+        return Config(rows, 32, 4 if rows == 64 else 8, 2, tma=True), Config(32, 32 if head_dim == 128 else 64, 4, 2, tma=True)
+    return (Config(32, 32, 4, 2), Config(32, 32, 4, 2)) if head_dim == 128 else (Config(64, 32, 4, 2), Config(32, 64, 8, 2))
 
 
 def backward(

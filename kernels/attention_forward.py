@@ -238,19 +238,28 @@ def target_capability() -> int:
     return int(triton.runtime.driver.active.get_current_target().arch)
 
 
+def family(capability: int) -> int:
+    """The architecture that tiles are chosen for: 80, 86 (and 89, 120: 99 KB of shared memory, half the tensor rate), 90 or 100."""
+    if capability < 86:
+        return 80
+    return 86 if capability < 90 or capability >= 120 else 90 if capability < 100 else 100
+
+
 def forward_config(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> Config:
     """Tiles for a device, chosen by instruction counts: the most tensor-core work per shared-memory and issue slot without a spill."""
-    hopper = 90 <= capability < 120
+    target = family(capability)
     if dtype == torch.float32 and precision == "ieee":
         return Config(32, 32, 4, 1)  # exact products run outside the tensor cores, operands in registers
     if dtype == torch.float32:
-        return Config(128, 64, 8, 2, tma=True) if hopper else Config(128, 32, 8 if head_dim == 128 else 4, 2)
-    if hopper:
+        if target == 100 and head_dim == 128:
+            return Config(128, 32, 8, 2, tma=True)  # 64 keys take 257 KB of shared memory, and 227 are there
+        return Config(128, 64, 8, 2, tma=True) if target >= 90 else Config(128, 32, 8 if head_dim == 128 else 4, 2)
+    if target >= 90:
         return Config(128, 128, 8, 2, tma=True)
-    if head_dim == 128:
-        # 4 warps do not hold 128 accumulator columns; 8 are bound by ldmatrix unless each key tile is as long as the query tile
-        return Config(128, 128, 8, 2)
-    return Config(128, 64, 4, 2)
+    if target == 86:
+        return Config(128, 64, 4 if head_dim == 64 else 8, 2)
+    # On sm_80, 8 warps are bound by ldmatrix unless the key tile is as long as the query tile, and 4 do not hold 128 accumulator columns
+    return Config(128, 128, 8, 2) if head_dim == 128 else Config(128, 64, 4, 2)
 
 
 def describable(x: Tensor) -> bool:

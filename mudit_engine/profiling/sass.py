@@ -281,7 +281,7 @@ def rate_loop(loop: list[Instruction], machine: Machine, *, warps: int, useful_f
     cycles["other issue"] = (len(loop) - counts["mma"]) * warps / machine.issue
     useful = 1.0
     if useful_flops and executed:
-        trips = max(1, round(executed / useful_flops))
+        trips = max(1, int(executed / useful_flops + 0.01))
         useful = trips * useful_flops / executed
     return Loop(len(loop), dict(counts), executed, cycles, useful)
 
