@@ -83,6 +83,12 @@ def missing_songs(request: Request) -> list[int]:
     return [index for index in range(request.songs) if not (song_folder(request.out, index) / "song.json").exists()]
 
 
+def _remove_unfinished(request: Request, process: str) -> None:
+    """Deletes half-written songs of a process id ('*': of all)."""
+    for stray in (request.out / "songs").glob(f".*.{process}.part"):
+        shutil.rmtree(stray, ignore_errors=True)
+
+
 def make_corpus(request: Request, *, workers: int = 1, on_song: Callable[[int, float], None] = lambda index, seconds: None) -> int:
     """Makes what is missing and returns how many songs that was. `on_song(index, seconds)` is called after each, in any order.
 
@@ -93,8 +99,7 @@ def make_corpus(request: Request, *, workers: int = 1, on_song: Callable[[int, f
     if workers < 1:
         raise InputError(f"--workers {workers}: at least one process is needed")
     _write_manifest(request)
-    for stray in (request.out / "songs").glob(".*.part"):
-        shutil.rmtree(stray, ignore_errors=True)
+    _remove_unfinished(request, "*")
     missing = missing_songs(request)
     chunks = sorted({index // request.chunk for index in missing})
     done = 0
@@ -132,6 +137,8 @@ def _run(request: Request, chunks: list[int], workers: int) -> Generator[tuple[i
             process.terminate()
         for process in processes:
             process.join()
+            # a signal can hit a worker in the middle of its own cleaning up
+            _remove_unfinished(request, str(process.pid))
 
 
 def _hand_out(chunks: list[int], pipes: list[Connection]) -> Generator[tuple[int, float]]:
