@@ -106,6 +106,9 @@ class VaeStage(_Section):
 class ChinMuStage(_Section):
     crop_seconds: float = Field(10.0, gt=0)
     levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence as the text of a pair")
+    attributes: dict[str, float] = Field(
+        default_factory=dict, description="metadata fields (style, voice, ...) that both vectors must tell, with weights of their loss; 0 drops one"
+    )
     texts: int = Field(2, ge=1, description="texts of a song in a step; each makes a pair with the song's audio")
 
 
@@ -125,6 +128,8 @@ class DitStage(_Section):
         0.1, ge=0, le=1, description="the unconditional sequence of guidance: no description, user type none, no lyrics"
     )
     drop_user: float = Field(0.2, ge=0, le=1, description="a description is kept, its user type is not said")
+    drop_tempo: float = Field(0.1, ge=0, le=1, description="the outline's tempo is not said")
+    drop_key: float = Field(0.2, ge=0, le=1, description="the outline's key is not said")
     reference: float = Field(0.0, ge=0, le=1, description="probability that one stem (or the mix) is given as reference audio")
     checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
 

@@ -1,6 +1,7 @@
 """ChinMu: fragments of descriptions and audio of the same song drawn together, those of other songs pushed apart.
 
     loss = mean over `texts` rounds of symmetric InfoNCE over the songs of the batch
+         + sum over labels of weight (CE(head(text), label) + CE(head(audio), label)) / 2        where songs are labelled (`attributes`)
 
 Each step takes a crop of every song and `texts` fragments of its descriptions, of any level, language and user type. Songs that drew
 the same words are not negatives of each other. The pairs of a batch are one pack, so a pack's size is the number of songs.
@@ -11,13 +12,14 @@ the same words are not negatives of each other. The pairs of a batch are one pac
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mudit_engine.audio import resample
 from mudit_engine.errors import ConfigError, InputError
@@ -27,6 +29,8 @@ from mudit_engine.training.shards import LEVELS, SongRecord
 from mudit_engine.training.strategy import Logs
 from mudit_engine.training.tasks import Batch, Moment, Task
 
+HEAD_SCALE = 10.0  # the heads read unit vectors
+
 
 @dataclass(frozen=True)
 class ChinMuInputs:
@@ -35,14 +39,17 @@ class ChinMuInputs:
     texts: tuple[tuple[str, ...], ...]
     groups: tuple[Tensor, ...]
     songs: list[Tensor]  # mono, at the tower's sample rate
+    labels: dict[str, Tensor]  # class of each song by attribute, -1 where it has none
 
 
 class ChinMuLoss(nn.Module):
     """Both towers and their loss as one module."""
 
-    def __init__(self, chinmu: ChinMu) -> None:
+    def __init__(self, chinmu: ChinMu, classes: Mapping[str, int], weights: Mapping[str, float]) -> None:
+        """`classes` counts the values of each attribute. The heads serve the loss alone: they are no part of the model."""
         super().__init__()
-        self.chinmu = chinmu
+        self.chinmu, self.weights = chinmu, dict(weights)
+        self.heads = nn.ModuleDict({name: nn.Linear(chinmu.config.embedding, count) for name, count in classes.items()})
 
     def forward(self, inputs: ChinMuInputs) -> tuple[Tensor, Logs]:
         """(sum over songs, logs) of a batch; `recall_at_1` is how often the right song is the nearest to a text."""
@@ -50,14 +57,28 @@ class ChinMuLoss(nn.Module):
         audio_NE = self.chinmu.audio(inputs.songs)
         text_E = self.chinmu.encode_text([text for texts in inputs.texts for text in texts])
         losses, hits = [], []
+        logs: Logs = {}
         for text_NE, groups in zip(text_E.chunk(rounds), inputs.groups, strict=True):
             losses.append(info_nce(text_NE, audio_NE, self.chinmu.scale, groups=groups))
             with torch.no_grad():
                 nearest = (text_NE @ audio_NE.T).argmax(1)
                 hits.append((groups[nearest] == groups).sum())
         loss = torch.stack(losses).mean()
+        for name, weight in self.weights.items():
+            told, correct = self._told(name, text_E, audio_NE, inputs.labels[name])
+            loss = loss + weight * told
+            logs[f"told_{name}"] = (correct, float((inputs.labels[name] >= 0).sum()))
         recall = torch.stack(hits).float().mean()
-        return loss, {"recall_at_1": (recall, float(songs)), "scale": (self.chinmu.scale.detach(), 1.0)}
+        return loss, {"recall_at_1": (recall, float(songs)), "scale": (self.chinmu.scale.detach(), 1.0), **logs}
+
+    def _told(self, name: str, text_E: Tensor, audio_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of an attribute, summed over the songs, and how many songs' audio tells it."""
+        audio_NK = HEAD_SCALE * self.heads[name](audio_NE)
+        text_NK = HEAD_SCALE * self.heads[name](text_E)
+        rounds = len(text_E) // len(audio_NE)
+        by_audio = F.cross_entropy(audio_NK, labels_N, ignore_index=-1, reduction="sum")
+        by_text = F.cross_entropy(text_NK, labels_N.repeat(rounds), ignore_index=-1, reduction="sum") / rounds
+        return (by_audio + by_text) / 2, (audio_NK.detach().argmax(1) == labels_N).sum()
 
 
 class ChinMuTask(Task):
@@ -74,7 +95,16 @@ class ChinMuTask(Task):
             )
         chinmu = ChinMu(self.config.chinmu)
         self.initialise(chinmu)
-        return {"model": ChinMuLoss(chinmu)}
+        weights = {name: weight for name, weight in self.stage.attributes.items() if weight > 0}
+        self.classes = {name: self._values(name) for name in weights}
+        return {"model": ChinMuLoss(chinmu, {name: len(values) for name, values in self.classes.items()}, weights)}
+
+    def _values(self, name: str) -> dict[str, int]:
+        """Number of each value that an attribute takes in the training split. Raises InputError when it has none."""
+        found = {str(m[name]) for number in self.shards.numbers("train") if name in (m := self.shards.read(number, ()).metadata)}
+        if not found:
+            raise InputError(f"chinmu.attributes names '{name}', which no song of '{self.shards.folder}' has in its metadata")
+        return {value: number for number, value in enumerate(sorted(found))}
 
     def costs(self) -> np.ndarray:
         return np.ones(len(self.shards), np.int64)
@@ -88,7 +118,11 @@ class ChinMuTask(Task):
             numbers = {text: number for number, text in enumerate(drawn)}
             groups.append(torch.tensor([numbers[text] for text in drawn]))
         audio = [self._crop(record, moment) for record in records]
-        return Batch(tuple(record.id for record in records), float(len(records)), ChinMuInputs(rounds, tuple(groups), audio))
+        labels = {
+            name: torch.tensor([values.get(str(record.metadata.get(name)), -1) for record in records])
+            for name, values in self.classes.items()
+        }
+        return Batch(tuple(record.id for record in records), float(len(records)), ChinMuInputs(rounds, tuple(groups), audio, labels))
 
     def _texts(self, record: SongRecord, choose: random.Random) -> list[str]:
         described: list[dict[str, Any]] = record.metadata.get("descriptions", [])

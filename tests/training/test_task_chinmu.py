@@ -19,6 +19,7 @@ from mudit_engine.training.trainer import Trainer
 RATE = 8000
 WORDS = ("bass", "low", "middle", "high")
 SMALL = {"text_width": 32, "text_blocks": 1, "audio_width": 32, "audio_blocks": 1, "head_dim": 16, "sample_rate": RATE, "mels": 32}
+CORPUS_ATTRIBUTES = load_recipe("tiny-chinmu").chinmu.attributes
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
             samples = (wave[:, None] * 32767).astype(np.int16)
             split = "train" if number < 20 else "validation"
-            writer.add(f"tone-{number:02d}", {"audio": samples}, metadata={"sample_rate": RATE, "descriptions": described}, split=split)
+            writer.add(
+                f"tone-{number:02d}",
+                {"audio": samples},
+                metadata={"sample_rate": RATE, "descriptions": described, "height": WORDS[height]},
+                split=split,
+            )
         writer.add("unknown", {"audio": samples}, metadata={"sample_rate": RATE, "descriptions": []}, split="test")
     return folder
 
@@ -46,6 +52,7 @@ def recipe(data: Path, **changes: object) -> Recipe:
         "data.pack_size": 10,
         "model_overrides.chinmu": SMALL,
         "chinmu.crop_seconds": 0.5,
+        "chinmu.attributes": dict.fromkeys(CORPUS_ATTRIBUTES, 0.0),
         "steps": 60,
         "schedule.warmup": 5,
         "optimizer.lr": 3e-3,
@@ -105,3 +112,16 @@ def test_songs_without_words_are_named(data: Path) -> None:
 def test_one_pack_a_step(data: Path) -> None:
     with pytest.raises(ConfigError, match=r"packs_per_step=2: InfoNCE compares the songs of one pack"):
         ChinMuTask(recipe(data, **{"data.packs_per_step": 2}), Shards(data))
+
+
+def test_labels_are_told_by_audio_and_words(data: Path, tmp_path: Path) -> None:
+    attributes = {**dict.fromkeys(CORPUS_ATTRIBUTES, 0.0), "height": 0.5}
+    Trainer(recipe(data, **{"chinmu.attributes": attributes}), tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [line["told_height"] for line in lines if "told_height" in line]
+    assert told[0] < 0.7 and sum(told[-5:]) / 5 > 0.95
+
+
+def test_attribute_that_no_song_has_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'colour', which no song"):
+        Trainer(recipe(data, **{"chinmu.attributes": {**dict.fromkeys(CORPUS_ATTRIBUTES, 0.0), "colour": 1.0}}), tmp_path).run()
