@@ -46,6 +46,7 @@ class DitConfig(_Config):
     description_width: int = Field(512, gt=0)
     max_fragments: int = Field(32, gt=0, description="description tokens at most")
     rope_base: float = Field(10000.0, gt=0)
+    outline: bool = Field(False, description="beat, key and the syllable of every frame are inputs (models/outline.py)")
     lyric_rope_scale: float = Field(256.0, gt=0, description="both cross-attention axes run from 0 to this")
     vocabulary: str = "v1"
     vocabulary_size: int = Field(512, gt=0, description="rows of the embedding; at least the size of the vocabulary")

@@ -30,11 +30,13 @@ from mudit_engine.hardware import environment
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT
 from mudit_engine.models.folder import load_part, model_folder
+from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.runtime.decode import decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongState, denoise
-from mudit_engine.text.descriptions import description_fragments
+from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, requested_key
 from mudit_engine.text.lyrics import Lyrics, parse_lyrics
+from mudit_engine.text.outline import Outline, plan_syllables, planned_bpm, planned_seconds, token_times
 from mudit_engine.text.phonemes import PhonemeSequence, budget, phonemize, seconds_for
 from mudit_engine.text.vocabulary import Vocabulary
 
@@ -48,7 +50,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class SongRequest:
-    """What somebody asks for. lyrics None or '' is an instrumental; seconds None is as long as the lyrics need."""
+    """What somebody asks for. lyrics None or '' is an instrumental; seconds None is as long as the lyrics need.
+
+    bpm and key ("C minor") None are as the description says.
+    """
 
     description: str = ""
     lyrics: str | None = None
@@ -58,6 +63,8 @@ class SongRequest:
     reference_kind: str = "mix"
     negative: str = ""
     seed: int | None = None
+    bpm: float | None = None
+    key: str | None = None
     sampler: dict[str, Any] = field(default_factory=dict)  # fields of SamplerConfig that differ from the model's
 
     def __post_init__(self) -> None:
@@ -69,6 +76,10 @@ class SongRequest:
             raise InputError("the request is empty: give a description, lyrics, or both")
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds >= MIN_SECONDS):
             raise InputError(f"seconds={self.seconds:g} is too short: ask for at least {MIN_SECONDS:g}")
+        if self.bpm is not None and not SLOWEST_BPM <= self.bpm <= FASTEST_BPM:
+            raise InputError(f"bpm={self.bpm:g} is out of range: use {SLOWEST_BPM:g} to {FASTEST_BPM:g}")
+        if self.key is not None and requested_key(self.key) is None:
+            raise InputError(f"key '{self.key}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or '降E大调'")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed={self.seed} is out of range: use a whole number from 0 to 2^63 - 1")
 
@@ -106,6 +117,7 @@ class _Prepared:
     lyrics: Lyrics | None
     phonemes: PhonemeSequence | None
     fragments: tuple[str, ...]
+    outline: Outline
     seconds: float
     frames: int
     seed: int
@@ -193,10 +205,14 @@ class SongPipeline:
             lyrics = parse_lyrics(request.lyrics or "")
             phonemes = phonemize(lyrics, vocabulary=Vocabulary.load(config.dit.vocabulary))
             notes += [*lyrics.notes, *phonemes.notes]
+        bpm = request.bpm or planned_bpm(request.description)
         if request.seconds is not None:
             seconds = request.seconds
+        elif phonemes is None:
+            seconds = min(DEFAULT_SECONDS, config.max_seconds)
         else:
-            seconds = min(seconds_for(lyrics), config.max_seconds) if lyrics else min(DEFAULT_SECONDS, config.max_seconds)
+            needed = planned_seconds(phonemes, bpm=bpm) if config.dit.outline and phonemes.syllables else seconds_for(phonemes)
+            seconds = min(needed, config.max_seconds)
         if seconds > config.max_seconds:
             raise InputError(
                 f"seconds={seconds:g} is longer than model '{config.name}' makes (at most {config.max_seconds:g} s): "
@@ -207,12 +223,16 @@ class SongPipeline:
         fragments: tuple[str, ...] = ()
         if request.description.strip():
             fragments = description_fragments(request.description, config.dit.max_fragments)
+        times = None
+        if config.dit.outline and phonemes is not None:
+            times = token_times(phonemes, plan_syllables(phonemes, bpm=bpm, seconds=seconds))
         sampler = self._sampler(request.sampler)
         return _Prepared(
             request=request,
             lyrics=lyrics,
             phonemes=phonemes,
             fragments=fragments,
+            outline=Outline(bpm, requested_key(request.key or request.description), times),
             seconds=seconds,
             frames=max(1, math.ceil(seconds * config.vae.frame_rate)),
             seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
@@ -235,6 +255,8 @@ class SongPipeline:
         request = p.request
         negative = description_fragments(request.negative, self.config.dit.max_fragments) if request.negative.strip() else ()
         reference = self.encode_reference(request.reference, max_frames=p.frames) if request.reference is not None else None
+        tokens = len(p.phonemes) if p.phonemes else 0
+        rows = outline_rows(p.outline, frames=p.frames, frame_rate=self.config.vae.frame_rate, tokens=tokens)
         return self.runtime.prepare(
             SongInputs(
                 frames=p.frames,
@@ -247,6 +269,7 @@ class SongPipeline:
                 user_type=request.user_type,
                 reference=reference,
                 reference_kind=request.reference_kind,
+                outline=rows,
             )
         )
 
@@ -259,6 +282,7 @@ class SongPipeline:
             "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items() if k != "sampler"},
             "sampler": p.sampler.model_dump(mode="json"),
             "fragments": list(p.fragments),
+            "outline": {"bpm": p.outline.bpm, "key": p.outline.key} if self.config.dit.outline else None,
             "phonemes": len(p.phonemes.ids) if p.phonemes else 0,
             "syllables": p.phonemes.syllables if p.phonemes else 0,
             "frames": p.frames,

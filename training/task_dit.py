@@ -22,6 +22,8 @@ from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import InputError
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, DitBatch
+from mudit_engine.models.outline import OutlineRows, outline_rows, pack_outlines
+from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training import shards as layout
 from mudit_engine.training.recipe import DitStage
@@ -29,6 +31,7 @@ from mudit_engine.training.shards import SongRecord
 from mudit_engine.training.strategy import Logs
 from mudit_engine.training.tasks import Batch, Moment, Task
 
+TONIC_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
 
 
@@ -120,6 +123,7 @@ class DitTask(Task):
             references=_pack([c.reference for c in conditions], channels),
             reference_frames=[len(c.reference) for c in conditions],
             reference_kinds=[c.reference_kind for c in conditions],
+            outline=pack_outlines([c.outline for c in conditions]) if self.config.dit.outline else None,
         )
         inputs = DitInputs(clean, torch.cat(noise), self._times(records, moment))
         return Batch(tuple(record.id for record in records), float(sum(frames)), inputs)
@@ -154,9 +158,11 @@ class DitTask(Task):
         no_both = case < s.drop_both
         no_description = no_both or s.drop_both <= case < s.drop_both + s.drop_descriptions
         no_lyrics = no_both or s.drop_both + s.drop_descriptions <= case < s.drop_both + s.drop_descriptions + s.drop_lyrics
-        lyrics = record["phonemes"][:0] if no_lyrics else record["phonemes"]
+        lyrics, times = record["phonemes"], record["phoneme_times"]
+        kept = np.full(len(lyrics), not no_lyrics)
         if not s.structured_lyrics:
-            lyrics = lyrics[~np.isin(lyrics, self.sections)]
+            kept &= ~np.isin(lyrics, self.sections)
+        lyrics, times = lyrics[kept], times[kept] if len(times) else None
         rows = np.empty(0, np.int64)
         if s.use_descriptions and not no_description:
             whole = s.whole_description if moment.training else 1.0
@@ -164,7 +170,19 @@ class DitTask(Task):
         say_user = len(rows) and not (moment.training and choose.random() < s.drop_user)
         user = layout.USER_TYPES[int(record["fragment_kinds"][rows[0], 2])] if say_user else "none"
         kind, reference = self._reference(record, choose) if choose.random() < s.reference else ("mix", record["latents"][:0])
-        return Conditions(lyrics, record["fragments"][rows], USER_TYPES.index(user), reference, REFERENCE_KINDS.index(kind))
+        outline = self._outline(record, len(lyrics), Outline() if no_both else self._known(record, times, moment))
+        return Conditions(lyrics, record["fragments"][rows], USER_TYPES.index(user), reference, REFERENCE_KINDS.index(kind), outline)
+
+    def _known(self, record: SongRecord, times: np.ndarray | None, moment: Moment) -> Outline:
+        """What this step says of the song's course: tempo and key are left out now and then, as requests leave them out."""
+        choose, known = moment.chooser("outline", record.id), record.metadata
+        say_tempo, say_key = (not moment.training or choose.random() >= share for share in (self.stage.drop_tempo, self.stage.drop_key))
+        bpm = float(known["bpm"]) if say_tempo and "bpm" in known else None
+        key = f"{TONIC_NAMES[known['key']]} {known['mode']}" if say_key and "key" in known else None
+        return Outline(bpm, key, times)
+
+    def _outline(self, record: SongRecord, tokens: int, outline: Outline) -> OutlineRows:
+        return outline_rows(outline, frames=len(record["latents"]), frame_rate=self.config.vae.frame_rate, tokens=tokens)
 
     def _reference(self, record: SongRecord, choose: random.Random) -> tuple[str, np.ndarray]:
         """One stem of the song, aligned with it; or an excerpt of the mix at another place, since the whole mix would be the answer."""
@@ -187,6 +205,7 @@ class Conditions:
     user: int
     reference: np.ndarray
     reference_kind: int
+    outline: OutlineRows
 
 
 def choose_fragments(kinds_F5: np.ndarray, levels: Sequence[float], most: int, whole: float, choose: random.Random) -> np.ndarray:

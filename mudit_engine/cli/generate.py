@@ -25,7 +25,8 @@ SAMPLERS = ("ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m")
 USER_TYPES = ("none", "amateur", "professional")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
-REQUEST_FIELDS = ("description", "lyrics", "lyrics_file", "seconds", "user_type", "reference", "reference_kind", "negative", "seed", "out")
+REQUEST_FIELDS = ("description", "lyrics", "lyrics_file", "seconds", "user_type", "reference", "reference_kind", "negative", "seed")
+REQUEST_FIELDS += ("bpm", "key", "out")
 SAMPLER_FIELDS = {"sampler": "name", "steps": "steps", "guidance": "guidance", "guidance_interval": "guidance_interval", "eta": "eta"}
 
 
@@ -55,6 +56,8 @@ class Seconds(click.ParamType):
 @click.option("--reference", metavar="FILE", help="Audio the song should follow.")
 @click.option("--reference-kind", type=click.Choice(REFERENCE_KINDS), default="mix", show_default=True, help="What the reference holds.")
 @click.option("--negative", default="", metavar="TEXT", help="What the song should not be; needs guidance above 1.")
+@click.option("--bpm", type=click.FloatRange(20, 400), help="Beats a minute. Default: as the description says.")
+@click.option("--key", metavar="KEY", help="For example 'C minor' or 降E大调. Default: as the description says.")
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="Default: the model's own.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Sampler steps.")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance weight; 1 is none and takes half the time.")
@@ -145,6 +148,8 @@ def _request(fields: dict[str, Any], folder: Path) -> SongRequest:
         reference_kind=fields.get("reference_kind") or "mix",
         negative=fields.get("negative") or "",
         seed=fields.get("seed"),
+        bpm=fields.get("bpm"),
+        key=fields.get("key"),
         sampler=sampler,
     )
 

@@ -29,6 +29,7 @@ from mudit_engine.kernels.rope import rope_table
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.models.layers import EncoderBlock, fourier_features
 from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
+from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
 
 USER_TYPES = ("none", "amateur", "professional")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
@@ -52,6 +53,7 @@ class DitBatch:
     references: Tensor  # [sum of reference frames, C]
     reference_frames: Sequence[int]
     reference_kinds: Sequence[int]  # index into REFERENCE_KINDS (any value where there are no frames)
+    outline: OutlineRows | None = None  # of all target frames; wanted by a model with config.outline
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class DiT(nn.Module):
         self.reference_in = nn.Linear(config.latent_channels, width)
         self.reference_kind = nn.Embedding(len(REFERENCE_KINDS), width)
         self.description_in = nn.Linear(config.description_width, width)
+        self.outline_in = nn.Linear(FEATURES, width, bias=False) if config.outline else None
+        self.sung_in = nn.Linear(config.lyric_width, width, bias=False) if config.outline else None
         self.description_index = nn.Embedding(config.max_fragments, width)
         self.time_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.seconds_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
@@ -209,16 +213,32 @@ class DiT(nn.Module):
         rows = modulation.base + table if table is not None else modulation.base[:, index]
         return rows.chunk(6, -1)
 
-    def embed_conditions(self, descriptions: Tensor, references: Tensor, reference_kinds: Sequence[int], layout: Layout) -> Tensor:
-        """Packed rows [N, D] with the description and reference rows filled and the target rows zero: the same at every step."""
+    def embed_outline(self, outline: OutlineRows | None, lyrics_LE: Tensor) -> Tensor | None:
+        """What the outline says of each target frame, [T, D]; None for a model that takes no outline. Raises InputError without one."""
+        if self.outline_in is None or self.sung_in is None:
+            return None
+        if outline is None:
+            raise InputError("this model takes an outline (beat, key, syllables) of every song: give DitBatch.outline")
+        return self.outline_in(outline.features_TF) + self.sung_in(aligned(lyrics_LE, outline))
+
+    def embed_conditions(
+        self,
+        descriptions: Tensor,
+        references: Tensor,
+        reference_kinds: Sequence[int],
+        layout: Layout,
+        outline_TD: Tensor | None = None,
+    ) -> Tensor:
+        """What is the same at every step, as packed rows [N, D]: descriptions, references, and the outline on the target rows or zeros."""
         described = self.description_in(descriptions)
         referenced = self.reference_in(references)
-        parts, d, r = [], 0, 0
+        parts, d, r, t = [], 0, 0, 0
         for span, kind in zip(layout.spans, reference_kinds, strict=True):
             parts.append(described[d : d + span.description] + self.description_index.weight[: span.description])
             parts.append(referenced[r : r + span.reference] + self.reference_kind.weight[kind])
-            parts.append(described.new_zeros(span.target, described.shape[1]))
-            d, r = d + span.description, r + span.reference
+            target = described.new_zeros(span.target, described.shape[1]) if outline_TD is None else outline_TD[t : t + span.target]
+            parts.append(target)
+            d, r, t = d + span.description, r + span.reference, t + span.target
         return torch.cat(parts)
 
     def trunk(
@@ -253,9 +273,12 @@ class DiT(nn.Module):
         device = batch.latents_TC.device
         layout = make_layout(spans, self.config, device=device)
         lyrics_LE = self.encode_lyrics(batch.lyric_ids, batch.lyrics)
-        kv = self.lyric_kv(lyrics_LE, lyric_positions(batch.lyrics, device=device))
+        outline = batch.outline
+        positions_L = lyric_positions(batch.lyrics, device=device) if outline is None else outline.positions_L
+        kv = self.lyric_kv(lyrics_LE, positions_L)
         modulation = self.modulate(batch.times_B, batch.seconds_B, batch.user_B)
-        conditions_ND = self.embed_conditions(batch.descriptions, batch.references, batch.reference_kinds, layout)
+        outline_TD = self.embed_outline(outline, lyrics_LE)
+        conditions_ND = self.embed_conditions(batch.descriptions, batch.references, batch.reference_kinds, layout, outline_TD)
         target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(device)
-        x_ND = conditions_ND.index_copy(0, target_rows, self.target_in(batch.latents_TC).to(conditions_ND.dtype))
+        x_ND = conditions_ND.index_add(0, target_rows, self.target_in(batch.latents_TC).to(conditions_ND.dtype))
         return self.trunk(x_ND, modulation, kv, layout, checkpointing=checkpointing)

@@ -26,6 +26,7 @@ from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import Spans
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation
 from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
+from mudit_engine.models.outline import OutlineRows, no_outline
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class SongInputs:
     user_type: str = "none"
     reference: Tensor | None = None  # [frames, C]
     reference_kind: str = "mix"
+    outline: OutlineRows | None = None  # read by a model with config.outline
 
 
 @dataclass
@@ -109,7 +111,14 @@ class Denoiser:
         dit, device, dtype = self.dit, self.device, self.dit.final.weight.dtype
         ids = torch.tensor(song.lyric_ids, dtype=torch.int64, device=device)
         lyrics_LE = dit.encode_lyrics(ids, [len(ids)])
-        kv = dit.lyric_kv(lyrics_LE, lyric_positions([len(ids)], device=device))
+        outlines: tuple[Tensor | None, Tensor | None] = (None, None)
+        positions_L = lyric_positions([len(ids)], device=device)
+        if dit.config.outline:
+            known = (song.outline or no_outline(song.frames, len(ids))).to(device, dtype)
+            unknown = no_outline(song.frames, 0).to(device, dtype)
+            outlines = (dit.embed_outline(known, lyrics_LE), dit.embed_outline(unknown, lyrics_LE[:0]))
+            positions_L = known.positions_L
+        kv = dit.lyric_kv(lyrics_LE, positions_L)
         reference = song.reference if song.reference is not None else torch.zeros(0, dit.config.latent_channels)
         kind, nothing = REFERENCE_KINDS.index(song.reference_kind), torch.zeros(0, dit.config.latent_channels)
         spans = (
@@ -117,8 +126,8 @@ class Denoiser:
             Span(len(song.negative), 0, song.frames, 0, 0, 0),
         )
         conditions = tuple(
-            dit.embed_conditions(d.to(device, dtype), r.to(device, dtype), [kind], make_layout([span], dit.config))
-            for d, r, span in zip((song.descriptions, song.negative), (reference, nothing), spans, strict=True)
+            dit.embed_conditions(d.to(device, dtype), r.to(device, dtype), [kind], make_layout([span], dit.config), outline_TD)
+            for d, r, span, outline_TD in zip((song.descriptions, song.negative), (reference, nothing), spans, outlines, strict=True)
         )
         times = song.table.times.to(device)
         seconds = torch.full_like(times, song.seconds)
@@ -150,7 +159,7 @@ class Denoiser:
         latents = self.dit.target_in(torch.cat([state.x_TC for state in states]).to(packing.conditions_ND.dtype))
         parts = latents.split([state.frames for state in states])
         order = {state.serial: i for i, state in enumerate(states)}
-        x_ND = packing.conditions_ND.index_copy(0, packing.target_rows, torch.cat([parts[order[state.serial]] for state, _ in branches]))
+        x_ND = packing.conditions_ND.index_add(0, packing.target_rows, torch.cat([parts[order[state.serial]] for state, _ in branches]))
         out_NC = self.dit.trunk(x_ND, modulation, packing.kv, packing.layout)
         self.update(states, out_NC, packing.spans)
 

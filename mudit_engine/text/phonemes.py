@@ -333,7 +333,7 @@ def seconds_for(lyrics: Lyrics | PhonemeSequence) -> float:
     A line lasts max(SHORTEST_LINE_SECONDS, syllables / COMFORTABLE_RATE + LINE_REST_SECONDS).
     """
     song = lyrics if isinstance(lyrics, PhonemeSequence) else phonemize(lyrics)
-    parts = _pace(song)
+    parts = lines_of_sections(song)
     if not song.syllables:
         return max(INSTRUMENTAL_SECONDS, sum(PLAYED_SECONDS.get(kind, PLAYED_SECONDS_OTHERWISE) for kind, _ in parts))
     total, sung_before = 0.0, False
@@ -352,13 +352,13 @@ def seconds_for(lyrics: Lyrics | PhonemeSequence) -> float:
 def _shortest_seconds(song: PhonemeSequence) -> float:
     """Seconds below which lines are lost: nothing but words at the fastest rate."""
     total = 0.0
-    for kind, lines in _pace(song):
+    for kind, lines in lines_of_sections(song):
         rate = FASTEST_RAP_RATE if kind == "rap" else FASTEST_RATE
         total += sum(count / rate + SHORTEST_LINE_REST_SECONDS for count in lines)
     return total
 
 
-def _pace(song: PhonemeSequence) -> list[tuple[str, list[int]]]:
+def lines_of_sections(song: PhonemeSequence) -> list[tuple[str, list[int]]]:
     """(kind, syllables of each line) of every section."""
     parts: list[tuple[str, list[int]]] = []
     before, last = 0, -1

@@ -1,0 +1,155 @@
+"""An outline (text/outline.py) frame by frame: beat, key, and the lyric tokens that sound in it.
+
+    features of frame i at time t = (i + 1/2) / frame_rate:
+        sin, cos of 2 pi t / period for a beat, a bar and four bars; one-hot tonic and mode; seconds since and until the syllable's bounds
+    tokens of frame i: up to four, weighted by the share of the frame in which they sound
+
+    rows = outline_rows(outline, frames=323, frame_rate=10.77, tokens=97)
+
+Shapes: T frames, F features, L lyric tokens. Everything is fp32 or int64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mudit_engine.errors import InputError
+from mudit_engine.text.outline import BEATS, Outline
+
+PERIODS = (1, BEATS, 4 * BEATS)  # beats
+TONICS = {"C": 0, "C#": 1, "D": 2, "D#": 3, "E": 4, "F": 5, "F#": 6, "G": 7, "G#": 8, "A": 9, "A#": 10, "B": 11}
+TONICS |= {"Db": 1, "Eb": 3, "Gb": 6, "Ab": 8, "Bb": 10, "Cb": 11, "Fb": 4, "E#": 5, "B#": 0}
+FEATURES = 2 * len(PERIODS) + 12 + 2 + 3
+TOKENS = 4  # lyric tokens of a frame at most
+CONSONANT_SECONDS, CONSONANT_TAIL_SECONDS = 0.12, 0.03  # the first token of a syllable sounds before its vowel's beat
+
+
+@dataclass(frozen=True)
+class OutlineRows:
+    """Outlines of the frames of one song, or of several end to end. `tokens_T4` are rows of the packed lyric tokens."""
+
+    features_TF: Tensor
+    tokens_T4: Tensor
+    weights_T4: Tensor
+    positions_L: Tensor  # where each token stands in its song, as a share
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> OutlineRows:
+        return OutlineRows(
+            self.features_TF.to(device, dtype), self.tokens_T4.to(device), self.weights_T4.to(device, dtype), self.positions_L.to(device)
+        )
+
+
+def no_outline(frames: int, tokens: int) -> OutlineRows:
+    """Rows of a song of which nothing is known; `tokens` are spread evenly over it."""
+    return outline_rows(Outline(), frames=frames, frame_rate=1.0, tokens=tokens)
+
+
+def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: int) -> OutlineRows:
+    """Rows of one song of `frames` latent frames with `tokens` lyric tokens. Raises InputError for a key with an unknown name."""
+    centre_T = (np.arange(frames) + 0.5) / frame_rate
+    features_TF = np.zeros((frames, FEATURES), np.float32)
+    if outline.bpm is not None:
+        for number, period in enumerate(PERIODS):
+            phase = 2 * np.pi * centre_T * outline.bpm / 60 / period
+            features_TF[:, 2 * number], features_TF[:, 2 * number + 1] = np.sin(phase), np.cos(phase)
+    if outline.key is not None:
+        tonic, mode = _key(outline.key)
+        features_TF[:, 2 * len(PERIODS) + tonic] = 1
+        features_TF[:, 2 * len(PERIODS) + 12 + mode] = 1
+    times = outline.token_times if outline.token_times is not None else np.full((tokens, 2), -1.0)
+    if len(times) != tokens:
+        raise InputError(f"the outline has times of {len(times)} lyric tokens, the lyrics have {tokens}: plan it from the same lyrics")
+    index_T4, weight_T4 = _sounding(_token_spans(times), frames, frame_rate)
+    features_TF[:, -3:] = _syllable_progress(times, centre_T)
+    return OutlineRows(
+        torch.from_numpy(features_TF),
+        torch.from_numpy(index_T4),
+        torch.from_numpy(weight_T4),
+        torch.from_numpy(_positions(times, frames / frame_rate)),
+    )
+
+
+def pack_outlines(rows: Sequence[OutlineRows]) -> OutlineRows:
+    """Songs end to end. A frame in which nothing sounds points at row 0: its own song may have no tokens."""
+    starts = itertools.accumulate((len(one.positions_L) for one in rows[:-1]), initial=0)
+    return OutlineRows(
+        torch.cat([one.features_TF for one in rows]),
+        torch.cat([torch.where(one.weights_T4 > 0, one.tokens_T4 + start, 0) for one, start in zip(rows, starts, strict=True)]),
+        torch.cat([one.weights_T4 for one in rows]),
+        torch.cat([one.positions_L for one in rows]),
+    )
+
+
+def aligned(lyrics_LE: Tensor, rows: OutlineRows) -> Tensor:
+    """The lyric tokens that sound in each frame, averaged: [T, E]. Zero where nothing is sung."""
+    if not len(lyrics_LE):
+        return lyrics_LE.new_zeros(len(rows.tokens_T4), lyrics_LE.shape[1])
+    return (lyrics_LE[rows.tokens_T4] * rows.weights_T4[..., None]).sum(1)
+
+
+def _key(name: str) -> tuple[int, int]:
+    tonic, _, mode = name.partition(" ")
+    if tonic not in TONICS or mode not in ("major", "minor"):
+        raise InputError(f"key '{name}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or 'Eb major'")
+    return TONICS[tonic], int(mode == "minor")
+
+
+def _token_spans(times_L2: np.ndarray) -> np.ndarray:
+    """When each token itself sounds: the first of a syllable around its start, the others one after another until its end."""
+    spans = np.array(times_L2, np.float64)
+    start = 0
+    while start < len(spans):
+        stop = start + 1
+        while stop < len(spans) and times_L2[stop][0] >= 0 and (times_L2[stop] == times_L2[start]).all():
+            stop += 1
+        if times_L2[start][0] >= 0 and stop - start > 1:
+            begin, end = (float(one) for one in times_L2[start])
+            spans[start] = (begin - CONSONANT_SECONDS, begin + CONSONANT_TAIL_SECONDS)
+            edges = np.linspace(begin, end, stop - start)
+            spans[start + 1 : stop] = np.stack((edges[:-1], edges[1:]), 1)
+        start = stop
+    return spans
+
+
+def _sounding(spans_L2: np.ndarray, frames: int, frame_rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """The TOKENS tokens that fill most of each frame, and the share they fill."""
+    index = np.zeros((frames, TOKENS), np.int64)
+    weight = np.zeros((frames, TOKENS), np.float32)
+    sung = np.flatnonzero(spans_L2[:, 1] > 0)
+    if len(sung) and frames:
+        left = np.arange(frames)[:, None] / frame_rate
+        bounds = spans_L2[sung]
+        overlap = np.minimum(left + 1 / frame_rate, bounds[None, :, 1]) - np.maximum(left, bounds[None, :, 0])
+        share = np.clip(overlap, 0, None) * frame_rate
+        most = np.argsort(-share, axis=1, kind="stable")[:, :TOKENS]
+        kept = most.shape[1]
+        weight[:, :kept] = np.take_along_axis(share, most, 1)
+        index[:, :kept] = np.where(weight[:, :kept] > 0, sung[most], 0)
+    return index, weight
+
+
+def _syllable_progress(times_L2: np.ndarray, centre_T: np.ndarray) -> np.ndarray:
+    """[T, 3]: whether a syllable is sung, seconds since its start and until its end (at most 1)."""
+    out = np.zeros((len(centre_T), 3), np.float32)
+    for start, end in np.unique(times_L2[times_L2[:, 0] >= 0], axis=0) if len(times_L2) else ():
+        inside = (centre_T >= start) & (centre_T < end)
+        out[inside, 0] = 1
+        out[inside, 1] = np.minimum(centre_T[inside] - start, 1)
+        out[inside, 2] = np.minimum(end - centre_T[inside], 1)
+    return out
+
+
+def _positions(times_L2: np.ndarray, seconds: float) -> np.ndarray:
+    """Shares of the song; tokens that are not sung stand between their neighbours. Evenly spread when no time is known."""
+    count = len(times_L2)
+    sung = np.flatnonzero(times_L2[:, 0] >= 0) if count else np.empty(0, np.int64)
+    if not len(sung):
+        return ((np.arange(count) + 0.5) / max(count, 1)).astype(np.float32)
+    middle = times_L2[sung].mean(1) / seconds
+    return np.interp(np.arange(count), sung, middle).astype(np.float32)

@@ -1,0 +1,137 @@
+"""The outline of a song before a note of it exists: tempo, key, and when each syllable of the lyrics is sung.
+
+Lines take whole bars of 4/4 and begin on their first beat, syllables lie on a grid of eighths, and what time is left over goes to the
+parts that are only played. A model with `dit.outline` is told beat, key and syllable of every frame (models/outline.py).
+
+    bpm = planned_bpm("慢慢的钢琴曲")                                      # 76.0, as no number says otherwise
+    times = plan_syllables(phonemize(parse_lyrics(text)), bpm=bpm, seconds=30.0)    # [syllables, 2] seconds
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mudit_engine.text.descriptions import requested_bpm
+from mudit_engine.text.phonemes import PhonemeSequence, lines_of_sections
+
+BEATS = 4  # of a bar
+GRID = 2 * BEATS  # eighths of a bar
+SLOW_BPM, MEDIUM_BPM, FAST_BPM = 76.0, 100.0, 128.0
+ONE_BAR_BPM = 88.0  # up to this tempo a line fits one bar; above, two
+SHORTEST_NOTE_SECONDS = 0.26
+LONGEST_NOTE_SECONDS, LONGEST_LAST_SECONDS = 0.9, 1.5
+EDGE_BARS = 1  # of an intro, an outro or another part with no words, where nothing asks for more
+TAIL_SECONDS = 0.8  # behind the last bar, for the last chord to ring
+_SLOW = re.compile(r"慢|舒缓|缓缓|抒情|\b(?:slow(?:ly)?|calm|ballad|lullaby)\b", re.IGNORECASE)
+_FAST = re.compile(r"(?<!不)(?:很|太)?快|动感|劲爆|跑起来|\b(?:fast|quick|upbeat|lively|energetic|run)\b", re.IGNORECASE)
+_MEDIUM = re.compile(r"不快不慢|中等速度|中速|散步|\b(?:medium|mid-?tempo|walking pace|not too fast)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a song's course. `token_times` holds (start, end) seconds of each lyric token, -1 for those that are not sung."""
+
+    bpm: float | None = None
+    key: str | None = None  # "Eb major", as text.descriptions.requested_key gives it
+    token_times: np.ndarray | None = None  # [L, 2]
+
+
+def planned_bpm(description: str) -> float:
+    """The tempo a description names, else one that its words for slow and fast suggest."""
+    named = requested_bpm(description)
+    if named is not None:
+        return named
+    if _MEDIUM.search(description):
+        return MEDIUM_BPM
+    if _SLOW.search(description):
+        return SLOW_BPM
+    return FAST_BPM if _FAST.search(description) else MEDIUM_BPM
+
+
+def token_times(song: PhonemeSequence, syllables: np.ndarray) -> np.ndarray:
+    """(start, end) of every token [L, 2] from those of its syllable; -1 where a token is not sung."""
+    times = np.full((len(song), 2), -1.0, np.float32)
+    for token, number in enumerate(song.syllable_of):
+        if number >= 0:
+            times[token] = syllables[number]
+    return times
+
+
+def planned_seconds(song: PhonemeSequence, *, bpm: float) -> float:
+    """Whole seconds of the plan when nothing is stretched or cut."""
+    bars = sum(sum(_line_bars(count, bpm) for count in lines) or EDGE_BARS for _, lines in lines_of_sections(song))
+    return float(math.ceil(bars * BEATS * 60 / bpm + TAIL_SECONDS))
+
+
+def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.ndarray:
+    """Seconds (start, end) of every syllable, [syllables, 2], within `seconds`.
+
+    Bars that are left over go to played parts, then before the first and behind the last sung one. Where the lyrics need more
+    bars than there are, all times shrink in proportion.
+    """
+    sections = lines_of_sections(song)
+    bar = BEATS * 60 / bpm
+    bars = [[_line_bars(count, bpm) for count in lines] or [EDGE_BARS] for _, lines in sections]
+    needed = sum(map(sum, bars))
+    spare = int((seconds - TAIL_SECONDS) / bar + 0.05) - needed
+    first = 0
+    if spare > 0:
+        played = [number for number, (_, lines) in enumerate(sections) if not lines]
+        if played:
+            for number, extra in zip(played, _shares(spare, len(played)), strict=True):
+                bars[number] = [bars[number][0] + extra]
+        else:
+            first = (spare + 1) // 2
+    times: list[tuple[float, float]] = []
+    start = float(first)
+    for (_, lines), lengths in zip(sections, bars, strict=True):
+        for count, length in zip(lines, lengths, strict=False):
+            rhythm = _rhythm(count, length, bpm)
+            times += [(start + a / GRID, start + b / GRID) for a, b in rhythm]
+            start += length
+        if not lines:
+            start += lengths[0]
+    planned = np.array(times, np.float64).reshape(-1, 2) * bar
+    if spare < 0:
+        planned *= max(seconds - TAIL_SECONDS, 0.5 * seconds) / (needed * bar)
+    return planned.astype(np.float32)
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    """`total` in `parts` whole shares, the first the larger ones."""
+    return [total // parts + (number < total % parts) for number in range(parts)]
+
+
+def _unit(bpm: float) -> int:
+    """Shortest note in eighths."""
+    return 1 if 30 / bpm >= SHORTEST_NOTE_SECONDS else 2
+
+
+def _line_bars(syllables: int, bpm: float) -> int:
+    """Bars of a line: one or two by the tempo, doubled until its syllables fit with a breath behind them."""
+    bars = 1 if bpm <= ONE_BAR_BPM else 2
+    while syllables > bars * GRID // _unit(bpm) - 1:
+        bars *= 2
+    return bars
+
+
+def _rhythm(syllables: int, bars: int, bpm: float) -> Sequence[tuple[int, int]]:
+    """(start, end) in eighths: even notes of whole units, the longer ones last, none longer than can be held."""
+    unit = _unit(bpm)
+    slots = bars * GRID // unit - 1  # the last one is for the breath
+    seconds = 30 / bpm * unit
+    longest = max(1, int(LONGEST_NOTE_SECONDS / seconds))
+    lengths = [min(longest, slots // max(syllables, 1))] * syllables
+    spare = slots - sum(lengths)
+    while spare and lengths[-1] * seconds + seconds <= LONGEST_LAST_SECONDS and lengths[-1] <= lengths[0]:
+        lengths[-1], spare = lengths[-1] + 1, spare - 1
+    for place in range(syllables - 2, -1, -2):  # every other note, from the end
+        if spare and lengths[place] < longest:
+            lengths[place], spare = lengths[place] + 1, spare - 1
+    ends = np.cumsum(lengths) * unit
+    return [(int(end) - length * unit, int(end)) for end, length in zip(ends, lengths, strict=True)]
