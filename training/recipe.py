@@ -107,7 +107,7 @@ class ChinMuStage(_Section):
     crop_seconds: float = Field(10.0, gt=0)
     levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence as the text of a pair")
     attributes: dict[str, float] = Field(
-        default_factory=dict, description="metadata fields (style, voice, ...) that both vectors must tell, with weights of their loss; 0 drops one"
+        default_factory=dict, description="metadata fields (style, voice, ...) that both vectors must tell, and their weights in the loss"
     )
     texts: int = Field(2, ge=1, description="texts of a song in a step; each makes a pair with the song's audio")
 

@@ -158,11 +158,11 @@ class DitTask(Task):
         no_both = case < s.drop_both
         no_description = no_both or s.drop_both <= case < s.drop_both + s.drop_descriptions
         no_lyrics = no_both or s.drop_both + s.drop_descriptions <= case < s.drop_both + s.drop_descriptions + s.drop_lyrics
-        lyrics, times = record["phonemes"], record["phoneme_times"]
+        lyrics = record["phonemes"]
         kept = np.full(len(lyrics), not no_lyrics)
         if not s.structured_lyrics:
             kept &= ~np.isin(lyrics, self.sections)
-        lyrics, times = lyrics[kept], times[kept] if len(times) else None
+        lyrics, times = lyrics[kept], record["phoneme_times"][kept] if len(record["phoneme_times"]) else None
         rows = np.empty(0, np.int64)
         if s.use_descriptions and not no_description:
             whole = s.whole_description if moment.training else 1.0

@@ -25,8 +25,8 @@ SAMPLERS = ("ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m")
 USER_TYPES = ("none", "amateur", "professional")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
-REQUEST_FIELDS = ("description", "lyrics", "lyrics_file", "seconds", "user_type", "reference", "reference_kind", "negative", "seed")
-REQUEST_FIELDS += ("bpm", "key", "out")
+TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key")
+REQUEST_FIELDS = (*TEXT_FIELDS, "seconds", "reference", "reference_kind", "seed", "out")
 SAMPLER_FIELDS = {"sampler": "name", "steps": "steps", "guidance": "guidance", "guidance_interval": "guidance_interval", "eta": "eta"}
 
 
