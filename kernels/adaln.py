@@ -75,6 +75,11 @@ class Runs:
             yield slice(start, start + count), row
             start += count
 
+    def split(self, x_TD: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """(rows, table row) of every run: one split, whose gradient is one concatenation."""
+        parts = x_TD.split([count for count, _ in self.items])
+        return zip(parts, (row for _, row in self.items), strict=True)
+
     @property
     def rows(self) -> int:
         return sum(count for count, _ in self.items)
@@ -87,7 +92,8 @@ def layer_norm_modulate_reference(
     width = (x_TD.shape[1],)
     if shift_RD is None or scale_RD is None or runs is None:
         return F.layer_norm(x_TD, width, eps=eps)
-    parts = [F.layer_norm(x_TD[rows], width, 1 + scale_RD[r], shift_RD[r], eps) for rows, r in runs.slices()]
+    scales, shifts = (1 + scale_RD).unbind(), shift_RD.unbind()
+    parts = [F.layer_norm(x, width, scales[r], shifts[r], eps) for x, r in runs.split(x_TD)]
     return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
@@ -112,10 +118,11 @@ def residual_norm_reference(
         raise ValueError("a gate needs runs: which modulation row each packed row takes")
     elif inplace:
         x = x_TD
-        for rows, r in runs.slices():
-            x[rows].addcmul_(y_TD[rows], gate_RD[r])
+        for (part, r), (y, _) in zip(runs.split(x), runs.split(y_TD), strict=True):
+            part.addcmul_(y, gate_RD[r])
     else:
-        parts = [torch.addcmul(x_TD[rows], y_TD[rows], gate_RD[r]) for rows, r in runs.slices()]
+        gates = gate_RD.unbind()
+        parts = [torch.addcmul(x, y, gates[r]) for (x, r), (y, _) in zip(runs.split(x_TD), runs.split(y_TD), strict=True)]
         x = torch.cat(parts) if len(parts) != 1 else parts[0]
     return x, layer_norm_modulate_reference(x, shift_RD, scale_RD, runs, eps=eps)
 

@@ -10,6 +10,7 @@ attention_backward.py; here is what one calls, as custom operators that torch.co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,20 +29,38 @@ def attention_reference(
     Rows of q that no segment covers come back 0. Source: Vaswani et al. 2017, eq. 1; Su et al. 2021 for the rotation.
     """
     heads = k.shape[1]
-    out = q.new_zeros(q.shape)
-    for q_start, q_rows, k_start, k_rows, stream in segments.items:
-        if not q_rows or not k_rows:
-            continue
-        rows, columns = slice(q_start, q_start + q_rows), slice(stream * heads, (stream + 1) * heads)
-        query = q[rows, columns]
+    outs = []
+    for stream, query in enumerate(q.unflatten(1, (-1, heads)).unbind(1)):
+        items = sorted(item for item in segments.items if item[4] == stream and item[1])
         if cos is not None and sin is not None:
-            query = rotate_reference(query, cos[stream, rows], sin[stream, rows])
-        keys = slice(k_start, k_start + k_rows)
-        # [H, rows, K] views of the packed rows: nothing is padded and nothing is copied
-        query, key, value = (x.transpose(0, 1)[None] for x in (query, k[keys], v[keys]))
-        y = F.scaled_dot_product_attention(query, key, value, scale=scale)
-        out[rows, columns] = y[0].transpose(0, 1)
-    return out
+            query = rotate_reference(query, cos[stream], sin[stream])
+        q_parts, covered = split_rows(query, [item[:2] for item in items])
+        (k_parts, _), (v_parts, _) = (split_rows(x, [item[2:4] for item in items]) for x in (k, v))
+        parts = []
+        for part in zip(q_parts, k_parts, v_parts, strict=True):
+            # [H, rows, K] views of the packed rows: nothing is padded and nothing is copied
+            rows, keys, values = (x.transpose(0, 1)[None] for x in part)
+            y = F.scaled_dot_product_attention(rows, keys, values, scale=scale) if keys.shape[2] else torch.zeros_like(rows)
+            parts.append(y[0].transpose(0, 1))
+        if covered:
+            outs.append(torch.cat(parts) if len(parts) != 1 else parts[0])
+        else:
+            out = torch.zeros_like(query)
+            for (start, count, *_), y in zip(items, parts, strict=True):
+                out[start : start + count] = y
+            outs.append(out)
+    return torch.cat(outs, 1) if len(outs) != 1 else outs[0].contiguous()
+
+
+def split_rows(x: Tensor, spans: Sequence[tuple[int, ...]]) -> tuple[Sequence[Tensor], bool]:
+    """Views of x at (start, count) spans, and whether they are all of x, end to end.
+
+    Then it is one split, whose gradient is one concatenation; a slice's gradient is as large as x, for every slice.
+    """
+    ends = [start + count for start, count in spans]
+    if [start for start, _ in spans] == [0, *ends[:-1]] and ends and ends[-1] == x.shape[0]:
+        return x.split([count for _, count in spans]), True
+    return [x[start:end] for (start, _), end in zip(spans, ends, strict=True)], False
 
 
 HEAD_DIMS = (64, 96, 128)

@@ -52,14 +52,13 @@ def rotate_reference(x_THK: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool =
     if inverse:
         sin = -sin
     wide = torch.promote_types(x_THK.dtype, torch.float32)
-    cos, sin, start = cos.to(wide), sin.to(wide), 0
+    halves = [width // 2 for width in rope_chunks(x_THK.shape[-1])]
+    # splits rather than slices: a slice's gradient is as large as x
+    x_parts = x_THK.to(wide).split([half for half in halves for _ in range(2)], -1)
     parts = []
-    for width in rope_chunks(x_THK.shape[-1]):
-        half = width // 2
-        a, b = x_THK[..., start : start + half].to(wide), x_THK[..., start + half : start + width].to(wide)
-        c, s = cos[..., start // 2 : start // 2 + half], sin[..., start // 2 : start // 2 + half]
+    for number, (c, s) in enumerate(zip(cos.to(wide).split(halves, -1), sin.to(wide).split(halves, -1), strict=True)):
+        a, b = x_parts[2 * number : 2 * number + 2]
         parts += [a * c - b * s, a * s + b * c]
-        start += width
     return torch.cat(parts, -1).to(x_THK.dtype)
 
 
@@ -80,8 +79,8 @@ def pack_qkv_reference(
     """
     rows = qkv.shape[0]
     x = qkv.view(rows, q_streams + 2, heads, qkv.shape[1] // ((q_streams + 2) * heads))
-    q = torch.cat((x[:, :1], x[:, 3:]), 1) if q_streams > 1 else x[:, :1]
-    k, v = x[:, 1], x[:, 2]
+    q0, k, v, *others = x.unbind(1)
+    q = torch.stack((q0, *others), 1) if others else q0[:, None]
     if q_gain is not None:
         q = rms_norm_reference(q, q_gain[:, None], eps=eps)
     if k_gain is not None:

@@ -64,7 +64,8 @@ class Layout:
 
     def gather_targets(self, x_TD: Tensor) -> Tensor:
         """Target rows of all sequences, end to end."""
-        parts = [x_TD[rows] for rows in self.targets]
+        counts = [count for span in self.spans for count in (span.description + span.reference, span.target)]
+        parts = x_TD.split(counts)[1::2]  # one split: its gradient is one concatenation
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
