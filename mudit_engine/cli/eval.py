@@ -153,7 +153,8 @@ def _songs(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], 
 
 def _eval_song(song: Song, folder: Path) -> EvalSong:
     """A song's labels as the metrics read them. Prompts alternate between the languages and wordings from song to song."""
-    from mudit_engine.metrics.songs import LEVELS, USERS, EvalSong, SungLine
+    from mudit_engine.metrics.ctc import syllable_phonemes
+    from mudit_engine.metrics.songs import LEVELS, USERS, EvalSong, SungSyllable
 
     by_user = {user: [d.text for d in song.descriptions if d.user == user] for user in USERS}
     return EvalSong(
@@ -168,7 +169,7 @@ def _eval_song(song: Song, folder: Path) -> EvalSong:
         voice=song.voice,
         language=song.language,
         lyrics=song.lyrics,
-        lines=tuple(SungLine(line.text, line.start, line.end) for line in song.lines),
+        syllables=tuple(SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end) for s in song.syllables),
         prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items()},
         fragments={level: tuple(dict.fromkeys(text for d in song.descriptions for text in getattr(d, f"{level}s"))) for level in LEVELS},
     )

@@ -70,7 +70,7 @@ def hear_codec(codec: Codec, song: EvalSong, listener: Listener) -> Heard:
 
 def own_pairs(heard: Sequence[Heard], songs: Sequence[EvalSong]) -> list[Pair]:
     """Audio against its own song's labels."""
-    return [Pair(number, h, song, song.lines) for number, (h, song) in enumerate(zip(heard, songs, strict=True))]
+    return [Pair(number, h, song, song.syllables) for number, (h, song) in enumerate(zip(heard, songs, strict=True))]
 
 
 def control_rows(judge: Judge, songs: Sequence[EvalSong], listener: Listener, *, track: Track = silent_track) -> list[Row]:

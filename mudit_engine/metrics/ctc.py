@@ -1,13 +1,14 @@
 """A small phoneme recogniser for singing over a band, so that sung words can be counted: convolutions over log-mel, trained by CTC.
 
-    PER = edits (insertions, deletions, substitutions) between the recognised and the asked phonemes / phonemes asked
+    PER = edits (insertions, deletions, substitutions) between the phonemes asked and those recognised / phonemes asked
 
     recogniser = train(examples)
     recogniser.read(mel_FM)                                       # ['l', 'iang', 'y', 've', ...]
-    edit_distance(phonemes("月亮"), recogniser.read(mel_FM))
+    edit_distance(syllable_phonemes("yue4"), recogniser.read(mel_FM))
 
-Phonemes are the vocabulary's without tones and stress, which the melody overrides: initials, finals, ARPAbet. It is trained on crops of
-whole lines (times are known in the corpus), and on crops of nothing sung, of which it must say nothing. Source: Graves et al. 2006 (CTC).
+Phonemes are the vocabulary's without tones and stress, which the melody overrides: initials, finals, ARPAbet. It is trained on crops
+between syllables, whose times the corpus knows: single syllables first, since CTC on whole lines takes long to find any alignment, then ever
+longer ones; and on crops of nothing sung, of which it must say nothing. Sources: Graves et al. 2006 (CTC), Bengio et al. 2009 (curriculum).
 
 Shapes: N crops, F log-mel frames (43 a second), M bands, D width, V symbols (0 is CTC's blank).
 """
@@ -26,16 +27,17 @@ from torch import Tensor, nn
 
 from mudit_engine.errors import InputError
 from mudit_engine.metrics.listening import MEL_HOP, MEL_RATE, MELS
-from mudit_engine.metrics.songs import SungLine
-from mudit_engine.text.lyrics import parse_lyrics
-from mudit_engine.text.phonemes import phonemize
+from mudit_engine.metrics.songs import SungSyllable
+from mudit_engine.text.mandarin import split_syllable
 from mudit_engine.text.vocabulary import Vocabulary
 
 FRAME_RATE = MEL_RATE / MEL_HOP
 WIDTH, BLOCKS, KERNEL = 192, 6, 9
-BATCH_FRAMES = 5000  # of one training step
-LONGEST_CROP = 9.0  # seconds of lines sung together
-MARGIN = 0.3  # seconds left around a crop: a consonant comes before its beat
+BATCH_FRAMES = 2500  # of one training step
+SHORTEST_CROP, LONGEST_CROP = 0.5, 9.0  # seconds
+GROWTH = 0.4  # share of the training over which crops grow
+LEAD = 0.15  # seconds by which a consonant may come before its vowel's beat
+PAUSE = 0.5  # seconds between syllables that part crops
 SILENT_SHARE = 0.1  # of the crops with nothing sung
 EPOCHS = 24
 PEAK_RATE = 2e-3
@@ -49,12 +51,11 @@ def symbols() -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def phonemes(text: str) -> tuple[str, ...]:
-    """Phonemes of one or more lines, without tones and stress."""
-    if not text.strip():
-        return ()
-    sequence = phonemize(parse_lyrics("[verse]\n" + text))
-    return tuple(_plain(token) for token, syllable in zip(sequence.tokens, sequence.syllable_of, strict=True) if syllable >= 0)
+def syllable_phonemes(written: str) -> tuple[str, ...]:
+    """Phonemes of one syllable, given as pinyin ("yue4") or as ARPAbet in capitals ("M EH M"), without tones and stress."""
+    if written[:1].isupper():
+        return tuple(f"en:{_plain(phone)}" for phone in written.split())
+    return tuple(_plain(token) for token in split_syllable(written))
 
 
 def _plain(token: str) -> str:
@@ -76,7 +77,7 @@ class Example:
     """A song to learn from."""
 
     mel_FM: Tensor
-    lines: tuple[SungLine, ...]
+    syllables: tuple[SungSyllable, ...]
 
 
 class _Block(nn.Module):
@@ -129,7 +130,7 @@ def train(
     """
     known = symbols()
     ids = {symbol: number for number, symbol in enumerate(known, 1)}
-    if not any(example.lines for example in examples):
+    if not any(example.syllables for example in examples):
         raise InputError("none of the training songs is sung: the phoneme recogniser needs songs with lyrics")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -142,7 +143,7 @@ def train(
     net.train()
     for epoch in range(epochs):
         total, count = 0.0, 0
-        batches = _batches(_crops(examples, ids, generator), generator)
+        batches = _batches(_crops(examples, ids, generator, longest=_longest(epoch / epochs)), generator)
         for number, batch in enumerate(batches):
             optimiser.param_groups[0]["lr"] = PEAK_RATE * _schedule((epoch + number / len(batches)) / epochs)
             loss, asked = _loss(net, batch, generator)
@@ -163,24 +164,31 @@ def _schedule(progress: float) -> float:
 Crop = tuple[Tensor, list[int]]
 
 
-def _crops(examples: Sequence[Example], ids: dict[str, int], generator: torch.Generator) -> list[Crop]:
-    """Runs of whole lines, cut anew each epoch, and stretches where nothing is sung."""
+def _longest(progress: float) -> float:
+    """Seconds of the longest crop, growing geometrically."""
+    return float(SHORTEST_CROP * (LONGEST_CROP / SHORTEST_CROP) ** min(1.0, progress / GROWTH))
+
+
+def _crops(examples: Sequence[Example], ids: dict[str, int], generator: torch.Generator, *, longest: float) -> list[Crop]:
+    """Runs of syllables, cut anew each epoch, and stretches where nothing is sung."""
     found: list[Crop] = []
     silent: list[Crop] = []
     for example in examples:
-        first = 0
-        while first < len(example.lines):
-            longest = 2.0 + (LONGEST_CROP - 2.0) * float(torch.rand((), generator=generator))
+        sung, first = example.syllables, 0
+        while first < len(sung):
+            length = SHORTEST_CROP + (longest - SHORTEST_CROP) * float(torch.rand((), generator=generator))
             last = first
-            while last + 1 < len(example.lines) and example.lines[last + 1].end - example.lines[first].start <= longest:
+            while last + 1 < len(sung) and sung[last + 1].end - sung[first].start <= length and sung[last + 1].start - sung[last].end < PAUSE:
                 last += 1
-            asked = [ids[p] for line in example.lines[first : last + 1] for p in phonemes(line.text)]
-            found.append((_cut(example, example.lines[first].start - MARGIN, example.lines[last].end + MARGIN), asked))
+            asked = [ids[phoneme] for syllable in sung[first : last + 1] for phoneme in syllable.phonemes]
+            # the next syllable's consonant stays outside
+            joined = last + 1 < len(sung) and sung[last + 1].start - sung[last].end < LEAD
+            found.append((_cut(example, sung[first].start - LEAD, sung[last].end - (LEAD / 2 if joined else 0.0)), asked))
             first = last + 1
-        edges = [0.0, *(t for line in example.lines for t in (line.start, line.end)), len(example.mel_FM) / FRAME_RATE]
+        edges = [0.0, *(t for syllable in sung for t in (syllable.start, syllable.end)), len(example.mel_FM) / FRAME_RATE]
         for start, end in zip(edges[::2], edges[1::2], strict=True):
-            if end - start > 2.0:
-                silent.append((_cut(example, start + MARGIN, min(end - MARGIN, start + 6.0)), []))
+            if end - start > 4 * LEAD:
+                silent.append((_cut(example, start + LEAD, min(end - LEAD, start + LEAD + longest)), []))
     some = torch.randperm(len(silent), generator=generator)[: max(1, round(SILENT_SHARE * len(found)))]
     return found + [silent[int(i)] for i in some]
 

@@ -64,7 +64,7 @@ def judge_songs(
             made.save(out / f"{song.id}-{user}.flac")
             audio = torch.from_numpy(made.audio)
             heard = listener.measure(audio, made.sample_rate)
-            pairs[user].append(Pair(number, heard, song, song.lines, song.prompts[user]))
+            pairs[user].append(Pair(number, heard, song, song.syllables, song.prompts[user]))
             seconds[user].append(took)
             with torch.inference_mode():
                 vectors[user].append(pipeline.chinmu.encode_audio([audio], made.sample_rate)[0])
@@ -119,7 +119,7 @@ def time_alone(pipeline: SongPipeline, songs: Sequence[EvalSong], *, seed: int) 
     """Median wall seconds of a 30 s song with lyrics; None when the model makes none as long."""
     if pipeline.config.max_seconds < TIMED_SECONDS:
         return None
-    song = next((song for song in songs if song.lines), songs[0])
+    song = next((song for song in songs if song.syllables), songs[0])
     took = sorted(generate(pipeline, song, USERS[0], seed=seed, seconds=TIMED_SECONDS)[1] for _ in range(TIMED_RUNS))
     return took[TIMED_RUNS // 2]
 
@@ -128,11 +128,11 @@ def recogniser(
     codec: Codec, songs: Sequence[EvalSong], known: Background, listener: Listener, *, epochs: int, track: Track = silent_track
 ) -> Recogniser | None:
     """The phoneme recogniser trained on the codec's audio of sung songs, or the one kept from before. None when nobody sings."""
-    sung = [(song, heard) for song, heard in zip(songs, known.through_codec, strict=True) if song.lines]
+    sung = [(song, heard) for song, heard in zip(songs, known.through_codec, strict=True) if song.syllables]
     if not sung:
         return None
-    code = source_digest("metrics.ctc", "text.phonemes", "text.mandarin", "text.english")
-    lines = hashlib.sha256(repr([song.lines for song, _ in sung]).encode()).hexdigest()
+    code = source_digest("metrics.ctc")
+    words = hashlib.sha256(repr([song.syllables for song, _ in sung]).encode()).hexdigest()
 
     def weights() -> dict[str, Tensor]:
         steps = iter(track(range(epochs), "training the phoneme recogniser"))
@@ -141,11 +141,11 @@ def recogniser(
         def advance(epoch: int, loss: float) -> None:
             next(steps, None)
 
-        net = train([Example(h.mel_FM, s.lines) for s, h in sung], epochs=epochs, on_epoch=advance)
+        net = train([Example(h.mel_FM, s.syllables) for s, h in sung], epochs=epochs, on_epoch=advance)
         return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
     net = Recogniser(symbols())
-    net.load_state_dict(listener.keep(("recogniser", code, lines, codec.id, str(epochs)), weights))
+    net.load_state_dict(listener.keep(("recogniser", code, words, codec.id, str(epochs)), weights))
     return net.eval()
 
 

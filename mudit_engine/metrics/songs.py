@@ -36,10 +36,10 @@ def silent_track(items: Sequence[T], text: str) -> Iterable[T]:
 
 
 @dataclass(frozen=True)
-class SungLine:
-    """One line of the lyrics and when it is sung, in seconds."""
+class SungSyllable:
+    """Phonemes of one syllable, without tones and stress, and when its vowel sounds, in seconds."""
 
-    text: str
+    phonemes: tuple[str, ...]
     start: float
     end: float
 
@@ -59,7 +59,7 @@ class EvalSong:
     voice: str
     language: str
     lyrics: str
-    lines: tuple[SungLine, ...] = ()
+    syllables: tuple[SungSyllable, ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
     fragments: dict[str, tuple[str, ...]] = field(default_factory=dict)
 

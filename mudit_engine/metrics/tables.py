@@ -1,6 +1,6 @@
 """The rows and columns that every evaluation shows: one row a kind of audio, one figure with its interval a column.
 
-    pairs = [Pair(number, heard, song, song.lines) for number, (song, heard) in enumerate(...)]
+    pairs = [Pair(number, heard, song, song.syllables) for number, (song, heard) in enumerate(...)]
     judge = Judge(reference, probes, recogniser)
     row = judge.row("codec", pairs)
 
@@ -16,13 +16,13 @@ import torch
 
 from mudit_engine.errors import InputError
 from mudit_engine.metrics import figures
-from mudit_engine.metrics.ctc import Recogniser, edit_distance, phonemes
+from mudit_engine.metrics.ctc import Recogniser, edit_distance
 from mudit_engine.metrics.fad import FrechetReference
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.listening import Heard
 from mudit_engine.metrics.probes import RidgeProbe
 from mudit_engine.metrics.rhythm_and_key import octave_error, rank_in_chroma
-from mudit_engine.metrics.songs import LABELS, EvalSong, SungLine
+from mudit_engine.metrics.songs import LABELS, EvalSong, SungSyllable
 from mudit_engine.text.descriptions import requested_bpm, requested_key
 
 TEMPO_TOLERANCE = 0.04
@@ -46,7 +46,7 @@ PERMUTATIONS = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """Audio of song number `song`, held against `wanted` and against `lines` of lyrics.
+    """Audio of song number `song`, held against `wanted` and against the `syllables` of some lyrics.
 
     `text` is the description it was made from: the tempo or key that it does not name is not judged. None for audio made from none.
     """
@@ -54,7 +54,7 @@ class Pair:
     song: int
     heard: Heard
     wanted: EvalSong
-    lines: tuple[SungLine, ...]
+    syllables: tuple[SungSyllable, ...]
     text: str | None = None
 
 
@@ -122,13 +122,13 @@ class Judge:
 
     def _phoneme_errors(self, pairs: Sequence[Pair]) -> Figure:
         assert self.recogniser is not None
-        sung = [pair for pair in pairs if pair.lines]
+        sung = [pair for pair in pairs if pair.syllables]
         read: dict[int, list[str]] = {}
         edits, asked = [], []
         for pair in sung:
             if id(pair.heard) not in read:
                 read[id(pair.heard)] = self.recogniser.read(pair.heard.mel_FM)
-            wanted = [p for line in pair.lines for p in phonemes(line.text)]
+            wanted = [phoneme for syllable in pair.syllables for phoneme in syllable.phonemes]
             edits.append(float(edit_distance(wanted, read[id(pair.heard)])))
             asked.append(float(len(wanted)))
         return figures.ratio([pair.song for pair in sung], edits, asked)
@@ -138,17 +138,17 @@ def permuted(pairs: Sequence[Pair], songs: Sequence[EvalSong]) -> list[Pair]:
     """Every sound against other songs' requests, in several ways. Lyrics are those of another song of the same language."""
     by_language: dict[str, list[int]] = {}
     for number, song in enumerate(songs):
-        if song.lines:
+        if song.syllables:
             by_language.setdefault(song.language, []).append(number)
     found = []
     for turn, way in enumerate(figures.derangements(len(songs), PERMUTATIONS)):
-        lines: dict[int, tuple[SungLine, ...]] = {}
+        words: dict[int, tuple[SungSyllable, ...]] = {}
         for members in by_language.values():
             ways = figures.derangements(len(members), PERMUTATIONS, seed=1) if len(members) > 1 else []
             if ways:
                 other = ways[turn % len(ways)]
-                lines |= {song: songs[members[other[place]]].lines for place, song in enumerate(members)}
-        found += [Pair(pair.song, pair.heard, songs[way[pair.song]], lines.get(pair.song, ()), pair.text) for pair in pairs]
+                words |= {song: songs[members[other[place]]].syllables for place, song in enumerate(members)}
+        found += [Pair(pair.song, pair.heard, songs[way[pair.song]], words.get(pair.song, ()), pair.text) for pair in pairs]
     return found
 
 

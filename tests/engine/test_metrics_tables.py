@@ -20,7 +20,7 @@ from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.listening import MELS, Heard, Listener
 from mudit_engine.metrics.rhythm_and_key import SCALES, key_rank
 from mudit_engine.metrics.song_tables import lyric_position, twins
-from mudit_engine.metrics.songs import EvalSong, SungLine, noise_like, parted, shuffled
+from mudit_engine.metrics.songs import EvalSong, SungSyllable, noise_like, parted, shuffled
 from mudit_engine.metrics.tables import Judge, Pair, Row, fit_probes, permuted
 
 RATE = 22050
@@ -40,7 +40,7 @@ def song(number: int, **labels: object) -> EvalSong:
         voice="female" if sung else "none",
         language="zh" if sung else "none",
         lyrics="",
-        lines=(SungLine("月亮" if number % 4 == 1 else "天空", 1.0, 2.0),) if sung else (),
+        syllables=(SungSyllable(("l", "iang") if number % 4 == 1 else ("k", "ong"), 1.0, 2.0),) if sung else (),
         prompts={"professional": "pop at 100 BPM in C major", "amateur": "something slow"},
     )
     return dataclasses.replace(base, **labels)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def judge() -> Judge:
 
 
 def pairs(songs: list[EvalSong], text: str | None = None) -> list[Pair]:
-    return [Pair(n, heard(s, seed=100 + n), s, s.lines, text) for n, s in enumerate(songs)]
+    return [Pair(n, heard(s, seed=100 + n), s, s.syllables, text) for n, s in enumerate(songs)]
 
 
 def test_own_requests_are_met_and_permuted_ones_are_not(judge: Judge) -> None:
@@ -97,14 +97,14 @@ def test_tempo_tolerance(judge: Judge, tempo: float, share: float) -> None:
 def test_phoneme_errors_use_the_lyrics_held_against(judge: Judge) -> None:
     class Parrot:
         def read(self, mel_FM: Tensor) -> list[str]:
-            return ["ve", "l", "iang"]
+            return ["l", "iang"]
 
     songs = [song(n) for n in range(8)]
     judge.recogniser = Parrot()  # type: ignore[assignment]
-    right = [pair for pair in pairs(songs) if pair.lines and pair.lines[0].text == "月亮"]
+    right = [pair for pair in pairs(songs) if pair.syllables and pair.syllables[0].phonemes == ("l", "iang")]
     assert judge.row("x", right).value("per") == 0.0
     wrong = permuted([pair for pair in pairs(songs) if pair.song == 1], songs)
-    assert {pair.lines[0].text for pair in wrong} == {"月亮", "天空"} and all(pair.wanted.id != "1" for pair in wrong)
+    assert {pair.syllables[0].phonemes[0] for pair in wrong} == {"l", "k"} and all(pair.wanted.id != "1" for pair in wrong)
     assert 0.3 < judge.row("x", wrong).value("per") < 1.0  # type: ignore[operator]
 
 
