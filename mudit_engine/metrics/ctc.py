@@ -7,8 +7,9 @@
     edit_distance(syllable_phonemes("yue4"), recogniser.read(mel_FM))
 
 Phonemes are the vocabulary's without tones and stress, which the melody overrides: initials, finals, ARPAbet. It is trained on crops
-between syllables, whose times the corpus knows: single syllables first, since CTC on whole lines takes long to find any alignment, then ever
-longer ones; and on crops of nothing sung, of which it must say nothing. Sources: Graves et al. 2006 (CTC), Bengio et al. 2009 (curriculum).
+between syllables, whose times the corpus knows: single syllables first, since CTC on whole lines takes long to find any alignment, then
+ever longer ones; and on crops of nothing sung, of which it must say nothing.
+Sources: Graves et al. 2006 (CTC), Bengio et al. 2009 (curriculum).
 
 Shapes: N crops, F log-mel frames (43 a second), M bands, D width, V symbols (0 is CTC's blank).
 """
@@ -175,14 +176,18 @@ def _crops(examples: Sequence[Example], ids: dict[str, int], generator: torch.Ge
     silent: list[Crop] = []
     for example in examples:
         sung, first = example.syllables, 0
+
+        def pause(after: int, sung: tuple[SungSyllable, ...] = sung) -> float:
+            return sung[after + 1].start - sung[after].end
+
         while first < len(sung):
             length = SHORTEST_CROP + (longest - SHORTEST_CROP) * float(torch.rand((), generator=generator))
             last = first
-            while last + 1 < len(sung) and sung[last + 1].end - sung[first].start <= length and sung[last + 1].start - sung[last].end < PAUSE:
+            while last + 1 < len(sung) and sung[last + 1].end - sung[first].start <= length and pause(last) < PAUSE:
                 last += 1
             asked = [ids[phoneme] for syllable in sung[first : last + 1] for phoneme in syllable.phonemes]
             # the next syllable's consonant stays outside
-            joined = last + 1 < len(sung) and sung[last + 1].start - sung[last].end < LEAD
+            joined = last + 1 < len(sung) and pause(last) < LEAD
             found.append((_cut(example, sung[first].start - LEAD, sung[last].end - (LEAD / 2 if joined else 0.0)), asked))
             first = last + 1
         edges = [0.0, *(t for syllable in sung for t in (syllable.start, syllable.end)), len(example.mel_FM) / FRAME_RATE]
