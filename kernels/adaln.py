@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rows import aligned, check_rows, processors, row_pointers, row_starts, segment_sums
+from .rows import aligned, check_rows, on_device, processors, row_pointers, row_starts, segment_sums
 
 EPS = 1e-6
 MAX_WIDTH = 8192
@@ -352,32 +352,33 @@ def _forward(
     if rows:
         x, y, gate, shift, scale = aligned(x) if total is not x else x, _aligned(y), _aligned(gate), _aligned(shift), _aligned(scale)
         grid = (triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0],)
-        _norm_fwd_kernel[grid](
-            x,
-            y,
-            gate,
-            shift,
-            scale,
-            tiles,
-            total,
-            h,
-            stats,
-            _stride(x),
-            _stride(y),
-            _stride(gate),
-            _stride(shift),
-            _stride(scale),
-            _stride(total),
-            rows,
-            eps,
-            TILE_ROWS=tile_rows,
-            HAS_TILES=tiles is not None,
-            HAS_Y=y is not None,
-            HAS_GATE=gate is not None,
-            HAS_SCALE=scale is not None,
-            HAS_STATS=stats is not None,
-            **_shape_of_program(width),
-        )
+        with on_device(x.device):
+            _norm_fwd_kernel[grid](
+                x,
+                y,
+                gate,
+                shift,
+                scale,
+                tiles,
+                total,
+                h,
+                stats,
+                _stride(x),
+                _stride(y),
+                _stride(gate),
+                _stride(shift),
+                _stride(scale),
+                _stride(total),
+                rows,
+                eps,
+                TILE_ROWS=tile_rows,
+                HAS_TILES=tiles is not None,
+                HAS_Y=y is not None,
+                HAS_GATE=gate is not None,
+                HAS_SCALE=scale is not None,
+                HAS_STATS=stats is not None,
+                **_shape_of_program(width),
+            )
     return h
 
 
@@ -404,34 +405,35 @@ def _norm_backward(
     if rows:
         dh, dtotal, x, y, gate, scale = aligned(dh), _aligned(dtotal), aligned(x), _aligned(y), _aligned(gate), _aligned(scale)
         shape = _shape_of_program(width)
-        _norm_bwd_kernel[(n_tiles,)](
-            x,
-            y,
-            gate,
-            scale,
-            stats,
-            tiles,
-            dh,
-            dtotal,
-            dx,
-            dy,
-            parts,
-            _stride(x),
-            _stride(y),
-            _stride(gate),
-            _stride(scale),
-            _stride(dh),
-            _stride(dtotal),
-            rows,
-            n_tiles,
-            TILE_ROWS=tile_rows,
-            HAS_TILES=tiles is not None,
-            HAS_DSUM=dtotal is not None,
-            HAS_GATE=gate is not None,
-            HAS_SCALE=scale is not None,
-            PARTS_IN_MEMORY=shape["BLOCK_D"] > 4096,
-            **shape,
-        )
+        with on_device(x.device):
+            _norm_bwd_kernel[(n_tiles,)](
+                x,
+                y,
+                gate,
+                scale,
+                stats,
+                tiles,
+                dh,
+                dtotal,
+                dx,
+                dy,
+                parts,
+                _stride(x),
+                _stride(y),
+                _stride(gate),
+                _stride(scale),
+                _stride(dh),
+                _stride(dtotal),
+                rows,
+                n_tiles,
+                TILE_ROWS=tile_rows,
+                HAS_TILES=tiles is not None,
+                HAS_DSUM=dtotal is not None,
+                HAS_GATE=gate is not None,
+                HAS_SCALE=scale is not None,
+                PARTS_IN_MEMORY=shape["BLOCK_D"] > 4096,
+                **shape,
+            )
     table = scale if scale is not None else gate
     return dx, dy, segment_sums(parts, offsets, dtype=x.dtype if table is None else table.dtype)
 

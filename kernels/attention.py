@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .rope import rotate_reference
+from .rows import on_device
 from .worklist import Segments
 
 
@@ -76,8 +77,9 @@ def attention_fwd(
     """out [T, S H, K] and lse [S H, T] (natural logarithm of the softmax sums, -inf without keys). dq_tiles, dkv_tiles: for gradients."""
     from .attention_forward import forward, forward_config, target_capability
 
-    config = forward_config(q.shape[-1], q.dtype, target_capability(), precision)
-    return forward(q, k, v, cos, sin, q_tiles, config, scale=scale, precision=precision, covered=q_covered)
+    with on_device(q.device):
+        config = forward_config(q.shape[-1], q.dtype, target_capability(), precision)
+        return forward(q, k, v, cos, sin, q_tiles, config, scale=scale, precision=precision, covered=q_covered)
 
 
 @attention_fwd.register_fake
@@ -94,11 +96,12 @@ def attention_bwd(
     from .attention_backward import backward, backward_configs
     from .attention_forward import target_capability
 
-    configs = backward_configs(q.shape[-1], q.dtype, target_capability(), precision)
-    return backward(
-        d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, configs,
-        scale=scale, precision=precision, q_covered=q_covered, k_covered=k_covered,
-    )  # fmt: skip
+    with on_device(q.device):
+        configs = backward_configs(q.shape[-1], q.dtype, target_capability(), precision)
+        return backward(
+            d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, configs,
+            scale=scale, precision=precision, q_covered=q_covered, k_covered=k_covered,
+        )  # fmt: skip
 
 
 @attention_bwd.register_fake
@@ -144,12 +147,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, cos: Tensor | No
     segments.check(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
 
 
-def _blocks(head_dim: int, dtype: torch.dtype, precision: str) -> tuple[int, int, int]:
-    """Rows of a tile of the forward, query-gradient and key-gradient kernel on the current device."""
+def _blocks(head_dim: int, dtype: torch.dtype, precision: str, device: torch.device) -> tuple[int, int, int]:
+    """Rows of a tile of the forward, query-gradient and key-gradient kernel on a device."""
     from .attention_backward import backward_configs
     from .attention_forward import forward_config, target_capability
 
-    capability = target_capability()
+    with on_device(device):
+        capability = target_capability()
     by_query, by_key = backward_configs(head_dim, dtype, capability, precision)
     return forward_config(head_dim, dtype, capability, precision).block_q, by_query.block_q, by_key.block_k
 
@@ -180,7 +184,7 @@ def attention(
     scale = head_dim**-0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale={scale}: pass a positive number (the running maximum is taken before scaling)")
-    block_q, block_dq, block_dkv = _blocks(head_dim, q.dtype, precision)
+    block_q, block_dq, block_dkv = _blocks(head_dim, q.dtype, precision, q.device)
     q_tiles = segments.query_tiles(block_q, q.device)
     dq_tiles = dkv_tiles = q_tiles[:0]
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):

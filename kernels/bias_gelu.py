@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rows import aligned, check_rows, row_pointers, segment_sums
+from .rows import aligned, check_rows, on_device, row_pointers, segment_sums
 
 # 64 rows amortise the bias and, backward, one fp32 partial row of its gradient to 2-3 % of the traffic
 TILE_ROWS = 64
@@ -102,7 +102,10 @@ def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     if rows:
         x, bias = aligned(x), aligned(bias)
         grid = (triton.cdiv(width, BLOCK_D), triton.cdiv(rows, TILE_ROWS))
-        _bias_gelu_fwd_kernel[grid](x, bias, h, x.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4)
+        with on_device(x.device):
+            _bias_gelu_fwd_kernel[grid](
+                x, bias, h, x.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4
+            )
     return h
 
 
@@ -119,9 +122,22 @@ def _bias_gelu_backward(dh: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Te
     parts = torch.empty(1, tiles, width, dtype=torch.float32, device=x.device)
     if rows:
         x, bias, dh = aligned(x), aligned(bias), aligned(dh)
-        _bias_gelu_bwd_kernel[triton.cdiv(width, BLOCK_D), tiles](
-            x, bias, dh, dx, parts, x.stride(0), dh.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4
-        )
+        with on_device(x.device):
+            _bias_gelu_bwd_kernel[triton.cdiv(width, BLOCK_D), tiles](
+                x,
+                bias,
+                dh,
+                dx,
+                parts,
+                x.stride(0),
+                dh.stride(0),
+                rows,
+                D=width,
+                BLOCK_D=BLOCK_D,
+                TILE_ROWS=TILE_ROWS,
+                ROW_BLOCK=8,
+                num_warps=4,
+            )
     return dx, segment_sums(parts, dtype=bias.dtype)[0, 0]
 
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import aligned, check_rows, row_starts
+from .rows import aligned, check_rows, on_device, row_starts
 
 BLOCK = 1024
 COLUMNS = ("a", "b", "c", "d", "p", "q", "w")
@@ -145,26 +145,27 @@ def _launch(
     """One launch over [songs, blocks of the longest song]; programs past the end of a shorter song return at once."""
     if max_rows:
         channels = x.shape[1]
-        _guided_step_kernel[triton.cdiv(max_rows * channels, BLOCK), spans.shape[0]](
-            x,
-            kept,
-            out,
-            noise,
-            rows,
-            spans,
-            new_x,
-            new_kept,
-            x.stride(0),
-            kept.stride(0),
-            out.stride(0),
-            0 if noise is None else noise.stride(0),
-            new_x.stride(0),
-            new_kept.stride(0),
-            C=channels,
-            BLOCK=BLOCK,
-            HAS_NOISE=noise is not None,
-            num_warps=4,
-        )
+        with on_device(x.device):
+            _guided_step_kernel[triton.cdiv(max_rows * channels, BLOCK), spans.shape[0]](
+                x,
+                kept,
+                out,
+                noise,
+                rows,
+                spans,
+                new_x,
+                new_kept,
+                x.stride(0),
+                kept.stride(0),
+                out.stride(0),
+                0 if noise is None else noise.stride(0),
+                new_x.stride(0),
+                new_kept.stride(0),
+                C=channels,
+                BLOCK=BLOCK,
+                HAS_NOISE=noise is not None,
+                num_warps=4,
+            )
 
 
 @torch.library.custom_op("mudit::guided_step", mutates_args=())

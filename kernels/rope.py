@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import DTYPES, aligned, processors, row_pointers, segment_sums
+from .rows import DTYPES, aligned, on_device, processors, row_pointers, segment_sums
 
 EPS = 1e-6
 
@@ -393,29 +393,30 @@ def _launch_forward(
         x = aligned(x)
         programs = q_streams + 1 + (v is not None)
         shape = _shape_of_program(x, programs, heads, head_dim)
-        _pack_fwd_kernel[triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]](
-            x,
-            _gain(q_gain),
-            _gain(k_gain),
-            cos.contiguous(),
-            sin.contiguous(),
-            q,
-            k,
-            v,
-            x.stride(0),
-            k.stride(0),
-            k.stride(1),
-            0 if v is None else v.stride(0),
-            0 if v is None else v.stride(1),
-            rows,
-            eps,
-            SECTIONS=q_streams + 2,
-            HAS_Q=q_streams > 0,
-            HAS_V=v is not None,
-            Q_NORM=q_gain is not None,
-            K_NORM=k_gain is not None,
-            **shape,
-        )
+        with on_device(x.device):
+            _pack_fwd_kernel[triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]](
+                x,
+                _gain(q_gain),
+                _gain(k_gain),
+                cos.contiguous(),
+                sin.contiguous(),
+                q,
+                k,
+                v,
+                x.stride(0),
+                k.stride(0),
+                k.stride(1),
+                0 if v is None else v.stride(0),
+                0 if v is None else v.stride(1),
+                rows,
+                eps,
+                SECTIONS=q_streams + 2,
+                HAS_Q=q_streams > 0,
+                HAS_V=v is not None,
+                Q_NORM=q_gain is not None,
+                K_NORM=k_gain is not None,
+                **shape,
+            )
     return q
 
 
@@ -458,34 +459,35 @@ def _pack_backward(
     q_parts, k_parts = parts[1:] if q_gain is not None else parts[:0], parts[:1] if k_gain is not None else parts[:0]
     if rows:
         x, dq, dk, dv = aligned(x), _aligned_heads(dq), _aligned_heads(dk), _aligned_heads(dv)
-        _pack_bwd_kernel[tiles, (q_streams + 2) * groups](
-            x,
-            _gain(q_gain),
-            _gain(k_gain),
-            cos.contiguous(),
-            sin.contiguous(),
-            dq,
-            dk,
-            dv,
-            dx,
-            q_parts,
-            k_parts,
-            x.stride(0),
-            dq.stride(0),
-            dq.stride(1),
-            dk.stride(0),
-            dk.stride(1),
-            dv.stride(0),
-            dv.stride(1),
-            rows,
-            tiles * groups,
-            eps,
-            SECTIONS=q_streams + 2,
-            HAS_Q=q_streams > 0,
-            Q_NORM=q_gain is not None,
-            K_NORM=k_gain is not None,
-            **shape,
-        )
+        with on_device(x.device):
+            _pack_bwd_kernel[tiles, (q_streams + 2) * groups](
+                x,
+                _gain(q_gain),
+                _gain(k_gain),
+                cos.contiguous(),
+                sin.contiguous(),
+                dq,
+                dk,
+                dv,
+                dx,
+                q_parts,
+                k_parts,
+                x.stride(0),
+                dq.stride(0),
+                dq.stride(1),
+                dk.stride(0),
+                dk.stride(1),
+                dv.stride(0),
+                dv.stride(1),
+                rows,
+                tiles * groups,
+                eps,
+                SECTIONS=q_streams + 2,
+                HAS_Q=q_streams > 0,
+                Q_NORM=q_gain is not None,
+                K_NORM=k_gain is not None,
+                **shape,
+            )
     gain = q_gain if q_gain is not None else k_gain
     dtype = x.dtype if gain is None else gain.dtype
     return dx, segment_sums(q_parts, dtype=dtype)[:, 0], segment_sums(k_parts, dtype=dtype)[:, 0]

@@ -1,15 +1,18 @@
-"""What the row-wise kernels share: 16-byte rows, how much work a program takes, and the second pass of deterministic sums.
+"""What kernels share: the device they launch on, 16-byte rows, how much work a program takes, the second pass of deterministic sums.
 
     out[q, g] = sum of parts[q, i] over offsets[g] <= i < offsets[g + 1], in a fixed order        segment_sums
 
 Kernels that sum over tokens (gradients of gains, biases and modulation rows) write one partial row per program; a second launch adds
 them in a fixed order. No atomics, so a gradient has the same bits however the programs were scheduled.
 
-    x = aligned(x);  out = segment_sums(parts, offsets, dtype=torch.bfloat16)
+    x = aligned(x)
+    with on_device(x.device): kernel[grid](x, ...)
+    out = segment_sums(parts, offsets, dtype=torch.bfloat16)
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -26,6 +29,11 @@ def aligned(x: Tensor) -> Tensor:
     if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in x.stride()[:-1]):
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Launches inside go to `device`. Triton compiles for and launches on the current one, wherever the pointers lead."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def check_rows(name: str, x: Tensor, *, max_width: int | None = None) -> None:
@@ -99,7 +107,8 @@ def segment_sums(parts: Tensor, offsets: Tensor | None = None, *, dtype: torch.d
     if out.numel():
         # 64 columns x 32 parts in flight: few groups (a batch of songs) still make enough programs
         grid = (triton.cdiv(width, 64), groups, quantities)
-        _segment_sum_kernel[grid](
-            parts, offsets, out, n_parts, groups, D=width, BLOCK_D=64, BLOCK_N=32, HAS_OFFSETS=offsets is not None, num_warps=4
-        )
+        with on_device(parts.device):
+            _segment_sum_kernel[grid](
+                parts, offsets, out, n_parts, groups, D=width, BLOCK_D=64, BLOCK_N=32, HAS_OFFSETS=offsets is not None, num_warps=4
+            )
     return out

@@ -35,6 +35,8 @@ class KernelBuild:
     warps: int
     stages: int
     shared_bytes: int
+    scratch_bytes: int
+    """Global memory per block that Triton asks its allocator for (device-side tensor descriptors do; host-side ones do not)."""
     constants: dict[str, Any]
     flops: float | None
     """Useful work of the launch, from the kernel's launch_metadata, or None."""
@@ -176,6 +178,7 @@ def compile_for(arch: str, *, all_configs: bool = False) -> Iterator[list[Kernel
                 warps=meta.num_warps,
                 stages=meta.num_stages,
                 shared_bytes=meta.shared,
+                scratch_bytes=meta.global_scratch_size,
                 constants={p.name: named[p.name] for p in self.params if p.is_constexpr and p.name in named},
                 flops=sum(flops) if flops else None,
                 bytes_moved=work.get("bytes"),

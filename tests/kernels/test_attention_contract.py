@@ -83,7 +83,7 @@ def test_shared_keys_serve_inference_only(device):
 
 
 def operator_arguments(case: Case) -> tuple:
-    block_q, block_dq, block_dkv = _blocks(64, torch.float32, "ieee")
+    block_q, block_dq, block_dkv = _blocks(64, torch.float32, "ieee", case.q.device)
     device, segments = case.q.device, case.segments
     tiles = segments.query_tiles(block_q, device), segments.query_tiles(block_dq, device), segments.key_tiles(block_dkv, device)
     leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
