@@ -106,13 +106,13 @@ def peer_bwd_dkv_kernel(
     tl.store(dk_ptr + own, dk.to(dk_ptr.dtype.element_ty), mask=inside[None, :])
 
 
-def _tensors(head_dim: int, count: int, rows: int = 1024, heads: int = 4) -> list[torch.Tensor]:
+def _tensors(head_dim: int, count: int, rows: int, heads: int) -> list[torch.Tensor]:
     return [torch.zeros(1, heads, rows, head_dim, dtype=torch.bfloat16) for _ in range(count)]
 
 
-def peer_forward(*, head_dim: int, config: Config) -> None:
+def peer_forward(*, head_dim: int, config: Config, rows: int = 1024, heads: int = 4) -> None:
     """Launches the peer's forward kernel on zeros, for compile_for()."""
-    q, k, v, out = _tensors(head_dim, 4)
+    q, k, v, out = _tensors(head_dim, 4, rows, heads)
     lse = torch.zeros(q.shape[:3])
     peer_fwd_kernel[(q.shape[2] // config.block_q, q.shape[1])](
         q, k, v, out, lse, 0.1, q.stride(1), q.stride(2), q.shape[2], HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
@@ -120,9 +120,9 @@ def peer_forward(*, head_dim: int, config: Config) -> None:
     )  # fmt: skip
 
 
-def peer_backward(*, head_dim: int, configs: tuple[Config, Config]) -> None:
+def peer_backward(*, head_dim: int, configs: tuple[Config, Config], rows: int = 1024, heads: int = 4) -> None:
     """Launches the peer's two backward kernels on zeros, for compile_for()."""
-    q, k, v, do, *grads = _tensors(head_dim, 7)
+    q, k, v, do, *grads = _tensors(head_dim, 7, rows, heads)
     lse, delta = torch.zeros(2, *q.shape[:3])
     shared = (0.1, q.stride(1), q.stride(2), q.shape[2])
     for kernel, outputs, config, block in (

@@ -1,31 +1,31 @@
-"""Static figures of the attention kernels for every architecture, with no GPU: what CI holds them to, and the tutorial's algorithm beside.
+"""Static figures of the attention kernels for every architecture, with no GPU: what CI holds them to, and peers at the same tiles beside.
 
 Ceilings are shares of the tensor-core peak that the hot loop's instruction counts allow (profiling/sass.py): not speeds.
 
-    python -m mudit_engine.benchmarks.static_attention --arch sm_80,sm_90 --out benchmarks/results/static_attention.json
+    python -m mudit_engine.benchmarks.static_attention --arch sm_80,sm_90 --peers --out benchmarks/results/static_attention.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
+from torch import Tensor
 
 from mudit_engine.benchmarks.peers_attention import peer_backward, peer_forward
+from mudit_engine.benchmarks.static_figures import PEER, as_text, figures, write
 from mudit_engine.kernels.attention_backward import backward, backward_configs
 from mudit_engine.kernels.attention_forward import Config, forward, forward_config
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling.aot import ARCHITECTURES, KernelBuild, compile_for
-from mudit_engine.profiling.sass import analyse
 
 HEAD_DIMS = (64, 96, 128)
+ROWS, HEADS = 1536, 16
+"""One song of 4:20 at the published frame rate."""
 # variant -> (dtype, precision of fp32 products)
 VARIANTS = {
     "bf16": (torch.bfloat16, "tf32"),
@@ -33,69 +33,84 @@ VARIANTS = {
     "tf32": (torch.float32, "tf32"),
     "ieee": (torch.float32, "ieee"),
 }
+DTYPE_OF = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "ieee": "fp32"}
 # matrix products of one tile pair: q k, p v | q k, do v, ds k | q k, p do, do v, ds q
 PRODUCTS = {"fwd": 2, "bwd_dq": 3, "bwd_dkv": 4}
 
 
-def row(build: KernelBuild, *, op: str, variant: str, head_dim: int, dtype: torch.dtype, config: Config) -> dict[str, Any]:
-    """Everything that can be said of one compiled kernel."""
-    useful = 2 * PRODUCTS[op] * config.block_q * config.block_k * head_dim
-    report = analyse(build, useful_flops=useful)
-    loop = report.loops[0] if report.loops else None
-    return {
-        "op": f"attention_{op}",
-        "variant": variant,
-        "head_dim": head_dim,
-        "dtype": str(dtype).removeprefix("torch."),
-        "arch": build.arch,
-        "tile": [config.block_q, config.block_k, build.warps, build.stages],
-        "registers": build.registers,
-        "spill_bytes": build.spill_bytes,
-        "loop_local_accesses": report.loop_local_accesses,
-        "shared_bytes": build.shared_bytes,
-        "blocks_per_sm": report.blocks_per_sm,
-        "tma_loads": report.tma_loads,
-        "mma_instructions": report.counts.get("mma", 0),
-        "mma_useful_ratio": round(1 / loop.useful, 3) if loop else None,
-        "loop_instructions": loop.instructions if loop else None,
-        "loop_counts": loop.counts if loop else None,
-        # per 4096 FLOP of a warp, which is one m16n8k16
-        "instructions_per_mma": round(loop.instructions * build.warps * 4096 / loop.flops, 3) if loop else None,
-        "ceiling_overlap": round(loop.overlap, 4) if loop else None,
-        "ceiling_serial": round(loop.serial, 4) if loop else None,
-        "bound": loop.bound if loop else None,
-        "ptxas_warnings": list(build.ptxas_warnings),
-    }
-
-
-def ours(arch: str, head_dim: int, variant: str) -> Iterable[dict[str, Any]]:
-    """Rows of the three kernels, launched as a fused projection hands them their inputs: 16 heads, strided rows, rotated queries."""
+def tiles(arch: str, head_dim: int, variant: str = "bf16") -> dict[str, Config]:
+    """Our tile of every op."""
     dtype, precision = VARIANTS[variant]
     capability = int(arch.removeprefix("sm_"))
-    config, configs = forward_config(head_dim, dtype, capability, precision), backward_configs(head_dim, dtype, capability, precision)
-    rows, heads, segments = 1024, 16, Segments.self_attention([1024])
-    q, k, v = torch.zeros(rows, 3 * heads, head_dim, dtype=dtype).split(heads, 1)
-    table = torch.zeros(1, rows, head_dim // 2)
-    out, lse = torch.zeros(rows, heads, head_dim, dtype=dtype), torch.zeros(heads, rows)
+    by_query, by_key = backward_configs(head_dim, dtype, capability, precision)
+    return {"fwd": forward_config(head_dim, dtype, capability, precision), "bwd_dq": by_query, "bwd_dkv": by_key}
+
+
+def requested_bytes(op: str, table: Tensor, config: Config, *, head_dim: int, heads: int, element: int, rotate: bool) -> int:
+    """Bytes that the programs of one launch ask for, L2 hits included: every tile streams the whole other side of its segment.
+
+    `table` are the tiles (Segments.query_tiles, or key_tiles for bwd_dkv). tests hold this to a count lane by lane.
+    """
+    block = config.block_k if op == "bwd_dkv" else config.block_q
+    own, other = int(table[:, 1].clamp(max=block).sum()), int(table[:, 3].sum())
+    # what a program says of its own rows: q, out | q, o, do, dq | k, v, dk, dv; and of each of the others: k, v | q, do
+    row_tensors, row_floats, other_floats = {"fwd": (2, 1, 0), "bwd_dq": (4, 3, 0), "bwd_dkv": (4, 0, 2)}[op]
+    if rotate and op != "bwd_dkv":
+        # rotated queries pass through memory once; a table of angles for them, and one for the gradient on its way back
+        row_tensors, row_floats = row_tensors + 2, row_floats + head_dim * (2 if op == "bwd_dq" else 1)
+    words = {"fwd": 8, "bwd_dq": 8, "bwd_dkv": 7}[op] * 4 * table.shape[0]
+    moved = own * (row_tensors * head_dim * element + 4 * row_floats) + other * (2 * head_dim * element + 4 * other_floats)
+    return heads * (moved + words)
+
+
+def row(
+    build: KernelBuild, *, op: str, variant: str, head_dim: int, dtype: str, config: Config, products: int | None = None
+) -> dict[str, Any]:
+    """The figures of one attention kernel at tile `config`."""
+    useful = 2 * (products or PRODUCTS[op]) * config.block_q * config.block_k * head_dim
+    found = figures(build, op=f"attention_{op}", variant=variant, head_dim=head_dim, dtype=dtype, useful_flops=useful)
+    return found | {"tile": [config.block_q, config.block_k, build.warps, build.stages]}
+
+
+def ours(arch: str, head_dim: int, variant: str) -> list[dict[str, Any]]:
+    """Rows of the three kernels, launched as a fused projection hands them their inputs: strided rows, rotated queries."""
+    dtype, precision = VARIANTS[variant]
+    config = tiles(arch, head_dim, variant)
+    segments = Segments.self_attention([ROWS])
+    q, k, v = torch.zeros(ROWS, 3 * HEADS, head_dim, dtype=dtype).split(HEADS, 1)
+    angles = torch.zeros(1, ROWS, head_dim // 2)
+    out, lse = torch.zeros(ROWS, HEADS, head_dim, dtype=dtype), torch.zeros(HEADS, ROWS)
     options = {"scale": head_dim**-0.5, "precision": precision}
+    tables = {
+        "fwd": segments.query_tiles(config["fwd"].block_q, "cpu"),
+        "bwd_dq": segments.query_tiles(config["bwd_dq"].block_q, "cpu"),
+        "bwd_dkv": segments.key_tiles(config["bwd_dkv"].block_k, "cpu"),
+    }
+    by_query, by_key = config["bwd_dq"], config["bwd_dkv"]
     with compile_for(arch) as builds:
-        forward(q, k, v, table, table, segments.query_tiles(config.block_q, "cpu"), config, covered=True, **options)
-        tiles = segments.query_tiles(configs[0].block_q, "cpu"), segments.key_tiles(configs[1].block_k, "cpu")
-        backward(out, None, q, k, v, out, lse, table, table, *tiles, configs, q_covered=True, k_covered=True, **options)
-    for op, build, tile in zip(PRODUCTS, builds, (config, *configs), strict=True):
-        yield row(build, op=op, variant=variant, head_dim=head_dim, dtype=dtype, config=tile)
+        forward(q, k, v, angles, angles, tables["fwd"], config["fwd"], covered=True, **options)
+        covered = {"q_covered": True, "k_covered": True}
+        backward(
+            out, None, q, k, v, out, lse, angles, angles, tables["bwd_dq"], tables["bwd_dkv"], (by_query, by_key), **covered, **options
+        )
+    rows = []
+    for op, build in zip(PRODUCTS, builds, strict=True):
+        moved = requested_bytes(op, tables[op], config[op], head_dim=head_dim, heads=HEADS, element=dtype.itemsize, rotate=True)
+        found = row(build, op=op, variant=variant, head_dim=head_dim, dtype=DTYPE_OF[variant], config=config[op])
+        rows.append(found | {"bytes_moved": moved})
+    return rows
 
 
-def peers(arch: str, head_dim: int) -> Iterable[dict[str, Any]]:
+def tutorial(arch: str, head_dim: int) -> list[dict[str, Any]]:
     """The tutorial's algorithm at our tiles."""
-    capability = int(arch.removeprefix("sm_"))
-    config = forward_config(head_dim, torch.bfloat16, capability)
-    configs = backward_configs(head_dim, torch.bfloat16, capability)
+    config = tiles(arch, head_dim)
     with compile_for(arch) as builds:
-        peer_forward(head_dim=head_dim, config=config)
-        peer_backward(head_dim=head_dim, configs=configs)
-    for op, build, tile in zip(PRODUCTS, builds, (config, *configs), strict=True):
-        yield row(build, op=op, variant="peer:tutorial", head_dim=head_dim, dtype=torch.bfloat16, config=tile)
+        peer_forward(head_dim=head_dim, config=config["fwd"], rows=ROWS, heads=HEADS)
+        peer_backward(head_dim=head_dim, configs=(config["bwd_dq"], config["bwd_dkv"]), rows=ROWS, heads=HEADS)
+    return [
+        row(build, op=op, variant=f"{PEER}tutorial", head_dim=head_dim, dtype="bf16", config=config[op])
+        for op, build in zip(PRODUCTS, builds, strict=True)
+    ]
 
 
 def run(
@@ -105,14 +120,14 @@ def run(
     variants: Sequence[str] = ("bf16",),
     with_peers: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows for all combinations; peers only where loops are rated against the A100 and the H100."""
+    """Rows for all combinations; the tutorial's only where loops are rated against the A100 and the H100."""
     rows: list[dict[str, Any]] = []
     for arch in arches:
         for head_dim in head_dims:
             for variant in variants:
                 rows += ours(arch, head_dim, variant)
             if with_peers and arch in ("sm_80", "sm_90"):
-                rows += peers(arch, head_dim)
+                rows += tutorial(arch, head_dim)
     return rows
 
 
@@ -126,23 +141,14 @@ def main() -> None:
     options = parser.parse_args()
     head_dims = [int(k) for k in options.head_dims.split(",")]
     rows = run(arches=options.arch.split(","), head_dims=head_dims, variants=options.variants.split(","), with_peers=options.peers)
-    if options.out is not None and options.out.exists():
+    if options.out is None:
+        print(as_text({"rows": rows}), end="")
+        return
+    if options.out.exists():
         made = {key(r) for r in rows}
         rows = [r for r in json.loads(options.out.read_text())["rows"] if key(r) not in made] + rows
-    document = {
-        "about": "compiled, not measured: machine code of the attention kernels; ceilings are shares of the tensor-core peak, not speeds",
-        "command": "python -m mudit_engine.benchmarks.static_attention",
-        "versions": {"triton": triton.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "rows": sorted(rows, key=key),
-    }
-    text = json.dumps(document, indent=1) + "\n"
-    if options.out is None:
-        print(text, end="")
-        return
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    aside = options.out.with_suffix(".tmp")
-    aside.write_text(text)
-    os.replace(aside, options.out)
+    about = "compiled, not measured: machine code of the attention kernels; ceilings are shares of the tensor-core peak, not speeds"
+    write(options.out, sorted(rows, key=key), about=about, command="python -m mudit_engine.benchmarks.static_attention")
 
 
 def key(r: dict[str, Any]) -> tuple[Any, ...]:

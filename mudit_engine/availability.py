@@ -48,6 +48,7 @@ PACKAGES = {
     "uvicorn": ("uvicorn", "serve"),
     "scipy": ("scipy", "corpus"),
     "diffusers": ("diffusers", "bench"),
+    "liger_kernel": ("liger-kernel", "bench"),
     "pyworld": ("pyworld", "corpus"),
     "mido": ("mido", "corpus"),
 }

@@ -1,1 +1,1 @@
-"""What a kernel costs: compiled without a GPU (aot), read from its machine code (sass), or traced on a device."""
+"""What a kernel costs and whether it is right: compiled with no GPU (aot), read as machine code (sass), interpreted (strict, traffic)."""

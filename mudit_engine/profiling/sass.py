@@ -1,10 +1,15 @@
-"""Static ceilings of a kernel from its machine code: what share of the tensor-core peak its hot loop could reach, at the very best.
+"""Static ceilings of a kernel from its machine code: what share of the machine's peak its hot loop could reach, at the very best.
 
 The hot loops are the innermost loops that hold matrix instructions. Their instructions are counted per execution pipe and turned into
 cycles of one multiprocessor for one trip of one block:
 
     overlap = tensor / max(all pipes)          every pipe works behind the tensor cores
     serial  = tensor / (tensor + softmax)      nothing does: softmax = max(pipes other than tensor and memory)
+
+A kernel without matrix instructions streams: its goal is the DRAM bandwidth, and its hot loops are those with global accesses (the whole
+kernel, if there is none). With dram = bytes of a trip / the multiprocessor's share of the bandwidth:
+
+    overlap = dram / max(all pipes, dram)      serial = dram / (dram + max(pipes))
 
 Neither sees latency, bank conflicts, or overlap between warp groups: they are ceilings, not speeds.
 
@@ -25,7 +30,8 @@ from mudit_engine.profiling.aot import KernelBuild
 class Machine:
     """Throughput of one multiprocessor per clock: FLOP (dense bf16) of the tensor cores, lanes of the other pipes, bytes of shared memory.
 
-    Sources: CUDA C++ Programming Guide, tables of arithmetic throughput and of technical specifications; A100 and H100 white papers.
+    Sources: CUDA C++ Programming Guide, tables of arithmetic throughput and of technical specifications; the products' data sheets for
+    multiprocessors, DRAM bandwidth in GB/s, and dense bf16 TFLOP/s, from which the clock in GHz follows (SXM boards where there are any).
     """
 
     name: str
@@ -34,6 +40,9 @@ class Machine:
     max_warps: int
     max_blocks: int
     shared_bytes: int
+    processors: int
+    clock: float
+    bandwidth: int
     alu: int = 64
     mufu: int = 16
     convert: int = 64
@@ -42,14 +51,36 @@ class Machine:
     registers: int = 65536
     reserved_shared: int = 1024
 
+    @property
+    def tensor_tflops(self) -> float:
+        """Peak of the whole chip, dense bf16."""
+        return self.tensor * self.processors * self.clock / 1e3
+
+    @property
+    def dram_bytes(self) -> float:
+        """One multiprocessor's share of the DRAM bandwidth, bytes per clock."""
+        return self.bandwidth / (self.processors * self.clock)
+
 
 MACHINES = {
-    "sm_80": Machine("A100", tensor=2048, fma=64, max_warps=64, max_blocks=32, shared_bytes=164 << 10),
-    "sm_86": Machine("A40", tensor=1024, fma=128, max_warps=48, max_blocks=16, shared_bytes=100 << 10),
-    "sm_89": Machine("L40S", tensor=1024, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10),
-    "sm_90": Machine("H100", tensor=4096, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10),
-    "sm_100": Machine("B200", tensor=8192, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10),
-    "sm_120": Machine("RTX 5090", tensor=512, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10),
+    "sm_80": Machine(
+        "A100", tensor=2048, fma=64, max_warps=64, max_blocks=32, shared_bytes=164 << 10, processors=108, clock=1.41, bandwidth=2039
+    ),
+    "sm_86": Machine(
+        "A40", tensor=1024, fma=128, max_warps=48, max_blocks=16, shared_bytes=100 << 10, processors=84, clock=1.74, bandwidth=696
+    ),
+    "sm_89": Machine(
+        "L40S", tensor=1024, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10, processors=142, clock=2.49, bandwidth=864
+    ),
+    "sm_90": Machine(
+        "H100", tensor=4096, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10, processors=132, clock=1.83, bandwidth=3350
+    ),
+    "sm_100": Machine(
+        "B200", tensor=8192, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10, processors=148, clock=1.856, bandwidth=8000
+    ),
+    "sm_120": Machine(
+        "RTX 5090", tensor=512, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10, processors=170, clock=2.407, bandwidth=1792
+    ),
 }
 # Loops are rated where the matrix instructions run on the warps' own issue slots; tcgen05 (sm_100) is asynchronous and is not.
 RATED = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
@@ -105,6 +136,11 @@ class Instruction:
         return 0.0
 
     @property
+    def streams(self) -> bool:
+        """Whether it moves data between global memory and the multiprocessor, as row-wise kernels do."""
+        return self.base in ("LDG", "STG", "LDGSTS")
+
+    @property
     def tensor_share(self) -> float:
         """Relative rate against bf16: tf32 runs at half speed."""
         return 0.5 if "TF32" in self.opcode else 1.0
@@ -144,6 +180,10 @@ class Loop:
     cycles: dict[str, float]
     useful: float
     """Useful FLOP / executed FLOP (1.0 when no tile column is padding)."""
+    accesses: dict[int, int]
+    """Bytes per thread of the global loads and stores -> how many of them."""
+    goal: str = "tensor"
+    """What a perfect kernel is bound by: "tensor" or "dram"."""
 
     @property
     def local_accesses(self) -> int:
@@ -151,20 +191,22 @@ class Loop:
 
     @property
     def softmax_cycles(self) -> float:
-        return max(v for k, v in self.cycles.items() if k not in ("tensor", "shared", "issue", "fetch"))
+        """Of the busiest pipe that does not feed the goal."""
+        feeding = ("tensor", "shared", "issue") if self.goal == "tensor" else ("dram", "issue")
+        return max(v for k, v in self.cycles.items() if k not in feeding)
 
     @property
     def overlap(self) -> float:
-        return self.useful * self.cycles["tensor"] / max(v for k, v in self.cycles.items() if k != "fetch")
+        return self.useful * self.cycles[self.goal] / max(self.cycles.values())
 
     @property
     def serial(self) -> float:
-        return self.useful * self.cycles["tensor"] / (self.cycles["tensor"] + self.softmax_cycles)
+        return self.useful * self.cycles[self.goal] / (self.cycles[self.goal] + self.softmax_cycles)
 
     @property
     def bound(self) -> str:
         """The pipe that limits the overlap ceiling."""
-        return max((k for k in self.cycles if k != "fetch"), key=lambda k: self.cycles[k])
+        return max(self.cycles, key=lambda k: self.cycles[k])
 
 
 @dataclass(frozen=True)
@@ -172,7 +214,7 @@ class Report:
     """Machine code of one kernel, summed up."""
 
     loops: list[Loop]
-    """Loops with matrix instructions, most FLOP first; empty for kernels without them."""
+    """Loops with matrix instructions, most FLOP first (none on sm_100); of a kernel without them, the streaming loops, most bytes first."""
     counts: dict[str, int]
     global_access_bytes: dict[int, int]
     """Width of the global loads and stores per thread -> how many."""
@@ -242,8 +284,12 @@ def _dominators(successors: list[list[int]]) -> list[set[int]]:
     return dominators
 
 
-def hot_loops(code: list[Instruction], labels: dict[str, int]) -> list[list[Instruction]]:
-    """Innermost natural loops with matrix instructions, most FLOP first."""
+def hot_loops(code: list[Instruction], labels: dict[str, int], *, streaming: bool = False) -> list[list[Instruction]]:
+    """Innermost natural loops with matrix instructions, most FLOP first; `streaming`: with global accesses, most bytes first."""
+
+    def hot(ins: Instruction) -> bool:
+        return ins.streams if streaming else ins.pipe == "mma"
+
     if not code:
         return []
     blocks, successors = _blocks(code, labels)
@@ -258,14 +304,19 @@ def hot_loops(code: list[Instruction], labels: dict[str, int]) -> list[list[Inst
                     if b not in body:
                         body.add(b)
                         stack += [p for p, s in enumerate(successors) if b in s and dominators[p]]
-    bodies = {h: b for h, b in bodies.items() if any(code[i].pipe == "mma" for n in b for i in blocks[n])}
+    bodies = {h: b for h, b in bodies.items() if any(hot(code[i]) for n in b for i in blocks[n])}
     inner = [b for h, b in bodies.items() if not any(g != h and c < b for g, c in bodies.items())]
     found = [[code[i] for n in sorted(body) for i in blocks[n]] for body in inner]
-    return sorted(found, key=lambda loop: -sum(ins.flops for ins in loop))
+    return sorted(found, key=lambda loop: -sum((ins.access_bytes if hot(ins) else 0) if streaming else ins.flops for ins in loop))
 
 
-def rate_loop(loop: list[Instruction], machine: Machine, *, warps: int, useful_flops: float | None = None) -> Loop:
-    """Cycles of each pipe for one trip. useful_flops is the useful work of a block in one trip; an unrolled loop counts as several."""
+def rate_loop(
+    loop: list[Instruction], machine: Machine, *, warps: int, useful_flops: float | None = None, live: float | None = None
+) -> Loop:
+    """Cycles of each pipe for one trip. useful_flops is the useful work of a block in one trip; an unrolled loop counts as several.
+
+    live: the loop streams, and this share of its lanes moves data (the others are masked off).
+    """
     counts = Counter(ins.pipe for ins in loop)
     executed = warps * sum(ins.flops for ins in loop)
     lanes = 32 * warps
@@ -279,11 +330,14 @@ def rate_loop(loop: list[Instruction], machine: Machine, *, warps: int, useful_f
         "issue": len(loop) * warps / machine.issue,
     }
     cycles["other issue"] = (len(loop) - counts["mma"]) * warps / machine.issue
+    if live is not None:
+        cycles["dram"] = live * lanes * sum(ins.access_bytes for ins in loop if ins.streams) / machine.dram_bytes
     useful = 1.0
     if useful_flops and executed:
         trips = max(1, int(executed / useful_flops + 0.01))
         useful = trips * useful_flops / executed
-    return Loop(len(loop), dict(counts), executed, cycles, useful)
+    accesses = dict(Counter(ins.access_bytes for ins in loop if ins.streams))
+    return Loop(len(loop), dict(counts), executed, cycles, useful, accesses, "tensor" if live is None else "dram")
 
 
 def blocks_per_sm(machine: Machine, *, registers: int, warps: int, shared_bytes: int) -> int:
@@ -293,15 +347,27 @@ def blocks_per_sm(machine: Machine, *, registers: int, warps: int, shared_bytes:
     return min(warps_by_registers // warps, by_shared, machine.max_warps // warps, machine.max_blocks)
 
 
-def analyse(build: KernelBuild, *, useful_flops: float | None = None) -> Report:
-    """Reads a compiled kernel. useful_flops: useful FLOP of one trip of its hot loop by one block, None to take all as useful."""
+def analyse(build: KernelBuild, *, useful_flops: float | None = None, live: float | None = None) -> Report:
+    """Reads a compiled kernel. useful_flops: useful FLOP of one trip of its hot loop by one block, None to take all as useful.
+
+    live: share of the lanes that move data, which rates a kernel without matrix instructions as one that streams.
+    """
     machine = MACHINES[build.arch]
     code, labels = parse(build.sass)
-    loops = [rate_loop(loop, machine, warps=build.warps, useful_flops=useful_flops) for loop in hot_loops(code, labels)]
+    if any(ins.pipe == "mma" for ins in code):
+        loops = [rate_loop(loop, machine, warps=build.warps, useful_flops=useful_flops) for loop in hot_loops(code, labels)]
+        loops = [loop for loop in loops if loop.flops] if build.arch in RATED else []
+    elif live is None:
+        loops = []
+    else:
+        # nothing is executed after the last EXIT but a branch to itself
+        whole = code[: max((i + 1 for i, ins in enumerate(code) if ins.base == "EXIT"), default=len(code))]
+        streams = hot_loops(code, labels, streaming=True) or [whole]
+        loops = [rate_loop(loop, machine, warps=build.warps, live=live) for loop in streams if any(ins.streams for ins in loop)]
     return Report(
-        loops=[loop for loop in loops if loop.flops] if build.arch in RATED else [],
+        loops=loops,
         counts=dict(Counter(ins.pipe for ins in code)),
-        global_access_bytes=dict(Counter(ins.access_bytes for ins in code if ins.base in ("LDG", "STG"))),
+        global_access_bytes=dict(Counter(ins.access_bytes for ins in code if ins.streams)),
         tma_loads=sum(ins.base == "UTMALDG" for ins in code),
         blocks_per_sm=blocks_per_sm(machine, registers=build.registers, warps=build.warps, shared_bytes=build.shared_bytes),
     )

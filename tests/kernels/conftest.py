@@ -14,7 +14,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 
-import strict
+from mudit_engine.profiling import strict
 
 if strict.INTERPRETED:
     strict.install()

@@ -1,15 +1,11 @@
-"""What the tests of the row-wise kernels share: the error bar, awkward layouts, and the byte counter of a launch."""
+"""What the tests of the row-wise kernels share: the error bar and awkward layouts."""
 
 from __future__ import annotations
 
-import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-import strict
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -62,31 +58,3 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     transposed = x.new_empty(width, rows).t()
     made = {"rows": every_other, "columns": column_slice, "odd_address": odd_address, "odd_stride": odd_stride, "transposed": transposed}
     return {name: view.copy_(x) for name, view in made.items()}
-
-
-@contextlib.contextmanager
-def bytes_moved() -> Iterator[Counter[str]]:
-    """Counts, for each launch inside, the bytes that its programs load and store with a live mask (kernel name -> bytes)."""
-    watch, counted = strict._watch, Counter[str]()
-    assert watch is not None
-    stock_visit = watch.visit
-    loads, stores = strict.Builder.create_masked_load, strict.Builder.create_masked_store
-
-    def count(ptrs, mask) -> None:
-        size = ptrs.get_element_ty().primitive_bitwidth // 8
-        counted[watch.kernel] += size * int(torch.from_numpy(mask.data).expand(ptrs.data.shape).sum()) if ptrs.data.ndim else size
-
-    def load(self, ptrs, mask, *rest):
-        count(ptrs, mask)
-        return loads(self, ptrs, mask, *rest)
-
-    def store(self, ptrs, value, mask, *rest):
-        count(ptrs, mask)
-        return stores(self, ptrs, value, mask, *rest)
-
-    strict.Builder.create_masked_load, strict.Builder.create_masked_store = load, store
-    try:
-        yield counted
-    finally:
-        strict.Builder.create_masked_load, strict.Builder.create_masked_store = loads, stores
-        assert watch.visit == stock_visit

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-import strict
 from elementwise import DTYPES, NAMES, compare, layouts, results
 from mudit_engine.kernels import adaln
 from mudit_engine.kernels.adaln import Runs, layer_norm_modulate, layer_norm_modulate_reference, residual_norm, residual_norm_reference
+from mudit_engine.profiling import strict
 
 TABLE_ROWS = 4
 MIXED = ((63, 2), (0, 1), (100, 0), (1, 2), (65, 3))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-import strict
 from attention_cases import Case, assert_close, make_case
 from mudit_engine.kernels import attention_forward
 from mudit_engine.kernels.attention import _blocks, attention, attention_bwd, attention_fwd, attention_reference
 from mudit_engine.kernels.worklist import Segments
+from mudit_engine.profiling import strict
 
 
 def test_programs_in_any_order_give_the_same_bits(device):

@@ -7,10 +7,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-import strict
 from attention_cases import NAMES, Case, assert_close, make_case
 from mudit_engine.kernels import attention_forward
 from mudit_engine.kernels.attention import attention, attention_reference
+from mudit_engine.profiling import strict
 
 MIXED = ([100, 0, 1, 65], [70, 3, 9, 0])
 HEADS = (64, 96, 128)

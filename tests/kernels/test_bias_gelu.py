@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-import strict
 from elementwise import DTYPES, NAMES, compare, layouts, results
 from mudit_engine.kernels.bias_gelu import bias_gelu, bias_gelu_reference
+from mudit_engine.profiling import strict
 
 OUTPUTS = ("h", "dx", "dbias")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from triton.runtime.interpreter import GridExecutor
 
-import strict
 from attention_cases import make_case
 from mudit_engine.kernels import adaln, attention, bias_gelu, guided_step, rope, rows
 from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import Spans
 from mudit_engine.kernels.rows import on_device
+from mudit_engine.profiling import strict
 
 
 def attend() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-import strict
 from elementwise import DTYPES, NAMES, hold, layouts
 from mudit_engine.kernels.guided_step import Spans, guided_step, guided_step_reference
+from mudit_engine.profiling import strict
 
 # guided, guided but empty, not guided, a single frame; rows 63-69 belong to no song
 MIXED = ((0, 63, 0, 200), (63, 0, 0, 0), (70, 100, 63, -1), (170, 1, 163, 263))

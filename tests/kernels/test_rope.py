@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-import strict
 from elementwise import DTYPES, NAMES, compare, layouts, results
 from mudit_engine.kernels import rope
 from mudit_engine.kernels.rope import (
@@ -20,6 +19,7 @@ from mudit_engine.kernels.rope import (
     rope_table,
     rotate_reference,
 )
+from mudit_engine.profiling import strict
 
 QKV = ("q", "k", "v", "dqkv", "dq_gain", "dk_gain")
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
-import strict
+from mudit_engine.profiling import strict
 
 pytestmark = pytest.mark.skipif(not strict.INTERPRETED, reason="the interpreter is off")
 

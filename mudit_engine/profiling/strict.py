@@ -217,7 +217,7 @@ def _hook_memory() -> None:
         dtype, nan = interpreter._get_np_dtype(element), desc.padding == interpreter._ir.PADDING_OPTION.PAD_NAN
         poison = (BF16_NAN if element == tl.bfloat16 else np.nan) if nan else 0
         handle_mask = Handle(mask, tl.int1)
-        return create_masked_load(self, ptrs, handle_mask, Handle(np.full(ptrs.data.shape, poison, dtype), element), None, None, False)
+        return self.create_masked_load(ptrs, handle_mask, Handle(np.full(ptrs.data.shape, poison, dtype), element), None, None, False)
 
     def create_masked_store(self, ptrs, value, mask, cache_modifier, eviction_policy):
         mask = mask if isinstance(mask, Handle) else Handle(mask, tl.int1)  # descriptor stores pass a bare array
