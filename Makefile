@@ -1,5 +1,6 @@
 # make song    sets everything up and writes out/song.wav from a description and lyrics
 # make test    sets everything up, checks the code and runs the tests
+# make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their peers, writes out/gpu/
 #
 # Only Python 3.11 or 3.12, with venv, and make are needed. PYTHON=... chooses the interpreter, VENV=... the environment's folder.
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 TEST_ARGS ?=
 
-.PHONY: help song test lint tiny clean
+.PHONY: help song test lint gpu tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +30,9 @@ test: lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m mudit_engine.benchmarks.report_gpu --out out/gpu
 
 # The embedded model from nothing: corpus, codec, encoder, latents, both training stages. Takes hours on two cores.
 tiny: $(VENV)/.dev

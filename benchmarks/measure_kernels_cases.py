@@ -105,7 +105,7 @@ def attention_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -
     }
     missing = {}
     name = "flash-attn" if available("flash_attn") else "torch varlen_attn"
-    if device != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    if not device.startswith("cuda") or dtype not in (torch.bfloat16, torch.float16):
         missing[name] = "takes bf16 and fp16 on CUDA only"
     else:
         providers[name] = lambda q, k, v: (varlen_attention(q, k, v, segments, cos, sin, scale=None),)
@@ -166,7 +166,7 @@ def norm_cases(size: Size, dtype: torch.dtype, device: str) -> Iterator[Case]:
     missing, liger = {}, _liger_norm()
     if liger is None:
         missing["liger"] = f"not installed: {install_command('liger_kernel')}"
-    elif device != "cuda":
+    elif not device.startswith("cuda"):
         missing["liger"], liger = "takes functions of CUDA's libdevice, which the interpreter has not", None
 
     def plain(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
