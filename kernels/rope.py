@@ -523,8 +523,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-    _, q_gain, k_gain, _, _ = ctx.saved_tensors
-    dx, dq_gain, dk_gain = _pack_backward(dq, dk, dv, *ctx.saved_tensors, ctx.eps)
+    x, q_gain, k_gain, cos, sin = ctx.saved_tensors  # once: a second look is an error inside a checkpoint
+    dx, dq_gain, dk_gain = _pack_backward(dq, dk, dv, x, q_gain, k_gain, cos, sin, ctx.eps)
     return dx, None if q_gain is None else dq_gain, None if k_gain is None else dk_gain[0], None, None, None, None, None
 
 
