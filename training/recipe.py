@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mudit_engine.config import ModelConfig, load_config, parse_config
 from mudit_engine.errors import ConfigError, InputError
@@ -55,6 +55,41 @@ class ScheduleConfig(_Section):
     warmup: int = Field(100, ge=0, description="steps")
     decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps that decay")
     floor: float = Field(0.0, ge=0, le=1, description="share of the peak at the end")
+
+
+class ParallelConfig(_Section):
+    """How DeepSpeed spreads a run over ranks. Sizes that are null follow from the model's size (deepspeed_config.py)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="what is partitioned: 0 nothing, 1 optimiser, 2 and gradients, 3 and weights")
+    sequence_parallel: int = Field(1, ge=1, description="ranks that share every song (Ulysses); the model's heads must divide by it")
+    offload: Literal["none", "optimizer", "all"] = Field("none", description="to host memory: optimiser state; all: weights too (stage 3)")
+    overlap_comm: bool | None = Field(None, description="reduce gradients while the backward pass runs; null: on a GPU")
+    reduce_bucket: int | None = Field(None, gt=0, description="elements of a gradient bucket")
+    gather_bucket: int | None = Field(None, gt=0, description="elements gathered at once (stages 1 and 2) or prefetched (stage 3)")
+    persistence_threshold: int | None = Field(None, ge=0, description="stage 3: smaller tensors stay whole on every rank")
+    max_live_parameters: int = Field(1_000_000_000, ge=0, description="stage 3: gathered elements at a time")
+    hpz_partition_size: int = Field(1, ge=1, description="ZeRO++: ranks of a node that keep a second shard of the weights (stage 3)")
+    quantized_weights: bool = Field(False, description="ZeRO++: gather int8 weights (stage 3, CUDA)")
+    quantized_gradients: bool = Field(False, description="ZeRO++: reduce int4 gradients (stage 3, CUDA)")
+    mics_shard_size: int = Field(0, ge=0, description="MiCS: ranks that share one copy of the state; 0: all (stage 3)")
+    mics_hierarchical: bool = Field(False, description="MiCS: gather inside a node first")
+    timeout_seconds: float = Field(1800.0, gt=0, description="a collective that takes longer ends the run")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        third = {"hpz_partition_size": 1, "quantized_weights": False, "quantized_gradients": False, "mics_shard_size": 0}
+        for name, off in {**third, "mics_hierarchical": False, "persistence_threshold": None}.items():
+            if getattr(self, name) != off and self.zero_stage != 3:
+                raise ValueError(f"parallel.{name}={getattr(self, name)} has an effect with zero_stage=3 only, not {self.zero_stage}")
+        if self.mics_shard_size and (self.hpz_partition_size > 1 or self.quantized_weights or self.quantized_gradients):
+            raise ValueError("parallel.mics_shard_size (MiCS) and the fields of ZeRO++ are two ways to the same end: use one")
+        if self.mics_hierarchical and not self.mics_shard_size:
+            raise ValueError("parallel.mics_hierarchical needs mics_shard_size")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(f"parallel.offload=all moves weights, which zero_stage={self.zero_stage} does not partition: use optimizer")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("parallel.offload=optimizer needs a zero_stage of 1 to 3")
+        return self
 
 
 class EmaConfig(_Section):
@@ -131,7 +166,15 @@ class DitStage(_Section):
     drop_tempo: float = Field(0.1, ge=0, le=1, description="the outline's tempo is not said")
     drop_key: float = Field(0.2, ge=0, le=1, description="the outline's key is not said")
     reference: float = Field(0.0, ge=0, le=1, description="probability that one stem (or the mix) is given as reference audio")
-    checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
+    checkpointing: Literal["none", "full", "selective"] = Field(
+        "none", description="recomputed in the backward pass: full, whole blocks; selective, all but the products of matrices"
+    )
+
+    @field_validator("checkpointing", mode="before")
+    @classmethod
+    def _was_a_switch(cls, value: Any) -> Any:
+        # recipes inside checkpoints of 0.1 runs hold true or false
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -155,7 +198,8 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", description="auto, cpu or cuda")
-    strategy: Literal["single"] = "single"
+    strategy: Literal["single", "deepspeed"] = "single"
+    parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig = EmaConfig()
@@ -173,6 +217,12 @@ class Recipe(_Section):
                 raise ValueError(
                     f"section '{section}' has no effect on task '{self.task}': remove it (its section is '{_SECTIONS[self.task]}')"
                 )
+        if self.strategy == "single" and "parallel" in self.model_fields_set and self.parallel != ParallelConfig():
+            raise ValueError("section 'parallel' has no effect on strategy 'single': set strategy=deepspeed, or remove it")
+        if self.parallel.sequence_parallel > 1 and _SECTIONS[self.task] != "dit":
+            raise ValueError(f"parallel.sequence_parallel={self.parallel.sequence_parallel} is for the dit tasks, not '{self.task}'")
+        if self.strategy == "deepspeed" and self.precision == "bf16" and self.parallel.zero_stage == 0:
+            raise ValueError("bf16 with zero_stage=0 drifts (DeepSpeed accumulates gradients in bf16 there): use zero_stage 1, 2 or 3")
         if self.schedule.warmup > self.steps:
             raise ValueError(f"schedule.warmup={self.schedule.warmup} is longer than steps={self.steps}: lower the one or raise the other")
         return self

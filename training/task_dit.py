@@ -59,7 +59,7 @@ class DitLoss(nn.Module):
         noisy_TC = self.path.add_noise(clean.latents_TC, noise_TC, times_T)
         target_TC = self.path.target(clean.latents_TC, noise_TC, times_T)
         fields = {**clean.__dict__, "latents_TC": noisy_TC, "times_B": self.path.network_time(inputs.times_B)}
-        out_TC = self.dit(DitBatch(**fields), checkpointing=self.stage.checkpointing and self.training)
+        out_TC = self.dit(DitBatch(**fields), checkpointing=self.stage.checkpointing != "none" and self.training)
         weights = None
         if self.stage.min_snr_gamma is not None:
             weights = min_snr_weights(self.path, inputs.times_B, gamma=self.stage.min_snr_gamma)
