@@ -84,7 +84,8 @@ def measure(case: Case, dtype: str, *, peers: bool, rounds: int, peak: Mapping[s
     """Rows of one case: forward, and backward where there is one. Without a peak nothing is timed."""
     providers = {name: f for name, f in case.providers.items() if peers or name in (OURS, EAGER)}
     missing = dict(case.missing) if peers else {}
-    if peak is None and providers.pop(COMPILED, None):
+    if peak is None and COMPILED in providers:
+        del providers[COMPILED]
         missing[COMPILED] = "compiles for a device; nothing is timed here"
     truth = results(case, case.providers[EAGER], torch.float64)
     eager = results(case, case.providers[EAGER], None)

@@ -210,7 +210,11 @@ def pack_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -> Cas
     def eager(qkv: Tensor, q_gain: Tensor, k_gain: Tensor) -> tuple[Tensor, ...]:
         return pack_qkv_reference(qkv, q_gain, k_gain, cos.to(_wide(qkv)), sin.to(_wide(qkv)), heads=heads)
 
-    providers: dict[str, Provider] = {OURS: lambda *x: pack_qkv(*x, cos, sin, heads=heads), EAGER: eager, COMPILED: eager}
+    providers: dict[str, Provider] = {
+        OURS: lambda qkv, q_gain, k_gain: pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads),
+        EAGER: eager,
+        COMPILED: eager,
+    }
     return Case("pack_qkv", head_dim, rows, [qkv, q_gain, k_gain], providers, 0.0)
 
 
@@ -239,7 +243,11 @@ def step_case(size: Size, dtype: torch.dtype, device: str) -> Case:
     def eager(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         return guided_step_reference(x, kept, out, noise, table, spans)
 
-    providers: dict[str, Provider] = {OURS: lambda *a: guided_step(*a, table, spans), EAGER: eager, COMPILED: eager}
+    providers: dict[str, Provider] = {
+        OURS: lambda x, kept, out, noise: guided_step(x, kept, out, noise, table, spans),
+        EAGER: eager,
+        COMPILED: eager,
+    }
     return Case("guided_step", None, rows, [x, kept, out, noise], providers, 0.0, differentiable=False)
 
 

@@ -80,19 +80,18 @@ def ours(arch: str, head_dim: int, variant: str) -> list[dict[str, Any]]:
     q, k, v = torch.zeros(ROWS, 3 * HEADS, head_dim, dtype=dtype).split(HEADS, 1)
     angles = torch.zeros(1, ROWS, head_dim // 2)
     out, lse = torch.zeros(ROWS, HEADS, head_dim, dtype=dtype), torch.zeros(HEADS, ROWS)
-    options = {"scale": head_dim**-0.5, "precision": precision}
+    scale = head_dim**-0.5
     tables = {
         "fwd": segments.query_tiles(config["fwd"].block_q, "cpu"),
         "bwd_dq": segments.query_tiles(config["bwd_dq"].block_q, "cpu"),
         "bwd_dkv": segments.key_tiles(config["bwd_dkv"].block_k, "cpu"),
     }
-    by_query, by_key = config["bwd_dq"], config["bwd_dkv"]
     with compile_for(arch) as builds:
-        forward(q, k, v, angles, angles, tables["fwd"], config["fwd"], covered=True, **options)
-        covered = {"q_covered": True, "k_covered": True}
+        forward(q, k, v, angles, angles, tables["fwd"], config["fwd"], scale=scale, precision=precision, covered=True)
         backward(
-            out, None, q, k, v, out, lse, angles, angles, tables["bwd_dq"], tables["bwd_dkv"], (by_query, by_key), **covered, **options
-        )
+            out, None, q, k, v, out, lse, angles, angles, tables["bwd_dq"], tables["bwd_dkv"], (config["bwd_dq"], config["bwd_dkv"]),
+            scale=scale, precision=precision, q_covered=True, k_covered=True,
+        )  # fmt: skip
     rows = []
     for op, build in zip(PRODUCTS, builds, strict=True):
         moved = requested_bytes(op, tables[op], config[op], head_dim=head_dim, heads=HEADS, element=dtype.itemsize, rotate=True)

@@ -95,8 +95,10 @@ def plan(
                 if flash_attn_folder() is not None:
                     jobs.append(Job("flash-attn", "flash-attn", arch, "bf16", head_dim))
                 else:
-                    where = {"arch": arch, "dtype": "bf16", "head_dim": head_dim}
-                    missing.append(skipped(op="attention_fwd", variant=f"{PEER}flash-attn", reason=FLASH_ATTN_HINT, **where))
+                    variant = f"{PEER}flash-attn"
+                    missing.append(
+                        skipped(op="attention_fwd", variant=variant, arch=arch, dtype="bf16", head_dim=head_dim, reason=FLASH_ATTN_HINT)
+                    )
     return jobs, missing
 
 

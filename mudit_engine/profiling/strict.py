@@ -59,8 +59,8 @@ def _widened(handle: Any) -> Any:
     return Handle(widen(handle.data), tl.float32) if _is_bf16(handle) else handle
 
 
-def _through_fp32(method: Callable) -> Callable:
-    def call(self, *args):
+def _through_fp32(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any) -> Any:
         if not any(_is_bf16(a) for a in args):
             return method(self, *args)
         result = method(self, *[_widened(a) for a in args])
@@ -75,14 +75,14 @@ def _repair_arithmetic() -> None:
         setattr(Builder, name, _through_fp32(getattr(Builder, name)))
     stock_binary = Builder.binary_op
 
-    def binary_op(self, lhs, rhs, op):
+    def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
         result = stock_binary(self, lhs, rhs, op)
         return Handle(result.data, tl.int1) if result.data.dtype == np.bool_ else result
 
     stock_cast, stock_convert, stock_dot = Builder.cast_impl, Builder.create_fp_to_fp, Builder.create_dot
     stock_sum = interpreter.ReduceOps.sum
 
-    def cast_impl(self, src, dst_type):
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
         source, target = src.dtype.scalar, dst_type.scalar
         if source != target and source == tl.bfloat16:
             return Handle(widen(src.data).astype(interpreter._get_np_dtype(dst_type)), target)
@@ -90,13 +90,13 @@ def _repair_arithmetic() -> None:
             return Handle(round_bf16(src.data.astype(np.float32)), target)
         return stock_cast(self, src, dst_type)
 
-    def create_fp_to_fp(self, src, dst_type, rounding_mode):
+    def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
         to_nearest = rounding_mode is None or rounding_mode == interpreter._ir.ROUNDING_MODE.RTNE
         if to_nearest and {src.dtype.scalar, dst_type.scalar} <= {tl.bfloat16, tl.float16, tl.float32, tl.float64}:
             return cast_impl(self, src, dst_type)
         return stock_convert(self, src, dst_type, rounding_mode)
 
-    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
         if a.dtype.scalar == tl.float32 and input_precision == interpreter._ir.INPUT_PRECISION.TF32:
             a, b = Handle(cut_tf32(a.data), tl.float32), Handle(cut_tf32(b.data), tl.float32)
         if {a.dtype.scalar, b.dtype.scalar} == {tl.float16}:
@@ -104,7 +104,7 @@ def _repair_arithmetic() -> None:
             a, b = Handle(a.data.astype(np.float32), tl.float32), Handle(b.data.astype(np.float32), tl.float32)
         return stock_dot(self, _widened(a), _widened(b), d, input_precision, max_num_imprecise_acc)
 
-    def reduce_sum(self, x):
+    def reduce_sum(self: Any, x: Any) -> Any:
         if x.handle.dtype.scalar != tl.bfloat16:
             return stock_sum(self, x)
         return self.to_tensor(round_bf16(np.sum(widen(x.handle.data), axis=self.axis, keepdims=self.keep_dims)), x.dtype)
@@ -115,16 +115,17 @@ def _repair_arithmetic() -> None:
 
 def _repair_patching() -> None:
     """Every device-function call re-patches the whole language; once a launch is enough (and 5x faster)."""
-    stock, running = interpreter._patch_lang, []
+    stock: Callable[[Any], Any] = interpreter._patch_lang
+    running: list[Any] = []
     everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
 
-    def patch_lang(fn):
+    def patch_lang(fn: Any) -> Any:
         if running:
             return SimpleNamespace(restore=lambda: None)
         scope = stock(everything)
         running.append(scope)
 
-        def restore():
+        def restore() -> None:
             running.clear()
             scope.restore()
 
@@ -137,7 +138,8 @@ class _Buffer:
     """One storage: which bytes the launch may touch, and which program touched them."""
 
     def __init__(self, storage: Any) -> None:
-        self.start, self.size, self.names = storage.data_ptr(), storage.nbytes(), []
+        self.start, self.size = storage.data_ptr(), storage.nbytes()
+        self.names: list[str] = []
         self.allowed = np.zeros(self.size, dtype=bool)
         self.writer = np.full(self.size, -1, dtype=np.int32)
         self.reader = np.full(self.size, -1, dtype=np.int32)
@@ -201,7 +203,7 @@ def _hook_memory() -> None:
     stock_load, stock_store = Builder.create_masked_load, Builder.create_masked_store
     stock_call, stock_dim, stock_index = interpreter.GridExecutor.__call__, Builder.set_grid_dim, Builder.set_grid_idx
 
-    def create_masked_load(self, ptrs, mask, other, *rest):
+    def create_masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
         if _watch is not None:
             _watch.visit(ptrs.data, mask.data, write=False)
         element = ptrs.get_element_ty()
@@ -210,7 +212,7 @@ def _hook_memory() -> None:
             other = Handle(np.full(ptrs.data.shape, poison, interpreter._get_np_dtype(element)), element)
         return stock_load(self, ptrs, mask, other, *rest)
 
-    def create_descriptor_load(self, desc, indices, cache_modifier, eviction_policy):
+    def create_descriptor_load(self: Any, desc: Any, indices: Any, cache_modifier: Any, eviction_policy: Any) -> Any:
         # upstream passes keywords that a replaced create_masked_load should not have to know
         ptrs, mask = desc.materialize_pointers(indices)
         element = ptrs.get_element_ty()
@@ -219,23 +221,23 @@ def _hook_memory() -> None:
         handle_mask = Handle(mask, tl.int1)
         return self.create_masked_load(ptrs, handle_mask, Handle(np.full(ptrs.data.shape, poison, dtype), element), None, None, False)
 
-    def create_masked_store(self, ptrs, value, mask, cache_modifier, eviction_policy):
+    def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, cache_modifier: Any, eviction_policy: Any) -> Any:
         mask = mask if isinstance(mask, Handle) else Handle(mask, tl.int1)  # descriptor stores pass a bare array
         if _watch is not None:
             _watch.visit(ptrs.data, mask.data, write=True)
         return stock_store(self, ptrs, value, mask, cache_modifier, eviction_policy)
 
-    def set_grid_dim(self, nx, ny, nz):
+    def set_grid_dim(self: Any, nx: int, ny: int, nz: int) -> None:
         stock_dim(self, nx, ny, nz)
         self.program_order = np.arange(nx * ny * nz) if _order is None else _order.permutation(nx * ny * nz)
 
-    def set_grid_idx(self, x, y, z):
+    def set_grid_idx(self: Any, x: int, y: int, z: int) -> None:
         program = int(self.program_order[np.ravel_multi_index((x, y, z), self.grid_dim)])
         if _watch is not None:
             _watch.program = program
         stock_index(self, *(int(i) for i in np.unravel_index(program, self.grid_dim)))
 
-    def call(self, *args, **kwargs):
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _watch is not None:
             _watch.begin(self.fn.__name__, {**dict(zip(self.arg_names, args, strict=False)), **kwargs})
         return stock_call(self, *args, **kwargs)
