@@ -65,14 +65,16 @@ class GeneratorLoss(nn.Module):
         stage, vae, audio_NcS = self.stage, self.vae, inputs.audio_NcS
         mean_NTC, logvar_NTC = vae.encode(audio_NcS)
         spectrum = vae.spectrum(mean_NTC + (0.5 * logvar_NTC).exp() * inputs.noise_NTC)
-        decoded_NcS = vae.synthesise(spectrum)
         parts = {
             "features": (stage.features, (spectrum.features_NFX - vae.features(audio_NcS)).abs().mean()),
-            "spectral": (stage.spectral, self.spectral(decoded_NcS, audio_NcS)),
-            "mel": (stage.mel, self.mel(decoded_NcS, audio_NcS)),
             "kl": (stage.kl, kl_divergence(mean_NTC, logvar_NTC)),
         }
-        if self.judged and self.training:
+        # two thirds of a step are synthesis and what listens to it: a codec that leaves its phases to refinement needs none of it
+        decoded_NcS = vae.synthesise(spectrum) if stage.spectral or stage.mel or self._adversary else None
+        if decoded_NcS is not None:
+            parts["spectral"] = (stage.spectral, self.spectral(decoded_NcS, audio_NcS))
+            parts["mel"] = (stage.mel, self.mel(decoded_NcS, audio_NcS))
+        if self.judged and self.training and decoded_NcS is not None:
             # the middle of a crop: its ends have less context, and discriminators cost more than the codec
             spare = max(0, audio_NcS.shape[2] - round(stage.adversarial_seconds * vae.config.sample_rate))
             part = slice(spare // 2, audio_NcS.shape[2] - (spare - spare // 2))
