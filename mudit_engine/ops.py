@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mudit_engine import dense
+from mudit_engine.dense import DenseKeys, DenseStreams, PerSequence
 from mudit_engine.errors import InputError
 from mudit_engine.kernels import adaln, rope
 from mudit_engine.kernels import attention as attention_kernels
@@ -61,9 +63,18 @@ def _inference(*tensors: Tensor | None) -> bool:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, cos: Tensor | None = None, sin: Tensor | None = None, *, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments | DenseKeys | DenseStreams,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    scale: float | None = None,
 ) -> Tensor:
     """Ragged attention: q [T, S H, K], k and v [L, H, K], tables [S, T, K/2] or None -> [T, S H, K] (kernels/attention.py)."""
+    if not isinstance(segments, Segments):
+        return dense.attention(q, k, v, segments, cos, sin, scale=scale)
     if backend_of(q) == "triton":
         return attention_kernels.attention(q, k, v, segments, cos, sin, scale=scale)
     if backend_of(q) == "flash":
@@ -92,17 +103,21 @@ def rms_norm(x: Tensor, gain: Tensor | None) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], gain, rope.EPS)
 
 
-def layer_norm_modulate(x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | None) -> Tensor:
+def layer_norm_modulate(x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | PerSequence | None) -> Tensor:
     """LayerNorm, then (1 + scale) and shift of each run's row (kernels/adaln.py)."""
+    if isinstance(runs, PerSequence):
+        return dense.layer_norm_modulate(x, shift, scale, runs)
     if _triton(x):
         return adaln.layer_norm_modulate(x, shift, scale, runs)
     return adaln.layer_norm_modulate_reference(x, shift, scale, runs)
 
 
 def residual_norm(
-    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, runs: Runs | None
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, runs: Runs | PerSequence | None
 ) -> tuple[Tensor, Tensor]:
     """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x itself when nothing needs a gradient."""
+    if isinstance(runs, PerSequence):
+        return dense.residual_norm(x, y, gate, shift, scale, runs)
     if _triton(x):
         return adaln.residual_norm(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
     return adaln.residual_norm_reference(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mudit_engine import ops
 from mudit_engine.config import DitConfig
+from mudit_engine.dense import DenseKeys, DenseLayout
 from mudit_engine.errors import InputError
 from mudit_engine.kernels.rope import rope_table
 from mudit_engine.kernels.worklist import Segments
@@ -108,7 +109,7 @@ class DitBlock(nn.Module):
         next_scale: Tensor,
         lyric_k: Tensor,
         lyric_v: Tensor,
-        layout: Layout,
+        layout: Layout | DenseLayout,
     ) -> tuple[Tensor, Tensor]:
         """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the next one."""
         gate1, shift2, scale2, gate2 = mod[2:]
@@ -183,11 +184,14 @@ class DiT(nn.Module):
             raise InputError(
                 f"lyric token {int(ids_L.max())} is outside the model's {self.config.vocabulary_size}: it was made with another vocabulary"
             )
+        position = [torch.arange(n, dtype=torch.float32, device=ids_L.device) for n in counts if n]
+        cos, sin = rope_table(torch.cat(position) if position else ids_L.float(), self.config.lyric_head_dim, base=self.config.rope_base)
+        return self.lyric_rows(ids_L, cos, sin, Segments.self_attention(counts))
+
+    def lyric_rows(self, ids_L: Tensor, cos: Tensor, sin: Tensor, segments: Segments | DenseKeys) -> Tensor:
+        """Lyric tokens [L, E]; tables of each token's place in its own song."""
         x_LE = self.lyric_embedding(ids_L)
         if x_LE.shape[0]:
-            position = torch.cat([torch.arange(n, dtype=torch.float32, device=x_LE.device) for n in counts])
-            cos, sin = rope_table(position, self.config.lyric_head_dim, base=self.config.rope_base)
-            segments = Segments.self_attention(counts)
             for block in self.lyric_blocks:
                 x_LE = block(x_LE, segments, cos, sin)
         return self.lyric_norm(x_LE)
@@ -246,7 +250,7 @@ class DiT(nn.Module):
         x_ND: Tensor,
         modulation: Modulation,
         kv: Sequence[tuple[Tensor, Tensor]],
-        layout: Layout,
+        layout: Layout | DenseLayout,
         *,
         checkpointing: bool = False,
     ) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mudit_engine import ops
+from mudit_engine.dense import DenseKeys
 from mudit_engine.kernels.worklist import Segments
 
 
@@ -37,7 +38,7 @@ class EncoderBlock(nn.Module):
         self.up = nn.Linear(width, int(mlp_ratio * width))
         self.down = nn.Linear(int(mlp_ratio * width), width)
 
-    def forward(self, x_TD: Tensor, segments: Segments, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, segments: Segments | DenseKeys, cos: Tensor, sin: Tensor) -> Tensor:
         """x [T, D]; cos, sin fp32 [T, K/2] of each row's position in its own sequence."""
         q, k, v = ops.pack_qkv(self.qkv(self.norm1(x_TD)), self.q_gain, self.k_gain, cos, sin, heads=self.heads)
         x_TD = x_TD + self.out(ops.attention(q, k, v, segments, cos[None], sin[None]).flatten(1))

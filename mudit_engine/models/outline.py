@@ -88,8 +88,8 @@ def pack_outlines(rows: Sequence[OutlineRows]) -> OutlineRows:
 
 def aligned(lyrics_LE: Tensor, rows: OutlineRows) -> Tensor:
     """The lyric tokens that sound in each frame, averaged: [T, E]. Zero where nothing is sung."""
-    if not len(lyrics_LE):
-        return lyrics_LE.new_zeros(len(rows.tokens_T4), lyrics_LE.shape[1])
+    if lyrics_LE.shape[0] == 0:
+        return lyrics_LE.new_zeros(rows.tokens_T4.shape[0], lyrics_LE.shape[1])
     return (lyrics_LE[rows.tokens_T4] * rows.weights_T4[..., None]).sum(1)
 
 
