@@ -32,8 +32,10 @@ from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT
 from mudit_engine.models.folder import load_part, model_folder
 from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.vae import SpectralVAE
-from mudit_engine.runtime.decode import decode_chunked
-from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongState, denoise
+from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_chunked
+from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongProgress, denoise
+from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser
+from mudit_engine.runtime.sessions import open_session
 from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, requested_key
 from mudit_engine.text.lyrics import Lyrics, parse_lyrics
 from mudit_engine.text.outline import Outline, plan_syllables, planned_bpm, planned_seconds, token_times
@@ -129,22 +131,44 @@ class _Prepared:
 class SongPipeline:
     """The engine as one object: every part loaded once, songs generated in ragged batches."""
 
-    def __init__(self, config: ModelConfig, dit: DiT, vae: SpectralVAE, chinmu: ChinMu, *, runtime: Runtime | None = None) -> None:
-        self.config, self.dit, self.vae, self.chinmu = config, dit, vae, chinmu
-        self.runtime: Runtime = runtime or Denoiser(dit)
+    def __init__(
+        self,
+        config: ModelConfig,
+        vae: SpectralVAE,
+        chinmu: ChinMu,
+        *,
+        runtime: Runtime[Any],
+        decoder: LatentDecoder | None = None,
+        runtime_name: str = "torch",
+    ) -> None:
+        """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE itself)."""
+        self.config, self.vae, self.chinmu = config, vae, chinmu
+        self.runtime, self.runtime_name = runtime, runtime_name
+        self.decoder = decoder or TorchDecoder(vae)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path = "tiny", *, device: str | None = None, dtype: torch.dtype | None = None) -> SongPipeline:
-        """Loads an embedded model by name or a model folder. By default on CUDA in bf16 where there is one, else on the CPU in fp32."""
+    def from_pretrained(
+        cls, source: str | Path = "tiny", *, runtime: str = "torch", device: str | None = None, dtype: torch.dtype | None = None
+    ) -> SongPipeline:
+        """Loads an embedded model by name, a model folder, or for other runtimes than torch a folder made by `mudit export`.
+
+        torch runs on CUDA in bf16 where there is one, else on the CPU in fp32; the other runtimes (runtime/sessions.py) on the CPU.
+        """
         folder = model_folder(source)
         config = load_config(folder)
+        # the codec and the text encoder are a small share of the work: they keep fp32
+        if runtime != "torch":
+            session = open_session(folder, runtime)
+            vae, chinmu = (load_part(part, config, folder) for part in ("vae", "chinmu"))
+            assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+            decoder = GraphDecoder(config.vae, vae.receptive_field, session)
+            return cls(config, vae, chinmu, runtime=GraphDenoiser(config.dit, session), decoder=decoder, runtime_name=runtime)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
         dit = load_part("dit", config, folder, device=place, dtype=dtype)
-        # the codec and the text encoder are a small share of the work: they keep fp32
         vae, chinmu = (load_part(part, config, folder, device=place) for part in ("vae", "chinmu"))
         assert isinstance(dit, DiT) and isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
-        return cls(config, dit, vae, chinmu)
+        return cls(config, vae, chinmu, runtime=Denoiser(dit))
 
     def check(self, request: SongRequest) -> list[str]:
         """Reads a request without running a network: the notes and warnings `generate` would give. Raises what it would raise."""
@@ -186,7 +210,7 @@ class SongPipeline:
                 on_chunk(now - done)
             done = now
 
-        audio = decode_chunked(self.vae, self.vae.denormalise(latents_TC.float()), chunk_frames=DECODE_FRAMES, progress=count)
+        audio = decode_chunked(self.decoder, latents_TC.float(), chunk_frames=DECODE_FRAMES, progress=count)
         return audio[:, : round(seconds * self.config.vae.sample_rate)].clamp(-1, 1).cpu()
 
     @torch.inference_mode()
@@ -251,13 +275,13 @@ class SongPipeline:
         return sampler
 
     @torch.inference_mode()
-    def _encode(self, p: _Prepared) -> SongState:
+    def _encode(self, p: _Prepared) -> SongProgress:
         request = p.request
         negative = description_fragments(request.negative, self.config.dit.max_fragments) if request.negative.strip() else ()
         reference = self.encode_reference(request.reference, max_frames=p.frames) if request.reference is not None else None
         tokens = len(p.phonemes) if p.phonemes else 0
         rows = outline_rows(p.outline, frames=p.frames, frame_rate=self.config.vae.frame_rate, tokens=tokens)
-        return self.runtime.prepare(
+        state: SongProgress = self.runtime.prepare(
             SongInputs(
                 frames=p.frames,
                 seconds=p.seconds,
@@ -272,6 +296,7 @@ class SongPipeline:
                 outline=rows,
             )
         )
+        return state
 
     def _song(self, p: _Prepared, latents: Tensor, audio: Tensor, timings: dict[str, float], batch: int) -> Song:
         request = replace(p.request, seconds=p.seconds, seed=p.seed, sampler={})
@@ -279,6 +304,7 @@ class SongPipeline:
             "schema_version": 1,
             "env": environment(),
             "device": str(self.vae.latent_mean.device),
+            "runtime": self.runtime_name,
             "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items() if k != "sampler"},
             "sampler": p.sampler.model_dump(mode="json"),
             "fragments": list(p.fragments),

@@ -11,23 +11,46 @@ Inside the halo a chunk differs from the whole decode (zero padding meets it ear
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from mudit_engine.config import VaeConfig
 
+if TYPE_CHECKING:
+    from mudit_engine.models.vae import SpectralVAE
+
 
 class LatentDecoder(Protocol):
     """What a decode needs: the module itself, or a runtime that stands in for it."""
 
-    config: VaeConfig
+    @property
+    def config(self) -> VaeConfig: ...
 
     @property
     def receptive_field(self) -> int: ...
 
     def decode(self, latents_NTC: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TorchDecoder:
+    """The VAE's decoder for normalised latents, as the song transformer makes them."""
+
+    vae: SpectralVAE
+
+    @property
+    def config(self) -> VaeConfig:
+        return self.vae.config
+
+    @property
+    def receptive_field(self) -> int:
+        return self.vae.receptive_field
+
+    def decode(self, latents_NTC: Tensor) -> Tensor:
+        return self.vae.decode(self.vae.denormalise(latents_NTC))
 
 
 def decode_stream(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,21 +46,16 @@ class SongInputs:
     outline: OutlineRows | None = None  # read by a model with config.outline
 
 
-@dataclass
-class SongState:
-    """A song on its way: its plan, and the latent, the kept output and the generator that steps change."""
+@dataclass(kw_only=True)
+class SongProgress:
+    """A song on its way, whatever runs it: the latent, the kept output and the generator that steps change."""
 
     frames: int
     table: SamplerTable
-    conditions: tuple[Tensor, Tensor]  # packed condition rows [n + T, D] of the conditional and the unconditional sequence
-    spans: tuple[Span, Span]
-    modulation: tuple[Modulation, Modulation]  # a row a step
-    kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block
     generator: torch.Generator
     x_TC: Tensor
     kept_TC: Tensor
     step: int = 0
-    serial: int = field(default_factory=itertools.count().__next__)
 
     @property
     def done(self) -> bool:
@@ -75,12 +70,32 @@ class SongState:
         return torch.randn(self.x_TC.shape, generator=self.generator) * scale
 
 
-class Runtime(Protocol):
+@dataclass(kw_only=True)
+class SongState(SongProgress):
+    """A song in the torch runtime, with its plan."""
+
+    conditions: tuple[Tensor, Tensor]  # packed condition rows [n + T, D] of the conditional and the unconditional sequence
+    spans: tuple[Span, Span]
+    modulation: tuple[Modulation, Modulation]  # a row a step
+    kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block
+    serial: int = field(default_factory=itertools.count().__next__)
+
+
+State = TypeVar("State", bound=SongProgress)
+
+
+class Runtime(Protocol[State]):
     """What `denoise` asks of a runtime."""
 
-    def prepare(self, song: SongInputs) -> SongState: ...
+    def prepare(self, song: SongInputs) -> State: ...
 
-    def step(self, states: Sequence[SongState]) -> None: ...
+    def step(self, states: Sequence[State]) -> None: ...
+
+
+def initial_noise(song: SongInputs, channels: int) -> tuple[torch.Generator, Tensor]:
+    """The song's generator, and its latent [T, C] at the first noise level, drawn on the CPU in fp32."""
+    generator = torch.Generator().manual_seed(song.seed)
+    return generator, torch.randn((song.frames, channels), generator=generator) * song.table.noise_scale
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,7 @@ class Denoiser:
             dit.modulate(times, seconds, torch.full(times.shape, user, dtype=torch.int64, device=device))
             for user in (USER_TYPES.index(song.user_type), 0)
         )
-        generator = torch.Generator().manual_seed(song.seed)
-        noise = torch.randn((song.frames, dit.config.latent_channels), generator=generator) * song.table.noise_scale
+        generator, noise = initial_noise(song, dit.config.latent_channels)
         return SongState(
             frames=song.frames,
             table=song.table,
@@ -209,7 +223,7 @@ class Denoiser:
         return _Packing(layout, torch.cat(conditions), target_rows, kv, Spans(tuple(song_spans)))
 
 
-def denoise(runtime: Runtime, states: Sequence[SongState], *, on_step: Callable[[int], None] | None = None) -> list[Tensor]:
+def denoise(runtime: Runtime[State], states: Sequence[State], *, on_step: Callable[[int], None] | None = None) -> list[Tensor]:
     """Runs every song to the end of its table and returns its latents [T, C]; songs leave the batch as they finish.
 
     on_step is called after each step with the number of sampler rows done. Raises ModelError when a latent is not finite.

@@ -1,0 +1,225 @@
+"""The exported graphs (export/graphs.py) as a runtime: the same `prepare` and `step` as the torch denoiser, whatever executes the graphs.
+
+    session = OnnxSession(folder)                               # or OpenVinoSession, TensorRtSession
+    denoiser = GraphDenoiser(config.dit, session)
+    latents = denoise(denoiser, [denoiser.prepare(song)])
+
+A song is one call a step: its conditional and, where it is guided, its unconditional sequence, padded to each other's length and, for
+engines built for length buckets, to the bucket. Padding is masked, so it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mudit_engine.config import DitConfig, VaeConfig
+from mudit_engine.kernels.rope import rope_table
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES
+from mudit_engine.models.layout import lyric_positions
+from mudit_engine.models.outline import no_outline
+from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
+
+
+class Session(Protocol):
+    """Something that runs graphs by name. Inputs and outputs are CPU tensors."""
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]: ...
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Rows of a step's sequences: target frames, other rows (descriptions, reference), lyric keys with the null key."""
+
+    targets: int
+    others: int
+    lyrics: int
+
+
+Padding = Callable[[Lengths], Lengths]
+
+
+def unpadded(lengths: Lengths) -> Lengths:
+    """What a graph of any length takes; it wants at least one other row."""
+    return Lengths(lengths.targets, max(lengths.others, 1), lengths.lyrics)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one sequence of a song brings to every step."""
+
+    target_rows: Tensor  # [T, D]
+    other_rows: Tensor  # [E, D]
+    target_tables: Tensor  # fp32 [T, 2 K]
+    other_tables: Tensor
+    keys: Tensor  # [M, L, H, K]
+    values: Tensor
+    base: Tensor  # [R, ...] a row a step
+    final: Tensor
+
+
+@dataclass(kw_only=True)
+class GraphSong(SongProgress):
+    """A song in a graph runtime."""
+
+    branches: tuple[Branch, Branch]
+    packed: dict[bool, dict[str, Tensor]] = field(default_factory=dict)  # by whether guidance acts
+
+
+@dataclass
+class GraphDenoiser:
+    """Prepares and steps songs through a session."""
+
+    config: DitConfig
+    session: Session
+    padding: Padding = unpadded
+
+    def prepare(self, song: SongInputs) -> GraphSong:
+        """Everything of a song that no step changes, and its initial noise."""
+        c = self.config
+        count = len(song.lyric_ids)
+        known = song.outline or no_outline(song.frames, count)
+        positions = known.positions_L if c.outline else lyric_positions([count])
+        lyrics = torch.zeros(0, c.lyric_width)
+        keys = values = torch.zeros(c.blocks, 0, c.heads, c.head_dim)
+        if count:
+            lyrics, keys, values = self.session.run(
+                "lyric_kv",
+                {
+                    "ids": torch.tensor(song.lyric_ids, dtype=torch.int64),
+                    "mask": torch.ones(count, dtype=torch.bool),
+                    "token_tables": torch.cat(rope_table(torch.arange(count), c.lyric_head_dim, base=c.rope_base), -1),
+                    "share_tables": torch.cat(rope_table(positions * c.lyric_rope_scale, c.head_dim, base=c.rope_base), -1),
+                },
+            )
+        reference = song.reference if song.reference is not None else torch.zeros(0, c.latent_channels)
+        kind = REFERENCE_KINDS.index(song.reference_kind)
+        branches = []
+        for guided in (False, True):  # the unconditional sequence knows the negative description alone
+            descriptions = song.negative if guided else song.descriptions
+            frames = reference[:0] if guided else reference
+            outline = no_outline(song.frames, 0) if guided else known
+            inputs = {"descriptions": descriptions.float(), "reference": frames, "reference_kind": torch.tensor([kind])}
+            if c.outline:
+                inputs |= {"features": outline.features_TF, "tokens": outline.tokens_T4, "weights": outline.weights_T4}
+                # a frame in which nothing sounds points at row 0 with weight 0
+                inputs["lyrics"] = lyrics if len(lyrics) and not guided else torch.zeros(1, c.lyric_width, dtype=lyrics.dtype)
+            rows, *outlined = self.session.run("conditions", inputs)
+            user = 0 if guided else USER_TYPES.index(song.user_type)
+            times = song.table.times.float()
+            modulation = {"times": times, "seconds": torch.full_like(times, song.seconds), "user": torch.full(times.shape, user)}
+            base, final = self.session.run("modulation", modulation)
+            target_tables, other_tables = self._tables(song.frames, len(descriptions), len(frames))
+            branches.append(
+                Branch(
+                    outlined[0] if outlined else torch.zeros(song.frames, c.width, dtype=rows.dtype),
+                    rows,
+                    target_tables,
+                    other_tables,
+                    keys[:, :0] if guided else keys,
+                    values[:, :0] if guided else values,
+                    base,
+                    final,
+                )
+            )
+        generator, noise = initial_noise(song, c.latent_channels)
+        return GraphSong(
+            frames=song.frames,
+            table=song.table,
+            generator=generator,
+            x_TC=noise,
+            kept_TC=torch.zeros_like(noise),
+            branches=(branches[0], branches[1]),
+        )
+
+    def step(self, states: Sequence[GraphSong]) -> None:
+        """Advances every song by one row of its table. No song may be done."""
+        for state in states:
+            inputs = self.step_inputs(state)
+            x, kept = self.session.run("step", inputs)
+            state.x_TC, state.kept_TC, state.step = x[0, : state.frames], kept[0, : state.frames], state.step + 1
+
+    def step_inputs(self, state: GraphSong) -> dict[str, Tensor]:
+        """Inputs of the step graph for one song at its present row."""
+        guided = state.guided
+        if guided not in state.packed:
+            state.packed[guided] = self._pack(state, guided)
+        fixed = state.packed[guided]
+        targets = fixed["target_mask"].shape[1]
+        noise = state.draw() if state.table.needs_noise[state.step] else torch.zeros_like(state.x_TC)
+        changing = {name: _rows(value, targets)[None] for name, value in (("x", state.x_TC), ("kept", state.kept_TC), ("noise", noise))}
+        branches = state.branches[: 1 + guided]
+        return {
+            **changing,
+            "coefficients": state.table.rows[state.step : state.step + 1].float(),
+            **fixed,
+            "base": torch.stack([branch.base[state.step] for branch in branches]),
+            "final": torch.stack([branch.final[state.step] for branch in branches]),
+        }
+
+    def _pack(self, state: GraphSong, guided: bool) -> dict[str, Tensor]:
+        branches = state.branches[: 1 + guided]
+        others, lyrics = (max(len(b.other_rows) for b in branches), 1 + max(b.keys.shape[1] for b in branches))
+        to = self.padding(Lengths(state.frames, others, lyrics))
+        null = [torch.arange(to.lyrics) == 0 if not b.keys.shape[1] else _first(b.keys.shape[1], to.lyrics, 1) for b in branches]
+        return {
+            "song": torch.zeros(len(branches), dtype=torch.int64),
+            "unconditional": torch.tensor([len(branches) - 1]),
+            "target_rows": torch.stack([_rows(b.target_rows, to.targets) for b in branches]),
+            "other_rows": torch.stack([_rows(b.other_rows, to.others) for b in branches]),
+            "target_mask": torch.stack([_first(state.frames, to.targets) for _ in branches]),
+            "other_mask": torch.stack([_first(len(b.other_rows), to.others) for b in branches]),
+            "target_tables": torch.stack([_rows(b.target_tables, to.targets) for b in branches]),
+            "other_tables": torch.stack([_rows(b.other_tables, to.others) for b in branches]),
+            "lyric_keys": torch.stack([_lyric_rows(b.keys, to.lyrics) for b in branches], 1),
+            "lyric_values": torch.stack([_lyric_rows(b.values, to.lyrics) for b in branches], 1),
+            "lyric_mask": torch.stack(null),
+        }
+
+    def _tables(self, frames: int, descriptions: int, reference: int) -> tuple[Tensor, Tensor]:
+        """Positions as models/layout.py gives them: (cos, sin) of the frame, then of the share of the song, side by side."""
+        target, other = torch.arange(frames, dtype=torch.float32), torch.arange(reference, dtype=torch.float32)
+        nowhere = torch.zeros(descriptions)
+        return (
+            self._table(target, (target + 0.5) / max(frames, 1)),
+            self._table(torch.cat((nowhere, other)), torch.cat((nowhere, (other + 0.5) / max(reference, 1)))),
+        )
+
+    def _table(self, frame: Tensor, share: Tensor) -> Tensor:
+        c = self.config
+        own = rope_table(frame, c.head_dim, base=c.rope_base)
+        return torch.cat((*own, *rope_table(share * c.lyric_rope_scale, c.head_dim, base=c.rope_base)), -1)
+
+
+@dataclass(frozen=True)
+class GraphDecoder:
+    """The VAE's decoder through a session; latents are normalised."""
+
+    config: VaeConfig
+    receptive_field: int
+    session: Session
+
+    def decode(self, latents_NTC: Tensor) -> Tensor:
+        (audio,) = self.session.run("vae_decode", {"latents": latents_NTC.float()})
+        return audio
+
+
+def _rows(x: Tensor, length: int) -> Tensor:
+    """[length, ...] with zeros behind x's rows."""
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, length - len(x)))
+
+
+def _first(count: int, length: int, skipped: int = 0) -> Tensor:
+    """bool [length]: `count` rows from `skipped` on."""
+    index = torch.arange(length)
+    return (index >= skipped) & (index < skipped + count)
+
+
+def _lyric_rows(x_MLHK: Tensor, length: int) -> Tensor:
+    """The null key, the song's own, zeros."""
+    return F.pad(x_MLHK, (0, 0, 0, 0, 1, length - 1 - x_MLHK.shape[1]))
