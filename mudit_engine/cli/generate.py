@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m")
 USER_TYPES = ("none", "amateur", "professional")
+RUNTIMES = ("torch", "onnxruntime", "openvino")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
 TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key")
@@ -66,7 +67,13 @@ class Seconds(click.ParamType):
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other field of the sampler's configuration, e.g. shift=2.")
 @click.option("--seed", type=click.IntRange(0), help="The same seed gives the same song. Default: drawn, and written to the sidecar.")
 @click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER", help="An embedded model or a model folder.")
-@click.option("--runtime", type=click.Choice(["torch"]), default="torch", show_default=True, help="What runs the network.")
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="torch",
+    show_default=True,
+    help="What runs the network. Others than torch take a folder of `mudit export`, or export the model into the cache once.",
+)
 @click.option("--manifest", metavar="FILE.jsonl", help="Many songs in one batch: a JSON object a line; --out is then a folder.")
 @click.option("--out", default="song.wav", show_default=True, metavar="FILE", help=".wav, .flac, .ogg or .mp3.")
 @click.option("--spectrogram", is_flag=True, help="Also write a .png of the spectrum.")
@@ -85,7 +92,12 @@ def command(**options: Any) -> None:
     if options["skip_existing"]:
         jobs = [(request, path) for request, path in jobs if not path.exists()]
     start = time.perf_counter()
-    pipeline = SongPipeline.from_pretrained(options["model"])
+    model, runtime = options["model"], options["runtime"]
+    if runtime != "torch":
+        from mudit_engine.cli._deployed import deployed
+
+        model = deployed(model, runtime=runtime, quiet=options["as_json"])
+    pipeline = SongPipeline.from_pretrained(model, runtime=runtime)
     loading = time.perf_counter() - start
     for request, path in jobs:
         for message in pipeline.check(request):

@@ -1,0 +1,292 @@
+"""The graphs that leave PyTorch: the model's own forward on the dense layout (mudit_engine/dense.py), and nothing else.
+
+    modulation   times, seconds, user types of all steps        -> modulation rows                    once a song
+    lyric_kv     phonemes and their places                      -> lyric rows, rotated keys and values of every block    once a song
+    conditions   descriptions, reference frames, outline        -> embedded rows                      once a song
+    step         latents, conditions, sampler coefficients      -> next latents, next kept output     every step
+    vae_decode   latents                                        -> audio                              every chunk
+    chinmu_text  characters                                     -> description vectors                once a song
+
+`step` is the network, guidance and the sampler's row: coefficients are inputs, so every sampler is this graph. A song without guidance
+at a step names its conditional sequence as its unconditional one, so guidance intervals need no second graph.
+
+    spec = graphs(model, precision="fp32", opset=20)["step"]
+    torch.onnx.export(spec.module, spec.example, dynamic_shapes=spec.dynamic, ...)
+
+Shapes: S songs, B sequences, T target rows, E other rows of a sequence (descriptions, reference), L lyric keys, M blocks, H heads, K head
+width, D width, C latent channels, R modulation rows, F fragments.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mudit_engine.dense import DenseKeys, DenseLayout
+from mudit_engine.models.chinmu import CharacterEncoder, ChinMu
+from mudit_engine.models.dit import DiT, Modulation
+from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows
+from mudit_engine.models.vae import SpectralVAE
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to be traced. `inputs` maps a name to an example; `dynamic` to the names of its dynamic axes."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    dynamic: dict[str, dict[int, str]]
+    outputs: tuple[str, ...]
+
+
+class ModulationGraph(nn.Module):
+    """(base [R, 6 D] or [R, M, 6 D], final [R, 2 D]) of R steps."""
+
+    def __init__(self, dit: DiT) -> None:
+        super().__init__()
+        self.dit = dit
+
+    def forward(self, times: Tensor, seconds: Tensor, user: Tensor) -> tuple[Tensor, Tensor]:
+        modulation = self.dit.modulate(times, seconds, user)
+        return modulation.base, modulation.final
+
+
+class LyricGraph(nn.Module):
+    """Lyric rows [L, E], keys and values [M, L, H, K] of one song; tables are (cos, sin) side by side in fp32."""
+
+    def __init__(self, dit: DiT, *, expanded: bool) -> None:
+        super().__init__()
+        self.dit, self.expanded = dit, expanded
+
+    def forward(self, ids: Tensor, mask: Tensor, token_tables: Tensor, share_tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cos, sin = token_tables.chunk(2, -1)
+        lyrics_LE = self.dit.lyric_rows(ids, cos, sin, DenseKeys(mask[None], self.expanded))
+        cos, sin = share_tables.chunk(2, -1)
+        kv = [block.lyric_kv(lyrics_LE, cos, sin) for block in self.dit.blocks]
+        return lyrics_LE, torch.stack([k for k, _ in kv]), torch.stack([v for _, v in kv])
+
+
+class ConditionGraph(nn.Module):
+    """Rows of descriptions and reference frames [F + frames, D] of one song, and of its outline [T, D] for a model that takes one."""
+
+    def __init__(self, dit: DiT) -> None:
+        super().__init__()
+        self.dit = dit
+
+    def forward(
+        self,
+        descriptions: Tensor,
+        reference: Tensor,
+        reference_kind: Tensor,
+        features: Tensor | None = None,
+        tokens: Tensor | None = None,
+        weights: Tensor | None = None,
+        lyrics: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        dit, dtype = self.dit, self.dit.final.weight.dtype
+        described = dit.description_in(descriptions.to(dtype)) + dit.description_index.weight[: descriptions.shape[0]]
+        referenced = dit.reference_in(reference.to(dtype)) + dit.reference_kind(reference_kind)
+        rows = torch.cat((described, referenced))
+        if features is None or tokens is None or weights is None or lyrics is None:
+            return (rows,)
+        outline = OutlineRows(features.to(dtype), tokens, weights.to(dtype), features[:, 0])
+        outlined = dit.embed_outline(outline, lyrics)
+        assert outlined is not None
+        return rows, outlined
+
+
+class StepGraph(nn.Module):
+    """One sampler row of S songs: network on B sequences, guidance, update."""
+
+    def __init__(self, dit: DiT, *, expanded: bool) -> None:
+        super().__init__()
+        self.dit, self.expanded = dit, expanded
+
+    def forward(
+        self,
+        x: Tensor,
+        kept: Tensor,
+        noise: Tensor,
+        coefficients: Tensor,
+        song: Tensor,
+        unconditional: Tensor,
+        target_rows: Tensor,
+        other_rows: Tensor,
+        target_mask: Tensor,
+        other_mask: Tensor,
+        target_tables: Tensor,
+        other_tables: Tensor,
+        lyric_keys: Tensor,
+        lyric_values: Tensor,
+        lyric_mask: Tensor,
+        base: Tensor,
+        final: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """x, kept, noise [S, T, C] fp32; coefficients [S, 7]; song [B] and unconditional [S] are rows of x and of the sequences.
+
+        target_rows [B, T, D], other_rows [B, E, D], their masks [B, T] and [B, E], their tables [B, T or E, 2 K] (cos and sin of the
+        frame, cos and sin of the share of the song); lyric_keys and lyric_values [M, B, L, H, K], lyric_mask [B, L]; modulation [B, ...].
+        """
+        dit = self.dit
+        songs, targets = x.shape[0], x.shape[1]
+        latents_BTD = dit.target_in(x.to(dit.final.weight.dtype))[song]
+        rows_ND = torch.cat((target_rows + latents_BTD, other_rows), 1).flatten(0, 1)
+        cos, sin, cross_cos, cross_sin = (table.flatten(0, 1)[None] for table in torch.cat((target_tables, other_tables), 1).chunk(4, -1))
+        keys = DenseKeys(torch.cat((target_mask, other_mask), 1), self.expanded)
+        layout = DenseLayout(cos, sin, cross_cos, cross_sin, keys, DenseKeys(lyric_mask, self.expanded), targets)
+        kv = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in zip(lyric_keys.unbind(), lyric_values.unbind(), strict=True)]
+        out_BTC = dit.trunk(rows_ND, Modulation(base, final), kv, layout).unflatten(0, (target_rows.shape[0], -1)).float()
+        conditional, other = out_BTC[:songs], out_BTC[unconditional]
+        a, b, c, d, p, q, w = (one[:, None, None] for one in coefficients.unbind(1))
+        out = other + w * (conditional - other)
+        return a * x + b * out + c * kept + d * noise, p * x + q * out
+
+
+class DecodeGraph(nn.Module):
+    """Normalised latents [1, T, C] to audio [1, channels, T hop]. The inverse STFT is a matrix product and shifted adds."""
+
+    def __init__(self, vae: SpectralVAE, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.vae = copy.deepcopy(vae)
+        self.vae.stft.set_transform("matrix")
+        self.vae.decoder.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, latents: Tensor) -> Tensor:
+        # statistics and phases stay fp32: only the decoder's layers run in the graph's precision
+        vae = self.vae
+        spectrum = vae.spectrum(vae.denormalise(latents).to(self.dtype))
+        return vae.synthesise(spectrum, refinements=vae.config.phase_refinements)
+
+
+class TextGraph(nn.Module):
+    """Character and pair rows of one fragment to its unit vector [1, 512]."""
+
+    def __init__(self, text: CharacterEncoder) -> None:
+        super().__init__()
+        self.text = text
+
+    def forward(self, characters: Tensor, pairs: Tensor, tables: Tensor) -> Tensor:
+        tower = self.text.tower
+        x_TD = self.text.single(characters) + self.text.pair(pairs)
+        cos, sin = tables.chunk(2, -1)
+        keys = DenseKeys(torch.ones_like(characters, dtype=torch.bool)[None])
+        for block in tower.blocks:
+            x_TD = block(x_TD, keys, cos, sin)
+        return nn.functional.normalize(tower.project(tower.norm(x_TD).mean(0, keepdim=True)), dim=-1)
+
+
+def graphs(
+    dit: DiT, vae: SpectralVAE, chinmu: ChinMu, *, precision: Precision = "fp32", expanded: bool = False
+) -> dict[str, Callable[[], Graph]]:
+    """Makers of every graph of a model, by name: one at a time, so that a large model is held once. `expanded`: see DenseKeys.
+
+    ChinMu's text tower is a graph when it reads characters; a transformers encoder is exported by its own library.
+    """
+    dtype = DTYPES[precision]
+    makers: dict[str, Callable[[], Graph]] = {
+        "modulation": lambda: _modulation(dit),
+        "lyric_kv": lambda: _lyric(dit, expanded),
+        "conditions": lambda: _conditions(dit),
+        "step": lambda: _step(dit, dtype, expanded),
+        "vae_decode": lambda: _decode(vae, dtype),
+    }
+    if isinstance(chinmu.text, CharacterEncoder):
+        makers["chinmu_text"] = lambda: _text(chinmu)
+    return makers
+
+
+def _modulation(dit: DiT) -> Graph:
+    example = {"times": torch.linspace(1, 0.1, 5), "seconds": torch.full((5,), 30.0), "user": torch.zeros(5, dtype=torch.int64)}
+    return Graph(ModulationGraph(dit), example, {name: {0: "rows"} for name in example}, ("base", "final"))
+
+
+def _lyric(dit: DiT, expanded: bool) -> Graph:
+    c, length = dit.config, 7
+    example = {
+        "ids": torch.arange(length),
+        "mask": torch.ones(length, dtype=torch.bool),
+        "token_tables": torch.zeros(length, c.lyric_head_dim),
+        "share_tables": torch.zeros(length, c.head_dim),
+    }
+    return Graph(LyricGraph(dit, expanded=expanded), example, {name: {0: "tokens"} for name in example}, ("lyrics", "keys", "values"))
+
+
+def _conditions(dit: DiT) -> Graph:
+    c, dtype = dit.config, dit.final.weight.dtype
+    example: dict[str, Tensor] = {
+        "descriptions": torch.zeros(3, c.description_width),
+        "reference": torch.zeros(5, c.latent_channels),
+        "reference_kind": torch.tensor([0]),
+    }
+    dynamic: dict[str, dict[int, str]] = {"descriptions": {0: "fragments"}, "reference": {0: "reference_frames"}, "reference_kind": {}}
+    outputs = ["rows"]
+    if c.outline:
+        frames = 11
+        example |= {
+            "features": torch.zeros(frames, FEATURES),
+            "tokens": torch.zeros(frames, TOKENS, dtype=torch.int64),
+            "weights": torch.zeros(frames, TOKENS),
+            "lyrics": torch.zeros(7, c.lyric_width, dtype=dtype),
+        }
+        dynamic |= {"features": {0: "frames"}, "tokens": {0: "frames"}, "weights": {0: "frames"}, "lyrics": {0: "tokens_of_song"}}
+        outputs.append("outlined")
+    return Graph(ConditionGraph(dit), example, dynamic, tuple(outputs))
+
+
+def _step(dit: DiT, dtype: torch.dtype, expanded: bool) -> Graph:
+    c = dit.config
+    songs, sequences, targets, others, lyrics = 2, 4, 11, 5, 7
+    base = (6 * c.width,) if c.modulation == "shared" else (c.blocks, 6 * c.width)
+    example = {
+        "x": torch.zeros(songs, targets, c.latent_channels),
+        "kept": torch.zeros(songs, targets, c.latent_channels),
+        "noise": torch.zeros(songs, targets, c.latent_channels),
+        "coefficients": torch.zeros(songs, 7),
+        "song": torch.tensor([0, 1, 0, 1]),
+        "unconditional": torch.tensor([2, 3]),
+        "target_rows": torch.zeros(sequences, targets, c.width, dtype=dtype),
+        "other_rows": torch.zeros(sequences, others, c.width, dtype=dtype),
+        "target_mask": torch.ones(sequences, targets, dtype=torch.bool),
+        "other_mask": torch.ones(sequences, others, dtype=torch.bool),
+        "target_tables": torch.zeros(sequences, targets, 2 * c.head_dim),
+        "other_tables": torch.zeros(sequences, others, 2 * c.head_dim),
+        "lyric_keys": torch.zeros(c.blocks, sequences, lyrics, c.heads, c.head_dim, dtype=dtype),
+        "lyric_values": torch.zeros(c.blocks, sequences, lyrics, c.heads, c.head_dim, dtype=dtype),
+        "lyric_mask": torch.ones(sequences, lyrics, dtype=torch.bool),
+        "base": torch.zeros(sequences, *base, dtype=dtype),
+        "final": torch.zeros(sequences, 2 * c.width, dtype=dtype),
+    }
+    song, sequence, target, other, lyric = "songs", "sequences", "targets", "others", "lyrics"
+    dynamic: dict[str, dict[int, str]] = {name: {0: song, 1: target} for name in ("x", "kept", "noise")}
+    dynamic |= {"coefficients": {0: song}, "song": {0: sequence}, "unconditional": {0: song}}
+    dynamic |= {f"target_{name}": {0: sequence, 1: target} for name in ("rows", "mask", "tables")}
+    dynamic |= {f"other_{name}": {0: sequence, 1: other} for name in ("rows", "mask", "tables")}
+    dynamic |= {f"lyric_{name}": {1: sequence, 2: lyric} for name in ("keys", "values")}
+    dynamic |= {"lyric_mask": {0: sequence, 1: lyric}, "base": {0: sequence}, "final": {0: sequence}}
+    return Graph(StepGraph(dit, expanded=expanded), example, dynamic, ("next_x", "next_kept"))
+
+
+def _decode(vae: SpectralVAE, dtype: torch.dtype) -> Graph:
+    example: dict[str, Any] = {"latents": torch.zeros(1, 9, vae.config.latent_channels)}
+    return Graph(DecodeGraph(vae, dtype), example, {"latents": {1: "frames"}}, ("audio",))
+
+
+def _text(chinmu: ChinMu) -> Graph:
+    assert isinstance(chinmu.text, CharacterEncoder)
+    length = 6
+    example = {
+        "characters": torch.arange(length),
+        "pairs": torch.arange(length),
+        "tables": torch.zeros(length, chinmu.text.tower.head_dim),
+    }
+    return Graph(TextGraph(chinmu.text), example, {name: {0: "characters"} for name in example}, ("vector",))

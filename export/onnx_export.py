@@ -1,0 +1,211 @@
+"""A model folder becomes a deployment folder: ONNX graphs, the parts that stay PyTorch, and a manifest that vouches for all of it.
+
+    OUT/config.json, *.safetensors                  the model, as it was
+    OUT/graphs/fp32/*.onnx                          opset 20, any lengths: ONNX Runtime, OpenVINO
+    OUT/graphs/bf16/*.onnx                          opset 23, ONNX Attention with boolean masks: TensorRT
+    OUT/manifest.json                               hashes, versions, inputs, parity (export/manifest.py)
+
+    export_onnx(Path("models/mine"), Path("deploy"), flavours=("fp32",))
+
+The whole folder is written aside and renamed. Every graph is checked before it is kept (`check_graph`).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mudit_engine.availability import require
+from mudit_engine.errors import GateError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from mudit_engine.export.graphs import Graph
+
+OPSETS = {"fp32": 20, "bf16": 23, "fp16": 23}
+FLAVOURS = tuple(OPSETS)
+EXTERNAL_BYTES = 2**31 - 2**20  # protobuf's own limit is 2 GiB
+# what graphs of a flavour may hold beside the types of their inputs
+FLOATS = {"fp32": {"FLOAT"}, "bf16": {"FLOAT", "BFLOAT16"}, "fp16": {"FLOAT", "FLOAT16"}}
+
+Report = Callable[[str], None]
+
+
+def export_onnx(model: str | Path, out: Path, *, flavours: Sequence[str] = ("fp32",), report: Report = lambda text: None) -> Path:
+    """Writes the deployment folder `out`, which must not exist or must be an earlier export. Returns it.
+
+    Raises InputError for an unknown flavour or a folder that holds something else, GateError for a graph that fails its checks.
+    """
+    require("onnx", "exporting to ONNX")
+    require("onnxscript", "exporting to ONNX")
+    from mudit_engine.export.manifest import new_manifest, write_manifest
+    from mudit_engine.models.folder import model_folder
+
+    unknown = [flavour for flavour in flavours if flavour not in OPSETS]
+    if unknown or not flavours:
+        raise InputError(f"unknown flavour(s) {', '.join(unknown) or '(none)'}: choose from {', '.join(OPSETS)}")
+    source = model_folder(model)
+    if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
+        raise InputError(f"'{out}' holds something that is not an export: name a new folder")
+    with _folder_aside(out) as aside:
+        for file in sorted(source.rglob("*")):
+            if file.is_file() and file.suffix != ".md":
+                target = aside / file.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+        exported = {flavour: export_graphs(source, aside / "graphs" / flavour, flavour=flavour, report=report) for flavour in flavours}
+        write_manifest(aside, new_manifest(aside, exported))
+    return out
+
+
+def export_graphs(source: Path, folder: Path, *, flavour: str, report: Report = lambda text: None) -> dict[str, Any]:
+    """Exports every graph of a model folder in one flavour; returns what the manifest says of them."""
+    import torch
+
+    from mudit_engine.config import load_config
+    from mudit_engine.export.graphs import DTYPES, graphs
+    from mudit_engine.models.chinmu import ChinMu
+    from mudit_engine.models.dit import DiT
+    from mudit_engine.models.folder import load_part
+    from mudit_engine.models.vae import SpectralVAE
+
+    config = load_config(source)
+    dit = load_part("dit", config, source, dtype=DTYPES[flavour])
+    vae, chinmu = (load_part(part, config, source) for part in ("vae", "chinmu"))
+    assert isinstance(dit, DiT) and isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+    folder.mkdir(parents=True, exist_ok=True)
+    described: dict[str, Any] = {}
+    precision: Any = flavour
+    for name, make in graphs(dit, vae, chinmu, precision=precision, expanded=OPSETS[flavour] >= 23).items():
+        report(f"{flavour} {name}")
+        with torch.no_grad():
+            described[name] = export_graph(make(), folder / f"{name}.onnx", flavour=flavour)
+    return {"opset": OPSETS[flavour], "precision": flavour, "graphs": described}
+
+
+def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
+    """Exports one graph and checks the file. Raises GateError when something is not as it must be."""
+    import onnx
+    import torch
+
+    names = {axis for axes in graph.dynamic.values() for axis in axes.values()}
+    dims = {name: torch.export.Dim(name, min=1) for name in names}
+    dynamic = {name: {axis: dims[dim] for axis, dim in axes.items()} for name, axes in graph.dynamic.items()}
+    opset = OPSETS[flavour]
+    with _quiet():
+        program = torch.onnx.export(
+            graph.module.eval(),
+            args=(),
+            kwargs=graph.inputs,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dynamic,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+    assert program is not None
+    size = sum(p.numel() * p.element_size() for p in graph.module.parameters())
+    program.save(str(path), external_data=size > EXTERNAL_BYTES)
+    # external data stay where they are: their values are not what is checked
+    model = onnx.load(str(path), load_external_data=False)
+    faults = check_graph(model, graph, opset=opset, floats=FLOATS[flavour])
+    if faults:
+        raise GateError(f"graph '{path.name}' ({flavour}) is not as it must be: {'; '.join(faults)}")
+    return {
+        "inputs": {value.name: _described(value) for value in model.graph.input},
+        "outputs": {value.name: _described(value) for value in model.graph.output},
+        "nodes": len(model.graph.node),
+    }
+
+
+def check_graph(model: Any, graph: Graph, *, opset: int, floats: set[str]) -> list[str]:
+    """What is wrong with an exported graph: opset, types, inputs, initialisers, operators that runtimes get silently wrong."""
+    import onnx
+
+    faults = []
+    versions = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if versions.get("ai.onnx") != opset:
+        faults.append(f"opset {versions.get('ai.onnx')} instead of {opset}")
+    if foreign := sorted(versions.keys() - {"ai.onnx"}):
+        faults.append(f"operators outside ONNX: {', '.join(foreign)}")
+    used = {name for node in _nodes(model.graph) for name in node.input}
+    if unused := [value.name for value in model.graph.input if value.name not in used]:
+        faults.append(f"unused inputs {', '.join(unused)}")
+    if [value.name for value in model.graph.input] != list(graph.inputs):
+        faults.append(f"inputs {[value.name for value in model.graph.input]} instead of {list(graph.inputs)}")
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        # the tracer fixes an axis that some code compared with a number
+        if fixed := [name for axis, name in graph.dynamic.get(value.name, {}).items() if not dims[axis].dim_param]:
+            faults.append(f"{value.name} is fixed in {', '.join(fixed)}")
+    names = [tensor.name for tensor in model.graph.initializer]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"initialisers of one name: {', '.join(doubled)}")
+    kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
+    kinds |= {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in model.graph.input}
+    if odd := sorted(kinds & {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"} - floats):
+        faults.append(f"values of type {', '.join(odd)}")
+    for node in _nodes(model.graph):
+        # TensorRT ignores this input in silence, and padding would be attended to
+        if node.op_type == "Attention" and len(node.input) > 6 and node.input[6]:
+            faults.append(f"{node.name} has nonpad_kv_seqlen")
+    return faults
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
+def _described(value: Any) -> dict[str, Any]:
+    import onnx
+
+    kind = value.type.tensor_type
+    return {
+        "type": onnx.TensorProto.DataType.Name(kind.elem_type).lower(),
+        "shape": [dim.dim_param or dim.dim_value for dim in kind.shape.dim],
+    }
+
+
+@contextmanager
+def _folder_aside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is removed when it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        aside.mkdir()
+        yield aside
+        if out.exists():
+            old = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+            out.rename(old)
+            aside.rename(out)
+            shutil.rmtree(old)
+        else:
+            aside.rename(out)
+    except OSError as error:
+        raise OutputError(f"'{out}' could not be written: {error.strerror or error}. Free some space or name another folder") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes about packages that are not used, and about its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,150 @@
+"""Whole songs through every runtime against PyTorch: all samplers, with and without guidance, an interval, a negative description,
+reference audio, no lyrics, and padded to buckets.
+
+    rows = measure_parity(folder, runtimes=("onnxruntime", "openvino"))
+    faults(rows)                                                # [] when everything is within the limits
+
+Limits: latents rel-L2 <= 1e-4, audio <= 1e-3 of its level; padding changes nothing above 1e-5. The songs are short and made up, so that a
+check takes seconds on the embedded model; every path of the graphs is on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config
+from mudit_engine.diffusion.samplers import sampler_table
+from mudit_engine.models.folder import load_part
+from mudit_engine.models.outline import outline_rows
+from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
+from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
+from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, Lengths, unpadded
+from mudit_engine.runtime.sessions import open_session
+from mudit_engine.text.outline import Outline
+
+if TYPE_CHECKING:
+    from mudit_engine.models.vae import SpectralVAE
+
+LATENTS_LIMIT, AUDIO_LIMIT, PADDING_LIMIT = 1e-4, 1e-3, 1e-5
+SAMPLERS = ("ode-euler", "ode-heun", "sde-euler", "ddim", "dpmpp-2m")
+FRAMES, LONGER = 40, 57
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mode of the denoiser: one or several songs at once."""
+
+    name: str
+    songs: tuple[SongInputs, ...]
+
+
+def cases(config: ModelConfig) -> Iterator[Case]:
+    """Every sampler that the model's path allows, and every mode with the first of them."""
+    tables = {}
+    for name in SAMPLERS:
+        sampler = SamplerConfig(name=name, steps=STEPS, guidance=3.0)
+        try:
+            check_sampler(config.path, sampler)
+            tables[name] = sampler, sampler_table(config.path, sampler)
+        except ValueError:  # a sampler for the other kind of path
+            continue
+    first, table = next(iter(tables.values()))
+    plain = sampler_table(config.path, first.model_copy(update={"guidance": 1.0}))
+    interval = sampler_table(config.path, first.model_copy(update={"guidance_interval": (0.2, 0.7)}))
+    song = _song(config, FRAMES, seed=0)
+    for name, (_, one) in tables.items():
+        yield Case(f"sampler {name}", (replace(song, table=one),))
+    song = replace(song, table=table)
+    negative = torch.randn(2, config.dit.description_width, generator=torch.Generator().manual_seed(5))
+    reference = torch.randn(13, config.dit.latent_channels, generator=torch.Generator().manual_seed(6))
+    yield Case("no guidance", (replace(song, table=plain),))
+    yield Case("guidance interval", (replace(song, table=interval),))
+    yield Case("negative description", (replace(song, negative=negative),))
+    yield Case("reference audio", (replace(song, reference=reference, reference_kind="vocals"),))
+    yield Case("instrumental", (replace(song, lyric_ids=(), outline=None),))
+    yield Case("nothing said", (replace(song, lyric_ids=(), outline=None, descriptions=song.descriptions[:0]),))
+    yield Case("songs of several lengths", (song, replace(_song(config, LONGER, seed=1), table=interval)))
+
+
+def measure_parity(folder: Path, *, runtimes: Sequence[str], threads: int | None = None) -> list[dict[str, Any]]:
+    """One row a runtime and case: relative L2 of the latents against PyTorch, and the same when padded."""
+    config = load_config(folder)
+    dit: Any = load_part("dit", config, folder)
+    vae: Any = load_part("vae", config, folder)
+    rows = []
+    for runtime in runtimes:
+        session = open_session(folder, runtime)
+        graph = GraphDenoiser(config.dit, session)
+        padded = GraphDenoiser(config.dit, session, padding=_bucket)
+        for case in cases(config):
+            expected = _denoise(Denoiser(dit), case)
+            got, wide = _denoise(graph, case), _denoise(padded, case)
+            rows.append(
+                {
+                    "runtime": runtime,
+                    "case": case.name,
+                    "latents": max(map(relative, got, expected)),
+                    "padding": max(map(relative, wide, got)),
+                }
+            )
+        rows.append({"runtime": runtime, "case": "decode", "audio": _decode(config, vae, session)})
+    return rows
+
+
+def faults(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows outside the limits, as sentences. A figure that is not a number is outside."""
+    limits = {"latents": LATENTS_LIMIT, "padding": PADDING_LIMIT, "audio": AUDIO_LIMIT}
+    return [
+        f"{row['runtime']}, {row['case']}: {name} differ by {row[name]:.2e}, at most {limit:g}"
+        for row in rows
+        for name, limit in limits.items()
+        if name in row and not row[name] <= limit
+    ]
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b|."""
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12))
+
+
+def _bucket(lengths: Lengths) -> Lengths:
+    """The next multiple of 64, of 16 and of 32."""
+    exact = unpadded(lengths)
+    return Lengths(-(-exact.targets // 64) * 64, -(-exact.others // 16) * 16, -(-exact.lyrics // 32) * 32)
+
+
+def _denoise(runtime: Any, case: Case) -> list[Tensor]:
+    return denoise(runtime, [runtime.prepare(song) for song in case.songs])
+
+
+def _decode(config: ModelConfig, vae: SpectralVAE, session: Any) -> float:
+    latents = torch.randn(FRAMES, config.vae.latent_channels, generator=torch.Generator().manual_seed(7))
+    expected = decode_chunked(TorchDecoder(vae), latents, chunk_frames=FRAMES)
+    got = decode_chunked(GraphDecoder(config.vae, vae.receptive_field, session), latents, chunk_frames=FRAMES)
+    return relative(got, expected)
+
+
+def _song(config: ModelConfig, frames: int, *, seed: int) -> SongInputs:
+    generator = torch.Generator().manual_seed(100 + seed)
+    tokens = 23 + seed
+    seconds = frames / config.vae.frame_rate
+    times = torch.linspace(0, seconds, tokens + 1)
+    outline = Outline(96.0, "A minor", torch.stack((times[:-1], times[1:]), 1).numpy())
+    return SongInputs(
+        frames=frames,
+        seconds=seconds,
+        table=sampler_table(config.path, config.sampler),
+        seed=seed,
+        descriptions=torch.randn(3, config.dit.description_width, generator=generator),
+        negative=torch.zeros(0, config.dit.description_width),
+        lyric_ids=torch.randint(8, 100, (tokens,), generator=generator).tolist(),
+        user_type="amateur",
+        outline=outline_rows(outline, frames=frames, frame_rate=config.vae.frame_rate, tokens=tokens),
+    )
