@@ -33,6 +33,7 @@ from mudit_engine.models.spectral import Stft, magnitude, with_magnitude
 
 LOGVAR_START = -4.0  # posterior standard deviation 0.14 on latents of unit variance
 LOGVAR_RANGE = (-12.0, 4.0)
+SPREAD, HEARD_FRAMES = 0.5, 128  # see fit_latents
 MAX_MAGNITUDE = 10.0  # 20 x a full-scale sine: a wild latent gives loud noise rather than inf
 
 
@@ -227,7 +228,7 @@ class SpectralVAE(nn.Module):
         return self.synthesise(self.spectrum(latents_NTC), refinements=self.config.phase_refinements)
 
     def normalise(self, latents_NTC: Tensor) -> Tensor:
-        """Latents of zero mean and unit variance per channel, as the DiT sees them."""
+        """Latents as the DiT sees them: of zero mean, the channels that are heard most spread the widest (see `fit_latents`)."""
         return (latents_NTC - self.latent_mean) / self.latent_std
 
     def denormalise(self, latents_NTC: Tensor) -> Tensor:
@@ -284,11 +285,25 @@ class SpectralVAE(nn.Module):
 
     @torch.no_grad()
     def fit_latents(self, songs: Sequence[Tensor]) -> None:
-        """Sets latent_mean and latent_std from the posteriors (their spread and their own variance) of songs [channels, S]."""
+        """Sets latent_mean and latent_std, by which `normalise` works, from the posteriors of songs [channels, S].
+
+        Channels differ by two orders of magnitude in what they change of the sound. Of unit variance each, fine detail would take as large
+        a part of a diffusion loss as pitch and rhythm. Normalised channels therefore have a spread of h^SPREAD, h what one standard
+        deviation of the channel changes of the decoded features; their variances average to 1.
+        """
         encoded = [self.encode(song[None]) for song in songs]
         mean_nC, variance_nC = torch.cat([mean[0] for mean, _ in encoded]), torch.cat([logvar[0].exp() for _, logvar in encoded])
         self.latent_mean.copy_(mean_nC.mean(0))
-        self.latent_std.copy_((mean_nC.var(0) + variance_nC.mean(0)).sqrt())
+        std_C = (mean_nC.var(0) + variance_nC.mean(0)).sqrt()
+        spread_C = self._heard(max((mean for mean, _ in encoded), key=lambda mean: mean.shape[1])[:, :HEARD_FRAMES], std_C).pow(SPREAD)
+        self.latent_std.copy_(std_C * spread_C.square().mean().sqrt() / spread_C)
+
+    def _heard(self, latents_1TC: Tensor, std_C: Tensor) -> Tensor:
+        """RMS change of the decoded features when each channel in turn moves by one standard deviation, [C]."""
+        plain_1FX = self.decoder(latents_1TC)[0]
+        moves_CC = torch.diag(std_C)
+        changes = [(self.decoder(latents_1TC + move_C)[0] - plain_1FX).square().mean() for move_C in moves_CC]
+        return torch.stack(changes).sqrt().clamp_min(1e-6)
 
 
 def sample_posterior(mean_NTC: Tensor, logvar_NTC: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
