@@ -95,7 +95,8 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
 
     names = {axis for axes in graph.dynamic.values() for axis in axes.values()}
     dims = {name: torch.export.Dim(name, min=1) for name in names}
-    dynamic = {name: {axis: dims[dim] for axis, dim in axes.items()} for name, axes in graph.dynamic.items()}
+    # in the order of the inputs: the exporter pairs names of axes with inputs by place, and TensorRT takes axes of one name for equal
+    dynamic = {name: {axis: dims[dim] for axis, dim in graph.dynamic.get(name, {}).items()} for name in graph.inputs}
     opset = OPSETS[flavour]
     with _quiet():
         program = torch.onnx.export(
@@ -144,6 +145,9 @@ def check_graph(model: Any, graph: Graph, *, opset: int, floats: set[str]) -> li
         # the tracer fixes an axis that some code compared with a number
         if fixed := [name for axis, name in graph.dynamic.get(value.name, {}).items() if not dims[axis].dim_param]:
             faults.append(f"{value.name} is fixed in {', '.join(fixed)}")
+        found = {name: dims[axis].dim_param for axis, name in graph.dynamic.get(value.name, {}).items() if dims[axis].dim_param}
+        if renamed := [f"{other} instead of {name}" for name, other in found.items() if other != name]:
+            faults.append(f"{value.name} has axes called {', '.join(renamed)}")
     names = [tensor.name for tensor in model.graph.initializer]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"initialisers of one name: {', '.join(doubled)}")

@@ -76,6 +76,7 @@ def test_graphs_are_of_their_flavour(deployed: Path) -> None:
     step = onnx.load(str(deployed / "graphs" / "fp32" / "step.onnx"))
     shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in step.graph.input}
     assert shapes["x"] == ["songs", "targets", 8] and shapes["lyric_keys"] == [2, "sequences", "lyrics", 2, 32]
+    assert shapes["other_mask"] == ["sequences", "others"], "TensorRT takes axes of one name for equal"
     assert differences(deployed, manifest) == []
 
 
