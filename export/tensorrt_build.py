@@ -1,0 +1,265 @@
+"""A deployment folder's graphs become TensorRT engines, here or on the GPU host.
+
+    OUT/engines/TARGET/spec.json            what is built: graphs, profiles per length bucket, flags (export/tensorrt_engine.py)
+    OUT/engines/TARGET/build_engines.py     builds it, with the builder's package alone
+    OUT/engines/TARGET/build.sh             the same as polygraphy commands
+    OUT/engines/TARGET/*.engine, *.log.gz   the engines and what the builder said
+
+    plan = make_plan(Path("deploy"), TARGETS["rtx-sm80"], buckets=[], options=Options())
+    rows = build_engines(plan)              # raises MissingError on a machine that cannot build the target
+
+TensorRT-RTX builds ahead of time, with no GPU and no driver, for Ampere and later consumer architectures and A100 (there is no SM90);
+TensorRT builds only on the GPU that will run the engine. The gate of export/fusion.py is on every engine.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mudit_engine.availability import available, install_command, pip_install
+from mudit_engine.config import ModelConfig, load_config
+from mudit_engine.errors import GateError, InputError, MissingError, ModelError, MuditError
+from mudit_engine.files import atomic_path, write_json, write_text
+from mudit_engine.hardware import machine
+from mudit_engine.runtime.buckets import Bucket, default_buckets, parse_buckets, profiles, scaled
+from mudit_engine.runtime.manifest import read_manifest
+
+ENGINES = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
+TENSORRT = "tensorrt==11.4.0.106"
+POLYGRAPHY = "polygraphy==0.53.6"
+TIMING_CACHE = "timing.cache"
+NAMED = 6  # faults that an error names
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where engines run. package is the builder's import name; capability is what TensorRT-RTX compiles for (None: any it supports)."""
+
+    name: str
+    package: str
+    capability: str | None = None
+    gpu: str | None = None  # compute capability that must be present to build
+
+    @property
+    def ahead_of_time(self) -> bool:
+        return self.package == "tensorrt_rtx"
+
+
+_RTX = {f"rtx-sm{sm}": Target(f"rtx-sm{sm}", "tensorrt_rtx", f"SM{sm}") for sm in (75, 80, 86, 89, 120, 121)}
+TARGETS = {
+    "a100": Target("a100", "tensorrt", gpu="8.0"),
+    "h100": Target("h100", "tensorrt", gpu="9.0"),
+    **_RTX,
+    "rtx-portable": Target("rtx-portable", "tensorrt_rtx"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may ask of the builder."""
+
+    flavour: str = "bf16"
+    songs: int = 1
+    refit: bool = False
+    weight_streaming: bool = False
+    timing_cache: bool = True
+    optimization_level: int | None = None
+    vae_optimization_level: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.songs < 1:
+            raise InputError(f"--songs {self.songs}: at least 1 song is stepped at once")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built, and where everything lies."""
+
+    folder: Path
+    target: Target
+    config: ModelConfig
+    buckets: tuple[Bucket, ...]
+    options: Options
+    graphs: tuple[str, ...]
+    spec: dict[str, Any] = field(repr=False)
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "engines" / self.target.name
+
+
+def make_plan(
+    folder: Path, target: Target, *, buckets: Sequence[str] = (), options: Options | None = None, graphs: Sequence[str] = ()
+) -> Plan:
+    """Reads the deployment folder and decides every profile. `graphs`: those to build (default all).
+
+    Raises ModelError for a folder without graphs of the flavour, InputError for options that do not fit.
+    """
+    options = options or Options()
+    manifest = read_manifest(folder)
+    config = load_config(folder)
+    if options.flavour not in manifest["flavours"]:
+        raise ModelError(
+            f"'{folder}' holds graphs of {', '.join(manifest['flavours'])}; TensorRT takes {options.flavour}: "
+            f"export with `mudit export onnx MODEL {folder} --flavour {options.flavour}`"
+        )
+    exported = tuple(name for name in ENGINES if name in manifest["flavours"][options.flavour]["graphs"])
+    if unknown := [name for name in graphs if name not in exported]:
+        raise InputError(f"no graph {', '.join(unknown)}: this export has {', '.join(exported)}")
+    chosen = parse_buckets(config, buckets) if buckets else default_buckets(config)
+    names = tuple(name for name in exported if not graphs or name in graphs)
+    entries = []
+    for name in names:
+        level = options.vae_optimization_level if name == "vae_decode" else options.optimization_level
+        entries.append(
+            {
+                "name": name,
+                "onnx": f"../../graphs/{options.flavour}/{name}.onnx",
+                "engine": f"{name}.engine",
+                "profiles": profiles(config, chosen, name, songs=options.songs),
+                "refit": options.refit,
+                "weight_streaming": options.weight_streaming,
+                "optimization_level": level,
+            }
+        )
+    spec = {
+        "target": target.name,
+        "package": target.package,
+        "install": install_command("tensorrt_rtx") if target.ahead_of_time else pip_install(TENSORRT),
+        "capability": target.capability,
+        # TensorRT-RTX picks kernels without timing them: a cache would be empty
+        "timing_cache": TIMING_CACHE if options.timing_cache and not target.ahead_of_time else None,
+        "model": config.name,
+        "flavour": options.flavour,
+        "buckets": [asdict(bucket) for bucket in chosen],
+        "songs": options.songs,
+        "engines": entries,
+    }
+    return Plan(folder, target, config, chosen, options, names, spec)
+
+
+def write_package(plan: Plan) -> Path:
+    """Writes what a GPU host needs beside the graphs: specification, script, polygraphy commands. Returns its folder."""
+    write_json(plan.out / "spec.json", plan.spec)
+    source = Path(__file__).with_name("tensorrt_engine.py")
+    with atomic_path(plan.out / "build_engines.py") as aside:
+        shutil.copyfile(source, aside)
+    write_text(plan.out / "build.sh", build_script(plan))
+    return plan.out
+
+
+def build_script(plan: Plan) -> str:
+    """A shell script that builds every engine with polygraphy; build_engines.py does the same and also measures."""
+    lines = [
+        "#!/bin/sh",
+        f"# Engines of model '{plan.config.name}' for target {plan.target.name}. Run it in this folder, on the GPU that will run them.",
+        "# python build_engines.py spec.json --measure   builds the same engines and times them with CUDA graphs.",
+        "set -eu",
+        'cd "$(dirname "$0")"',
+        f"# pip install {TENSORRT} {POLYGRAPHY}" if not plan.target.ahead_of_time else f"# {plan.spec['install']}",
+    ]
+    if plan.target.ahead_of_time:
+        return "\n".join([*lines, "python build_engines.py spec.json", ""])
+    lines += [shlex.join(command) for command in polygraphy_commands(plan)]
+    return "\n".join([*lines, ""])
+
+
+def polygraphy_commands(plan: Plan) -> list[list[str]]:
+    """`polygraphy convert` for each engine: a profile is one set of min, opt and max shapes."""
+    commands = []
+    for entry in plan.spec["engines"]:
+        command = ["polygraphy", "convert", entry["onnx"], "--convert-to", "trt", "--output", entry["engine"], "--strongly-typed"]
+        command += ["--profiling-verbosity", "detailed"]
+        for shapes in entry["profiles"]:
+            for index, kind in enumerate(("min", "opt", "max")):
+                command += [f"--trt-{kind}-shapes", *scaled({name: sizes[index] for name, sizes in shapes.items()}).split()]
+        if plan.spec["timing_cache"]:
+            command += ["--load-timing-cache", plan.spec["timing_cache"], "--save-timing-cache", plan.spec["timing_cache"]]
+        command += ["--refittable"] if entry["refit"] else []
+        command += ["--weight-streaming"] if entry["weight_streaming"] else []
+        if entry["optimization_level"] is not None:
+            command += ["--builder-optimization-level", str(entry["optimization_level"])]
+        commands.append(command)
+    return commands
+
+
+def lacking(target: Target) -> str | None:
+    """Why this machine cannot build a target's engines, with what to do; None when it can."""
+    if target.ahead_of_time:
+        return None if available(target.package) else f"the package tensorrt-rtx is not installed: {install_command(target.package)}"
+    reasons = []
+    gpus = machine().gpus
+    if not gpus:
+        reasons.append("there is no NVIDIA driver or GPU (nvidia-smi answers nothing)")
+    elif all(gpu.compute_capability != target.gpu for gpu in gpus):
+        reasons.append(f"the GPU is {gpus[0].name} (compute capability {gpus[0].compute_capability}), not {target.gpu}")
+    if not available(target.package):
+        reasons.append(f"the package tensorrt is not installed ({pip_install(TENSORRT)})")
+    return " and ".join(reasons) or None
+
+
+def build_engines(plan: Plan, *, measured: bool = False, report: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """Writes the package, builds every engine in a child process each, and puts them through the gate. Returns a row an engine.
+
+    `measured` also runs them (needs the GPU). Raises MissingError when the machine cannot build this target: the package is there
+    nonetheless; GateError when an attention, projection or adaLN is not fused or masked; MuditError when the builder fails.
+    """
+    out = write_package(plan)
+    if reason := lacking(plan.target):
+        raise MissingError(
+            f"engines for {plan.target.name} cannot be built here: {reason}. The build package is in '{out}': copy '{plan.folder}' to "
+            f"the GPU host and run `mudit export tensorrt {plan.folder.name} --target {plan.target.name}` or `sh engines/"
+            f"{plan.target.name}/build.sh` there"
+        )
+    rows, faults = [], []
+    for entry in plan.spec["engines"]:
+        report(entry["name"])
+        for file in (out / entry["engine"], (out / entry["engine"]).with_suffix(".log.gz")):
+            file.unlink(missing_ok=True)  # an engine of an earlier specification must not pass for this one
+        row = _run(plan, entry["name"], measured=measured)
+        row |= {"target": plan.target.name, "fusion": (fusion := check_engine(plan, entry))["profiles"], "masks": fusion["masks"]}
+        rows.append(row)
+        for problem in (*fusion["masks"], *(fault for profile in fusion["profiles"] for fault in profile["faults"])):
+            faults.append(f"{entry['name']}: {problem}")
+    write_json(out / "report.json", rows)
+    if faults:
+        for entry in plan.spec["engines"]:
+            (out / entry["engine"]).unlink(missing_ok=True)
+        named = list(dict.fromkeys(faults))
+        rest = f"; and {len(named) - NAMED} more (report.json)" if len(named) > NAMED else ""
+        raise GateError(f"engines for {plan.target.name} are not fused as they must be and were removed: {'; '.join(named[:NAMED])}{rest}")
+    return rows
+
+
+def check_engine(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
+    """The fusion report of each profile of a built engine, and faults of its masks."""
+    import onnx
+
+    from mudit_engine.export.fusion import fusion_reports, mask_faults
+
+    model = onnx.load(str((plan.out / entry["onnx"]).resolve()), load_external_data=False)
+    with gzip.open((plan.out / entry["engine"]).with_suffix(".log.gz"), "rt", encoding="utf-8") as file:
+        log = file.read()
+    found = fusion_reports(log, model, entry["name"])
+    return {"profiles": [one.row() for one in found], "masks": mask_faults(model, entry["name"])}
+
+
+def _run(plan: Plan, name: str, *, measured: bool) -> dict[str, Any]:
+    """Builds one engine in a child: its peak memory is its own, and a crash of the builder is a message."""
+    command = [sys.executable, str(plan.out / "build_engines.py"), str(plan.out / "spec.json"), "--only", name]
+    done = subprocess.run([*command, *(["--measure"] if measured else [])], capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = re.sub(r"^error: ", "", (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1])
+        raise MuditError(f"the builder failed on '{name}' for {plan.target.name}: {reason}. Its log: {plan.out / name}.log.gz")
+    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return row

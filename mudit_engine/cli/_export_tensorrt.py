@@ -1,0 +1,148 @@
+"""`mudit export tensorrt`: engines for a GPU, built here where that is possible, else the package that builds them there.
+
+mudit export tensorrt deploy --target rtx-sm80 --target rtx-portable
+mudit export tensorrt deploy --target a100 --bucket 60:512 --refit
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.errors import GateError, MissingError
+
+RTX = ("rtx-sm75", "rtx-sm80", "rtx-sm86", "rtx-sm89", "rtx-sm120", "rtx-sm121", "rtx-portable")
+GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
+
+
+@click.command("tensorrt")
+@click.argument("folder", metavar="OUT", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    type=click.Choice(("a100", "h100", *RTX)),
+    help="a100 and h100 are built on that GPU; rtx-* (TensorRT-RTX) anywhere, without a GPU. Repeatable.",
+)
+@click.option("--bucket", "buckets", multiple=True, metavar="SECONDS[:TOKENS]", help="Longest song of a profile. Repeatable.  [default: 4]")
+@click.option("--graph", "graphs", multiple=True, type=click.Choice(GRAPHS), help="Build only this graph. Repeatable.  [default: all]")
+@click.option("--flavour", type=click.Choice(("bf16", "fp16")), default="bf16", show_default=True, help="Precision, as exported.")
+@click.option("--songs", type=click.IntRange(1), default=1, show_default=True, help="Songs stepped together at most.")
+@click.option("--quantize", type=click.Choice(("fp8", "int8")), help="Linear layers through ModelOpt; attention keeps its precision.")
+@click.option("--refit", is_flag=True, help="Weights may be replaced in the built engine.")
+@click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory while the engine runs.")
+@click.option("--timing-cache/--no-timing-cache", default=True, show_default=True, help="Keep the builder's timings for the next build.")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="Of the builder.  [default: the builder's]")
+@click.option("--vae-optimization-level", type=click.IntRange(0, 5), help="Of the builder, for vae_decode.  [default: the builder's]")
+@click.option("--package-only", is_flag=True, help="Write the build package for the GPU host, and build nothing.")
+@json_option
+def command(
+    folder: Path,
+    targets: tuple[str, ...],
+    buckets: tuple[str, ...],
+    graphs: tuple[str, ...],
+    quantize: str | None,
+    package_only: bool,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
+    """Build TensorRT engines of the deployment folder OUT (made by `mudit export onnx --flavour bf16`).
+
+    Every engine must have all its attentions, projections and adaLN norms fused, or it is removed (exit code 4). A target that this
+    machine cannot build leaves a build package in OUT/engines/TARGET, and the exit code is 3.
+    """
+    from mudit_engine.export.manifest import add_to_manifest
+    from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, make_plan, write_package
+    from mudit_engine.hardware import machine
+    from mudit_engine.runtime.manifest import read_manifest
+
+    options = Options(**chosen)
+    plans = [make_plan(folder, TARGETS[name], buckets=buckets, options=options, graphs=graphs) for name in dict.fromkeys(targets)]
+    if quantize:
+        from mudit_engine.export.quantize import quantize_step
+
+        plans = [quantize_step(plan, quantize) for plan in plans]
+    rows: list[dict[str, Any]] = []
+    missing: list[str] = []
+    broken: list[str] = []
+    with progress("building", total=sum(len(plan.graphs) for plan in plans), quiet=as_json) as advance:
+        for plan in plans:
+
+            def report(name: str, target: str = plan.target.name) -> None:
+                advance(1, text=f"building {name} for {target}")
+
+            if package_only:
+                write_package(plan)
+                continue
+            try:
+                rows += build_engines(plan, measured=bool(machine().gpus), report=report)
+            except MissingError as error:
+                missing.append(str(error))
+            except GateError as error:
+                broken.append(str(error))
+    described = {
+        plan.target.name: {**{key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")}, "engines": built}
+        for plan in plans
+        if (built := {row["name"]: _brief(row) for row in rows if row["target"] == plan.target.name})
+    }
+    if described:
+        add_to_manifest(folder, engines={**(read_manifest(folder).get("engines") or {}), **described})
+    if not (missing or broken):
+        _show(folder, plans, rows, package_only=package_only, as_json=as_json)
+        return
+    if rows and not as_json:
+        _show(folder, plans, rows, package_only=False, as_json=False)
+    raise GateError("; ".join(broken)) if broken else MissingError("; ".join(missing))
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest keeps of an engine."""
+    kept = {key: row[key] for key in ("engine", "bytes", "profiles", "memory", "version", "build_seconds")}
+    return {**kept, "measured": row.get("measured")}
+
+
+def _show(folder: Path, plans: list[Any], rows: list[dict[str, Any]], *, package_only: bool, as_json: bool) -> None:
+    if as_json:
+        packages = {plan.target.name: plan.out for plan in plans}
+        emit_json({"folder": str(folder), "packages": packages, "engines": rows})
+        return
+    if package_only:
+        for plan in plans:
+            note(f"build package for {plan.target.name}: {plan.out} (run build.sh or build_engines.py on the GPU host)")
+        return
+    cells = [
+        [
+            row["target"],
+            row["name"],
+            one["profile"],
+            f"{row['build_seconds']:.0f}",
+            f"{row['bytes'] / 2**20:.1f}",
+            f"{_memory(row, index) / 2**20:.1f}",
+            one["kernels"],
+            *(f"{one[key]}/{one[f'{key}_wanted']}" for key in ("attentions", "qkv", "matrices", "norms")),
+        ]
+        for row in rows
+        for index, one in enumerate(row["fusion"])
+    ]
+    columns = ["target", "graph", "profile", "build s", "engine MiB", "scratch MiB", "kernels", "attention", "QKV", "gemm", "adaLN"]
+    print_table("Engines, and what is fused in them (found/wanted)", columns, cells, numeric=columns[2:])
+    timed = [
+        [row["target"], row["name"], one["profile"], *(f"{one[f'p{p}_ms']:.3f}" for p in (50, 90, 99))]
+        for row in rows
+        for one in row.get("measured") or ()
+    ]
+    if timed:
+        columns = ["target", "graph", "profile", "p50", "p90", "p99"]
+        print_table("Milliseconds, from a CUDA graph", columns, timed, numeric=columns[3:])
+    else:
+        note("not measured: there is no GPU here")
+
+
+def _memory(row: dict[str, Any], profile: int) -> int:
+    """Activation memory of a profile as the builder reports it, bytes."""
+    figures: list[int] = row["memory"].get("Total Activation Memory") or [0]
+    return figures[min(profile, len(figures) - 1)]
