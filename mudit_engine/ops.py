@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine import dense
+from mudit_engine import dense, sharded
 from mudit_engine.dense import DenseKeys, DenseStreams, PerSequence
 from mudit_engine.errors import InputError
 from mudit_engine.kernels import adaln, rope
@@ -27,6 +27,7 @@ from mudit_engine.kernels import guided_step as guided_step_kernels
 from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import Spans
 from mudit_engine.kernels.worklist import Segments
+from mudit_engine.sharded import ShardedSegments
 from mudit_engine.varlen import varlen_attention
 
 BACKENDS = ("eager", "triton", "flash")
@@ -66,13 +67,15 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    segments: Segments | DenseKeys | DenseStreams,
+    segments: Segments | DenseKeys | DenseStreams | ShardedSegments,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     *,
     scale: float | None = None,
 ) -> Tensor:
     """Ragged attention: q [T, S H, K], k and v [L, H, K], tables [S, T, K/2] or None -> [T, S H, K] (kernels/attention.py)."""
+    if isinstance(segments, ShardedSegments):
+        return sharded.attention(q, k, v, segments, cos, sin, scale=scale, whole=attention)
     if not isinstance(segments, Segments):
         return dense.attention(q, k, v, segments, cos, sin, scale=scale)
     if backend_of(q) == "triton":

@@ -6,8 +6,8 @@
     config = deepspeed_config(recipe, parameters=380_000_000, world=64, device="cuda")
     save_deepspeed_config(config, Path("runs/a"))
 
-Gradients: the trainer divides each loss by the weight of the *global* batch; DeepSpeed averages over ranks and micro-batches. The strategy
-multiplies by `loss_factor`, which undoes that.
+Gradients: the trainer divides each loss by the weight of the *global* batch and wants a sum, DeepSpeed averages over ranks: the strategy
+multiplies each loss by the number of ranks and calls engine.backward(loss, scale_wrt_gas=False).
 """
 
 from __future__ import annotations
@@ -104,11 +104,6 @@ def deepspeed_config(recipe: Recipe, *, parameters: int, world: int, device: str
     if recipe.precision == "bf16":
         config["bf16"] = {"enabled": True}
     return config
-
-
-def loss_factor(recipe: Recipe, world: int) -> float:
-    """What a loss is multiplied by before engine.backward, so that the sum over ranks and micro-batches is what is stepped on."""
-    return float(world * micro_batches(recipe, world))
 
 
 def save_deepspeed_config(config: dict[str, Any], folder: Path, *, phase: str | None = None) -> Path:

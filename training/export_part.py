@@ -35,7 +35,8 @@ def export_part(
     An existing config.json keeps its other parts; it must agree on what parts share. Raises InputError when the run has no good checkpoint.
     """
     import torch
-    from safetensors.torch import load_file
+
+    from mudit_engine.training.saved_state import SavedState
 
     checkpoints = Checkpoints(run / "checkpoints")
     found = checkpoints.newest_good() if tag is None else checkpoints.named(tag)
@@ -46,12 +47,14 @@ def export_part(
     config = _merged_config(load_config(found), part, folder)
     module = build_part(part, config)
     phase, prefix = PHASE_OF_PART[part], f"{part}."
-    state = load_file(found / f"{phase}.safetensors")  # the average holds parameters only: buffers come from here
+    saved = SavedState(found, phase)
+    shapes = {f"{prefix}{name}": value.shape for name, value in module.state_dict().items()}
+    state = saved.buffers()  # the average holds parameters only
+    state |= saved.whole("weight", shapes) if saved.sharded else {}
     if weights == "ema":
-        path = found / f"{phase}.ema.safetensors"
-        if not path.exists():
+        if saved.ema_updates is None:
             raise InputError(f"'{found}' holds no averaged weights (ema.enabled was false): export with --weights raw")
-        state |= load_file(path)
+        state |= saved.whole("ema", shapes)
     module.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
     file = save_part(part, module, folder, dtype=torch.float16 if dtype == "float16" else None)
     if part == "chinmu" and hasattr(module.text, "save_assets"):

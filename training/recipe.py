@@ -107,6 +107,10 @@ class CheckpointConfig(_Section):
 class LogConfig(_Section):
     every: int = Field(20, gt=0, description="steps between lines on the terminal and TensorBoard (metrics.jsonl has every step)")
     tensorboard: bool = True
+    wandb: str | None = Field(None, description="project of Weights & Biases to log to (WANDB_MODE=offline keeps it here)")
+    mlflow: str | None = Field(None, description="experiment of MLflow to log to (MLFLOW_TRACKING_URI says where)")
+    songs: bool = Field(False, description="write the ids of every step's songs into songs.jsonl")
+    peak_tflops: float | None = Field(None, gt=0, description="of one device, for the MFU; null: its data sheet's, where known")
     curve: bool = Field(True, description="draw loss.png at the end")
     validate_every: int = Field(0, ge=0, description="steps between evaluations of the EMA weights on the validation split; 0 never")
     validation_split: Literal["validation", "test"] = "validation"
@@ -116,15 +120,18 @@ class LogConfig(_Section):
 class GuardConfig(_Section):
     """What happens when a step goes wrong."""
 
-    max_bad_steps: int = Field(8, ge=0, description="steps skipped for NaN or infinity among the last 100 before training stops")
-    spike_factor: float = Field(5.0, gt=1, description="a gradient norm this many times its running mean is reported with its songs")
+    max_bad_steps: int = Field(8, ge=0, description="steps skipped (NaN, infinity, spikes) among the last 100 before training stops")
+    spike_factor: float = Field(5.0, gt=1, description="a loss or gradient norm this many times its running mean is a spike")
+    spikes: Literal["report", "skip"] = Field("report", description="skip: a spike's step is left out and counts as a bad one")
 
 
 class VaeStage(_Section):
     """Weights of the loss terms, and how the codec starts and ends (training/task_vae.py)."""
 
     crop_seconds: float = Field(4.0, gt=0)
-    features: float = Field(1.0, ge=0, description="standardised log-magnitudes, L1")
+    features: float = Field(1.0, ge=0, description="standardised compressed magnitudes")
+    features_distance: Literal["l1", "l2"] = Field("l1", description="l2 keeps the peaks of soft partials that l1 gives up")
+    emphasis: float = Field(1.0, ge=0, description="of low frequencies in the features: (mel bands per Hz)^emphasis (SpectralVAE.fit_linear)")
     spectral: float = Field(1.0, ge=0, description="multi-resolution STFT of the audio")
     mel: float = Field(1.0, ge=0)
     kl: float = Field(1e-3, ge=0)

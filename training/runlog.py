@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Self
 from mudit_engine.availability import available, install_command
 from mudit_engine.files import atomic_path, write_json
 from mudit_engine.hardware import environment
+from mudit_engine.training.log_services import open_services
 from mudit_engine.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-METRICS = "metrics.jsonl"
+METRICS, SONGS = "metrics.jsonl", "songs.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ class RunLog:
         path = folder / METRICS
         _cut(path, start_step)
         self._file = path.open("a", encoding="utf-8")
+        self._songs = self._open_songs(start_step) if recipe.log.songs else None
         self._board = self._tensorboard(start_step)
+        self._services = open_services(folder, recipe)
         self._progress, self._bar = (None, None) if quiet else _progress_bar(recipe, start_step)
         self._last = time.monotonic()
         self._last_step = start_step
@@ -53,10 +56,10 @@ class RunLog:
         now = time.monotonic()
         rate = (step + 1 - self._last_step) / max(now - self._last, 1e-9)
         self._last, self._last_step = now, step + 1
-        if self._board is not None:
-            for name, value in {**metrics, "steps_per_s": rate}.items():
-                if name != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"train/{name}", value, step)
+        figures = {
+            name: value for name, value in {**metrics, "steps_per_s": rate}.items() if name != "step" and isinstance(value, (int, float))
+        }
+        self._tell("train", figures, step)
         shown = {k: v for k, v in metrics.items() if isinstance(v, float) and k in ("loss", "grad_norm", "lr", "wait_s")}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info("step %d of %d  %s  %.3g steps/s", step + 1, self.recipe.steps, text, rate)
@@ -64,15 +67,31 @@ class RunLog:
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         self._file.write(json.dumps({"validation_step": step, **metrics}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"validation/{name}", value, step)
+        self._tell("validation", metrics, step)
         log.info("validation at step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def songs(self, step: int, ids: list[str]) -> None:
+        """The songs of a step: an account of what was seen, which a resumed run cuts as it cuts the metrics."""
+        if self._songs is not None:
+            self._songs.write(json.dumps({"step": step, "songs": ids}, ensure_ascii=False) + "\n")
 
     def flush(self) -> None:
         """To the disk: called before a checkpoint is published, so that the metrics of a kept step are kept too."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in (self._file, self._songs):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _open_songs(self, start_step: int) -> Any:
+        _cut(self.folder / SONGS, start_step)
+        return (self.folder / SONGS).open("a", encoding="utf-8")
+
+    def _tell(self, group: str, figures: dict[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+        for service in self._services:
+            service.log({f"{group}/{name}": value for name, value in figures.items()}, step)
 
     def _tensorboard(self, start_step: int) -> Any:
         if not self.recipe.log.tensorboard:
@@ -93,8 +112,41 @@ class RunLog:
         if self._progress is not None:
             self._progress.stop()
         self._file.close()
+        if self._songs is not None:
+            self._songs.close()
         if self._board is not None:
             self._board.close()
+        for service in self._services:
+            service.close(failed=error is not None)
+
+
+class SilentLog(RunLog):
+    """What the other ranks write: nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        pass
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def songs(self, step: int, ids: list[str]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+def open_log(folder: Path, recipe: Recipe, *, start_step: int, quiet: bool, main: bool) -> RunLog:
+    return RunLog(folder, recipe, start_step=start_step, quiet=quiet) if main else SilentLog()
 
 
 def describe_run(folder: Path, recipe: Recipe, extra: dict[str, Any]) -> None:

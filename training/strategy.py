@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mudit_engine.errors import InputError, MissingError
 from mudit_engine.training.checkpoint import disk_errors
+from mudit_engine.training.ranks import Ranks, launched_world
+from mudit_engine.training.saved_state import SavedState
 
 if TYPE_CHECKING:
     from mudit_engine.training.recipe import OptimizerConfig, Recipe
@@ -33,15 +35,35 @@ Logs = dict[str, tuple[Tensor, float]]  # name -> (sum, weight): averages that a
 
 
 class Strategy(ABC):
-    """What the trainer needs from an engine. Losses handed to backward are already divided by the weight of the *global* batch."""
+    """What the trainer needs from an engine. Losses handed to backward are already divided by the weight of the *global* batch.
+
+    `rank` and `world` count the ranks that take different songs; `shares` of them in a row work on the same songs (sequence parallelism).
+    """
 
     rank: int = 0
     world: int = 1
+    shares: int = 1
+    ranks: Ranks
     device: torch.device
 
     @abstractmethod
-    def prepare(self, modules: Mapping[str, nn.Module], recipe: Recipe, *, lr_scale: Mapping[str, float], ema: Sequence[str]) -> None:
-        """Takes over the phases' modules: places them, makes optimisers and the average of the phases in `ema`."""
+    def prepare(
+        self,
+        modules: Mapping[str, nn.Module],
+        recipe: Recipe,
+        *,
+        lr_scale: Mapping[str, float],
+        ema: Sequence[str],
+        asked: Sequence[str] = (),
+    ) -> None:
+        """Takes over the phases' modules: places them, makes optimisers and the average of the phases in `ema`.
+
+        `asked` are phases whose module another phase's forward calls.
+        """
+
+    @abstractmethod
+    def begin(self, phase: str, passes: int) -> None:
+        """Clears gradients; `passes` forward and backward passes follow."""
 
     @abstractmethod
     def forward(self, phase: str, batch: Any) -> tuple[Tensor, Logs]: ...
@@ -50,23 +72,34 @@ class Strategy(ABC):
     def backward(self, phase: str, loss: Tensor) -> None: ...
 
     @abstractmethod
-    def step(self, phase: str, *, lr: float) -> float:
+    def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
         """Clips, updates the weights and their average, clears gradients. Returns the gradient norm before clipping.
 
-        When the norm is NaN or infinite nothing but the gradients changes.
+        When the norm is NaN, infinite or above `limit` nothing but the gradients changes.
         """
 
     @abstractmethod
     def discard(self, phase: str) -> None:
         """Clears gradients without a step."""
 
-    @abstractmethod
     def sum(self, values: Tensor) -> Tensor:
         """Sum of fp64 host values [n] over the ranks."""
+        return self.ranks.sum(values)
 
     @abstractmethod
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Inside, forward uses the averaged weights."""
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the modules can be called by themselves, not through `forward`, and hold whole weights."""
+        return contextlib.nullcontext()
+
+    def describe(self, folder: Path) -> None:  # noqa: B027 - one device has nothing more to say than the recipe
+        """Writes what the engine was told into the run's folder."""
+
+    def close(self) -> None:
+        """Leaves the other ranks: the last call of a run that ended well."""
+        self.ranks.close()
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -80,14 +113,25 @@ class Single(Strategy):
     """Plain torch on one device: the reference that other strategies are held to."""
 
     def __init__(self, device: torch.device, *, precision: str = "fp32") -> None:
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.ranks = device, precision, Ranks()
 
-    def prepare(self, modules: Mapping[str, nn.Module], recipe: Recipe, *, lr_scale: Mapping[str, float], ema: Sequence[str]) -> None:
+    def prepare(
+        self,
+        modules: Mapping[str, nn.Module],
+        recipe: Recipe,
+        *,
+        lr_scale: Mapping[str, float],
+        ema: Sequence[str],
+        asked: Sequence[str] = (),
+    ) -> None:
         self.modules = {phase: module.to(self.device) for phase, module in modules.items()}
         self.clip, self.lr_scale = recipe.optimizer.clip, dict(lr_scale)
         self.optimizers = {phase: make_optimizer(module, recipe.optimizer) for phase, module in self.modules.items()}
         decay = recipe.ema.decay
         self.emas = {phase: Ema(trained(self.modules[phase]), decay=decay) for phase in ema} if recipe.ema.enabled else {}
+
+    def begin(self, phase: str, passes: int) -> None:
+        self.discard(phase)
 
     def forward(self, phase: str, batch: Any) -> tuple[Tensor, Logs]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -96,10 +140,10 @@ class Single(Strategy):
     def backward(self, phase: str, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, phase: str, *, lr: float) -> float:
+    def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
         optimizer, parameters = self.optimizers[phase], list(trained(self.modules[phase]).values())
         norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
-        if math.isfinite(norm):
+        if math.isfinite(norm) and norm <= limit:
             for group in optimizer.param_groups:
                 group["lr"] = lr * self.lr_scale.get(phase, 1.0)
             optimizer.step()
@@ -110,9 +154,6 @@ class Single(Strategy):
 
     def discard(self, phase: str) -> None:
         self.optimizers[phase].zero_grad(set_to_none=True)
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -134,13 +175,15 @@ class Single(Strategy):
 
     def load(self, folder: Path) -> None:
         for phase, module in self.modules.items():
-            restore(module, load_file(folder / f"{phase}.safetensors"), source=folder)
-            load_optimizer_tensors(module, self.optimizers[phase], load_file(folder / f"{phase}.optimizer.safetensors"))
-        for phase, ema in self.emas.items():
-            path = folder / f"{phase}.ema.safetensors"
-            if not path.exists():
-                raise InputError(f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as it was trained")
-            ema.load(load_file(path), updates=ema_updates(path))
+            saved = SavedState(folder, phase)
+            shapes = {name: p.shape for name, p in trained(module).items()}
+            state = saved.buffers() | (saved.whole("weight", shapes) if saved.sharded else {})
+            restore(module, state, source=folder)
+            load_optimizer_tensors(module, self.optimizers[phase], _optimizer_state(saved, shapes))
+            if phase in self.emas:
+                if saved.ema_updates is None:
+                    raise no_average(folder)
+                self.emas[phase].load(saved.whole("ema", shapes), updates=saved.ema_updates)
 
 
 class Ema:
@@ -183,6 +226,12 @@ def make_strategy(recipe: Recipe) -> Strategy:
         raise MissingError(
             f"device='{name}', but torch {torch.__version__} sees no CUDA device: use --set device=cpu, or install a CUDA build of torch"
         )
+    if recipe.strategy == "deepspeed":
+        from mudit_engine.training.deepspeed_strategy import DeepSpeed
+
+        return DeepSpeed(recipe, device)
+    if launched_world() > 1:
+        raise InputError(f"strategy 'single' was started on {launched_world()} ranks, which would all do the same: use strategy=deepspeed")
     return Single(device, precision=recipe.precision)
 
 
@@ -245,11 +294,15 @@ def load_optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, 
         optimizer.state[p] = {kind: value.to(p.device) for kind, value in state.items()}
 
 
-def ema_updates(path: Path) -> int:
-    from safetensors import safe_open
+def _optimizer_state(saved: SavedState, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    state = {f"{kind}/{name}": value for kind in ("exp_avg", "exp_avg_sq") for name, value in saved.whole(kind, shapes).items()}
+    unknown = (saved.names("exp_avg") | saved.names("exp_avg_sq")) - shapes.keys()
+    state |= {f"exp_avg/{name}": torch.empty(0) for name in unknown}  # refused by name below
+    return state | {f"step/{name}": torch.tensor(steps) for name in shapes if (steps := saved.step(name)) is not None}
 
-    with safe_open(path, "pt") as file:
-        return int((file.metadata() or {})["updates"])
+
+def no_average(folder: Path) -> InputError:
+    return InputError(f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as it was trained")
 
 
 def _host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

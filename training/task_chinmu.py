@@ -4,7 +4,8 @@
          + sum over labels of weight (CE(head(text), label) + CE(head(audio), label)) / 2        where songs are labelled (`attributes`)
 
 Each step takes a crop of every song and `texts` fragments of its descriptions, of any level, language and user type. Songs that drew
-the same words are not negatives of each other. The pairs of a batch are one pack, so a pack's size is the number of songs.
+the same words are not negatives of each other. The pairs of a batch are one pack, so a pack's size is the number of songs; ranks share the
+songs of a pack, and gather its vectors, so that the negatives are the same on any number of them.
 
     batch = ChinMuTask(recipe, shards).load([4, 17], moment)
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from torch.nn import functional as F
 from mudit_engine.audio import resample
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.chinmu import ChinMu, info_nce
+from mudit_engine.training.ranks import Ranks, gather_rows
 from mudit_engine.training.recipe import ChinMuStage
+from mudit_engine.training.seeding import seed64
 from mudit_engine.training.shards import LEVELS, SongRecord
-from mudit_engine.training.strategy import Logs
+from mudit_engine.training.strategy import Logs, Strategy
 from mudit_engine.training.tasks import Batch, Moment, Task
 
 HEAD_SCALE = 10.0  # the heads read unit vectors
@@ -40,6 +43,26 @@ class ChinMuInputs:
     groups: tuple[Tensor, ...]
     songs: list[Tensor]  # mono, at the tower's sample rate
     labels: dict[str, Tensor]  # class of each song by attribute, -1 where it has none
+    real: int  # songs that count: 0 on a rank that keeps others company
+
+
+@dataclass(frozen=True)
+class Others:
+    """Vectors of the whole batch, of which a rank's own songs begin at `first`."""
+
+    text_NE: Tensor
+    audio_NE: Tensor
+    first: int
+
+
+def info_nce_share(text_nE: Tensor, audio_nE: Tensor, scale: Tensor, *, groups: Tensor, others: Others) -> Tensor:
+    """A rank's part of models.chinmu.info_nce: its texts against the audio of all ranks, its audio against their texts."""
+    own = torch.arange(len(text_nE), device=text_nE.device) + others.first
+    same = groups[own][:, None] == groups[None]
+    same[torch.arange(len(own)), own] = False
+    to_audio = (scale * text_nE @ others.audio_NE.T).masked_fill(same, float("-inf"))
+    to_text = (scale * audio_nE @ others.text_NE.T).masked_fill(same, float("-inf"))
+    return (F.cross_entropy(to_audio, own, reduction="sum") + F.cross_entropy(to_text, own, reduction="sum")) / 2
 
 
 class ChinMuLoss(nn.Module):
@@ -49,35 +72,56 @@ class ChinMuLoss(nn.Module):
         """`classes` counts the values of each attribute. The heads serve the loss alone: they are no part of the model."""
         super().__init__()
         self.chinmu, self.weights = chinmu, dict(weights)
+        self.ranks = Ranks()  # that hold the other songs of the batch
         self.heads = nn.ModuleDict({name: nn.Linear(chinmu.config.embedding, count) for name, count in classes.items()})
 
     def forward(self, inputs: ChinMuInputs) -> tuple[Tensor, Logs]:
         """(sum over songs, logs) of a batch; `recall_at_1` is how often the right song is the nearest to a text."""
-        rounds, songs = len(inputs.texts), len(inputs.songs)
-        audio_NE = self.chinmu.audio(inputs.songs)
-        text_E = self.chinmu.encode_text([text for texts in inputs.texts for text in texts])
+        rounds, songs = len(inputs.texts), inputs.real
+        audio_NE = self.chinmu.audio(inputs.songs)[:songs]
+        text_RNE = self.chinmu.encode_text([text for texts in inputs.texts for text in texts]).unflatten(0, (rounds, -1))[:, :songs]
+        text_E = text_RNE.flatten(0, 1)
+        labels = {name: numbers[:songs] for name, numbers in inputs.labels.items()}
         losses, hits = [], []
         logs: Logs = {}
-        for text_NE, groups in zip(text_E.chunk(rounds), inputs.groups, strict=True):
-            losses.append(info_nce(text_NE, audio_NE, self.chinmu.scale, groups=groups))
+        for text_NE, groups, others in zip(text_RNE, *self._others(text_RNE, audio_NE, inputs), strict=True):
+            if others is None:
+                losses.append(info_nce(text_NE, audio_NE, self.chinmu.scale, groups=groups))
+            else:
+                losses.append(info_nce_share(text_NE, audio_NE, self.chinmu.scale, groups=groups, others=others))
             with torch.no_grad():
-                nearest = (text_NE @ audio_NE.T).argmax(1)
-                hits.append((groups[nearest] == groups).sum())
+                all_audio, first = (audio_NE, 0) if others is None else (others.audio_NE, others.first)
+                nearest = (text_NE @ all_audio.T).argmax(1)
+                hits.append((groups[nearest] == groups[first : first + songs]).sum())
         loss = torch.stack(losses).mean()
         for name, weight in self.weights.items():
-            told, correct = self._told(name, text_E, audio_NE, inputs.labels[name])
+            told, correct = self._told(name, text_E, audio_NE, labels[name])
             loss = loss + weight * told
-            logs[f"told_{name}"] = (correct, float((inputs.labels[name] >= 0).sum()))
+            logs[f"told_{name}"] = (correct, float((labels[name] >= 0).sum()))
         recall = torch.stack(hits).float().mean()
         return loss, {"recall_at_1": (recall, float(songs)), "scale": (self.chinmu.scale.detach(), 1.0), **logs}
+
+    def _others(
+        self, text_RNE: Tensor, audio_NE: Tensor, inputs: ChinMuInputs
+    ) -> tuple[Sequence[Tensor], Sequence[Others | None]]:
+        """Groups of all songs of the batch and what other ranks hold of it, for each round."""
+        if self.ranks.world == 1:
+            return inputs.groups, [None] * len(inputs.groups)
+        held = self.ranks.gather([groups[: inputs.real].tolist() for groups in inputs.groups])
+        counts = [len(groups[0]) for groups in held]
+        first = sum(counts[: self.ranks.rank])
+        all_audio = gather_rows(audio_NE, counts)
+        all_text = gather_rows(text_RNE.transpose(0, 1).contiguous(), counts).transpose(0, 1)
+        groups = [torch.tensor([n for own in held for n in own[r]], device=audio_NE.device) for r in range(len(text_RNE))]
+        return groups, [Others(text, all_audio, first) for text in all_text]
 
     def _told(self, name: str, text_E: Tensor, audio_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of an attribute, summed over the songs, and how many songs' audio tells it."""
         audio_NK = HEAD_SCALE * self.heads[name](audio_NE)
         text_NK = HEAD_SCALE * self.heads[name](text_E)
-        rounds = len(text_E) // len(audio_NE)
+        rounds = len(text_E) // max(len(audio_NE), 1)
         by_audio = F.cross_entropy(audio_NK, labels_N, ignore_index=-1, reduction="sum")
-        by_text = F.cross_entropy(text_NK, labels_N.repeat(rounds), ignore_index=-1, reduction="sum") / rounds
+        by_text = F.cross_entropy(text_NK, labels_N.repeat(rounds), ignore_index=-1, reduction="sum") / max(rounds, 1)
         return (by_audio + by_text) / 2, (audio_NK.detach().argmax(1) == labels_N).sum()
 
 
@@ -86,6 +130,7 @@ class ChinMuTask(Task):
 
     part = "chinmu"
     needs = ("audio",)
+    splits_packs = True  # the negatives of a song are all others of the global batch
 
     def build(self) -> dict[str, nn.Module]:
         self.stage: ChinMuStage = self.recipe.chinmu
@@ -106,6 +151,15 @@ class ChinMuTask(Task):
             raise InputError(f"chinmu.attributes names '{name}', which no song of '{self.shards.folder}' has in its metadata")
         return {value: number for number, value in enumerate(sorted(found))}
 
+    def spread(self, strategy: Strategy) -> None:
+        module = self.modules["model"]
+        assert isinstance(module, ChinMuLoss)
+        module.ranks = strategy.ranks
+
+    def stand_in(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
+        batch = self.load(songs[:1], moment)
+        return replace(batch, inputs=replace(batch.inputs, real=0))
+
     def costs(self) -> np.ndarray:
         return np.ones(len(self.shards), np.int64)
 
@@ -115,14 +169,15 @@ class ChinMuTask(Task):
         rounds = tuple(zip(*texts, strict=True))
         groups = []
         for drawn in rounds:
-            numbers = {text: number for number, text in enumerate(drawn)}
-            groups.append(torch.tensor([numbers[text] for text in drawn]))
+            groups.append(torch.tensor([seed64(text) for text in drawn]))  # the same words have the same number on every rank
         audio = [self._crop(record, moment) for record in records]
         labels = {
             name: torch.tensor([values.get(str(record.metadata.get(name)), -1) for record in records])
             for name, values in self.classes.items()
         }
-        return Batch(tuple(record.id for record in records), float(len(records)), ChinMuInputs(rounds, tuple(groups), audio, labels))
+        inputs = ChinMuInputs(rounds, tuple(groups), audio, labels, len(records))
+        seconds = sum(len(mono) for mono in audio) / self.config.chinmu.sample_rate
+        return Batch(tuple(record.id for record in records), float(len(records)), inputs, tokens=len(records), seconds=seconds)
 
     def _texts(self, record: SongRecord, choose: random.Random) -> list[str]:
         described: list[dict[str, Any]] = record.metadata.get("descriptions", [])

@@ -26,10 +26,13 @@ from mudit_engine.models.outline import OutlineRows, outline_rows, pack_outlines
 from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training import shards as layout
+from mudit_engine.training.deepspeed_config import check_heads
 from mudit_engine.training.recipe import DitStage
 from mudit_engine.training.shards import SongRecord
-from mudit_engine.training.strategy import Logs
+from mudit_engine.training.strategy import Logs, Strategy
 from mudit_engine.training.tasks import Batch, Moment, Task
+from mudit_engine.training.throughput import forward_flops
+from mudit_engine.training.ulysses import make_exchange
 
 TONIC_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
@@ -37,11 +40,15 @@ NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
 
 @dataclass(frozen=True)
 class DitInputs:
-    """A batch before noise is added: the network's inputs with clean latents, the noise and its level."""
+    """A batch before noise is added: the network's inputs with clean latents, the noise and its level.
+
+    The loss is that of the first `songs` sequences (None: of all).
+    """
 
     clean: DitBatch
     noise_TC: Tensor
     times_B: Tensor
+    songs: int | None = None
 
 
 class DitLoss(nn.Module):
@@ -59,19 +66,23 @@ class DitLoss(nn.Module):
         noisy_TC = self.path.add_noise(clean.latents_TC, noise_TC, times_T)
         target_TC = self.path.target(clean.latents_TC, noise_TC, times_T)
         fields = {**clean.__dict__, "latents_TC": noisy_TC, "times_B": self.path.network_time(inputs.times_B)}
-        out_TC = self.dit(DitBatch(**fields), checkpointing=self.stage.checkpointing != "none" and self.training)
+        out_TC = self.dit(DitBatch(**fields), checkpointing=self.stage.checkpointing if self.training else "none")
         weights = None
         if self.stage.min_snr_gamma is not None:
             weights = min_snr_weights(self.path, inputs.times_B, gamma=self.stage.min_snr_gamma)
+        if inputs.songs is not None and inputs.songs < len(clean.frames):
+            counted = torch.arange(len(clean.frames), device=out_TC.device) < inputs.songs
+            weights = counted.float() if weights is None else weights * counted
         loss, _ = diffusion_loss(out_TC, target_TC, clean.frames, song_weights=weights)
         return loss, self._logs(out_TC.detach(), target_TC, inputs)
 
     def _logs(self, out_TC: Tensor, target_TC: Tensor, inputs: DitInputs) -> Logs:
-        error_T = (out_TC.float() - target_TC).square().mean(1)
-        songs = torch.stack([part.sum() for part in error_T.split(list(inputs.clean.frames))])
-        band = (inputs.times_B * NOISE_BANDS).long().clamp_max(NOISE_BANDS - 1)
-        frames = torch.tensor(inputs.clean.frames, dtype=torch.float32, device=band.device)
-        logs: Logs = {"mse": (songs.sum(), float(sum(inputs.clean.frames)))}
+        counted = list(inputs.clean.frames)[: inputs.songs]
+        error_T = (out_TC.float() - target_TC).square().mean(1)[: sum(counted)]
+        songs = torch.stack([part.sum() for part in error_T.split(counted)])
+        band = (inputs.times_B[: inputs.songs] * NOISE_BANDS).long().clamp_max(NOISE_BANDS - 1)
+        frames = torch.tensor(counted, dtype=torch.float32, device=band.device)
+        logs: Logs = {"mse": (songs.sum(), float(sum(counted)))}
         for number in range(NOISE_BANDS):
             here = band == number
             logs[f"mse_noise{number + 1}of{NOISE_BANDS}"] = ((songs * here).sum(), float((frames * here).sum()))
@@ -95,9 +106,15 @@ class DitTask(Task):
                 )
         vocabulary = Vocabulary.load(self.config.dit.vocabulary)
         self.sections = np.array([i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"])
-        dit = DiT(self.config.dit)
-        self.initialise(dit)
-        return {"model": DitLoss(dit, self.path, self.stage)}
+        self.dit, self.in_company = DiT(self.config.dit), False
+        self.initialise(self.dit)
+        return {"model": DitLoss(self.dit, self.path, self.stage)}
+
+    def spread(self, strategy: Strategy) -> None:
+        shares = strategy.shares
+        check_heads(self.config.dit.heads, shares)
+        self.dit.exchange = make_exchange(strategy)
+        self.in_company = True
 
     def costs(self) -> np.ndarray:
         return np.asarray(self.shards.rows("latents"))
@@ -105,16 +122,27 @@ class DitTask(Task):
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
         records = [self.shards.read(number) for number in songs]
         conditions = [self._conditions(record, moment) for record in records]
-        frames = [len(record["latents"]) for record in records]
+        latents, seconds = [record["latents"] for record in records], [float(record.metadata["seconds"]) for record in records]
         channels = self.config.dit.latent_channels
         noise = [
-            torch.randn(n, channels, generator=moment.generator("noise", record.id)) for n, record in zip(frames, records, strict=True)
+            torch.randn(len(z), channels, generator=moment.generator("noise", record.id))
+            for z, record in zip(latents, records, strict=True)
         ]
+        times = self._times(records, moment)
+        if self.in_company:
+            # a sequence that counts for nothing and has one row of every kind: with it every rank uses every weight in every pass, in
+            # the same order, whatever its songs lack; the collectives of ZeRO 2 and 3 would mix up or wait for ever otherwise
+            conditions.append(self._companion())
+            latents.append(np.zeros((1, channels), np.float16))
+            noise.append(torch.zeros(1, channels))
+            seconds.append(1.0)
+            times = torch.cat((times, torch.full((1,), 0.5)))
+        frames = [len(z) for z in latents]
         clean = DitBatch(
-            latents_TC=_pack([record["latents"] for record in records], channels),
+            latents_TC=_pack(latents, channels),
             frames=frames,
-            times_B=torch.zeros(len(records)),
-            seconds_B=torch.tensor([float(record.metadata["seconds"]) for record in records]),
+            times_B=torch.zeros(len(frames)),
+            seconds_B=torch.tensor(seconds),
             user_B=torch.tensor([c.user for c in conditions]),
             descriptions=_pack([c.fragments for c in conditions], self.config.dit.description_width),
             fragments=[len(c.fragments) for c in conditions],
@@ -125,8 +153,21 @@ class DitTask(Task):
             reference_kinds=[c.reference_kind for c in conditions],
             outline=pack_outlines([c.outline for c in conditions]) if self.config.dit.outline else None,
         )
-        inputs = DitInputs(clean, torch.cat(noise), self._times(records, moment))
-        return Batch(tuple(record.id for record in records), float(sum(frames)), inputs)
+        inputs = DitInputs(clean, torch.cat(noise), times, len(records))
+        return Batch(
+            tuple(record.id for record in records),
+            float(sum(frames[: len(records)])),
+            inputs,
+            tokens=sum(clean.frames) + sum(clean.reference_frames) + sum(clean.fragments),
+            seconds=sum(seconds[: len(records)]),
+            flops=forward_flops(self.config.dit, clean),
+        )
+
+    def _companion(self) -> Conditions:
+        dit = self.config.dit
+        outline = outline_rows(Outline(), frames=1, frame_rate=self.config.vae.frame_rate, tokens=1)
+        fragment, reference = np.zeros((1, dit.description_width), np.float16), np.zeros((1, dit.latent_channels), np.float16)
+        return Conditions(np.zeros(1, np.int64), fragment, 0, reference, 0, outline)
 
     def _times(self, records: Sequence[SongRecord], moment: Moment) -> Tensor:
         if not moment.training:  # an even spread of noise levels, the same at every evaluation

@@ -63,10 +63,11 @@ class GeneratorLoss(nn.Module):
     def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:
         """(mean loss of a crop times the crops, logs)."""
         stage, vae, audio_NcS = self.stage, self.vae, inputs.audio_NcS
+        distance = nn.functional.l1_loss if stage.features_distance == "l1" else nn.functional.mse_loss
         mean_NTC, logvar_NTC = vae.encode(audio_NcS)
         spectrum = vae.spectrum(mean_NTC + (0.5 * logvar_NTC).exp() * inputs.noise_NTC)
         parts = {
-            "features": (stage.features, (spectrum.features_NFX - vae.features(audio_NcS)).abs().mean()),
+            "features": (stage.features, distance(spectrum.features_NFX, vae.features(audio_NcS))),
             "kl": (stage.kl, kl_divergence(mean_NTC, logvar_NTC)),
         }
         # two thirds of a step are synthesis and what listens to it: a codec that leaves its phases to refinement needs none of it
@@ -117,6 +118,7 @@ class VaeTask(Task):
     part = "vae"
     needs = ("audio",)
     averaged = ("generator",)
+    asked = ("discriminator",)  # by the generator's loss
 
     def build(self) -> dict[str, nn.Module]:
         self.stage: VaeStage = self.recipe.vae
@@ -158,7 +160,10 @@ class VaeTask(Task):
             shape = (self.frames, self.config.vae.latent_channels)
             noise.append(torch.randn(shape, generator=moment.generator("posterior", record.id)) if moment.training else torch.zeros(shape))
         audio_NcS = torch.from_numpy(np.stack(crops).astype(np.float32) / 32767.0)
-        return Batch(tuple(record.id for record in records), float(len(records)), VaeInputs(audio_NcS, torch.stack(noise)))
+        inputs = VaeInputs(audio_NcS, torch.stack(noise))
+        seconds = len(records) * self.samples / self.config.vae.sample_rate
+        ids = tuple(record.id for record in records)
+        return Batch(ids, float(len(records)), inputs, tokens=len(records) * self.frames, seconds=seconds)
 
     def _check_rate(self, song_id: str, rate: int) -> None:
         if rate != self.config.vae.sample_rate:
@@ -170,7 +175,7 @@ class VaeTask(Task):
         """Fits the linear codec in closed form on songs of the training split."""
         if self.stage.warm_start == "none" or self.recipe.init is not None:
             return
-        kept = self.generator.vae.fit_linear(self._some_songs(), emphasis=1.0, seed=self.recipe.seed)
+        kept = self.generator.vae.fit_linear(self._some_songs(), emphasis=self.stage.emphasis, seed=self.recipe.seed)
         log.info("linear codec fitted: it keeps %.1f %% of the variance of the features", 100 * kept)
 
     def finish(self) -> None:

@@ -14,7 +14,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from mudit_engine.models.folder import Part, load_config, load_part, model_folde
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.seeding import chooser, generator
 from mudit_engine.training.shards import Shards
+
+if TYPE_CHECKING:
+    from mudit_engine.training.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,18 @@ class Moment:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch on the host: the songs' ids (for messages), the weight of its loss, and what the task's module takes."""
+    """A micro-batch on the host: the songs' ids (for messages), the weight of its loss, and what the task's module takes.
+
+    The rest is for the figures of a run: rows that the network works on, seconds of audio they stand for, FLOPs of a forward pass (None:
+    counted by running one).
+    """
 
     ids: tuple[str, ...]
     weight: float
     inputs: Any
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: float | None = None
 
 
 class Task(ABC):
@@ -60,7 +70,9 @@ class Task(ABC):
     needs: tuple[str, ...]  # fields that the data set must hold
     phases: tuple[str, ...] = ("model",)
     averaged: tuple[str, ...] = ("model",)  # phases with an average of the weights
+    asked: tuple[str, ...] = ()  # phases whose module another phase's forward calls
     lr_scale: Mapping[str, float] = {}
+    splits_packs = False  # whether ranks share the songs of every pack, instead of taking different packs
 
     def __init__(self, recipe: Recipe, shards: Shards) -> None:
         self.recipe, self.shards = recipe, shards
@@ -83,6 +95,13 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch: ...
+
+    def spread(self, strategy: Strategy) -> None:  # noqa: B027 - most stages work on their own songs alone
+        """Called once before training on ranks: from here on batches and modules reckon with others."""
+
+    def stand_in(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
+        """What a rank without songs of its own runs, so that collectives match: its loss counts for nothing."""
+        return self.load(songs[:1], moment)
 
     def warm_start(self) -> None:  # noqa: B027 - most stages start from nothing
         """Called once before the first step of a run that starts from nothing."""

@@ -28,21 +28,22 @@ import torch
 from mudit_engine.errors import ConfigError, InputError, MuditError
 from mudit_engine.files import write_json
 from mudit_engine.models.folder import save_config
-from mudit_engine.training.batching import Sampler, plan_packs, prefetch
+from mudit_engine.training.batching import EpochPlan, Sampler, plan_packs, prefetch
 from mudit_engine.training.checkpoint import Checkpoints
 from mudit_engine.training.recipe import Recipe
-from mudit_engine.training.runlog import RunLog, describe_run, plot_curves
+from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
 from mudit_engine.training.shards import Shards
 from mudit_engine.training.strategy import learning_rate, make_strategy
 from mudit_engine.training.tasks import Batch, Moment, Task, average, make_task, to_device
+from mudit_engine.training.throughput import Meter, counting
 
 log = logging.getLogger(__name__)
 
 STATE, RECIPE, CONFIG = "trainer.json", "recipe.json", "config.json"
 BAD_WINDOW = 100  # steps among which bad ones are counted
-NORM_MEMORY = 0.98  # of the running mean of the log gradient norm
-NORM_WARMUP = 50  # steps before a spike can be told from the start of training
+SPIKE_MEMORY = 0.98  # of the running means of the logarithms of loss and gradient norm
+SPIKE_WARMUP = 50  # steps before a spike can be told from the start of training
 
 
 class DivergedError(MuditError):
@@ -70,6 +71,7 @@ class Progress:
     skipped: int = 0
     bad_steps: list[int] = field(default_factory=list)
     log_norm: dict[str, float] = field(default_factory=dict)
+    log_loss: dict[str, float] = field(default_factory=dict)
     spikes: int = 0
 
 
@@ -99,10 +101,15 @@ class Trainer:
         self.sampler = Sampler(
             costs, seed=recipe.seed, budget=recipe.data.pack_size, packs_per_step=recipe.data.packs_per_step, numbers=numbers
         )
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.checkpoint.keep)
+        self.ranks = self.strategy.ranks
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.checkpoint.keep, ranks=self.ranks)
         averaged = self.task.averaged if recipe.ema.enabled else ()
-        self.strategy.prepare(self.task.modules, recipe, lr_scale=self.task.lr_scale, ema=averaged)
+        if recipe.strategy != "single":
+            self.task.spread(self.strategy)
+        self.strategy.prepare(self.task.modules, recipe, lr_scale=self.task.lr_scale, ema=averaged, asked=self.task.asked)
         self.progress = Progress()
+        self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)
+        self._counted: dict[str, float] = {}
         self._signal: int | None = None
 
     # what must not change between a checkpoint and its continuation, for the sequence of songs to be the same
@@ -125,14 +132,18 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         tag = self._resume(resume)
-        extra = {"resumed_from": tag.name if tag else None, "songs": len(self.sampler.numbers), "device": str(self.strategy.device)}
-        save_config(self.task.config, self.folder)
-        describe_run(self.folder, self.recipe, {**extra, "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4)})
         if tag is None:
             self.task.warm_start()
+        if self.ranks.main:
+            extra: dict[str, Any] = {"resumed_from": tag.name if tag else None, "songs": len(self.sampler.numbers)}
+            extra |= {"device": str(self.strategy.device), "stated_peak_flops": self.meter.peak}
+            extra |= {"ranks": self.ranks.world, "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4)}
+            save_config(self.task.config, self.folder)
+            describe_run(self.folder, self.recipe, extra)
+        self.strategy.describe(self.folder)
         start_step, started = self.progress.step, time.monotonic()
         metrics: dict[str, Any] = {}
-        with RunLog(self.folder, self.recipe, start_step=start_step, quiet=self.quiet) as runlog, self._signals():
+        with open_log(self.folder, self.recipe, start_step=start_step, quiet=self.quiet, main=self.ranks.main) as runlog, self._signals():
             if start_step == 0 and tag is None:
                 self._save(runlog)  # so that any interruption resumes, and the start can be looked at
             waiting = time.monotonic()
@@ -140,10 +151,12 @@ class Trainer:
                 waited = time.monotonic() - waiting
                 metrics = self._step(work) | {"wait_s": round(waited, 4)}
                 runlog.step(metrics)
+                if self.recipe.log.songs:
+                    runlog.songs(metrics["step"], self._everyone(self._ids(work)))
                 self._after_step(runlog)
                 waiting = time.monotonic()
         seconds = time.monotonic() - started
-        picture = plot_curves(self.folder) if self.recipe.log.curve else None
+        picture = plot_curves(self.folder) if self.recipe.log.curve and self.ranks.main else None
         summary = {
             "recipe": self.recipe.name,
             "steps": self.progress.step,
@@ -158,12 +171,13 @@ class Trainer:
             "checkpoint": str(self.checkpoints.tags()[0]) if self.checkpoints.tags() else None,
             "loss_curve": str(picture) if picture else None,
         }
-        write_json(self.folder / "summary.json", summary)
+        if self.ranks.main:
+            write_json(self.folder / "summary.json", summary)
         return summary
 
     def _resume(self, resume: str) -> Path | None:
         if resume == "never":
-            if self.checkpoints.tags():
+            if self.ranks.first(self.checkpoints.tags()):
                 raise InputError(
                     f"'{self.folder}' holds checkpoints of an earlier run: choose another --out, or remove it, or use --resume auto"
                 )
@@ -198,36 +212,54 @@ class Trainer:
     def _load(self, step: int, epoch: int, epoch_step: int) -> Work:
         start = time.monotonic()
         moment = Moment(self.recipe.seed, epoch, step)
-        batches = []
-        for pack in self.sampler.local(epoch, epoch_step, rank=self.strategy.rank, world=self.strategy.world):
-            # a rank without a pack of its own runs a song at weight 0: collectives of sharded weights need every rank in every pass
-            batches.append((self.task.load(pack if len(pack) else self.sampler.numbers[:1], moment), 1.0 if len(pack) else 0.0))
-        songs = sum(len(pack) for pack in self.sampler.batch(epoch, epoch_step))
-        return Work(epoch, epoch_step, batches, songs, time.monotonic() - start)
+        rank, world, shares = self.strategy.rank, self.strategy.world, self.strategy.shares
+        packs = self.sampler.batch(epoch, epoch_step)
+        if self.task.splits_packs:
+            local = [pack[rank::world] for pack in packs]
+        else:
+            local = self.sampler.local(epoch, epoch_step, rank=rank, world=world)
+        # a rank without songs of its own runs some at weight 0: collectives of sharded weights need every rank in every pass.
+        # Ranks that share songs (sequence parallelism) each count their part of them.
+        batches = [
+            (self.task.load(songs, moment), 1.0 / shares) if len(songs) else (self.task.stand_in(self.sampler.numbers, moment), 0.0)
+            for songs in local
+        ]
+        return Work(epoch, epoch_step, batches, sum(len(pack) for pack in packs), time.monotonic() - start)
 
     def _step(self, work: Work) -> dict[str, Any]:
         progress, started = self.progress, time.monotonic()
         step = progress.step
-        weight = float(self.strategy.sum(torch.tensor([sum(b.weight * share for b, share in work.batches)], dtype=torch.float64)))
+        # one sum over the ranks: the weight of the global batch, and what the figures are made of
+        figures = [[batch.weight, batch.tokens, batch.seconds, batch.flops or 0.0] for batch, _ in work.batches]
+        shares = torch.tensor([share for _, share in work.batches], dtype=torch.float64)
+        weight, tokens, audio, flops = self.strategy.sum(shares @ torch.tensor(figures, dtype=torch.float64)).tolist()
         lr = learning_rate(step, self.recipe)
         metrics: dict[str, Any] = {"step": step, "epoch": work.epoch, "loss": None, "grad_norm": None, "lr": lr}
         bad: list[str] = []
         self._set_training(True)
         for phase in self.task.active(step):
             loss, logs, culprits = self._accumulate(phase, work, weight)
-            main = phase == self.task.phases[0]
-            prefix = "" if main else f"{phase}_"
-            if culprits or not math.isfinite(loss):
+            flops += self._counted.get(phase, 0.0) * weight
+            prefix = "" if phase == self.task.phases[0] else f"{phase}_"
+            if not math.isfinite(loss):  # on every rank alike
                 self.strategy.discard(phase)
-                bad += culprits or self._ids(work)
+                bad += self._everyone(culprits) or self._everyone(self._ids(work))
                 metrics |= {f"{prefix}loss": None, f"{prefix}grad_norm": None}
                 continue
-            norm = self.strategy.step(phase, lr=lr)
-            if not math.isfinite(norm):
-                bad += self._ids(work)
-                norm = None  # type: ignore[assignment]
-            else:
-                self._watch(phase, norm, work)
+            skip = self.recipe.guard.spikes == "skip"
+            spiked = self._spikes(phase, "loss", loss, self.progress.log_loss, work)
+            if spiked and skip:
+                self.strategy.discard(phase)
+                bad += self._everyone(self._ids(work))
+                metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": None}
+                continue
+            limit = self._limit(self.progress.log_norm.get(phase)) if skip else math.inf
+            norm: float | None = self.strategy.step(phase, lr=lr, limit=limit)
+            if norm is None or not math.isfinite(norm):
+                bad += self._everyone(self._ids(work))
+                norm = None
+            elif self._spikes(phase, "gradient norm", norm, self.progress.log_norm, work) and skip:
+                bad += self._everyone(self._ids(work))
             metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {f"{prefix}{name}": value for name, value in logs.items()}
         progress.step, progress.epoch, progress.epoch_step = step + 1, work.epoch, work.epoch_step + 1
         progress.songs += work.songs
@@ -236,16 +268,18 @@ class Trainer:
             self._count_bad(step, bad)
         seconds = time.monotonic() - started
         progress.seconds += seconds
-        return metrics | {"songs": work.songs, "weight": weight, "step_s": round(seconds, 4), "load_s": round(work.seconds, 4)}
+        metrics |= {"songs": work.songs, "weight": weight, "step_s": round(seconds, 4), "load_s": round(work.seconds, 4)}
+        return metrics | self.meter.step(tokens=tokens, seconds=audio, flops=flops, step_seconds=seconds)
 
     def _accumulate(self, phase: str, work: Work, weight: float) -> tuple[float, dict[str, float], list[str]]:
         """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches whose loss is not finite)."""
-        self.strategy.discard(phase)
+        self.strategy.begin(phase, len(work.batches))
         sums: dict[str, list[Any]] = {}
         losses = []
         for number, (batch, share) in enumerate(work.batches):
             torch.manual_seed(seed64(self.recipe.seed, "torch", self.progress.step, number * self.strategy.world + self.strategy.rank))
-            loss_sum, logs = self.strategy.forward(phase, to_device(batch.inputs, self.strategy.device))
+            with self._counting(phase, batch):
+                loss_sum, logs = self.strategy.forward(phase, to_device(batch.inputs, self.strategy.device))
             self.strategy.backward(phase, loss_sum * (share / weight))
             losses.append(loss_sum.detach() * share)
             for name, (value, amount) in logs.items():
@@ -262,41 +296,62 @@ class Trainer:
         pairs = dict(zip(names, zip(totals[1 : 1 + len(names)], totals[1 + len(names) :], strict=True), strict=True))
         return totals[0] / weight, average(pairs), culprits
 
-    def _watch(self, phase: str, norm: float, work: Work) -> None:
-        """Reports a gradient norm far above its running (geometric) mean."""
-        known = self.progress.log_norm.get(phase)
-        value = math.log(max(norm, 1e-30))
-        if known is not None and self.progress.step > NORM_WARMUP and value > known + math.log(self.recipe.guard.spike_factor):
+    @contextlib.contextmanager
+    def _counting(self, phase: str, batch: Batch) -> Iterator[None]:
+        """The first forward of a phase whose batches do not know their FLOPs is counted, as FLOPs per weight."""
+        if batch.flops is not None or phase in self._counted or self.meter.peak is None:
+            yield
+            return
+        with counting() as counter:
+            yield
+        self._counted[phase] = counter.get_total_flops() / batch.weight
+
+    def _limit(self, known: float | None) -> float:
+        """What a value may be at most not to be a spike, by the logarithm of its running (geometric) mean."""
+        if known is None or self.progress.step <= SPIKE_WARMUP:
+            return math.inf
+        return math.exp(known) * self.recipe.guard.spike_factor
+
+    def _spikes(self, phase: str, what: str, value: float, means: dict[str, float], work: Work) -> bool:
+        """Whether a value is far above its running mean, which it then joins; a spike is reported with its songs."""
+        if value <= 0:  # an adversarial loss may be: it has no logarithm
+            return False
+        known = means.get(phase)
+        spiked = value > self._limit(known)
+        if spiked:
             self.progress.spikes += 1
-            log.warning(
-                "step %d: gradient norm %.3g is %.1f times its mean (songs %s)",
-                self.progress.step,
-                norm,
-                math.exp(value - known),
-                _names(self._ids(work)),
-            )
-        self.progress.log_norm[phase] = value if known is None else NORM_MEMORY * known + (1 - NORM_MEMORY) * value
+            names = _names(self._everyone(self._ids(work)))
+            if self.ranks.main:
+                times = value / math.exp(known or 0.0)
+                log.warning("step %d: %s %.3g is %.1f times its mean (songs %s)", self.progress.step, what, value, times, names)
+        level = math.log(value)
+        if spiked and self.recipe.guard.spikes == "skip":
+            level = math.log(self._limit(known))  # what was left out pulls the mean no further than what was let in
+        means[phase] = level if known is None else SPIKE_MEMORY * known + (1 - SPIKE_MEMORY) * level
+        return spiked
 
     def _count_bad(self, step: int, ids: list[str]) -> None:
         progress, guard = self.progress, self.recipe.guard
         progress.skipped += 1
         progress.bad_steps = [*(s for s in progress.bad_steps if s > step - BAD_WINDOW), step]
-        log.warning("step %d gave NaN or infinity and was skipped (songs %s)", step, _names(ids))
+        if self.ranks.main:
+            log.warning("step %d gave NaN, infinity or a spike and was skipped (songs %s)", step, _names(ids))
         if len(progress.bad_steps) > guard.max_bad_steps:
             raise DivergedError(
-                f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN or infinity "
+                f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN, infinity or a spike "
                 f"(guard.max_bad_steps={guard.max_bad_steps}); the last batch held songs {_names(ids)}. Check "
                 "them with `mudit data inspect`, lower optimizer.lr, and resume: the newest checkpoint is from before"
             )
 
     def _after_step(self, runlog: RunLog) -> None:
         step, recipe = self.progress.step, self.recipe
+        self._signal = self.ranks.highest(self._signal or 0) or None  # one rank's signal stops all of them after the same step
         last = step == recipe.steps
         every = recipe.log.validate_every
         if every and (step % every == 0 or last):
             runlog.validation(step, self.validate())
         if last:
-            with self.strategy.averaged():
+            with self.strategy.averaged(), self.strategy.whole():
                 self.task.finish()
         if last or step % recipe.checkpoint.every == 0 or self._signal is not None:
             self._save(runlog)
@@ -322,18 +377,34 @@ class Trainer:
         sums: dict[str, tuple[float, float]] = {}
         self._set_training(False)
         with self.strategy.averaged():
-            for number in range(min(len(plan), self.recipe.log.validation_packs)):
-                batch = self.task.load(plan.pack(number), moment)
+            for batch, share in self._validation_batches(plan, moment):
                 loss, logs = self.strategy.forward(self.task.phases[0], to_device(batch.inputs, self.strategy.device))
                 for name, (value, amount) in {**logs, "loss": (loss, batch.weight)}.items():
                     total, weight = sums.get(name, (0.0, 0.0))
-                    sums[name] = (total + float(value), weight + amount)
+                    sums[name] = (total + float(value) * share, weight + amount * share)
+        if self.ranks.world > 1:
+            flat = self.ranks.sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)).tolist()
+            sums = {name: (total, weight) for name, (total, weight) in zip(sorted(sums), flat, strict=True)}
         return average(sums)
+
+    def _validation_batches(self, plan: EpochPlan, moment: Moment) -> Iterator[tuple[Batch, float]]:
+        """This rank's part of the validation packs, with 0 where it keeps the others company."""
+        rank, world, share = self.strategy.rank, self.strategy.world, 1.0 / self.strategy.shares
+        packs = [plan.pack(number) for number in range(min(len(plan), self.recipe.log.validation_packs))]
+        if self.task.splits_packs:
+            local = [pack[rank::world] for pack in packs]
+        else:
+            none = packs[0][:0]
+            local = [packs[n] if n < len(packs) else none for n in range(rank, -(-len(packs) // world) * world, world)]
+        for songs in local:
+            yield (self.task.load(songs, moment), share) if len(songs) else (self.task.stand_in(packs[0], moment), 0.0)
 
     def _save(self, runlog: RunLog) -> None:
         runlog.flush()
         with self.checkpoints.saving(self.progress.step) as folder:
             self.strategy.save(folder)
+            if not self.ranks.main:
+                return
             state = {"progress": asdict(self.progress), "identity": self._identity()}
             (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             (folder / RECIPE).write_text(json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8")
@@ -342,6 +413,10 @@ class Trainer:
     def _set_training(self, training: bool) -> None:
         for module in self.task.modules.values():
             module.train(training)
+
+    def _everyone(self, ids: list[str]) -> list[str]:
+        """The ids that any rank names."""
+        return list(dict.fromkeys(i for own in self.ranks.gather(ids) for i in own))
 
     def _ids(self, work: Work) -> list[str]:
         return [i for batch, share in work.batches if share for i in batch.ids]

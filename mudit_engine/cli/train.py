@@ -63,7 +63,12 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     out = out or Path("runs") / resolved.name
-    summary = Trainer(resolved, out, quiet=as_json).run(resume=resume)
+    trainer = Trainer(resolved, out, quiet=as_json)
+    summary = trainer.run(resume=resume)
+    main = trainer.ranks.main
+    trainer.strategy.close()
+    if not main:  # of many ranks one reports
+        return
     file = export_part(out, export_to or out / "model", dtype="float16" if export_dtype == "float16" else "float32")
     summary["exported"] = str(file)
     if as_json:

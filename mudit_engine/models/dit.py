@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mudit_engine import ops
 from mudit_engine.config import DitConfig
@@ -31,11 +32,15 @@ from mudit_engine.kernels.worklist import Segments
 from mudit_engine.models.layers import EncoderBlock, fourier_features
 from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
 from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
+from mudit_engine.sharded import Exchange, ShardedLayout, shard
 
 USER_TYPES = ("none", "amateur", "professional")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 TIME_FEATURES = 256
 TIME_SCALE = 1000.0  # network times lie in [0, 1]; the Fourier features were made for step indices
+
+
+Checkpointing = Literal["none", "full", "selective"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class DitBlock(nn.Module):
         next_scale: Tensor,
         lyric_k: Tensor,
         lyric_v: Tensor,
-        layout: Layout | DenseLayout,
+        layout: Layout | DenseLayout | ShardedLayout,
     ) -> tuple[Tensor, Tensor]:
         """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the next one."""
         gate1, shift2, scale2, gate2 = mod[2:]
@@ -159,6 +164,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.blocks))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, config.latent_channels)
+        self.exchange: Exchange | None = None  # with the ranks that share songs, in training (training/ulysses.py)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -250,22 +256,31 @@ class DiT(nn.Module):
         x_ND: Tensor,
         modulation: Modulation,
         kv: Sequence[tuple[Tensor, Tensor]],
-        layout: Layout | DenseLayout,
+        layout: Layout | DenseLayout | ShardedLayout,
         *,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> Tensor:
-        """All blocks on embedded rows, then the output [T, C] of the target rows. `checkpointing` recomputes blocks in backward."""
+        """All blocks on embedded rows, then the output [T, C] of the target rows.
+
+        checkpointing "full" keeps the rows between blocks and computes the blocks again in backward; "selective" keeps the products of
+        matrices too, so that norms, attention and elementwise work are done again.
+        """
         mod = self._block_modulation(modulation, 0)
         h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], layout.runs)
         final_shift, final_scale = modulation.final.chunk(2, -1)
         for i, block in enumerate(self.blocks):
             following = self._block_modulation(modulation, i + 1) if i + 1 < len(self.blocks) else (final_shift, final_scale)
             args = (x_ND, h_ND, mod, following[0], following[1], *kv[i], layout)
-            x_ND, h_ND = checkpoint(block, *args, use_reentrant=False) if checkpointing else block(*args)
+            if checkpointing == "none":
+                x_ND, h_ND = block(*args)
+            elif checkpointing == "full":
+                x_ND, h_ND = checkpoint(block, *args, use_reentrant=False)
+            else:
+                x_ND, h_ND = checkpoint(block, *args, use_reentrant=False, context_fn=_keep_products)
             mod = following
         return self.final(layout.gather_targets(h_ND))
 
-    def forward(self, batch: DitBatch, *, checkpointing: bool = False) -> Tensor:
+    def forward(self, batch: DitBatch, *, checkpointing: Checkpointing = "none") -> Tensor:
         """Output [T, C] of every sequence's target frames: what training calls."""
         starts = [sum(batch.lyrics[:i]) for i in range(len(batch.lyrics))]
         spans = [
@@ -279,10 +294,21 @@ class DiT(nn.Module):
         lyrics_LE = self.encode_lyrics(batch.lyric_ids, batch.lyrics)
         outline = batch.outline
         positions_L = lyric_positions(batch.lyrics, device=device) if outline is None else outline.positions_L
-        kv = self.lyric_kv(lyrics_LE, positions_L)
         modulation = self.modulate(batch.times_B, batch.seconds_B, batch.user_B)
         outline_TD = self.embed_outline(outline, lyrics_LE)
         conditions_ND = self.embed_conditions(batch.descriptions, batch.references, batch.reference_kinds, layout, outline_TD)
         target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(device)
         x_ND = conditions_ND.index_add(0, target_rows, self.target_in(batch.latents_TC).to(conditions_ND.dtype))
-        return self.trunk(x_ND, modulation, kv, layout, checkpointing=checkpointing)
+        if self.exchange is None:
+            return self.trunk(x_ND, modulation, self.lyric_kv(lyrics_LE, positions_L), layout, checkpointing=checkpointing)
+        own = shard(layout, self.exchange, lyric_rows=lyrics_LE.shape[0])
+        kv = self.lyric_kv(own.own_lyrics(lyrics_LE), own.own_lyrics(positions_L))
+        return own.collect(self.trunk(own.own(x_ND), modulation, kv, own, checkpointing=checkpointing))
+
+
+def _keep_products() -> Any:
+    def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        kept = op in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)

@@ -10,7 +10,7 @@ from torch import nn
 
 from mudit_engine.config import DitConfig
 from mudit_engine.errors import InputError
-from mudit_engine.models.dit import DiT, DitBatch
+from mudit_engine.models.dit import Checkpointing, DiT, DitBatch
 
 SMALL = DitConfig(
     latent_channels=8,
@@ -90,11 +90,14 @@ def test_every_input_reaches_the_output(changes: dict[str, object]) -> None:
         assert (changed - out).abs().max() > 1e-4, f"{name} has no effect"
 
 
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "full", "selective")
+
+
 @pytest.mark.parametrize("changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}], ids=str)
 def test_every_parameter_trains_and_checkpointing_agrees(changes: dict[str, object]) -> None:
     model = make_model(**changes)
     grads = []
-    for checkpointing in (False, True):
+    for checkpointing in CHECKPOINTING:
         model.zero_grad()
         model(MIXED, checkpointing=checkpointing).square().sum().backward()
         grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
@@ -102,7 +105,8 @@ def test_every_parameter_trains_and_checkpointing_agrees(changes: dict[str, obje
     assert not missing, f"no gradient for {missing}"
     for name, grad in grads[0].items():
         assert grad.abs().max() > 0, f"zero gradient for {name}"
-        torch.testing.assert_close(grads[1][name], grad)
+        for recomputed in grads[1:]:
+            torch.testing.assert_close(recomputed[name], grad)
 
 
 def test_inference_in_place_equals_training_graph() -> None:

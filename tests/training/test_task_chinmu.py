@@ -10,59 +10,17 @@ import pytest
 import torch
 
 from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.training.recipe import Recipe, load_recipe
-from mudit_engine.training.shards import Shards, ShardWriter, audio_fields
+from mudit_engine.training.shards import Shards
 from mudit_engine.training.task_chinmu import ChinMuTask, crop
 from mudit_engine.training.tasks import Moment
 from mudit_engine.training.trainer import Trainer
-
-RATE = 8000
-WORDS = ("bass", "low", "middle", "high")
-SMALL = {"text_width": 32, "text_blocks": 1, "audio_width": 32, "audio_blocks": 1, "head_dim": 16, "sample_rate": RATE, "mels": 32}
-CORPUS_ATTRIBUTES = load_recipe("tiny-chinmu").chinmu.attributes
+from small_audio import CORPUS_ATTRIBUTES, RATE, write_tones
+from small_audio import chinmu_recipe as recipe
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tones of four heights, each described by its word."""
-    folder = tmp_path_factory.mktemp("tones")
-    rng = np.random.default_rng(0)
-    with ShardWriter(folder, audio_fields(channels=1)) as writer:
-        for number in range(24):
-            height = number % 4
-            wave = np.sin(np.arange(RATE * 2) * 2 * np.pi * 200 * 2**height / RATE + rng.uniform(0, 6)) * 0.3
-            described = [
-                {"language": "en", "user": "amateur", "word": [WORDS[height]], "phrase": [f"a {WORDS[height]} tone"], "sentence": []}
-            ]
-            samples = (wave[:, None] * 32767).astype(np.int16)
-            split = "train" if number < 20 else "validation"
-            writer.add(
-                f"tone-{number:02d}",
-                {"audio": samples},
-                metadata={"sample_rate": RATE, "descriptions": described, "height": WORDS[height]},
-                split=split,
-            )
-        writer.add("unknown", {"audio": samples}, metadata={"sample_rate": RATE, "descriptions": []}, split="test")
-    return folder
-
-
-def recipe(data: Path, **changes: object) -> Recipe:
-    fields = {
-        "data.folder": str(data),
-        "data.pack_size": 10,
-        "model_overrides.chinmu": SMALL,
-        "chinmu.crop_seconds": 0.5,
-        "chinmu.attributes": dict.fromkeys(CORPUS_ATTRIBUTES, 0.0),
-        "steps": 60,
-        "schedule.warmup": 5,
-        "optimizer.lr": 3e-3,
-        "log.validate_every": 0,
-        "log.validation_split": "validation",
-        "log.tensorboard": False,
-        "log.curve": False,
-        **changes,
-    }
-    return load_recipe("tiny-chinmu", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])
+    return write_tones(tmp_path_factory.mktemp("tones"))
 
 
 def test_batches(data: Path) -> None:

@@ -135,13 +135,13 @@ def test_loss_of_every_path_has_gradients(shards: Shards, kind: str) -> None:
 
 def test_checkpointing_changes_nothing_but_memory(shards: Shards) -> None:
     results = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", "full", "selective"):
         one = task(shards, dit__checkpointing=checkpointing)
         loss, _ = one.modules["model"](one.load(range(6), Moment(0, 0, 0)).inputs)
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in one.modules["model"].parameters() if p.grad is not None)])
-    assert len(results[0]) == len(results[1]) > 10
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert len(results[0]) == len(results[1]) == len(results[2]) > 10
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
 
 def test_songs_without_any_condition(shards: Shards) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,16 +15,13 @@ from mudit_engine.models.folder import load_part
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.training.checkpoint import Checkpoints
 from mudit_engine.training.export_part import export_part
-from mudit_engine.training.recipe import Recipe, load_recipe
 from mudit_engine.training.runlog import read_metrics
-from mudit_engine.training.shards import Shards, ShardWriter, audio_fields
+from mudit_engine.training.shards import Shards
 from mudit_engine.training.task_vae import VaeTask
 from mudit_engine.training.tasks import Moment
 from mudit_engine.training.trainer import Trainer
-
-RATE = 8000
-SMALL = {"sample_rate": RATE, "channels": 1, "n_fft": 256, "stft_hop": 64, "fold": 4, "latent_channels": 8, "phase_refinements": 0}
-SMALL |= {"frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1}
+from small_audio import SMALL_VAE, write_chords
+from small_audio import vae_recipe as recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,39 +34,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Chords that fade, a second and a half each; one song is shorter than a crop."""
-    folder = tmp_path_factory.mktemp("chords")
-    rng = np.random.default_rng(0)
-    with ShardWriter(folder, audio_fields(channels=1)) as writer:
-        for number in range(14):
-            t = np.arange(1000 if number == 0 else 12000) / RATE
-            wave = sum(np.sin(2 * np.pi * hertz * t) for hertz in rng.uniform(100, 2000, 3)) * 0.2 * np.exp(-t)
-            split = "train" if number < 12 else "validation"
-            writer.add(
-                f"chord-{number:02d}", {"audio": (wave[:, None] * 32767).astype(np.int16)}, metadata={"sample_rate": RATE}, split=split
-            )
-    return folder
-
-
-def recipe(data: Path, **changes: object) -> Recipe:
-    fields = {
-        "data.folder": str(data),
-        "data.pack_size": 4,
-        "model_overrides.vae": SMALL,
-        "model_overrides.dit.latent_channels": 8,
-        "vae.crop_seconds": 0.5,
-        "vae.adversarial_seconds": 0.25,
-        "vae.discriminator_width": 4,
-        "steps": 8,
-        "schedule.warmup": 2,
-        "checkpoint.every": 4,
-        "log.validate_every": 0,
-        "log.validation_split": "validation",
-        "log.tensorboard": False,
-        "log.curve": False,
-        **changes,
-    }
-    return load_recipe("tiny-vae", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])
+    return write_chords(tmp_path_factory.mktemp("chords"))
 
 
 def test_batches(data: Path) -> None:
@@ -156,7 +120,7 @@ def test_latents_are_measured_with_the_exported_weights(data: Path, tmp_path: Pa
 
 def test_audio_of_another_kind_is_refused(data: Path) -> None:
     with pytest.raises(InputError, match="holds audio of 1 channel"):
-        VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL, "channels": 2}}), Shards(data))
-    task = VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL, "sample_rate": 16000}}), Shards(data))
+        VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL_VAE, "channels": 2}}), Shards(data))
+    task = VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL_VAE, "sample_rate": 16000}}), Shards(data))
     with pytest.raises(InputError, match="song 'chord-00' is at 8000 Hz, the VAE at 16000 Hz"):
         task.load([0], Moment(0, 0, 0))

@@ -1,0 +1,52 @@
+"""Training runs on the ranks that a launcher started, one after another in the same processes: run_ranks.py JOBS.json.
+
+A job is {"data": folder, "out": folder, "changes": {...}, "resume": "auto", "wake": 0.05} for small_recipe, or has "recipe", a recipe's
+fields. The result of each is left in its folder by the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mudit_engine.training.recipe import Recipe, parse_recipe
+from mudit_engine.training.shards import Shards
+from mudit_engine.training.tasks import Task, make_task
+from mudit_engine.training.trainer import Trainer
+from small_songs import small_recipe
+
+
+def recipe_of(job: dict[str, Any]) -> Recipe:
+    if "recipe" in job:
+        return parse_recipe(job["recipe"], source="job")
+    return small_recipe(Path(job["data"]), **job["changes"])
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    trainer = None
+    for job in json.loads(Path(path).read_text()):
+        recipe = recipe_of(job)
+        task = make_task(recipe, Shards(recipe.data.folder))
+        wake(task, job.get("wake", 0.0))
+        trainer = Trainer(recipe, Path(job["out"]), task=task, quiet=True)
+        trainer.run(resume=job.get("resume", "auto"))
+    if trainer is not None:
+        trainer.strategy.close()
+
+
+def wake(task: Task, scale: float) -> None:
+    """Moves every weight off its zero start, where most of the network has no gradient."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in task.modules.values():
+            for p in module.parameters():
+                p.add_(torch.randn(p.shape, generator=generator) * scale)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
