@@ -46,9 +46,10 @@ def rope_table(positions: Tensor, head_dim: int, *, base: float = 10000.0) -> tu
 
 
 def rotate_reference(x_THK: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tensor:
-    """Rotates the pairs of x [T, H, K] by tables [T, K/2] (or [T, H, K/2], an angle per head). Returns a new tensor of x's dtype."""
-    if cos.dim() == 2:
-        cos, sin = cos[:, None], sin[:, None]
+    """Rotates the pairs of x [..., T, H, K] by tables [..., T, K/2] (or [..., T, H, K/2], an angle per head). Returns a new tensor of
+    x's dtype."""
+    if cos.dim() < x_THK.dim():
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     if inverse:
         sin = -sin
     wide = torch.promote_types(x_THK.dtype, torch.float32)
@@ -72,27 +73,27 @@ def rms_norm_reference(x: Tensor, gain: Tensor | None, *, eps: float = EPS) -> T
 def pack_qkv_reference(
     qkv: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, q_streams: int = 1, eps: float = EPS
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits qkv [T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams, into q [T, S H, K], k and v [T, H, K].
+    """Splits qkv [..., T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams, into q [..., T, S H, K], k and v
+    [..., T, H, K].
 
-    Gains are [K] for k and [S, K] for q (one per stream), or None for no normalisation. k comes back rotated by cos, sin [T, K/2]; q
-    does not.
+    Gains are [K] for k and [S, K] for q (one per stream), or None for no normalisation. k comes back rotated by cos, sin [..., T, K/2];
+    q does not.
     """
-    rows = qkv.shape[0]
-    x = qkv.view(rows, q_streams + 2, heads, qkv.shape[1] // ((q_streams + 2) * heads))
-    q0, k, v, *others = x.unbind(1)
-    q = torch.stack((q0, *others), 1) if others else q0[:, None]
+    x = qkv.unflatten(-1, (q_streams + 2, heads, qkv.shape[-1] // ((q_streams + 2) * heads)))
+    q0, k, v, *others = x.unbind(-3)
+    q = torch.stack((q0, *others), -3) if others else q0.unsqueeze(-3)
     if q_gain is not None:
         q = rms_norm_reference(q, q_gain[:, None], eps=eps)
     if k_gain is not None:
         k = rms_norm_reference(k, k_gain, eps=eps)
-    return q.reshape(rows, q_streams * heads, x.shape[-1]), rotate_reference(k, cos, sin), v
+    return q.flatten(-3, -2), rotate_reference(k, cos, sin), v
 
 
 def pack_kv_reference(
     kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, eps: float = EPS
 ) -> tuple[Tensor, Tensor]:
-    """Splits kv [L, 2 H K] into a normalised, rotated k and v, both [L, H, K]: the cached side of cross-attention."""
-    k, v = kv.view(kv.shape[0], 2, heads, kv.shape[1] // (2 * heads)).unbind(1)
+    """Splits kv [..., L, 2 H K] into a normalised, rotated k and v, both [..., L, H, K]: the cached side of cross-attention."""
+    k, v = kv.unflatten(-1, (2, heads, kv.shape[-1] // (2 * heads))).unbind(-3)
     if k_gain is not None:
         k = rms_norm_reference(k, k_gain, eps=eps)
     return rotate_reference(k, cos, sin), v

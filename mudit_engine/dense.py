@@ -1,19 +1,20 @@
 """The dense layout: sequences padded to one length, boolean masks over keys. It is what leaves PyTorch (ONNX, TensorRT).
 
-    rows of B sequences of N lie end to end, [B N, ...]; only attention and the modulation of a sequence unfold them
+    rows are [B, N, ...] where the packed layout has [N, ...]; every layer takes both, and the functions below stand in for the kernels
     a sequence is [target | description | reference | padding]: order is free, since positions are explicit
 
 A sequence without lyrics sees one null lyric key, whose value is 0: its cross-attention is 0, as in the packed layout.
 
     layout = DenseLayout(cos, sin, cross_cos, cross_sin, DenseKeys(mask_BN), DenseKeys(lyric_mask_BL), targets=322)
-    out_TC = dit.trunk(x_ND, modulation, kv, layout)              # target rows of all sequences, [B 322, C]
+    out_BTC = dit.trunk(x_BND, modulation, kv, layout)            # target rows of all sequences, [B, 322, C]
 
-Shapes: B sequences, N rows of each, L lyric keys of each, H heads, K head width.
+Never B N rows end to end: products of symbolic sizes make tracing three times as slow, and its guards fail.
+
+Shapes: B sequences, N rows of each, L lyric keys of each, S streams, H heads, K head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,14 +42,12 @@ class DenseStreams:
 
 @dataclass(frozen=True)
 class PerSequence:
-    """The modulation row of a packed row is the number of its sequence."""
-
-    batch: int
+    """The modulation row of a sequence is the sequence's number."""
 
 
 @dataclass(frozen=True)
 class DenseLayout:
-    """What models/layout.py's Layout is to packed rows. Tables are fp32 [1, B N, K/2]."""
+    """What models/layout.py's Layout is to packed rows. Tables are fp32 [1, B, N, K/2]."""
 
     cos: Tensor
     sin: Tensor
@@ -57,69 +56,50 @@ class DenseLayout:
     self_segments: DenseKeys
     cross_segments: DenseKeys
     targets: int
-
-    @property
-    def batch(self) -> int:
-        return self.self_segments.mask_BN.shape[0]
+    runs: PerSequence = PerSequence()
 
     @property
     def rows(self) -> int:
-        return self.cos.shape[1]
-
-    @property
-    def runs(self) -> PerSequence:
-        return PerSequence(self.batch)
+        return self.cos.shape[2]
 
     def joint_segments(self, lyric_offset: int) -> DenseStreams:
         """Self- and cross-attention of one call."""
         return DenseStreams((self.self_segments, self.cross_segments))
 
-    def gather_targets(self, x_ND: Tensor) -> Tensor:
-        """Target rows of all sequences, end to end."""
-        return x_ND.unflatten(0, (self.batch, -1))[:, : self.targets].flatten(0, 1)
+    def gather_targets(self, x_BND: Tensor) -> Tensor:
+        """Target rows of every sequence, [B, T, D]."""
+        return x_BND[:, : self.targets]
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, keys: DenseKeys | DenseStreams, cos: Tensor | None, sin: Tensor | None, *, scale: float | None = None
 ) -> Tensor:
-    """Contract of kernels/attention.py: q [B N, S H, K], k and v of all streams [sum of B M, H, K] -> [B N, S H, K]."""
+    """Contract of kernels/attention.py: q [B, N, S H, K], k and v of all streams [B, sum of M, H, K], tables [S, B, N, K/2] -> as q."""
     streams = keys.streams if isinstance(keys, DenseStreams) else (keys,)
-    queries = q.unflatten(1, (len(streams), -1)).unbind(1)
-    bounds = [0]
-    for one in streams:
-        bounds.append(bounds[-1] + one.mask_BN.shape[0] * one.mask_BN.shape[1])
+    counts = [one.mask_BN.shape[1] for one in streams]
+    k_parts, v_parts = (x.split(counts, 1) if len(streams) > 1 else (x,) for x in (k, v))
+    queries = q.unflatten(2, (len(streams), k.shape[2])).unbind(2)
     outs = []
-    for number, (query, one) in enumerate(zip(queries, streams, strict=True)):
+    for number, (query, own_k, own_v, one) in enumerate(zip(queries, k_parts, v_parts, streams, strict=True)):
         if cos is not None and sin is not None:
             query = rotate_reference(query, cos[number], sin[number])
-        stream = slice(bounds[number], bounds[number + 1]) if len(streams) > 1 else slice(None)
-        rows, keys_, values = (x.unflatten(0, (one.mask_BN.shape[0], -1)).transpose(1, 2) for x in (query, k[stream], v[stream]))
         mask = one.mask_BN[:, None, None]
         if one.expanded:
-            mask = mask.expand(-1, 1, rows.shape[2], -1)
-        y = F.scaled_dot_product_attention(rows, keys_, values, attn_mask=mask, scale=scale)
-        outs.append(y.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outs, 1) if len(outs) != 1 else outs[0]
+            mask = mask.expand(-1, 1, query.shape[1], -1)
+        rows, own_k, own_v = (x.transpose(1, 2) for x in (query, own_k, own_v))
+        outs.append(F.scaled_dot_product_attention(rows, own_k, own_v, attn_mask=mask, scale=scale).transpose(1, 2))
+    return torch.cat(outs, 2) if len(outs) != 1 else outs[0]
 
 
-def layer_norm_modulate(x_ND: Tensor, shift_BD: Tensor | None, scale_BD: Tensor | None, runs: PerSequence) -> Tensor:
-    """Contract of kernels/adaln.py."""
-    normed = F.layer_norm(x_ND, (x_ND.shape[1],), eps=EPS)
-    if shift_BD is None or scale_BD is None:
-        return normed
-    return (normed.unflatten(0, (runs.batch, -1)) * (1 + scale_BD)[:, None] + shift_BD[:, None]).flatten(0, 1)
+def layer_norm_modulate(x_BND: Tensor, shift_BD: Tensor | None, scale_BD: Tensor | None) -> Tensor:
+    """Contract of kernels/adaln.py, a modulation row a sequence."""
+    normed = F.layer_norm(x_BND, (x_BND.shape[-1],), eps=EPS)
+    return normed if shift_BD is None or scale_BD is None else normed * (1 + scale_BD)[:, None] + shift_BD[:, None]
 
 
 def residual_norm(
-    x_ND: Tensor, y_ND: Tensor, gate_BD: Tensor | None, shift_BD: Tensor | None, scale_BD: Tensor | None, runs: PerSequence
+    x_BND: Tensor, y_BND: Tensor, gate_BD: Tensor | None, shift_BD: Tensor | None, scale_BD: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Contract of kernels/adaln.py."""
-    if gate_BD is not None:
-        y_ND = (y_ND.unflatten(0, (runs.batch, -1)) * gate_BD[:, None]).flatten(0, 1)
-    x_ND = x_ND + y_ND
-    return x_ND, layer_norm_modulate(x_ND, shift_BD, scale_BD, runs)
-
-
-def pad_rows(parts: Sequence[Tensor], length: int) -> Tensor:
-    """[B, length, ...] of rows [n, ...] each, zeros behind them."""
-    return torch.stack([F.pad(part, (0, 0) * (part.dim() - 1) + (0, length - len(part))) for part in parts])
+    """Contract of kernels/adaln.py, a modulation row a sequence."""
+    x_BND = x_BND + (y_BND if gate_BD is None else y_BND * gate_BD[:, None])
+    return x_BND, layer_norm_modulate(x_BND, shift_BD, scale_BD)

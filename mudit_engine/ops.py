@@ -109,7 +109,7 @@ def rms_norm(x: Tensor, gain: Tensor | None) -> Tensor:
 def layer_norm_modulate(x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | PerSequence | None) -> Tensor:
     """LayerNorm, then (1 + scale) and shift of each run's row (kernels/adaln.py)."""
     if isinstance(runs, PerSequence):
-        return dense.layer_norm_modulate(x, shift, scale, runs)
+        return dense.layer_norm_modulate(x, shift, scale)
     if _triton(x):
         return adaln.layer_norm_modulate(x, shift, scale, runs)
     return adaln.layer_norm_modulate_reference(x, shift, scale, runs)
@@ -120,7 +120,7 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x itself when nothing needs a gradient."""
     if isinstance(runs, PerSequence):
-        return dense.residual_norm(x, y, gate, shift, scale, runs)
+        return dense.residual_norm(x, y, gate, shift, scale)
     if _triton(x):
         return adaln.residual_norm(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
     return adaln.residual_norm_reference(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))

@@ -122,18 +122,18 @@ class DitBlock(nn.Module):
             self.qkv(h_ND), self.q_gain, self.k_gain, layout.cos[0], layout.sin[0], heads=self.heads, q_streams=self.streams
         )
         if self.parallel:
-            k, v = torch.cat((k, lyric_k)), torch.cat((v, lyric_v))
+            k, v = torch.cat((k, lyric_k), -3), torch.cat((v, lyric_v), -3)
             cos, sin = torch.cat((layout.cos, layout.cross_cos)), torch.cat((layout.sin, layout.cross_sin))
             y = ops.attention(q, k, v, layout.joint_segments(layout.rows), cos, sin)
-            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(1)), gate1, shift2, scale2, layout.runs)
+            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(-2)), gate1, shift2, scale2, layout.runs)
         else:
             y = ops.attention(q, k, v, layout.self_segments, layout.cos, layout.sin)
-            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(1)), gate1, None, None, layout.runs)
-            q = self.cross_q(h_ND).view(-1, self.heads, k.shape[-1])
+            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(-2)), gate1, None, None, layout.runs)
+            q = self.cross_q(h_ND).unflatten(-1, (self.heads, k.shape[-1]))
             if self.cross_q_gain is not None:
                 q = ops.rms_norm(q, self.cross_q_gain)
             y = ops.attention(q, lyric_k, lyric_v, layout.cross_segments, layout.cross_cos, layout.cross_sin)
-            x_ND, h_ND = ops.residual_norm(x_ND, self.cross_out(y.flatten(1)), None, shift2, scale2, layout.runs)
+            x_ND, h_ND = ops.residual_norm(x_ND, self.cross_out(y.flatten(-2)), None, shift2, scale2, layout.runs)
         y = self.down(ops.linear_gelu(h_ND, self.up.weight, self.up.bias))
         return ops.residual_norm(x_ND, y, gate2, next_shift, next_scale, layout.runs)
 

@@ -39,7 +39,7 @@ class EncoderBlock(nn.Module):
         self.down = nn.Linear(int(mlp_ratio * width), width)
 
     def forward(self, x_TD: Tensor, segments: Segments | DenseKeys, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [T, D]; cos, sin fp32 [T, K/2] of each row's position in its own sequence."""
+        """x [T, D] (dense [B, T, D]); cos, sin fp32 [..., K/2] of each row's position in its own sequence."""
         q, k, v = ops.pack_qkv(self.qkv(self.norm1(x_TD)), self.q_gain, self.k_gain, cos, sin, heads=self.heads)
-        x_TD = x_TD + self.out(ops.attention(q, k, v, segments, cos[None], sin[None]).flatten(1))
+        x_TD = x_TD + self.out(ops.attention(q, k, v, segments, cos[None], sin[None]).flatten(-2))
         return x_TD + self.down(ops.linear_gelu(self.norm2(x_TD), self.up.weight, self.up.bias))
