@@ -8,8 +8,8 @@ Frames are centred on (f + 1/2) hop, so S = F hop samples give exactly F frames 
 With this scale a sine of amplitude A peaks at A / 2, and with time counted from the frame's centre a steady partial has
 one phase in all bins of its peak, which is what a network can predict. Spectra are pairs (real, imag), never complex tensors.
 
-`transform="fft"` is the fast way; `"matrix"` writes both directions as slices, one matrix product and shifted adds,
-for runtimes that have no DFT, complex numbers or col2im (ONNX, TensorRT).
+`transform="fft"` is torch.fft; `"matrix"` writes both directions as slices, products of small matrices (models/dft.py) and shifted adds,
+for runtimes that have no FFT, complex numbers or col2im (ONNX, TensorRT).
 
     stft = Stft(1024, 256)
     real_NFK, imag_NFK = stft(audio_NS)
@@ -26,6 +26,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mudit_engine.models.dft import FactoredDft
 
 Transform = Literal["fft", "matrix"]
 
@@ -48,62 +50,27 @@ class Stft(nn.Module):
         self.register_buffer("synthesis_window", (window * self.gain).float(), persistent=False)
         self.register_buffer("squared_window", window.square().float().view(self.overlap, hop), persistent=False)
         self.register_buffer("sign", sign.float(), persistent=False)
-        self.register_buffer("forward_basis", None, persistent=False)
-        self.register_buffer("inverse_basis", None, persistent=False)
         self.analysis_window: Tensor
         self.synthesis_window: Tensor
         self.squared_window: Tensor
         self.sign: Tensor
-        self.forward_basis: Tensor | None
-        self.inverse_basis: Tensor | None
+        self.dft: FactoredDft | None = None
         self.set_transform(transform)
 
     def set_transform(self, transform: Transform) -> None:
-        """Chooses how the DFT is computed; the matrices (about 8 n_fft^2 bytes) exist only under "matrix"."""
+        """Chooses how the DFT is computed; the matrices exist only under "matrix"."""
         if transform not in ("fft", "matrix"):
             raise ValueError(f"transform={transform!r} is unknown: use 'fft' or 'matrix'")
         self.transform = transform
-        if transform == "fft":
-            self.forward_basis = self.inverse_basis = None
-            return
-        window = torch.hann_window(self.n_fft, dtype=torch.float64)
-        time = torch.arange(self.n_fft, dtype=torch.float64) - self.n_fft / 2
-        angle = 2 * math.pi / self.n_fft * time[:, None] * torch.arange(self.bins, dtype=torch.float64)
-        basis = torch.cat((angle.cos(), -angle.sin()), 1)
-        self.forward_basis = (window[:, None] / self.gain * basis).float().to(self.sign.device)
-        both = torch.full((self.bins,), 2.0 / self.n_fft, dtype=torch.float64)
-        both[0] = both[-1] = 1.0 / self.n_fft  # DC and Nyquist stand alone; every other bin also stands for its mirror image
-        self.inverse_basis = (both.repeat(2)[:, None] * basis.T * window * self.gain).float().to(self.sign.device)
+        self.dft = FactoredDft(self.n_fft).to(self.sign.device) if transform == "matrix" else None
 
     def forward(self, audio_NS: Tensor) -> tuple[Tensor, Tensor]:
         """Real and imaginary parts [N, F, K] of fp32 audio [N, S]; S is a multiple of hop."""
-        side = (self.n_fft - self.hop) // 2
-        rows_NJh = F.pad(audio_NS, (side, side)).unflatten(1, (-1, self.hop))
-        frames = rows_NJh.shape[1] - self.overlap + 1
-        frames_NFn = torch.cat([rows_NJh[:, j : j + frames] for j in range(self.overlap)], -1)
-        if self.forward_basis is not None:
-            both_NF2K = frames_NFn @ self.forward_basis
-            return both_NF2K[..., : self.bins], both_NF2K[..., self.bins :]
-        spectrum = torch.fft.rfft(frames_NFn * self.analysis_window)
-        return spectrum.real * self.sign, spectrum.imag * self.sign
+        return self._bins(*self._analyse(audio_NS))
 
     def inverse(self, real_NFK: Tensor, imag_NFK: Tensor) -> Tensor:
         """Audio [N, F hop], the least-squares signal of a spectrum [N, F, K]."""
-        if self.inverse_basis is not None:
-            frames_NFn = torch.cat((real_NFK, imag_NFK), -1) @ self.inverse_basis
-        else:
-            frames_NFn = torch.fft.irfft(torch.complex(real_NFK * self.sign, imag_NFK * self.sign), n=self.n_fft) * self.synthesis_window
-        ones_1FRh = self.squared_window.expand(1, real_NFK.shape[1], self.overlap, self.hop)
-        side = (self.n_fft - self.hop) // 2
-        audio = self._overlap_add(frames_NFn.unflatten(2, (self.overlap, self.hop)))[:, side:-side]
-        return audio / self._overlap_add(ones_1FRh)[:, side:-side]  # at least w(hop / 2 from the centre)^2: never near zero
-
-    def _overlap_add(self, frames_NFRh: Tensor) -> Tensor:
-        last = self.overlap - 1
-        total = F.pad(frames_NFRh[:, :, 0], (0, 0, 0, last))
-        for j in range(1, self.overlap):
-            total = total + F.pad(frames_NFRh[:, :, j], (0, 0, j, last - j))
-        return total.flatten(1)
+        return self._synthesise(*self._own(real_NFK, imag_NFK), self._level(real_NFK.shape[1]))
 
     def griffin_lim(
         self, magnitude_NFK: Tensor, real_NFK: Tensor, imag_NFK: Tensor, *, steps: int, momentum: float = 0.99
@@ -113,16 +80,54 @@ class Stft(nn.Module):
         Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013): t' = c + momentum (c - c_before), c = STFT(ISTFT(magnitude * unit(t))).
         Each step looks at overlap - 1 frames on either side and nothing else, so a decode in chunks stays exact.
         """
-        before_real = before_imag = None
+        # pointwise work does not care for the order of bins, so that nothing is reordered inside the loop
+        real, imag = self._own(real_NFK, imag_NFK)
+        size = magnitude_NFK if self.dft is None else self.dft.spread(magnitude_NFK)
+        floor, level = _floor(size), self._level(magnitude_NFK.shape[1])
+        before: tuple[Tensor, Tensor] | None = None
         for _ in range(steps):
-            new_real, new_imag = self(self.inverse(real_NFK, imag_NFK))
-            push_real, push_imag = new_real, new_imag
-            if before_real is not None and before_imag is not None:
-                push_real = new_real + momentum * (new_real - before_real)
-                push_imag = new_imag + momentum * (new_imag - before_imag)
-            before_real, before_imag = new_real, new_imag
-            real_NFK, imag_NFK = with_magnitude(magnitude_NFK, push_real, push_imag)
-        return real_NFK, imag_NFK
+            new = self._analyse(self._synthesise(real, imag, level))
+            push = new if before is None else (torch.lerp(before[0], new[0], 1 + momentum), torch.lerp(before[1], new[1], 1 + momentum))
+            before = new
+            real, imag = _scaled(size, floor, *push)
+        return self._bins(real, imag)
+
+    def _own(self, real_NFK: Tensor, imag_NFK: Tensor) -> tuple[Tensor, Tensor]:
+        """Bins as the transform orders them, with time counted from the frame's first sample."""
+        real_NFK, imag_NFK = real_NFK * self.sign, imag_NFK * self.sign
+        return (real_NFK, imag_NFK) if self.dft is None else (self.dft.spread(real_NFK), self.dft.spread(imag_NFK, odd=True))
+
+    def _bins(self, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `_own`."""
+        if self.dft is not None:
+            real, imag = self.dft.collect(real), self.dft.collect(imag, odd=True)
+        return real * self.sign, imag * self.sign
+
+    def _analyse(self, audio_NS: Tensor) -> tuple[Tensor, Tensor]:
+        side = (self.n_fft - self.hop) // 2
+        rows_NJh = F.pad(audio_NS, (side, side)).unflatten(1, (-1, self.hop))
+        frames = rows_NJh.shape[1] - self.overlap + 1
+        frames_NFn = torch.cat([rows_NJh[:, j : j + frames] for j in range(self.overlap)], -1) * self.analysis_window
+        if self.dft is not None:
+            real, imag = self.dft(frames_NFn)
+            return real, imag
+        spectrum = torch.fft.rfft(frames_NFn)
+        return spectrum.real, spectrum.imag
+
+    def _synthesise(self, real: Tensor, imag: Tensor, level_1S: Tensor) -> Tensor:
+        frames_NFn = torch.fft.irfft(torch.complex(real, imag), n=self.n_fft) if self.dft is None else self.dft.inverse(real, imag)
+        return self._overlap_add((frames_NFn * self.synthesis_window).unflatten(2, (self.overlap, self.hop))) / level_1S
+
+    def _level(self, frames: int) -> Tensor:
+        """Sum of the squared windows over each sample, [1, F hop]: at least w(hop / 2 from the centre)^2, never near zero."""
+        return self._overlap_add(self.squared_window.expand(1, frames, self.overlap, self.hop))
+
+    def _overlap_add(self, frames_NFRh: Tensor) -> Tensor:
+        last, side = self.overlap - 1, (self.n_fft - self.hop) // 2
+        total = F.pad(frames_NFRh[:, :, 0], (0, 0, 0, last))
+        for j in range(1, self.overlap):
+            total = total + F.pad(frames_NFRh[:, :, j], (0, 0, j, last - j))
+        return total.flatten(1)[:, side:-side]
 
 
 def with_magnitude(magnitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +136,16 @@ def with_magnitude(magnitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tenso
     The floor under the division is in proportion to the wanted magnitude: where a bin is all but empty its phase is rounding noise, and
     without the floor that noise would be blown up to full level.
     """
-    # bounds and not sums of a tiny constant: onnxscript 0.7 drops such an addition
-    scale = magnitude * torch.rsqrt((real.square() + imag.square() + (1e-2 * magnitude).square()).clamp_min(1e-14))
+    return _scaled(magnitude, _floor(magnitude), real, imag)
+
+
+def _floor(magnitude: Tensor) -> Tensor:
+    # a bound and not a sum of a tiny constant: onnxscript 0.7 drops such an addition
+    return (1e-2 * magnitude).square().clamp_min(1e-14)
+
+
+def _scaled(magnitude: Tensor, floor: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
+    scale = magnitude * torch.rsqrt(real.square() + imag.square() + floor)
     return real * scale, imag * scale
 
 
