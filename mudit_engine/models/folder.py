@@ -9,6 +9,8 @@ Weights may be stored in half precision; they are widened to the requested dtype
 
 from __future__ import annotations
 
+import contextlib
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +71,8 @@ def load_part(
         raise ModelError(f"model folder '{folder}' has no {path.name}: train that part, or copy it there") from None
     except (SafetensorError, OSError) as error:
         raise ModelError(f"'{path}' is not a whole safetensors file ({error}): copy or export it again") from None
-    module = build_part(part, config, folder)
+    with _weightless(part):
+        module = build_part(part, config, folder)
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
     wrong += [f"{name} is unknown" for name in weights.keys() - expected.keys()]
@@ -85,7 +88,7 @@ def load_part(
     broken = [name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()]
     if broken:
         raise ModelError(f"'{path}' holds NaN or infinite weights in {broken[0]} ({len(broken)} tensors): use an earlier checkpoint")
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, assign=part == "dit")
     return module.to(device=device, dtype=dtype).eval()
 
 
@@ -98,6 +101,40 @@ def save_part(part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype
     with atomic_path(path) as aside:
         save_file(weights, aside, metadata={"part": part, "format": "pt"})
     return path
+
+
+def save_random_model(config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> ModelConfig:
+    """Writes a model folder with random weights, to size and time a preset that nobody has trained yet. Returns its configuration.
+
+    Nothing is left at adaLN-Zero's zeros, which would make the work trivially denormal; the text encoder is the character one, which
+    needs no download.
+    """
+    config = config.model_copy(update={"chinmu": config.chinmu.model_copy(update={"text_encoder": "characters"})})
+    torch.manual_seed(seed)
+    save_config(config, folder)
+    for part in PARTS:
+        with _weightless(part):
+            shapes = {name: w.shape for name, w in build_part(part, config).state_dict().items()}
+        weights = {name: _random(name, shape).to(dtype) for name, shape in shapes.items()}
+        with atomic_path(folder / f"{part}.safetensors") as aside:
+            save_file(weights, aside, metadata={"part": part, "format": "pt"})
+    return config
+
+
+def _random(name: str, shape: torch.Size) -> torch.Tensor:
+    """Matrices of unit gain; norms' gains, scales and positive statistics near 1; the rest small."""
+    if len(shape) >= 2:
+        return torch.randn(shape) / math.sqrt(math.prod(shape[1:]))
+    around = 1.0 if name.endswith(("gain", "_scale", "latent_std", "norm.weight", "norm1.weight", "norm2.weight")) else 0.0
+    return around + 0.02 * torch.randn(shape)
+
+
+def _weightless(part: Part) -> contextlib.AbstractContextManager[object]:
+    """Where a part is built whose weights come from elsewhere: on no device, so that nothing is drawn only to be overwritten.
+
+    The other parts hold constants that are in no file.
+    """
+    return torch.device("meta") if part == "dit" else contextlib.nullcontext()
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:
