@@ -20,7 +20,7 @@ width, D width, C latent channels, R modulation rows, F fragments.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,19 @@ from mudit_engine.models.vae import SpectralVAE
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
+
+
+class TorchGraphs:
+    """The graphs before they leave PyTorch, as a session (runtime/graph_denoiser.py): the layout's share of any difference."""
+
+    def __init__(self, dit: DiT, vae: SpectralVAE, chinmu: ChinMu, *, precision: Precision = "fp32", expanded: bool = False) -> None:
+        makers = graphs(dit, vae, chinmu, precision=precision, expanded=expanded)
+        self.modules = {name: make().module.eval() for name, make in makers.items()}
+
+    @torch.inference_mode()
+    def run(self, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        outputs = self.modules[graph](**inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,11 @@ class LyricGraph(nn.Module):
         self.dit, self.expanded = dit, expanded
 
     def forward(self, ids: Tensor, mask: Tensor, token_tables: Tensor, share_tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cos, sin = token_tables.chunk(2, -1)
-        lyrics_LE = self.dit.lyric_rows(ids, cos, sin, DenseKeys(mask[None], self.expanded))
-        cos, sin = share_tables.chunk(2, -1)
-        kv = [block.lyric_kv(lyrics_LE, cos, sin) for block in self.dit.blocks]
-        return lyrics_LE, torch.stack([k for k, _ in kv]), torch.stack([v for _, v in kv])
+        cos, sin = token_tables[None].chunk(2, -1)
+        lyrics_1LE = self.dit.lyric_rows(ids[None], cos, sin, DenseKeys(mask[None], self.expanded))
+        cos, sin = share_tables[None].chunk(2, -1)
+        kv = [block.lyric_kv(lyrics_1LE, cos, sin) for block in self.dit.blocks]
+        return lyrics_1LE[0], torch.cat([k for k, _ in kv]), torch.cat([v for _, v in kv])
 
 
 class ConditionGraph(nn.Module):
@@ -137,15 +150,14 @@ class StepGraph(nn.Module):
         frame, cos and sin of the share of the song); lyric_keys and lyric_values [M, B, L, H, K], lyric_mask [B, L]; modulation [B, ...].
         """
         dit = self.dit
-        songs, targets = x.shape[0], x.shape[1]
         latents_BTD = dit.target_in(x.to(dit.final.weight.dtype))[song]
-        rows_ND = torch.cat((target_rows + latents_BTD, other_rows), 1).flatten(0, 1)
-        cos, sin, cross_cos, cross_sin = (table.flatten(0, 1)[None] for table in torch.cat((target_tables, other_tables), 1).chunk(4, -1))
+        rows_BND = torch.cat((target_rows + latents_BTD, other_rows), 1)
+        cos, sin, cross_cos, cross_sin = torch.cat((target_tables, other_tables), 1)[None].chunk(4, -1)
         keys = DenseKeys(torch.cat((target_mask, other_mask), 1), self.expanded)
-        layout = DenseLayout(cos, sin, cross_cos, cross_sin, keys, DenseKeys(lyric_mask, self.expanded), targets)
-        kv = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in zip(lyric_keys.unbind(), lyric_values.unbind(), strict=True)]
-        out_BTC = dit.trunk(rows_ND, Modulation(base, final), kv, layout).unflatten(0, (target_rows.shape[0], -1)).float()
-        conditional, other = out_BTC[:songs], out_BTC[unconditional]
+        layout = DenseLayout(cos, sin, cross_cos, cross_sin, keys, DenseKeys(lyric_mask, self.expanded), x.shape[1])
+        kv = list(zip(lyric_keys.unbind(), lyric_values.unbind(), strict=True))
+        out_BTC = dit.trunk(rows_BND, Modulation(base, final), kv, layout).float()
+        conditional, other = out_BTC[: x.shape[0]], out_BTC[unconditional]
         a, b, c, d, p, q, w = (one[:, None, None] for one in coefficients.unbind(1))
         out = other + w * (conditional - other)
         return a * x + b * out + c * kept + d * noise, p * x + q * out
@@ -169,20 +181,20 @@ class DecodeGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Character and pair rows of one fragment to its unit vector [1, 512]."""
+    """Character and pair rows of one fragment to its unit vector [1, 512], fp32."""
 
-    def __init__(self, text: CharacterEncoder) -> None:
+    def __init__(self, text: CharacterEncoder, dtype: torch.dtype, *, expanded: bool) -> None:
         super().__init__()
-        self.text = text
+        self.text, self.expanded = copy.deepcopy(text).to(dtype), expanded
 
     def forward(self, characters: Tensor, pairs: Tensor, tables: Tensor) -> Tensor:
         tower = self.text.tower
-        x_TD = self.text.single(characters) + self.text.pair(pairs)
-        cos, sin = tables.chunk(2, -1)
-        keys = DenseKeys(torch.ones_like(characters, dtype=torch.bool)[None])
+        x_1TD = self.text.single(characters[None]) + self.text.pair(pairs[None])
+        cos, sin = tables[None].chunk(2, -1)
+        keys = DenseKeys(torch.ones_like(characters, dtype=torch.bool)[None], self.expanded)
         for block in tower.blocks:
-            x_TD = block(x_TD, keys, cos, sin)
-        return nn.functional.normalize(tower.project(tower.norm(x_TD).mean(0, keepdim=True)), dim=-1)
+            x_1TD = block(x_1TD, keys, cos, sin)
+        return nn.functional.normalize(tower.project(tower.norm(x_1TD).mean(1)).float(), dim=-1)
 
 
 def graphs(
@@ -201,7 +213,7 @@ def graphs(
         "vae_decode": lambda: _decode(vae, dtype),
     }
     if isinstance(chinmu.text, CharacterEncoder):
-        makers["chinmu_text"] = lambda: _text(chinmu)
+        makers["chinmu_text"] = lambda: _text(chinmu, dtype, expanded)
     return makers
 
 
@@ -281,7 +293,7 @@ def _decode(vae: SpectralVAE, dtype: torch.dtype) -> Graph:
     return Graph(DecodeGraph(vae, dtype), example, {"latents": {1: "frames"}}, ("audio",))
 
 
-def _text(chinmu: ChinMu) -> Graph:
+def _text(chinmu: ChinMu, dtype: torch.dtype, expanded: bool) -> Graph:
     assert isinstance(chinmu.text, CharacterEncoder)
     length = 6
     example = {
@@ -289,4 +301,4 @@ def _text(chinmu: ChinMu) -> Graph:
         "pairs": torch.arange(length),
         "tables": torch.zeros(length, chinmu.text.tower.head_dim),
     }
-    return Graph(TextGraph(chinmu.text), example, {name: {0: "characters"} for name in example}, ("vector",))
+    return Graph(TextGraph(chinmu.text, dtype, expanded=expanded), example, {name: {0: "characters"} for name in example}, ("vector",))

@@ -2,38 +2,41 @@
 reference audio, no lyrics, and padded to buckets.
 
     rows = measure_parity(folder, runtimes=("onnxruntime", "openvino"))
+    rows = session_rows("onnxruntime", session, config, dit, vae, chinmu)
     faults(rows)                                                # [] when everything is within the limits
 
-Limits: latents rel-L2 <= 1e-4, audio <= 1e-3 of its level; padding changes nothing above 1e-5. The songs are short and made up, so that a
-check takes seconds on the embedded model; every path of the graphs is on them.
+Limits: latents and text rel-L2 <= 1e-4, audio <= 1e-3 of its level; padding changes nothing above 1e-5. The songs are short and made up,
+so that a check takes seconds on the embedded model; every path of the graphs is on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config
 from mudit_engine.diffusion.samplers import sampler_table
+from mudit_engine.models.chinmu import CharacterEncoder, ChinMu
+from mudit_engine.models.dit import DiT
 from mudit_engine.models.folder import load_part
 from mudit_engine.models.outline import outline_rows
+from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
-from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, Lengths, unpadded
+from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder, Lengths, Session, unpadded
 from mudit_engine.runtime.sessions import open_session
 from mudit_engine.text.outline import Outline
-
-if TYPE_CHECKING:
-    from mudit_engine.models.vae import SpectralVAE
 
 LATENTS_LIMIT, AUDIO_LIMIT, PADDING_LIMIT = 1e-4, 1e-3, 1e-5
 SAMPLERS = ("ode-euler", "ode-heun", "sde-euler", "ddim", "dpmpp-2m")
 FRAMES, LONGER = 40, 57
+TEXTS = ("流行抒情", "a slow piano ballad", "x")
 STEPS = 6
 
 
@@ -70,37 +73,39 @@ def cases(config: ModelConfig) -> Iterator[Case]:
     yield Case("reference audio", (replace(song, reference=reference, reference_kind="vocals"),))
     yield Case("instrumental", (replace(song, lyric_ids=(), outline=None),))
     yield Case("nothing said", (replace(song, lyric_ids=(), outline=None, descriptions=song.descriptions[:0]),))
-    yield Case("songs of several lengths", (song, replace(_song(config, LONGER, seed=1), table=interval)))
+    longer = replace(_song(config, LONGER, seed=1), table=interval, reference=reference)
+    yield Case("songs of several lengths", (song, longer, replace(song, seed=3, lyric_ids=(), outline=None, table=plain)))
 
 
 def measure_parity(folder: Path, *, runtimes: Sequence[str], threads: int | None = None) -> list[dict[str, Any]]:
     """One row a runtime and case: relative L2 of the latents against PyTorch, and the same when padded."""
     config = load_config(folder)
-    dit: Any = load_part("dit", config, folder)
-    vae: Any = load_part("vae", config, folder)
-    rows = []
-    for runtime in runtimes:
-        session = open_session(folder, runtime)
-        graph = GraphDenoiser(config.dit, session)
-        padded = GraphDenoiser(config.dit, session, padding=_bucket)
-        for case in cases(config):
-            expected = _denoise(Denoiser(dit), case)
-            got, wide = _denoise(graph, case), _denoise(padded, case)
-            rows.append(
-                {
-                    "runtime": runtime,
-                    "case": case.name,
-                    "latents": max(map(relative, got, expected)),
-                    "padding": max(map(relative, wide, got)),
-                }
-            )
-        rows.append({"runtime": runtime, "case": "decode", "audio": _decode(config, vae, session)})
+    dit, vae, chinmu = (load_part(part, config, folder) for part in ("dit", "vae", "chinmu"))
+    assert isinstance(dit, DiT) and isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+    rows = [session_rows(runtime, open_session(folder, runtime), config, dit, vae, chinmu) for runtime in runtimes]
+    return list(chain.from_iterable(rows))
+
+
+def session_rows(name: str, session: Session, config: ModelConfig, dit: DiT, vae: SpectralVAE, chinmu: ChinMu) -> list[dict[str, Any]]:
+    """Rows of one runtime: `latents`, `audio` and `text` against PyTorch, `padding` against the same without."""
+    graph, padded = GraphDenoiser(config.dit, session), GraphDenoiser(config.dit, session, padding=_bucket)
+    rows: list[dict[str, Any]] = []
+    for case in cases(config):
+        expected, got, wide = (_denoise(runtime, case) for runtime in (Denoiser(dit), graph, padded))
+        latents, padding = max(map(relative, got, expected)), max(map(relative, wide, got))
+        rows.append({"runtime": name, "case": case.name, "latents": latents, "padding": padding})
+    rows.append({"runtime": name, "case": "decode", "audio": _decode(config, vae, session)})
+    if isinstance(chinmu.text, CharacterEncoder):
+        with torch.no_grad():
+            vectors = chinmu.encode_text(TEXTS)
+        encoded = GraphTextEncoder(config.chinmu, session).encode_text(TEXTS)
+        rows.append({"runtime": name, "case": "text", "text": relative(encoded, vectors)})
     return rows
 
 
 def faults(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Rows outside the limits, as sentences. A figure that is not a number is outside."""
-    limits = {"latents": LATENTS_LIMIT, "padding": PADDING_LIMIT, "audio": AUDIO_LIMIT}
+    limits = {"latents": LATENTS_LIMIT, "padding": PADDING_LIMIT, "audio": AUDIO_LIMIT, "text": LATENTS_LIMIT}
     return [
         f"{row['runtime']}, {row['case']}: {name} differ by {row[name]:.2e}, at most {limit:g}"
         for row in rows
@@ -124,7 +129,7 @@ def _denoise(runtime: Any, case: Case) -> list[Tensor]:
     return denoise(runtime, [runtime.prepare(song) for song in case.songs])
 
 
-def _decode(config: ModelConfig, vae: SpectralVAE, session: Any) -> float:
+def _decode(config: ModelConfig, vae: SpectralVAE, session: Session) -> float:
     latents = torch.randn(FRAMES, config.vae.latent_channels, generator=torch.Generator().manual_seed(7))
     expected = decode_chunked(TorchDecoder(vae), latents, chunk_frames=FRAMES)
     got = decode_chunked(GraphDecoder(config.vae, vae.receptive_field, session), latents, chunk_frames=FRAMES)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,14 +27,14 @@ from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
-from mudit_engine.models.chinmu import ChinMu
+from mudit_engine.models.chinmu import CHARACTERS, ChinMu
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT
 from mudit_engine.models.folder import load_part, model_folder
 from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongProgress, denoise
-from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser
+from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder
 from mudit_engine.runtime.sessions import open_session
 from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, requested_key
 from mudit_engine.text.lyrics import Lyrics, parse_lyrics
@@ -128,6 +128,12 @@ class _Prepared:
     notes: tuple[str, ...]
 
 
+class TextEncoder(Protocol):
+    """What reads descriptions: ChinMu, or a runtime that stands in for it."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
+
+
 class SongPipeline:
     """The engine as one object: every part loaded once, songs generated in ragged batches."""
 
@@ -139,12 +145,13 @@ class SongPipeline:
         *,
         runtime: Runtime[Any],
         decoder: LatentDecoder | None = None,
+        text: TextEncoder | None = None,
         runtime_name: str = "torch",
     ) -> None:
-        """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE itself)."""
+        """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE), `text` reads descriptions (None: ChinMu)."""
         self.config, self.vae, self.chinmu = config, vae, chinmu
         self.runtime, self.runtime_name = runtime, runtime_name
-        self.decoder = decoder or TorchDecoder(vae)
+        self.decoder, self.text = decoder or TorchDecoder(vae), text or chinmu
 
     @classmethod
     def from_pretrained(
@@ -161,8 +168,15 @@ class SongPipeline:
             session = open_session(folder, runtime)
             vae, chinmu = (load_part(part, config, folder) for part in ("vae", "chinmu"))
             assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
-            decoder = GraphDecoder(config.vae, vae.receptive_field, session)
-            return cls(config, vae, chinmu, runtime=GraphDenoiser(config.dit, session), decoder=decoder, runtime_name=runtime)
+            return cls(
+                config,
+                vae,
+                chinmu,
+                runtime=GraphDenoiser(config.dit, session),
+                decoder=GraphDecoder(config.vae, vae.receptive_field, session),
+                text=GraphTextEncoder(config.chinmu, session) if config.chinmu.text_encoder == CHARACTERS else None,
+                runtime_name=runtime,
+            )
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
         dit = load_part("dit", config, folder, device=place, dtype=dtype)
@@ -287,8 +301,8 @@ class SongPipeline:
                 seconds=p.seconds,
                 table=p.table,
                 seed=p.seed,
-                descriptions=self.chinmu.encode_text(p.fragments),
-                negative=self.chinmu.encode_text(negative),
+                descriptions=self.text.encode_text(p.fragments),
+                negative=self.text.encode_text(negative),
                 lyric_ids=p.phonemes.ids if p.phonemes else (),
                 user_type=request.user_type,
                 reference=reference,

@@ -63,6 +63,19 @@ def character_ids(text: str, limit: int) -> list[int]:
     return [ord(c) % BUCKETS for c in text.lower()[:limit]]
 
 
+def character_rows(text: str, limit: int) -> tuple[list[int], list[int]]:
+    """Table rows of a text's characters, and of its pairs of neighbours."""
+    ids = character_ids(text, limit)
+    # a pair's row: a fixed multiplicative hash of both characters
+    return ids, [(a * 1_000_003 + b * 7919 + 17) % BUCKETS for a, b in zip(ids, [0, *ids[:-1]], strict=True)]
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises InputError for an empty text."""
+    if not all(text.strip() for text in texts):
+        raise InputError("a description fragment is empty: leave it out, or write at least one word")
+
+
 class CharacterEncoder(nn.Module):
     """A small text tower over characters and character pairs: no vocabulary file, any script."""
 
@@ -75,9 +88,7 @@ class CharacterEncoder(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         device = self.single.weight.device
-        ids = [character_ids(text, self.limit) for text in texts]
-        # a pair's row: a fixed multiplicative hash of both characters
-        pairs = [[(a * 1_000_003 + b * 7919 + 17) % BUCKETS for a, b in zip(row, [0, *row[:-1]], strict=True)] for row in ids]
+        ids, pairs = zip(*(character_rows(text, self.limit) for text in texts), strict=True)
         single, pair = (torch.tensor(list(chain.from_iterable(rows)), device=device) for rows in (ids, pairs))
         x_TD = self.single(single) + self.pair(pair)
         return self.tower(x_TD, [len(row) for row in ids])
@@ -158,9 +169,7 @@ class ChinMu(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [N, embedding]. Raises InputError for an empty text."""
-        for text in texts:
-            if not text.strip():
-                raise InputError("a description fragment is empty: leave it out, or write at least one word")
+        check_texts(texts)
         if not texts:
             return torch.zeros(0, self.config.embedding, device=self.log_scale.device)
         return cast(Tensor, self.text(texts))

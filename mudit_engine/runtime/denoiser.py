@@ -56,6 +56,7 @@ class SongProgress:
     x_TC: Tensor
     kept_TC: Tensor
     step: int = 0
+    serial: int = field(default_factory=itertools.count().__next__)
 
     @property
     def done(self) -> bool:
@@ -78,7 +79,6 @@ class SongState(SongProgress):
     spans: tuple[Span, Span]
     modulation: tuple[Modulation, Modulation]  # a row a step
     kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block
-    serial: int = field(default_factory=itertools.count().__next__)
 
 
 State = TypeVar("State", bound=SongProgress)

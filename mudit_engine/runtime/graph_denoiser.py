@@ -4,8 +4,8 @@
     denoiser = GraphDenoiser(config.dit, session)
     latents = denoise(denoiser, [denoiser.prepare(song)])
 
-A song is one call a step: its conditional and, where it is guided, its unconditional sequence, padded to each other's length and, for
-engines built for length buckets, to the bucket. Padding is masked, so it changes nothing.
+Songs of the same padded length are one call a step: their conditional and, where they are guided, their unconditional sequences, padded to
+each other's length and, for engines built for length buckets, to the bucket. Padding is masked, so it changes nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine.config import DitConfig, VaeConfig
+from mudit_engine.config import ChinMuConfig, DitConfig, VaeConfig
+from mudit_engine.errors import InputError
 from mudit_engine.kernels.rope import rope_table
+from mudit_engine.models.chinmu import character_rows, check_texts
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.models.layout import lyric_positions
 from mudit_engine.models.outline import no_outline
@@ -68,7 +70,16 @@ class GraphSong(SongProgress):
     """A song in a graph runtime."""
 
     branches: tuple[Branch, Branch]
-    packed: dict[bool, dict[str, Tensor]] = field(default_factory=dict)  # by whether guidance acts
+
+    @property
+    def acting(self) -> tuple[Branch, ...]:
+        """Branches of the present step."""
+        return self.branches[: 1 + self.guided]
+
+    @property
+    def lengths(self) -> Lengths:
+        """What the present step takes, before padding."""
+        return Lengths(self.frames, max(len(b.other_rows) for b in self.acting), 1 + max(b.keys.shape[1] for b in self.acting))
 
 
 @dataclass
@@ -78,11 +89,18 @@ class GraphDenoiser:
     config: DitConfig
     session: Session
     padding: Padding = unpadded
+    songs: int = 8  # stepped in one call at most
+    _packings: dict[tuple[tuple[int, bool], ...], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def prepare(self, song: SongInputs) -> GraphSong:
-        """Everything of a song that no step changes, and its initial noise."""
+        """Everything of a song that no step changes, and its initial noise. Raises InputError for what the graphs cannot take."""
         c = self.config
         count = len(song.lyric_ids)
+        # a runtime reads past the end of a table in silence
+        if count and (last := max(song.lyric_ids)) >= c.vocabulary_size:
+            raise InputError(f"lyric token {last} is outside the model's {c.vocabulary_size}: it was made with another vocabulary")
+        if (most := max(len(song.descriptions), len(song.negative))) > c.max_fragments:
+            raise InputError(f"{most} description fragments are more than the model's {c.max_fragments}: say it in fewer")
         known = song.outline or no_outline(song.frames, count)
         positions = known.positions_L if c.outline else lyric_positions([count])
         lyrics = torch.zeros(0, c.lyric_width)
@@ -139,46 +157,60 @@ class GraphDenoiser:
 
     def step(self, states: Sequence[GraphSong]) -> None:
         """Advances every song by one row of its table. No song may be done."""
-        for state in states:
-            inputs = self.step_inputs(state)
-            x, kept = self.session.run("step", inputs)
-            state.x_TC, state.kept_TC, state.step = x[0, : state.frames], kept[0, : state.frames], state.step + 1
+        packings = {}
+        for group in self._groups(states):
+            key = tuple((state.serial, state.guided) for state in group)
+            packings[key] = self._packings.get(key) or self._pack(group)
+            x, kept = self.session.run("step", self._inputs(group, packings[key]))
+            for i, state in enumerate(group):
+                state.x_TC, state.kept_TC, state.step = x[i, : state.frames], kept[i, : state.frames], state.step + 1
+        self._packings = packings
 
-    def step_inputs(self, state: GraphSong) -> dict[str, Tensor]:
-        """Inputs of the step graph for one song at its present row."""
-        guided = state.guided
-        if guided not in state.packed:
-            state.packed[guided] = self._pack(state, guided)
-        fixed = state.packed[guided]
+    def step_inputs(self, states: Sequence[GraphSong]) -> dict[str, Tensor]:
+        """Inputs of the step graph for songs padded to the same number of target rows, at their present rows."""
+        return self._inputs(states, self._pack(states))
+
+    def _groups(self, states: Sequence[GraphSong]) -> list[list[GraphSong]]:
+        """Songs that pad to the same number of target rows share a call."""
+        groups: dict[int, list[GraphSong]] = {}
+        for state in states:
+            groups.setdefault(self.padding(state.lengths).targets, []).append(state)
+        return [group[i : i + self.songs] for group in groups.values() for i in range(0, len(group), self.songs)]
+
+    def _inputs(self, states: Sequence[GraphSong], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
         targets = fixed["target_mask"].shape[1]
-        noise = state.draw() if state.table.needs_noise[state.step] else torch.zeros_like(state.x_TC)
-        changing = {name: _rows(value, targets)[None] for name, value in (("x", state.x_TC), ("kept", state.kept_TC), ("noise", noise))}
-        branches = state.branches[: 1 + guided]
+        noise = [state.draw() if state.table.needs_noise[state.step] else torch.zeros_like(state.x_TC) for state in states]
+        changing = {"x": [state.x_TC for state in states], "kept": [state.kept_TC for state in states], "noise": noise}
+        branches = _sequences(states)
         return {
-            **changing,
-            "coefficients": state.table.rows[state.step : state.step + 1].float(),
+            **{name: torch.stack([_rows(value, targets) for value in values]) for name, values in changing.items()},
+            "coefficients": torch.stack([state.table.rows[state.step] for state in states]).float(),
             **fixed,
-            "base": torch.stack([branch.base[state.step] for branch in branches]),
-            "final": torch.stack([branch.final[state.step] for branch in branches]),
+            "base": torch.stack([branch.base[states[song].step] for song, branch in branches]),
+            "final": torch.stack([branch.final[states[song].step] for song, branch in branches]),
         }
 
-    def _pack(self, state: GraphSong, guided: bool) -> dict[str, Tensor]:
-        branches = state.branches[: 1 + guided]
-        others, lyrics = (max(len(b.other_rows) for b in branches), 1 + max(b.keys.shape[1] for b in branches))
-        to = self.padding(Lengths(state.frames, others, lyrics))
-        null = [torch.arange(to.lyrics) == 0 if not b.keys.shape[1] else _first(b.keys.shape[1], to.lyrics, 1) for b in branches]
+    def _pack(self, states: Sequence[GraphSong]) -> dict[str, Tensor]:
+        """What stays the same while the same songs run with the same guidance flags."""
+        every = [state.lengths for state in states]
+        to = self.padding(Lengths(max(n.targets for n in every), max(n.others for n in every), max(n.lyrics for n in every)))
+        songs = [song for song, _ in _sequences(states)]
+        branches = [branch for _, branch in _sequences(states)]
+        guided = [song for song, state in enumerate(states) if state.guided]
+        # a song without guidance is its own unconditional sequence: out = cond, whatever w is
+        unconditional = [len(states) + guided.index(song) if song in guided else song for song in range(len(states))]
         return {
-            "song": torch.zeros(len(branches), dtype=torch.int64),
-            "unconditional": torch.tensor([len(branches) - 1]),
+            "song": torch.tensor(songs),
+            "unconditional": torch.tensor(unconditional),
             "target_rows": torch.stack([_rows(b.target_rows, to.targets) for b in branches]),
             "other_rows": torch.stack([_rows(b.other_rows, to.others) for b in branches]),
-            "target_mask": torch.stack([_first(state.frames, to.targets) for _ in branches]),
+            "target_mask": torch.stack([_first(len(b.target_rows), to.targets) for b in branches]),
             "other_mask": torch.stack([_first(len(b.other_rows), to.others) for b in branches]),
             "target_tables": torch.stack([_rows(b.target_tables, to.targets) for b in branches]),
             "other_tables": torch.stack([_rows(b.other_tables, to.others) for b in branches]),
             "lyric_keys": torch.stack([_lyric_rows(b.keys, to.lyrics) for b in branches], 1),
             "lyric_values": torch.stack([_lyric_rows(b.values, to.lyrics) for b in branches], 1),
-            "lyric_mask": torch.stack(null),
+            "lyric_mask": torch.stack([_lyric_mask(b.keys.shape[1], to.lyrics) for b in branches]),
         }
 
     def _tables(self, frames: int, descriptions: int, reference: int) -> tuple[Tensor, Tensor]:
@@ -209,6 +241,30 @@ class GraphDecoder:
         return audio
 
 
+@dataclass(frozen=True)
+class GraphTextEncoder:
+    """ChinMu's character tower through a session."""
+
+    config: ChinMuConfig
+    session: Session
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [N, embedding]. Raises InputError for an empty text."""
+        check_texts(texts)
+        vectors = []
+        for text in texts:
+            characters, pairs = character_rows(text, self.config.max_characters)
+            tables = torch.cat(rope_table(torch.arange(len(characters)), self.config.head_dim), -1)
+            inputs = {"characters": torch.tensor(characters), "pairs": torch.tensor(pairs), "tables": tables}
+            vectors.append(self.session.run("chinmu_text", inputs)[0])
+        return torch.cat(vectors) if vectors else torch.zeros(0, self.config.embedding)
+
+
+def _sequences(states: Sequence[GraphSong]) -> list[tuple[int, Branch]]:
+    """(song, branch) of a call's sequences: the conditional ones of all songs, then the unconditional ones of the guided."""
+    return [(song, state.branches[branch]) for branch in (0, 1) for song, state in enumerate(states) if branch == 0 or state.guided]
+
+
 def _rows(x: Tensor, length: int) -> Tensor:
     """[length, ...] with zeros behind x's rows."""
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, length - len(x)))
@@ -218,6 +274,11 @@ def _first(count: int, length: int, skipped: int = 0) -> Tensor:
     """bool [length]: `count` rows from `skipped` on."""
     index = torch.arange(length)
     return (index >= skipped) & (index < skipped + count)
+
+
+def _lyric_mask(tokens: int, length: int) -> Tensor:
+    """The song's own keys, or the null key where there are none."""
+    return _first(tokens, length, 1) if tokens else _first(1, length)
 
 
 def _lyric_rows(x_MLHK: Tensor, length: int) -> Tensor:
