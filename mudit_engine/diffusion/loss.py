@@ -71,7 +71,7 @@ def diffusion_loss(
     disagree.
     """
     counts = torch.as_tensor(lengths, dtype=torch.long).cpu()
-    frames = int(counts.sum())
+    frames = int(counts.sum()) if isinstance(lengths, Tensor) else sum(lengths)
     if out_TC.shape != target_TC.shape or out_TC.shape[0] != frames:
         raise ValueError(
             f"out {tuple(out_TC.shape)} and target {tuple(target_TC.shape)} must both be [{frames} = sum of lengths, channels]"

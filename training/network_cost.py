@@ -1,0 +1,324 @@
+"""What one micro-batch costs the song transformer: bytes kept for the backward pass, peak bytes, FLOPs, traffic. Found by running it.
+
+The network and its loss run forward and backward on *fake* tensors (shapes without storage), on the Triton path that a GPU takes, so no
+formula can drift from the code; `fake=False` runs the same on real tensors and measures. Everything grows linearly with the rows of a
+micro-batch and the number of blocks (attention's FLOPs aside, which are counted in closed form), so a few small runs give every size:
+
+    cost(blocks, rows, lyrics) = a0 + a1 rows + a2 lyrics + blocks (b0 + b1 rows + b2 lyrics)
+    attention, forward = 4 D sum over songs of (n^2 + n l) a block + 4 E sum of l^2 a lyric block;  backward 2.5 times that
+
+    run_once(config, Pack.of([2800], [900]), precision="bf16", checkpointing="full").peak_bytes
+    costs = fit(config, precision="bf16", checkpointing="full")
+    costs.at(Pack.of([2800, 1500], [900, 500])).peak_bytes
+
+Bytes are of tensor storages other than the weights and their gradients. Autocast is the CPU's, whose list of fp32 operations differs from
+the GPU's in the lyric encoder's two LayerNorms alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mudit_engine import ops
+from mudit_engine.config import DitConfig, ModelConfig
+from mudit_engine.diffusion.paths import make_path
+from mudit_engine.kernels.rope import rope_table
+from mudit_engine.kernels.worklist import Segments
+from mudit_engine.models.dit import DiT, DitBatch
+from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows
+from mudit_engine.training.recipe import DitStage
+from mudit_engine.training.strategy import Logs
+from mudit_engine.training.task_dit import DitInputs, DitLoss
+
+Checkpointing = Literal["none", "selective", "full"]
+Precision = Literal["fp32", "bf16"]
+LINEAR = ("saved_bytes", "peak_bytes", "gemm_flops", "forward_gemm_flops", "gemm_bytes", "moved_bytes", "launches", "recomputed_attention")
+ARCH = "sm_80"  # tile sizes do not change what is kept
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A micro-batch: target frames, lyric tokens and description fragments of each song."""
+
+    frames: tuple[int, ...]
+    lyrics: tuple[int, ...]
+    fragments: tuple[int, ...]
+
+    @classmethod
+    def of(cls, frames: Sequence[int], lyrics: Sequence[int], fragments: int = 8) -> Pack:
+        return cls(tuple(frames), tuple(lyrics), (fragments,) * len(frames))
+
+    @property
+    def rows(self) -> int:
+        """Rows that self-attend: frames and description tokens."""
+        return sum(self.frames) + sum(self.fragments)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lyrics)
+
+    def attention_flops(self, config: DitConfig) -> tuple[float, float]:
+        """Of one forward pass: through all blocks, and through the lyric encoder."""
+        lengths = np.array([n + f for n, f in zip(self.frames, self.fragments, strict=True)], np.float64)
+        lyrics = np.array(self.lyrics, np.float64)
+        blocks = 4.0 * config.blocks * config.width * float((lengths**2 + lengths * lyrics).sum())
+        return blocks, 4.0 * config.lyric_blocks * config.lyric_width * float((lyrics**2).sum())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one forward and backward pass, recomputation included.
+
+    saved_bytes: kept when the forward pass ends (what saved_tensors_hooks see). peak_bytes: the most that lives at once. gemm_flops and
+    gemm_bytes: matrix products and what they read and write; forward_gemm_flops: those of the first forward pass; moved_bytes: what every
+    other operation reads and writes; launches: operations that do work; recomputed_attention: calls of attention's forward after the first.
+    """
+
+    saved_bytes: float
+    peak_bytes: float
+    gemm_flops: float
+    forward_gemm_flops: float
+    gemm_bytes: float
+    moved_bytes: float
+    launches: float
+    recomputed_attention: float
+
+
+class Ledger(TorchDispatchMode):
+    """Adds up living storages, FLOPs and traffic of what is dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torch.utils.flop_counter import flop_registry
+
+        self._flops = flop_registry
+        self.living: dict[int, int] = {}
+        self.live = self.peak = 0
+        self.gemm_flops = self.gemm_bytes = self.moved_bytes = self.launches = self.attention = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # most of what is dispatched, and no work
+            return torch.device("cpu")
+        counting = func is torch.ops.aten.bincount.default  # of host indices; its size is data, which a fake tensor has not
+        out = args[0].new_empty(kwargs.get("minlength") or args[2]) if counting else func(*args, **kwargs)
+        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        for tensor in results:
+            self.note(tensor)
+        # views and host scalars move nothing; detach is an alias of its input as well
+        if func.is_view or func is torch.ops.aten.detach.default:
+            return out
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        moved = sum(_bytes(t) for t in given) + sum(_bytes(t) for t in results)
+        packet = func._overloadpacket
+        self.launches += 1
+        if packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.gemm_flops += self._flops[packet](*args, **kwargs, out_val=out)
+            self.gemm_bytes += moved
+        elif "attention" in packet.__name__:
+            # its FLOPs are counted in closed form; its traffic is small beside them
+            self.attention += "backward" not in packet.__name__ and not packet.__name__.endswith("bwd")
+        else:
+            self.moved_bytes += moved
+        return out
+
+    def note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.living:
+            self.living[key] = storage.nbytes()
+            self.live += self.living[key]
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self.living.pop(key, 0)
+
+
+class _Traceable(DiT):
+    """The network without the check that reads the lyric ids' values."""
+
+    def encode_lyrics(self, ids_L: Tensor, counts: Sequence[int]) -> Tensor:
+        position = [torch.arange(n, dtype=torch.float32) for n in counts if n]
+        cos, sin = rope_table(torch.cat(position) if position else ids_L.float(), self.config.lyric_head_dim, base=self.config.rope_base)
+        return self.lyric_rows(ids_L, cos, sin, Segments.self_attention(counts))
+
+
+class _TraceableLoss(DitLoss):
+    """The loss without its figures, which are values."""
+
+    def _logs(self, out_TC: Tensor, target_TC: Tensor, inputs: DitInputs) -> Logs:
+        return {}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def make_inputs(config: DitConfig, pack: Pack) -> DitInputs:
+    """A micro-batch of the pack's sizes, random values."""
+    songs, frames, fragments, lyrics = len(pack.frames), sum(pack.frames), sum(pack.fragments), sum(pack.lyrics)
+    outline = None
+    if config.outline:
+        outline = OutlineRows(
+            torch.randn(frames, FEATURES), torch.zeros(frames, TOKENS, dtype=torch.int64), torch.rand(frames, TOKENS), torch.rand(lyrics)
+        )
+    clean = DitBatch(
+        latents_TC=torch.randn(frames, config.latent_channels),
+        frames=list(pack.frames),
+        times_B=torch.zeros(songs),
+        seconds_B=torch.full((songs,), 100.0),
+        user_B=torch.zeros(songs, dtype=torch.int64),
+        descriptions=torch.randn(fragments, config.description_width),
+        fragments=list(pack.fragments),
+        lyric_ids=torch.zeros(lyrics, dtype=torch.int64),
+        lyrics=list(pack.lyrics),
+        references=torch.zeros(0, config.latent_channels),
+        reference_frames=[0] * songs,
+        reference_kinds=[0] * songs,
+        outline=outline,
+    )
+    return DitInputs(clean, torch.randn(frames, config.latent_channels), torch.full((songs,), 0.5), songs)
+
+
+@contextlib.contextmanager
+def _world(*, backend: str, fake: bool) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if backend == "triton":
+            from mudit_engine.profiling.aot import compile_for
+
+            stack.enter_context(compile_for(ARCH))
+        if fake:
+            from torch._subclasses.fake_tensor import FakeTensorMode
+
+            stack.enter_context(FakeTensorMode())
+        stack.enter_context(ops.use(backend))
+        yield
+
+
+def run_once(
+    config: ModelConfig,
+    pack: Pack,
+    *,
+    precision: Precision = "bf16",
+    checkpointing: Checkpointing = "none",
+    backend: str = "triton",
+    fake: bool = True,
+) -> Cost:
+    """Runs the network and its loss forward and backward on a pack. Real tensors (fake=False) need a backend that runs here."""
+    with _world(backend=backend, fake=fake):
+        kept = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
+        try:
+            dit = _Traceable(config.dit)
+        finally:
+            torch.set_default_dtype(kept)
+        module = _TraceableLoss(dit, make_path(config.path), DitStage(checkpointing=checkpointing))
+        inputs = make_inputs(config.dit, pack)
+        weights = {p.untyped_storage()._cdata for p in module.parameters()}
+        weights |= {t.untyped_storage()._cdata for t in tree_leaves(_tensors(inputs))}
+        for p in module.parameters():
+            # gradients belong to the engine's part of the memory: here each is dropped as soon as it is whole
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                saved[storage._cdata] = storage.nbytes()
+            return tensor
+
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+        with Ledger() as ledger:
+            ledger.living.update(dict.fromkeys(weights, 0))
+            with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss, _ = module(inputs)
+            forward, passes = ledger.gemm_flops, ledger.attention
+            loss.backward()
+        return Cost(
+            saved_bytes=sum(saved.values()),
+            peak_bytes=ledger.peak,
+            gemm_flops=ledger.gemm_flops,
+            gemm_bytes=ledger.gemm_bytes,
+            moved_bytes=ledger.moved_bytes,
+            launches=ledger.launches,
+            forward_gemm_flops=forward,
+            recomputed_attention=ledger.attention - passes,
+        )
+
+
+def _tensors(inputs: DitInputs) -> list[Tensor]:
+    outline = inputs.clean.outline
+    own = [t for t in inputs.clean.__dict__.values() if isinstance(t, Tensor)]
+    return [*own, inputs.noise_TC, inputs.times_B, *(t for t in (outline.__dict__.values() if outline is not None else ()))]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of any micro-batch of a network, from small runs of it (see the module's formula)."""
+
+    config: DitConfig
+    checkpointing: Checkpointing
+    precision: Precision
+    outer: dict[str, tuple[float, float, float]]
+    inner: dict[str, tuple[float, float, float]]
+
+    def at(self, pack: Pack) -> Cost:
+        x = (1.0, float(pack.rows), float(pack.tokens))
+        blocks = self.config.blocks
+
+        def value(name: str) -> float:
+            pairs = zip(self.outer[name], self.inner[name], x, strict=True)
+            return sum((outer + blocks * inner) * one for outer, inner, one in pairs)
+
+        return Cost(**{name: value(name) for name in LINEAR})
+
+    def attention_flops(self, pack: Pack) -> float:
+        """Forward, backward and recomputed forward."""
+        blocks, lyrics = pack.attention_flops(self.config)
+        calls = self.config.blocks * (2 if self.config.cross_attention == "serial" else 1)
+        return blocks * (3.5 + self.at(pack).recomputed_attention / calls) + lyrics * 3.5
+
+    def per_row(self, name: str) -> float:
+        """Slope with the rows of a micro-batch."""
+        return self.outer[name][1] + self.config.blocks * self.inner[name][1]
+
+    def largest_rows(self, budget: float, *, tokens_per_row: float) -> int:
+        """Rows of the largest micro-batch whose peak stays within `budget` bytes; 0 when nothing fits."""
+        blocks = self.config.blocks
+        a, b, c = (o + blocks * i for o, i in zip(self.outer["peak_bytes"], self.inner["peak_bytes"], strict=True))
+        return max(0, int((budget - a) / (b + c * tokens_per_row)))
+
+
+def fit(
+    config: ModelConfig, *, precision: Precision = "bf16", checkpointing: Checkpointing = "none", backend: str = "triton", unit: int = 512
+) -> CostModel:
+    """Six runs on fake tensors: two depths by three sizes. The smallest has two songs of `unit` frames and half as many lyric tokens."""
+    depths = (3, 5)  # below three blocks the peak may lie elsewhere
+    sizes = [Pack.of([frames] * 2, [lyrics] * 2) for frames, lyrics in ((unit, unit // 2), (2 * unit, unit // 2), (unit, unit))]
+    solve = np.linalg.inv(np.array([[1.0, pack.rows, pack.tokens] for pack in sizes]))
+    planes = []
+    for blocks in depths:
+        shallow = config.model_copy(update={"dit": config.dit.model_copy(update={"blocks": blocks})})
+        runs = [run_once(shallow, pack, precision=precision, checkpointing=checkpointing, backend=backend) for pack in sizes]
+        planes.append({name: solve @ np.array([getattr(run, name) for run in runs]) for name in LINEAR})
+    inner = {name: (planes[1][name] - planes[0][name]) / (depths[1] - depths[0]) for name in LINEAR}
+    outer = {name: planes[0][name] - depths[0] * inner[name] for name in LINEAR}
+    return CostModel(
+        config.dit,
+        checkpointing,
+        precision,
+        {name: tuple(float(v) for v in value) for name, value in outer.items()},  # type: ignore[misc]
+        {name: tuple(float(v) for v in value) for name, value in inner.items()},  # type: ignore[misc]
+    )
+
