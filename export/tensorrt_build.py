@@ -101,7 +101,7 @@ class Plan:
 def make_plan(
     folder: Path, target: Target, *, buckets: Sequence[str] = (), options: Options | None = None, graphs: Sequence[str] = ()
 ) -> Plan:
-    """Reads the deployment folder and decides every profile. `graphs`: those to build (default all).
+    """Reads the deployment folder and decides every profile. `graphs`: those to build now (default all); the package has all.
 
     Raises ModelError for a folder without graphs of the flavour, InputError for options that do not fit.
     """
@@ -119,7 +119,7 @@ def make_plan(
     chosen = parse_buckets(config, buckets) if buckets else default_buckets(config)
     names = tuple(name for name in exported if not graphs or name in graphs)
     entries = []
-    for name in names:
+    for name in exported:
         level = options.vae_optimization_level if name == "vae_decode" else options.optimization_level
         entries.append(
             {
@@ -223,21 +223,23 @@ def build_engines(plan: Plan, *, measured: bool = False, report: Callable[[str],
         )
     rows, faults = [], []
     for entry in plan.spec["engines"]:
+        if entry["name"] not in plan.graphs:
+            continue
         report(entry["name"])
-        for file in (out / entry["engine"], (out / entry["engine"]).with_suffix(".log.gz")):
+        engine = out / entry["engine"]
+        for file in (engine, engine.with_suffix(".log.gz")):
             file.unlink(missing_ok=True)  # an engine of an earlier specification must not pass for this one
         row = _run(plan, entry["name"], measured=measured)
-        row |= {"target": plan.target.name, "fusion": (fusion := check_engine(plan, entry))["profiles"], "masks": fusion["masks"]}
+        fusion = check_engine(plan, entry)
+        row |= {"target": plan.target.name, "fusion": fusion["profiles"], "masks": fusion["masks"]}
         rows.append(row)
-        for problem in (*fusion["masks"], *(fault for profile in fusion["profiles"] for fault in profile["faults"])):
-            faults.append(f"{entry['name']}: {problem}")
+        if wrong := [*fusion["masks"], *(fault for profile in fusion["profiles"] for fault in profile["faults"])]:
+            engine.unlink()
+            faults += [f"{entry['name']}: {fault}" for fault in dict.fromkeys(wrong)]
     write_json(out / "report.json", rows)
     if faults:
-        for entry in plan.spec["engines"]:
-            (out / entry["engine"]).unlink(missing_ok=True)
-        named = list(dict.fromkeys(faults))
-        rest = f"; and {len(named) - NAMED} more (report.json)" if len(named) > NAMED else ""
-        raise GateError(f"engines for {plan.target.name} are not fused as they must be and were removed: {'; '.join(named[:NAMED])}{rest}")
+        rest = f"; and {len(faults) - NAMED} more ({out / 'report.json'})" if len(faults) > NAMED else ""
+        raise GateError(f"engines for {plan.target.name} are not as they must be and were removed: {'; '.join(faults[:NAMED])}{rest}")
     return rows
 
 

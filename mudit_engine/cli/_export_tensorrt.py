@@ -84,13 +84,17 @@ def command(
                 missing.append(str(error))
             except GateError as error:
                 broken.append(str(error))
-    described = {
-        plan.target.name: {**{key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")}, "engines": built}
-        for plan in plans
-        if (built := {row["name"]: _brief(row) for row in rows if row["target"] == plan.target.name})
-    }
-    if described:
-        add_to_manifest(folder, engines={**(read_manifest(folder).get("engines") or {}), **described})
+    if rows:
+        known = read_manifest(folder).get("engines") or {}
+        for plan in plans:
+            built = {row["name"]: _brief(row) for row in rows if row["target"] == plan.target.name}
+            entry = {key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")}
+            before = known.get(plan.target.name) or {"engines": {}}
+            # engines of other buckets or another precision do not go together with these
+            kept = before["engines"] if {**before, "engines": None} == {**entry, "engines": None} else {}
+            if built:
+                known[plan.target.name] = {**entry, "engines": {**kept, **built}}
+        add_to_manifest(folder, engines=known)
     if not (missing or broken):
         _show(folder, plans, rows, package_only=package_only, as_json=as_json)
         return

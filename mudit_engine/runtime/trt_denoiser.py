@@ -1,0 +1,140 @@
+"""Songs by TensorRT engines: the same `prepare` and `step` as every runtime, and a whole song in one launch.
+
+    runtime = open_tensorrt(folder, halo=vae.receptive_field)
+    latents = denoise(runtime, [runtime.prepare(song)])          # row by row, as everywhere
+    latents, pcm = runtime.render(song)                          # one CUDA graph: lyrics, all steps, decode, int16, copy out
+
+A graph is captured the first time a mode is seen (a bucket, which rows are guided, noise or none, reference or none) and kept. Guidance,
+its intervals, negative descriptions, reference audio and every sampler are inside it. Descriptions arrive as vectors: ChinMu's text tower
+runs before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mudit_engine.availability import require
+from mudit_engine.config import ModelConfig, load_config
+from mudit_engine.errors import MissingError, ModelError
+from mudit_engine.hardware import machine
+from mudit_engine.runtime.buckets import Bucket, choose
+from mudit_engine.runtime.denoiser import SongInputs, SongProgress
+from mudit_engine.runtime.manifest import differences, read_manifest
+from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
+
+ENGINES = ("lyric_kv", "conditions", "modulation", "step", "vae_decode")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(kw_only=True)
+class TrtSong(SongProgress):
+    """A song on the device. x_TC holds its latents once it is done."""
+
+    mode: Mode
+    program: Program
+
+
+@dataclass
+class TrtDenoiser:
+    """`halo` is the codec's receptive field in latent frames."""
+
+    config: ModelConfig
+    device: Device
+    buckets: Sequence[Bucket]
+    halo: int
+    dtype: torch.dtype = torch.bfloat16
+    idle: dict[Mode, list[Program]] = field(default_factory=dict, repr=False)
+
+    def prepare(self, song: SongInputs) -> TrtSong:
+        """Raises InputError for a song that no bucket holds."""
+        mode, program = self._take(song)
+        generator = program.fill(song)
+        program.prepare()
+        x = program.host["x"][0, : song.frames]
+        return TrtSong(
+            frames=song.frames, table=song.table, generator=generator, x_TC=x, kept_TC=torch.zeros(0), mode=mode, program=program
+        )
+
+    def step(self, states: Sequence[TrtSong]) -> None:
+        """Advances every song by one row of its table. No song may be done."""
+        for state in states:
+            state.program.step(state.step)
+            state.step += 1
+        if finished := [state for state in states if state.done]:
+            self.device.wait()
+            for state in finished:
+                last = state.program.x[state.step % 2][0, : state.frames]
+                state.x_TC = last.to("cpu", copy=True)
+                self.idle[state.mode].append(state.program)
+
+    def render(self, song: SongInputs) -> tuple[Tensor, Tensor]:
+        """Latents fp32 [T, C] and audio int16 [channels, T hop] of one song, in one launch. Raises ModelError when it is not finite."""
+        mode, program = self._take(song)
+        program.fill(song)
+        if program.replay is None:
+            program.replay = self.device.capture(program.whole)
+        program.replay()
+        self.device.wait()
+        latents, pcm = program.final_x[: song.frames].clone(), program.pcm[:, : song.frames * self.config.vae.hop].clone()
+        self.idle[mode].append(program)
+        if not torch.isfinite(latents).all():
+            raise ModelError("the song became NaN or infinite while sampling: check the weights, lower the guidance or take more steps")
+        return latents, pcm
+
+    def _take(self, song: SongInputs) -> tuple[Mode, Program]:
+        reference = 0 if song.reference is None else len(song.reference)
+        bucket = choose(self.buckets, frames=song.frames, tokens=len(song.lyric_ids), reference=reference)
+        mode = mode_of(song, bucket, list(self.buckets).index(bucket))
+        waiting = self.idle.setdefault(mode, [])
+        if not waiting:
+            return mode, Program(self.device, self.config, mode, halo=self.halo, dtype=self.dtype)
+        # a captured one first: capturing costs more than a song
+        waiting.sort(key=lambda program: program.replay is not None)
+        return mode, waiting.pop()
+
+
+def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
+    """The engines of a deployment folder that fit this machine's GPU.
+
+    Raises MissingError without a GPU or the engines' package, ModelError when none is for this GPU or the folder differs from its manifest.
+    """
+    from mudit_engine.runtime.trt_device import CudaDevice
+
+    manifest = read_manifest(folder)
+    gpus = machine().gpus
+    if not gpus:
+        raise MissingError(
+            "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime torch or onnxruntime on this machine"
+        )
+    target, entry = pick_target(manifest, gpus[0].compute_capability)
+    require(entry["package"], f"engines of target '{target}'")
+    if wrong := differences(folder, manifest):
+        raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole")
+    buckets = [Bucket(**bucket) for bucket in entry["buckets"]]
+    device = CudaDevice(folder / "engines" / target, entry["package"], ENGINES)
+    return TrtDenoiser(load_config(folder), device, buckets, halo, DTYPES[entry["flavour"]])
+
+
+def pick_target(manifest: dict[str, Any], capability: str) -> tuple[str, dict[str, Any]]:
+    """The target whose engines run on a GPU of this compute capability ("8.0"): its own first, portable ones last.
+
+    Raises ModelError that names what the folder has.
+    """
+    targets: dict[str, dict[str, Any]] = manifest.get("engines") or {}
+    whole = {name: entry for name, entry in targets.items() if set(ENGINES) <= set(entry["engines"])}
+    own = {"8.0": "a100", "9.0": "h100"}.get(capability)
+    for name in (own, f"rtx-sm{capability.replace('.', '')}", "rtx-portable"):
+        if name in whole:
+            return name, whole[name]
+    part = {name: sorted(set(ENGINES) - set(entry["engines"])) for name, entry in targets.items() if name not in whole}
+    lacks = "; ".join(f"{name} lacks {', '.join(missing)}" for name, missing in part.items())
+    raise ModelError(
+        f"no engines for a GPU of compute capability {capability}: this folder has {', '.join(whole) or 'no complete set'}"
+        f"{f' ({lacks})' if lacks else ''}. Build them with `mudit export tensorrt FOLDER --target {own or 'rtx-portable'}`"
+    )
