@@ -86,7 +86,8 @@ class VaeConfig(_Config):
     kernel_size: int = Field(7, gt=0)
     floor: float = Field(1e-5, gt=0, lt=1, description="added to magnitudes before the logarithm; a full-scale sine has magnitude 0.5")
     compression: float = Field(0.0, ge=0, le=1, description="features are magnitude ^ compression; 0: log(magnitude + floor)")
-    phase_refinements: int = Field(0, ge=0, description="Griffin-Lim steps after the phase head")
+    phase_head: bool = Field(True, description="the decoder predicts phases; if not, refinement starts from each bin's own frequency")
+    phase_refinements: int = Field(0, ge=0, description="Griffin-Lim steps on the phases")
 
     @property
     def hop(self) -> int:
@@ -104,6 +105,10 @@ class VaeConfig(_Config):
             raise ValueError(f"n_fft={self.n_fft} must be a multiple of stft_hop={self.stft_hop}, at least twice it")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size} must be odd")
+        if not self.phase_head and not self.phase_refinements:
+            raise ValueError("phase_head=false needs phase_refinements: 32 or more, or the phases would be nobody's")
+        if not self.phase_head and self.channels == 2:
+            raise ValueError("phase_head=false is for one channel: the sides of a stereo sound take their angle from it")
         return self
 
 

@@ -103,7 +103,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> features and phases (real, imaginary; a second pair for side relative to mid), not yet of unit length."""
+    """Latents -> features and the turn of phases from their start (real, imaginary; a second pair for side relative to mid; 0: none)."""
 
     def __init__(self, config: VaeConfig, features: int, phases: int) -> None:
         super().__init__()
@@ -117,7 +117,8 @@ class Decoder(nn.Module):
         self.frame_blocks = _blocks(c.frame_width, c.kernel_size, c.frame_blocks)
         self.norm = nn.LayerNorm(c.frame_width)
         self.feature_out = _zero_linear(c.frame_width, features)
-        self.phase_out = _zero_linear(c.frame_width, phases)
+        self.phases = phases
+        self.phase_out = _zero_linear(c.frame_width, phases) if c.phase_head else None
 
     def forward(self, latents_NTC: Tensor) -> tuple[Tensor, Tensor]:
         linear_NFX = self.linear(latents_NTC).unflatten(2, (self.fold, -1)).flatten(1, 2)
@@ -128,7 +129,8 @@ class Decoder(nn.Module):
         for block in self.frame_blocks:
             h_NFD = block(h_NFD)
         h_NFD = self.norm(h_NFD)
-        return linear_NFX + self.feature_out(h_NFD), self.phase_out(h_NFD)
+        phase_NFP = self.phase_out(h_NFD) if self.phase_out is not None else h_NFD.new_zeros(*h_NFD.shape[:2], self.phases)
+        return linear_NFX + self.feature_out(h_NFD), phase_NFP
 
 
 class SpectralVAE(nn.Module):

@@ -139,6 +139,19 @@ def test_normalised_latents_are_centred_and_spread_by_what_is_heard_of_them() ->
     torch.testing.assert_close(vae.denormalise(vae.normalise(mean)), mean, atol=1e-5, rtol=1e-5)
 
 
+def test_without_a_phase_head_refinement_starts_from_each_bins_own_frequency() -> None:
+    with_head = build(SMALL.model_copy(update={"phase_refinements": 8}), trained=False)
+    without = build(SMALL.model_copy(update={"phase_refinements": 8, "phase_head": False}), trained=False)
+    weights = with_head.state_dict()
+    del weights["decoder.phase_out.weight"], weights["decoder.phase_out.bias"]
+    without.load_state_dict(weights)
+    latents = torch.randn(1, 12, SMALL.latent_channels, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(without.decode(latents), with_head.decode(latents))
+    for fields in ({"phase_refinements": 0}, {"phase_refinements": 8, "channels": 2}):
+        with pytest.raises(ValueError, match="phase_head=false"):
+            VaeConfig(**{**SMALL.model_dump(), "phase_head": False, **fields})
+
+
 @pytest.mark.parametrize("config", [SMALL, STEREO, POWER], ids=["mono", "stereo", "power"])
 def test_every_parameter_gets_a_finite_gradient(config: VaeConfig) -> None:
     vae = build(config.model_copy(update={"phase_refinements": 2})).train()
