@@ -3,11 +3,14 @@
 mudit train tiny-dit-pretrain --set steps=2000 --set optimizer.lr=5e-4 --out runs/a
 mudit train tiny-dit-pretrain --out runs/a                       # again: resumes from the newest good checkpoint
 mudit train tiny-dit-finetune --out runs/b --export models/mine --export-dtype float16
+mudit train RECIPE --launch slurm --nodes 8 --gpus-per-node 8    # writes OUT/launch: sbatch file, environment, command
+mudit train RECIPE --launch local --gpus-per-node 8              # torchrun on this machine
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 import click
@@ -35,6 +38,16 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
 @click.option(
     "--export-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="How the weights are stored."
 )
+@click.option("--launch", "launcher", type=click.Choice(["local", "slurm", "deepspeed", "torchrun"]), help="Train on many ranks.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="With --launch.")
+@click.option("--gpus-per-node", type=click.IntRange(1), default=1, show_default=True, help="Ranks of a node, with --launch.")
+@click.option("--hosts", metavar="A,B,...|FILE", help="Names of the nodes, for the deepspeed launcher and torchrun's meeting point.")
+@click.option("--port", type=click.IntRange(1, 65535), default=29500, show_default=True, help="Where ranks meet.")
+@click.option("--max-restarts", type=click.IntRange(0), default=3, show_default=True, help="By torchrun, after a rank died.")
+@click.option("--env", "network", multiple=True, metavar="NAME=VALUE", help="For every rank, e.g. NCCL_IB_HCA=mlx5. Repeatable.")
+@click.option("--sbatch", "slurm", multiple=True, metavar="NAME=VALUE", help="A line of the sbatch file, e.g. partition=a100. Repeatable.")
+@click.option("--minutes", type=click.IntRange(10), default=1440, show_default=True, help="Time limit of a slurm job; it requeues itself.")
+@click.option("--write-only", is_flag=True, help="Write the launch files and start nothing.")
 @json_option
 def command(
     recipe: str,
@@ -44,6 +57,16 @@ def command(
     threads: int | None,
     export_to: Path | None,
     export_dtype: str,
+    launcher: str | None,
+    nodes: int,
+    gpus_per_node: int,
+    hosts: str | None,
+    port: int,
+    max_restarts: int,
+    network: tuple[str, ...],
+    slurm: tuple[str, ...],
+    minutes: int,
+    write_only: bool,
     as_json: bool,
 ) -> None:
     """Train a part of a model by RECIPE (a name or a .json file).
@@ -53,6 +76,41 @@ def command(
     from mudit_engine.training.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides=overrides)  # before torch is imported: a wrong field is told at once
+    out = out or Path("runs") / resolved.name
+    if launcher is not None:
+        from mudit_engine.training.launch import Launch, check_launch, read_hosts, read_network, run_here, write_launch
+
+        arguments = ["--resume", resume, "--export-dtype", export_dtype, *(("--threads", str(threads)) if threads else ())]
+        arguments += [*(("--export", str(export_to)) if export_to else ()), *(("--json",) if as_json else ())]
+        launch = Launch(
+            launcher,  # type: ignore[arg-type]
+            recipe,
+            out,
+            nodes,
+            gpus_per_node,
+            overrides,
+            tuple(arguments),
+            read_hosts(hosts) if hosts else (),
+            port,
+            max_restarts,
+            read_network(network),
+            slurm,
+            minutes,
+            threads,
+        )
+        files = write_launch(check_launch(launch, resolved))
+        runs = files.runs_here and not write_only
+        if as_json and not runs:
+            emit_json({"command": list(files.command), "environment": files.environment, "written": [str(path) for path in files.written]})
+        elif not as_json:
+            for path in files.written:
+                note(f"written: {path}")
+            note(f"{'running' if runs else 'to run'}: {shlex.join(files.command)}")
+        if runs:  # with --json, rank 0 prints the document
+            raise click.exceptions.Exit(run_here(files))
+        return
+    if nodes > 1 or gpus_per_node > 1 or hosts or network or slurm or write_only:
+        raise click.UsageError("--nodes, --gpus-per-node, --hosts, --env, --sbatch and --write-only go with --launch")
 
     import torch
 
@@ -62,7 +120,6 @@ def command(
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
-    out = out or Path("runs") / resolved.name
     trainer = Trainer(resolved, out, quiet=as_json)
     summary = trainer.run(resume=resume)
     main = trainer.ranks.main
