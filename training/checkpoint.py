@@ -62,9 +62,11 @@ class Checkpoints:
                     for left_over in self.folder.glob(".step-*.partial"):  # of a run that was killed while saving
                         shutil.rmtree(left_over)
                     aside.mkdir(parents=True)
-            own: dict[str, Any] = {}
             with self._together(tag):
                 yield aside
+            # only now: while others write, files of passing names come and go in the folder
+            own: dict[str, Any] = {}
+            with self._together(tag):
                 mode = aside.stat().st_mode & 0o666
                 for path in sorted(path for path in aside.iterdir() if self._is_mine(path)):
                     path.chmod(mode)  # safetensors writes for the owner only

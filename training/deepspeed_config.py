@@ -86,8 +86,6 @@ def deepspeed_config(recipe: Recipe, *, parameters: int, world: int, device: str
             "zero_quantized_weights": parallel.quantized_weights,
             "zero_quantized_gradients": parallel.quantized_gradients,
         }
-        if parallel.mics_shard_size:
-            zero |= {"mics_shard_size": parallel.mics_shard_size, "mics_hierarchical_params_gather": parallel.mics_hierarchical}
         if parallel.offload == "all":
             zero["offload_param"] = {"device": "cpu", "pin_memory": device != "cpu"}
     config: dict[str, Any] = {

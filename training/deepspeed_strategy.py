@@ -177,8 +177,15 @@ class _Engine:
         wrapped = _Precise(module, device) if self.bf16 else module
         # a copy: DeepSpeed writes into it
         given = {**config, "zero_optimization": dict(config["zero_optimization"])}
+        # DeepSpeed makes its master weights from weights it has rounded to bf16: they get theirs back below
+        exact = {name: p.detach().to("cpu", torch.float32, copy=True).view(-1) for name, p in trained(module).items()} if self.bf16 else {}
+        for p in module.parameters():
+            if p.dim() == 0:  # 0.19.8 sends weights around as bytes, which a tensor without dimensions cannot be viewed as
+                p.data = p.data.view(1)
         self.engine, *_ = deepspeed.initialize(model=wrapped, optimizer=optimizer, config=given, dist_init_required=False)
         self.partitions = _Partitions(self.engine, self.names)
+        for piece in self.partitions.pieces if exact else ():
+            self.partitions.flats[piece.group].data[piece.view] = exact[piece.name][piece.start : piece.start + piece.count]
         self.gate = _Gate(self.engine.optimizer) if self.partitions.stage else None
         flats = {str(number): cast(nn.Parameter, flat) for number, flat in enumerate(self.partitions.flats)}
         self.ema = Ema(flats, decay=decay) if decay is not None else None

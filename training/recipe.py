@@ -71,20 +71,20 @@ class ParallelConfig(_Section):
     hpz_partition_size: int = Field(1, ge=1, description="ZeRO++: ranks of a node that keep a second shard of the weights (stage 3)")
     quantized_weights: bool = Field(False, description="ZeRO++: gather int8 weights (stage 3, CUDA)")
     quantized_gradients: bool = Field(False, description="ZeRO++: reduce int4 gradients (stage 3, CUDA)")
-    mics_shard_size: int = Field(0, ge=0, description="MiCS: ranks that share one copy of the state; 0: all (stage 3)")
-    mics_hierarchical: bool = Field(False, description="MiCS: gather inside a node first")
+    mics_shard_size: int = Field(0, ge=0, description="MiCS, which DeepSpeed 0.19.8 has no more: 0")
     timeout_seconds: float = Field(1800.0, gt=0, description="a collective that takes longer ends the run")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        third = {"hpz_partition_size": 1, "quantized_weights": False, "quantized_gradients": False, "mics_shard_size": 0}
-        for name, off in {**third, "mics_hierarchical": False, "persistence_threshold": None}.items():
+        third = {"hpz_partition_size": 1, "quantized_weights": False, "quantized_gradients": False, "persistence_threshold": None}
+        for name, off in third.items():
             if getattr(self, name) != off and self.zero_stage != 3:
                 raise ValueError(f"parallel.{name}={getattr(self, name)} has an effect with zero_stage=3 only, not {self.zero_stage}")
-        if self.mics_shard_size and (self.hpz_partition_size > 1 or self.quantized_weights or self.quantized_gradients):
-            raise ValueError("parallel.mics_shard_size (MiCS) and the fields of ZeRO++ are two ways to the same end: use one")
-        if self.mics_hierarchical and not self.mics_shard_size:
-            raise ValueError("parallel.mics_hierarchical needs mics_shard_size")
+        if self.mics_shard_size:
+            raise ValueError(
+                f"parallel.mics_shard_size={self.mics_shard_size}: DeepSpeed took MiCS out before 0.19.8; parallel.hpz_partition_size "
+                "(ZeRO++) keeps the gathering of weights inside a node too"
+            )
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(f"parallel.offload=all moves weights, which zero_stage={self.zero_stage} does not partition: use optimizer")
         if self.offload == "optimizer" and self.zero_stage == 0:

@@ -77,7 +77,7 @@ class ChinMuLoss(nn.Module):
 
     def forward(self, inputs: ChinMuInputs) -> tuple[Tensor, Logs]:
         """(sum over songs, logs) of a batch; `recall_at_1` is how often the right song is the nearest to a text."""
-        rounds, songs = len(inputs.texts), inputs.real
+        rounds, songs, scale = len(inputs.texts), inputs.real, self.chinmu.scale.reshape(())
         audio_NE = self.chinmu.audio(inputs.songs)[:songs]
         text_RNE = self.chinmu.encode_text([text for texts in inputs.texts for text in texts]).unflatten(0, (rounds, -1))[:, :songs]
         text_E = text_RNE.flatten(0, 1)
@@ -86,9 +86,9 @@ class ChinMuLoss(nn.Module):
         logs: Logs = {}
         for text_NE, groups, others in zip(text_RNE, *self._others(text_RNE, audio_NE, inputs), strict=True):
             if others is None:
-                losses.append(info_nce(text_NE, audio_NE, self.chinmu.scale, groups=groups))
+                losses.append(info_nce(text_NE, audio_NE, scale, groups=groups))
             else:
-                losses.append(info_nce_share(text_NE, audio_NE, self.chinmu.scale, groups=groups, others=others))
+                losses.append(info_nce_share(text_NE, audio_NE, scale, groups=groups, others=others))
             with torch.no_grad():
                 all_audio, first = (audio_NE, 0) if others is None else (others.audio_NE, others.first)
                 nearest = (text_NE @ all_audio.T).argmax(1)
@@ -99,7 +99,7 @@ class ChinMuLoss(nn.Module):
             loss = loss + weight * told
             logs[f"told_{name}"] = (correct, float((labels[name] >= 0).sum()))
         recall = torch.stack(hits).float().mean()
-        return loss, {"recall_at_1": (recall, float(songs)), "scale": (self.chinmu.scale.detach(), 1.0), **logs}
+        return loss, {"recall_at_1": (recall, float(songs)), "scale": (scale.detach(), 1.0), **logs}
 
     def _others(
         self, text_RNE: Tensor, audio_NE: Tensor, inputs: ChinMuInputs

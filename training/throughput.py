@@ -76,7 +76,10 @@ class Meter:
 
 
 def counting() -> AbstractContextManager[Any]:
-    """Counts the FLOPs of torch's own products and convolutions inside: `with counting() as c: ...; c.get_total_flops()`."""
+    """Counts the FLOPs of torch's own products and convolutions inside: `with counting() as c: ...; c.get_total_flops()`.
+
+    It does not know the CPU's fused attention and our Triton kernels, which are a small part of the codec and of ChinMu.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     mode: AbstractContextManager[Any] = FlopCounterMode(display=False)

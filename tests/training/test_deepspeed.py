@@ -34,6 +34,7 @@ from small_songs import small_recipe, write_songs
 WAKE = 0.05
 # 5 packs an epoch in steps of 4: accumulation 2 on 2 ranks, and the last step of an epoch leaves ranks without songs
 DIT: dict[str, Any] = {"data__packs_per_step": 4, "log__validate_every": 6, "optimizer__clip": 0.5, "ema__decay": 0.9, "log__songs": True}
+DIT |= {"checkpoint__keep": 5}
 PARALLEL: dict[str, Any] = {"strategy": "deepspeed", "parallel__timeout_seconds": 120}
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -98,7 +99,8 @@ def reference(root: Path) -> Callable[[str], Path]:
                 "dit": lambda: dit(root),
                 "dit-20": lambda: dit(root, steps=20),
                 "dit-parallel": lambda: dit(root, model_overrides__dit__cross_attention="parallel"),
-                "dit-bf16": lambda: dit(root, steps=20, precision="bf16"),
+                "dit-bf16": lambda: dit(root, precision="bf16"),
+                "dit-bf16-20": lambda: dit(root, steps=20, precision="bf16"),
                 "chinmu": lambda: audio_recipes(root)["chinmu"],
                 "vae": lambda: audio_recipes(root)["vae"],
             }
@@ -116,6 +118,7 @@ def two_ranks(root: Path, reference: Callable[[str], Path]) -> Path:
     jobs = [job(dit(root, **PARALLEL, **changes), folder / name) for name, changes in QUICK.items()]
     for name, recipe in audio_recipes(root, **PARALLEL, parallel__zero_stage=2).items():
         jobs.append(job(recipe, folder / f"{name}-zero-2", awake=0.0))
+    jobs.append(job(dit(root, **PARALLEL, parallel__zero_stage=2, precision="bf16"), folder / "bf16"))
     # goes on from where the single device was after step 4
     shutil.copytree(reference("dit") / "checkpoints" / "step-00000004", folder / "from-single" / "checkpoints" / "step-00000004")
     jobs.append(job(dit(root, **PARALLEL, parallel__zero_stage=3), folder / "from-single"))
@@ -145,6 +148,14 @@ def seen(run: Path) -> list[list[str]]:
 def test_two_ranks_equal_one_device(two_ranks: Path, reference: Callable[[str], Path], name: str) -> None:
     assert_same(two_ranks / name, reference("dit"))
     assert seen(two_ranks / name) == seen(reference("dit"))
+
+
+def test_bf16_with_exact_master_weights(two_ranks: Path, reference: Callable[[str], Path]) -> None:
+    assert_same(two_ranks / "bf16", reference("dit-bf16"), rel=5e-3)
+    ours, single = (SavedState(run / "checkpoints" / "step-00000000", "model") for run in (two_ranks / "bf16", reference("dit")))
+    for name in single.names("weight"):
+        first, exact = (one.read("weight", name, start=0, count=single.numel("weight", name)) for one in (ours, single))
+        assert torch.equal(first, exact), "the first master weights are not rounded to bf16"
 
 
 @pytest.mark.parametrize("name", ["chinmu", "vae"])
@@ -216,7 +227,10 @@ SLOW_FOUR: dict[str, tuple[str, dict[str, Any], float]] = {
         {"parallel__zero_stage": 2, "parallel__sequence_parallel": 2, "model_overrides__dit__cross_attention": "parallel"},
         1e-6,
     ),
-    **{f"bf16-zero-{stage}": ("dit-bf16", {"parallel__zero_stage": stage, "precision": "bf16", "steps": 20}, 5e-3) for stage in (1, 2, 3)},
+    **{
+        f"bf16-zero-{stage}": ("dit-bf16-20", {"parallel__zero_stage": stage, "precision": "bf16", "steps": 20}, 5e-3)
+        for stage in (1, 2, 3)
+    },
 }
 
 

@@ -39,10 +39,9 @@ def test_buckets_let_communication_hide() -> None:
         ({"parallel__zero_stage": 3, "parallel__offload": "all"}, {"offload_param": {"device": "cpu", "pin_memory": True}}),
         ({"parallel__zero_stage": 3, "parallel__hpz_partition_size": 8}, {"zero_hpz_partition_size": 8}),
         ({"parallel__zero_stage": 3, "parallel__quantized_weights": True}, {"zero_quantized_weights": True}),
-        ({"parallel__zero_stage": 3, "parallel__mics_shard_size": 8}, {"mics_shard_size": 8}),
         ({"parallel__zero_stage": 3, "parallel__persistence_threshold": 0}, {"stage3_param_persistence_threshold": 0}),
     ],
-    ids=["offload", "offload-all", "hpz", "quantized", "mics", "persistence"],
+    ids=["offload", "offload-all", "hpz", "quantized", "persistence"],
 )
 def test_fields_arrive(changes: dict[str, Any], expected: dict[str, Any]) -> None:
     zero = deepspeed_config(recipe(**changes), parameters=10_000, world=64)["zero_optimization"]
@@ -56,9 +55,9 @@ def test_fields_arrive(changes: dict[str, Any], expected: dict[str, Any]) -> Non
         ({"parallel__offload": "all"}, "offload=all moves weights"),
         ({"parallel__zero_stage": 0, "precision": "bf16"}, "bf16 with zero_stage=0 drifts"),
         ({"strategy": "single", "parallel__zero_stage": 2}, "section 'parallel' has no effect on strategy 'single'"),
-        ({"parallel__zero_stage": 3, "parallel__mics_shard_size": 8, "parallel__hpz_partition_size": 8}, "two ways to the same end"),
+        ({"parallel__zero_stage": 3, "parallel__mics_shard_size": 8}, "took MiCS out before 0.19.8; parallel.hpz_partition_size"),
     ],
-    ids=["hpz", "offload", "bf16-0", "single", "mics-zeropp"],
+    ids=["hpz", "offload", "bf16-0", "single", "mics"],
 )
 def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

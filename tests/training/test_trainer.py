@@ -276,3 +276,57 @@ def test_export_keeps_the_parts_that_are_there(data: Path, tmp_path: Path) -> No
     save_config(other, tmp_path / "other")
     with pytest.raises(InputError, match="holds parts that do not go with this dit"):
         export_part(tmp_path / "run", tmp_path / "other")
+
+
+class TestSpikes:
+    """guard.spikes=skip: a step far above the running mean of loss or gradient norm is left out, counted, and stops the run in the end."""
+
+    def spiky(self, trainer: Trainer, steps: set[int], factor: float, *, where: str) -> None:
+        forward = trainer.strategy.forward
+
+        def spiked(phase: str, batch: Any) -> tuple[Tensor, Any]:
+            loss, logs = forward(phase, batch)
+            if trainer.progress.step in steps:
+                if where == "loss":
+                    loss = loss * factor
+                else:
+                    loss.register_hook(lambda grad: grad * factor)
+            return loss, logs
+
+        trainer.strategy.forward = spiked  # type: ignore[method-assign]
+
+    @pytest.mark.parametrize("where", ["loss", "norm"])
+    def test_skipped(
+        self, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, where: str
+    ) -> None:
+        monkeypatch.setattr("mudit_engine.training.trainer.SPIKE_WARMUP", 2)
+        # a network that does not move: its losses differ by its songs alone
+        changes = {"steps": 8, "optimizer__lr": 1e-9, "guard__spikes": "skip", "guard__spike_factor": 20.0}
+        trainer = Trainer(small_recipe(data, **changes), tmp_path, quiet=True)
+        self.spiky(trainer, {5}, 1e4, where=where)
+        with caplog.at_level(logging.WARNING):
+            summary = trainer.run()
+        assert summary["skipped_steps"] == 1 and trainer.progress.bad_steps == [5] and trainer.progress.spikes == 1
+        assert ("loss" if where == "loss" else "gradient norm") in caplog.text and "songs song-" in caplog.text
+        strategy = trainer.strategy
+        assert isinstance(strategy, Single) and {int(s["step"]) for s in strategy.optimizers["model"].state.values()} == {7}
+
+    def test_reported_and_kept_by_default(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mudit_engine.training.trainer.SPIKE_WARMUP", 2)
+        trainer = Trainer(small_recipe(data, steps=8, optimizer__lr=1e-9, guard__spike_factor=20.0), tmp_path, quiet=True)
+        self.spiky(trainer, {5}, 1e4, where="norm")
+        assert trainer.run()["skipped_steps"] == 0 and trainer.progress.spikes == 1
+
+    def test_stops_after_too_many(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mudit_engine.training.trainer.SPIKE_WARMUP", 2)
+        changes = {"optimizer__lr": 1e-9, "guard__spikes": "skip", "guard__spike_factor": 20.0, "guard__max_bad_steps": 1}
+        trainer = Trainer(small_recipe(data, **changes), tmp_path, quiet=True)
+        self.spiky(trainer, {5, 7}, 1e4, where="norm")
+        with pytest.raises(DivergedError, match=r"2 of the last 100 steps gave NaN, infinity or a spike .*songs song-\d+"):
+            trainer.run()
+
+
+def test_many_ranks_want_a_strategy_for_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="strategy 'single' was started on 4 ranks.*use strategy=deepspeed"):
+        make_strategy(small_recipe(data))
