@@ -1,5 +1,6 @@
 # make song    sets everything up and writes out/song.wav from a description and lyrics
 # make test    sets everything up, checks the code and runs the tests
+# make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random faults: takes an hour on two cores
 # make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their peers, writes out/gpu/
 #
 # Only Python 3.11 or 3.12, with venv, and make are needed. PYTHON=... chooses the interpreter, VENV=... the environment's folder.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 TEST_ARGS ?=
 
-.PHONY: help song test lint gpu tiny clean
+.PHONY: help song test lint ranks gpu tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +31,9 @@ test: lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+ranks: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_deepspeed.py tests/training/test_faults.py
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m mudit_engine.benchmarks.report_gpu --out out/gpu

@@ -1,0 +1,75 @@
+"""Nothing is lost by kills, damaged files and full disks at random moments, on changing numbers of ranks (fault_runs.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("deepspeed")
+
+from fault_runs import last_loss, recipe_for, songs_of
+from mudit_engine.training.trainer import Trainer
+from small_songs import write_songs
+
+SCRIPT = Path(__file__).with_name("fault_runs.py")
+
+
+def fault_runs(out: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(SCRIPT), "--out", str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results: dict[str, Any] = json.loads(out.read_text())["results"]
+    return results
+
+
+def test_a_few_faults(tmp_path: Path) -> None:
+    results = fault_runs(tmp_path / "faults.json", "--faults", "4", "--worlds", "2", "--seed", "3")
+    assert results["losses"] == 0 and results["faults"] >= 4 and results["starts"] > results["trainings"]
+
+
+@pytest.mark.slow
+def test_two_hundred_faults(tmp_path: Path) -> None:
+    """Ranks come and go too: every start has another world and another ZeRO stage."""
+    results = fault_runs(tmp_path / "faults.json", "--faults", "200")
+    assert results["losses"] == 0 and results["faults"] >= 200
+    assert len(results["by_kind"]) >= 10 and results["worst_relative_error_of_the_last_loss"] <= 1e-6
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_the_ranks(tmp_path: Path) -> None:
+    """--max-restarts: a rank dies in step 6, torchrun starts all of them again, and the run ends as one that nothing disturbed."""
+    data = write_songs(tmp_path / "songs")
+    # torch 2.13 hangs in a restart over gloo while agent and workers share one store
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    script = str(SCRIPT.with_name("run_restarts.py"))
+    done = subprocess.run([*command, script, str(data), str(tmp_path / "run")], capture_output=True, text=True, env=env, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed_from"] == "step-00000004"
+    Trainer(recipe_for(data, stage=None), tmp_path / "single", quiet=True).run()
+    assert songs_of(tmp_path / "run") == songs_of(tmp_path / "single")
+    assert last_loss(tmp_path / "run") == pytest.approx(last_loss(tmp_path / "single"), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_another_world_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    """4 ranks, then 2, then 3, changing where no epoch ends: every song of every epoch is seen exactly once."""
+    from launch_ranks import run_jobs
+
+    data, run = write_songs(tmp_path / "songs", 40), tmp_path / "run"
+    for number, (world, stage, steps) in enumerate(((4, 1, 3), (2, 3, 6), (3, 2, 8))):
+        recipe = recipe_for(data, stage=stage)
+        # as long as a whole run in every leg, stopped early: the schedule must not know
+        schedule = recipe.schedule.model_copy(update={"kind": "constant"})
+        leg = recipe.model_copy(update={"steps": steps, "schedule": schedule})
+        run_jobs(world, [{"recipe": leg.resolved(), "out": str(run)}], tmp_path / f"leg-{number}", timeout=1800)
+    sampler = Trainer(recipe_for(data, stage=None), tmp_path / "none", quiet=True).sampler
+    assert sampler.steps(0) not in (3, 6), "the worlds change in the middle of an epoch"
+    seen = [song for step in songs_of(run)[: sampler.steps(0)] for song in step]
+    assert len(songs_of(run)) == 8 > sampler.steps(0) and len(seen) == len(set(seen)) == 40
