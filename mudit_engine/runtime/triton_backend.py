@@ -1,0 +1,216 @@
+"""The three stages of a song as Python models of NVIDIA's Triton Inference Server: text -> denoise -> decode.
+
+    REQUEST, JSON with the fields of SongRequest  -> text    -> SONG (safetensors), SECONDS, INFO (JSON)
+    SONG                                          -> denoise -> LATENTS [frames, C]
+    LATENTS, SECONDS                              -> decode  -> AUDIO int16 [channels, samples], SAMPLE_RATE
+
+`mudit export triton-server` writes the repository whose model.py files name these classes. The server hands `execute` all requests that
+waited together, whatever their lengths: `denoise` steps them as one ragged batch. "reference" in a request is an audio file in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mudit_engine.config import load_config
+from mudit_engine.diffusion.samplers import SamplerTable
+from mudit_engine.errors import InputError, MuditError
+from mudit_engine.models.chinmu import ChinMu
+from mudit_engine.models.folder import load_part
+from mudit_engine.models.outline import OutlineRows
+from mudit_engine.models.vae import SpectralVAE
+from mudit_engine.pipeline import SongPipeline, SongRequest
+from mudit_engine.runtime.denoiser import SongInputs, denoise
+
+DEPLOYMENT = "deployment"  # folder beside the repository
+
+
+class _Inputs:
+    """Stands in for a runtime where only the inputs of one are wanted."""
+
+    def prepare(self, song: SongInputs) -> Any:
+        return song
+
+    def step(self, states: Sequence[Any]) -> None:
+        raise AssertionError("the text stage does not denoise")
+
+
+class _Model:
+    """What the server calls. Subclasses answer a list of requests, each with a list of named arrays or an error."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        self.utils: Any = importlib.import_module("triton_python_backend_utils")
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        # .../models/<name> -> .../deployment
+        self.folder = Path(args["model_repository"]).parent.parent / DEPLOYMENT
+        self.runtime_name = str(parameters["runtime"]["string_value"])
+        self.load()
+
+    def load(self) -> None:
+        raise NotImplementedError
+
+    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
+        raise NotImplementedError
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        responses = []
+        for result in self.answer(requests):
+            if isinstance(result, MuditError):
+                responses.append(self.utils.InferenceResponse(error=self.utils.TritonError(str(result))))
+            else:
+                responses.append(self.utils.InferenceResponse([self.utils.Tensor(name, value) for name, value in result.items()]))
+        return responses
+
+    def given(self, request: Any, name: str) -> np.ndarray:
+        """An input without its batch axis. Raises InputError unless that is 1: the server batches requests, songs of one would be lost."""
+        array: np.ndarray = self.utils.get_input_tensor_by_name(request, name).as_numpy()
+        if len(array) != 1:
+            raise InputError(f"{name} holds {len(array)} songs: send one song a request, the server batches them")
+        return array[0]
+
+    def pipeline(self, *, whole: bool) -> SongPipeline:
+        """`whole`: with the network, on the runtime of this model; else what reads text and references."""
+        if whole:
+            return SongPipeline.from_pretrained(self.folder, runtime=self.runtime_name)
+        config = load_config(self.folder)
+        vae, chinmu = (load_part(part, config, self.folder) for part in ("vae", "chinmu"))
+        assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+        return SongPipeline(config, vae, chinmu, runtime=_Inputs())
+
+
+class TextModel(_Model):
+    """Requests to what the network needs of them."""
+
+    def load(self) -> None:
+        self.songs = self.pipeline(whole=False)
+
+    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
+        return [_guarded(lambda request=request: self._read(bytes(self.given(request, "REQUEST")[0]))) for request in requests]  # type: ignore[misc]
+
+    def _read(self, text: bytes) -> dict[str, np.ndarray]:
+        with tempfile.TemporaryDirectory() as scratch:
+            prepared = self.songs._prepare(parse_request(text, Path(scratch)))
+            song: Any = self.songs._encode(prepared)
+        info = {"frames": prepared.frames, "seconds": prepared.seconds, "seed": prepared.seed, "notes": list(prepared.notes)}
+        packed = np.array([[pack_song(song)]], dtype=np.object_)
+        described = np.array([[json.dumps(info, ensure_ascii=False).encode()]], dtype=np.object_)
+        return {"SONG": packed, "SECONDS": np.array([[prepared.seconds]], np.float32), "INFO": described}
+
+
+class DenoiseModel(_Model):
+    """All songs that wait, as one ragged batch."""
+
+    def load(self) -> None:
+        self.songs = self.pipeline(whole=True)
+
+    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
+        inputs = [_guarded(lambda request=request: unpack_song(bytes(self.given(request, "SONG")[0]))) for request in requests]  # type: ignore[misc]
+        good = [song for song in inputs if not isinstance(song, MuditError)]
+        try:
+            found: list[Any] = list(self._latents(good))
+        except MuditError:
+            # one song must not take the others down
+            found = [_guarded(lambda song=song: self._latents([song])[0]) for song in good]  # type: ignore[misc]
+        answers = iter(found)
+        return [song if isinstance(song, MuditError) else next(answers) for song in inputs]
+
+    def _latents(self, songs: list[SongInputs]) -> list[dict[str, np.ndarray]]:
+        if not songs:
+            return []
+        with torch.inference_mode():
+            states = [self.songs.runtime.prepare(song) for song in songs]
+            return [{"LATENTS": x.float().cpu().numpy()[None]} for x in denoise(self.songs.runtime, states)]
+
+
+class DecodeModel(_Model):
+    """Latents to audio, chunk by chunk."""
+
+    def load(self) -> None:
+        self.songs = self.pipeline(whole=self.runtime_name != "torch")
+
+    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
+        return [_guarded(lambda request=request: self._decode(request)) for request in requests]  # type: ignore[misc]
+
+    def _decode(self, request: Any) -> dict[str, np.ndarray]:
+        latents = torch.from_numpy(self.given(request, "LATENTS").copy())
+        audio = self.songs.decode(latents, float(self.given(request, "SECONDS")[0]))
+        rate = np.array([[self.songs.config.vae.sample_rate]], np.int32)
+        return {"AUDIO": (audio * 32767).round().to(torch.int16).numpy()[None], "SAMPLE_RATE": rate}
+
+
+def parse_request(text: bytes, scratch: Path) -> SongRequest:
+    """A SongRequest of its JSON. Raises InputError for anything else; a reference is written to `scratch`."""
+    names = {field.name for field in dataclasses.fields(SongRequest)}
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"REQUEST is no JSON ({error}): send an object with fields {', '.join(sorted(names))}") from None
+    if not isinstance(fields, dict) or (unknown := sorted(set(fields) - names)):
+        given = f"field(s) {', '.join(unknown)}" if isinstance(fields, dict) else f"a {type(fields).__name__}"
+        raise InputError(f"REQUEST holds {given}: send an object with fields {', '.join(sorted(names))}")
+    if fields.get("reference") is not None:
+        path = scratch / "reference"
+        try:
+            path.write_bytes(base64.b64decode(fields["reference"], validate=True))
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise InputError(f"'reference' is no base64 ({error}): send the bytes of an audio file in base64") from None
+        fields["reference"] = path
+    try:
+        return SongRequest(**fields)
+    except TypeError as error:
+        raise InputError(f"REQUEST has a value of a wrong type ({error})") from None
+
+
+def pack_song(song: SongInputs) -> bytes:
+    """SongInputs as safetensors: tensors, and the rest as JSON in its metadata."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {"descriptions": song.descriptions, "negative": song.negative}
+    tensors |= {"times": song.table.times, "rows": song.table.rows}
+    if song.reference is not None:
+        tensors["reference"] = song.reference
+    if song.outline is not None:
+        tensors |= {f"outline.{name}": value for name, value in vars(song.outline).items()}
+    rest = {name: getattr(song, name) for name in ("frames", "seconds", "seed", "user_type", "reference_kind")}
+    rest |= {"lyric_ids": list(song.lyric_ids), "guided": song.table.guided, "needs_noise": song.table.needs_noise}
+    rest |= {"noise_scale": song.table.noise_scale}
+    return save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"song": json.dumps(rest)})
+
+
+def unpack_song(data: bytes) -> SongInputs:
+    """What pack_song made. Raises InputError for other bytes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        rest = json.loads(header["__metadata__"]["song"])
+        guided, noisy, scale = rest.pop("guided"), rest.pop("needs_noise"), rest.pop("noise_scale")
+        table = SamplerTable(tensors["times"], tensors["rows"], tuple(guided), scale, tuple(noisy))
+        parts = {name.removeprefix("outline."): value for name, value in tensors.items() if name.startswith("outline.")}
+        outline = OutlineRows(**parts) if parts else None
+        described: dict[str, Any] = {name: tensors.get(name) for name in ("descriptions", "negative", "reference")}
+        return SongInputs(table=table, outline=outline, **described, **rest)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"SONG cannot be read ({error}): send what the text model gave, from the same version") from None
+
+
+def _guarded(work: Callable[[], Any]) -> Any:
+    """The result of `work`, or the MuditError it raised: one bad request is one bad response."""
+    try:
+        return work()
+    except MuditError as error:
+        return error
