@@ -181,9 +181,9 @@ def write_launch(launch: Launch) -> Files:
         environment = values
     script = folder / "run.sh"
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items() if name not in values)
-    where = "# to be started on every node\n" if launch.nodes > 1 and launch.kind == "torchrun" else ""
+    remark = "# to be started on every node\n" if launch.nodes > 1 and launch.kind == "torchrun" else ""
     prepare = f"cd {shlex.quote(os.getcwd())}\nset -a; source {shlex.quote(str(written[0]))}; set +a\n{exports}"
-    write_text(script, f"#!/bin/bash\n{where}{prepare}exec {shlex.join(command)}\n")
+    write_text(script, f"#!/bin/bash\n{remark}{prepare}exec {shlex.join(command)}\n")
     return Files(tuple(command), environment, (*written, script), runs_here=launch.nodes == 1)
 
 

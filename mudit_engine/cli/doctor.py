@@ -3,6 +3,7 @@
     mudit doctor                        # exit 0 when the core works, 3 when it does not
     mudit doctor --require train        # exit 3 when an extra that was asked for is not complete
     mudit doctor --preset musit-380m    # parameters by part, frames of a song, state in bytes
+    mudit doctor --cluster --ranks 2    # ranks, versions, clocks, disk, collectives (under torchrun or srun: of that world); exit 4: not fit
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 
 from mudit_engine.availability import CORE, TOOLS, pip_install, requirements
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._doctor_cluster import cluster_options, examine_cluster
 from mudit_engine.errors import MissingError
 
 # modules whose import can fail although their files are there: compiled parts, shared libraries
@@ -32,9 +34,12 @@ Row = dict[str, Any]
 @click.command()
 @click.option("--require", "required", multiple=True, metavar="EXTRA", help="Exit 3 unless this extra is complete. Repeatable.")
 @click.option("--preset", metavar="PRESET", help="Also show the size of a preset, a config.json or a model folder.")
+@cluster_options
 @json_option
-def command(required: Sequence[str], preset: str | None, as_json: bool) -> None:
+def command(required: Sequence[str], preset: str | None, as_json: bool, **cluster: Any) -> None:
     """Show what is installed and what is missing, and how to mend it."""
+    if examine_cluster(cluster, as_json=as_json):
+        return
     from mudit_engine.hardware import disk_free_mib, machine
 
     extras = [extra for extra in requirements() if extra != CORE]
