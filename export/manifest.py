@@ -6,17 +6,18 @@ report = verify(folder)                                     # files, graphs and 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mudit_engine.config import load_config
+from mudit_engine import __version__
+from mudit_engine.config import ModelConfig, SamplerConfig, SamplerName, check_sampler, load_config
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
 from mudit_engine.runtime.manifest import FILE, KIND, SCHEMA, differences, file_sha256, read_manifest
-
-LICENCE = "Apache-2.0"
 
 
 def new_manifest(folder: Path, flavours: dict[str, Any]) -> dict[str, Any]:
@@ -27,14 +28,31 @@ def new_manifest(folder: Path, flavours: dict[str, Any]) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": config.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "engine": __version__,
         "versions": environment()["versions"],
-        "licence": LICENCE,
-        "sampler": config.sampler.model_dump(mode="json"),
+        "licence": config.licence,
         "path": config.path.model_dump(mode="json"),
+        "samplers": sampler_presets(config),
+        "limits": {
+            "frames": math.ceil(config.max_seconds * config.vae.frame_rate),
+            "fragments": config.dit.max_fragments,
+            "vocabulary": config.dit.vocabulary_size,
+        },
         "flavours": flavours,
         "files": hashes(folder),
         "parity": None,
     }
+
+
+def sampler_presets(config: ModelConfig) -> dict[str, Any]:
+    """The model's own sampler as `default`, and the others that its path takes, with the same steps and guidance."""
+    presets = {"default": config.sampler.model_dump(mode="json")}
+    for name in get_args(SamplerName):
+        sampler = SamplerConfig(name=name, steps=config.sampler.steps, guidance=config.sampler.guidance)
+        with contextlib.suppress(ValueError):  # a sampler of the other kind of path
+            check_sampler(config.path, sampler)
+            presets[name] = sampler.model_dump(mode="json")
+    return presets
 
 
 def hashes(folder: Path) -> dict[str, dict[str, Any]]:
@@ -56,19 +74,19 @@ def add_to_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def verify(folder: Path, *, runtimes: Sequence[str] = ("onnxruntime",), parity: bool = True) -> dict[str, Any]:
-    """Differences from the manifest, the graphs' own validity, and parity measured again where a runtime can run here."""
-    import onnx
+    """Differences from the manifest, faults of the graphs, and parity measured again with these runtimes (of fp32 graphs).
 
+    Raises ModelError for a folder without a readable manifest.
+    """
+    from mudit_engine.export.onnx_export import check_file
     from mudit_engine.export.parity import measure_parity
 
     manifest = read_manifest(folder)
     wrong = differences(folder, manifest)
-    for flavour in manifest["flavours"]:
-        for name in manifest["flavours"][flavour]["graphs"]:
-            path = folder / "graphs" / flavour / f"{name}.onnx"
-            try:
-                onnx.checker.check_model(str(path))
-            except Exception as error:  # onnx raises several unrelated types
-                wrong.append(f"{flavour}/{name}.onnx: {str(error).splitlines()[0]}")
+    changed = {text.split()[0] for text in wrong}
+    for flavour, exported in manifest["flavours"].items():
+        for name, described in exported["graphs"].items():
+            if f"graphs/{flavour}/{name}.onnx" not in changed:
+                wrong += [f"graphs/{flavour}/{name}.onnx: {fault}" for fault in check_file(folder, flavour, name, described)]
     rows = measure_parity(folder, runtimes=runtimes) if parity and not wrong and "fp32" in manifest["flavours"] else []
     return {"folder": str(folder), "differences": wrong, "parity": rows}

@@ -16,7 +16,7 @@ import logging
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,31 +36,55 @@ FLOATS = {"fp32": {"FLOAT"}, "bf16": {"FLOAT", "BFLOAT16"}, "fp16": {"FLOAT", "F
 Report = Callable[[str], None]
 
 
-def export_onnx(model: str | Path, out: Path, *, flavours: Sequence[str] = ("fp32",), report: Report = lambda text: None) -> Path:
+def export_onnx(
+    model: str | Path,
+    out: Path,
+    *,
+    flavours: Sequence[str] = ("fp32",),
+    random_weights: bool = False,
+    report: Report = lambda text: None,
+) -> Path:
     """Writes the deployment folder `out`, which must not exist or must be an earlier export. Returns it.
 
-    Raises InputError for an unknown flavour or a folder that holds something else, GateError for a graph that fails its checks.
+    With random_weights `model` is a preset or a config.json, of which a model with random weights is made: to build and time engines of a
+    size that nobody has trained yet. Raises InputError for an unknown flavour or a folder that holds something else, GateError for a graph
+    that fails its checks.
     """
     require("onnx", "exporting to ONNX")
     require("onnxscript", "exporting to ONNX")
+    import torch
+
+    from mudit_engine.config import load_config
     from mudit_engine.export.manifest import new_manifest, write_manifest
-    from mudit_engine.models.folder import model_folder
+    from mudit_engine.models.folder import model_folder, save_random_model
 
     unknown = [flavour for flavour in flavours if flavour not in OPSETS]
     if unknown or not flavours:
         raise InputError(f"unknown flavour(s) {', '.join(unknown) or '(none)'}: choose from {', '.join(OPSETS)}")
-    source = model_folder(model)
+    if out.is_file():
+        raise InputError(f"'{out}' is a file: name a new folder")
     if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
         raise InputError(f"'{out}' holds something that is not an export: name a new folder")
+    source = None if random_weights else model_folder(model)
     with _folder_aside(out) as aside:
-        for file in sorted(source.rglob("*")):
-            if file.is_file() and file.suffix != ".md":
-                target = aside / file.relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
-        exported = {flavour: export_graphs(source, aside / "graphs" / flavour, flavour=flavour, report=report) for flavour in flavours}
-        write_manifest(aside, new_manifest(aside, exported))
+        if source is None:
+            report("weights")
+            # in half precision where no flavour could tell
+            save_random_model(load_config(model), aside, dtype=torch.float32 if "fp32" in flavours else torch.bfloat16)
+        else:
+            _copy_model(source, aside)
+        exported = {flavour: export_graphs(aside, aside / "graphs" / flavour, flavour=flavour, report=report) for flavour in flavours}
+        write_manifest(aside, {**new_manifest(aside, exported), "random_weights": random_weights})
     return out
+
+
+def _copy_model(source: Path, folder: Path) -> None:
+    """The model's own files; not its graphs and engines where it is itself a deployment folder."""
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source)
+        if file.is_file() and file.suffix != ".md" and name.parts[0] not in ("graphs", "engines", "manifest.json"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
 
 
 def export_graphs(source: Path, folder: Path, *, flavour: str, report: Report = lambda text: None) -> dict[str, Any]:
@@ -111,11 +135,11 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
             verbose=False,
         )
     assert program is not None
-    size = sum(p.numel() * p.element_size() for p in graph.module.parameters())
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value is not None)
     program.save(str(path), external_data=size > EXTERNAL_BYTES)
     # external data stay where they are: their values are not what is checked
     model = onnx.load(str(path), load_external_data=False)
-    faults = check_graph(model, graph, opset=opset, floats=FLOATS[flavour])
+    faults = check_graph(model, expected_inputs(graph), opset=opset, floats=FLOATS[flavour])
     if faults:
         raise GateError(f"graph '{path.name}' ({flavour}) is not as it must be: {'; '.join(faults)}")
     return {
@@ -125,8 +149,32 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
     }
 
 
-def check_graph(model: Any, graph: Graph, *, opset: int, floats: set[str]) -> list[str]:
-    """What is wrong with an exported graph: opset, types, inputs, initialisers, operators that runtimes get silently wrong."""
+def expected_inputs(graph: Graph) -> dict[str, list[int | str]]:
+    """Shapes of a graph's inputs, dynamic axes by name."""
+    return {
+        name: [graph.dynamic.get(name, {}).get(axis, size) for axis, size in enumerate(value.shape)] for name, value in graph.inputs.items()
+    }
+
+
+def check_file(folder: Path, flavour: str, name: str, described: dict[str, Any]) -> list[str]:
+    """What is wrong with a graph of a deployment folder, of which the manifest says `described`."""
+    import onnx
+
+    path = folder / "graphs" / flavour / f"{name}.onnx"
+    try:
+        onnx.checker.check_model(str(path))
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # onnx and protobuf raise several unrelated types
+        return [str(error).splitlines()[0]]
+    shapes = {key: one["shape"] for key, one in described["inputs"].items()}
+    return check_graph(model, shapes, opset=OPSETS[flavour], floats=FLOATS[flavour])
+
+
+def check_graph(model: Any, inputs: Mapping[str, Sequence[int | str]], *, opset: int, floats: set[str]) -> list[str]:
+    """What is wrong with an exported graph: opset, types, inputs, initialisers, operators that runtimes get silently wrong.
+
+    `inputs` are the shapes that it must take, dynamic axes by name.
+    """
     import onnx
 
     faults = []
@@ -138,21 +186,19 @@ def check_graph(model: Any, graph: Graph, *, opset: int, floats: set[str]) -> li
     used = {name for node in _nodes(model.graph) for name in node.input}
     if unused := [value.name for value in model.graph.input if value.name not in used]:
         faults.append(f"unused inputs {', '.join(unused)}")
-    if [value.name for value in model.graph.input] != list(graph.inputs):
-        faults.append(f"inputs {[value.name for value in model.graph.input]} instead of {list(graph.inputs)}")
+    if (given := [value.name for value in model.graph.input]) != list(inputs):
+        faults.append(f"inputs {', '.join(given)} instead of {', '.join(inputs)}")
     for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        # the tracer fixes an axis that some code compared with a number
-        if fixed := [name for axis, name in graph.dynamic.get(value.name, {}).items() if not dims[axis].dim_param]:
-            faults.append(f"{value.name} is fixed in {', '.join(fixed)}")
-        found = {name: dims[axis].dim_param for axis, name in graph.dynamic.get(value.name, {}).items() if dims[axis].dim_param}
-        if renamed := [f"{other} instead of {name}" for name, other in found.items() if other != name]:
-            faults.append(f"{value.name} has axes called {', '.join(renamed)}")
+        # the tracer fixes an axis that some code compared with a number, and TensorRT takes axes of one name for equal
+        shape, wanted = _described(value)["shape"], list(inputs.get(value.name, ()))
+        if wanted and shape != wanted:
+            faults.append(f"{value.name} is {shape} instead of {wanted}")
     names = [tensor.name for tensor in model.graph.initializer]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"initialisers of one name: {', '.join(doubled)}")
     kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
     kinds |= {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in model.graph.input}
+    kinds |= {onnx.TensorProto.DataType.Name(one.i) for node in _nodes(model.graph) for one in node.attribute if node.op_type == "Cast"}
     if odd := sorted(kinds & {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"} - floats):
         faults.append(f"values of type {', '.join(odd)}")
     for node in _nodes(model.graph):

@@ -10,6 +10,7 @@ Weights may be stored in half precision; they are widened to the requested dtype
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from pathlib import Path
 from typing import Literal
@@ -115,10 +116,25 @@ def save_random_model(config: ModelConfig, folder: Path, *, dtype: torch.dtype =
     for part in PARTS:
         with _weightless(part):
             shapes = {name: w.shape for name, w in build_part(part, config).state_dict().items()}
-        weights = {name: _random(name, shape).to(dtype) for name, shape in shapes.items()}
         with atomic_path(folder / f"{part}.safetensors") as aside:
-            save_file(weights, aside, metadata={"part": part, "format": "pt"})
+            _write_random(aside, part, shapes, dtype)
     return config
+
+
+def _write_random(path: Path, part: Part, shapes: dict[str, torch.Size], dtype: torch.dtype) -> None:
+    """A safetensors file written tensor by tensor: safetensors' own writer holds a second copy of all of them."""
+    kind, size = {torch.float32: ("F32", 4), torch.bfloat16: ("BF16", 2), torch.float16: ("F16", 2)}[dtype]
+    header: dict[str, object] = {"__metadata__": {"part": part, "format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + size * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            file.write(_random(name, shape).to(dtype).flatten().view(torch.uint8).numpy().data)
 
 
 def _random(name: str, shape: torch.Size) -> torch.Tensor:

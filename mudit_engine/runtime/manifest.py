@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mudit_engine import __version__
 from mudit_engine.errors import ModelError
 
 FILE = "manifest.json"
@@ -32,8 +35,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"'{folder}' has no {FILE}: make a deployment folder with `mudit export onnx MODEL OUT`") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise ModelError(f"'{path}' cannot be read ({error}): export the model again") from None
-    if manifest.get("kind") != KIND or manifest.get("schema") != SCHEMA:
-        raise ModelError(f"'{path}' is of kind {manifest.get('kind')!r}, schema {manifest.get('schema')!r}: export the model again")
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise ModelError(f"'{path}' is no manifest of an export: make a deployment folder with `mudit export onnx MODEL OUT`")
+    if manifest.get("schema") != SCHEMA:
+        raise ModelError(
+            f"'{folder}' was exported by mudit-engine {manifest.get('engine', 'of another version')} (schema {manifest.get('schema')!r}), "
+            f"this is {__version__} (schema {SCHEMA}): export the model again, or use that version"
+        )
     return manifest
 
 
@@ -42,18 +50,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differences(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    """What of the folder is not as the manifest says: files missing, changed, or of another size. Extra files do not matter."""
-    found = []
-    for name, known in manifest["files"].items():
-        path = folder / name
+def differences(folder: Path, manifest: dict[str, Any], *, only: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """What of the folder is not as the manifest says: files missing, changed, or of another size. Extra files do not matter.
+
+    `only` chooses files by their names in the manifest.
+    """
+
+    def difference(name: str) -> str | None:
+        path, known = folder / name, manifest["files"][name]
         if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != known["bytes"]:
-            found.append(f"{name} has {path.stat().st_size} bytes instead of {known['bytes']}")
-        elif file_sha256(path) != known["sha256"]:
-            found.append(f"{name} has changed")
-    return found
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != known["bytes"]:
+            return f"{name} has {size} bytes instead of {known['bytes']}"
+        return f"{name} has changed" if file_sha256(path) != known["sha256"] else None
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        return [text for text in pool.map(difference, filter(only, manifest["files"])) if text]
 
 
 def folder_of_graphs(folder: Path, runtime: str) -> Path:
@@ -65,6 +77,7 @@ def folder_of_graphs(folder: Path, runtime: str) -> Path:
             f"'{folder}' holds graphs of {', '.join(manifest['flavours']) or 'no flavour'}, runtime '{runtime}' takes {flavour}: "
             f"export with `mudit export onnx MODEL OUT --flavour {flavour}`"
         )
-    if wrong := differences(folder, manifest):
+    # the model's own files too: weights that were trained on are not those of the graphs
+    if wrong := differences(folder, manifest, only=lambda name: "/" not in name or name.startswith(f"graphs/{flavour}/")):
         raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole")
     return folder / "graphs" / flavour

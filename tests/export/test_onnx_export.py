@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,55 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
 
-from conftest import micro_config, save_model
+from micro_deployment import micro_config, save_model
 from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
-from mudit_engine.dense import DenseKeys
 from mudit_engine.errors import GateError, InputError, ModelError
 from mudit_engine.export import onnx_export, parity
-from mudit_engine.export.graphs import Graph
-from mudit_engine.export.onnx_export import check_graph, export_graph, export_onnx
+from mudit_engine.export.graphs import DTYPES, TorchGraphs, graphs
+from mudit_engine.export.onnx_export import check_file, check_graph, export_graph, export_onnx
 from mudit_engine.models.folder import load_part
 from mudit_engine.pipeline import SongPipeline, SongRequest
+from mudit_engine.runtime import graph_denoiser
 from mudit_engine.runtime.manifest import differences, read_manifest
 from mudit_engine.runtime.sessions import open_session
 
 RUNTIMES = ("onnxruntime", "openvino")
+ALL_GRAPHS = {"modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text"}
+MODES = {
+    *(f"sampler {name}" for name in parity.SAMPLERS),
+    *("no guidance", "guidance interval", "negative description", "reference audio", "instrumental", "nothing said"),
+    *("songs of several lengths", "decode", "text"),
+}
+NETWORKS = {
+    "outline": {"outline": True},
+    "parallel": {"cross_attention": "parallel", "modulation": "per_block"},
+    "plain": {"qk_norm": False, "lyric_blocks": 0},
+}
+
+
+def _parts(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
+    config = load_config(folder)
+    return load_part("dit", config, folder, dtype=dtype), load_part("vae", config, folder), load_part("chinmu", config, folder)
+
+
+def _broken(deployed: Path, to: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
+    """A copy of the deployment folder in which one file's bytes were changed."""
+    folder = shutil.copytree(deployed, to)
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    return folder
+
+
+def _flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("network"), micro_config(**NETWORKS[request.param]))
 
 
 @pytest.fixture(scope="module")
@@ -34,76 +68,106 @@ def rows(deployed: Path) -> list[dict[str, Any]]:
     return parity.measure_parity(deployed, runtimes=RUNTIMES)
 
 
+@pytest.mark.parametrize("expanded", [False, True], ids=["mask", "expanded-mask"])
+def test_the_dense_layout_is_the_ragged_one(network: Path, expanded: bool) -> None:
+    """Before any tracing: every network, every mode, padded to buckets and several songs in one call."""
+    dit, vae, chinmu = _parts(network)
+    session = TorchGraphs(dit, vae, chinmu, expanded=expanded)
+    rows = parity.session_rows("graphs", session, load_config(network), dit, vae, chinmu)
+    assert {row["case"] for row in rows} == MODES
+    worst = {name: max(row.get(name, 0.0) for row in rows) for name in ("latents", "padding", "audio", "text")}
+    assert 0 < worst["latents"] < 1e-5 and worst["padding"] < 1e-5 and worst["audio"] < 1e-4 and worst["text"] < 1e-5
+
+
+def test_the_ddpm_path_too(tmp_path: Path) -> None:
+    config = micro_config()
+    ddpm = {"path": {"kind": "ddpm", "prediction": "eps"}, "sampler": {"name": "ddim", "steps": 3, "guidance": 2.0}}
+    config = type(config).model_validate({**config.model_dump(), **ddpm})
+    dit, vae, chinmu = _parts(save_model(tmp_path, config))
+    rows = parity.session_rows("graphs", TorchGraphs(dit, vae, chinmu), config, dit, vae, chinmu)
+    assert {"sampler ddim", "sampler dpmpp-2m"} <= {row["case"] for row in rows}
+    assert parity.faults(rows) == []
+
+
+def test_songs_of_one_bucket_are_one_call(deployed: Path) -> None:
+    dit, vae, chinmu = _parts(deployed)
+    graphs_ = TorchGraphs(dit, vae, chinmu)
+    calls: list[int] = []
+
+    class Counted:
+        def run(self, graph: str, inputs: Any) -> Any:
+            if graph == "step":
+                calls.append(len(inputs["x"]))
+            return graphs_.run(graph, inputs)
+
+    config = load_config(deployed)
+    songs = next(case.songs for case in parity.cases(config) if case.name == "songs of several lengths")
+    padded = graph_denoiser.GraphDenoiser(config.dit, Counted(), padding=parity._bucket)
+    padded.step([padded.prepare(song) for song in songs])
+    assert calls == [3]
+    exact = graph_denoiser.GraphDenoiser(config.dit, Counted(), songs=1)
+    exact.step([exact.prepare(song) for song in songs])
+    assert calls == [3, 1, 1, 1]
+
+
 def test_whole_songs_equal_pytorch_in_every_mode(rows: list[dict[str, Any]]) -> None:
     assert parity.faults(rows) == []
-    modes = {row["case"] for row in rows}
-    assert {"no guidance", "guidance interval", "negative description", "reference audio", "instrumental", "decode"} <= modes
-    assert {f"sampler {name}" for name in parity.SAMPLERS} <= modes
+    assert {(row["runtime"], row["case"]) for row in rows} == {(runtime, mode) for runtime in RUNTIMES for mode in MODES}
     assert max(row["latents"] for row in rows if "latents" in row) < 1e-5, "fp32 rounding, no more"
 
 
-@pytest.mark.parametrize("dit", [{"cross_attention": "parallel", "modulation": "per_block"}, {"qk_norm": False}], ids=["parallel", "plain"])
-def test_other_networks_too(dit: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = save_model(tmp_path / "model", micro_config(**dit))
-    out = export_onnx(model, tmp_path / "out", flavours=("fp32",))
-    assert parity.faults(parity.measure_parity(out, runtimes=("onnxruntime",))) == []
-
-
-def test_a_mask_that_is_not_applied_is_noticed(deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padding attended to: the figures of the padded songs must leave the limit."""
-    from mudit_engine.runtime import graph_denoiser
-
+def test_padding_that_is_attended_to_is_noticed(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_denoiser, "_first", lambda count, length, skipped=0: torch.arange(length) >= skipped)
-    broken = parity.measure_parity(deployed, runtimes=("onnxruntime",))
-    assert any("padding differ" in fault for fault in parity.faults(broken))
+    dit, vae, chinmu = _parts(deployed)
+    rows = parity.session_rows("graphs", TorchGraphs(dit, vae, chinmu), load_config(deployed), dit, vae, chinmu)
+    assert any("padding differ" in fault for fault in parity.faults(rows))
 
 
-def test_other_weights_are_noticed(deployed: Path, model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(deployed, tmp_path / "deploy")
-    weights = load_part("dit", load_config(model), model).state_dict()
-    from safetensors.torch import save_file
+def test_graphs_of_other_weights_are_noticed(deployed: Path) -> None:
+    dit, vae, chinmu = _parts(deployed)
+    session = TorchGraphs(dit, vae, chinmu)
+    other, _, _ = _parts(deployed)
+    with torch.no_grad():
+        other.final.weight.mul_(1.001)
+    rows = parity.session_rows("graphs", session, load_config(deployed), other, vae, chinmu)
+    assert any("latents differ" in fault for fault in parity.faults(rows))
 
-    weights = {name: value * 1.001 for name, value in weights.items()}
-    save_file(weights, folder / "dit.safetensors", metadata={"part": "dit", "format": "pt"})
-    with pytest.raises(ModelError, match="dit.safetensors has changed"):
-        parity.measure_parity(folder, runtimes=("onnxruntime",))
+
+def test_figures_that_are_not_numbers_are_faults() -> None:
+    assert parity.faults([{"runtime": "x", "case": "y", "latents": float("nan")}])
 
 
 def test_graphs_are_of_their_flavour(deployed: Path) -> None:
     manifest = read_manifest(deployed)
     assert manifest["flavours"]["fp32"]["opset"] == 20
-    assert set(manifest["flavours"]["fp32"]["graphs"]) == {"modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text"}
-    step = onnx.load(str(deployed / "graphs" / "fp32" / "step.onnx"))
-    shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in step.graph.input}
-    assert shapes["x"] == ["songs", "targets", 8] and shapes["lyric_keys"] == [2, "sequences", "lyrics", 2, 32]
-    assert shapes["other_mask"] == ["sequences", "others"], "TensorRT takes axes of one name for equal"
+    assert set(manifest["flavours"]["fp32"]["graphs"]) == ALL_GRAPHS
+    inputs = manifest["flavours"]["fp32"]["graphs"]["step"]["inputs"]
+    assert inputs["x"] == {"type": "float", "shape": ["songs", "targets", 8]}
+    assert inputs["lyric_keys"]["shape"] == [1, "sequences", "lyrics", 2, 32]
     assert differences(deployed, manifest) == []
+    assert manifest["samplers"].keys() == {"default", *parity.SAMPLERS}
+    assert {"torch", "onnx"} <= manifest["versions"].keys() and manifest["licence"] == "Apache-2.0" and manifest["limits"]["fragments"] == 4
 
 
-@pytest.mark.parametrize("flavour", ["bf16", "fp16"])
-def test_tensorrt_flavour_is_attention_with_boolean_masks(model: Path, tmp_path: Path, flavour: str) -> None:
-    from mudit_engine.export.graphs import DTYPES, graphs
-
-    config = load_config(model)
-    dit: Any = load_part("dit", config, model, dtype=DTYPES[flavour])
-    vae, chinmu = (load_part(part, config, model) for part in ("vae", "chinmu"))
+@pytest.mark.parametrize("flavour", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_tensorrt_flavour_is_attention_with_boolean_masks(deployed: Path, tmp_path: Path, flavour: str) -> None:
+    dit, vae, chinmu = _parts(deployed, DTYPES[flavour])
     maker = graphs(dit, vae, chinmu, precision=flavour, expanded=True)["step"]  # type: ignore[arg-type]
+    path = tmp_path / "graphs" / flavour / "step.onnx"
+    path.parent.mkdir(parents=True)
     with torch.no_grad():
-        export_graph(maker(), tmp_path / "step.onnx", flavour=flavour)
-    graph = onnx.load(str(tmp_path / "step.onnx")).graph
+        described = export_graph(maker(), path, flavour=flavour)
+    assert check_file(tmp_path, flavour, "step", described) == []
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     attentions = [node for node in graph.node if node.op_type == "Attention"]
-    assert len(attentions) == 2 * config.dit.blocks, "self and cross of every block"
-    assert all(node.input[3] for node in attentions), "every attention has a mask"
-
-
-class _Adds(nn.Module):
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a + 1.0 if self.training else a * 2.0
+    assert len(attentions) == 2 * len(dit.blocks), "self and cross of every block"
+    kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input]}
+    half = onnx.TensorProto.BFLOAT16 if flavour == "bf16" else onnx.TensorProto.FLOAT16
+    assert {kinds[node.input[0]] for node in attentions} == {half}
+    assert {kinds[node.input[3]] for node in attentions} == {onnx.TensorProto.BOOL}
 
 
 def test_faults_of_graphs_are_named() -> None:
-    inputs = {"a": torch.zeros(3), "b": torch.zeros(3)}
-    graph = Graph(_Adds(), inputs, {"a": {0: "rows"}}, ("y",))
     make = onnx.helper
     tensor = make.make_tensor_value_info
     weights = [make.make_tensor("w", onnx.TensorProto.DOUBLE, [1], [1.0])] * 2
@@ -111,10 +175,23 @@ def test_faults_of_graphs_are_named() -> None:
     values = [tensor("a", onnx.TensorProto.FLOAT, [3]), tensor("b", onnx.TensorProto.FLOAT, [3])]
     body = make.make_graph([node], "g", values, [tensor("y", onnx.TensorProto.FLOAT, [3])], weights)
     model = make.make_model(body, opset_imports=[make.make_opsetid("", 18), make.make_opsetid("com.microsoft", 1)])
-    faults = "; ".join(check_graph(model, graph, opset=23, floats={"FLOAT"}))
-    expected = ("opset 18 instead of 23", "com.microsoft", "unused inputs b", "a is fixed in rows", "one name: w", "DOUBLE")
-    for fault in (*expected, "nonpad_kv_seqlen"):
+    faults = "; ".join(check_graph(model, {"a": ["rows"], "c": [3]}, opset=23, floats={"FLOAT"}))
+    expected = ("opset 18 instead of 23", "com.microsoft", "unused inputs b", "a, b instead of a, c", "a is [3] instead of ['rows']")
+    for fault in (*expected, "one name: w", "DOUBLE", "nonpad_kv_seqlen"):
         assert fault in faults
+    good = make.make_graph([make.make_node("Neg", ["a"], ["y"])], "g", values[:1], [tensor("y", onnx.TensorProto.FLOAT, [3])])
+    assert check_graph(make.make_model(good, opset_imports=[make.make_opsetid("", 23)]), {"a": [3]}, opset=23, floats={"FLOAT"}) == []
+
+
+def test_large_weights_lie_beside_the_graph(deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_BYTES", 1000)
+    maker = graphs(*_parts(deployed))["modulation"]
+    with torch.no_grad():
+        described = export_graph(maker(), tmp_path / "graphs" / "fp32" / "modulation.onnx", flavour="fp32")
+    assert (tmp_path / "graphs/fp32/modulation.onnx.data").stat().st_size > 10 * (tmp_path / "graphs/fp32/modulation.onnx").stat().st_size
+    assert check_file(tmp_path, "fp32", "modulation", described) == []
+    (tmp_path / "graphs/fp32/modulation.onnx.data").unlink()
+    assert check_file(tmp_path, "fp32", "modulation", described) != []
 
 
 def test_a_faulty_graph_leaves_no_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,60 +205,126 @@ def test_a_folder_with_something_else_is_kept(model: Path, tmp_path: Path) -> No
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not an export"):
         export_onnx(model, tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        export_onnx(model, tmp_path / "thesis.txt")
+    with pytest.raises(InputError, match="choose from fp32"):
+        export_onnx(model, tmp_path / "out", flavours=("fp8",))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_pipeline_makes_the_same_song(deployed: Path, model: Path) -> None:
-    request = SongRequest(description="piano, slow", lyrics="[verse]\n月亮升起来", seconds=4, seed=3)
-    expected = SongPipeline.from_pretrained(model).generate([request])[0]
-    for runtime in RUNTIMES:
-        song = SongPipeline.from_pretrained(deployed, runtime=runtime).generate([request])[0]
-        assert np.abs(song.audio - expected.audio).max() < 1e-4 * np.abs(expected.audio).max() + 1e-6
-        assert song.info["runtime"] == runtime
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_pipeline_makes_the_same_song(deployed: Path, runtime: str) -> None:
+    request = SongRequest(description="piano, slow", lyrics="[verse]\n月亮升起来", negative="drums", seconds=4, seed=3)
+    expected = SongPipeline.from_pretrained(deployed).generate([request])[0]
+    song = SongPipeline.from_pretrained(deployed, runtime=runtime).generate([request])[0]
+    assert np.linalg.norm(song.latents - expected.latents) < 1e-5 * np.linalg.norm(expected.latents)
+    assert np.abs(song.audio - expected.audio).max() < 1e-3 * np.abs(expected.audio).max()
+    assert song.info["runtime"] == runtime and expected.info["runtime"] == "torch"
 
 
-def test_what_is_wrong_with_a_folder_is_said(deployed: Path, model: Path, tmp_path: Path) -> None:
+def test_what_graphs_cannot_take_is_refused(deployed: Path) -> None:
+    """A runtime reads past the end of a table in silence."""
+    config = load_config(deployed)
+    pipeline = SongPipeline.from_pretrained(deployed, runtime="onnxruntime")
+    with pytest.raises(InputError, match="at most 20 s"):
+        pipeline.generate([SongRequest(description="piano", seconds=21)])
+    song = next(iter(parity.cases(config))).songs[0]
+    fields = {name: getattr(song, name) for name in song.__dataclass_fields__}
+    with pytest.raises(InputError, match="lyric token 512 is outside the model's 512"):
+        pipeline.runtime.prepare(type(song)(**{**fields, "lyric_ids": (512,), "outline": None}))
+    with pytest.raises(InputError, match="5 description fragments are more than the model's 4"):
+        pipeline.runtime.prepare(type(song)(**{**fields, "descriptions": torch.zeros(5, 32)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda data: data[:1000], "step.onnx has 1000 bytes"), (_flip, "step.onnx has changed"), (None, "step.onnx is missing")],
+    ids=["cut", "flipped", "gone"],
+)
+def test_a_broken_graph_is_named(deployed: Path, tmp_path: Path, change: Callable[[bytes], bytes] | None, message: str) -> None:
+    name = "graphs/fp32/step.onnx"
+    folder = _broken(deployed, tmp_path / "folder", name, change or (lambda data: data))
+    if change is None:
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match=message):
+        open_session(folder, "onnxruntime")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_graph_that_was_broken_before_it_was_hashed_is_named(deployed: Path, tmp_path: Path, runtime: str) -> None:
+    from mudit_engine.export.manifest import add_to_manifest
+
+    folder = _broken(deployed, tmp_path / "folder", "graphs/fp32/vae_decode.onnx", lambda data: data[: len(data) // 2])
+    add_to_manifest(folder)
+    with pytest.raises(ModelError, match=r"(?s)vae_decode.onnx' cannot be .*: export the model again"):
+        open_session(folder, runtime).run("vae_decode", {"latents": torch.zeros(1, 9, 8)})
+
+
+def test_weights_that_are_not_of_the_graphs_are_named(deployed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(deployed, tmp_path / "folder")
+    weights = {name: value * 1.001 for name, value in load_file(folder / "dit.safetensors").items()}
+    save_file(weights, folder / "dit.safetensors", metadata={"part": "dit", "format": "pt"})
+    with pytest.raises(ModelError, match="dit.safetensors has changed"):
+        open_session(folder, "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99, "engine": "9.9"}, r"exported by mudit-engine 9.9 \(schema 99\)"),
+        ({"kind": "other"}, "no manifest of an export"),
+        ({"flavours": {}}, "--flavour fp32"),
+    ],
+    ids=["version", "kind", "flavour"],
+)
+def test_a_manifest_of_something_else_is_refused(deployed: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    folder = _broken(deployed, tmp_path / "folder", "manifest.json", lambda data: json.dumps({**json.loads(data), **change}).encode())
+    with pytest.raises(ModelError, match=message):
+        open_session(folder, "openvino")
+
+
+def test_a_model_folder_is_no_deployment_folder(model: Path) -> None:
     with pytest.raises(ModelError, match="mudit export onnx"):
         open_session(model, "onnxruntime")
-    for name, break_it, message in (
-        ("cut", lambda path: path.write_bytes(path.read_bytes()[:1000]), "step.onnx has 1000 bytes"),
-        ("gone", lambda path: path.unlink(), "step.onnx is missing"),
-        ("flipped", _flip, "step.onnx has changed"),
-    ):
-        folder = shutil.copytree(deployed, tmp_path / name)
-        break_it(folder / "graphs" / "fp32" / "step.onnx")
-        with pytest.raises(ModelError, match=message):
-            open_session(folder, "onnxruntime")
-    folder = shutil.copytree(deployed, tmp_path / "old")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
-    with pytest.raises(ModelError, match="schema 99"):
-        open_session(folder, "openvino")
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "flavours": {}}))
-    with pytest.raises(ModelError, match="--flavour fp32"):
-        open_session(folder, "openvino")
+    with pytest.raises(InputError, match="onnxruntime, openvino"):
+        open_session(model, "tensorflow")
 
 
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def test_verify_command(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["export", "verify", str(deployed), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert {row["runtime"] for row in document["results"]["parity"]} == set(RUNTIMES)
-    folder = shutil.copytree(deployed, tmp_path / "cut")
-    _flip(folder / "graphs" / "fp32" / "vae_decode.onnx")
+def test_verify_command(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(["export", "verify", str(deployed), "--no-parity", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["flavours"]["fp32"]["graphs"] == sorted(ALL_GRAPHS)
+    row = {"runtime": "onnxruntime", "case": "instrumental", "latents": 2e-4, "padding": 0.0}
+    monkeypatch.setattr(parity, "measure_parity", lambda folder, runtimes: [row])
+    assert run(["export", "verify", str(deployed)]) == 4
+    assert "instrumental: latents differ by 2.00e-04" in capsys.readouterr().err
+    folder = _broken(deployed, tmp_path / "folder", "graphs/fp32/vae_decode.onnx", _flip)
     assert run(["export", "verify", str(folder)]) == 1
     assert "vae_decode.onnx has changed" in capsys.readouterr().err
 
 
-def test_a_sequence_without_keys_gets_nothing() -> None:
-    """The null key: a guidance branch without lyrics takes 0 from cross-attention, not an average of padding."""
-    from mudit_engine import ops
+def test_verify_finds_a_graph_of_another_opset(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mudit_engine.export.manifest import add_to_manifest
 
-    q, k = torch.randn(3, 2, 8), torch.cat((torch.zeros(1, 2, 8), torch.randn(4, 2, 8)))
-    mask = torch.tensor([[True, False, False, False, False]])
-    assert torch.equal(ops.attention(q, k, k, DenseKeys(mask)), torch.zeros(3, 2, 8))
+    folder = shutil.copytree(deployed, tmp_path / "folder")
+    path = folder / "graphs" / "fp32" / "modulation.onnx"
+    graph = onnx.load(str(path))
+    graph.opset_import[0].version = 18
+    onnx.save(graph, str(path))
+    add_to_manifest(folder)
+    assert run(["export", "verify", str(folder), "--no-parity"]) == 1
+    assert "modulation.onnx: opset 18 instead of 20" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_export_command_on_a_random_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both flavours of a model that nobody has trained, then again over itself."""
+    config = tmp_path / "config.json"
+    config.write_text(micro_config(outline=True).model_dump_json())
+    arguments = ["export", "onnx", str(config), str(tmp_path / "out"), "--random-weights", "--json"]
+    arguments += ["--flavour", "fp32", "--flavour", "bf16"]
+    for _ in range(2):
+        assert run(arguments) == 0
+        results = json.loads(capsys.readouterr().out)["results"]
+        assert set(results["flavours"]) == {"fp32", "bf16"} and parity.faults(results["parity"]) == []
+        assert len(results["parity"]) == len(RUNTIMES) * len(MODES)
+        assert read_manifest(tmp_path / "out")["parity"] == results["parity"]
