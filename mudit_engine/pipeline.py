@@ -159,12 +159,15 @@ class SongPipeline:
     ) -> SongPipeline:
         """Loads an embedded model by name, a model folder, or for other runtimes than torch a folder made by `mudit export`.
 
-        torch runs on CUDA in bf16 where there is one, else on the CPU in fp32; the other runtimes (runtime/sessions.py) on the CPU.
+        torch runs on CUDA in bf16 where there is one, else on the CPU in fp32; the other runtimes (runtime/sessions.py) on the CPU in fp32
+        and take no device or dtype.
         """
         folder = model_folder(source)
         config = load_config(folder)
         # the codec and the text encoder are a small share of the work: they keep fp32
         if runtime != "torch":
+            if device is not None or dtype is not None:
+                raise InputError(f"runtime '{runtime}' runs on the CPU in fp32: leave out device and dtype, or take runtime 'torch'")
             session = open_session(folder, runtime)
             vae, chinmu = (load_part(part, config, folder) for part in ("vae", "chinmu"))
             assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)

@@ -16,7 +16,7 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 
 @click.group()
 def command() -> None:
-    """Measure against peers: whole steps (e2e), kernels (kernels)."""
+    """Measure against peers: whole steps (e2e), kernels (kernels), CPU runtimes against torch (runtimes)."""
 
 
 @command.command()
@@ -35,6 +35,43 @@ def e2e(workloads: tuple[str, ...], rounds: int, as_json: bool) -> None:
     columns = ["workload", "runtime", "seconds_p50", "peer_seconds_p50", "ratio_to_peer", "gemm_peak_fraction", "peak_memory_mib"]
     cells = [[f"{row[c]:.3g}" if isinstance(row[c], float) else row[c] for c in columns] for row in rows]
     print_table("One denoising step", columns, cells, numeric=columns[2:])
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--runtime", "runtimes", multiple=True, type=click.Choice(("onnxruntime", "openvino")), help="Beside torch; default both.")
+@click.option("--seconds", "lengths", multiple=True, type=click.FloatRange(1), help="Length of the song. Repeatable.  [default: 30]")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all runtimes.")
+@click.option("--guidance/--no-guidance", default=True, show_default=True, help="Whether a step has an unconditional sequence.")
+@click.option("--songs/--no-songs", default=True, show_default=True, help="Time whole songs beside steps and decodes.")
+@click.option("--threads", type=click.IntRange(1), help="Of every runtime.  [default: torch's own choice]")
+@json_option
+def runtimes(
+    folder: Path,
+    runtimes: tuple[str, ...],
+    lengths: tuple[float, ...],
+    rounds: int,
+    guidance: bool,
+    songs: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Steps, decodes and whole songs of a deployment FOLDER (mudit export onnx) on the CPU, by every runtime."""
+    import torch
+
+    from mudit_engine.benchmarks.cpu_runtimes import RUNTIMES, as_documents, run
+
+    if threads:
+        torch.set_num_threads(threads)
+    names = runtimes or RUNTIMES
+    rows = run(folder, runtimes=names, lengths=lengths or (30.0,), rounds=rounds, guided=guidance, songs=songs, report=note)
+    document = as_documents(rows)
+    if as_json:
+        emit_json(document)
+        return
+    columns = ["work", "song_seconds", "runtime", "seconds_p50", "cpu_seconds_p50", "ratio_to_torch", "cpu_ratio_to_torch", "difference"]
+    cells = [[f"{row[c]:.3g}" if isinstance(row[c], float) else row[c] for c in columns] for row in document["rows"]]
+    print_table(f"CPU runtimes, {rows[0].model}", columns, cells, numeric=[c for c in columns if c not in ("work", "runtime")])
 
 
 class Names(click.ParamType):

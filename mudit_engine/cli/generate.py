@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m")
 USER_TYPES = ("none", "amateur", "professional")
-RUNTIMES = ("torch", "onnxruntime", "openvino")
+RUNTIMES = ("auto", "torch", "onnxruntime", "openvino")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
 TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key")
@@ -70,9 +70,10 @@ class Seconds(click.ParamType):
 @click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
-    default="torch",
+    default="auto",
     show_default=True,
-    help="What runs the network. Others than torch take a folder of `mudit export`, or export the model into the cache once.",
+    help="What runs the network. auto: torch, and for a folder of `mudit export` on a CPU the fastest runtime installed. "
+    "onnxruntime and openvino export a model into the cache once.",
 )
 @click.option("--manifest", metavar="FILE.jsonl", help="Many songs in one batch: a JSON object a line; --out is then a folder.")
 @click.option("--out", default="song.wav", show_default=True, metavar="FILE", help=".wav, .flac, .ogg or .mp3.")
@@ -93,6 +94,13 @@ def command(**options: Any) -> None:
         jobs = [(request, path) for request, path in jobs if not path.exists()]
     start = time.perf_counter()
     model, runtime = options["model"], options["runtime"]
+    if runtime == "auto":
+        import torch
+
+        from mudit_engine.models.folder import model_folder
+        from mudit_engine.runtime.sessions import usual_runtime
+
+        runtime = usual_runtime(model_folder(model), cuda=torch.cuda.is_available())
     if runtime != "torch":
         from mudit_engine.cli._deployed import deployed
 

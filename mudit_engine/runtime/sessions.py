@@ -7,11 +7,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mudit_engine.availability import available
 from mudit_engine.errors import InputError
 from mudit_engine.runtime.graph_denoiser import Session
-from mudit_engine.runtime.manifest import folder_of_graphs
+from mudit_engine.runtime.manifest import FILE, FLAVOUR_OF_RUNTIME, folder_of_graphs, read_manifest
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
+# of the CPU, fastest first (benchmarks/results/cpu_runtimes_*.json)
+FASTEST = ("openvino", "onnxruntime")
+
+
+def usual_runtime(folder: Path, *, cuda: bool) -> str:
+    """What runs a model where nobody asked for a runtime: torch, and on a CPU the fastest one that is installed and has graphs here.
+
+    Making the graphs first would cost more than a song, so a model folder without them runs in torch.
+    """
+    if cuda or not (folder / FILE).is_file():
+        return "torch"
+    flavours = read_manifest(folder)["flavours"]
+    return next((name for name in FASTEST if available(name) and FLAVOUR_OF_RUNTIME[name] in flavours), "torch")
 
 
 def open_session(folder: Path, runtime: str) -> Session:

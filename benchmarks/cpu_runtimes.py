@@ -1,0 +1,173 @@
+"""Seconds of a denoising step, of a decoded chunk and of a whole song on the CPU, by every runtime of a deployment folder, interleaved.
+
+    rows = run(Path("deploy"), runtimes=("torch", "onnxruntime", "openvino"), lengths=(30.0,), rounds=5)     # or: mudit bench runtimes
+
+A round runs each runtime once, in an order that turns from round to round. Nothing is timed before its result was held to PyTorch's
+(export/parity.py's limits). CPU seconds are what the process used, all threads together: on a machine that others use too they say more
+than seconds do.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mudit_engine.config import ModelConfig, load_config
+from mudit_engine.diffusion.samplers import sampler_table
+from mudit_engine.errors import GateError
+from mudit_engine.export.parity import AUDIO_LIMIT, LATENTS_LIMIT, relative
+from mudit_engine.pipeline import DECODE_FRAMES, SongPipeline, SongRequest
+from mudit_engine.runtime.denoiser import SongInputs
+from mudit_engine.sizes import song_frames
+
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+TOKENS_PER_SECOND = 4.0  # lyric tokens of an ordinary song
+LYRICS = "[verse]\n月亮升起来\n风吹过海面\n[chorus]\n我想和你看天亮\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One runtime at one piece of work. Ratios are torch / runtime, the median over rounds."""
+
+    model: str
+    work: str  # "step", "decode" (a chunk of DECODE_FRAMES with its halo), "song"
+    song_seconds: float
+    frames: int
+    guided: bool
+    runtime: str
+    seconds_p50: float
+    cpu_seconds_p50: float
+    ratio_to_torch: float
+    cpu_ratio_to_torch: float
+    difference: float  # relative L2 against PyTorch
+    rounds: int
+    threads: int
+
+
+def run(
+    folder: Path,
+    *,
+    runtimes: Sequence[str] = RUNTIMES,
+    lengths: Sequence[float] = (30.0,),
+    rounds: int = 5,
+    guided: bool = True,
+    songs: bool = True,
+    report: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Rows of a deployment folder. Raises GateError when a runtime's result is not PyTorch's."""
+    names = ["torch", *(name for name in runtimes if name != "torch")]
+    report("opening")
+    pipelines = {name: SongPipeline.from_pretrained(folder, runtime=name, device="cpu" if name == "torch" else None) for name in names}
+    config = load_config(folder)
+    rows = []
+    for seconds in lengths:
+        frames = song_frames(config.vae, seconds)
+        work = {"step": _steps(config, pipelines, seconds, guided=guided), "decode": _decodes(config, pipelines)}
+        if songs:
+            work["song"] = _songs(pipelines, seconds)
+        for name, calls in work.items():
+            report(f"{name} of {seconds:g} s")
+            found = _measure(calls, rounds, AUDIO_LIMIT if name == "decode" else LATENTS_LIMIT)
+            fixed: dict[str, Any] = {"model": config.name, "work": name, "song_seconds": seconds, "frames": frames, "guided": guided}
+            rows += [Row(**fixed, **one, rounds=rounds, threads=torch.get_num_threads()) for one in found]
+    return rows
+
+
+Call = Callable[[], torch.Tensor]
+
+
+def _steps(config: ModelConfig, pipelines: dict[str, SongPipeline], seconds: float, *, guided: bool) -> dict[str, Call]:
+    sampler = config.sampler.model_copy(update={"guidance": 3.0 if guided else 1.0})
+    generator = torch.Generator().manual_seed(1)
+    tokens = round(seconds * TOKENS_PER_SECOND)
+    inputs = SongInputs(
+        frames=song_frames(config.vae, seconds),
+        seconds=seconds,
+        table=sampler_table(config.path, sampler),
+        seed=0,
+        descriptions=torch.nn.functional.normalize(torch.randn(3, config.dit.description_width, generator=generator), dim=-1),
+        negative=torch.zeros(0, config.dit.description_width),
+        lyric_ids=torch.randint(8, config.dit.vocabulary_size, (tokens,), generator=generator).tolist(),
+    )
+
+    def call(pipeline: SongPipeline) -> Call:
+        state = pipeline.runtime.prepare(inputs)
+        first = state.x_TC.clone()
+
+        def once() -> torch.Tensor:
+            state.step, state.x_TC = 0, first
+            pipeline.runtime.step([state])
+            latents: torch.Tensor = state.x_TC
+            return latents
+
+        return once
+
+    return {name: call(pipeline) for name, pipeline in pipelines.items()}
+
+
+def _decodes(config: ModelConfig, pipelines: dict[str, SongPipeline]) -> dict[str, Call]:
+    halo = pipelines["torch"].vae.receptive_field
+    latents = torch.randn(1, DECODE_FRAMES + 2 * halo, config.vae.latent_channels, generator=torch.Generator().manual_seed(2))
+
+    def call(pipeline: SongPipeline) -> Call:
+        def once() -> torch.Tensor:
+            with torch.inference_mode():
+                return pipeline.decoder.decode(latents)
+
+        return once
+
+    return {name: call(pipeline) for name, pipeline in pipelines.items()}
+
+
+def _songs(pipelines: dict[str, SongPipeline], seconds: float) -> dict[str, Call]:
+    request = SongRequest(description="流行抒情，钢琴，女声", lyrics=LYRICS, seconds=seconds, seed=1)
+
+    def call(pipeline: SongPipeline) -> Call:
+        return lambda: torch.from_numpy(pipeline.generate([request])[0].latents)
+
+    return {name: call(pipeline) for name, pipeline in pipelines.items()}
+
+
+def _measure(calls: dict[str, Call], rounds: int, limit: float) -> list[dict[str, Any]]:
+    """What a Row says of every call."""
+    results = {name: call().clone() for name, call in calls.items()}  # also the warm-up: compilation, pages, thread pools
+    difference = {name: relative(result, results["torch"]) for name, result in results.items()}
+    for name, error in difference.items():
+        if not error <= limit:
+            raise GateError(f"{name} differs from PyTorch by {error:.1e} (limit {limit:.0e}): no speed is reported")
+    walls: dict[str, list[float]] = {name: [] for name in calls}
+    cpus: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            calls[name]()
+            walls[name].append(time.perf_counter() - wall)
+            cpus[name].append(time.process_time() - cpu)
+
+    def ratio(times: dict[str, list[float]], name: str) -> float:
+        return statistics.median(torch_s / own for torch_s, own in zip(times["torch"], times[name], strict=True))
+
+    return [
+        {
+            "runtime": name,
+            "seconds_p50": statistics.median(walls[name]),
+            "cpu_seconds_p50": statistics.median(cpus[name]),
+            "ratio_to_torch": ratio(walls, name),
+            "cpu_ratio_to_torch": ratio(cpus, name),
+            "difference": difference[name],
+        }
+        for name in names
+    ]
+
+
+def as_documents(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows, and how busy the machine was."""
+    return {"load_average": [round(value, 1) for value in os.getloadavg()], "rows": [asdict(row) for row in rows]}
