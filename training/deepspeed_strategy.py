@@ -11,7 +11,6 @@ partitioned. Written against DeepSpeed 0.19.8 (setup.py pins it): what is read b
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,6 @@ class DeepSpeed(Strategy):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
         self.recipe, self.device = recipe, device
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.ranks = join(device, timeout_seconds=recipe.parallel.timeout_seconds)
         self.world = data_ranks(recipe, self.ranks.world)
         self.shares = recipe.parallel.sequence_parallel

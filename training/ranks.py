@@ -8,8 +8,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
+import sys
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -113,6 +117,10 @@ def launched_world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _wanted(record: logging.LogRecord) -> bool:
+    return "untested optimizer" not in record.getMessage()  # torch's AdamW; tests/training/test_deepspeed.py has tested it
+
+
 def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
     """Joins DeepSpeed's process group: nccl for CUDA devices, gloo for the CPU. Raises MissingError without DeepSpeed.
 
@@ -127,10 +135,16 @@ def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
     if not dist.is_initialized():
         if "RANK" not in os.environ:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
-        elif missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        elif missing := [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise InputError(f"RANK is set, but {', '.join(missing)} is not: start with torchrun, deepspeed or `mudit train --launch`")
-    import deepspeed
-
+    # its logger takes the standard output it finds, where our results go
+    with contextlib.redirect_stdout(sys.stderr):
+        import deepspeed
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_wanted)
+    # torch 2.13 has renamed collectives that 0.19.8 calls, and says so at every call
+    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated", category=FutureWarning)
     if device.type == "cpu":
         # (deepspeed.comm.torch as an attribute is torch itself)
         backend: Any = importlib.import_module("deepspeed.comm.torch")

@@ -131,7 +131,7 @@ class VaeStage(_Section):
     crop_seconds: float = Field(4.0, gt=0)
     features: float = Field(1.0, ge=0, description="standardised compressed magnitudes")
     features_distance: Literal["l1", "l2"] = Field("l1", description="l2 keeps the peaks of soft partials that l1 gives up")
-    emphasis: float = Field(1.0, ge=0, description="of low frequencies in the features: (mel bands per Hz)^emphasis (SpectralVAE.fit_linear)")
+    emphasis: float = Field(1.0, ge=0, description="of low frequencies in the features: (mel bands per Hz)^emphasis (SpectralVAE)")
     spectral: float = Field(1.0, ge=0, description="multi-resolution STFT of the audio")
     mel: float = Field(1.0, ge=0)
     kl: float = Field(1e-3, ge=0)

@@ -48,7 +48,7 @@ PLACES = {
     "before latest": STEPS // EVERY,
     "loading": 1,
 }
-KILLED_RANK, FULL_DISK = 137, 75
+KILLED_RANK, PREEMPTED, FULL_DISK = 137, 143, 75
 TIMEOUT = 600.0
 
 
@@ -151,7 +151,7 @@ def arm(trainer: Any, place: str, count: int) -> None:
 def run_ranks(recipe: Recipe, out: Path, world: int, log: Path, fault: dict[str, Any]) -> dict[int, int]:
     def body(rank: int) -> None:
         from mudit_engine.errors import OutputError
-        from mudit_engine.training.trainer import Trainer
+        from mudit_engine.training.trainer import InterruptedRun, Trainer
 
         mine = fault.get("rank") == rank
         if mine and fault["kind"] == "kill" and fault["place"] == "start":
@@ -161,16 +161,33 @@ def run_ranks(recipe: Recipe, out: Path, world: int, log: Path, fault: dict[str,
             arm(trainer, fault["place"], fault["count"])
         if mine and fault["kind"] == "full disk":
             limit_files(trainer, fault["count"])
+        if mine and fault["kind"] == "preemption":
+            preempt(trainer, fault["count"])
         try:
             trainer.run()
         except OutputError as error:
             print(error)
             raise SystemExit(FULL_DISK) from None
+        except InterruptedRun as stop:
+            raise SystemExit(stop.exit_code) from None
         trainer.strategy.close()
         if rank == 0 and "modules" in fault:
             Path(fault["modules"]).write_text("\n".join(sys.modules))
 
     return fork_ranks(world, body, log)
+
+
+def preempt(trainer: Any, count: int) -> None:
+    """This rank alone is sent SIGTERM in its count-th forward pass: all ranks save after that step and stop."""
+    forward, left = trainer.strategy.forward, [count]
+
+    def signalled(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(*args)
+
+    trainer.strategy.forward = signalled
 
 
 def limit_files(trainer: Any, count: int) -> None:
@@ -226,22 +243,23 @@ def disturbed_training(data: Path, out: Path, choose: random.Random, worlds: lis
         starts += 1
         world = choose.choice(worlds)
         stage = choose.choice([0, 1, 2, 3] if world > 1 else [None, 0, 1, 2, 3])
-        fault: dict[str, Any] = {"kind": choose.choice(["kill", "kill", "kill", "full disk", "none"]), "rank": choose.randrange(world)}
+        kinds = ["kill", "kill", "kill", "full disk", "preemption", "none"]
+        fault: dict[str, Any] = {"kind": choose.choice(kinds), "rank": choose.randrange(world)}
         if fault["kind"] == "kill":
             fault["place"] = choose.choice(list(PLACES))
             # early rather than late: a start then does a few steps, and a training meets many faults
             fault["count"] = 1 + choose.randrange(min(PLACES[fault["place"]], 8))
-        elif fault["kind"] == "full disk":
-            fault["count"] = 1 + choose.randrange(2)
+        else:
+            fault["count"] = 1 + choose.randrange(2 if fault["kind"] == "full disk" else 8)
         codes = run_ranks(recipe_for(data, stage=stage), out, world, log, fault)
         done = set(codes.values()) == {0}
         if not done:
-            expected = {0, KILLED_RANK, FULL_DISK, 1}  # 1: a collective whose other end died
-            cause = codes.get(fault["rank"])
-            if fault["kind"] == "none" or not set(codes.values()) <= expected or cause not in (KILLED_RANK, FULL_DISK):
+            expected = {"kill": {0, KILLED_RANK, 1}, "full disk": {FULL_DISK}, "preemption": {PREEMPTED}, "none": {0}}[fault["kind"]]
+            # 1: a collective whose other end died; the launcher may end those that outlive the cause
+            if not set(codes.values()) - {KILLED_RANK} <= expected or codes[fault["rank"]] not in (KILLED_RANK, PREEMPTED, FULL_DISK):
                 start = f"start {starts} ({world} ranks, stage {stage}, {fault})"
                 raise AssertionError(f"{start} ended with {codes}: {log.read_text()[-3000:]}")
-            faults[f"kill: {fault['place']}" if fault["kind"] == "kill" else "full disk"] += 1
+            faults[f"kill: {fault['place']}" if fault["kind"] == "kill" else fault["kind"]] += 1
         # disks rot at rest too: the newest checkpoint, at times the one before it as well
         for age in range(choose.choice([0, 0, 1, 2])):
             if (how := damage(out, choose, age=age)) is not None:

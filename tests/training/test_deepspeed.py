@@ -6,7 +6,10 @@ The ranks of a world run all their jobs in the same processes (run_ranks.py); th
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,11 +161,27 @@ def test_bf16_with_exact_master_weights(two_ranks: Path, reference: Callable[[st
         assert torch.equal(first, exact), "the first master weights are not rounded to bf16"
 
 
-@pytest.mark.parametrize("name", ["chinmu", "vae"])
-def test_contrastive_and_adversarial_steps_equal_one_device(two_ranks: Path, reference: Callable[[str], Path], name: str) -> None:
-    assert_same(two_ranks / f"{name}-zero-2", reference(name), rel=1e-6 if name == "chinmu" else 2e-6)
-    if name == "vae":
-        assert "discriminator_loss" in read_metrics(two_ranks / "vae-zero-2")[0][-1]
+def test_contrastive_steps_equal_one_device(two_ranks: Path, reference: Callable[[str], Path]) -> None:
+    assert_same(two_ranks / "chinmu-zero-2", reference("chinmu"))
+
+
+def assert_same_adversarial(run: Path, single: Path) -> None:
+    """Losses of all steps, and gradient norms until the discriminators have joined (step 2) and stepped once.
+
+    Later a unit at the kink of its leaky ReLU can move a norm by a percent: strategy single does so itself when its first weights are
+    moved by 1e-9.
+    """
+    rows, expected = read_metrics(run)[0], read_metrics(single)[0]
+    assert len(rows) == len(expected) and "discriminator_loss" in rows[2] and "discriminator_loss" not in rows[1]
+    for row, other in zip(rows, expected, strict=True):
+        for name in [name for name in other if name.endswith("loss")]:
+            assert row[name] == pytest.approx(other[name], rel=2e-6), f"{name} of step {row['step']}"
+        for name in [name for name in other if name.endswith("grad_norm")]:
+            assert row[name] == pytest.approx(other[name], rel=3e-6 if row["step"] <= 2 else 5e-2), f"{name} of step {row['step']}"
+
+
+def test_adversarial_steps_equal_one_device(two_ranks: Path, reference: Callable[[str], Path]) -> None:
+    assert_same_adversarial(two_ranks / "vae-zero-2", reference("vae"))
 
 
 def test_resumes_what_one_device_began(two_ranks: Path, reference: Callable[[str], Path]) -> None:
@@ -259,4 +278,23 @@ def test_four_ranks_equal_one_device(four_ranks: Path, reference: Callable[[str]
 @pytest.mark.parametrize("name", ["chinmu-zero-1", "chinmu-zero-3", "vae-zero-1", "vae-zero-3"])
 def test_other_stages_on_four_ranks(four_ranks: Path, reference: Callable[[str], Path], name: str) -> None:
     task = name.partition("-")[0]
-    assert_same(four_ranks / name, reference(task), rel=1e-6 if task == "chinmu" else 2e-6)
+    (assert_same if task == "chinmu" else assert_same_adversarial)(four_ranks / name, reference(task))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2], ids=["no-launcher", "torchrun"])
+def test_command(root: Path, tmp_path: Path, ranks: int) -> None:
+    """`mudit train` without a launcher is a world of one; under torchrun one rank reports. Standard output holds the report alone."""
+    recipe = dit(root, **PARALLEL, parallel__zero_stage=2)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.resolved()))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks else []
+    command = [sys.executable, *launcher, "-m", "mudit_engine", "train", str(tmp_path / "recipe.json")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--json"], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)["results"]
+    assert report["steps"] == 12 and Path(report["exported"]).is_file()
+    # a network that was not woken has no reference here: its loss falls, and its average can be loaded
+    rows = read_metrics(tmp_path / "run")[0]
+    assert len(rows) == 12 and all(row["grad_norm"] for row in rows)
+    assert load_part("dit", load_config(tmp_path / "run" / "model"), tmp_path / "run" / "model")
