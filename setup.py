@@ -44,6 +44,8 @@ EXTRAS["dev"] = [
     "hypothesis>=6.150,<7",
     "ruff==0.17.6",
     "mypy==2.4.1",
+    "polygraphy==0.53.6",  # parses the build commands that are written for GPU hosts
+    "tritonclient==2.65.0",  # the protobuf of config.pbtxt; from 2.66 on it pins an old ml-dtypes
     *EXTRAS["train"],
     *EXTRAS["export"],
     *EXTRAS["bench"],
