@@ -47,6 +47,9 @@ PACKAGES = {
     "onnxruntime": ("onnxruntime", "export"),
     "openvino": ("openvino", "export"),
     "tensorrt_rtx": ("tensorrt-rtx", "export"),
+    "tensorrt": ("tensorrt", None),  # only where its GPU is: export/tensorrt_build.py names the version
+    "tritonclient": ("tritonclient", "dev"),
+    "polygraphy": ("polygraphy", "dev"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "scipy": ("scipy", "corpus"),
