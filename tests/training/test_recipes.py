@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.training.deepspeed_config import deepspeed_config
 from mudit_engine.training.recipe import load_recipe, parse_recipe, recipe_names
 from mudit_engine.training.strategy import learning_rate
 
@@ -19,6 +20,12 @@ SHIPPED = {
     "tiny-dit-finetune": ("dit-finetune", "bezier"),
     "tiny-dit-pretrain-mudit": ("dit-pretrain", "ddpm"),
     "tiny-dit-finetune-mudit": ("dit-finetune", "ddpm"),
+    "musit-380m-vae": ("vae", None),
+    "musit-380m-chinmu": ("chinmu", None),
+    "musit-380m-pretrain": ("dit-pretrain", "bezier"),
+    "musit-380m-finetune": ("dit-finetune", "bezier"),
+    "mudit-380m-pretrain": ("dit-pretrain", "ddpm"),
+    "mudit-380m-finetune": ("dit-finetune", "ddpm"),
 }
 
 
@@ -37,6 +44,18 @@ def test_shipped_recipe(name: str) -> None:
     if task == "dit-finetune":
         assert recipe.dit.drop_both > 0, "without unconditional sequences there is no guidance"
     assert parse_recipe(json.loads(json.dumps(recipe.resolved())), source="again") == recipe
+
+
+@pytest.mark.parametrize("world", [1, 8, 64])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "380m" in name])
+def test_one_recipe_from_one_process_to_64(name: str, world: int) -> None:
+    """The global batch, and with it the training, is the recipe's whatever the ranks; DeepSpeed's document follows from both."""
+    recipe = load_recipe(name)
+    config = deepspeed_config(recipe, parameters=380_000_000, world=world)
+    passes = config["gradient_accumulation_steps"]
+    assert passes * world >= recipe.data.packs_per_step and (passes - 1) * world < recipe.data.packs_per_step
+    assert config["zero_optimization"]["stage"] == 1 and config.get("bf16", {}).get("enabled", False) == (recipe.precision == "bf16")
+    assert load_recipe(name, overrides=["strategy=single", "parallel={}", "precision=fp32"]).strategy == "single"
 
 
 @pytest.mark.parametrize(
