@@ -137,13 +137,9 @@ def _train(plan: Plan, step: str) -> None:
         return
     export_part(folder, folder / "model")
     if step.startswith("finetune"):
-        # the whole model: its three parts as they were used together
-        target = plan.model(step)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "vae.safetensors", "chinmu.safetensors"):
-            with atomic_path(target / name) as aside:
-                shutil.copyfile(plan.codec / name, aside)
-        export_part(folder, target)
+        # the whole model: its three parts as they were used together, in half precision
+        for run in (plan.run_folder("vae"), plan.run_folder("chinmu"), folder):
+            export_part(run, plan.model(step), dtype="float16")
 
 
 @click.command()
