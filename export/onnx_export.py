@@ -42,13 +42,15 @@ def export_onnx(
     *,
     flavours: Sequence[str] = ("fp32",),
     random_weights: bool = False,
+    runtimes: Sequence[str] = (),
     report: Report = lambda text: None,
 ) -> Path:
     """Writes the deployment folder `out`, which must not exist or must be an earlier export. Returns it.
 
     With random_weights `model` is a preset or a config.json, of which a model with random weights is made: to build and time engines of a
-    size that nobody has trained yet. Raises InputError for an unknown flavour or a folder that holds something else, GateError for a graph
-    that fails its checks.
+    size that nobody has trained yet. fp32 graphs are held to PyTorch in `runtimes` (export/parity.py). Raises InputError for an unknown
+    flavour or a folder that holds something else, GateError for a graph that fails its checks or a runtime that makes another song; `out`
+    is then as it was.
     """
     require("onnx", "exporting to ONNX")
     require("onnxscript", "exporting to ONNX")
@@ -56,6 +58,7 @@ def export_onnx(
 
     from mudit_engine.config import load_config
     from mudit_engine.export.manifest import new_manifest, write_manifest
+    from mudit_engine.export.parity import faults, measure_parity
     from mudit_engine.models.folder import model_folder, save_random_model
 
     unknown = [flavour for flavour in flavours if flavour not in OPSETS]
@@ -74,7 +77,14 @@ def export_onnx(
         else:
             _copy_model(source, aside)
         exported = {flavour: export_graphs(aside, aside / "graphs" / flavour, flavour=flavour, report=report) for flavour in flavours}
-        write_manifest(aside, {**new_manifest(aside, exported), "random_weights": random_weights})
+        manifest = {**new_manifest(aside, exported), "random_weights": random_weights}
+        write_manifest(aside, manifest)
+        if runtimes and "fp32" in flavours:
+            report("parity")
+            manifest["parity"] = measure_parity(aside, runtimes=runtimes)
+            if wrong := faults(manifest["parity"]):
+                raise GateError(f"the graphs are no faithful export of '{model}', nothing was written: {'; '.join(wrong)}")
+            write_manifest(aside, manifest)
     return out
 
 

@@ -31,6 +31,6 @@ def deployed(model: str, *, runtime: str, quiet: bool = False) -> Path:
         from mudit_engine.export.onnx_export import export_onnx
 
         note(f"exporting '{model}' for {runtime}, once: it will be kept in {cache}")
-        with progress("exporting", total=6, quiet=quiet) as advance:
-            export_onnx(folder, cache, flavours=("fp32",), report=lambda text: advance(1, text=f"exporting {text}"))
+        with progress("exporting", total=7, quiet=quiet) as advance:
+            export_onnx(folder, cache, flavours=("fp32",), runtimes=(runtime,), report=lambda text: advance(1, text=f"exporting {text}"))
     return cache

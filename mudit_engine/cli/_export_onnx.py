@@ -5,6 +5,7 @@ mudit export onnx models/mine deploy --flavour fp32 --flavour bf16
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import click
 
 from mudit_engine.cli._console import json_option, progress
 from mudit_engine.cli._export_verify import FOLDER, runtimes_here, show
-from mudit_engine.errors import GateError
 
 FLAVOURS = ("fp32", "bf16", "fp16")
 
@@ -32,25 +32,16 @@ FLAVOURS = ("fp32", "bf16", "fp16")
 @json_option
 def command(model: str, out: Path, flavours: tuple[str, ...], random_weights: bool, no_parity: bool, as_json: bool) -> None:
     """Write graphs and manifest of MODEL (a name or folder) to the folder OUT. Fails when a runtime differs from PyTorch."""
-    from mudit_engine.export.manifest import add_to_manifest
     from mudit_engine.export.onnx_export import export_onnx
+    from mudit_engine.runtime.manifest import read_manifest
 
     flavours = flavours or ("fp32",)
-    with progress("exporting", total=6 * len(flavours), quiet=as_json) as advance:
-        export_onnx(model, out, flavours=flavours, random_weights=random_weights, report=lambda text: advance(1, text=f"exporting {text}"))
-    rows: list[dict[str, Any]] = []
-    if not no_parity and "fp32" in flavours:
-        rows = _parity(out)
-        add_to_manifest(out, parity=rows)
-    show(out, rows, as_json=as_json)
+    runtimes = runtimes_here() if "fp32" in flavours and not no_parity else ()
+    with progress("exporting", total=7 * len(flavours), quiet=as_json) as advance:
+        report = partial(_advance, advance)
+        export_onnx(model, out, flavours=flavours, random_weights=random_weights, runtimes=runtimes, report=report)
+    show(out, read_manifest(out)["parity"] or [], as_json=as_json)
 
 
-def _parity(folder: Path) -> list[dict[str, Any]]:
-    """Measured rows. Raises GateError, and removes the manifest so that nothing runs the folder, when a limit is passed."""
-    from mudit_engine.export.parity import faults, measure_parity
-
-    rows = measure_parity(folder, runtimes=runtimes_here())
-    if wrong := faults(rows):
-        (folder / "manifest.json").unlink()
-        raise GateError(f"'{folder}' is no faithful export and cannot be used: {'; '.join(wrong)}")
-    return rows
+def _advance(advance: Any, text: str) -> None:
+    advance(1, text=f"exporting {text}")

@@ -34,6 +34,7 @@ MODES = {
     *("no guidance", "guidance interval", "negative description", "reference audio", "instrumental", "nothing said"),
     *("songs of several lengths", "decode", "text"),
 }
+_CASES = parity.cases
 NETWORKS = {
     "outline": {"outline": True},
     "parallel": {"cross_attention": "parallel", "modulation": "per_block"},
@@ -186,6 +187,7 @@ def test_faults_of_graphs_are_named() -> None:
 def test_large_weights_lie_beside_the_graph(deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "EXTERNAL_BYTES", 1000)
     maker = graphs(*_parts(deployed))["modulation"]
+    (tmp_path / "graphs" / "fp32").mkdir(parents=True)
     with torch.no_grad():
         described = export_graph(maker(), tmp_path / "graphs" / "fp32" / "modulation.onnx", flavour="fp32")
     assert (tmp_path / "graphs/fp32/modulation.onnx.data").stat().st_size > 10 * (tmp_path / "graphs/fp32/modulation.onnx").stat().st_size
@@ -199,6 +201,23 @@ def test_a_faulty_graph_leaves_no_folder(model: Path, tmp_path: Path, monkeypatc
     with pytest.raises(GateError, match="something"):
         export_onnx(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfaithful_export_leaves_no_folder(deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copied(source: Path, folder: Path, **options: Any) -> dict[str, Any]:
+        shutil.copytree(deployed / "graphs" / "fp32", folder)
+        flavours: dict[str, Any] = read_manifest(deployed)["flavours"]
+        return flavours["fp32"]
+
+    monkeypatch.setattr(onnx_export, "export_graphs", copied)
+    monkeypatch.setattr(parity, "cases", lambda config: list(_CASES(config))[-1:])
+    monkeypatch.setattr(parity, "LATENTS_LIMIT", 0.0)
+    with pytest.raises(GateError, match="nothing was written: onnxruntime, songs of several lengths: latents differ"):
+        export_onnx(model, tmp_path / "out", runtimes=("onnxruntime",))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(parity, "LATENTS_LIMIT", 1e-4)
+    export_onnx(model, tmp_path / "out", runtimes=("onnxruntime",))
+    assert [row["case"] for row in read_manifest(tmp_path / "out")["parity"]] == ["songs of several lengths", "decode", "text"]
 
 
 def test_a_folder_with_something_else_is_kept(model: Path, tmp_path: Path) -> None:
