@@ -217,13 +217,13 @@ def _write_warm_up(root: Path, config: ModelConfig) -> None:
     """Files that the server reads as inputs: raw values, and for strings a 32-bit length before each."""
     from mudit_engine.models.folder import load_part
     from mudit_engine.pipeline import SongPipeline
-    from mudit_engine.runtime.triton_backend import _Inputs, pack_song, parse_request
+    from mudit_engine.runtime.triton_backend import NoRuntime, pack_song, parse_request
 
     seconds = min(WARM_FRAMES / config.vae.frame_rate, config.max_seconds)
     request = json.dumps({"description": "warm up", "seconds": round(max(seconds, 1.0), 3), "seed": 0}).encode()
     vae, chinmu = (load_part(part, config, root / "deployment") for part in ("vae", "chinmu"))
-    pipeline: Any = SongPipeline(config, vae, chinmu, runtime=_Inputs())
-    song = pipeline._encode(pipeline._prepare(parse_request(request, root)))
+    pipeline: Any = SongPipeline(config, vae, chinmu, runtime=NoRuntime())
+    song = pipeline._inputs(pipeline._prepare(parse_request(request, root)))
     latents = np.zeros((WARM_FRAMES, config.dit.latent_channels), np.float32)
     files = {
         "mudit_text/request": _string(request),

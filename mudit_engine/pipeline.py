@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -134,6 +134,13 @@ class TextEncoder(Protocol):
     def encode_text(self, texts: Sequence[str]) -> Tensor: ...
 
 
+@runtime_checkable
+class WholeSongs(Protocol):
+    """A runtime that makes a song in one go: latents fp32 [T, C] and audio int16 [channels, T hop]."""
+
+    def render(self, song: SongInputs) -> tuple[Tensor, Tensor]: ...
+
+
 class SongPipeline:
     """The engine as one object: every part loaded once, songs generated in ragged batches."""
 
@@ -159,15 +166,22 @@ class SongPipeline:
     ) -> SongPipeline:
         """Loads an embedded model by name, a model folder, or for other runtimes than torch a folder made by `mudit export`.
 
-        torch runs on CUDA in bf16 where there is one, else on the CPU in fp32; the other runtimes (runtime/sessions.py) on the CPU in fp32
-        and take no device or dtype.
+        torch runs on CUDA in bf16 where there is one, else on the CPU in fp32; tensorrt on the GPU its engines were built for; the other
+        runtimes (runtime/sessions.py) on the CPU in fp32. All but torch take no device or dtype.
         """
         folder = model_folder(source)
         config = load_config(folder)
         # the codec and the text encoder are a small share of the work: they keep fp32
+        if runtime != "torch" and (device is not None or dtype is not None):
+            raise InputError(f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime 'torch'")
+        if runtime == "tensorrt":
+            from mudit_engine.runtime.trt_denoiser import TrtDecoder, open_tensorrt
+
+            vae, chinmu = (load_part(part, config, folder) for part in ("vae", "chinmu"))
+            assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+            engines = open_tensorrt(folder, halo=vae.receptive_field)
+            return cls(config, vae, chinmu, runtime=engines, decoder=TrtDecoder(engines), runtime_name=runtime)
         if runtime != "torch":
-            if device is not None or dtype is not None:
-                raise InputError(f"runtime '{runtime}' runs on the CPU in fp32: leave out device and dtype, or take runtime 'torch'")
             session = open_session(folder, runtime)
             vae, chinmu = (load_part(part, config, folder) for part in ("vae", "chinmu"))
             assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
@@ -205,6 +219,9 @@ class SongPipeline:
         total_rows = sum(len(p.table.times) for p in prepared)
         total_frames = sum(p.frames for p in prepared)
         for batch in _batches(prepared):
+            if isinstance(self.runtime, WholeSongs):
+                yield from self._render(self.runtime, batch, report, total_rows, total_frames)
+                continue
             timings = {"text": -time.perf_counter()}
             states = [self._encode(p) for p in batch]
             timings["text"] += time.perf_counter()
@@ -291,29 +308,46 @@ class SongPipeline:
             raise ConfigError(str(error)) from None
         return sampler
 
+    def _render(
+        self, runtime: WholeSongs, batch: Sequence[_Prepared], report: Progress, total_rows: int, total_frames: int
+    ) -> Iterator[Song]:
+        """Songs of a runtime that makes each in one go."""
+        for p in batch:
+            start = time.perf_counter()
+            song = self._inputs(p)
+            ready = time.perf_counter()
+            latents, pcm = runtime.render(song)
+            timings = {"text": ready - start, "denoise and decode": time.perf_counter() - ready}
+            report("denoise", len(p.table.times), total_rows)
+            report("decode", p.frames, total_frames)
+            audio = pcm[:, : round(p.seconds * self.config.vae.sample_rate)].float() / 32767
+            yield self._song(p, latents, audio, timings, 1)
+
     @torch.inference_mode()
     def _encode(self, p: _Prepared) -> SongProgress:
+        state: SongProgress = self.runtime.prepare(self._inputs(p))
+        return state
+
+    @torch.inference_mode()
+    def _inputs(self, p: _Prepared) -> SongInputs:
         request = p.request
         negative = description_fragments(request.negative, self.config.dit.max_fragments) if request.negative.strip() else ()
         reference = self.encode_reference(request.reference, max_frames=p.frames) if request.reference is not None else None
         tokens = len(p.phonemes) if p.phonemes else 0
         rows = outline_rows(p.outline, frames=p.frames, frame_rate=self.config.vae.frame_rate, tokens=tokens)
-        state: SongProgress = self.runtime.prepare(
-            SongInputs(
-                frames=p.frames,
-                seconds=p.seconds,
-                table=p.table,
-                seed=p.seed,
-                descriptions=self.text.encode_text(p.fragments),
-                negative=self.text.encode_text(negative),
-                lyric_ids=p.phonemes.ids if p.phonemes else (),
-                user_type=request.user_type,
-                reference=reference,
-                reference_kind=request.reference_kind,
-                outline=rows,
-            )
+        return SongInputs(
+            frames=p.frames,
+            seconds=p.seconds,
+            table=p.table,
+            seed=p.seed,
+            descriptions=self.text.encode_text(p.fragments),
+            negative=self.text.encode_text(negative),
+            lyric_ids=p.phonemes.ids if p.phonemes else (),
+            user_type=request.user_type,
+            reference=reference,
+            reference_kind=request.reference_kind,
+            outline=rows,
         )
-        return state
 
     def _song(self, p: _Prepared, latents: Tensor, audio: Tensor, timings: dict[str, float], batch: int) -> Song:
         request = replace(p.request, seconds=p.seconds, seed=p.seed, sampler={})

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m")
 USER_TYPES = ("none", "amateur", "professional")
-RUNTIMES = ("auto", "torch", "onnxruntime", "openvino")
+RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
 TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key")
@@ -73,7 +73,7 @@ class Seconds(click.ParamType):
     default="auto",
     show_default=True,
     help="What runs the network. auto: torch, and for a folder of `mudit export` on a CPU the fastest runtime installed. "
-    "onnxruntime and openvino export a model into the cache once.",
+    "onnxruntime and openvino export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",
 )
 @click.option("--manifest", metavar="FILE.jsonl", help="Many songs in one batch: a JSON object a line; --out is then a folder.")
 @click.option("--out", default="song.wav", show_default=True, metavar="FILE", help=".wav, .flac, .ogg or .mp3.")
@@ -101,7 +101,7 @@ def command(**options: Any) -> None:
         from mudit_engine.runtime.sessions import usual_runtime
 
         runtime = usual_runtime(model_folder(model), cuda=torch.cuda.is_available())
-    if runtime != "torch":
+    if runtime not in ("torch", "tensorrt"):
         from mudit_engine.cli._deployed import deployed
 
         model = deployed(model, runtime=runtime, quiet=options["as_json"])

@@ -37,14 +37,14 @@ from mudit_engine.runtime.denoiser import SongInputs, denoise
 DEPLOYMENT = "deployment"  # folder beside the repository
 
 
-class _Inputs:
-    """Stands in for a runtime where only the inputs of one are wanted."""
+class NoRuntime:
+    """Stands in for a runtime in a stage that has no network."""
 
     def prepare(self, song: SongInputs) -> Any:
-        return song
+        raise AssertionError("this stage does not denoise")
 
     def step(self, states: Sequence[Any]) -> None:
-        raise AssertionError("the text stage does not denoise")
+        raise AssertionError("this stage does not denoise")
 
 
 class _Model:
@@ -87,7 +87,7 @@ class _Model:
         config = load_config(self.folder)
         vae, chinmu = (load_part(part, config, self.folder) for part in ("vae", "chinmu"))
         assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
-        return SongPipeline(config, vae, chinmu, runtime=_Inputs())
+        return SongPipeline(config, vae, chinmu, runtime=NoRuntime())
 
 
 class TextModel(_Model):
@@ -102,7 +102,7 @@ class TextModel(_Model):
     def _read(self, text: bytes) -> dict[str, np.ndarray]:
         with tempfile.TemporaryDirectory() as scratch:
             prepared = self.songs._prepare(parse_request(text, Path(scratch)))
-            song: Any = self.songs._encode(prepared)
+            song = self.songs._inputs(prepared)
         info = {"frames": prepared.frames, "seconds": prepared.seconds, "seed": prepared.seed, "notes": list(prepared.notes)}
         packed = np.array([[pack_song(song)]], dtype=np.object_)
         described = np.array([[json.dumps(info, ensure_ascii=False).encode()]], dtype=np.object_)

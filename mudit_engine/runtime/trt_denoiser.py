@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor
 
 from mudit_engine.availability import require
-from mudit_engine.config import ModelConfig, load_config
-from mudit_engine.errors import MissingError, ModelError
+from mudit_engine.config import ModelConfig, VaeConfig, load_config
+from mudit_engine.errors import InputError, MissingError, ModelError
 from mudit_engine.hardware import machine
-from mudit_engine.runtime.buckets import Bucket, choose
+from mudit_engine.runtime.buckets import CHUNK, Bucket, choose
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress
 from mudit_engine.runtime.manifest import differences, read_manifest
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
@@ -99,6 +100,33 @@ class TrtDenoiser:
         return mode, waiting.pop()
 
 
+@dataclass(frozen=True)
+class TrtDecoder:
+    """The VAE's decoder of a runtime, for chunks of latents (runtime/decode.py); latents are normalised."""
+
+    runtime: TrtDenoiser
+
+    @property
+    def config(self) -> VaeConfig:
+        return self.runtime.config.vae
+
+    @property
+    def receptive_field(self) -> int:
+        return self.runtime.halo
+
+    def decode(self, latents_NTC: Tensor) -> Tensor:
+        """Audio [1, channels, T hop], on the CPU. Raises InputError for more frames than an engine decodes at once."""
+        device, frames = self.runtime.device, latents_NTC.shape[1]
+        if frames > CHUNK:
+            raise InputError(f"{frames} latent frames at once: the engine decodes {CHUNK}; use smaller chunks")
+        given = device.empty((1, frames, self.runtime.config.dit.latent_channels), torch.float32)
+        audio = device.empty((1, self.config.channels, frames * self.config.hop), torch.float32)
+        device.run(partial(given.copy_, latents_NTC))
+        device.launch("vae_decode", 0, {"latents": given}, {"audio": audio})
+        device.wait()
+        return audio.to("cpu", copy=True)
+
+
 def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
     """The engines of a deployment folder that fit this machine's GPU.
 
@@ -106,12 +134,12 @@ def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
     """
     from mudit_engine.runtime.trt_device import CudaDevice
 
-    manifest = read_manifest(folder)
     gpus = machine().gpus
     if not gpus:
         raise MissingError(
             "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime torch or onnxruntime on this machine"
         )
+    manifest = read_manifest(folder)
     target, entry = pick_target(manifest, gpus[0].compute_capability)
     require(entry["package"], f"engines of target '{target}'")
     if wrong := differences(folder, manifest):

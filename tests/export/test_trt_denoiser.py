@@ -10,21 +10,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import micro_config, save_model
+from mudit_engine.cli.main import run
 from mudit_engine.config import ModelConfig, SamplerConfig
 from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.export.graphs import graphs
 from mudit_engine.models.folder import load_part
 from mudit_engine.models.outline import OutlineRows, outline_rows
+from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.runtime.buckets import CHUNK, Bucket, default_buckets, parse_buckets, profiles
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
-from mudit_engine.runtime.trt_denoiser import ENGINES, TrtDenoiser, pick_target
+from mudit_engine.runtime.trt_denoiser import ENGINES, TrtDecoder, TrtDenoiser, pick_target
 from mudit_engine.runtime.trt_program import plan_chunks
 from mudit_engine.text.outline import Outline
 
@@ -103,8 +106,8 @@ class Setting:
         self.config = micro_config(**dit)
         save_model(folder, self.config)
         self.dit: Any
-        self.dit, self.vae, chinmu = (load_part(part, self.config, folder).eval() for part in ("dit", "vae", "chinmu"))
-        made = {name: make() for name, make in graphs(self.dit, self.vae, chinmu).items() if name != "chinmu_text"}  # type: ignore[arg-type]
+        self.dit, self.vae, self.chinmu = (load_part(part, self.config, folder).eval() for part in ("dit", "vae", "chinmu"))
+        made = {name: make() for name, make in graphs(self.dit, self.vae, self.chinmu).items() if name != "chinmu_text"}  # type: ignore[arg-type]
         self.buckets = parse_buckets(self.config, ["6:64", "20"])
         self.device = FakeDevice({name: graph.module.eval() for name, graph in made.items()}, self.config, self.buckets)
         self.runtime = TrtDenoiser(self.config, self.device, self.buckets, self.vae.receptive_field, torch.float32)  # type: ignore[arg-type]
@@ -209,6 +212,30 @@ def test_row_by_row_equals_pytorch_with_songs_side_by_side(plain: Setting) -> No
     for song, latents in zip(songs, found, strict=True):
         wanted = plain.expected(song)[0]
         assert float((latents - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_the_pipeline_takes_whole_songs_from_it(plain: Setting) -> None:
+    c = plain.config
+    sung = SongRequest(description="piano", lyrics="你好世界", seconds=4.0, seed=1)
+    requests = [sung, SongRequest(description="drums", seconds=18.0, seed=2)]
+    stages: list[tuple[str, int, int]] = []
+    engines = SongPipeline(c, plain.vae, plain.chinmu, runtime=plain.runtime, decoder=TrtDecoder(plain.runtime), runtime_name="tensorrt")
+    found = engines.generate(requests, progress=lambda *report: stages.append(report))
+    wanted = SongPipeline(c, plain.vae, plain.chinmu, runtime=Denoiser(plain.dit)).generate(requests)
+    for song, expected in zip(found, wanted, strict=True):
+        assert song.audio.shape == expected.audio.shape and np.abs(song.audio - expected.audio).max() < 2e-4
+        assert song.info["runtime"] == "tensorrt"
+    assert [stage for stage, _, _ in stages] == ["denoise", "decode"] * 2
+    latents = torch.from_numpy(wanted[1].latents)
+    audio = engines.decode(latents, 18.0)
+    assert np.abs(audio.numpy() - wanted[1].audio).max() < 2e-4, "chunk by chunk through the decode engine"
+
+
+def test_generate_without_a_gpu_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert run(["generate", "--description", "piano", "--seconds", "2", "--runtime", "tensorrt"]) == 3
+    assert "nvidia-smi names none" in capsys.readouterr().err
 
 
 def test_a_mask_that_is_not_applied_is_noticed(plain: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
