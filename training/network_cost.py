@@ -195,9 +195,12 @@ def make_inputs(config: DitConfig, pack: Pack) -> DitInputs:
 def _world(*, backend: str, fake: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if backend == "triton":
+            from triton import knobs
+
             from mudit_engine.profiling.aot import compile_for
 
-            stack.enter_context(compile_for(ARCH))
+            if not knobs.runtime.interpret:  # which names an architecture of its own
+                stack.enter_context(compile_for(ARCH))
         if fake:
             from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -4,7 +4,8 @@ torch's fake process group answers every collective at once and changes nothing,
 real run while the numbers in them mean nothing. Under a launcher (RANK set) the same measurement runs on a real gloo world.
 
     result = rehearse(Rehearsal(preset="musit-380m", world=64, parallel={"zero_stage": 2}, precision="fp32"))     # in a child process
-    torchrun --standalone --nproc-per-node 2 -m mudit_engine.training.rehearse spec.json out.json                # real ranks
+    rehearse_all([...])                                                    # one world, one process, one after another
+    torchrun --standalone --nproc-per-node 2 -m mudit_engine.training.rehearse specs.json out.json               # real ranks
 
 Counted are tensor storages, each once: resident memory of a process says little (allocators keep what they got). All on the CPU, in eager
 mode. bf16 products are slow on most CPUs: short songs do, since activations are not what is rehearsed.
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,18 +49,23 @@ class Rehearsal:
 
 def rehearse(rehearsal: Rehearsal, *, threads: int = 1) -> dict[str, Any]:
     """Runs it in a child process and returns its measurement (see `measure`). Raises MuditError with the child's last words."""
+    return rehearse_all([rehearsal], threads=threads)[0]
+
+
+def rehearse_all(rehearsals: Sequence[Rehearsal], *, threads: int = 1) -> list[dict[str, Any]]:
+    """Several of one world, one after another in one child process. Raises MuditError with the child's last words."""
     with tempfile.TemporaryDirectory(prefix="mudit-rehearse-") as folder:
-        spec, out = Path(folder) / "spec.json", Path(folder) / "out.json"
-        write_json(spec, asdict(rehearsal))
+        specs, out = Path(folder) / "specs.json", Path(folder) / "out.json"
+        write_json(specs, [asdict(rehearsal) for rehearsal in rehearsals])
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "mudit_engine.training.rehearse", str(spec), str(out)]
+        command = [sys.executable, "-m", "mudit_engine.training.rehearse", str(specs), str(out)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or not out.exists():
-            what = f"the rehearsal of {rehearsal.preset} at {rehearsal.world} ranks"
+            what = f"the rehearsal of {rehearsals[0].preset} at {rehearsals[0].world} ranks"
             raise MuditError(f"{what} failed ({done.returncode}): {_last(done.stderr)}")
-        result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return result
+        results: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
+        return results
 
 
 def _last(text: str, lines: int = 3) -> str:
@@ -103,10 +109,10 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     of these. peak: the most that lived at once in that step, weights and all. sent: {collective: {calls, bytes}} of that step.
     """
     import torch
+    from torch import distributed as dist
 
     started = time.monotonic()
-    real = "RANK" in os.environ
-    if not real:
+    if not dist.is_initialized() and "RANK" not in os.environ:
         join_fake_world(rehearsal.world)
     from mudit_engine.diffusion.paths import make_path
     from mudit_engine.models.dit import DiT
@@ -117,15 +123,18 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     recipe = _recipe(rehearsal)
     config = recipe.model_config_resolved()
     strategy = DeepSpeed(recipe, torch.device("cpu"))
-    if real and strategy.ranks.world != rehearsal.world:
-        raise MuditError(f"the launcher started {strategy.ranks.world} ranks for a rehearsal of {rehearsal.world}")
+    real = dist.get_backend() != "fake"
+    if strategy.ranks.world != rehearsal.world:
+        raise MuditError(f"this world has {strategy.ranks.world} ranks, the rehearsal {rehearsal.world}: start as many, or one process")
     torch.manual_seed(0)
+    # kept alive, so that none of their addresses is given away again
+    before = _tensors()
     module = DitLoss(DiT(config.dit), make_path(config.path), recipe.dit)
     strategy.prepare({"model": module}, recipe, lr_scale={}, ema=("model",))
     inputs = make_inputs(config.dit, Pack.of(rehearsal.frames, rehearsal.lyrics, 2))
     module.train()
     strategy.begin("model", MICRO_BATCHES)
-    before = _storages()
+    known = _storages(before)
     state: dict[str, int] = {}
     other = 0
     watch = _watch()
@@ -141,7 +150,7 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
                 del loss, _
                 if last and number == 0:
                     with _paused(watch):
-                        state, other = _census(strategy, before)
+                        state, other = _census(strategy, known, besides=inputs)
             strategy.step("model", lr=1e-4)
     return {
         "world": rehearsal.world,
@@ -257,10 +266,13 @@ def _storages(tensors: Any = None) -> dict[int, int]:
     return out
 
 
-def _census(strategy: Any, before: Mapping[int, int]) -> tuple[dict[str, int], int]:
-    """(bytes by kind, bytes of all other storages made since `before`)."""
+def _census(strategy: Any, before: Mapping[int, int], *, besides: Any) -> tuple[dict[str, int], int]:
+    """(bytes by kind, bytes of all other storages made since `before`, but for the batch in `besides`)."""
+    from torch.utils._pytree import tree_leaves
+
+    fields = {**besides.__dict__, **besides.clean.__dict__, **(besides.clean.outline.__dict__ if besides.clean.outline else {})}
     kinds: dict[str, int] = {}
-    counted: set[int] = set()
+    counted = set(_storages([t for t in tree_leaves(fields) if hasattr(t, "untyped_storage")]))
     for kind, tensors in _by_kind(strategy.engines["model"]):
         own = {key: size for key, size in _storages(tensors).items() if key not in counted}
         kinds[kind] = kinds.get(kind, 0) + sum(own.values())
@@ -299,18 +311,20 @@ def _by_kind(engine: Any) -> Iterator[tuple[str, list[Any]]]:
 
 
 def main(arguments: list[str]) -> None:
-    """SPEC OUT: measures what the JSON file SPEC says and writes OUT (OUT.RANK on a real world)."""
+    """SPECS OUT: measures what the JSON file SPECS says, one after another, and writes OUT (OUT.RANK on a real world)."""
     import torch
+    from torch import distributed as dist
 
-    spec, out = (Path(argument) for argument in arguments)
-    fields = json.loads(spec.read_text(encoding="utf-8"))
-    rehearsal = Rehearsal(**fields | {name: tuple(fields[name]) for name in ("frames", "lyrics") if name in fields})
+    specs, out = (Path(argument) for argument in arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    result = measure(rehearsal)
-    write_json(out.with_name(f"{out.name}.{result['rank']}") if result["real"] else out, result)
-    if result["real"]:
-        from torch import distributed as dist
-
+    results = []
+    for fields in json.loads(specs.read_text(encoding="utf-8")):
+        rehearsal = Rehearsal(**fields | {name: tuple(fields[name]) for name in ("frames", "lyrics") if name in fields})
+        results.append(measure(rehearsal))
+        gc.collect()
+    real = results[0]["real"]
+    write_json(out.with_name(f"{out.name}.{results[0]['rank']}") if real else out, results)
+    if real:
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
