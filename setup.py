@@ -36,6 +36,8 @@ EXTRAS = {
     # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],
+    "ray": ["ray[data]==2.60.0"],
+    "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
 }
 EXTRAS["dev"] = [

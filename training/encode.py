@@ -3,8 +3,9 @@
     encode_audio(open_source("corpus"), Path("data/tiny/audio"), sample_rate=22050, channels=1)
     encode_latents(open_source("corpus"), Path("data/tiny/latents"), model=Path("models/mine"))
 
-Part i of n takes every n-th song and writes shards of its own number, so parts can run on as many machines as there are; the index is
-rebuilt at the end of each. Songs that cannot be encoded are left out and reported.
+Part i of n takes every n-th song and writes shards of its own number, so parts can run on as many machines as there are (encode_ray.py
+runs them on a Ray cluster); the index is rebuilt at the end of each, or once with index=False. Songs that cannot be encoded are left out
+and reported.
 """
 
 from __future__ import annotations
@@ -54,13 +55,14 @@ def encode_audio(
     sample_rate: int,
     channels: int,
     part: tuple[int, int] = (0, 1),
+    index: bool = True,
     on_song: OnSong = lambda song_id, seconds: None,
 ) -> Encoded:
     """Mixes as 16-bit samples, with descriptions in the metadata. Raises OutputError on a full disk; what is finished stays."""
     from mudit_engine.audio import to_int16
 
     done = Encoded()
-    with ShardWriter(out, audio_fields(channels=channels), writer=part[0]) as writer:
+    with ShardWriter(out, audio_fields(channels=channels), writer=part[0], index=index) as writer:
         for song in _share(songs, part):
             if song.id in writer:
                 done.skipped += 1
@@ -90,6 +92,7 @@ def encode_latents(
     stems: bool = True,
     descriptions: bool = True,
     part: tuple[int, int] = (0, 1),
+    index: bool = True,
     device: str = "cpu",
     on_song: OnSong = lambda song_id, seconds: None,
 ) -> Encoded:
@@ -107,7 +110,7 @@ def encode_latents(
     vocabulary = Vocabulary.load(config.dit.vocabulary)
     done, written = Encoded(), song_fields(latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding)
     rate, channels = config.vae.sample_rate, config.vae.channels
-    with ShardWriter(out, written, writer=part[0]) as writer:
+    with ShardWriter(out, written, writer=part[0], index=index) as writer:
         for song in _share(songs, part):
             if song.id in writer:
                 done.skipped += 1

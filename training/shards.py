@@ -100,14 +100,17 @@ class SongRecord:
 class ShardWriter:
     """Appends songs to shards of about `shard_bytes`. A shard appears whole or not at all; a second run skips the songs that are there.
 
-    Writers of several processes share a folder when each has its own `writer` number; call build_index once they are done.
+    Writers of several processes share a folder when each has its own `writer` number; with `index` False none of them writes the index:
+    call build_index once they are done.
     """
 
-    def __init__(self, folder: str | Path, fields: Mapping[str, Field], *, writer: int = 0, shard_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self, folder: str | Path, fields: Mapping[str, Field], *, writer: int = 0, shard_bytes: int = 256 << 20, index: bool = True
+    ) -> None:
         reserved = {_IDS, _META} & set(fields)
         if reserved or any("/" in name for name in fields):
             raise InputError(f"field names {sorted(fields)} must not hold '/', 'ids' or 'metadata'")
-        self.folder, self.fields, self.writer, self.shard_bytes = Path(folder), dict(fields), writer, shard_bytes
+        self.folder, self.fields, self.writer, self.shard_bytes, self.index = Path(folder), dict(fields), writer, shard_bytes, index
         self.folder.mkdir(parents=True, exist_ok=True)
         self._done: set[str] = set()
         for path in complete_shards(self.folder):
@@ -182,7 +185,7 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not isinstance(error, OutputError):
             self.flush()  # an interrupted run keeps the songs it has finished
-        if error is None:
+        if error is None and self.index:
             build_index(self.folder)
 
 

@@ -30,6 +30,11 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
     "--part", default="0/1", show_default=True, metavar="I/N", help="Every N-th song from the I-th: one part a process or machine."
 )
 @click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--ray", metavar="local|auto|ADDRESS", help="Encode on a Ray cluster: one started here, this machine's own, or another's address."
+)
+@click.option("--ray-parts", type=click.IntRange(1), help="Parts dealt out to the cluster.  [default: 4 a worker]")
+@click.option("--ray-workers", type=click.IntRange(1), help="Parts at a time.  [default: one a CPU, or one a GPU with --device cuda]")
 @json_option
 def encode(
     source: Path,
@@ -42,6 +47,9 @@ def encode(
     descriptions: bool,
     part: str,
     device: str,
+    ray: str | None,
+    ray_parts: int | None,
+    ray_workers: int | None,
     as_json: bool,
 ) -> None:
     """Encode SOURCE (a corpus, a .jsonl manifest, a folder of audio) into shards.
@@ -55,6 +63,10 @@ def encode(
         raise click.BadParameter(f"'{part}' must be I/N with I from 0 to N - 1, for example 0/4", param_hint="--part")
     if audio_only == (model is not None):
         raise click.UsageError("give either --model FOLDER (latents) or --audio-only")
+    if ray is None and (ray_parts or ray_workers):
+        raise click.UsageError("--ray-parts and --ray-workers belong to --ray")
+    if ray is not None and part != "0/1":
+        raise click.UsageError("--ray makes parts of its own: leave --part out")
     from mudit_engine.training.encode import encode_audio, encode_latents
 
     share = (int(number), int(parts))
@@ -63,7 +75,14 @@ def encode(
         def on_song(song_id: str, seconds: float) -> None:
             step(text=f"encoding {song_id}")
 
-        if model is None:
+        if ray is not None:
+            from mudit_engine.training.encode_ray import RayJob, encode_on_ray
+
+            job = RayJob(
+                source.resolve(), out.resolve(), model.resolve() if model else None, sample_rate, channels, stems, descriptions, device
+            )
+            done = encode_on_ray(job, address=ray, parts=ray_parts, workers=ray_workers, on_part=lambda text: step(text=text))
+        elif model is None:
             done = encode_audio(open_source(source), out, sample_rate=sample_rate, channels=channels, part=share, on_song=on_song)
         else:
             options = {"stems": stems, "descriptions": descriptions}

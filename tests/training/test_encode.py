@@ -11,13 +11,15 @@ import torch
 
 from mudit_engine.audio import save_audio
 from mudit_engine.config import ModelConfig, load_config
+from mudit_engine.errors import MissingError
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.models.folder import build_part, load_part, save_config, save_part
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.text.lyrics import parse_lyrics
 from mudit_engine.text.phonemes import phonemize
 from mudit_engine.training.encode import encode_audio, encode_latents
-from mudit_engine.training.shards import LANGUAGES, LEVELS, USER_TYPES, Shards
+from mudit_engine.training.encode_ray import RayJob, encode_on_ray, encode_part
+from mudit_engine.training.shards import LANGUAGES, LEVELS, USER_TYPES, Shards, build_index
 from mudit_engine.training.sources import SourceSong, open_source
 
 RATE = 8000
@@ -135,3 +137,52 @@ def test_syllable_times_follow_the_phonemes(manifest: Path, model: Path, tmp_pat
     timed = shards.read(1)["phoneme_times"]
     for token, syllable, (start, end) in zip(sequence.tokens, sequence.syllable_of, timed.tolist(), strict=True):
         assert (start, end) == (pytest.approx(times[syllable]) if syllable >= 0 else (-1, -1)), token
+
+
+def assert_same_songs(one: Shards, other: Shards) -> None:
+    assert len(one) == len(other)
+    for number in range(len(one)):
+        a, b = one.read(number), other.read(number)
+        assert a.id == b.id and a.metadata == b.metadata and a.split == b.split
+        assert all(np.array_equal(a[name], b[name]) for name in one.fields)
+
+
+@pytest.mark.parametrize("latents", [False, True], ids=["audio", "latents"])
+def test_parts_of_a_ray_job(manifest: Path, model: Path, tmp_path: Path, latents: bool) -> None:
+    """What a worker does with its row: shards without an index, counts that add up, errors as values."""
+    if latents:
+        encode_latents(open_source(manifest), tmp_path / "one", model=model)
+    else:
+        encode_audio(open_source(manifest), tmp_path / "one", sample_rate=RATE, channels=1)
+    job = RayJob(manifest, tmp_path / "parts", model if latents else None, sample_rate=RATE, channels=1)
+    rows = [encode_part({"part": part, "parts": 3}, job) for part in range(3)]
+    assert not (tmp_path / "parts" / "index.safetensors").exists() and not any(row["error"] for row in rows)
+    done = [json.loads(row["done"]) for row in rows]
+    build_index(tmp_path / "parts")
+    one = Shards(tmp_path / "one")
+    assert sum(part["songs"] for part in done) == len(one) and sum(len(part["refused"]) for part in done) == 1
+    assert_same_songs(one, Shards(tmp_path / "parts"))
+    again = json.loads(encode_part({"part": 1, "parts": 3}, job)["done"])
+    assert again["songs"] == 0 and again["skipped"] == done[1]["songs"]
+    lost = encode_part({"part": 0, "parts": 1}, RayJob(manifest, tmp_path / "none", tmp_path / "no-model"))
+    assert "no-model" in lost["error"]
+
+
+def test_ray_that_is_not_installed_is_named(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mudit_engine.availability.available", lambda module: False)
+    with pytest.raises(MissingError, match="--ray needs the package 'ray', which is not installed"):
+        encode_on_ray(RayJob(manifest, tmp_path))
+
+
+@pytest.mark.slow
+def test_ray_writes_what_one_process_writes(manifest: Path, tmp_path: Path) -> None:
+    """The same songs in the same data set, in parts dealt out by Ray Data; a second run finds everything there."""
+    pytest.importorskip("ray")
+    encode_audio(open_source(manifest), tmp_path / "one", sample_rate=RATE, channels=1)
+    job = RayJob(manifest, tmp_path / "ray", sample_rate=RATE, channels=1)
+    done = encode_on_ray(job, parts=3, workers=2)
+    one = Shards(tmp_path / "one")
+    assert done.songs == len(one) and len(done.refused) == 1
+    assert_same_songs(one, Shards(tmp_path / "ray"))
+    again = encode_on_ray(job, parts=3, workers=2)
+    assert again.songs == 0 and again.skipped == len(one)
