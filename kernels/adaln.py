@@ -354,31 +354,10 @@ def _forward(
         grid = (triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0],)
         with on_device(x.device):
             _norm_fwd_kernel[grid](
-                x,
-                y,
-                gate,
-                shift,
-                scale,
-                tiles,
-                total,
-                h,
-                stats,
-                _stride(x),
-                _stride(y),
-                _stride(gate),
-                _stride(shift),
-                _stride(scale),
-                _stride(total),
-                rows,
-                eps,
-                TILE_ROWS=tile_rows,
-                HAS_TILES=tiles is not None,
-                HAS_Y=y is not None,
-                HAS_GATE=gate is not None,
-                HAS_SCALE=scale is not None,
-                HAS_STATS=stats is not None,
-                **_shape_of_program(width),
-            )
+                x, y, gate, shift, scale, tiles, total, h, stats, _stride(x), _stride(y), _stride(gate), _stride(shift), _stride(scale),
+                _stride(total), rows, eps, TILE_ROWS=tile_rows, HAS_TILES=tiles is not None, HAS_Y=y is not None,
+                HAS_GATE=gate is not None, HAS_SCALE=scale is not None, HAS_STATS=stats is not None, **_shape_of_program(width),
+            )  # fmt: skip
     return h
 
 
@@ -407,33 +386,11 @@ def _norm_backward(
         shape = _shape_of_program(width)
         with on_device(x.device):
             _norm_bwd_kernel[(n_tiles,)](
-                x,
-                y,
-                gate,
-                scale,
-                stats,
-                tiles,
-                dh,
-                dtotal,
-                dx,
-                dy,
-                parts,
-                _stride(x),
-                _stride(y),
-                _stride(gate),
-                _stride(scale),
-                _stride(dh),
-                _stride(dtotal),
-                rows,
-                n_tiles,
-                TILE_ROWS=tile_rows,
-                HAS_TILES=tiles is not None,
-                HAS_DSUM=dtotal is not None,
-                HAS_GATE=gate is not None,
-                HAS_SCALE=scale is not None,
-                PARTS_IN_MEMORY=shape["BLOCK_D"] > 4096,
-                **shape,
-            )
+                x, y, gate, scale, stats, tiles, dh, dtotal, dx, dy, parts, _stride(x), _stride(y), _stride(gate), _stride(scale),
+                _stride(dh), _stride(dtotal), rows, n_tiles, TILE_ROWS=tile_rows, HAS_TILES=tiles is not None,
+                HAS_DSUM=dtotal is not None, HAS_GATE=gate is not None, HAS_SCALE=scale is not None,
+                PARTS_IN_MEMORY=shape["BLOCK_D"] > 4096, **shape,
+            )  # fmt: skip
     table = scale if scale is not None else gate
     return dx, dy, segment_sums(parts, offsets, dtype=x.dtype if table is None else table.dtype)
 

@@ -75,12 +75,15 @@ def runtimes(
 
 
 class Names(click.ParamType):
-    """A comma-separated list."""
+    """A comma-separated list of at least one name."""
 
     name = "NAME,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(",") if part.strip())
+        parts = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(",") if part.strip())
+        if not parts:
+            self.fail(f"{value!r} names nothing: leave the option out for its default", param, ctx)
+        return parts
 
 
 class Widths(Names):

@@ -45,9 +45,10 @@ def test_without_a_gpu_it_names_what_works(capsys: pytest.CaptureFixture[str]) -
         (["--static", "--head-dims", "wide"], "'wide' is no list of integers"),
         (["--static", "--dtypes", "int8"], "dtype 'int8' is not known"),
         (["--interpret", "--ops", "atention"], "op 'atention' is not known"),
+        (["--static", "--arch", ","], "',' names nothing"),
         (["--static", "--interpret"], "pass one of them"),
     ],
-    ids=["arch", "op", "head", "integer", "dtype", "op_measured", "both"],
+    ids=["arch", "op", "head", "integer", "dtype", "op_measured", "nothing", "both"],
 )
 def test_refuses_what_it_does_not_know(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "kernels", *arguments]) == 2
