@@ -89,7 +89,8 @@ class GraphDenoiser:
     config: DitConfig
     session: Session
     padding: Padding = unpadded
-    songs: int = 8  # stepped in one call at most
+    # stepped in one call at most: a CPU gains nothing by more, and fp32 graphs hold every score of attention at once
+    songs: int = 1
     _packings: dict[tuple[tuple[int, bool], ...], dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def prepare(self, song: SongInputs) -> GraphSong:

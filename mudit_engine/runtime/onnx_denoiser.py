@@ -26,10 +26,14 @@ class OnnxSession:
         self.sessions: dict[str, Any] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Raises ModelError for a graph that is missing or broken."""
+        """Raises ModelError for a graph that is missing, broken, or takes other inputs."""
         session = self.sessions.get(graph) or self._open(graph)
         arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
-        return tuple(torch.from_numpy(output) for output in session.run(None, arrays))
+        try:
+            return tuple(torch.from_numpy(output) for output in session.run(None, arrays))
+        except Exception as error:  # onnxruntime raises its own unrelated exception types
+            message = f"graph '{graph}' of '{self.folder}' failed ({error}): export the model again with `mudit export onnx`"
+            raise ModelError(message) from error
 
     def _open(self, graph: str) -> Any:
         import onnxruntime

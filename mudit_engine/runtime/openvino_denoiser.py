@@ -29,9 +29,13 @@ class OpenVinoSession:
         self.requests: dict[str, Any] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Raises ModelError for a graph that is missing or broken."""
+        """Raises ModelError for a graph that is missing, broken, or takes other inputs."""
         request = self.requests.get(graph) or self._compile(graph)
-        request.infer({name: value.contiguous().numpy() for name, value in inputs.items()}, share_inputs=True)
+        try:
+            request.infer({name: value.contiguous().numpy() for name, value in inputs.items()}, share_inputs=True)
+        except RuntimeError as error:
+            message = f"graph '{graph}' of '{self.folder}' failed ({error}): export the model again with `mudit export onnx`"
+            raise ModelError(message) from error
         return tuple(torch.from_numpy(output.data.copy()) for output in request.output_tensors)
 
     def _compile(self, graph: str) -> Any:

@@ -103,10 +103,10 @@ def test_songs_of_one_bucket_are_one_call(deployed: Path) -> None:
 
     config = load_config(deployed)
     songs = next(case.songs for case in parity.cases(config) if case.name == "songs of several lengths")
-    padded = graph_denoiser.GraphDenoiser(config.dit, Counted(), padding=parity._bucket)
+    padded = graph_denoiser.GraphDenoiser(config.dit, Counted(), padding=parity._bucket, songs=8)
     padded.step([padded.prepare(song) for song in songs])
     assert calls == [3]
-    exact = graph_denoiser.GraphDenoiser(config.dit, Counted(), songs=1)
+    exact = graph_denoiser.GraphDenoiser(config.dit, Counted())
     exact.step([exact.prepare(song) for song in songs])
     assert calls == [3, 1, 1, 1]
 
@@ -277,6 +277,12 @@ def test_a_graph_that_was_broken_before_it_was_hashed_is_named(deployed: Path, t
     add_to_manifest(folder)
     with pytest.raises(ModelError, match=r"(?s)vae_decode.onnx' cannot be .*: export the model again"):
         open_session(folder, runtime).run("vae_decode", {"latents": torch.zeros(1, 9, 8)})
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_inputs_that_a_graph_does_not_take_are_an_error_of_ours(deployed: Path, runtime: str) -> None:
+    with pytest.raises(ModelError, match=r"(?s)graph 'vae_decode' of .* failed .*: export the model again"):
+        open_session(deployed, runtime).run("vae_decode", {"latents": torch.zeros(1, 9, 7)})
 
 
 def test_weights_that_are_not_of_the_graphs_are_named(deployed: Path, tmp_path: Path) -> None:
