@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from mudit_engine.config import ModelConfig
 
 # names of kernels that hold a whole attention
 ATTENTION = re.compile(r"mha|fmha|flash|fused_attention", re.IGNORECASE)
@@ -132,12 +134,34 @@ def wanted(model: Any, graph: str) -> Wanted:
     return Wanted(attentions, matrices, {norm: chain for norm, chain in chains.items() if chain is not None})
 
 
-def fusion_reports(log: str, model: Any, graph: str) -> list[FusionReport]:
-    """A report for each profile of an engine's log. A log that lists no kernels is one report with that fault."""
+def network_counts(config: ModelConfig, graph: str) -> dict[str, int]:
+    """How many attentions, QKV products and adaLN norms a graph must have: an exporter that takes them apart leaves none to look for."""
+    c = config.dit
+    match graph:
+        case "step":
+            norms = c.blocks * (3 if c.cross_attention == "serial" else 2)
+            return {"attentions": 2 * c.blocks, "qkv": c.blocks, "norms": norms}
+        case "lyric_kv":
+            return {"attentions": c.lyric_blocks, "qkv": c.lyric_blocks, "norms": 2 * c.lyric_blocks + 1}
+        case "chinmu_text":
+            return {"attentions": config.chinmu.text_blocks, "qkv": config.chinmu.text_blocks}
+    return {}
+
+
+def fusion_reports(log: str, model: Any, graph: str, *, counts: Mapping[str, int] | None = None) -> list[FusionReport]:
+    """A report for each profile of an engine's log. A log that lists no kernels is one report with that fault.
+
+    counts: what `network_counts` says of the graph; a graph that holds another number is a fault.
+    """
     want = wanted(model, graph)
     kernels = parse_kernels(log)
     profiles = sorted({kernel.profile for kernel in kernels}) or [0]
-    return [_report(profile, [k for k in kernels if k.profile == profile], want) for profile in profiles]
+    reports = [_report(profile, [k for k in kernels if k.profile == profile], want) for profile in profiles]
+    for report in reports:
+        for name, count in (counts or {}).items():
+            if (found := getattr(report, f"{name}_wanted")) != count:
+                report.faults.append(f"the graph has {found} {name} where the network has {count}")
+    return reports
 
 
 def _report(profile: int, kernels: Sequence[Kernel], want: Wanted) -> FusionReport:

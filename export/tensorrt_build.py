@@ -193,12 +193,15 @@ def polygraphy_commands(plan: Plan) -> list[list[str]]:
     return commands
 
 
-def lacking(target: Target) -> str | None:
+def lacking(target: Target, options: Options | None = None) -> str | None:
     """Why this machine cannot build a target's engines, with what to do; None when it can."""
-    if target.ahead_of_time:
-        return None if available(target.package) else f"the package tensorrt-rtx is not installed: {install_command(target.package)}"
-    reasons = []
     gpus = machine().gpus
+    if target.ahead_of_time:
+        if not available(target.package):
+            return f"the package tensorrt-rtx is not installed: {install_command(target.package)}"
+        # its builder compiles kernels of refittable engines on the device, and fails inside without one
+        return "refittable engines need an NVIDIA driver even here (leave out --refit)" if options and options.refit and not gpus else None
+    reasons = []
     if not gpus:
         reasons.append("there is no NVIDIA driver or GPU (nvidia-smi answers nothing)")
     elif all(gpu.compute_capability != target.gpu for gpu in gpus):
@@ -215,7 +218,7 @@ def build_engines(plan: Plan, *, measured: bool = False, report: Callable[[str],
     nonetheless; GateError when an attention, projection or adaLN is not fused or masked; MuditError when the builder fails.
     """
     out = write_package(plan)
-    if reason := lacking(plan.target):
+    if reason := lacking(plan.target, plan.options):
         raise MissingError(
             f"engines for {plan.target.name} cannot be built here: {reason}. The build package is in '{out}': copy '{plan.folder}' to "
             f"the GPU host and run `mudit export tensorrt {plan.folder.name} --target {plan.target.name}` or `sh engines/"
@@ -247,12 +250,12 @@ def check_engine(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
     """The fusion report of each profile of a built engine, and faults of its masks."""
     import onnx
 
-    from mudit_engine.export.fusion import fusion_reports, mask_faults
+    from mudit_engine.export.fusion import fusion_reports, mask_faults, network_counts
 
     model = onnx.load(str((plan.out / entry["onnx"]).resolve()), load_external_data=False)
     with gzip.open((plan.out / entry["engine"]).with_suffix(".log.gz"), "rt", encoding="utf-8") as file:
         log = file.read()
-    found = fusion_reports(log, model, entry["name"])
+    found = fusion_reports(log, model, entry["name"], counts=network_counts(plan.config, entry["name"]))
     return {"profiles": [one.row() for one in found], "masks": mask_faults(model, entry["name"])}
 
 

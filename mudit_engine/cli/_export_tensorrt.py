@@ -32,7 +32,6 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
 @click.option("--graph", "graphs", multiple=True, type=click.Choice(GRAPHS), help="Build only this graph. Repeatable.  [default: all]")
 @click.option("--flavour", type=click.Choice(("bf16", "fp16")), default="bf16", show_default=True, help="Precision, as exported.")
 @click.option("--songs", type=click.IntRange(1), default=1, show_default=True, help="Songs stepped together at most.")
-@click.option("--quantize", type=click.Choice(("fp8", "int8")), help="Linear layers through ModelOpt; attention keeps its precision.")
 @click.option("--refit", is_flag=True, help="Weights may be replaced in the built engine.")
 @click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory while the engine runs.")
 @click.option("--timing-cache/--no-timing-cache", default=True, show_default=True, help="Keep the builder's timings for the next build.")
@@ -45,7 +44,6 @@ def command(
     targets: tuple[str, ...],
     buckets: tuple[str, ...],
     graphs: tuple[str, ...],
-    quantize: str | None,
     package_only: bool,
     as_json: bool,
     **chosen: Any,
@@ -62,10 +60,6 @@ def command(
 
     options = Options(**chosen)
     plans = [make_plan(folder, TARGETS[name], buckets=buckets, options=options, graphs=graphs) for name in dict.fromkeys(targets)]
-    if quantize:
-        from mudit_engine.export.quantize import quantize_step
-
-        plans = [quantize_step(plan, quantize) for plan in plans]
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
     broken: list[str] = []
