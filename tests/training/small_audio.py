@@ -12,7 +12,7 @@ from mudit_engine.training.shards import ShardWriter, audio_fields
 
 RATE = 8000
 SMALL_VAE = {"sample_rate": RATE, "channels": 1, "n_fft": 256, "stft_hop": 64, "fold": 4, "latent_channels": 8, "phase_refinements": 0}
-SMALL_VAE |= {"frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1}
+SMALL_VAE |= {"phase_head": True, "frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1}
 WORDS = ("bass", "low", "middle", "high")
 SMALL_CHINMU = {"text_width": 32, "text_blocks": 1, "audio_width": 32, "audio_blocks": 1, "head_dim": 16, "sample_rate": RATE, "mels": 32}
 CORPUS_ATTRIBUTES = load_recipe("tiny-chinmu").chinmu.attributes
