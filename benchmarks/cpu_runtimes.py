@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mudit_engine.runtime.denoiser import SongInputs
 from mudit_engine.sizes import song_frames
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
+WORKS = ("step", "decode", "song")
 TOKENS_PER_SECOND = 4.0  # lyric tokens of an ordinary song
 LYRICS = "[verse]\n月亮升起来\n风吹过海面\n[chorus]\n我想和你看天亮\n"
 
@@ -58,7 +60,7 @@ def run(
     lengths: Sequence[float] = (30.0,),
     rounds: int = 5,
     guided: bool = True,
-    songs: bool = True,
+    works: Sequence[str] = WORKS,
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """Rows of a deployment folder. Raises GateError when a runtime's result is not PyTorch's."""
@@ -69,12 +71,14 @@ def run(
     rows = []
     for seconds in lengths:
         frames = song_frames(config.vae, seconds)
-        work = {"step": _steps(config, pipelines, seconds, guided=guided), "decode": _decodes(config, pipelines)}
-        if songs:
-            work["song"] = _songs(pipelines, seconds)
-        for name, calls in work.items():
+        make: dict[str, Callable[[], dict[str, Call]]] = {
+            "step": partial(_steps, config, pipelines, seconds, guided=guided),
+            "decode": partial(_decodes, config, pipelines),
+            "song": partial(_songs, pipelines, seconds),
+        }
+        for name in works:
             report(f"{name} of {seconds:g} s")
-            found = _measure(calls, rounds, AUDIO_LIMIT if name == "decode" else LATENTS_LIMIT)
+            found = _measure(make[name](), rounds, AUDIO_LIMIT if name == "decode" else LATENTS_LIMIT)
             fixed: dict[str, Any] = {"model": config.name, "work": name, "song_seconds": seconds, "frames": frames, "guided": guided}
             rows += [Row(**fixed, **one, rounds=rounds, threads=torch.get_num_threads()) for one in found]
     return rows

@@ -43,7 +43,7 @@ def e2e(workloads: tuple[str, ...], rounds: int, as_json: bool) -> None:
 @click.option("--seconds", "lengths", multiple=True, type=click.FloatRange(1), help="Length of the song. Repeatable.  [default: 30]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds of all runtimes.")
 @click.option("--guidance/--no-guidance", default=True, show_default=True, help="Whether a step has an unconditional sequence.")
-@click.option("--songs/--no-songs", default=True, show_default=True, help="Time whole songs beside steps and decodes.")
+@click.option("--work", "works", multiple=True, type=click.Choice(("step", "decode", "song")), help="Repeatable; default all.")
 @click.option("--threads", type=click.IntRange(1), help="Of every runtime.  [default: torch's own choice]")
 @json_option
 def runtimes(
@@ -52,19 +52,20 @@ def runtimes(
     lengths: tuple[float, ...],
     rounds: int,
     guidance: bool,
-    songs: bool,
+    works: tuple[str, ...],
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Steps, decodes and whole songs of a deployment FOLDER (mudit export onnx) on the CPU, by every runtime."""
     import torch
 
-    from mudit_engine.benchmarks.cpu_runtimes import RUNTIMES, as_documents, run
+    from mudit_engine.benchmarks.cpu_runtimes import RUNTIMES, WORKS, as_documents, run
 
     if threads:
         torch.set_num_threads(threads)
     names = runtimes or RUNTIMES
-    rows = run(folder, runtimes=names, lengths=lengths or (30.0,), rounds=rounds, guided=guidance, songs=songs, report=note)
+    works = works or WORKS
+    rows = run(folder, runtimes=names, lengths=lengths or (30.0,), rounds=rounds, guided=guidance, works=works, report=note)
     document = as_documents(rows)
     if as_json:
         emit_json(document)
