@@ -4,8 +4,8 @@
     dq = R^-1(scale ds k),  dk = scale ds^T R(q),  dv = p^T do
 
 Two launches, each program writing rows that are its own, so that results do not depend on the order of programs. The first, over query
-tiles, gives dq, and leaves delta, lse log2(e) and the rotated queries for the second, over key tiles. Source: Dao 2023, FlashAttention-2,
-algorithm 2.
+tiles, gives dq, and leaves (lse log2(e), delta) pairs and the rotated queries for the second, over key tiles. Source: Dao 2023,
+FlashAttention-2, algorithm 2.
 
     dq, dk, dv = backward(d_out, None, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs, scale=K**-0.5, precision="tf32")
 """
@@ -81,7 +81,7 @@ def _metadata(name: str, products: float) -> Any:
 @triton.jit(launch_metadata=_metadata("attention_bwd_dq", 3))
 def attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, dlse_ptr, cos_ptr, sin_ptr, dq_ptr, rotated_ptr,
-    delta_ptr, lse_log2_ptr, tiles_ptr, scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
+    state_ptr, tiles_ptr, scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
     STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ROTATE: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -125,9 +125,10 @@ def attention_bwd_dq_kernel(
     if dlse_ptr is not None:
         # d lse / d s = p, so that a gradient of the softmax sums joins delta
         delta -= tl.load(dlse_ptr + row_state + rows, mask=rows < q_rows, other=0.0)
-    tl.store(delta_ptr + row_state + rows, delta, mask=rows < q_rows)
+    state_ptr += 2 * row_state
+    tl.store(state_ptr + 2 * rows + 1, delta, mask=rows < q_rows)
     lse = tl.load(lse_ptr + row_state + rows, mask=rows < q_rows, other=0.0) * LOG2E
-    tl.store(lse_log2_ptr + row_state + rows, lse, mask=rows < q_rows)
+    tl.store(state_ptr + 2 * rows, lse, mask=rows < q_rows)
     q1 = load_rows(q_ptr, rows, q_rows, stride_q_row, 0, MAIN, True)
     q2 = q1
     if REST > 0:
@@ -177,32 +178,33 @@ def attention_bwd_dq_kernel(
 
 
 @triton.jit
-def _key_gradient_tile(
-    k1, k2, v1, v2, dk1, dk2, dv1, dv2, scale_log2, q_ptr, do_ptr, q_main, q_rest, do_main, do_rest, lse_ptr, delta_ptr, queries, q_rows,
-    first_row, column, STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+def _load_chunks(
+    ptr, desc_main, desc_rest, rows, n_rows, first_row, column,
+    STRIDE: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Adds one query tile to dk and dv. Tiles are transposed: keys down, queries across.
+    """Both column chunks of a tile (load_tile); the second repeats the first where there is none."""
+    main = load_tile(ptr, desc_main, rows, n_rows, first_row, column, STRIDE, 0, MAIN, MASKED, TMA)
+    rest = main
+    if REST > 0:
+        rest = load_tile(ptr, desc_rest, rows, n_rows, first_row, column, STRIDE, MAIN, REST, MASKED, TMA)
+    return main, rest
 
-    Padding queries need no mask of their own: their q, do, lse and delta are 0, so p is finite and every product with them is 0.
-    """
-    if MASKED:
-        lse = tl.load(lse_ptr + queries, mask=queries < q_rows, other=0.0)
-        delta = tl.load(delta_ptr + queries, mask=queries < q_rows, other=0.0)
-    else:
-        lse = tl.load(lse_ptr + queries)
-        delta = tl.load(delta_ptr + queries)
-    q1 = load_tile(q_ptr, q_main, queries, q_rows, first_row, column, STRIDE_Q_ROW, 0, MAIN, MASKED, TMA)
+
+@triton.jit
+def _probabilities(k1, k2, q1, q2, lse, scale_log2, REST: tl.constexpr, PRECISION: tl.constexpr):
+    """Of a tile of keys (down) and queries (across)."""
     s = tl.dot(k1, q1.T, input_precision=PRECISION)
     if REST > 0:
-        q2 = load_tile(q_ptr, q_rest, queries, q_rows, first_row, column, STRIDE_Q_ROW, MAIN, REST, MASKED, TMA)
         s = tl.dot(k2, q2.T, s, input_precision=PRECISION)
-    p = tl.math.exp2(s * scale_log2 - lse[None, :])
-    do1 = load_tile(do_ptr, do_main, queries, q_rows, first_row, column, STRIDE_DO_ROW, 0, MAIN, MASKED, TMA)
+    return tl.math.exp2(s * scale_log2 - lse[None, :])
+
+
+@triton.jit
+def _add_key_gradients(p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds one query tile to dk and dv."""
     dv1 = tl.dot(p.to(do1.dtype), do1, dv1, input_precision=PRECISION)
     dp = tl.dot(v1, do1.T, input_precision=PRECISION)
     if REST > 0:
-        do2 = load_tile(do_ptr, do_rest, queries, q_rows, first_row, column, STRIDE_DO_ROW, MAIN, REST, MASKED, TMA)
         dv2 = tl.dot(p.to(do1.dtype), do2, dv2, input_precision=PRECISION)
         dp = tl.dot(v2, do2.T, dp, input_precision=PRECISION)
     ds = (p * (dp - delta[None, :])).to(q1.dtype)
@@ -214,10 +216,10 @@ def _key_gradient_tile(
 
 @triton.jit(launch_metadata=_metadata("attention_bwd_dkv", 4))
 def attention_bwd_dkv_kernel(
-    q_ptr, k_ptr, v_ptr, q_main, q_rest, do_main, do_rest, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, tiles_ptr,
+    q_ptr, k_ptr, v_ptr, q_main, q_rest, do_main, do_rest, do_ptr, state_ptr, dk_ptr, dv_ptr, tiles_ptr,
     scale, n_heads, n_rows, stride_q_head, stride_k_row, stride_k_head, stride_v_row, stride_v_head, stride_dk_row,
     STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PAIRED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tiles_ptr + tl.program_id(0) // n_heads * 6
     head = tl.program_id(0) % n_heads
@@ -230,8 +232,7 @@ def attention_bwd_dkv_kernel(
     first = q_start.to(tl.int64)
     q_ptr += first * STRIDE_Q_ROW + q_head.to(tl.int64) * stride_q_head
     do_ptr += first * STRIDE_DO_ROW + q_head.to(tl.int64) * HEAD_DIM
-    lse_ptr += q_head.to(tl.int64) * n_rows + first
-    delta_ptr += q_head.to(tl.int64) * n_rows + first
+    state_ptr += 2 * (q_head.to(tl.int64) * n_rows + first)
     k_ptr += k_start * stride_k_row + head.to(tl.int64) * stride_k_head
     v_ptr += k_start * stride_v_row + head.to(tl.int64) * stride_v_head
 
@@ -250,17 +251,41 @@ def attention_bwd_dkv_kernel(
     dv2 = tl.zeros([BLOCK_K, REST if REST > 0 else 16], tl.float32)
     queries = tl.arange(0, BLOCK_Q)
     column = q_head * HEAD_DIM
-    whole = q_rows // BLOCK_Q * BLOCK_Q
-    if whole < q_rows:
-        dk1, dk2, dv1, dv2 = _key_gradient_tile(
-            k1, k2, v1, v2, dk1, dk2, dv1, dv2, scale_log2, q_ptr, do_ptr, q_main, q_rest, do_main, do_rest, lse_ptr, delta_ptr,
-            whole + queries, q_rows, q_start + whole, column, STRIDE_Q_ROW, STRIDE_DO_ROW, MAIN, REST, True, TMA, PRECISION,
-        )  # fmt: skip
-    for start in tl.range(0, whole, BLOCK_Q):
-        dk1, dk2, dv1, dv2 = _key_gradient_tile(
-            k1, k2, v1, v2, dk1, dk2, dv1, dv2, scale_log2, q_ptr, do_ptr, q_main, q_rest, do_main, do_rest, lse_ptr, delta_ptr,
-            start + queries, q_rows, q_start + start, column, STRIDE_Q_ROW, STRIDE_DO_ROW, MAIN, REST, False, TMA, PRECISION,
-        )  # fmt: skip
+    # PAIRED: a trip takes two query tiles, whose descriptor loads share one wait
+    TRIP: tl.constexpr = 2 * BLOCK_Q if PAIRED else BLOCK_Q
+    whole = q_rows // TRIP * TRIP
+    # What is left of the segment comes first. Padding queries need no mask of their own: their q, do, lse and delta are 0, so p is finite
+    # and every product with them is 0.
+    for i in tl.static_range(TRIP // BLOCK_Q):
+        left = whole + i * BLOCK_Q
+        if left < q_rows:
+            live = left + queries < q_rows
+            lse = tl.load(state_ptr + 2 * (left + queries), mask=live, other=0.0)
+            delta = tl.load(state_ptr + 2 * (left + queries) + 1, mask=live, other=0.0)
+            q1, q2 = _load_chunks(q_ptr, q_main, q_rest, left + queries, q_rows, 0, 0, STRIDE_Q_ROW, MAIN, REST, True, TMA)
+            p = _probabilities(k1, k2, q1, q2, lse, scale_log2, REST, PRECISION)
+            do1, do2 = _load_chunks(do_ptr, do_main, do_rest, left + queries, q_rows, 0, 0, STRIDE_DO_ROW, MAIN, REST, True, TMA)
+            dk1, dk2, dv1, dv2 = _add_key_gradients(p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION)
+
+    # All loads stand before the first product, so that descriptor loads wait on one barrier. The loop counts rows of the buffer and carries
+    # the address of the states: were one derived from the other, LLVM would count in 64 bits, which costs registers and instructions.
+    states = state_ptr + tl.arange(0, 2 * BLOCK_Q)
+    for row in tl.range(q_start, q_start + whole, TRIP):
+        lse, delta = tl.split(tl.load(states).reshape(BLOCK_Q, 2))
+        offsets = row - q_start + queries
+        q1, q2 = _load_chunks(q_ptr, q_main, q_rest, offsets, q_rows, row, column, STRIDE_Q_ROW, MAIN, REST, False, TMA)
+        do1, do2 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
+        if PAIRED:
+            lse_b, delta_b = tl.split(tl.load(states + 2 * BLOCK_Q).reshape(BLOCK_Q, 2))
+            offsets += BLOCK_Q
+            q3, q4 = _load_chunks(q_ptr, q_main, q_rest, offsets, q_rows, row + BLOCK_Q, column, STRIDE_Q_ROW, MAIN, REST, False, TMA)
+            do3, do4 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row + BLOCK_Q, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
+        p = _probabilities(k1, k2, q1, q2, lse, scale_log2, REST, PRECISION)
+        dk1, dk2, dv1, dv2 = _add_key_gradients(p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION)
+        if PAIRED:
+            p = _probabilities(k1, k2, q3, q4, lse_b, scale_log2, REST, PRECISION)
+            dk1, dk2, dv1, dv2 = _add_key_gradients(p, delta_b, v1, v2, q3, q4, do3, do4, dk1, dk2, dv1, dv2, REST, PRECISION)
+        states += 2 * TRIP
 
     k_start = tl.load(tile, volatile=True).to(tl.int64)
     k_end = k_start + tl.load(tile + 1, volatile=True)
@@ -281,8 +306,9 @@ _TILES = {
     (86, 64): (Config(128, 32, 4, 2), Config(64, 64, 4, 2)),
     (86, 96): (Config(128, 32, 4, 2), Config(32, 128, 8, 2)),
     (86, 128): (Config(64, 64, 4, 2), Config(32, 64, 4, 2)),
-    (90, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
-    (90, 96): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
+    # two query tiles a trip halve the waits and address arithmetic of the descriptors; at width 128 registers do not suffice
+    (90, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True, paired=True)),
+    (90, 96): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True, paired=True)),
     (90, 128): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
     # 128 x 128 at width 96 comes out of triton 3.7.1 as an empty kernel
     (100, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 4, 2, tma=True)),
@@ -324,7 +350,8 @@ def backward(
     dq = new[q_covered](q.shape, dtype=q.dtype, device=q.device)
     dk = new[k_covered](k.shape, dtype=k.dtype, device=k.device)
     dv = new[k_covered](v.shape, dtype=v.dtype, device=v.device)
-    delta, lse_log2 = torch.empty(2, *lse.shape, dtype=torch.float32, device=q.device)
+    # (lse log2(e), delta) of every row, side by side: one load fetches both
+    state = torch.empty(*lse.shape, 2, dtype=torch.float32, device=q.device)
     rotated = q if cos is None else torch.empty(q.shape, dtype=q.dtype, device=q.device)
     by_query, by_key = configs
     if q_tiles.shape[0]:
@@ -332,7 +359,7 @@ def backward(
         k_main, k_rest = describe(k, by_query.block_k, head_dim) if tma else (None, None)
         v_main, v_rest = describe(v, by_query.block_k, head_dim) if tma else (None, None)
         attention_bwd_dq_kernel[(q_tiles.shape[0] * heads,)](
-            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, d_lse, cos, sin, dq, rotated, delta, lse_log2, q_tiles,
+            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, d_lse, cos, sin, dq, rotated, state, q_tiles,
             scale, heads, n_rows, q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0),
             STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest,
             BLOCK_Q=by_query.block_q, BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma,
@@ -343,9 +370,10 @@ def backward(
         q_main, q_rest = describe(rotated, by_key.block_q, head_dim) if tma else (None, None)
         do_main, do_rest = describe(d_out, by_key.block_q, head_dim) if tma else (None, None)
         attention_bwd_dkv_kernel[(k_tiles.shape[0] * heads,)](
-            rotated, k, v, q_main, q_rest, do_main, do_rest, d_out, lse_log2, delta, dk, dv, k_tiles, scale, heads, n_rows,
+            rotated, k, v, q_main, q_rest, do_main, do_rest, d_out, state, dk, dv, k_tiles, scale, heads, n_rows,
             rotated.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), dk.stride(0),
             STRIDE_Q_ROW=rotated.stride(0), STRIDE_DO_ROW=d_out.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest,
-            BLOCK_Q=by_key.block_q, BLOCK_K=by_key.block_k, TMA=tma, PRECISION=precision, num_warps=by_key.warps, num_stages=by_key.stages,
+            BLOCK_Q=by_key.block_q, BLOCK_K=by_key.block_k, PAIRED=by_key.paired, TMA=tma,
+            PRECISION=precision, num_warps=by_key.warps, num_stages=by_key.stages,
         )  # fmt: skip
     return dq, dk, dv

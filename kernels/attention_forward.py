@@ -26,13 +26,17 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @dataclass(frozen=True)
 class Config:
-    """Tile sizes and launch options of one kernel. tma: keys and values arrive by tensor descriptors (sm_90 and later)."""
+    """Tile sizes and launch options of one kernel.
+
+    tma: the streamed side arrives by tensor descriptors (sm_90 and later). paired: a trip of the key-gradient kernel takes two query tiles.
+    """
 
     block_q: int
     block_k: int
     warps: int
     stages: int
     tma: bool = False
+    paired: bool = False
 
 
 @triton.jit

@@ -21,9 +21,6 @@ OURS = {key: r for key, r in COMMITTED.items() if not r["variant"].startswith("p
 FORWARD_BARS = {("sm_80", 96): (0.95, 0.65), ("sm_80", 128): (0.80, 0.72), ("sm_90", 96): (0.95, 0.55), ("sm_90", 128): (0.95, 0.62)}
 # FlashAttention's Sm80 template at head width 96: 816 instructions for 192 matrix products
 TEMPLATE_INSTRUCTIONS_PER_MMA = 816 / 192
-# Waiting for descriptors costs issue slots that the tutorial's pointers do not need; what they gain is in the overlap ceiling (+14 and +4.5
-# points). Pointers in our kernels would make ptxas serialise the wgmma (C7515).
-SERIAL_BELOW_TUTORIAL = {("attention_bwd_dkv", 64, "sm_90"): 0.041, ("attention_bwd_dkv", 128, "sm_90"): 0.021}
 SHARED_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 
 
@@ -85,12 +82,12 @@ def test_every_architecture_and_head_width_is_committed():
 
 @pytest.mark.parametrize("key", [key for key in OURS if (key[0], "peer:tutorial", *key[2:]) in COMMITTED and key[1] == "bf16"], ids=name)
 def test_no_figure_is_below_the_tutorials_algorithm(key):
-    """At the same tile: no more wasted or spilled, an overlap ceiling at least as high, and the serial ceiling too, but for two kernels."""
+    """At the same tile: no more wasted or spilled, and both ceilings at least as high."""
     row, peer = COMMITTED[key], COMMITTED[key[0], "peer:tutorial", *key[2:]]
     assert row["tile"] == peer["tile"]
     assert row["mma_useful_ratio"] <= peer["mma_useful_ratio"] and row["spill_bytes"] <= peer["spill_bytes"]
     assert row["ceiling_overlap"] >= peer["ceiling_overlap"]
-    assert row["ceiling_serial"] >= peer["ceiling_serial"] - SERIAL_BELOW_TUTORIAL.get((key[0], key[2], key[3]), 0.0)
+    assert row["ceiling_serial"] >= peer["ceiling_serial"]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])

@@ -40,6 +40,32 @@ def test_the_hot_loop_is_the_one_with_matrix_instructions():
     assert [i.address for i in loop] == list(range(0x10, 0x80, 0x10))
 
 
+WAITING = """
+.L_x_1:
+        /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
+        /*0020*/              @!P0 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0030*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0040*/               @P1 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+.L_x_2:
+        /*0060*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2 ;
+        /*0070*/              @!P0 BRA `(.L_x_2) ;
+        /*0080*/                   BRA `(.L_x_3) ;
+"""
+
+
+def test_retries_of_a_wait_are_no_part_of_a_trip():
+    (loop,) = hot_loops(*parse(WAITING))
+    assert [i.address for i in loop] == [0x10, 0x20, 0x30, 0x40]
+
+
+def test_a_wait_that_every_trip_passes_counts():
+    spinning = WAITING.replace("@!P0 BRA `(.L_x_2) ;\n.L_x_3", "BRA `(.L_x_2) ;\n.L_x_3")
+    (loop,) = hot_loops(*parse(spinning))
+    assert [i.address for i in loop] == list(range(0x10, 0x50, 0x10)) + [0x60, 0x70, 0x80]
+
+
 def test_cycles_and_ceilings_of_a_loop():
     (loop,) = hot_loops(*parse(LISTING))
     rated = rate_loop(loop, MACHINES["sm_80"], warps=4, useful_flops=4 * 4096)
