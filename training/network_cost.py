@@ -11,7 +11,8 @@ micro-batch and the number of blocks (attention's FLOPs aside, which are counted
     costs = fit(config, precision="bf16", checkpointing="full")
     costs.at(Pack.of([2800, 1500], [900, 500])).peak_bytes
 
-Bytes are of tensor storages other than the weights and their gradients. Autocast is the CPU's, whose list of fp32 operations differs from
+Bytes are of tensor storages other than the weights and their gradients; what a kernel's launcher takes for itself is not seen (attention's
+backward: one more copy of the queries). Autocast is the CPU's, whose list of fp32 operations differs from
 the GPU's in the lyric encoder's two LayerNorms alone.
 """
 
@@ -42,7 +43,17 @@ from mudit_engine.training.task_dit import DitInputs, DitLoss
 
 Checkpointing = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]
-LINEAR = ("saved_bytes", "peak_bytes", "gemm_flops", "forward_gemm_flops", "gemm_bytes", "moved_bytes", "launches", "recomputed_attention")
+LINEAR = (
+    "saved_bytes",
+    "kept_bytes",
+    "peak_bytes",
+    "gemm_flops",
+    "forward_gemm_flops",
+    "gemm_bytes",
+    "moved_bytes",
+    "launches",
+    "recomputed_attention",
+)
 ARCH = "sm_80"  # tile sizes do not change what is kept
 
 
@@ -79,12 +90,14 @@ class Pack:
 class Cost:
     """Of one forward and backward pass, recomputation included.
 
-    saved_bytes: kept when the forward pass ends (what saved_tensors_hooks see). peak_bytes: the most that lives at once. gemm_flops and
-    gemm_bytes: matrix products and what they read and write; forward_gemm_flops: those of the first forward pass; moved_bytes: what every
-    other operation reads and writes; launches: operations that do work; recomputed_attention: calls of attention's forward after the first.
+    saved_bytes: for the backward pass, as saved_tensors_hooks see it (not the products that selective checkpointing keeps). kept_bytes: all
+    that lives when the forward pass ends. peak_bytes: the most that lives at once. gemm_flops and gemm_bytes: matrix products and what they
+    read and write; forward_gemm_flops: those of the first forward pass; moved_bytes: what every other operation reads and writes;
+    launches: operations that do work; recomputed_attention: calls of attention's forward after the first.
     """
 
     saved_bytes: float
+    kept_bytes: float
     peak_bytes: float
     gemm_flops: float
     forward_gemm_flops: float
@@ -246,10 +259,11 @@ def run_once(
             ledger.living.update(dict.fromkeys(weights, 0))
             with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss, _ = module(inputs)
-            forward, passes = ledger.gemm_flops, ledger.attention
+            forward, passes, kept = ledger.gemm_flops, ledger.attention, ledger.live
             loss.backward()
         return Cost(
             saved_bytes=sum(saved.values()),
+            kept_bytes=kept,
             peak_bytes=ledger.peak,
             gemm_flops=ledger.gemm_flops,
             gemm_bytes=ledger.gemm_bytes,
