@@ -86,6 +86,7 @@ class Wanted:
     attentions: dict[str, tuple[str, ...]]  # node -> graph inputs that must mask it
     matrices: dict[str, tuple[str, ...]]  # weight -> products that read it
     norms: dict[str, tuple[str, ...]]  # LayerNormalization -> the Mul and Add of its modulation
+    qkv: tuple[str, ...]  # products that queries, keys and values of one attention all come from
 
 
 def parse_kernels(log: str) -> list[Kernel]:
@@ -116,12 +117,16 @@ def wanted(model: Any, graph: str) -> Wanted:
             readers.setdefault(name, []).append(node)
     rules = MASKS.get(graph, {})
     attentions: dict[str, tuple[str, ...]] = {}
+    qkv: list[str] = []
+    # no further than a product: the residual stream reaches every input
+    near = {name: each for name, each in nodes.items() if each.op_type not in PRODUCTS | {"Attention"}}
     for node in model.graph.node:
         if node.op_type == "Attention":
-            # no further than a product: the residual stream reaches every input
-            made = _slice(node.input[1], {name: each for name, each in nodes.items() if each.op_type not in PRODUCTS | {"Attention"}})
-            sources = {name for each in made for name in each.input} | {node.input[1]}
-            attentions[node.name] = next((masks for key, masks in rules.items() if key in sources), rules.get(None, ()))
+            sources = [{name for each in _slice(one, near) for name in each.input} | {one} for one in node.input[:3]]
+            attentions[node.name] = next((masks for key, masks in rules.items() if key in sources[1]), rules.get(None, ()))
+            products = [{nodes[name].name for name in own if name in nodes and nodes[name].op_type in PRODUCTS} for own in sources]
+            if products[0] == products[1] == products[2] and len(products[0]) == 1:
+                qkv += products[0]
     weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     matrices: dict[str, tuple[str, ...]] = {}
     for name in weights:
@@ -131,7 +136,7 @@ def wanted(model: Any, graph: str) -> Wanted:
             matrices[name] = products
     # the last norm's rows are cut to the targets before they are read, and that cut may part it: it is not counted
     chains = {node.name: _modulation(node, readers) for node in model.graph.node if node.op_type == "LayerNormalization"}
-    return Wanted(attentions, matrices, {norm: chain for norm, chain in chains.items() if chain is not None})
+    return Wanted(attentions, matrices, {norm: chain for norm, chain in chains.items() if chain is not None}, tuple(dict.fromkeys(qkv)))
 
 
 def network_counts(config: ModelConfig, graph: str) -> dict[str, int]:
@@ -199,7 +204,8 @@ def _report(profile: int, kernels: Sequence[Kernel], want: Wanted) -> FusionRepo
             faults.append(f"LayerNorm {norm} is {len(own)} kernels" + (f", with {', '.join(apart)} in another" if apart else ""))
         else:
             norms += 1
-    qkv = [weight for weight in want.matrices if ".qkv." in weight]
+    together = [product for product in want.qkv if _one_kernel_each([product], of_node)]
+    faults += [f"queries, keys and values of {product} are several gemms" for product in want.qkv if product not in together]
     return FusionReport(
         profile=profile,
         kernels=len(kernels),
@@ -208,8 +214,8 @@ def _report(profile: int, kernels: Sequence[Kernel], want: Wanted) -> FusionRepo
         attentions_wanted=len(want.attentions),
         matrices=sum(read_once.values()),
         matrices_wanted=len(want.matrices),
-        qkv=sum(read_once[weight] for weight in qkv),
-        qkv_wanted=len(qkv),
+        qkv=len(together),
+        qkv_wanted=len(want.qkv),
         norms=norms,
         norms_wanted=len(want.norms),
         faults=faults,
@@ -290,7 +296,7 @@ def _modulation(norm: Any, readers: dict[str, list[Any]]) -> tuple[str, ...] | N
         if using[0].op_type in ("Mul", "Add"):
             found.append(using[0].name)
         output = using[0].output[0]
-    return tuple(found) if using and all(node.op_type in PRODUCTS for node in using) else None
+    return tuple(found) if any(node.op_type in PRODUCTS for node in using) else None
 
 
 def _slice(tensor: str, nodes: dict[str, Any]) -> list[Any]:
