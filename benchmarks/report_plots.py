@@ -65,10 +65,10 @@ def roofline(rows: Sequence[Row]) -> bytes | None:
         axis.plot(x, [min(1, v * per_byte) for v in x], color=INK, linewidth=1.4)
         axis.annotate(
             f"{machine.bandwidth} GB/s",
-            (2, 2 * per_byte),
+            (14, 14 * per_byte),
             xytext=(-8, 10),
             textcoords="offset points",
-            rotation=34,
+            rotation=40,
             color=MUTED,
             fontsize=8,
         )
@@ -93,7 +93,7 @@ def roofline(rows: Sequence[Row]) -> bytes | None:
         ]
         for text, colour, face in kinds:
             axis.plot([], [], marker="o", linestyle="none", markersize=5, color=colour, markerfacecolor=face, label=text)
-        axis.legend(loc="lower right", fontsize=8, frameon=False, labelcolor="linecolor")
+        axis.legend(loc="lower right", fontsize=8, frameon=False, labelcolor=INK)
     return _png(figure)
 
 
