@@ -227,6 +227,22 @@ def test_the_script_of_the_package_builds_alone(tmp_path: Path) -> None:
     assert done.returncode == 1 and "engine 'block'" in done.stderr
 
 
+def test_the_committed_report_is_of_whole_networks_fully_fused() -> None:
+    report = json.loads((Path(__file__).parents[2] / "benchmarks/results/tensorrt_rtx_engines.json").read_text())
+    config = ModelConfig.model_validate({"name": "musit-380m"})
+    rows = {(row["target"], row["name"]): row for one in report["runs"] for row in one["engines"]}
+    for target in {target for target, _ in rows}:
+        for name in ("step", "lyric_kv", "vae_decode"):
+            row = rows[target, name]
+            assert row["masks"] == [] and row["bytes"] > 0 and row["build_cpu_seconds"] > 0
+            assert len(row["memory"]["Total Activation Memory"]) == row["profiles"] == len(row["fusion"])
+            for profile in row["fusion"]:
+                assert profile["faults"] == []
+                for figure, count in network_counts(config, name).items():
+                    assert profile[figure] == count, f"{target} {name}: {figure}"
+    assert rows["rtx-sm80", "step"]["profiles"] == 4
+
+
 def test_counts_are_those_of_the_network() -> None:
     config = ModelConfig.model_validate({"name": "musit-380m"})
     assert network_counts(config, "step") == {"attentions": 20, "qkv": 10, "norms": 30}
