@@ -311,7 +311,7 @@ _TILES = {
     (90, 96): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True, paired=True)),
     (90, 128): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
     # 128 x 128 at width 96 comes out of triton 3.7.1 as an empty kernel
-    (100, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 4, 2, tma=True)),
+    (100, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
     (100, 96): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
     (100, 128): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
 }
