@@ -45,7 +45,7 @@ from mudit_engine.text.vocabulary import Vocabulary
 DEFAULT_SECONDS = 30.0  # of a song with no lyrics and no requested length
 MIN_SECONDS = 1.0
 BATCH_FRAMES = 16384  # latent frames denoised together, guidance branches not counted
-DECODE_FRAMES = 128  # latent frames decoded at once
+DECODE_FRAMES = 128  # latent frames decoded at once, at least
 
 Progress = Callable[[str, int, int], None]
 
@@ -244,7 +244,9 @@ class SongPipeline:
                 on_chunk(now - done)
             done = now
 
-        audio = decode_chunked(self.decoder, latents_TC.float(), chunk_frames=DECODE_FRAMES, progress=count)
+        # what a chunk reads beyond itself is decoded in vain: at most half as much again
+        chunk = max(DECODE_FRAMES, 4 * self.decoder.receptive_field)
+        audio = decode_chunked(self.decoder, latents_TC.float(), chunk_frames=chunk, progress=count)
         return audio[:, : round(seconds * self.config.vae.sample_rate)].clamp(-1, 1).cpu()
 
     @torch.inference_mode()
