@@ -138,7 +138,7 @@ def _scaling(plan: Plan) -> Any:
     left.tick_params(labelleft=False)
     ideal = hours[0] / worlds
     left.plot(worlds, ideal, color=MUTED, linewidth=1, linestyle="--")
-    left.annotate("ideal", (worlds[-1], ideal[-1]), xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=MUTED)
+    left.annotate("ideal", (worlds[-1], ideal[-1]), xytext=(-14, 0), textcoords="offset points", ha="right", fontsize=8, color=MUTED)
     left.set(xscale="log", yscale="log")
     left.set_ylabel("hours, modelled", fontsize=8, color=MUTED)
     right.plot(worlds, 100 * hours[0] / hours, color=TIME["communication"], marker="o", markersize=4)
