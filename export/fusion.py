@@ -124,9 +124,9 @@ def wanted(model: Any, graph: str) -> Wanted:
         if node.op_type == "Attention":
             sources = [{name for each in _slice(one, near) for name in each.input} | {one} for one in node.input[:3]]
             attentions[node.name] = next((masks for key, masks in rules.items() if key in sources[1]), rules.get(None, ()))
-            products = [{nodes[name].name for name in own if name in nodes and nodes[name].op_type in PRODUCTS} for own in sources]
-            if products[0] == products[1] == products[2] and len(products[0]) == 1:
-                qkv += products[0]
+            origins = [{nodes[name].name for name in own if name in nodes and nodes[name].op_type in PRODUCTS} for own in sources]
+            if origins[0] == origins[1] == origins[2] and len(origins[0]) == 1:
+                qkv += origins[0]
     weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     matrices: dict[str, tuple[str, ...]] = {}
     for name in weights:
