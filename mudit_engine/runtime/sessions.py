@@ -13,7 +13,7 @@ from mudit_engine.runtime.graph_denoiser import Session
 from mudit_engine.runtime.manifest import FILE, FLAVOUR_OF_RUNTIME, folder_of_graphs, read_manifest
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
-# of the CPU, fastest first: 2.95 and 3.6 CPU-seconds against torch's 5.1 for a 768 x 8 network at 1,024 frames, 0.96 and 1.2 against 3.0 for
+# CPU runtimes, fastest first: 2.95 and 3.6 CPU-seconds against torch's 5.1 for a 768 x 8 network at 1,024 frames, 0.96 and 1.2 to 3.0 for
 # a decode, on two AVX2 cores. `mudit bench runtimes FOLDER` measures a model on the machine at hand.
 FASTEST = ("openvino", "onnxruntime")
 

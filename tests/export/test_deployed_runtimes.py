@@ -39,7 +39,7 @@ def test_what_runs_where_nobody_asked(deployed: Path, model: Path, tmp_path: Pat
     assert usual_runtime(deployed, cuda=False) == FASTEST[1]
     monkeypatch.setattr(sessions, "available", lambda name: False)
     assert usual_runtime(deployed, cuda=False) == "torch"
-    with pytest.raises(InputError, match="leave out device"):
+    with pytest.raises(InputError, match="leave them out"):
         SongPipeline.from_pretrained(deployed, runtime="onnxruntime", device="cpu")
 
 
