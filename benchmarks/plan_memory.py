@@ -9,7 +9,8 @@ activations  bytes that saved_tensors_hooks see, and the most that lives at once
 packing      the training sampler on the plan's mix of lengths, at the best option's pack size: at least 0.97 filled
 
 The fit is of packs of several songs. In eager mode one song alone keeps some 7 % less (no copy that joins the songs' attention outputs);
-on the kernels' path it makes no difference. Everything is counted in tensor storages. Exit 4 when a gate fails. The rehearsal of a network of 1 B wants 12 GB of memory.
+on the kernels' path it makes no difference. Everything is counted in tensor
+storages. Exit 4 when a gate fails. The rehearsal of a network of 1 B wants 12 GB of memory.
 """
 
 from __future__ import annotations
