@@ -38,6 +38,8 @@ def vae_recipe(data: Path, **changes: object) -> Recipe:
         "data.pack_size": 4,
         "model_overrides.vae": SMALL_VAE,
         "model_overrides.dit.latent_channels": 8,
+        "vae.mel": 1.0,
+        "vae.spectral": 1.0,
         "vae.crop_seconds": 0.5,
         "vae.adversarial_seconds": 0.25,
         "vae.discriminator_width": 4,
