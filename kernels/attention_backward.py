@@ -274,13 +274,16 @@ def attention_bwd_dkv_kernel(
         lse, delta = tl.split(tl.load(states).reshape(BLOCK_Q, 2))
         offsets = row - q_start + queries
         q1, q2 = _load_chunks(q_ptr, q_main, q_rest, offsets, q_rows, row, column, STRIDE_Q_ROW, MAIN, REST, False, TMA)
-        do1, do2 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
+        if TMA:
+            do1, do2 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
         if PAIRED:
             lse_b, delta_b = tl.split(tl.load(states + 2 * BLOCK_Q).reshape(BLOCK_Q, 2))
             offsets += BLOCK_Q
             q3, q4 = _load_chunks(q_ptr, q_main, q_rest, offsets, q_rows, row + BLOCK_Q, column, STRIDE_Q_ROW, MAIN, REST, False, TMA)
             do3, do4 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row + BLOCK_Q, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
         p = _probabilities(k1, k2, q1, q2, lse, scale_log2, REST, PRECISION)
+        if not TMA:
+            do1, do2 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
         dk1, dk2, dv1, dv2 = _add_key_gradients(p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION)
         if PAIRED:
             p = _probabilities(k1, k2, q3, q4, lse_b, scale_log2, REST, PRECISION)
