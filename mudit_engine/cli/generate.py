@@ -70,7 +70,7 @@ class Seconds(click.ParamType):
 @click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
-    default="auto",
+    default="torch",
     show_default=True,
     help="What runs the network. auto: torch, and for a folder of `mudit export` on a CPU the fastest runtime installed. "
     "onnxruntime and openvino export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",

@@ -13,8 +13,8 @@ from mudit_engine.runtime.graph_denoiser import Session
 from mudit_engine.runtime.manifest import FILE, FLAVOUR_OF_RUNTIME, folder_of_graphs, read_manifest
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
-# CPU runtimes, fastest first: 2.95 and 3.6 CPU-seconds against torch's 5.1 for a 768 x 8 network at 1,024 frames on two AVX2 cores;
-# decoding gains little (benchmarks/results/cpu_runtimes_musit-380m_decode.json); `mudit bench runtimes FOLDER` measures yours.
+# CPU runtimes, fastest first: 1.12 and 1.02 times torch at a step of musit-380m, 1.14 and 0.91 times at a decode (CPU-seconds, on a busy
+# machine: benchmarks/results/cpu_runtimes_*.json); `mudit bench runtimes FOLDER` measures yours.
 FASTEST = ("openvino", "onnxruntime")
 
 
