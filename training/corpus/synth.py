@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -119,6 +120,8 @@ def _run(request: Request, chunks: list[int], workers: int) -> Generator[tuple[i
     pipes: list[Connection] = []
     processes = []
     # Ctrl-C reaches every process of the terminal. Workers and what they start inherit the blocked signal: the parent alone decides.
+    # The tracker that the first worker would start unblocks it again (CPython 3.11 and 3.12).
+    multiprocessing.resource_tracker.ensure_running()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(workers):
