@@ -39,6 +39,8 @@ EXTRAS = {
     "ray": ["ray[data]==2.60.0"],
     "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
+    "peers": ["liger-kernel==0.8.5"],
+    "tensorrt": ["tensorrt==11.4.0.106"],  # only where its GPU is
 }
 EXTRAS["dev"] = [
     "pytest==9.2.0",
@@ -64,7 +66,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_namespace_packages(include=["mudit_engine", "mudit_engine.*"]),
-    package_data={"": ["*.json", "*.safetensors", "*.tsv", "*.txt", "*.md", "*.html", "*.yaml"]},
+    package_data={"": ["*.json", "*.safetensors", "*.tsv", "*.txt", "*.md", "*.html", "*.yaml", "*.png"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mudit = mudit_engine.cli.main:main"]},

@@ -47,14 +47,14 @@ PACKAGES = {
     "onnxruntime": ("onnxruntime", "export"),
     "openvino": ("openvino", "export"),
     "tensorrt_rtx": ("tensorrt-rtx", "export"),
-    "tensorrt": ("tensorrt", None),  # only where its GPU is: export/tensorrt_build.py names the version
+    "tensorrt": ("tensorrt", "tensorrt"),
     "tritonclient": ("tritonclient", "dev"),
     "polygraphy": ("polygraphy", "dev"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "scipy": ("scipy", "corpus"),
     "diffusers": ("diffusers", "bench"),
-    "liger_kernel": ("liger-kernel", "bench"),
+    "liger_kernel": ("liger-kernel", "peers"),
     "pyworld": ("pyworld", "corpus"),
     "mido": ("mido", "corpus"),
 }
