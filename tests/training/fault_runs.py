@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from mudit_engine.training.checkpoint import Checkpoints
+from mudit_engine.training.checkpoint import Checkpoints, find_fault
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import read_metrics
 from small_songs import small_recipe, write_songs
@@ -209,9 +209,9 @@ def limit_files(trainer: Any, count: int) -> None:
 
 
 def damage(run: Path, choose: random.Random, *, age: int) -> str | None:
-    """Spoils one file of a checkpoint (age 0: the newest), as long as an older one is left. Returns what was done."""
+    """Spoils one file of a checkpoint (age 0: the newest), as long as a good older one is left. Returns what was done."""
     tags = Checkpoints(run / "checkpoints").tags()
-    if len(tags) < age + 2:
+    if all(find_fault(tag) for tag in tags[age + 1 :]):  # starts that die before they save may have left several spoilt ones
         return None
     path = choose.choice(sorted(tags[age].iterdir()))
     size = path.stat().st_size
