@@ -289,9 +289,9 @@ class SpectralVAE(nn.Module):
     def fit_latents(self, songs: Sequence[Tensor]) -> None:
         """Sets latent_mean and latent_std, by which `normalise` works, from the posteriors of songs [channels, S].
 
-        Channels differ by two orders of magnitude in what they change of the sound. Of unit variance each, fine detail would take as large
-        a part of a diffusion loss as pitch and rhythm. Normalised channels therefore have a spread of h^SPREAD, h what one standard
-        deviation of the channel changes of the decoded features; their variances average to 1.
+        Channels differ twentyfold in what they change of the sound (measured on the embedded codec). Of unit variance each, fine detail
+        would take as large a part of a diffusion loss as pitch and rhythm. Normalised channels therefore have a spread of h^SPREAD, h
+        what one standard deviation of the channel changes of the decoded features; their variances average to 1.
         """
         encoded = [self.encode(song[None]) for song in songs]
         mean_nC, variance_nC = torch.cat([mean[0] for mean, _ in encoded]), torch.cat([logvar[0].exp() for _, logvar in encoded])
