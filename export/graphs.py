@@ -68,8 +68,8 @@ class ModulationGraph(nn.Module):
         super().__init__()
         self.dit = dit
 
-    def forward(self, times: Tensor, seconds: Tensor, user: Tensor) -> tuple[Tensor, Tensor]:
-        modulation = self.dit.modulate(times, seconds, user)
+    def forward(self, times: Tensor, seconds: Tensor, user: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        modulation = self.dit.modulate(times, seconds, user, pooled)
         return modulation.base, modulation.final
 
 
@@ -219,6 +219,8 @@ def graphs(
 
 def _modulation(dit: DiT) -> Graph:
     example = {"times": torch.linspace(1, 0.1, 5), "seconds": torch.full((5,), 30.0), "user": torch.zeros(5, dtype=torch.int64)}
+    if dit.config.pooled_description:
+        example["pooled"] = torch.zeros(5, dit.config.description_width)
     return Graph(ModulationGraph(dit), example, {name: {0: "rows"} for name in example}, ("base", "final"))
 
 

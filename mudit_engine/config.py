@@ -45,6 +45,7 @@ class DitConfig(_Config):
     lyric_head_dim: int = Field(64, gt=0)
     description_width: int = Field(512, gt=0)
     max_fragments: int = Field(32, gt=0, description="description tokens at most")
+    pooled_description: bool = Field(False, description="the mean description vector modulates every block, beside the tokens")
     rope_base: float = Field(10000.0, gt=0)
     outline: bool = Field(False, description="beat, key and the syllable of every frame are inputs (models/outline.py)")
     lyric_rope_scale: float = Field(256.0, gt=0, description="both cross-attention axes run from 0 to this")

@@ -1,6 +1,7 @@
 """The song transformer: DiT and SiT are one network, told apart only by the path it is trained on.
 
     sequence of a song: [description tokens | reference frames | target frames], all self-attending; lyrics by cross-attention
+    modulation of a song: time, length, user type and, with pooled_description, its mean description vector
     block (serial):   x += g1 SelfAttn(mod(LN x));  x += CrossAttn(LN x, lyrics);  x += g2 MLP(mod(LN x))
     block (parallel): x += g1 W [SelfAttn(h), CrossAttn(h, lyrics)] with h = mod(LN x);  x += g2 MLP(mod(LN x))
 
@@ -71,6 +72,12 @@ class Modulation:
 
     def rows(self, index: slice | Tensor) -> Modulation:
         return Modulation(self.base[index], self.final[index])
+
+
+def pool_descriptions(descriptions_FE: Tensor, fragments: Sequence[int]) -> Tensor:
+    """Mean description vector [B, E] of each sequence's fragments, packed end to end; zeros for a sequence without any."""
+    means = [part.mean(0) if len(part) else part.new_zeros(part.shape[1]) for part in descriptions_FE.split(list(fragments))]
+    return torch.stack(means)
 
 
 class DitBlock(nn.Module):
@@ -155,6 +162,7 @@ class DiT(nn.Module):
         self.time_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.seconds_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.user_type = nn.Embedding(len(USER_TYPES), width)
+        self.pooled_in = nn.Linear(config.description_width, width, bias=False) if config.pooled_description else None
         self.modulation = nn.Linear(width, 6 * width) if config.modulation == "shared" else None
         self.lyric_embedding = nn.Embedding(config.vocabulary_size, config.lyric_width)
         self.lyric_blocks = nn.ModuleList(
@@ -177,12 +185,13 @@ class DiT(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.lyric_embedding.weight, std=1.0)
-        zeroed = [self.modulation, self.final_modulation, self.final, *(block.modulation for block in self.blocks)]
+        zeroed = [self.modulation, self.final_modulation, self.final, self.pooled_in, *(block.modulation for block in self.blocks)]
         zeroed += [] if self.config.cross_attention == "parallel" else [block.cross_out for block in self.blocks]
         for module in zeroed:
             if module is not None:
                 nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def encode_lyrics(self, ids_L: Tensor, counts: Sequence[int]) -> Tensor:
         """Lyric tokens [L, E] of songs packed end to end. Raises InputError for an id outside the embedding."""
@@ -207,13 +216,22 @@ class DiT(nn.Module):
         cos, sin = rope_table(positions_L * self.config.lyric_rope_scale, self.config.head_dim, base=self.config.rope_base)
         return [block.lyric_kv(lyrics_LE, cos, sin) for block in self.blocks]
 
-    def modulate(self, times_R: Tensor, seconds_R: Tensor, user_R: Tensor) -> Modulation:
-        """Modulation of R (time, length, user type) rows; all steps of a song can be one call."""
+    def modulate(self, times_R: Tensor, seconds_R: Tensor, user_R: Tensor, pooled_RE: Tensor | None = None) -> Modulation:
+        """Modulation of R (time, length, user type) rows; all steps of a song can be one call.
+
+        pooled_RE: mean description vectors (pool_descriptions), wanted by a model with config.pooled_description. Raises InputError
+        without them.
+        """
         dtype = self.final.weight.dtype
         t = self.time_in(fourier_features(times_R * TIME_SCALE, TIME_FEATURES).to(dtype))
         # the logarithm: 20 s against 30 s matters as much as 200 s against 300 s
         s = self.seconds_in(fourier_features(torch.log(seconds_R.clamp_min(0.1)) * 100.0, TIME_FEATURES).to(dtype))
-        c = nn.functional.silu(t + s + self.user_type(user_R))
+        c = t + s + self.user_type(user_R)
+        if self.pooled_in is not None:
+            if pooled_RE is None:
+                raise InputError("this model's modulation takes the mean description vector: give modulate(..., pool_descriptions(...))")
+            c = c + self.pooled_in(pooled_RE.to(dtype))
+        c = nn.functional.silu(c)
         base = self.modulation(c) if self.modulation is not None else torch.stack([block.modulation(c) for block in self.blocks], 1)
         return Modulation(base, self.final_modulation(c))
 
@@ -294,7 +312,8 @@ class DiT(nn.Module):
         lyrics_LE = self.encode_lyrics(batch.lyric_ids, batch.lyrics)
         outline = batch.outline
         positions_L = lyric_positions(batch.lyrics, device=device) if outline is None else outline.positions_L
-        modulation = self.modulate(batch.times_B, batch.seconds_B, batch.user_B)
+        pooled_BE = pool_descriptions(batch.descriptions, batch.fragments) if self.config.pooled_description else None
+        modulation = self.modulate(batch.times_B, batch.seconds_B, batch.user_B, pooled_BE)
         outline_TD = self.embed_outline(outline, lyrics_LE)
         conditions_ND = self.embed_conditions(batch.descriptions, batch.references, batch.reference_kinds, layout, outline_TD)
         target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(device)

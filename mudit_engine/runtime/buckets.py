@@ -95,7 +95,8 @@ def profiles(config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, song
             widths = {"ids": (), "mask": (), "token_tables": (c.lyric_head_dim,), "share_tables": (c.head_dim,)}
             return [{name: ((1, *w), (most // 4, *w), (most, *w)) for name, w in widths.items()}]
         case "modulation":
-            return [dict.fromkeys(("times", "seconds", "user"), ((1,), (64,), (MODULATION_ROWS,)))]
+            widths = {"times": (), "seconds": (), "user": ()} | ({"pooled": (c.description_width,)} if c.pooled_description else {})
+            return [{name: tuple((rows, *w) for rows in (1, 64, MODULATION_ROWS)) for name, w in widths.items()}]  # type: ignore[misc]
         case "conditions" if c.outline:
             return [_conditions(config, bucket, bucket.reference) for bucket in buckets]
         case "conditions":

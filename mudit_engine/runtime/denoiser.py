@@ -24,7 +24,7 @@ from mudit_engine import ops
 from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import Spans
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation, pool_descriptions
 from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
 from mudit_engine.models.outline import OutlineRows, no_outline
 
@@ -147,8 +147,13 @@ class Denoiser:
         times = song.table.times.to(device)
         seconds = torch.full_like(times, song.seconds)
         modulation = tuple(
-            dit.modulate(times, seconds, torch.full(times.shape, user, dtype=torch.int64, device=device))
-            for user in (USER_TYPES.index(song.user_type), 0)
+            dit.modulate(
+                times,
+                seconds,
+                torch.full(times.shape, user, dtype=torch.int64, device=device),
+                pool_descriptions(d.to(device), [len(d)]).expand(len(times), -1) if dit.config.pooled_description else None,
+            )
+            for user, d in ((USER_TYPES.index(song.user_type), song.descriptions), (0, song.negative))
         )
         generator, noise = initial_noise(song, dit.config.latent_channels)
         return SongState(

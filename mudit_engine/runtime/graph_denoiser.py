@@ -22,7 +22,7 @@ from mudit_engine.config import ChinMuConfig, DitConfig, VaeConfig
 from mudit_engine.errors import InputError
 from mudit_engine.kernels.rope import rope_table
 from mudit_engine.models.chinmu import character_rows, check_texts
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, pool_descriptions
 from mudit_engine.models.layout import lyric_positions
 from mudit_engine.models.outline import no_outline
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
@@ -132,6 +132,8 @@ class GraphDenoiser:
             user = 0 if guided else USER_TYPES.index(song.user_type)
             times = song.table.times.float()
             modulation = {"times": times, "seconds": torch.full_like(times, song.seconds), "user": torch.full(times.shape, user)}
+            if c.pooled_description:
+                modulation["pooled"] = pool_descriptions(descriptions.float(), [len(descriptions)]).expand(len(times), -1)
             base, final = self.session.run("modulation", modulation)
             target_tables, other_tables = self._tables(song.frames, len(descriptions), len(frames))
             branches.append(

@@ -27,7 +27,7 @@ from torch import Tensor
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import InputError
 from mudit_engine.kernels.rope import rope_table
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, pool_descriptions
 from mudit_engine.models.layout import lyric_positions
 from mudit_engine.models.outline import FEATURES, TOKENS, no_outline
 from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, NULL_KEYS, Bucket
@@ -138,6 +138,8 @@ class Program:
         }
         if mode.noise:
             given["noise"] = ((rows, 1, t, c.latent_channels), f32)
+        if c.pooled_description:
+            given["pooled"] = ((rows, b, c.description_width), f32)
         if c.outline:
             given |= {"features": ((b, t, FEATURES), f32), "tokens": ((b, t, TOKENS), i64), "weights": ((b, t, TOKENS), f32)}
         self.host = {name: device.pinned(*size) for name, size in given.items()}
@@ -201,6 +203,8 @@ class Program:
             described = song.negative if branch else song.descriptions
             frames, tokens = (0, 0) if branch else (len(reference), count)
             host["descriptions"][branch, : len(described)] = described.float()
+            if c.pooled_description:
+                host["pooled"][:, branch] = pool_descriptions(described.float(), [len(described)])
             host["reference"][branch, :frames] = reference[:frames]
             host["target_mask"][branch, : song.frames] = True
             host["other_mask"][branch, : len(described)] = True
@@ -242,7 +246,7 @@ class Program:
             device.launch("conditions", mode.profile if outline else 0, inputs, results)
             # without a reference its one row is left out
             device.run(partial(self.other_rows[branch].copy_, self.rows[: self.other_rows.shape[1]]))
-        flat = {name: given[name].flatten() for name in ("times", "seconds", "user")}
+        flat = {name: given[name].flatten(0, 1) for name in ("times", "seconds", "user", "pooled") if name in given}
         device.launch("modulation", 0, flat, {"base": self.base.flatten(0, 1), "final": self.final.flatten(0, 1)})
         device.run(partial(self.x[0].copy_, given["x"]))
         device.run(self.kept[0].zero_)

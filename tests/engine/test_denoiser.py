@@ -83,8 +83,14 @@ SHORT = [s for s in CONTINUOUS if s.frames < 200]
 
 @pytest.mark.parametrize(
     ("songs", "changes"),
-    [(CONTINUOUS, {}), (SHORT, {"cross_attention": "parallel"}), (SHORT, {"modulation": "per_block"}), (DISCRETE, {})],
-    ids=["bezier", "bezier-parallel", "bezier-per_block", "ddpm"],
+    [
+        (CONTINUOUS, {}),
+        (SHORT, {"cross_attention": "parallel"}),
+        (SHORT, {"modulation": "per_block"}),
+        (SHORT, {"pooled_description": True}),
+        (DISCRETE, {}),
+    ],
+    ids=["bezier", "bezier-parallel", "bezier-per_block", "bezier-pooled", "ddpm"],
 )
 def test_mixed_batch_equals_each_song_alone(songs: list[SongInputs], changes: dict[str, object]) -> None:
     denoiser = make_denoiser(**changes)

@@ -67,7 +67,9 @@ def song_of(batch: DitBatch, i: int) -> DitBatch:
 MIXED = make_batch([1, 63, 17, 40], [5, 0, 12, 7], [0, 3, 1, 4], [0, 10, 17, 3])
 
 
-@pytest.mark.parametrize("changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}, {"qk_norm": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}, {"qk_norm": False}, {"pooled_description": True}], ids=str
+)
 def test_song_in_a_mixed_batch_is_the_song_alone(changes: dict[str, object]) -> None:
     model = make_model(**changes)
     together = model(MIXED).split(list(MIXED.frames))
@@ -93,7 +95,9 @@ def test_every_input_reaches_the_output(changes: dict[str, object]) -> None:
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "full", "selective")
 
 
-@pytest.mark.parametrize("changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}, {"pooled_description": True}], ids=str
+)
 def test_every_parameter_trains_and_checkpointing_agrees(changes: dict[str, object]) -> None:
     model = make_model(**changes)
     grads = []
@@ -120,6 +124,18 @@ def test_foreign_vocabulary_is_an_error() -> None:
     batch = replace(MIXED, lyric_ids=MIXED.lyric_ids + 40)
     with pytest.raises(InputError, match="another vocabulary"):
         make_model()(batch)
+
+
+def test_the_mean_description_reaches_the_modulation_alone_too() -> None:
+    """Changing the vector of one song changes that song only, also when its fragments do not attend (a zero token projection)."""
+    model = make_model(pooled_description=True)
+    nn.init.zeros_(model.description_in.weight)
+    nn.init.zeros_(model.description_in.bias)
+    before, after = model(MIXED), model(replace(MIXED, descriptions=MIXED.descriptions.clone().index_fill_(0, torch.tensor([3]), 2.0)))
+    changed = [not torch.equal(a, b) for a, b in zip(before.split(MIXED.frames), after.split(MIXED.frames), strict=True)]
+    assert changed == [False, False, True, False]
+    with pytest.raises(InputError, match="mean description vector"):
+        model.modulate(MIXED.times_B, MIXED.seconds_B, MIXED.user_B)
 
 
 def test_positions_follow_time_not_index() -> None:

@@ -38,6 +38,7 @@ _CASES = parity.cases
 NETWORKS = {
     "outline": {"outline": True},
     "parallel": {"cross_attention": "parallel", "modulation": "per_block"},
+    "pooled": {"pooled_description": True},
     "plain": {"qk_norm": False, "lyric_blocks": 0},
 }
 

@@ -177,7 +177,7 @@ def test_whole_songs_equal_pytorch(plain: Setting, mode: str) -> None:
     plain.check(plain.song(**MODES[mode]))
 
 
-@pytest.mark.parametrize("dit", [{"outline": True}, {"modulation": "per_block"}], ids=["outline", "per_block"])
+@pytest.mark.parametrize("dit", [{"outline": True}, {"modulation": "per_block"}, {"pooled_description": True}], ids=str)
 def test_other_networks_too(tmp_path: Path, dit: dict[str, Any]) -> None:
     setting = Setting(tmp_path, **dit)
     setting.check(setting.song(reference=5))
