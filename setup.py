@@ -55,6 +55,7 @@ EXTRAS["dev"] = [
     *EXTRAS["bench"],
     *EXTRAS["corpus"],
     *EXTRAS["eval"],
+    *EXTRAS["peers"],
 ]
 
 setup(

@@ -126,11 +126,18 @@ def _leaves(*shapes: Sequence[int], dtype: torch.dtype) -> list[torch.Tensor]:
     return [torch.zeros(*shape, dtype=dtype) for shape in shapes]
 
 
+class _Epsilon(float):
+    """The interpreter hands a kernel Python floats as they are, and Liger's norm asks its epsilon for another type."""
+
+    def to(self, dtype: Any) -> float:
+        return float(self)
+
+
 def _liger_norm(dtype: torch.dtype, songs: Songs) -> None:
     from liger_kernel.ops.layer_norm import layer_norm_backward, layer_norm_forward
 
     x, weight, bias = _leaves((sum(songs), WIDTH), (WIDTH,), (WIDTH,), dtype=dtype)
-    y, x, mean, rstd, *_ = layer_norm_forward(x, weight, bias, 1e-6)
+    y, x, mean, rstd, *_ = layer_norm_forward(x, weight, bias, _Epsilon(1e-6))
     layer_norm_backward(y, x, weight, bias, mean, rstd)
 
 
