@@ -204,7 +204,7 @@ def _sbatch(launch: Launch, environment: Path) -> str:
         "ntasks-per-node": launch.gpus_per_node,
         "gpus-per-node": launch.gpus_per_node,
         "time": f"{launch.minutes // 60:02d}:{launch.minutes % 60:02d}:00",
-        "output": str(launch.folder / "slurm-%j.log"),
+        "output": str(launch.folder.absolute() / "slurm-%j.log"),  # from wherever it is submitted
         "open-mode": "append",
         # five minutes before the end every rank saves and stops
         "signal": "USR1@300",
@@ -221,10 +221,12 @@ def _sbatch(launch: Launch, environment: Path) -> str:
             *lines,
             "#SBATCH --requeue",
             "set -uo pipefail",
+            f"cd {quoted(os.getcwd())}",
             f"set -a; source {quoted(str(environment))}; set +a",
+            # since 22.05 srun takes no notice of what sbatch was asked for
+            '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             f"export MASTER_PORT={launch.port}",
-            f"cd {quoted(os.getcwd())}",
             "",
             "# ranks, versions, clocks, disk and collectives, before the time of all GPUs is spent",
             f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {preflight}')} || exit $?",

@@ -74,7 +74,7 @@ def test_scripts_are_bash(kind: str, tmp_path: Path) -> None:
 
 STUB = """#!/bin/bash
 # stands in for srun: notes what it is given, runs one rank of it, and ends as it is told to
-echo "$MASTER_ADDR:$MASTER_PORT NCCL_DEBUG=$NCCL_DEBUG" >> "$NOTES"
+echo "$MASTER_ADDR:$MASTER_PORT NCCL_DEBUG=$NCCL_DEBUG cpus=$SRUN_CPUS_PER_TASK" >> "$NOTES"
 printf '%s\\n' "$@" >> "$NOTES"
 case "$*" in *doctor*) exit "${DOCTOR:-0}";; esac
 exit "${TRAIN:-0}"
@@ -82,8 +82,9 @@ exit "${TRAIN:-0}"
 
 
 def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
-    """Runs a job file with stand-ins for Slurm's programs: (exit code, what they were given)."""
-    files = write_launch(launch("slurm", tmp_path, nodes=2, gpus_per_node=4, slurm=("partition=a100", "exclusive"), minutes=90))
+    """Runs a job file with stand-ins for Slurm's programs, from another folder: (exit code, what they were given)."""
+    shape: dict[str, object] = {"nodes": 2, "gpus_per_node": 4, "slurm": ("partition=a100", "exclusive"), "minutes": 90}
+    job = os.path.abspath(write_launch(launch("slurm", Path(os.path.relpath(tmp_path)), **shape)).command[1])
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
     scontrol = '#!/bin/bash\nif [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> "$NOTES"; fi\n'
@@ -92,8 +93,8 @@ def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
         (programs / name).chmod(0o755)
     notes = tmp_path / "notes"
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(notes), "SLURM_JOB_NODELIST": "node[7-8]"}
-    environment |= {"SLURM_JOB_ID": "17", **{name: str(code) for name, code in codes.items()}}
-    done = subprocess.run(["bash", files.command[1]], env=environment, capture_output=True, text=True, check=False)
+    environment |= {"SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "12", **{name: str(code) for name, code in codes.items()}}
+    done = subprocess.run(["bash", job], env=environment, cwd="/", capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.returncode, notes.read_text()
 
@@ -105,7 +106,7 @@ def test_a_slurm_job_examines_the_cluster_and_trains(tmp_path: Path) -> None:
     shape = ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "time=01:30:00")
     for line in (*shape, "signal=USR1@300", "partition=a100", "exclusive", "requeue"):
         assert f"#SBATCH --{line}\n" in text
-    assert notes.count("node7:29500 NCCL_DEBUG=WARN") == 2
+    assert notes.count("node7:29500 NCCL_DEBUG=WARN cpus=12") == 2
     first, second = notes.split("node7:29500")[1:]
     assert "doctor --cluster --nodes 2 --gpus-per-node 4" in first
     assert "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec" in second
