@@ -45,7 +45,7 @@ NETWORK: dict[str, tuple[str, str]] = {
     "NCCL_IB_GID_INDEX": ("", "RoCE only: usually 3 (show_gids); leave empty on InfiniBand"),
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a rank that dies ends the others instead of leaving them to wait"),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "writes which collective hung on which rank"),
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": ("2000", "of the last collectives, for that dump"),
+    "TORCH_FR_BUFFER_SIZE": ("2000", "of the last collectives, for that dump"),
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": ("1", "torchrun --max-restarts hangs with torch 2.13 otherwise"),
     "PYTORCH_CUDA_ALLOC_CONF": ("expandable_segments:True", "ragged batches fragment fixed segments"),
     "CUDA_DEVICE_ORDER": ("PCI_BUS_ID", "LOCAL_RANK is the same GPU as nvidia-smi's"),
