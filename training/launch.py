@@ -35,6 +35,9 @@ Kind = Literal["local", "slurm", "deepspeed", "torchrun"]
 PORT = 29500
 SAVED = 128 + signal.SIGUSR1  # how `mudit train` ends after it saved on SIGUSR1
 INFINIBAND = Path("/sys/class/infiniband")
+# seconds that torchrun leaves ranks to end their step and save when it is stopped (deepspeed's launcher always 30); after a rank died it
+# also waits as long, at most, for ranks that hang in a collective
+GRACE = 120
 
 # name -> (value, why)
 NETWORK: dict[str, tuple[str, str]] = {
@@ -177,6 +180,7 @@ def write_launch(launch: Launch) -> Files:
             meeting = ["--nnodes", str(launch.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{head}:{launch.port}"]
             meeting += ["--rdzv-id", f"mudit-{launch.port}"]
         ranks = ["--nproc-per-node", str(launch.gpus_per_node), "--max-restarts", str(launch.max_restarts)]
+        ranks += ["--shutdown-timeout", str(GRACE)]
         command = [python, "-m", "torch.distributed.run", *meeting, *ranks, *train_command(launch)]
         environment = values
     script = folder / "run.sh"
@@ -242,10 +246,12 @@ def _sbatch(launch: Launch, environment: Path) -> str:
 
 
 def run_here(files: Files) -> int:
-    """Runs the command and returns its exit code. Signals go on to it, so that ranks save before they end."""
+    """Runs the command and returns its exit code. Signals go on to it, so that ranks save before they end: then 128 + signal."""
     process = subprocess.Popen(files.command, env={**os.environ, **files.environment})
+    asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         process.send_signal(signal.SIGTERM)  # launchers hand this one on to their ranks, and die of SIGUSR1
 
     # Ctrl-C reaches the ranks by the terminal: here it is only waited out
@@ -256,4 +262,6 @@ def run_here(files: Files) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code and asked:  # launchers end with codes of their own
+        return 128 + asked[0]
     return 128 - code if code < 0 else code

@@ -115,14 +115,19 @@ def command(
     import torch
 
     from mudit_engine.training.export_part import export_part
-    from mudit_engine.training.trainer import Trainer
+    from mudit_engine.training.trainer import InterruptedRun, Trainer
 
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
     trainer = Trainer(resolved, out, quiet=as_json)
-    summary = trainer.run(resume=resume)
     main = trainer.ranks.main
+    try:
+        summary = trainer.run(resume=resume)
+    except InterruptedRun as stop:
+        if main:
+            raise
+        raise SystemExit(stop.exit_code) from None
     trainer.strategy.close()
     if not main:  # of many ranks one reports
         return

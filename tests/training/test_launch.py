@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,8 @@ def test_torchrun_on_one_machine(tmp_path: Path) -> None:
     files = write_launch(launch("local", tmp_path, gpus_per_node=4, overrides=("steps=5",), max_restarts=2))
     words = list(files.command)
     assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
-    assert words[3:9] == ["--standalone", "--nproc-per-node", "4", "--max-restarts", "2", "-m"]
-    assert words[9:] == ["mudit_engine", "train", "tiny-dit-pretrain", "--set", "steps=5", "--out", str(tmp_path)]
+    assert words[3:11] == ["--standalone", "--nproc-per-node", "4", "--max-restarts", "2", "--shutdown-timeout", "120", "-m"]
+    assert words[11:] == ["mudit_engine", "train", "tiny-dit-pretrain", "--set", "steps=5", "--out", str(tmp_path)]
     assert files.runs_here
     assert files.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
@@ -158,6 +160,28 @@ def test_a_command_that_runs_here_gives_its_exit_code(tmp_path: Path) -> None:
     assert run_here(launching.Files((sys.executable, "-c", program), {"NCCL_DEBUG": "WARN"}, (), True)) == 7
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert run_here(launching.Files((sys.executable, "-c", killed), {}, (), True)) == 137
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_goes_on_to_the_launcher(tmp_path: Path, sent: signal.Signals) -> None:
+    """As SIGTERM, which launchers hand on, whatever came; the exit code names what came, as that of one process does."""
+    ready, got = tmp_path / "ready", tmp_path / "got"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        f"def note(number, frame): pathlib.Path({str(got)!r}).write_text(str(number)); sys.exit(1)\n"
+        f"signal.signal(signal.SIGTERM, note); pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), sent)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    code = run_here(launching.Files((sys.executable, "-c", program), {}, (), True))
+    thread.join()
+    assert (code, got.read_text()) == (128 + sent, str(int(signal.SIGTERM)))
 
 
 @pytest.mark.slow
