@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.errors import ConfigError, InputError, MissingError
 from mudit_engine.files import read_text, write_text
 from mudit_engine.training.deepspeed_config import data_ranks
 from mudit_engine.training.recipe import Recipe
@@ -235,8 +235,16 @@ def _sbatch(launch: Launch, environment: Path) -> str:
             "# ranks, versions, clocks, disk and collectives, before the time of all GPUs is spent",
             f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {preflight}')} || exit $?",
             "",
+            "restarts=0",
+            "while :; do",
             f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {shlex.join(train_command(launch))}')}",
             "code=$?",
+            "# a rank that died may live the next time; what was asked for wrongly, or is not installed, stays so",
+            f'case "$code" in 0|{InputError.exit_code}|{MissingError.exit_code}|{SAVED}|{128 + signal.SIGTERM}) break;; esac',
+            f'[ "$restarts" -lt {launch.max_restarts} ] || break',
+            "restarts=$((restarts + 1))",
+            'echo "restart $restarts after exit code $code"',
+            "done",
             f"# {SAVED}: every rank saved because the time is nearly up; {128 + signal.SIGTERM}: because the job was preempted",
             f'if [ "$code" -eq {SAVED} ] || [ "$code" -eq {128 + signal.SIGTERM} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
             'exit "$code"',

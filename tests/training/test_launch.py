@@ -121,11 +121,16 @@ def test_a_slurm_job_that_saved_is_queued_again(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text().endswith("scontrol requeue 17\n")
 
 
-def test_a_slurm_job_stops_on_an_unfit_cluster_and_on_a_failure(tmp_path: Path) -> None:
+def test_a_slurm_job_stops_on_an_unfit_cluster(tmp_path: Path) -> None:
     code, notes = sbatch(tmp_path, DOCTOR=4)
     assert (code, "mudit_engine train" in notes, "requeue" in notes) == (4, False, False)
-    code, notes = sbatch(tmp_path, TRAIN=1)
-    assert (code, "requeue" in notes) == (1, False)
+
+
+@pytest.mark.parametrize(("code", "runs"), [(1, 4), (137, 4), (2, 1), (3, 1), (0, 1)])
+def test_a_slurm_job_starts_dead_ranks_again(tmp_path: Path, code: int, runs: int) -> None:
+    """Three times, but not when the recipe is wrong."""
+    ended, notes = sbatch(tmp_path, TRAIN=code)
+    assert (ended, notes.count("mudit_engine train"), "requeue" in notes) == (code, runs, False)
 
 
 def test_a_recipe_for_one_process_becomes_one_for_ranks(tmp_path: Path) -> None:
