@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -182,12 +183,17 @@ def main(
 
     wanted = set(parts.split(","))
     results: dict[str, list[Row]] = {}
+    environment_ = environment()
+    command = shlex.join(["python", "-m", "mudit_engine.benchmarks.plan_memory", *sys.argv[1:]])
+    runs = [{"commit": environment_["commit"], "command": command}]
     if out is not None and out.exists():
-        kept = json.loads(out.read_text(encoding="utf-8"))["results"]
-        results = {part: rows for part, rows in kept.items() if part != "gates" and (add or part not in wanted)}
+        before = json.loads(out.read_text(encoding="utf-8"))
+        results = {part: rows for part, rows in before["results"].items() if part != "gates" and (add or part not in wanted)}
+        if results:  # rows are kept: so is what gave them
+            runs = [*before["env"]["runs"], *runs]
+            environment_ = before["env"] | environment_
     say: Callable[[str], None] = (lambda text: None) if as_json else click.echo
-    command = " ".join(["python", "-m", "mudit_engine.benchmarks.plan_memory", *sys.argv[1:]])
-    environment_ = environment() | {"command": command}
+    environment_ |= {"runs": runs}
     document: dict[str, Any] = {}
     counts, lengths = ([int(number) for number in text.split(",") if number] for text in (worlds, frames))
     measured = run(wanted, [spec for spec in rehearsals.split(",") if spec], counts, lengths, modes.split(","), preset)

@@ -44,7 +44,7 @@ class Runs:
         if device not in self._tensors:
             counts, rows = zip(*self.items, strict=True) if self.items else ((), ())
             index = torch.tensor(rows, dtype=torch.int32).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
-            self._tensors[device] = index.to(device)
+            self._tensors[device] = index.to(device, non_blocking=True)
         return self._tensors[device]
 
     def tiles(self, device: torch.device | str, *, tile_rows: int, table_rows: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,8 @@ class Runs:
             tiles.sort(key=lambda tile: tile[2])
             counts = torch.bincount(torch.tensor([tile[2] for tile in tiles], dtype=torch.int64), minlength=table_rows)
             offsets = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-            self._tiles[key] = (torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3).to(key[0]), offsets.to(key[0]))
+            table = torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3)
+            self._tiles[key] = (table.to(key[0], non_blocking=True), offsets.to(key[0], non_blocking=True))
         return self._tiles[key]
 
     def check(self, *, rows: int, table_rows: int) -> None:

@@ -54,7 +54,7 @@ class Segments:
         """int32 [N, 5] on `device`, made once."""
         device = torch.device(device)
         if device not in self._tensors:
-            self._tensors[device] = torch.tensor(self.items, dtype=torch.int32).reshape(-1, 5).to(device)
+            self._tensors[device] = torch.tensor(self.items, dtype=torch.int32).reshape(-1, 5).to(device, non_blocking=True)
         return self._tensors[device]
 
     @classmethod
@@ -116,5 +116,5 @@ class Segments:
                 start, rows, other = (k_start, k_rows, (q_start, q_rows)) if by_keys else (q_start, q_rows, (k_start, k_rows))
                 tiles += [(start + i * block, rows - i * block, *other, stream, i) for i in range(-(-rows // block))]
             tiles.sort(key=lambda tile: -tile[3])  # stable: tiles of one segment stay together, which is kind to the L2 cache
-            self._tables[key] = torch.tensor(tiles, dtype=torch.int32).reshape(-1, 6).to(device)
+            self._tables[key] = torch.tensor(tiles, dtype=torch.int32).reshape(-1, 6).to(device, non_blocking=True)
         return self._tables[key]

@@ -155,7 +155,7 @@ def shard(layout: Layout, exchange: Exchange, *, lyric_rows: int) -> ShardedLayo
         cross_sin=_own(layout.cross_sin[0], exchange, n)[None],
         whole=layout,
         lyric_rows=m,
-        targets=target[low:high].nonzero()[:, 0].to(layout.cos.device),
+        targets=target[low:high].nonzero()[:, 0].to(layout.cos.device, non_blocking=True),
         target_counts=tuple(int(part.sum()) for part in target.split(n)),
     )
 

@@ -10,6 +10,7 @@ and reported.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TEXT_BATCH = 256
+KNOWN_TEXTS = 1 << 16  # whose vectors are kept: 64 MiB
 
 
 @dataclass
@@ -94,11 +96,14 @@ def encode_latents(
     part: tuple[int, int] = (0, 1),
     index: bool = True,
     device: str = "cpu",
+    separate: str | None = None,
+    transcribe: str | None = None,
     on_song: OnSong = lambda song_id, seconds: None,
 ) -> Encoded:
     """Normalised latents of mix and stems, phonemes (and their times where the source knows them), vectors of all description fragments.
 
-    `model` is a folder with a trained VAE, and with a trained ChinMu unless `descriptions` is False (enough for pre-training).
+    `model` is a folder with a trained VAE, and with a trained ChinMu unless `descriptions` is False (enough for pre-training). Songs
+    without stems are separated by the demucs model `separate`, those without lyrics are heard by `transcribe` (listen.py).
     """
     from mudit_engine.config import load_config
     from mudit_engine.models.folder import load_part
@@ -108,6 +113,11 @@ def encode_latents(
     vae = load_part("vae", config, model, device=device)
     texts = TextVectors(load_part("chinmu", config, model, device=device)) if descriptions else None
     vocabulary = Vocabulary.load(config.dit.vocabulary)
+    ears = None
+    if separate or transcribe:
+        from mudit_engine.training.listen import Ears
+
+        ears = Ears(separate if stems else None, transcribe, device=device)
     done, written = Encoded(), song_fields(latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding)
     rate, channels = config.vae.sample_rate, config.vae.channels
     with ShardWriter(out, written, writer=part[0], index=index) as writer:
@@ -117,10 +127,13 @@ def encode_latents(
                 continue
             try:
                 audio = _load(song.audio, rate, channels)
+                parts = {kind: _load(path, rate, channels) for kind, path in song.stems.items()} if stems else {}
+                if ears is not None:
+                    heard = ears.hear(audio, rate, stems=not parts, lyrics=not song.lyrics.strip())
+                    parts, song = parts or heard.stems, _with_heard(song, heard.lyrics, vocabulary, transcribe)
                 arrays = {"latents": latents_of(vae, audio), **_phonemes(song, vocabulary)}
-                if stems:
-                    for kind, path in song.stems.items():
-                        arrays[f"stem.{kind}"] = latents_of(vae, _load(path, rate, channels))[: len(arrays["latents"])]
+                for kind, part_cS in parts.items():
+                    arrays[f"stem.{kind}"] = latents_of(vae, part_cS)[: len(arrays["latents"])]
             except InputError as error:
                 _refuse(done, song, error)
                 continue
@@ -146,7 +159,7 @@ def latents_of(vae: SpectralVAE, audio_cS: Tensor) -> np.ndarray:
 
 
 class TextVectors:
-    """Vectors of description fragments; a text is encoded once however many songs it describes."""
+    """Vectors of description fragments; those of the texts that came last are kept, since songs share words and phrases."""
 
     def __init__(self, chinmu: ChinMu) -> None:
         self.chinmu = chinmu
@@ -157,17 +170,36 @@ class TextVectors:
         import torch
 
         rows = [(part, d, number) for number, d in enumerate(descriptions) for part in d.fragments]
-        missing = list(dict.fromkeys(part.text for part, _, _ in rows if part.text not in self.known))
+        known, texts = self.known, dict.fromkeys(part.text for part, _, _ in rows)
+        missing = [text for text in texts if text not in known]
         with torch.inference_mode():
             for start in range(0, len(missing), TEXT_BATCH):
                 chunk = missing[start : start + TEXT_BATCH]
                 vectors = self.chinmu.encode_text(chunk).cpu().numpy().astype(np.float16)
-                self.known |= dict(zip(chunk, vectors, strict=True))
+                known |= dict(zip(chunk, vectors, strict=True))
+        for text in texts:  # the last in use are the last to go
+            known[text] = known.pop(text)
         kinds = [
             (LEVELS.index(part.level), LANGUAGES.index(d.language), USER_TYPES.index(d.user), number, int(part.asked))
             for part, d, number in rows
         ]
-        return {"fragments": np.stack([self.known[part.text] for part, _, _ in rows]), "fragment_kinds": np.array(kinds, np.uint8)}
+        fragments = np.stack([known[part.text] for part, _, _ in rows])
+        for text in itertools.islice(list(known), max(0, len(known) - KNOWN_TEXTS)):
+            del known[text]
+        return {"fragments": fragments, "fragment_kinds": np.array(kinds, np.uint8)}
+
+
+def _with_heard(song: SourceSong, lyrics: str, vocabulary: Vocabulary, by: str | None) -> SourceSong:
+    """The song with lyrics that were heard in it. What has no phonemes (another language) leaves it without words."""
+    if not lyrics:
+        return song
+    named = dataclasses.replace(song, lyrics=lyrics, metadata={**song.metadata, "lyrics_heard_by": by})
+    try:
+        _phonemes(named, vocabulary)
+    except InputError as error:
+        log.warning("song '%s': what was heard is left out: %s", song.id, error)
+        return song
+    return named
 
 
 def _phonemes(song: SourceSong, vocabulary: Vocabulary) -> dict[str, np.ndarray]:

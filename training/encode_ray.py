@@ -38,14 +38,24 @@ class RayJob:
     stems: bool = True
     descriptions: bool = True
     device: str = "cpu"
+    separate: str | None = None
+    transcribe: str | None = None
 
     def encode(self, part: tuple[int, int]) -> Encoded:
         songs = open_source(self.source)
         if self.model is None:
             return encode_audio(songs, self.out, sample_rate=self.sample_rate, channels=self.channels, part=part, index=False)
-        stems, descriptions = self.stems, self.descriptions
         return encode_latents(
-            songs, self.out, model=self.model, stems=stems, descriptions=descriptions, part=part, index=False, device=self.device
+            songs,
+            self.out,
+            model=self.model,
+            stems=self.stems,
+            descriptions=self.descriptions,
+            part=part,
+            index=False,
+            device=self.device,
+            separate=self.separate,
+            transcribe=self.transcribe,
         )
 
 

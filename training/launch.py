@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.errors import ConfigError, InputError, MissingError
 from mudit_engine.files import read_text, write_text
 from mudit_engine.training.deepspeed_config import data_ranks
 from mudit_engine.training.recipe import Recipe
@@ -35,6 +35,9 @@ Kind = Literal["local", "slurm", "deepspeed", "torchrun"]
 PORT = 29500
 SAVED = 128 + signal.SIGUSR1  # how `mudit train` ends after it saved on SIGUSR1
 INFINIBAND = Path("/sys/class/infiniband")
+# seconds that torchrun leaves ranks to end their step and save when it is stopped (deepspeed's launcher always 30); after a rank died it
+# also waits as long, at most, for ranks that hang in a collective
+GRACE = 120
 
 # name -> (value, why)
 NETWORK: dict[str, tuple[str, str]] = {
@@ -45,7 +48,7 @@ NETWORK: dict[str, tuple[str, str]] = {
     "NCCL_IB_GID_INDEX": ("", "RoCE only: usually 3 (show_gids); leave empty on InfiniBand"),
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a rank that dies ends the others instead of leaving them to wait"),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "writes which collective hung on which rank"),
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": ("2000", "of the last collectives, for that dump"),
+    "TORCH_FR_BUFFER_SIZE": ("2000", "of the last collectives, for that dump"),
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": ("1", "torchrun --max-restarts hangs with torch 2.13 otherwise"),
     "PYTORCH_CUDA_ALLOC_CONF": ("expandable_segments:True", "ragged batches fragment fixed segments"),
     "CUDA_DEVICE_ORDER": ("PCI_BUS_ID", "LOCAL_RANK is the same GPU as nvidia-smi's"),
@@ -177,6 +180,7 @@ def write_launch(launch: Launch) -> Files:
             meeting = ["--nnodes", str(launch.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{head}:{launch.port}"]
             meeting += ["--rdzv-id", f"mudit-{launch.port}"]
         ranks = ["--nproc-per-node", str(launch.gpus_per_node), "--max-restarts", str(launch.max_restarts)]
+        ranks += ["--shutdown-timeout", str(GRACE)]
         command = [python, "-m", "torch.distributed.run", *meeting, *ranks, *train_command(launch)]
         environment = values
     script = folder / "run.sh"
@@ -204,7 +208,7 @@ def _sbatch(launch: Launch, environment: Path) -> str:
         "ntasks-per-node": launch.gpus_per_node,
         "gpus-per-node": launch.gpus_per_node,
         "time": f"{launch.minutes // 60:02d}:{launch.minutes % 60:02d}:00",
-        "output": str(launch.folder / "slurm-%j.log"),
+        "output": str(launch.folder.absolute() / "slurm-%j.log"),  # from wherever it is submitted
         "open-mode": "append",
         # five minutes before the end every rank saves and stops
         "signal": "USR1@300",
@@ -221,16 +225,26 @@ def _sbatch(launch: Launch, environment: Path) -> str:
             *lines,
             "#SBATCH --requeue",
             "set -uo pipefail",
+            f"cd {quoted(os.getcwd())}",
             f"set -a; source {quoted(str(environment))}; set +a",
+            # since 22.05 srun takes no notice of what sbatch was asked for
+            '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             f"export MASTER_PORT={launch.port}",
-            f"cd {quoted(os.getcwd())}",
             "",
             "# ranks, versions, clocks, disk and collectives, before the time of all GPUs is spent",
             f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {preflight}')} || exit $?",
             "",
+            "restarts=0",
+            "while :; do",
             f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {shlex.join(train_command(launch))}')}",
             "code=$?",
+            "# a rank that died may live the next time; what was asked for wrongly, or is not installed, stays so",
+            f'case "$code" in 0|{InputError.exit_code}|{MissingError.exit_code}|{SAVED}|{128 + signal.SIGTERM}) break;; esac',
+            f'[ "$restarts" -lt {launch.max_restarts} ] || break',
+            "restarts=$((restarts + 1))",
+            'echo "restart $restarts after exit code $code"',
+            "done",
             f"# {SAVED}: every rank saved because the time is nearly up; {128 + signal.SIGTERM}: because the job was preempted",
             f'if [ "$code" -eq {SAVED} ] || [ "$code" -eq {128 + signal.SIGTERM} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
             'exit "$code"',
@@ -240,10 +254,12 @@ def _sbatch(launch: Launch, environment: Path) -> str:
 
 
 def run_here(files: Files) -> int:
-    """Runs the command and returns its exit code. Signals go on to it, so that ranks save before they end."""
+    """Runs the command and returns its exit code. Signals go on to it, so that ranks save before they end: then 128 + signal."""
     process = subprocess.Popen(files.command, env={**os.environ, **files.environment})
+    asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         process.send_signal(signal.SIGTERM)  # launchers hand this one on to their ranks, and die of SIGUSR1
 
     # Ctrl-C reaches the ranks by the terminal: here it is only waited out
@@ -254,4 +270,6 @@ def run_here(files: Files) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code and asked:  # launchers end with codes of their own
+        return 128 + asked[0]
     return 128 - code if code < 0 else code

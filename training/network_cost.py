@@ -33,12 +33,9 @@ from torch.utils._pytree import tree_leaves
 from mudit_engine import ops
 from mudit_engine.config import DitConfig, ModelConfig
 from mudit_engine.diffusion.paths import make_path
-from mudit_engine.kernels.rope import rope_table
-from mudit_engine.kernels.worklist import Segments
 from mudit_engine.models.dit import DiT, DitBatch
 from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows
 from mudit_engine.training.recipe import DitStage
-from mudit_engine.training.strategy import Logs
 from mudit_engine.training.task_dit import DitInputs, DitLoss
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -158,22 +155,6 @@ class Ledger(TorchDispatchMode):
         self.live -= self.living.pop(key, 0)
 
 
-class _Traceable(DiT):
-    """The network without the check that reads the lyric ids' values."""
-
-    def encode_lyrics(self, ids_L: Tensor, counts: Sequence[int]) -> Tensor:
-        position = [torch.arange(n, dtype=torch.float32) for n in counts if n]
-        cos, sin = rope_table(torch.cat(position) if position else ids_L.float(), self.config.lyric_head_dim, base=self.config.rope_base)
-        return self.lyric_rows(ids_L, cos, sin, Segments.self_attention(counts))
-
-
-class _TraceableLoss(DitLoss):
-    """The loss without its figures, which are values."""
-
-    def _logs(self, out_TC: Tensor, target_TC: Tensor, inputs: DitInputs) -> Logs:
-        return {}
-
-
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -236,10 +217,10 @@ def run_once(
         kept = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
         try:
-            dit = _Traceable(config.dit)
+            dit = DiT(config.dit)
         finally:
             torch.set_default_dtype(kept)
-        module = _TraceableLoss(dit, make_path(config.path), DitStage(checkpointing=checkpointing))
+        module = DitLoss(dit, make_path(config.path), DitStage(checkpointing=checkpointing))
         inputs = make_inputs(config.dit, pack)
         weights = {p.untyped_storage()._cdata for p in module.parameters()}
         weights |= {t.untyped_storage()._cdata for t in tree_leaves(_tensors(inputs))}

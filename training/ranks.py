@@ -134,6 +134,7 @@ def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not dist.is_initialized():
         if "RANK" not in os.environ:
+            os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine insists on it
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
         elif missing := [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise InputError(f"RANK is set, but {', '.join(missing)} is not: start with torchrun, deepspeed or `mudit train --launch`")

@@ -49,7 +49,8 @@ class RunLog:
         self._file.write(json.dumps(metrics) + "\n")
         step = metrics["step"]
         if self._progress is not None and self._bar is not None:
-            self._progress.update(self._bar, completed=step + 1, loss=metrics.get("loss", float("nan")))
+            loss = metrics.get("loss")  # None where it was not finite
+            self._progress.update(self._bar, completed=step + 1, loss=float("nan") if loss is None else loss)
         if (step + 1) % self.recipe.log.every and step + 1 != self.recipe.steps:
             return
         self._file.flush()

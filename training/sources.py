@@ -105,16 +105,18 @@ def corpus_songs(corpus: Path) -> Iterator[SourceSong]:
 
 def manifest_songs(path: Path) -> Iterator[SourceSong]:
     """Songs of a JSON Lines file; paths are relative to it. Raises InputError with the number of a wrong line."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
-            yield _manifest_song(row, path.parent)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path}' line {number}: {f'{error} is missing' if isinstance(error, KeyError) else error}") from None
+    with path.open("rb") as lines:  # one at a time: a manifest may name millions of songs
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+                if not isinstance(row, dict):
+                    raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
+                song = _manifest_song(row, path.parent)
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"'{path}' line {number}: {f'{error} is missing' if isinstance(error, KeyError) else error}") from None
+            yield song
 
 
 def _manifest_song(row: dict[str, Any], folder: Path) -> SourceSong:

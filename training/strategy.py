@@ -31,7 +31,8 @@ from mudit_engine.training.saved_state import SavedState
 if TYPE_CHECKING:
     from mudit_engine.training.recipe import OptimizerConfig, Recipe
 
-Logs = dict[str, tuple[Tensor, float]]  # name -> (sum, weight): averages that add up over micro-batches and ranks
+# name -> (sum, weight): averages that add up over micro-batches and ranks. What lies on the device stays there until a step is logged.
+Logs = dict[str, tuple[Tensor, Tensor | float]]
 
 
 class Strategy(ABC):

@@ -40,7 +40,7 @@ class ChinMuInputs:
     """`texts[r]` are the fragments of round r, one a song; songs that drew the same words share a number in `groups[r]`."""
 
     texts: tuple[tuple[str, ...], ...]
-    groups: tuple[Tensor, ...]
+    groups: tuple[tuple[int, ...], ...]
     songs: list[Tensor]  # mono, at the tower's sample rate
     labels: dict[str, Tensor]  # class of each song by attribute, -1 where it has none
     real: int  # songs that count: 0 on a rank that keeps others company
@@ -57,9 +57,10 @@ class Others:
 
 def info_nce_share(text_nE: Tensor, audio_nE: Tensor, scale: Tensor, *, groups: Tensor, others: Others) -> Tensor:
     """A rank's part of models.chinmu.info_nce: its texts against the audio of all ranks, its audio against their texts."""
-    own = torch.arange(len(text_nE), device=text_nE.device) + others.first
+    mine = torch.arange(len(text_nE), device=text_nE.device)
+    own = mine + others.first
     same = groups[own][:, None] == groups[None]
-    same[torch.arange(len(own)), own] = False
+    same[mine, own] = False
     to_audio = (scale * text_nE @ others.audio_NE.T).masked_fill(same, float("-inf"))
     to_text = (scale * audio_nE @ others.text_NE.T).masked_fill(same, float("-inf"))
     return (F.cross_entropy(to_audio, own, reduction="sum") + F.cross_entropy(to_text, own, reduction="sum")) / 2
@@ -84,7 +85,9 @@ class ChinMuLoss(nn.Module):
         labels = {name: numbers[:songs] for name, numbers in inputs.labels.items()}
         losses, hits = [], []
         logs: Logs = {}
-        for text_NE, groups, others in zip(text_RNE, *self._others(text_RNE, audio_NE, inputs), strict=True):
+        numbered, held = self._others(text_RNE, audio_NE, inputs)
+        for text_NE, numbers, others in zip(text_RNE, numbered, held, strict=True):
+            groups = torch.tensor(numbers, dtype=torch.int64).to(text_NE.device, non_blocking=True)
             if others is None:
                 losses.append(info_nce(text_NE, audio_NE, scale, groups=groups))
             else:
@@ -97,22 +100,22 @@ class ChinMuLoss(nn.Module):
         for name, weight in self.weights.items():
             told, correct = self._told(name, text_E, audio_NE, labels[name])
             loss = loss + weight * told
-            logs[f"told_{name}"] = (correct, float((labels[name] >= 0).sum()))
+            logs[f"told_{name}"] = (correct, (labels[name] >= 0).sum())
         recall = torch.stack(hits).float().mean()
         return loss, {"recall_at_1": (recall, float(songs)), "scale": (scale.detach(), 1.0), **logs}
 
     def _others(
         self, text_RNE: Tensor, audio_NE: Tensor, inputs: ChinMuInputs
-    ) -> tuple[Sequence[Tensor], Sequence[Others | None]]:
+    ) -> tuple[Sequence[Sequence[int]], Sequence[Others | None]]:
         """Groups of all songs of the batch and what other ranks hold of it, for each round."""
         if self.ranks.world == 1:
             return inputs.groups, [None] * len(inputs.groups)
-        held = self.ranks.gather([groups[: inputs.real].tolist() for groups in inputs.groups])
+        held = self.ranks.gather([groups[: inputs.real] for groups in inputs.groups])
         counts = [len(groups[0]) for groups in held]
         first = sum(counts[: self.ranks.rank])
         all_audio = gather_rows(audio_NE, counts)
         all_text = gather_rows(text_RNE.transpose(0, 1).contiguous(), counts).transpose(0, 1)
-        groups = [torch.tensor([n for own in held for n in own[r]], device=audio_NE.device) for r in range(len(text_RNE))]
+        groups = [[n for own in held for n in own[r]] for r in range(len(text_RNE))]
         return groups, [Others(text, all_audio, first) for text in all_text]
 
     def _told(self, name: str, text_E: Tensor, audio_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,15 +170,13 @@ class ChinMuTask(Task):
         records = [self.shards.read(number) for number in songs]
         texts = [self._texts(record, moment.chooser("texts", record.id)) for record in records]
         rounds = tuple(zip(*texts, strict=True))
-        groups = []
-        for drawn in rounds:
-            groups.append(torch.tensor([seed64(text) for text in drawn]))  # the same words have the same number on every rank
+        groups = tuple(tuple(seed64(text) for text in drawn) for drawn in rounds)  # the same words have the same number on every rank
         audio = [self._crop(record, moment) for record in records]
         labels = {
             name: torch.tensor([values.get(str(record.metadata.get(name)), -1) for record in records])
             for name, values in self.classes.items()
         }
-        inputs = ChinMuInputs(rounds, tuple(groups), audio, labels, len(records))
+        inputs = ChinMuInputs(rounds, groups, audio, labels, len(records))
         seconds = sum(len(mono) for mono in audio) / self.config.chinmu.sample_rate
         return Batch(tuple(record.id for record in records), float(len(records)), inputs, tokens=len(records), seconds=seconds)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_times
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import InputError
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, DitBatch
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, DitBatch, check_lyric_ids
 from mudit_engine.models.outline import OutlineRows, outline_rows, pack_outlines
 from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
@@ -61,7 +61,7 @@ class DitLoss(nn.Module):
     def forward(self, inputs: DitInputs) -> tuple[Tensor, Logs]:
         """(sum over frames, logs) of a batch."""
         clean, noise_TC = inputs.clean, inputs.noise_TC
-        counts = torch.tensor(clean.frames, device=noise_TC.device)
+        counts = torch.tensor(clean.frames).to(noise_TC.device, non_blocking=True)
         times_T = inputs.times_B.repeat_interleave(counts, output_size=len(noise_TC))
         noisy_TC = self.path.add_noise(clean.latents_TC, noise_TC, times_T)
         target_TC = self.path.target(clean.latents_TC, noise_TC, times_T)
@@ -78,14 +78,15 @@ class DitLoss(nn.Module):
 
     def _logs(self, out_TC: Tensor, target_TC: Tensor, inputs: DitInputs) -> Logs:
         counted = list(inputs.clean.frames)[: inputs.songs]
+        # every figure stays on the device: reading one would have it run dry once a micro-batch
         error_T = (out_TC.float() - target_TC).square().mean(1)[: sum(counted)]
         songs = torch.stack([part.sum() for part in error_T.split(counted)])
         band = (inputs.times_B[: inputs.songs] * NOISE_BANDS).long().clamp_max(NOISE_BANDS - 1)
-        frames = torch.tensor(counted, dtype=torch.float32, device=band.device)
+        frames = torch.tensor(counted, dtype=torch.float32).to(band.device, non_blocking=True)
         logs: Logs = {"mse": (songs.sum(), float(sum(counted)))}
         for number in range(NOISE_BANDS):
             here = band == number
-            logs[f"mse_noise{number + 1}of{NOISE_BANDS}"] = ((songs * here).sum(), float((frames * here).sum()))
+            logs[f"mse_noise{number + 1}of{NOISE_BANDS}"] = ((songs * here).sum(), (frames * here).sum())
         return logs
 
 
@@ -138,6 +139,8 @@ class DitTask(Task):
             seconds.append(1.0)
             times = torch.cat((times, torch.full((1,), 0.5)))
         frames = [len(z) for z in latents]
+        lyric_ids = np.concatenate([c.lyrics for c in conditions]).astype(np.int64)
+        check_lyric_ids(lyric_ids, self.config.dit)
         clean = DitBatch(
             latents_TC=_pack(latents, channels),
             frames=frames,
@@ -146,7 +149,7 @@ class DitTask(Task):
             user_B=torch.tensor([c.user for c in conditions]),
             descriptions=_pack([c.fragments for c in conditions], self.config.dit.description_width),
             fragments=[len(c.fragments) for c in conditions],
-            lyric_ids=torch.from_numpy(np.concatenate([c.lyrics for c in conditions]).astype(np.int64)),
+            lyric_ids=torch.from_numpy(lyric_ids),
             lyrics=[len(c.lyrics) for c in conditions],
             references=_pack([c.reference for c in conditions], channels),
             reference_frames=[len(c.reference) for c in conditions],

@@ -40,13 +40,20 @@ from mudit_engine.training.tasks import Batch, Moment, Task
 log = logging.getLogger(__name__)
 
 
+class Judged:
+    """Crops and decodes of a step, on their device. Its own class, so that copies of a batch share it."""
+
+    real: Tensor
+    decoded: Tensor
+
+
 @dataclass(frozen=True)
 class VaeInputs:
     """Crops [N, c, S], the noise of their posteriors [N, T, C] (zero in evaluation), and what the generator leaves to be judged."""
 
     audio_NcS: Tensor
     noise_NTC: Tensor
-    judged: dict[str, Tensor] = field(default_factory=dict)
+    judged: Judged = field(default_factory=Judged)
 
 
 class GeneratorLoss(nn.Module):
@@ -80,7 +87,7 @@ class GeneratorLoss(nn.Module):
             spare = max(0, audio_NcS.shape[2] - round(stage.adversarial_seconds * vae.config.sample_rate))
             part = slice(spare // 2, audio_NcS.shape[2] - (spare - spare // 2))
             real, fake = self._adversary[0].judge(audio_NcS[..., part], decoded_NcS[..., part])
-            inputs.judged.update(real=audio_NcS[..., part], decoded=decoded_NcS[..., part].detach())
+            inputs.judged.real, inputs.judged.decoded = audio_NcS[..., part], decoded_NcS[..., part].detach()
             parts["adversarial"] = (stage.adversarial, generator_loss(fake))
             parts["feature_matching"] = (stage.adversarial * stage.feature_matching, feature_matching(real, fake))
         crops = len(audio_NcS)
@@ -104,7 +111,7 @@ class DiscriminatorLoss(nn.Module):
             self.discriminator.requires_grad_(True)
 
     def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:
-        real, fake = self.discriminator(inputs.judged["real"]), self.discriminator(inputs.judged["decoded"])
+        real, fake = self.discriminator(inputs.judged.real), self.discriminator(inputs.judged.decoded)
         crops = float(len(inputs.audio_NcS))
         logs: Logs = {}
         for name, verdict in (("real", real), ("decoded", fake)):

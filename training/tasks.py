@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,16 +157,34 @@ def make_task(recipe: Recipe, shards: Shards) -> Task:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A copy of nested dataclasses, lists and tuples with every tensor on `device` (the value itself where it is there already)."""
+    """A copy of nested dataclasses, lists, tuples and dictionaries with every tensor on `device` (the value itself on the CPU)."""
     if device.type == "cpu":
         return value
+    return _each_tensor(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pinned(value: Any) -> Any:
+    """A copy whose tensors lie in page-locked memory, from which they reach a device while it works. For the threads that load."""
+    return _each_tensor(value, lambda tensor: tensor.pin_memory())
+
+
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return change(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+        return type(value)(**{f.name: _each_tensor(getattr(value, f.name), change) for f in fields(value)})
+    if isinstance(value, dict):
+        return {name: _each_tensor(item, change) for name, item in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
-        return type(value)(to_device(item, device) for item in value)
+        return type(value)(_each_tensor(item, change) for item in value)
     return value
+
+
+def read(values: Sequence[Tensor | float]) -> Tensor:
+    """fp64 host values [n] of scalars here and there, with one read of the device that holds the tensors."""
+    on_device = [value for value in values if isinstance(value, Tensor)]
+    copied = iter(torch.stack([value.double() for value in on_device]).tolist() if on_device else ())
+    return torch.tensor([next(copied) if isinstance(value, Tensor) else value for value in values], dtype=torch.float64)
 
 
 def average(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,7 +35,7 @@ from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_cu
 from mudit_engine.training.seeding import seed64
 from mudit_engine.training.shards import Shards
 from mudit_engine.training.strategy import learning_rate, make_strategy
-from mudit_engine.training.tasks import Batch, Moment, Task, average, make_task, to_device
+from mudit_engine.training.tasks import Batch, Moment, Task, average, make_task, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting
 
 log = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ class Trainer:
             (self.task.load(songs, moment), 1.0 / shares) if len(songs) else (self.task.stand_in(self.sampler.numbers, moment), 0.0)
             for songs in local
         ]
+        if self.strategy.device.type == "cuda":
+            batches = [(replace(batch, inputs=pinned(batch.inputs)), share) for batch, share in batches]
         return Work(epoch, epoch_step, batches, sum(len(pack) for pack in packs), time.monotonic() - start)
 
     def _step(self, work: Work) -> dict[str, Any]:
@@ -274,7 +276,7 @@ class Trainer:
     def _accumulate(self, phase: str, work: Work, weight: float) -> tuple[float, dict[str, float], list[str]]:
         """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches whose loss is not finite)."""
         self.strategy.begin(phase, len(work.batches))
-        sums: dict[str, list[Any]] = {}
+        sums: dict[str, list[Any]] = {}  # tensors on the device, or host numbers
         losses = []
         for number, (batch, share) in enumerate(work.batches):
             torch.manual_seed(seed64(self.recipe.seed, "torch", self.progress.step, number * self.strategy.world + self.strategy.rank))
@@ -286,14 +288,10 @@ class Trainer:
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0], entry[1] = entry[0] + value.detach() * share, entry[1] + amount * share
         names = sorted(sums)
-        # one read of the device for the loss, the logs and every micro-batch's state
-        values = torch.stack([*losses, *(torch.as_tensor(sums[name][0], device=losses[0].device) for name in names)]).double().cpu()
-        own, logged = values[: len(losses)], values[len(losses) :]
-        totals = self.strategy.sum(
-            torch.cat([own.sum()[None], logged, torch.tensor([sums[name][1] for name in names], dtype=torch.float64)])
-        ).tolist()
+        own, logged = read([*losses, *(value for name in names for value in sums[name])]).split([len(losses), 2 * len(names)])
+        totals = self.strategy.sum(torch.cat([own.sum()[None], logged])).tolist()
         culprits = [i for (batch, _), value in zip(work.batches, own.tolist(), strict=True) if not math.isfinite(value) for i in batch.ids]
-        pairs = dict(zip(names, zip(totals[1 : 1 + len(names)], totals[1 + len(names) :], strict=True), strict=True))
+        pairs = dict(zip(names, zip(totals[1::2], totals[2::2], strict=True), strict=True))
         return totals[0] / weight, average(pairs), culprits
 
     @contextlib.contextmanager
@@ -374,18 +372,17 @@ class Trainer:
             )
         plan = plan_packs(numbers, self.task.costs(), self.recipe.data.pack_size)
         moment = Moment(self.recipe.seed, 0, 0, training=False)
-        sums: dict[str, tuple[float, float]] = {}
+        sums: dict[str, tuple[Any, Any]] = {}
         self._set_training(False)
         with self.strategy.averaged():
             for batch, share in self._validation_batches(plan, moment):
                 loss, logs = self.strategy.forward(self.task.phases[0], to_device(batch.inputs, self.strategy.device))
                 for name, (value, amount) in {**logs, "loss": (loss, batch.weight)}.items():
                     total, weight = sums.get(name, (0.0, 0.0))
-                    sums[name] = (total + float(value) * share, weight + amount * share)
-        if self.ranks.world > 1:
-            flat = self.ranks.sum(torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)).tolist()
-            sums = {name: (total, weight) for name, (total, weight) in zip(sorted(sums), flat, strict=True)}
-        return average(sums)
+                    sums[name] = (total + value.double() * share, weight + amount * share)
+        names = sorted(sums)
+        totals = self.ranks.sum(read([value for name in names for value in sums[name]])).view(-1, 2).tolist()
+        return average({name: (total, weight) for name, (total, weight) in zip(names, totals, strict=True)})
 
     def _validation_batches(self, plan: EpochPlan, moment: Moment) -> Iterator[tuple[Batch, float]]:
         """This rank's part of the validation packs, with 0 where it keeps the others company."""

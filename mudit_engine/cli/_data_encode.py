@@ -1,6 +1,7 @@
 """`mudit data encode` and `mudit data inspect`: songs into training shards, and a look at what is in them.
 
 mudit data encode corpus --out data/latents --model models/mine
+mudit data encode songs/ --out data/latents --model models/mine --separate htdemucs --transcribe faster-whisper --device cuda
 mudit data encode corpus --out data/audio --audio-only --sample-rate 22050 --channels 1
 mudit data inspect data/latents --picture lengths.png --verify
 """
@@ -29,6 +30,10 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 @click.option(
     "--part", default="0/1", show_default=True, metavar="I/N", help="Every N-th song from the I-th: one part a process or machine."
 )
+@click.option("--separate", metavar="MODEL", help="Stems of songs that have none, by this model of demucs, e.g. htdemucs.")
+@click.option(
+    "--transcribe", metavar="faster-whisper|funasr[:MODEL]", help="Lyrics of songs that have none (in the vocals, with --separate)."
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--ray", metavar="local|auto|ADDRESS", help="Encode on a Ray cluster: one started here, this machine's own, or another's address."
@@ -46,6 +51,8 @@ def encode(
     stems: bool,
     descriptions: bool,
     part: str,
+    separate: str | None,
+    transcribe: str | None,
     device: str,
     ray: str | None,
     ray_parts: int | None,
@@ -63,6 +70,10 @@ def encode(
         raise click.BadParameter(f"'{part}' must be I/N with I from 0 to N - 1, for example 0/4", param_hint="--part")
     if audio_only == (model is not None):
         raise click.UsageError("give either --model FOLDER (latents) or --audio-only")
+    if audio_only and (separate or transcribe):
+        raise click.UsageError("--separate and --transcribe make stems and phonemes, which --audio-only has no place for")
+    if separate and not stems:
+        raise click.UsageError("--separate makes the stems that --no-stems leaves out")
     if ray is None and (ray_parts or ray_workers):
         raise click.UsageError("--ray-parts and --ray-workers belong to --ray")
     if ray is not None and part != "0/1":
@@ -79,14 +90,33 @@ def encode(
             from mudit_engine.training.encode_ray import RayJob, encode_on_ray
 
             job = RayJob(
-                source.resolve(), out.resolve(), model.resolve() if model else None, sample_rate, channels, stems, descriptions, device
+                source.resolve(),
+                out.resolve(),
+                model.resolve() if model else None,
+                sample_rate,
+                channels,
+                stems,
+                descriptions,
+                device,
+                separate,
+                transcribe,
             )
             done = encode_on_ray(job, address=ray, parts=ray_parts, workers=ray_workers, on_part=lambda text: step(text=text))
         elif model is None:
             done = encode_audio(open_source(source), out, sample_rate=sample_rate, channels=channels, part=share, on_song=on_song)
         else:
-            options = {"stems": stems, "descriptions": descriptions}
-            done = encode_latents(open_source(source), out, model=model, part=share, device=device, on_song=on_song, **options)
+            done = encode_latents(
+                open_source(source),
+                out,
+                model=model,
+                stems=stems,
+                descriptions=descriptions,
+                part=share,
+                device=device,
+                separate=separate,
+                transcribe=transcribe,
+                on_song=on_song,
+            )
     if as_json:
         emit_json({"out": str(out), **dataclasses.asdict(done)})
         return

@@ -43,7 +43,7 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
 @click.option("--gpus-per-node", type=click.IntRange(1), default=1, show_default=True, help="Ranks of a node, with --launch.")
 @click.option("--hosts", metavar="A,B,...|FILE", help="Names of the nodes, for the deepspeed launcher and torchrun's meeting point.")
 @click.option("--port", type=click.IntRange(1, 65535), default=29500, show_default=True, help="Where ranks meet.")
-@click.option("--max-restarts", type=click.IntRange(0), default=3, show_default=True, help="By torchrun, after a rank died.")
+@click.option("--max-restarts", type=click.IntRange(0), default=3, show_default=True, help="After a rank died (not by deepspeed).")
 @click.option("--env", "network", multiple=True, metavar="NAME=VALUE", help="For every rank, e.g. NCCL_IB_HCA=mlx5. Repeatable.")
 @click.option("--sbatch", "slurm", multiple=True, metavar="NAME=VALUE", help="A line of the sbatch file, e.g. partition=a100. Repeatable.")
 @click.option("--minutes", type=click.IntRange(10), default=1440, show_default=True, help="Time limit of a slurm job; it requeues itself.")
@@ -115,14 +115,19 @@ def command(
     import torch
 
     from mudit_engine.training.export_part import export_part
-    from mudit_engine.training.trainer import Trainer
+    from mudit_engine.training.trainer import InterruptedRun, Trainer
 
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
     trainer = Trainer(resolved, out, quiet=as_json)
-    summary = trainer.run(resume=resume)
     main = trainer.ranks.main
+    try:
+        summary = trainer.run(resume=resume)
+    except InterruptedRun as stop:
+        if main:
+            raise
+        raise SystemExit(stop.exit_code) from None
     trainer.strategy.close()
     if not main:  # of many ranks one reports
         return

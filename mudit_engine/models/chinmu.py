@@ -89,7 +89,7 @@ class CharacterEncoder(nn.Module):
     def forward(self, texts: Sequence[str]) -> Tensor:
         device = self.single.weight.device
         ids, pairs = zip(*(character_rows(text, self.limit) for text in texts), strict=True)
-        single, pair = (torch.tensor(list(chain.from_iterable(rows)), device=device) for rows in (ids, pairs))
+        single, pair = (torch.tensor(list(chain.from_iterable(rows))).to(device, non_blocking=True) for rows in (ids, pairs))
         x_TD = self.single(single) + self.pair(pair)
         return self.tower(x_TD, [len(row) for row in ids])
 

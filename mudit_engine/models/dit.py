@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -72,6 +73,12 @@ class Modulation:
 
     def rows(self, index: slice | Tensor) -> Modulation:
         return Modulation(self.base[index], self.final[index])
+
+
+def check_lyric_ids(ids: Sequence[int] | np.ndarray, config: DitConfig) -> None:
+    """Raises InputError for an id outside the embedding. For ids on the host: the network would wait for the device to look at them."""
+    if len(ids) and (last := int(np.max(ids))) >= config.vocabulary_size:
+        raise InputError(f"lyric token {last} is outside the model's {config.vocabulary_size}: it was made with another vocabulary")
 
 
 def pool_descriptions(descriptions_FE: Tensor, fragments: Sequence[int]) -> Tensor:
@@ -194,11 +201,7 @@ class DiT(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def encode_lyrics(self, ids_L: Tensor, counts: Sequence[int]) -> Tensor:
-        """Lyric tokens [L, E] of songs packed end to end. Raises InputError for an id outside the embedding."""
-        if ids_L.numel() and int(ids_L.max()) >= self.config.vocabulary_size:
-            raise InputError(
-                f"lyric token {int(ids_L.max())} is outside the model's {self.config.vocabulary_size}: it was made with another vocabulary"
-            )
+        """Lyric tokens [L, E] of songs packed end to end. Ids outside the embedding: see check_lyric_ids."""
         position = [torch.arange(n, dtype=torch.float32, device=ids_L.device) for n in counts if n]
         cos, sin = rope_table(torch.cat(position) if position else ids_L.float(), self.config.lyric_head_dim, base=self.config.rope_base)
         return self.lyric_rows(ids_L, cos, sin, Segments.self_attention(counts))
@@ -316,7 +319,7 @@ class DiT(nn.Module):
         modulation = self.modulate(batch.times_B, batch.seconds_B, batch.user_B, pooled_BE)
         outline_TD = self.embed_outline(outline, lyrics_LE)
         conditions_ND = self.embed_conditions(batch.descriptions, batch.references, batch.reference_kinds, layout, outline_TD)
-        target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(device)
+        target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(device, non_blocking=True)
         x_ND = conditions_ND.index_add(0, target_rows, self.target_in(batch.latents_TC).to(conditions_ND.dtype))
         if self.exchange is None:
             return self.trunk(x_ND, modulation, self.lyric_kv(lyrics_LE, positions_L), layout, checkpointing=checkpointing)

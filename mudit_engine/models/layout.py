@@ -72,11 +72,14 @@ class Layout:
 def lyric_positions(counts: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
     """Where each lyric token stands in its song, as a share in (0, 1): (j + 1/2) / tokens. fp32 [L]."""
     parts = [(torch.arange(n, dtype=torch.float32) + 0.5) / n for n in counts if n]
-    return (torch.cat(parts) if parts else torch.zeros(0)).to(device)
+    return (torch.cat(parts) if parts else torch.zeros(0)).to(device, non_blocking=True)
 
 
 def make_layout(spans: Sequence[Span], config: DitConfig, *, device: torch.device | str = "cpu") -> Layout:
-    """Lays sequences end to end. Frames of a reference stand at the same positions as the target's, so that they align in time."""
+    """Lays sequences end to end. Frames of a reference stand at the same positions as the target's, so that they align in time.
+
+    Its copies to the device wait for nothing.
+    """
     start = 0
     descriptions, references, targets, frames, shares, runs = [], [], [], [], [], []
     for span in spans:
@@ -101,8 +104,8 @@ def make_layout(spans: Sequence[Span], config: DitConfig, *, device: torch.devic
         self_segments=Segments(tuple((q, s.rows, q, s.rows, 0) for q, s in zip(q_starts, spans, strict=True))),
         cross_segments=Segments(tuple((q, s.rows, s.lyric_start, s.lyrics, 0) for q, s in zip(q_starts, spans, strict=True))),
         runs=Runs(tuple(runs)),
-        cos=cos[None].to(device),
-        sin=sin[None].to(device),
-        cross_cos=cross_cos[None].to(device),
-        cross_sin=cross_sin[None].to(device),
+        cos=cos[None].to(device, non_blocking=True),
+        sin=sin[None].to(device, non_blocking=True),
+        cross_cos=cross_cos[None].to(device, non_blocking=True),
+        cross_sin=cross_sin[None].to(device, non_blocking=True),
     )

@@ -24,7 +24,7 @@ from mudit_engine import ops
 from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import Spans
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation, pool_descriptions
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation, check_lyric_ids, pool_descriptions
 from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
 from mudit_engine.models.outline import OutlineRows, no_outline
 
@@ -124,6 +124,7 @@ class Denoiser:
     def prepare(self, song: SongInputs) -> SongState:
         """Everything of a song that no step changes, and its initial noise."""
         dit, device, dtype = self.dit, self.device, self.dit.final.weight.dtype
+        check_lyric_ids(song.lyric_ids, dit.config)
         ids = torch.tensor(song.lyric_ids, dtype=torch.int64, device=device)
         lyrics_LE = dit.encode_lyrics(ids, [len(ids)])
         outlines: tuple[Tensor | None, Tensor | None] = (None, None)

@@ -22,7 +22,7 @@ from mudit_engine.config import ChinMuConfig, DitConfig, VaeConfig
 from mudit_engine.errors import InputError
 from mudit_engine.kernels.rope import rope_table
 from mudit_engine.models.chinmu import character_rows, check_texts
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, pool_descriptions
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, check_lyric_ids, pool_descriptions
 from mudit_engine.models.layout import lyric_positions
 from mudit_engine.models.outline import no_outline
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
@@ -97,9 +97,7 @@ class GraphDenoiser:
         """Everything of a song that no step changes, and its initial noise. Raises InputError for what the graphs cannot take."""
         c = self.config
         count = len(song.lyric_ids)
-        # a runtime reads past the end of a table in silence
-        if count and (last := max(song.lyric_ids)) >= c.vocabulary_size:
-            raise InputError(f"lyric token {last} is outside the model's {c.vocabulary_size}: it was made with another vocabulary")
+        check_lyric_ids(song.lyric_ids, c)  # a runtime reads past the end of a table in silence
         if (most := max(len(song.descriptions), len(song.negative))) > c.max_fragments:
             raise InputError(f"{most} description fragments are more than the model's {c.max_fragments}: say it in fewer")
         known = song.outline or no_outline(song.frames, count)

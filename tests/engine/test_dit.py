@@ -120,12 +120,6 @@ def test_inference_in_place_equals_training_graph() -> None:
     torch.testing.assert_close(fast, model(MIXED).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_foreign_vocabulary_is_an_error() -> None:
-    batch = replace(MIXED, lyric_ids=MIXED.lyric_ids + 40)
-    with pytest.raises(InputError, match="another vocabulary"):
-        make_model()(batch)
-
-
 def test_the_mean_description_reaches_the_modulation_alone_too() -> None:
     """Changing the vector of one song changes that song only, also when its fragments do not attend (a zero token projection)."""
     model = make_model(pooled_description=True)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,8 @@ def test_torchrun_on_one_machine(tmp_path: Path) -> None:
     files = write_launch(launch("local", tmp_path, gpus_per_node=4, overrides=("steps=5",), max_restarts=2))
     words = list(files.command)
     assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
-    assert words[3:9] == ["--standalone", "--nproc-per-node", "4", "--max-restarts", "2", "-m"]
-    assert words[9:] == ["mudit_engine", "train", "tiny-dit-pretrain", "--set", "steps=5", "--out", str(tmp_path)]
+    assert words[3:11] == ["--standalone", "--nproc-per-node", "4", "--max-restarts", "2", "--shutdown-timeout", "120", "-m"]
+    assert words[11:] == ["mudit_engine", "train", "tiny-dit-pretrain", "--set", "steps=5", "--out", str(tmp_path)]
     assert files.runs_here
     assert files.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
@@ -74,7 +76,7 @@ def test_scripts_are_bash(kind: str, tmp_path: Path) -> None:
 
 STUB = """#!/bin/bash
 # stands in for srun: notes what it is given, runs one rank of it, and ends as it is told to
-echo "$MASTER_ADDR:$MASTER_PORT NCCL_DEBUG=$NCCL_DEBUG" >> "$NOTES"
+echo "$MASTER_ADDR:$MASTER_PORT NCCL_DEBUG=$NCCL_DEBUG cpus=$SRUN_CPUS_PER_TASK" >> "$NOTES"
 printf '%s\\n' "$@" >> "$NOTES"
 case "$*" in *doctor*) exit "${DOCTOR:-0}";; esac
 exit "${TRAIN:-0}"
@@ -82,8 +84,9 @@ exit "${TRAIN:-0}"
 
 
 def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
-    """Runs a job file with stand-ins for Slurm's programs: (exit code, what they were given)."""
-    files = write_launch(launch("slurm", tmp_path, nodes=2, gpus_per_node=4, slurm=("partition=a100", "exclusive"), minutes=90))
+    """Runs a job file with stand-ins for Slurm's programs, from another folder: (exit code, what they were given)."""
+    shape: dict[str, object] = {"nodes": 2, "gpus_per_node": 4, "slurm": ("partition=a100", "exclusive"), "minutes": 90}
+    job = os.path.abspath(write_launch(launch("slurm", Path(os.path.relpath(tmp_path)), **shape)).command[1])
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
     scontrol = '#!/bin/bash\nif [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> "$NOTES"; fi\n'
@@ -92,8 +95,8 @@ def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
         (programs / name).chmod(0o755)
     notes = tmp_path / "notes"
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(notes), "SLURM_JOB_NODELIST": "node[7-8]"}
-    environment |= {"SLURM_JOB_ID": "17", **{name: str(code) for name, code in codes.items()}}
-    done = subprocess.run(["bash", files.command[1]], env=environment, capture_output=True, text=True, check=False)
+    environment |= {"SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "12", **{name: str(code) for name, code in codes.items()}}
+    done = subprocess.run(["bash", job], env=environment, cwd="/", capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.returncode, notes.read_text()
 
@@ -105,7 +108,7 @@ def test_a_slurm_job_examines_the_cluster_and_trains(tmp_path: Path) -> None:
     shape = ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "time=01:30:00")
     for line in (*shape, "signal=USR1@300", "partition=a100", "exclusive", "requeue"):
         assert f"#SBATCH --{line}\n" in text
-    assert notes.count("node7:29500 NCCL_DEBUG=WARN") == 2
+    assert notes.count("node7:29500 NCCL_DEBUG=WARN cpus=12") == 2
     first, second = notes.split("node7:29500")[1:]
     assert "doctor --cluster --nodes 2 --gpus-per-node 4" in first
     assert "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec" in second
@@ -118,11 +121,16 @@ def test_a_slurm_job_that_saved_is_queued_again(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text().endswith("scontrol requeue 17\n")
 
 
-def test_a_slurm_job_stops_on_an_unfit_cluster_and_on_a_failure(tmp_path: Path) -> None:
+def test_a_slurm_job_stops_on_an_unfit_cluster(tmp_path: Path) -> None:
     code, notes = sbatch(tmp_path, DOCTOR=4)
     assert (code, "mudit_engine train" in notes, "requeue" in notes) == (4, False, False)
-    code, notes = sbatch(tmp_path, TRAIN=1)
-    assert (code, "requeue" in notes) == (1, False)
+
+
+@pytest.mark.parametrize(("code", "runs"), [(1, 4), (137, 4), (2, 1), (3, 1), (0, 1)])
+def test_a_slurm_job_starts_dead_ranks_again(tmp_path: Path, code: int, runs: int) -> None:
+    """Three times, but not when the recipe is wrong."""
+    ended, notes = sbatch(tmp_path, TRAIN=code)
+    assert (ended, notes.count("mudit_engine train"), "requeue" in notes) == (code, runs, False)
 
 
 def test_a_recipe_for_one_process_becomes_one_for_ranks(tmp_path: Path) -> None:
@@ -157,6 +165,28 @@ def test_a_command_that_runs_here_gives_its_exit_code(tmp_path: Path) -> None:
     assert run_here(launching.Files((sys.executable, "-c", program), {"NCCL_DEBUG": "WARN"}, (), True)) == 7
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert run_here(launching.Files((sys.executable, "-c", killed), {}, (), True)) == 137
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_goes_on_to_the_launcher(tmp_path: Path, sent: signal.Signals) -> None:
+    """As SIGTERM, which launchers hand on, whatever came; the exit code names what came, as that of one process does."""
+    ready, got = tmp_path / "ready", tmp_path / "got"
+    program = (
+        "import pathlib, signal, sys, time\n"
+        f"def note(number, frame): pathlib.Path({str(got)!r}).write_text(str(number)); sys.exit(1)\n"
+        f"signal.signal(signal.SIGTERM, note); pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), sent)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    code = run_here(launching.Files((sys.executable, "-c", program), {}, (), True))
+    thread.join()
+    assert (code, got.read_text()) == (128 + sent, str(int(signal.SIGTERM)))
 
 
 @pytest.mark.slow

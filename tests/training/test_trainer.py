@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
 from mudit_engine.models.folder import load_part, save_config
 from mudit_engine.training.export_part import export_part
-from mudit_engine.training.runlog import read_metrics
+from mudit_engine.training.runlog import RunLog, read_metrics
 from mudit_engine.training.strategy import Ema, Single, make_optimizer, make_strategy
 from mudit_engine.training.trainer import DivergedError, Trainer
 from small_songs import small_recipe, write_songs
@@ -218,6 +219,15 @@ def test_what_a_run_leaves(data: Path, tmp_path: Path) -> None:
     assert {"versions", "commit", "command", "packing_efficiency"} <= set(json.loads((tmp_path / "run.json").read_text()))
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert summary["steps"] == 12 and math.isfinite(summary["final"]["loss"])
+
+
+def test_a_loss_that_is_not_finite_does_not_stop_the_progress_bar(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with RunLog(tmp_path, small_recipe(data), start_step=0) as log:
+        assert log._progress is not None
+        for loss in (1.5, None):
+            log.step({"step": 0, "loss": loss})
+            log._progress.refresh()
 
 
 def test_exported_part_holds_the_average(data: Path, tmp_path: Path) -> None:
