@@ -27,6 +27,7 @@ CORE = [
     "matplotlib>=3.9",
     "packaging>=24",
 ]
+POLYGRAPHY = "polygraphy==0.53.6"
 EXTRAS = {
     "train": ["deepspeed==0.19.8", "tensorboard>=2.18", "psutil>=6", "scipy>=1.14"],
     "lyrics": ["transformers==5.23.0", "peft==0.21.2", "bitsandbytes==0.50.2", "accelerate==1.15.0"],
@@ -41,7 +42,8 @@ EXTRAS = {
     "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],
-    "tensorrt": ["tensorrt==11.4.0.106"],  # only where its GPU is
+    # only where its GPU is; polygraphy also parses the build commands that are written for GPU hosts
+    "tensorrt": ["tensorrt==11.4.0.106", POLYGRAPHY],
 }
 EXTRAS["dev"] = [
     "pytest==9.2.0",
@@ -49,7 +51,7 @@ EXTRAS["dev"] = [
     "hypothesis>=6.150,<7",
     "ruff==0.17.6",
     "mypy==2.4.1",
-    "polygraphy==0.53.6",  # parses the build commands that are written for GPU hosts
+    POLYGRAPHY,
     "tritonclient==2.65.0",  # the protobuf of config.pbtxt; from 2.66 on it pins an old ml-dtypes
     *EXTRAS["train"],
     *EXTRAS["export"],

@@ -26,18 +26,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mudit_engine.availability import available, install_command, pip_install
+from mudit_engine.availability import available, install_command, pinned
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, InputError, MissingError, ModelError, MuditError
+from mudit_engine.export.manifest import add_to_manifest
+from mudit_engine.export.tensorrt_engine import quantized_name
 from mudit_engine.files import atomic_path, write_json, write_text
 from mudit_engine.hardware import machine
 from mudit_engine.runtime.buckets import Bucket, default_buckets, parse_buckets, profiles, scaled
 from mudit_engine.runtime.manifest import read_manifest
 
 ENGINES = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
-TENSORRT = "tensorrt==11.4.0.106"
-POLYGRAPHY = "polygraphy==0.53.6"
 TIMING_CACHE = "timing.cache"
+CALIBRATION = "calibration.npz"
 NAMED = 6  # faults that an error names
 
 
@@ -75,10 +76,16 @@ class Options:
     timing_cache: bool = True
     optimization_level: int | None = None
     vae_optimization_level: int | None = None
+    quantize: str | None = None  # "fp8" or "int8": the products of `step`, by ModelOpt on the GPU host
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         if self.songs < 1:
             raise InputError(f"--songs {self.songs}: at least 1 song is stepped at once")
+        if self.calibration and not self.quantize:
+            raise InputError("--calibration is what --quantize measures ranges on: give --quantize fp8 or int8 too")
+        if self.calibration and not self.calibration.is_file():
+            raise InputError(f"--calibration '{self.calibration}' is no file: give an .npz of step's inputs")
 
 
 @dataclass(frozen=True)
@@ -130,12 +137,14 @@ def make_plan(
                 "refit": options.refit,
                 "weight_streaming": options.weight_streaming,
                 "optimization_level": level,
+                "quantize": options.quantize if name == "step" else None,
+                "calibration": CALIBRATION if options.calibration and name == "step" else None,
             }
         )
     spec = {
         "target": target.name,
         "package": target.package,
-        "install": install_command("tensorrt_rtx") if target.ahead_of_time else pip_install(TENSORRT),
+        "install": f"pip install {pinned(target.package)}",  # on the host that builds: no path of this one
         "capability": target.capability,
         # TensorRT-RTX picks kernels without timing them: a cache would be empty
         "timing_cache": TIMING_CACHE if options.timing_cache and not target.ahead_of_time else None,
@@ -154,6 +163,9 @@ def write_package(plan: Plan) -> Path:
     source = Path(__file__).with_name("tensorrt_engine.py")
     with atomic_path(plan.out / "build_engines.py") as aside:
         shutil.copyfile(source, aside)
+    if plan.options.calibration:
+        with atomic_path(plan.out / CALIBRATION) as aside:
+            shutil.copyfile(plan.options.calibration, aside)
     write_text(plan.out / "build.sh", build_script(plan))
     return plan.out
 
@@ -166,10 +178,13 @@ def build_script(plan: Plan) -> str:
         "# python build_engines.py spec.json --measure   builds the same engines and times them with CUDA graphs.",
         "set -eu",
         'cd "$(dirname "$0")"',
-        f"# pip install {TENSORRT} {POLYGRAPHY}" if not plan.target.ahead_of_time else f"# {plan.spec['install']}",
+        f"# {plan.spec['install']}" + ("" if plan.target.ahead_of_time else f" {pinned('polygraphy')}"),
     ]
     if plan.target.ahead_of_time:
         return "\n".join([*lines, "python build_engines.py spec.json", ""])
+    if any(entry["quantize"] for entry in plan.spec["engines"]):
+        # in another environment where need be: it pins another onnx than this project
+        lines += [f"# pip install {pinned('modelopt')}", "python build_engines.py spec.json --quantize-only"]
     lines += [shlex.join(command) for command in polygraphy_commands(plan)]
     return "\n".join([*lines, ""])
 
@@ -178,7 +193,8 @@ def polygraphy_commands(plan: Plan) -> list[list[str]]:
     """`polygraphy convert` for each engine: a profile is one set of min, opt and max shapes."""
     commands = []
     for entry in plan.spec["engines"]:
-        command = ["polygraphy", "convert", entry["onnx"], "--convert-to", "trt", "--output", entry["engine"], "--strongly-typed"]
+        source = quantized_name(entry) if entry["quantize"] else entry["onnx"]
+        command = ["polygraphy", "convert", source, "--convert-to", "trt", "--output", entry["engine"], "--strongly-typed"]
         command += ["--profiling-verbosity", "detailed"]
         for shapes in entry["profiles"]:
             for index, kind in enumerate(("min", "opt", "max")):
@@ -200,20 +216,37 @@ def lacking(target: Target, options: Options | None = None) -> str | None:
         if not available(target.package):
             return f"the package tensorrt-rtx is not installed: {install_command(target.package)}"
         # its builder compiles kernels of refittable engines on the device, and fails inside without one
-        return "refittable engines need an NVIDIA driver even here (leave out --refit)" if options and options.refit and not gpus else None
+        if options and options.refit and not gpus:
+            return "refittable engines need an NVIDIA driver even here (leave out --refit)"
+        return _lacks_modelopt(options)
     reasons = []
     if not gpus:
         reasons.append("there is no NVIDIA driver or GPU (nvidia-smi answers nothing)")
     elif all(gpu.compute_capability != target.gpu for gpu in gpus):
         reasons.append(f"the GPU is {gpus[0].name} (compute capability {gpus[0].compute_capability}), not {target.gpu}")
     if not available(target.package):
-        reasons.append(f"the package tensorrt is not installed ({pip_install(TENSORRT)})")
+        reasons.append(f"the package tensorrt is not installed ({install_command(target.package)})")
+    if reason := _lacks_modelopt(options):
+        reasons.append(reason)
     return " and ".join(reasons) or None
 
 
-def build_engines(plan: Plan, *, measured: bool = False, report: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+def _lacks_modelopt(options: Options | None) -> str | None:
+    if options and options.quantize and not available("modelopt"):
+        return f"quantising to {options.quantize} needs ModelOpt, which is not installed ({install_command('modelopt')})"
+    return None
+
+
+def build_engines(
+    plan: Plan,
+    *,
+    measured: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+    keep: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> list[dict[str, Any]]:
     """Writes the package, builds every engine in a child process each, and puts them through the gate. Returns a row an engine.
 
+    `report` hears the name of an engine before it is built, and `keep` its row once it has passed the gate, whatever becomes of the next.
     `measured` also runs them (needs the GPU). Raises MissingError when the machine cannot build this target: the package is there
     nonetheless; GateError when an attention, projection or adaLN is not fused or masked; MuditError when the builder fails.
     """
@@ -239,11 +272,41 @@ def build_engines(plan: Plan, *, measured: bool = False, report: Callable[[str],
         if wrong := [*fusion["masks"], *(fault for profile in fusion["profiles"] for fault in profile["faults"])]:
             engine.unlink()
             faults += [f"{entry['name']}: {fault}" for fault in dict.fromkeys(wrong)]
+        else:
+            keep(row)
     write_json(out / "report.json", rows)
     if faults:
         rest = f"; and {len(faults) - NAMED} more ({out / 'report.json'})" if len(faults) > NAMED else ""
         raise GateError(f"engines for {plan.target.name} are not as they must be and were removed: {'; '.join(faults[:NAMED])}{rest}")
     return rows
+
+
+def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
+    """Makes the manifest say what lies in the target's folder after a build of `plan` that kept the engines of `rows`.
+
+    An engine that is gone, because its rebuild failed or it would not go together with the new ones, is no longer named.
+    """
+    manifest = read_manifest(plan.folder)
+    known = dict(manifest.get("engines") or {})
+    built = {row["name"]: _brief(row) for row in rows}
+    entry = {key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")}
+    before = known.pop(plan.target.name, None)
+    old = before["engines"] if before else {}
+    if built and before and {**before, "engines": None} != {**entry, "engines": None}:
+        old = {}  # engines of other buckets or another precision do not go together with these
+    elif not built and before:
+        entry = {key: value for key, value in before.items() if key != "engines"}
+    engines = {name: one for name, one in {**old, **built}.items() if (plan.out / one["engine"]).is_file()}
+    if engines:
+        known[plan.target.name] = {**entry, "engines": engines}
+    if known or "engines" in manifest:
+        add_to_manifest(plan.folder, engines=known)
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest keeps of an engine."""
+    kept = {key: row[key] for key in ("engine", "bytes", "profiles", "memory", "version", "build_seconds")}
+    return {**kept, "measured": row.get("measured")}
 
 
 def check_engine(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +315,8 @@ def check_engine(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
 
     from mudit_engine.export.fusion import fusion_reports, mask_faults, network_counts
 
-    model = onnx.load(str((plan.out / entry["onnx"]).resolve()), load_external_data=False)
+    source = quantized_name(entry) if entry["quantize"] else entry["onnx"]
+    model = onnx.load(str((plan.out / source).resolve()), load_external_data=False)
     with gzip.open((plan.out / entry["engine"]).with_suffix(".log.gz"), "rt", encoding="utf-8") as file:
         log = file.read()
     found = fusion_reports(log, model, entry["name"], counts=network_counts(plan.config, entry["name"]))

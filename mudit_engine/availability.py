@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mudit_engine.errors import MissingError
@@ -52,7 +51,8 @@ PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx", "export"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tritonclient": ("tritonclient", "dev"),
-    "polygraphy": ("polygraphy", "dev"),
+    "polygraphy": ("polygraphy", "tensorrt"),
+    "modelopt": ("nvidia-modelopt", None),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "scipy": ("scipy", "corpus"),
@@ -106,11 +106,17 @@ def pip_install(*wanted: str) -> str:
     return shlex.join([python if not python.startswith("..") else sys.executable, "-m", "pip", "install", *wanted])
 
 
+def pinned(module: str) -> str:
+    """`module` as this project pins it, in pip's form; its bare name in a checkout that is not installed."""
+    name, extra = PACKAGES.get(module, (module, None))
+    stated = requirements()
+    pins = [*stated.get(extra or CORE, ()), *(pin for more in stated.values() for pin in more)]
+    return next((f"{pin.name}{pin.specifier}" for pin in pins if pin.name == name), name)
+
+
 def install_command(module: str) -> str:
     """The command that installs `module` as this project pins it."""
-    name, extra = PACKAGES.get(module, (module, None))
-    pins: Sequence[Requirement] = requirements().get(extra or CORE, ())
-    return pip_install(next((f"{pin.name}{pin.specifier}" for pin in pins if pin.name == name), name))
+    return pip_install(pinned(module))
 
 
 def require(module: str, purpose: str) -> None:

@@ -37,6 +37,8 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
 @click.option("--timing-cache/--no-timing-cache", default=True, show_default=True, help="Keep the builder's timings for the next build.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Of the builder.  [default: the builder's]")
 @click.option("--vae-optimization-level", type=click.IntRange(0, 5), help="Of the builder, for vae_decode.  [default: the builder's]")
+@click.option("--quantize", type=click.Choice(("fp8", "int8")), help="Products of `step` in 8 bits by ModelOpt, attention left out.")
+@click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False), help="Inputs of `step` (.npz) to measure ranges on.")
 @click.option("--package-only", is_flag=True, help="Write the build package for the GPU host, and build nothing.")
 @json_option
 def command(
@@ -53,10 +55,8 @@ def command(
     Every engine must have all its attentions, projections and adaLN norms fused, or it is removed (exit code 4). A target that this
     machine cannot build leaves a build package in OUT/engines/TARGET, and the exit code is 3.
     """
-    from mudit_engine.export.manifest import add_to_manifest
-    from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, make_plan, write_package
+    from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, make_plan, record_engines, write_package
     from mudit_engine.hardware import machine
-    from mudit_engine.runtime.manifest import read_manifest
 
     options = Options(**chosen)
     plans = [make_plan(folder, TARGETS[name], buckets=buckets, options=options, graphs=graphs) for name in dict.fromkeys(targets)]
@@ -71,36 +71,24 @@ def command(
 
             if package_only:
                 write_package(plan)
+                record_engines(plan, [])
                 continue
+            kept: list[dict[str, Any]] = []
             try:
-                rows += build_engines(plan, measured=bool(machine().gpus), report=report)
+                build_engines(plan, measured=bool(machine().gpus), report=report, keep=kept.append)
             except MissingError as error:
                 missing.append(str(error))
             except GateError as error:
                 broken.append(str(error))
-    if rows:
-        known = read_manifest(folder).get("engines") or {}
-        for plan in plans:
-            built = {row["name"]: _brief(row) for row in rows if row["target"] == plan.target.name}
-            entry = {key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")}
-            before = known.get(plan.target.name) or {"engines": {}}
-            # engines of other buckets or another precision do not go together with these
-            kept = before["engines"] if {**before, "engines": None} == {**entry, "engines": None} else {}
-            if built:
-                known[plan.target.name] = {**entry, "engines": {**kept, **built}}
-        add_to_manifest(folder, engines=known)
+            finally:
+                record_engines(plan, kept)
+                rows += kept
     if not (missing or broken):
         _show(folder, plans, rows, package_only=package_only, as_json=as_json)
         return
     if rows and not as_json:
         _show(folder, plans, rows, package_only=False, as_json=False)
     raise GateError("; ".join(broken)) if broken else MissingError("; ".join(missing))
-
-
-def _brief(row: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest keeps of an engine."""
-    kept = {key: row[key] for key in ("engine", "bytes", "profiles", "memory", "version", "build_seconds")}
-    return {**kept, "measured": row.get("measured")}
 
 
 def _show(folder: Path, plans: list[Any], rows: list[dict[str, Any]], *, package_only: bool, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import gzip
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from conftest import micro_config
-from mudit_engine.availability import available
+from mudit_engine.availability import available, pinned
 from mudit_engine.cli.main import run
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import GateError, ModelError, MuditError
 from mudit_engine.export import tensorrt_build, tensorrt_engine
 from mudit_engine.export.fusion import fusion_reports, mask_faults, network_counts, parse_kernels, wanted
 from mudit_engine.export.manifest import new_manifest, write_manifest
-from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, make_plan, polygraphy_commands
+from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, build_script, make_plan, polygraphy_commands
 from mudit_engine.models.folder import save_config
 from mudit_engine.runtime.buckets import parse_buckets, profiles
-from mudit_engine.runtime.manifest import read_manifest
+from mudit_engine.runtime.manifest import differences, read_manifest
 
 WIDTH, HEADS, HEAD = 64, 2, 32
 needs_rtx = pytest.mark.skipif(not available("tensorrt_rtx"), reason="needs tensorrt-rtx")
@@ -355,6 +356,72 @@ def test_an_engine_that_fails_the_gate_is_removed(deployment: Path, monkeypatch:
         build_engines(plan)
     assert not (plan.out / "step.engine").exists() and (plan.out / "lyric_kv.engine").exists()
     assert [row["name"] for row in json.loads((plan.out / "report.json").read_text())] == ["lyric_kv", "step"]
+
+
+def test_the_manifest_forgets_an_engine_whose_rebuild_failed(deployment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(plan: Any, name: str, *, measured: bool) -> dict[str, Any]:
+        (plan.out / f"{name}.engine").write_bytes(f"engine {builds}".encode())
+        figures = {"bytes": 8, "profiles": 1, "memory": {}, "version": "1", "build_seconds": 1.0}
+        return {"name": name, "engine": f"{name}.engine", **figures}
+
+    builds, fused = 1, {"profiles": [], "masks": []}
+    parted = {"profiles": [{"faults": ["attention 3 is 0 fused kernels"]}], "masks": []}
+    monkeypatch.setattr(tensorrt_build, "_run", fake)
+    monkeypatch.setattr(tensorrt_build, "lacking", lambda target, options: None)
+    monkeypatch.setattr(tensorrt_build, "check_engine", lambda plan, entry: fused)
+    command = ["export", "tensorrt", str(deployment), "--target", "rtx-sm80", "--graph", "step", "--graph", "lyric_kv", "--json"]
+    assert run(command) == 0
+    assert set(read_manifest(deployment)["engines"]["rtx-sm80"]["engines"]) == {"step", "lyric_kv"}
+    builds = 2
+    monkeypatch.setattr(tensorrt_build, "check_engine", lambda plan, entry: parted if entry["name"] == "step" else fused)
+    assert run(command) == 4
+    manifest = read_manifest(deployment)
+    assert set(manifest["engines"]["rtx-sm80"]["engines"]) == {"lyric_kv"}, "step was removed"
+    assert differences(deployment, manifest) == [], "and lyric_kv is the new one"
+    assert run([*command[:-1], "--package-only"]) == 0
+    assert differences(deployment, read_manifest(deployment)) == []
+    monkeypatch.setattr(tensorrt_build, "check_engine", lambda plan, entry: parted)
+    assert run(command) == 4
+    assert read_manifest(deployment)["engines"] == {}
+
+
+def test_quantising_is_left_to_the_gpu_host(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, x=np.zeros(3, np.float32))
+    arguments = ["export", "tensorrt", str(deployment), "--target", "a100", "--quantize", "int8", "--calibration", str(inputs)]
+    assert run(arguments) == 3
+    assert available("modelopt") or "needs ModelOpt, which is not installed" in capsys.readouterr().err
+    out = deployment / "engines" / "a100"
+    entries = {entry["name"]: entry for entry in json.loads((out / "spec.json").read_text())["engines"]}
+    assert {name for name, entry in entries.items() if entry["quantize"]} == {"step"}
+    assert (out / entries["step"]["calibration"]).read_bytes() == inputs.read_bytes()
+    script = (out / "build.sh").read_text()
+    assert script.index("--quantize-only") < script.index("polygraphy convert step.int8.onnx") and "nvidia-modelopt" in script
+    if not available("modelopt"):
+        done = subprocess.run([sys.executable, "build_engines.py", "spec.json", "--quantize-only"], cwd=out, capture_output=True, text=True)
+        assert done.returncode == 3 and "pip install nvidia-modelopt" in done.stderr
+    assert run([*arguments[:5], "--calibration", str(inputs)]) == 2
+    assert run([*arguments[:7], "--calibration", str(tmp_path / "none.npz")]) == 2
+
+
+def test_attention_is_left_out_of_quantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    module = types.ModuleType("modelopt.onnx.quantization")
+    module.quantize = lambda **options: asked.update(options)  # type: ignore[attr-defined]
+    for name in ("modelopt", "modelopt.onnx"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "modelopt.onnx.quantization", module)
+    np.savez(tmp_path / "calibration.npz", x=np.arange(3))
+    entry = {"name": "step", "onnx": "step.onnx", "quantize": "fp8", "calibration": "calibration.npz"}
+    assert tensorrt_engine.quantize(entry, tmp_path) == tmp_path / "step.fp8.onnx"
+    assert "Attention" in asked["op_types_to_exclude"] and "Attention" not in asked["op_types_to_quantize"]
+    assert asked["quantize_mode"] == "fp8" and asked["calibration_data"]["x"].tolist() == [0, 1, 2]
+
+
+def test_pins_are_those_of_setup_py(deployment: Path) -> None:
+    plan = make_plan(deployment, TARGETS["a100"])
+    assert plan.spec["install"] == f"pip install {pinned('tensorrt')}" and sys.prefix not in build_script(plan)
+    assert f"# pip install {pinned('tensorrt')} {pinned('polygraphy')}" in build_script(plan)
 
 
 def test_a_folder_without_graphs_says_how_to_export(tmp_path: Path) -> None:
