@@ -194,6 +194,7 @@ def main(
             environment_ = before["env"] | environment_
     say: Callable[[str], None] = (lambda text: None) if as_json else click.echo
     environment_ |= {"runs": runs}
+    environment_.pop("command", None)  # with the folders of this machine: each run has its own
     document: dict[str, Any] = {}
     counts, lengths = ([int(number) for number in text.split(",") if number] for text in (worlds, frames))
     measured = run(wanted, [spec for spec in rehearsals.split(",") if spec], counts, lengths, modes.split(","), preset)

@@ -60,9 +60,10 @@ def load_audio(path: str | Path) -> tuple[Tensor, int]:
         raise InputError(f"audio file '{path}' cannot be read: permission denied") from None
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         reason = str(getattr(error, "error_string", error)).rstrip(".")
+        other = path.stem + (".flac" if path.suffix.lower() == ".wav" else ".wav")  # ffmpeg does not write into what it reads
         raise InputError(
             f"audio file '{path}' cannot be decoded ({reason}): WAV, FLAC, OGG and MP3 are accepted; "
-            f"convert it, for example with: ffmpeg -i '{path.name}' '{path.stem}.wav'"
+            f"convert it, for example with: ffmpeg -i '{path.name}' '{other}'"
         ) from None
     if not len(samples):
         raise InputError(f"audio file '{path}' holds no samples: give a file with sound in it")

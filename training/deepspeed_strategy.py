@@ -314,7 +314,9 @@ class _Gate:
 
         groups: list[Tensor] = self._original()
         norm = combine_grad_norm_groups(groups)
-        return groups if torch.isfinite(self._judge(norm)) else [torch.full_like(norm, math.inf)]
+        judged = self._judge(norm)
+        # by the host's copy: the device was asked once
+        return groups if judged is norm and math.isfinite(self.norm) else [torch.full_like(norm, math.inf)]
 
 
 class _Partitions:

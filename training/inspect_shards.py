@@ -82,7 +82,7 @@ def draw(report: Report, path: Path) -> None:
         right.hist(sung, bins=40, color="C1")
         right.axvline(FASTEST, color="0.5", linestyle="--", label="faster cannot be sung")
         right.legend()
-    right.set(xlabel="phonemes a second", title=f"{len(sung)} songs with lyrics")
+    right.set(xlabel="phonemes a second", title=f"{len(sung)} songs with lyric tokens")
     with atomic_path(path) as aside:
         figure.savefig(aside, dpi=110)
     plt.close(figure)

@@ -30,7 +30,6 @@ from mudit_engine.files import read_text, write_text
 from mudit_engine.training.deepspeed_config import data_ranks
 from mudit_engine.training.recipe import Recipe
 
-LAUNCHERS = ("local", "slurm", "deepspeed", "torchrun")
 Kind = Literal["local", "slurm", "deepspeed", "torchrun"]
 PORT = 29500
 SAVED = 128 + signal.SIGUSR1  # how `mudit train` ends after it saved on SIGUSR1

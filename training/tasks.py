@@ -118,11 +118,6 @@ class Task(ABC):
         module: nn.Module = getattr(self.modules[self.phases[0]], self.part)
         return module
 
-    def part_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The part's own tensors out of those of its phase."""
-        prefix = f"{self.part}."
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
     def initialise(self, module: nn.Module) -> None:
         """Loads recipe.init into a freshly built part. Raises ModelError or ConfigError when it does not fit."""
         if self.recipe.init is None:

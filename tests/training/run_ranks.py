@@ -34,9 +34,22 @@ def main(path: str) -> None:
         task = make_task(recipe, Shards(recipe.data.folder))
         wake(task, job.get("wake", 0.0))
         trainer = Trainer(recipe, Path(job["out"]), task=task, quiet=True)
+        if "poison" in job:
+            poison(trainer, job["poison"])
         trainer.run(resume=job.get("resume", "auto"))
     if trainer is not None:
         trainer.strategy.close()
+
+
+def poison(trainer: Trainer, step: int) -> None:
+    """Makes a gradient of this step NaN on the last rank; no loss shows it."""
+    backward, ranks = trainer.strategy.backward, trainer.ranks
+
+    def spoilt(phase: str, loss: torch.Tensor) -> None:
+        here = trainer.progress.step == step and ranks.rank == ranks.world - 1
+        backward(phase, loss * float("nan") if here else loss)
+
+    trainer.strategy.backward = spoilt  # type: ignore[method-assign]
 
 
 def wake(task: Task, scale: float) -> None:

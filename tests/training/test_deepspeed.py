@@ -30,7 +30,7 @@ from mudit_engine.training.saved_state import SavedState
 from mudit_engine.training.shards import Shards
 from mudit_engine.training.tasks import make_task
 from mudit_engine.training.trainer import Trainer
-from run_ranks import wake
+from run_ranks import poison, wake
 from small_audio import CORPUS_ATTRIBUTES, chinmu_recipe, vae_recipe, write_chords, write_tones
 from small_songs import small_recipe, write_songs
 
@@ -66,10 +66,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train_here(recipe: Recipe, folder: Path, *, awake: float = WAKE) -> Path:
+def train_here(recipe: Recipe, folder: Path, *, awake: float = WAKE, poisoned: int | None = None) -> Path:
     task = make_task(recipe, Shards(recipe.data.folder))
     wake(task, awake)
-    Trainer(recipe, folder, task=task, quiet=True).run()
+    trainer = Trainer(recipe, folder, task=task, quiet=True)
+    if poisoned is not None:
+        poison(trainer, poisoned)
+    trainer.run()
     return folder
 
 
@@ -120,6 +123,8 @@ def two_ranks(root: Path, reference: Callable[[str], Path]) -> Path:
     for name, recipe in audio_recipes(root, **PARALLEL, parallel__zero_stage=2).items():
         jobs.append(job(recipe, folder / f"{name}-zero-2", awake=0.0))
     jobs.append(job(dit(root, **PARALLEL, parallel__zero_stage=2, precision="bf16"), folder / "bf16"))
+    for stage in (0, 2, 3):
+        jobs.append(job(dit(root, **PARALLEL, parallel__zero_stage=stage), folder / f"poisoned-{stage}") | {"poison": 5})
     # goes on from where the single device was after step 4
     shutil.copytree(reference("dit") / "checkpoints" / "step-00000004", folder / "from-single" / "checkpoints" / "step-00000004")
     jobs.append(job(dit(root, **PARALLEL, parallel__zero_stage=3), folder / "from-single"))
@@ -157,6 +162,18 @@ def test_bf16_with_exact_master_weights(two_ranks: Path, reference: Callable[[st
     for name in single.names("weight"):
         first, exact = (one.read("weight", name, start=0, count=single.numel("weight", name)) for one in (ours, single))
         assert torch.equal(first, exact), "the first master weights are not rounded to bf16"
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_gradient_of_nan_is_left_out_and_counted(root: Path, two_ranks: Path, tmp_path: Path, stage: int) -> None:
+    """One rank's gradient spoils the step of all; weights, moments and average stay as they were, as on one device."""
+    run, single = two_ranks / f"poisoned-{stage}", train_here(dit(root), tmp_path, poisoned=5)
+    assert json.loads((run / "summary.json").read_text())["skipped_steps"] == 1
+    rows, expected = read_metrics(run)[0], read_metrics(single)[0]
+    assert [row["step"] for row in rows if row["grad_norm"] is None] == [5] == [row["step"] for row in expected if row["grad_norm"] is None]
+    for name in ("loss", "grad_norm"):
+        ours, theirs = ([row[name] for row in found if row[name] is not None] for found in (rows, expected))
+        assert ours == pytest.approx(theirs, rel=1e-6), name
 
 
 def test_contrastive_steps_equal_one_device(two_ranks: Path, reference: Callable[[str], Path]) -> None:
