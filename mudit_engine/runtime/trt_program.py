@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -246,7 +246,7 @@ class Program:
             device.launch("conditions", mode.profile if outline else 0, inputs, results)
             # without a reference its one row is left out
             device.run(partial(self.other_rows[branch].copy_, self.rows[: self.other_rows.shape[1]]))
-        flat = {name: given[name].flatten(0, 1) for name in ("times", "seconds", "user", "pooled") if name in given}
+        flat: dict[str, Any] = {name: given[name].flatten(0, 1) for name in ("times", "seconds", "user", "pooled") if name in given}
         device.launch("modulation", 0, flat, {"base": self.base.flatten(0, 1), "final": self.final.flatten(0, 1)})
         device.run(partial(self.x[0].copy_, given["x"]))
         device.run(self.kept[0].zero_)
