@@ -132,7 +132,9 @@ def wanted(model: Any, graph: str) -> Wanted:
     for name in weights:
         # a Linear exported as MatMul reads its weight through a Transpose
         using = [node for reader in readers.get(name, ()) for node in _through_transpose(reader, readers)]
-        if products := tuple(node.name for node in using if node.op_type in PRODUCTS):
+        products = tuple(node.name for node in using if node.op_type in PRODUCTS)
+        # the constants of a Fourier transform are read wherever it is computed, at every turn of a phase search
+        if products and not (len(products) > 1 and ".dft." in name):
             matrices[name] = products
     # the last norm's rows are cut to the targets before they are read, and that cut may part it: it is not counted
     chains = {node.name: _modulation(node, readers) for node in model.graph.node if node.op_type == "LayerNormalization"}

@@ -4,7 +4,7 @@
     lyric_kv     phonemes and their places                      -> lyric rows, rotated keys and values of every block    once a song
     conditions   descriptions, reference frames, outline        -> embedded rows                      once a song
     step         latents, conditions, sampler coefficients      -> next latents, next kept output     every step
-    vae_decode   latents                                        -> audio                              every chunk
+    vae_decode   latents, number of phase refinements           -> audio                              every chunk
     chinmu_text  characters                                     -> description vectors                once a song
 
 `step` is the network, guidance and the sampler's row: coefficients are inputs, so every sampler is this graph. A song without guidance
@@ -53,12 +53,16 @@ class TorchGraphs:
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to be traced. `inputs` maps a name to an example; `dynamic` to the names of its dynamic axes."""
+    """A module to be traced. `inputs` maps a name to an example; `dynamic` to the names of its dynamic axes.
+
+    unrolled: how often the body of its loop stands in the graph instead of the loop.
+    """
 
     module: nn.Module
     inputs: dict[str, Tensor]
     dynamic: dict[str, dict[int, str]]
     outputs: tuple[str, ...]
+    unrolled: int = 0
 
 
 class ModulationGraph(nn.Module):
@@ -164,7 +168,10 @@ class StepGraph(nn.Module):
 
 
 class DecodeGraph(nn.Module):
-    """Normalised latents [1, T, C] to audio [1, channels, T hop]. The inverse STFT is a matrix product and shifted adds."""
+    """Normalised latents [1, T, C] to audio [1, channels, T hop]. The inverse STFT is a matrix product and shifted adds.
+
+    A codec that refines its phases loops over Griffin-Lim's steps; their number is an input, or what the configuration says without one.
+    """
 
     def __init__(self, vae: SpectralVAE, dtype: torch.dtype) -> None:
         super().__init__()
@@ -173,11 +180,11 @@ class DecodeGraph(nn.Module):
         self.vae.decoder.to(dtype)
         self.dtype = dtype
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, refinements: Tensor | None = None) -> Tensor:
         # statistics and phases stay fp32: only the decoder's layers run in the graph's precision
         vae = self.vae
         spectrum = vae.spectrum(vae.denormalise(latents).to(self.dtype))
-        return vae.synthesise(spectrum, refinements=vae.config.phase_refinements)
+        return vae.synthesise(spectrum, refinements=vae.config.phase_refinements if refinements is None else refinements)
 
 
 class TextGraph(nn.Module):
@@ -292,7 +299,11 @@ def _step(dit: DiT, dtype: torch.dtype, expanded: bool) -> Graph:
 
 def _decode(vae: SpectralVAE, dtype: torch.dtype) -> Graph:
     example: dict[str, Any] = {"latents": torch.zeros(1, 9, vae.config.latent_channels)}
-    return Graph(DecodeGraph(vae, dtype), example, {"latents": {1: "frames"}}, ("audio",))
+    steps = vae.config.phase_refinements
+    if steps and dtype == torch.float32:
+        example["refinements"] = torch.tensor(steps)
+    # a CUDA graph holds no loop that the host decides: TensorRT's flavours take the steps one after the other
+    return Graph(DecodeGraph(vae, dtype), example, {"latents": {1: "frames"}}, ("audio",), unrolled=steps if dtype != torch.float32 else 0)
 
 
 def _text(chinmu: ChinMu, dtype: torch.dtype, expanded: bool) -> Graph:

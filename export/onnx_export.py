@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mudit_engine.availability import require
 from mudit_engine.errors import GateError, InputError, OutputError
+from mudit_engine.export.unroll import unroll
 
 if TYPE_CHECKING:
     from mudit_engine.export.graphs import Graph
@@ -142,21 +143,62 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
             dynamic_shapes=dynamic,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        weights = _weights_read(program.exported_program)
+        _simplify(program.model, weights)
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value is not None)
-    program.save(str(path), external_data=size > EXTERNAL_BYTES)
+    if graph.unrolled:
+        proto = program.model_proto
+        unroll(proto, graph.unrolled)
+        onnx.save(proto, str(path))
+    else:
+        program.save(str(path), external_data=size > EXTERNAL_BYTES)
     # external data stay where they are: their values are not what is checked
     model = onnx.load(str(path), load_external_data=False)
-    faults = check_graph(model, expected_inputs(graph), opset=opset, floats=FLOATS[flavour])
+    faults = check_graph(model, expected_inputs(graph), opset=opset, floats=FLOATS[flavour], weights=weights)
     if faults:
         raise GateError(f"graph '{path.name}' ({flavour}) is not as it must be: {'; '.join(faults)}")
     return {
         "inputs": {value.name: _described(value) for value in model.graph.input},
         "outputs": {value.name: _described(value) for value in model.graph.output},
         "nodes": len(model.graph.node),
+        "weights": {name: list(shape) for name, shape in weights.items()},
     }
+
+
+def _weights_read(program: Any) -> dict[str, tuple[int, ...]]:
+    """Parameters that a traced module reads, by their own names."""
+    names = program.graph_signature.inputs_to_parameters
+    read = {names[node.name] for node in program.graph.nodes if node.op == "placeholder" and node.name in names and node.users}
+    return {name: tuple(program.state_dict[name].shape) for name in sorted(read)}
+
+
+def _simplify(model: Any, weights: Mapping[str, Any]) -> None:
+    """The exporter's own optimisation, but that every weight keeps its name and its shape: what replaces weights in a built engine finds
+    them by name. The exporter folds a transposed weight into a constant without a name, and lets equal weights share one.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer, rewriter
+    from onnxscript.rewriter import onnx_fusions
+
+    def should_fold(node: Any) -> bool | None:
+        return False if any(value is not None and value.name in weights for value in node.inputs) else None
+
+    common.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model, should_fold=should_fold)
+        rewriter.rewrite(model)
+        optimizer.remove_unused_nodes(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
+    onnx_fusions.fuse(model)
+    common.ClearMetadataAndDocStringPass()(model)  # stack traces with this machine's paths, larger than a small graph
 
 
 def expected_inputs(graph: Graph) -> dict[str, list[int | str]]:
@@ -177,13 +219,20 @@ def check_file(folder: Path, flavour: str, name: str, described: dict[str, Any])
     except Exception as error:  # onnx and protobuf raise several unrelated types
         return [str(error).splitlines()[0]]
     shapes = {key: one["shape"] for key, one in described["inputs"].items()}
-    return check_graph(model, shapes, opset=OPSETS[flavour], floats=FLOATS[flavour])
+    return check_graph(model, shapes, opset=OPSETS[flavour], floats=FLOATS[flavour], weights=described.get("weights", {}))
 
 
-def check_graph(model: Any, inputs: Mapping[str, Sequence[int | str]], *, opset: int, floats: set[str]) -> list[str]:
+def check_graph(
+    model: Any,
+    inputs: Mapping[str, Sequence[int | str]],
+    *,
+    opset: int,
+    floats: set[str],
+    weights: Mapping[str, Sequence[int]] | None = None,
+) -> list[str]:
     """What is wrong with an exported graph: opset, types, inputs, initialisers, operators that runtimes get silently wrong.
 
-    `inputs` are the shapes that it must take, dynamic axes by name.
+    `inputs` are the shapes that it must take, dynamic axes by name; `weights` the parameters that it must hold, by their own names.
     """
     import onnx
 
@@ -206,6 +255,9 @@ def check_graph(model: Any, inputs: Mapping[str, Sequence[int | str]], *, opset:
     names = [tensor.name for tensor in model.graph.initializer]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"initialisers of one name: {', '.join(doubled)}")
+    held = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    if lost := [name for name, shape in (weights or {}).items() if held.get(name) != list(shape)]:
+        faults.append(f"{len(lost)} weights without their names and shapes ({', '.join(lost[:3])})")
     kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
     kinds |= {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in model.graph.input}
     kinds |= {onnx.TensorProto.DataType.Name(one.i) for node in _nodes(model.graph) for one in node.attribute if node.op_type == "Cast"}

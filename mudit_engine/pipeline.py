@@ -50,6 +50,11 @@ DECODE_FRAMES = 128  # latent frames decoded at once, at least
 Progress = Callable[[str, int, int], None]
 
 
+def decode_frames(receptive_field: int) -> int:
+    """Latent frames decoded at once. What a chunk reads beyond itself is decoded in vain: at most a quarter as much again."""
+    return max(DECODE_FRAMES, 8 * receptive_field)
+
+
 @dataclass(frozen=True)
 class SongRequest:
     """What somebody asks for. lyrics None or '' is an instrumental; seconds None is as long as the lyrics need.
@@ -244,8 +249,8 @@ class SongPipeline:
                 on_chunk(now - done)
             done = now
 
-        # what a chunk reads beyond itself is decoded in vain: at most half as much again
-        chunk = max(DECODE_FRAMES, 4 * self.decoder.receptive_field)
+        # an engine is built for some frames and no more
+        chunk = getattr(self.decoder, "chunk_frames", None) or decode_frames(self.decoder.receptive_field)
         audio = decode_chunked(self.decoder, latents_TC.float(), chunk_frames=chunk, progress=count)
         return audio[:, : round(seconds * self.config.vae.sample_rate)].clamp(-1, 1).cpu()
 

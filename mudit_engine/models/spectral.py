@@ -26,10 +26,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 
 from mudit_engine.models.dft import FactoredDft
 
 Transform = Literal["fft", "matrix"]
+BLOCK_FRAMES = 64  # of Griffin-Lim on a CPU: 0.5 MiB a tensor for 2048 samples a frame
 
 
 class Stft(nn.Module):
@@ -73,24 +75,74 @@ class Stft(nn.Module):
         return self._synthesise(*self._own(real_NFK, imag_NFK), self._level(real_NFK.shape[1]))
 
     def griffin_lim(
-        self, magnitude_NFK: Tensor, real_NFK: Tensor, imag_NFK: Tensor, *, steps: int, momentum: float = 0.99
+        self, magnitude_NFK: Tensor, real_NFK: Tensor, imag_NFK: Tensor, *, steps: int | Tensor, momentum: float = 0.99
     ) -> tuple[Tensor, Tensor]:
         """Spectrum with this magnitude whose phases agree better between overlapping frames than those given.
 
         Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013): t' = c + momentum (c - c_before), c = STFT(ISTFT(magnitude * unit(t))).
-        Each step looks at overlap - 1 frames on either side and nothing else, so a decode in chunks stays exact.
+        Each step looks at overlap - 1 frames on either side and nothing else, so a decode in chunks stays exact. It searches, and
+        roundings grow with momentum: after 64 steps two exact implementations are some 1e-3 apart, and both as consistent.
+        `steps` may be a scalar tensor under transform="matrix", so that it is an input of an exported graph.
         """
+        if self.dft is None:
+            return self._griffin_lim_by_blocks(magnitude_NFK, real_NFK, imag_NFK, int(steps), momentum)
+        dft, level = self.dft, self._level(magnitude_NFK.shape[1])
         # pointwise work does not care for the order of bins, so that nothing is reordered inside the loop
+        size = dft.spread(magnitude_NFK)
+        floor = _floor(size)
+
+        def step(count: Tensor, real: Tensor, imag: Tensor, real_before: Tensor, imag_before: Tensor) -> tuple[Tensor, ...]:
+            new_real, new_imag = self._analyse(self._synthesise(real, imag, level))
+            push = (count > 0) * momentum  # at first there is nothing to push away from
+            real, imag = new_real + push * (new_real - real_before), new_imag + push * (new_imag - imag_before)
+            return (count + 1, *_scaled(size, floor, real, imag), new_real, new_imag)
+
         real, imag = self._own(real_NFK, imag_NFK)
-        size = magnitude_NFK if self.dft is None else self.dft.spread(magnitude_NFK)
-        floor, level = _floor(size), self._level(magnitude_NFK.shape[1])
-        before: tuple[Tensor, Tensor] | None = None
-        for _ in range(steps):
-            new = self._analyse(self._synthesise(real, imag, level))
-            push = new if before is None else (torch.lerp(before[0], new[0], 1 + momentum), torch.lerp(before[1], new[1], 1 + momentum))
-            before = new
-            real, imag = _scaled(size, floor, *push)
-        return self._bins(real, imag)
+        state: tuple[Tensor, ...] = (torch.zeros((), dtype=torch.int64), real, imag, torch.zeros_like(real), torch.zeros_like(imag))
+        if torch.compiler.is_exporting():
+            state = while_loop(lambda count, *_: count < steps, step, state)  # one body in the graph, however many steps there are
+        else:
+            for _ in range(int(steps)):
+                state = step(*state)
+        return self._bins(state[1], state[2])
+
+    @torch.no_grad()
+    def _griffin_lim_by_blocks(
+        self, magnitude_NFK: Tensor, real_NFK: Tensor, imag_NFK: Tensor, steps: int, momentum: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same by torch.fft, some frames at a time: what one block needs stays in a core's cache."""
+        songs, frames, side = len(magnitude_NFK), magnitude_NFK.shape[1], (self.n_fft - self.hop) // 2
+        spectrum_NFK = torch.complex(*self._own(real_NFK, imag_NFK))
+        before_NFK2 = torch.zeros_like(torch.view_as_real(spectrum_NFK))
+        floor_NFK = _floor(magnitude_NFK)
+        # windowed frames, between as many silent ones as overlap with the first and the last
+        last = self.overlap - 1
+        pieces_NFRh = magnitude_NFK.new_zeros(songs, frames + 2 * last, self.overlap, self.hop)
+        # audio with `side` zeros on either end, as the analysis wants it: by rows of hop samples and by overlapping frames
+        audio_NS = magnitude_NFK.new_empty(songs, (frames + last) * self.hop)
+        rows_NJh, frames_NFn = audio_NS.unflatten(1, (-1, self.hop)), audio_NS.unfold(1, self.n_fft, self.hop)
+        gain_Jh = F.pad(self._level(frames).reciprocal(), (side, side)).unflatten(1, (-1, self.hop))[0]
+        count = BLOCK_FRAMES if magnitude_NFK.device.type == "cpu" else frames
+        blocks = [(start, min(start + count, frames)) for start in range(0, frames, count)]
+        for step in range(steps):
+            for start, stop in blocks:
+                made_NFn = torch.fft.irfft(spectrum_NFK[:, start:stop], n=self.n_fft).mul_(self.synthesis_window)
+                pieces_NFRh[:, last + start : last + stop] = made_NFn.unflatten(2, (self.overlap, self.hop))
+                rows = slice(start, stop if stop < frames else frames + last)
+                # one order of addition, wherever blocks and chunks begin: a difference in rounding would grow
+                total_NJh = pieces_NFRh[:, last + rows.start : last + rows.stop, 0]
+                for j in range(1, self.overlap):
+                    total_NJh = total_NJh + pieces_NFRh[:, last + rows.start - j : last + rows.stop - j, j]
+                torch.mul(total_NJh, gain_Jh[rows], out=rows_NJh[:, rows])
+            for start, stop in blocks:
+                new_NFK2 = torch.view_as_real(torch.fft.rfft(frames_NFn[:, start:stop] * self.analysis_window))
+                pushed_NFK2 = torch.lerp(before_NFK2[:, start:stop], new_NFK2, 1 + momentum) if step else new_NFK2
+                before_NFK2[:, start:stop] = new_NFK2
+                real, imag = pushed_NFK2.unbind(-1)
+                power_NFK = torch.addcmul(floor_NFK[:, start:stop], real, real).addcmul_(imag, imag)
+                scale_NFK = power_NFK.rsqrt_().mul_(magnitude_NFK[:, start:stop])
+                torch.mul(torch.view_as_complex(pushed_NFK2), scale_NFK, out=spectrum_NFK[:, start:stop])
+        return self._bins(spectrum_NFK.real, spectrum_NFK.imag)
 
     def _own(self, real_NFK: Tensor, imag_NFK: Tensor) -> tuple[Tensor, Tensor]:
         """Bins as the transform orders them, with time counted from the frame's first sample."""

@@ -212,10 +212,10 @@ class SpectralVAE(nn.Module):
         sine = (1.0 - cosine.square() + 1e-4).sqrt()
         return Spectrum(features_NFX, mid_real, mid_imag, side, cosine + phases[2], sine + phases[3])
 
-    def synthesise(self, spectrum: Spectrum, *, refinements: int = 0) -> Tensor:
+    def synthesise(self, spectrum: Spectrum, *, refinements: int | Tensor = 0) -> Tensor:
         """Audio [N, channels, F stft_hop] of a spectrum. Griffin-Lim refines mid's phases; side follows at its angle to mid."""
         real, imag = spectrum.mid_real_NFK, spectrum.mid_imag_NFK
-        if refinements:
+        if isinstance(refinements, Tensor) or refinements:
             real, imag = self.stft.griffin_lim(magnitude(real, imag), real, imag, steps=refinements)
         mid_NS = self.stft.inverse(real, imag)
         if spectrum.side_NFK is None or spectrum.side_real_NFK is None or spectrum.side_imag_NFK is None:

@@ -46,7 +46,7 @@ class Bucket:
 def make_bucket(config: ModelConfig, seconds: float, *, tokens: int | None = None) -> Bucket:
     """The bucket of songs of up to `seconds`. Raises InputError for a length the model does not make."""
     if not 0 < seconds <= config.max_seconds:
-        raise InputError(f"a bucket of {seconds:g} s: model '{config.name}' makes songs of up to {config.max_seconds:g} s")
+        raise InputError(f"a bucket of {seconds:g} s: model '{config.name}' makes songs of up to {config.max_seconds:g} s, ask for no more")
     rate = config.vae.frame_rate
     frames = _up(seconds * rate)
     return Bucket(frames, tokens or _up(seconds * TOKENS_PER_SECOND), min(frames, _up(REFERENCE_SECONDS * rate)))

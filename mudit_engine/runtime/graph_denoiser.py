@@ -237,8 +237,12 @@ class GraphDecoder:
     receptive_field: int
     session: Session
 
-    def decode(self, latents_NTC: Tensor) -> Tensor:
-        (audio,) = self.session.run("vae_decode", {"latents": latents_NTC.float()})
+    def decode(self, latents_NTC: Tensor, *, refinements: int | None = None) -> Tensor:
+        """Audio [N, channels, T hop]. `refinements`: of the phases, where not as many as the codec's own."""
+        inputs = {"latents": latents_NTC.float()}
+        if own := self.config.phase_refinements:
+            inputs["refinements"] = torch.tensor(own if refinements is None else refinements)
+        (audio,) = self.session.run("vae_decode", inputs)
         return audio
 
 

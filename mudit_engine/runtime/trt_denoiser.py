@@ -114,6 +114,11 @@ class TrtDecoder:
     def receptive_field(self) -> int:
         return self.runtime.halo
 
+    @property
+    def chunk_frames(self) -> int:
+        """Frames of a chunk that fits the engine with its halo."""
+        return CHUNK - 2 * self.runtime.halo
+
     def decode(self, latents_NTC: Tensor) -> Tensor:
         """Audio [1, channels, T hop], on the CPU. Raises InputError for more frames than an engine decodes at once."""
         device, frames = self.runtime.device, latents_NTC.shape[1]

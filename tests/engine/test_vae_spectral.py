@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mudit_engine.models import spectral
 from mudit_engine.models.spectral import LogMel, Stft, magnitude, mel_filters, with_magnitude
 
 SIZES = [pytest.param(n, h, id=f"n{n}-hop{h}") for n, h in ((64, 16), (64, 32), (96, 16), (256, 32))]
@@ -106,6 +107,27 @@ def test_griffin_lim_step_reaches_overlap_minus_one_frames() -> None:
     moved = ((a - b).abs().amax((0, 2)) > 0).nonzero()[:, 0]
     reach = (stft.overlap - 1) * steps
     assert moved.min() == 40 - reach and moved.max() == 40 + reach
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_griffin_lim_is_the_same_by_fft_and_by_matrices(steps: int) -> None:
+    level = noise(2, 70, 33).abs() + 0.1
+    start = noise(2, 70, 33, seed=1), noise(2, 70, 33, seed=2)
+    fast = Stft(64, 16).griffin_lim(level, *start, steps=steps)
+    exact = Stft(64, 16, transform="matrix").griffin_lim(level, *start, steps=torch.tensor(steps))
+    for a, b in zip(fast, exact, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_griffin_lim_adds_in_one_order_wherever_a_block_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A difference in rounding would grow with every step, and a song decoded in chunks would be another one."""
+    stft = Stft(64, 16)
+    level = noise(1, 150, stft.bins).abs() + 0.1
+    start = noise(1, 150, stft.bins, seed=1), noise(1, 150, stft.bins, seed=2)
+    expected = stft.griffin_lim(level, *start, steps=20)
+    monkeypatch.setattr(spectral, "BLOCK_FRAMES", 7)
+    for a, b in zip(stft.griffin_lim(level, *start, steps=20), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
 
 
 def test_magnitude_has_a_gradient_at_silence() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from mudit_engine.errors import GateError, InputError, ModelError
 from mudit_engine.export import onnx_export, parity
 from mudit_engine.export.graphs import DTYPES, TorchGraphs, graphs
 from mudit_engine.export.onnx_export import check_file, check_graph, export_graph, export_onnx
+from mudit_engine.export.unroll import unroll
 from mudit_engine.models.folder import load_part
 from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.runtime import graph_denoiser
@@ -169,6 +171,61 @@ def test_tensorrt_flavour_is_attention_with_boolean_masks(deployed: Path, tmp_pa
     assert {kinds[node.input[3]] for node in attentions} == {onnx.TensorProto.BOOL}
 
 
+def test_weights_keep_their_names_and_shapes(deployed: Path) -> None:
+    """What refits an engine finds weights by name."""
+    flavour = read_manifest(deployed)["flavours"]["fp32"]["graphs"]
+    for graph, part in (("step", "dit"), ("lyric_kv", "dit"), ("vae_decode", "vae"), ("chinmu_text", "chinmu")):
+        held = {tensor.name: tensor for tensor in onnx.load(str(deployed / f"graphs/fp32/{graph}.onnx")).graph.initializer}
+        weights = load_file(deployed / f"{part}.safetensors")
+        prefix = "" if part == "chinmu" else f"{part}."
+        assert flavour[graph]["weights"]
+        for name, shape in flavour[graph]["weights"].items():
+            own = weights[name.removeprefix(prefix)].numpy()
+            assert list(own.shape) == shape, name
+            assert np.array_equal(onnx.numpy_helper.to_array(held[name]), own), name
+        matrices = {name for name, tensor in held.items() if len(tensor.dims) == 2 and np.prod(tensor.dims) >= 4096}
+        assert not {name for name in matrices if name.startswith("val_")}, "a weight under another name"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_unrolled_loop_computes_the_same(count: int) -> None:
+    """x, n -> x * 2 + n + turn, `count` times; n and the 2 are of the graph around the body."""
+    make, kind = onnx.helper, onnx.TensorProto
+    value = make.make_tensor_value_info
+    turn, going = value("turn", kind.INT64, []), value("going", kind.BOOL, [])
+    inner = [
+        make.make_node("Mul", ["state", "two"], ["doubled"], name="mul"),
+        make.make_node("Add", ["doubled", "n"], ["more"], name="add"),
+        make.make_node("Cast", ["turn"], ["number"], name="cast", to=kind.FLOAT),
+        make.make_node("Add", ["more", "number"], ["next"], name="add_turn"),
+        make.make_node("Identity", ["going"], ["goes"], name="go"),
+    ]
+    states = [value("state", kind.FLOAT, [2])]
+    body = make.make_graph(inner, "body", [turn, going, *states], [value("goes", kind.BOOL, []), value("next", kind.FLOAT, [2])])
+    nodes = [
+        make.make_node("Not", ["off"], ["on"], name="not"),
+        make.make_node("Loop", ["count", "on", "x"], ["y"], name="loop", body=body),
+    ]
+    constants = [
+        make.make_tensor("two", kind.FLOAT, [], [2.0]),
+        make.make_tensor("off", kind.BOOL, [], [False]),
+        make.make_tensor("count", kind.INT64, [], [count]),
+    ]
+    inputs = [value("x", kind.FLOAT, [2]), value("n", kind.FLOAT, [2])]
+    graph = make.make_graph(nodes, "g", inputs, [value("y", kind.FLOAT, [2])], constants)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+    feeds = {"x": np.float32([1, 2]), "n": np.float32([3, 5])}
+
+    def result() -> np.ndarray:
+        onnx.checker.check_model(model, full_check=True)
+        return np.asarray(onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)[0])
+
+    expected = result()
+    unroll(model, count)
+    assert {node.op_type for node in model.graph.node} == {"Mul", "Add", "Cast", "Identity"}, "no loop, nothing that only decided"
+    np.testing.assert_array_equal(result(), expected)
+
+
 def test_faults_of_graphs_are_named() -> None:
     make = onnx.helper
     tensor = make.make_tensor_value_info
@@ -181,6 +238,10 @@ def test_faults_of_graphs_are_named() -> None:
     expected = ("opset 18 instead of 23", "com.microsoft", "unused inputs b", "a, b instead of a, c", "a is [3] instead of ['rows']")
     for fault in (*expected, "one name: w", "DOUBLE", "nonpad_kv_seqlen"):
         assert fault in faults
+    named = {"dit.final.weight": (1,), "w": (2,)}
+    assert "2 weights without their names and shapes (dit.final.weight, w)" in "; ".join(
+        check_graph(model, {}, opset=18, floats={"DOUBLE"}, weights=named)
+    )
     good = make.make_graph([make.make_node("Neg", ["a"], ["y"])], "g", values[:1], [tensor("y", onnx.TensorProto.FLOAT, [3])])
     assert check_graph(make.make_model(good, opset_imports=[make.make_opsetid("", 23)]), {"a": [3]}, opset=23, floats={"FLOAT"}) == []
 
@@ -354,3 +415,28 @@ def test_export_command_on_a_random_preset(tmp_path: Path, capsys: pytest.Captur
         assert set(results["flavours"]) == {"fp32", "bf16"} and parity.faults(results["parity"]) == []
         assert len(results["parity"]) == len(RUNTIMES) * len(MODES)
         assert read_manifest(tmp_path / "out")["parity"] == results["parity"]
+
+
+@pytest.mark.slow
+def test_the_embedded_model_exports_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command: its phase search is one loop in the graph, and every mode in every runtime is PyTorch's song."""
+    out = tmp_path / "out"
+    assert run(["export", "onnx", "tiny", str(out), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert parity.faults(results["parity"]) == []
+    searched = [row for row in results["parity"] if "search" in row]
+    assert {row["runtime"] for row in searched} == set(RUNTIMES), "all phase steps, too"
+    assert read_manifest(out)["flavours"]["fp32"]["graphs"]["vae_decode"]["inputs"]["refinements"] == {"type": "int64", "shape": []}
+    assert [node.op_type for node in onnx.load(str(out / "graphs/fp32/vae_decode.onnx")).graph.node].count("Loop") == 1
+
+
+def test_a_phase_search_is_held_to_float64(deployed: Path) -> None:
+    _, vae, _ = _parts(deployed)
+    vae.config = vae.config.model_copy(update={"phase_refinements": 24})
+    latents = torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0))
+    own = parity.synthesised(vae, latents, steps=24)
+    assert parity.search_ratio(vae, latents, own) == pytest.approx(1.0)
+    short = parity.search_ratio(vae, latents, parity.synthesised(vae, latents, steps=23))
+    assert short > 10 * parity.SEARCH_LIMIT, "one step less would be noticed"
+    rows = [{"runtime": "onnxruntime", "case": "decode, 24 phase steps", "search": short}]
+    assert "search differ" in parity.faults(rows)[0]

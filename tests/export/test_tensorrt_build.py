@@ -251,6 +251,15 @@ def test_counts_are_those_of_the_network() -> None:
     assert network_counts(config, "vae_decode") == {}
 
 
+def test_constants_of_a_transform_are_no_weights() -> None:
+    """A phase search multiplies by them at every turn; a weight that two products read is one gemm too many."""
+    make, names = helper.make_node, ("vae.stft.dft.back_real", "vae.decoder.linear.weight")
+    nodes = [make("MatMul", ["x", name], [f"{name}{turn}"], name=f"{name}/{turn}") for name in names for turn in (0, 1)]
+    weights = [helper.make_tensor(name, TensorProto.FLOAT, [1, 1], [1.0]) for name in names]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [], weights))
+    assert set(wanted(model, "vae_decode").matrices) == {"vae.decoder.linear.weight"}
+
+
 def test_cross_attention_is_told_from_self_attention_by_its_keys() -> None:
     make = helper.make_node
     nodes = [

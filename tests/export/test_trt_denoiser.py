@@ -229,6 +229,7 @@ def test_the_pipeline_takes_whole_songs_from_it(plain: Setting) -> None:
     latents = torch.from_numpy(wanted[1].latents)
     audio = engines.decode(latents, 18.0)
     assert np.abs(audio.numpy() - wanted[1].audio).max() < 2e-4, "chunk by chunk through the decode engine"
+    assert TrtDecoder(plain.runtime).chunk_frames + 2 * plain.vae.receptive_field == CHUNK, "a longer halo leaves a shorter chunk"
 
 
 def test_generate_without_a_gpu_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:
