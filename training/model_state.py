@@ -5,7 +5,7 @@
     0       4 P       4 P         -        8 P       4 P       all-reduce 4 P
     1       w P       w P         4 P/W    8 P/W     4 P/W     all-reduce w P, all-gather w P
     2       w P       w P/W (*)   4 P/W    8 P/W     4 P/W     A times all-reduce w P, all-gather w P
-    3       w P/W     w P/W       4 P/W    8 P/W     4 P/W     A times (all-gather w P once or twice, reduce-scatter w P)
+    3       w P/W     w P/W       4 P/W    8 P/W     4 P/W     A times (all-gather w P and again what may not live, reduce-scatter w P)
 
     state = state_bytes(parameters, Sharding(stage=2, world=64, precision="bf16", buckets=bucket_sizes(parameters.count)))
 
@@ -165,8 +165,8 @@ def messages(parameters: Parameters, sharding: Sharding, *, micro_batches: int) 
         ]
     persistence = sharding.persistence(count)
     parted = sum(size for group in parameters.groups for size in group if size > persistence)
-    # gathered weights outlive the forward pass when the whole model may be live
-    times = 1 if parted <= sharding.parallel.max_live_parameters else 2
+    # of the gathered weights as many as may be live outlive the forward pass; the backward pass gathers the others again
+    times = 2 - min(1.0, sharding.parallel.max_live_parameters / max(parted, 1))
     tensors = sum(size > persistence for group in parameters.groups for size in group)
     return [
         Message("all-gather", "weights", float(w * parted * times * rounds), float(tensors * times * rounds), 1, sharding.overlap),
