@@ -14,8 +14,9 @@ from mudit_engine.runtime.graph_denoiser import Session
 from mudit_engine.runtime.manifest import FILE, FLAVOUR_OF_RUNTIME, folder_of_graphs, read_manifest
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
-# CPU runtimes, fastest first: 1.12 and 1.02 times torch at a step of musit-380m, 1.14 and 0.91 times at a decode (CPU-seconds, on a busy
-# machine: benchmarks/results/cpu_runtimes_*.json); `mudit bench runtimes FOLDER` measures yours.
+# CPU runtimes, fastest first: 1.02 and 0.93 times torch at a guided step of musit-380m, 1.03 and 1.11 times at a decode (CPU-seconds, on a
+# busy machine: benchmarks/results/cpu_runtimes_*.json). Nothing wins by 15 %, so that torch is the default; `mudit bench runtimes FOLDER`
+# measures yours.
 FASTEST = ("openvino", "onnxruntime")
 
 
