@@ -63,4 +63,7 @@ def show(folder: Path, rows: list[dict[str, Any]], *, as_json: bool) -> None:
         figures = [[r["runtime"], r["case"], *(f"{r[k]:.1e}" if k in r else "" for k in ("latents", "padding", "audio"))] for r in rows]
         columns = ["runtime", "case", "latents", "padding", "audio"]
         print_table("Relative L2 against PyTorch", columns, figures, numeric=columns[2:])
-    note(f"mudit generate --model {folder} --runtime onnxruntime ... runs it")
+    if "fp32" in manifest["flavours"]:
+        note(f"mudit generate --model {folder} --runtime onnxruntime ... runs it")
+    else:
+        note(f"mudit export tensorrt {folder} --target ... builds its engines")

@@ -72,7 +72,8 @@ class Seconds(click.ParamType):
     type=click.Choice(RUNTIMES),
     default="torch",
     show_default=True,
-    help="What runs the network. auto: torch, and for a folder of `mudit export` on a CPU the fastest runtime installed. "
+    help="What runs the network. auto: torch, but for a folder of `mudit export` on a CPU the installed runtime that was fastest on "
+    "songs of 30 s of musit-380m, unless its codec searches for phases, as the embedded model's does. torch is faster there, and at 260 s. "
     "onnxruntime and openvino export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",
 )
 @click.option("--manifest", metavar="FILE.jsonl", help="Many songs in one batch: a JSON object a line; --out is then a folder.")

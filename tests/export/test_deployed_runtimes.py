@@ -13,18 +13,21 @@ from micro_deployment import micro_config
 from mudit_engine import availability
 from mudit_engine.benchmarks import cpu_runtimes
 from mudit_engine.cli import _deployed
+from mudit_engine.cli._export_verify import show
 from mudit_engine.cli.main import run
+from mudit_engine.config import load_config
 from mudit_engine.errors import GateError, InputError, MissingError
 from mudit_engine.export import onnx_export
 from mudit_engine.models.folder import load_part, save_random_model
 from mudit_engine.pipeline import SongPipeline
+from mudit_engine.runtime import manifest as runtime_manifest
 from mudit_engine.runtime import sessions
 from mudit_engine.runtime.sessions import FASTEST, usual_runtime
 
 SONG = ["generate", "--description", "piano", "--seconds", "2", "--seed", "1", "--steps", "2", "--json"]
 
 
-@pytest.mark.parametrize(("asked", "runs"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("auto", FASTEST[0])])
+@pytest.mark.parametrize(("asked", "runs"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("auto", "torch")])
 def test_generate_through_a_deployment_folder(deployed: Path, tmp_path: Path, asked: str, runs: str) -> None:
     out = tmp_path / "song.wav"
     assert run([*SONG, "--model", str(deployed), "--runtime", asked, "--out", str(out)]) == 0
@@ -33,6 +36,10 @@ def test_generate_through_a_deployment_folder(deployed: Path, tmp_path: Path, as
 
 def test_what_runs_where_nobody_asked(deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert usual_runtime(model, cuda=False) == "torch", "a model folder has no graphs"
+    assert usual_runtime(deployed, cuda=False) == "torch", "no runtime of graphs searches for phases as fast"
+    config = load_config(deployed)
+    config = config.model_copy(update={"vae": config.vae.model_copy(update={"phase_refinements": 0})})
+    monkeypatch.setattr(sessions, "load_config", lambda folder: config)
     assert usual_runtime(deployed, cuda=True) == "torch"
     assert usual_runtime(deployed, cuda=False) == FASTEST[0]
     monkeypatch.setattr(sessions, "available", lambda name: name == FASTEST[1])
@@ -69,6 +76,18 @@ def test_a_runtime_that_is_not_installed_says_how(model: Path, monkeypatch: pyte
     with pytest.raises(MissingError, match="pip install openvino=="):
         _deployed.deployed(str(model), runtime="openvino")
     assert run([*SONG, "--model", str(model), "--runtime", "openvino"]) == 3
+
+
+@pytest.mark.parametrize(("flavour", "next_step"), [("fp32", "--runtime onnxruntime"), ("bf16", "mudit export tensorrt")])
+def test_an_export_says_what_runs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flavour: str, next_step: str
+) -> None:
+    """Graphs for TensorRT alone run in no CPU runtime."""
+    manifest = {"flavours": {flavour: {"opset": 23, "graphs": {}}}, "files": {}}
+    monkeypatch.setattr(runtime_manifest, "read_manifest", lambda folder: manifest)
+    show(Path("deploy"), [], as_json=False)
+    printed = capsys.readouterr().err
+    assert next_step in printed and "deploy" in printed and printed.count("mudit ") == 1
 
 
 def test_runtimes_are_timed_after_a_check(deployed: Path) -> None:
