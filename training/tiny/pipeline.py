@@ -1,6 +1,6 @@
 """The embedded models from nothing: corpus, codec, text-audio encoder, latents, pre-training, fine-tuning. What `make tiny` runs.
 
-    python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 600 --threads 2
+    python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 1000 --threads 2
     python -m mudit_engine.training.tiny.pipeline --work data/tiny --only latents,pretrain --set pretrain:steps=200
 
 Every step goes on where it was stopped, and a finished one is skipped, so the same command continues after any interruption.
@@ -39,7 +39,7 @@ class Plan:
     """Where everything lies and how much of it there is. `overrides` are `--set` values by step."""
 
     work: Path
-    songs: int = 600
+    songs: int = 1000
     seed: int = 0
     workers: int = 1
     threads: int | None = None
@@ -144,7 +144,7 @@ def _train(plan: Plan, step: str) -> None:
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("data/tiny"), show_default=True, help="Folder of everything.")
-@click.option("--songs", type=click.IntRange(1), default=600, show_default=True)
+@click.option("--songs", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that make the corpus.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of torch.")
