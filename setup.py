@@ -43,6 +43,7 @@ EXTRAS = {
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],
     # only where its GPU is; polygraphy also parses the build commands that are written for GPU hosts
+    "quantize": ["nvidia-modelopt"],  # in an environment of its own, on the GPU host: it wants another onnx
     "tensorrt": ["tensorrt==11.4.0.106", POLYGRAPHY],
 }
 EXTRAS["dev"] = [

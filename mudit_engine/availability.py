@@ -52,7 +52,7 @@ PACKAGES = {
     "tensorrt": ("tensorrt", "tensorrt"),
     "tritonclient": ("tritonclient", "dev"),
     "polygraphy": ("polygraphy", "tensorrt"),
-    "modelopt": ("nvidia-modelopt", None),
+    "modelopt": ("nvidia-modelopt", "quantize"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "scipy": ("scipy", "corpus"),

@@ -102,7 +102,7 @@ def forward_flops(config: DitConfig, batch: DitBatch) -> float:
     modulation = 2 * songs * width * 6 * width * (1 if config.modulation == "shared" else config.blocks)
     time = 2 * 2 * songs * (256 * width + width * width)
     ends = 2 * config.latent_channels * width * (2 * target + sum(batch.reference_frames)) + 2 * songs * width * 2 * width
-    ends += 2 * config.description_width * width * sum(batch.fragments)
+    ends += 2 * config.description_width * width * (sum(batch.fragments) + (songs if config.pooled_description else 0))
     if batch.outline is not None:
         ends += 2 * target * width * (batch.outline.features_TF.shape[1] + e)
     return float(config.blocks * block + config.lyric_blocks * encoder + modulation + time + ends)

@@ -84,11 +84,12 @@ class Stft(nn.Module):
         roundings grow with momentum: after 64 steps two exact implementations are some 1e-3 apart, and both as consistent.
         `steps` may be a scalar tensor under transform="matrix", so that it is an input of an exported graph.
         """
-        if self.dft is None:
+        differentiated = torch.is_grad_enabled() and (magnitude_NFK.requires_grad or real_NFK.requires_grad or imag_NFK.requires_grad)
+        if self.dft is None and not differentiated:
             return self._griffin_lim_by_blocks(magnitude_NFK, real_NFK, imag_NFK, int(steps), momentum)
         dft, level = self.dft, self._level(magnitude_NFK.shape[1])
         # pointwise work does not care for the order of bins, so that nothing is reordered inside the loop
-        size = dft.spread(magnitude_NFK)
+        size = magnitude_NFK if dft is None else dft.spread(magnitude_NFK)
         floor = _floor(size)
 
         def step(count: Tensor, real: Tensor, imag: Tensor, real_before: Tensor, imag_before: Tensor) -> tuple[Tensor, ...]:
