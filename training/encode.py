@@ -184,7 +184,7 @@ class TextVectors:
             for part, d, number in rows
         ]
         fragments = np.stack([known[part.text] for part, _, _ in rows])
-        for text in itertools.islice(list(known), max(0, len(known) - KNOWN_TEXTS)):
+        for text in list(itertools.islice(known, max(0, len(known) - KNOWN_TEXTS))):
             del known[text]
         return {"fragments": fragments, "fragment_kinds": np.array(kinds, np.uint8)}
 

@@ -85,7 +85,7 @@ class Stft(nn.Module):
         `steps` may be a scalar tensor under transform="matrix", so that it is an input of an exported graph.
         """
         differentiated = torch.is_grad_enabled() and (magnitude_NFK.requires_grad or real_NFK.requires_grad or imag_NFK.requires_grad)
-        if self.dft is None and not differentiated:
+        if self.dft is None and not differentiated:  # it writes in place
             return self._griffin_lim_by_blocks(magnitude_NFK, real_NFK, imag_NFK, int(steps), momentum)
         dft, level = self.dft, self._level(magnitude_NFK.shape[1])
         # pointwise work does not care for the order of bins, so that nothing is reordered inside the loop
