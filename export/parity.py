@@ -36,8 +36,7 @@ from mudit_engine.text.outline import Outline
 
 LATENTS_LIMIT, AUDIO_LIMIT, PADDING_LIMIT = 1e-4, 1e-4, 1e-5
 SEARCH_LIMIT, FEW_STEPS = 2.0, 4
-# figures of a row, and what each may be at most
-LIMITS = {"latents": LATENTS_LIMIT, "padding": PADDING_LIMIT, "audio": AUDIO_LIMIT, "search": SEARCH_LIMIT, "text": LATENTS_LIMIT}
+FIGURES = ("latents", "padding", "audio", "search", "text")
 SAMPLERS = ("ode-euler", "ode-heun", "sde-euler", "ddim", "dpmpp-2m")
 FRAMES, LONGER = 40, 57
 TEXTS = ("流行抒情", "a slow piano ballad", "x")
@@ -109,10 +108,11 @@ def session_rows(name: str, session: Session, config: ModelConfig, dit: DiT, vae
 
 def faults(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Rows outside the limits, as sentences. A figure that is not a number is outside."""
+    limits = dict(zip(FIGURES, (LATENTS_LIMIT, PADDING_LIMIT, AUDIO_LIMIT, SEARCH_LIMIT, LATENTS_LIMIT), strict=True))
     return [
         f"{row['runtime']}, {row['case']}: {name} differ by {row[name]:.2e}, at most {limit:g}"
         for row in rows
-        for name, limit in LIMITS.items()
+        for name, limit in limits.items()
         if name in row and not row[name] <= limit
     ]
 

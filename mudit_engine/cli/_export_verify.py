@@ -60,11 +60,11 @@ def show(folder: Path, rows: list[dict[str, Any]], *, as_json: bool) -> None:
     ]
     print_table(f"Graphs in {folder}", ["flavour", "opset", "graph", "nodes", "MiB"], cells, numeric=["opset", "nodes", "MiB"])
     if rows:
-        from mudit_engine.export.parity import LIMITS
+        from mudit_engine.export.parity import FIGURES
 
-        figures = [[r["runtime"], r["case"], *(f"{r[k]:.1e}" if k in r else "" for k in LIMITS)] for r in rows]
+        figures = [[r["runtime"], r["case"], *(f"{r[k]:.1e}" if k in r else "" for k in FIGURES)] for r in rows]
         title = "Relative L2 against PyTorch (search: distance to float64 over PyTorch's own)"
-        print_table(title, ["runtime", "case", *LIMITS], figures, numeric=list(LIMITS))
+        print_table(title, ["runtime", "case", *FIGURES], figures, numeric=list(FIGURES))
     if "fp32" in manifest["flavours"]:
         note(f"mudit generate --model {folder} --runtime onnxruntime ... runs it")
     else:
