@@ -1,10 +1,13 @@
 """Seconds of a denoising step, of a decoded chunk and of a whole song on the CPU, by every runtime of a deployment folder, interleaved.
 
-    rows = run(Path("deploy"), runtimes=("torch", "onnxruntime", "openvino"), lengths=(30.0,), rounds=5)     # or: mudit bench runtimes
+    rows = run(Path("deploy"), runtimes=("onnxruntime", "openvino"), lengths=(30.0,), rounds=5)     # or: mudit bench runtimes
+
+torch is this package in fp32, torch-bf16 the same with its networks in bf16; torch.stft, where the codec searches for phases, is the same
+search by torch.stft and torch.istft on whole songs, as torchaudio has it.
 
 A round runs each runtime once, in an order that turns from round to round. Nothing is timed before its result was held to PyTorch's
-(export/parity.py's limits). CPU seconds are what the process used, all threads together: on a machine that others use too they say more
-than seconds do.
+(export/parity.py's limits; BF16_LIMIT). CPU seconds are what the process used, all threads together: on a machine that others use too they
+say more than seconds do.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 
+from mudit_engine.benchmarks.peers import PlainPhaseSearch
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import GateError
@@ -29,7 +33,10 @@ from mudit_engine.runtime.denoiser import SongInputs
 from mudit_engine.runtime.graph_denoiser import GraphDecoder
 from mudit_engine.sizes import song_frames
 
-RUNTIMES = ("torch", "onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino")
+BF16, PEER = "torch-bf16", "torch.stft"
+PEER_LIMIT = 1.15  # the peer's spectra may be that much nearer to those asked for, or farther
+BF16_LIMIT = 5e-2  # of a step's latents and a decode's features: rounding to 8 bits, not a wrong network
 WORKS = ("step", "decode", "song")
 TOKENS_PER_SECOND = 4.0  # lyric tokens of an ordinary song
 LYRICS = "[verse]\n月亮升起来\n风吹过海面\n[chorus]\n我想和你看天亮\n"
@@ -49,7 +56,7 @@ class Row:
     cpu_seconds_p50: float
     ratio_to_torch: float
     cpu_ratio_to_torch: float
-    difference: float  # relative L2 against PyTorch
+    difference: float | None  # relative L2 against PyTorch in fp32; None for the peer, which searches for other phases
     rounds: int
     threads: int
 
@@ -65,22 +72,26 @@ def run(
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
     """Rows of a deployment folder. Raises GateError when a runtime's result is not PyTorch's."""
-    names = ["torch", *(name for name in runtimes if name != "torch")]
     report("opening")
-    pipelines = {name: SongPipeline.from_pretrained(folder, runtime=name, device="cpu" if name == "torch" else None) for name in names}
+    pipelines = {
+        "torch": SongPipeline.from_pretrained(folder, device="cpu", dtype=torch.float32),
+        BF16: SongPipeline.from_pretrained(folder, device="cpu", dtype=torch.bfloat16),
+        **{name: SongPipeline.from_pretrained(folder, runtime=name) for name in runtimes},
+    }
     config = load_config(folder)
     rows = []
     for seconds in lengths:
         frames = song_frames(config.vae, seconds)
         make: dict[str, Callable[[], dict[str, Call]]] = {
             "step": partial(_steps, config, pipelines, seconds, guided=guided),
-            "decode": partial(_decodes, config, pipelines),
+            "decode": partial(_decodes, config, pipelines, report),
             "song": partial(_songs, pipelines, seconds),
         }
         for name in works:
             report(f"{name} of {seconds:g} s")
             limit = AUDIO_LIMIT if name == "decode" else LATENTS_LIMIT
-            found = _measure(make[name](), rounds, limit, first=_few_steps(config, pipelines) if name == "decode" else None)
+            limits = {one: BF16_LIMIT if one == BF16 else limit for one in pipelines}
+            found = _measure(make[name](), rounds, limits, first=_few_steps(config, pipelines) if name == "decode" else None)
             fixed: dict[str, Any] = {"model": config.name, "work": name, "song_seconds": seconds, "frames": frames, "guided": guided}
             rows += [Row(**fixed, **one, rounds=rounds, threads=torch.get_num_threads()) for one in found]
     return rows
@@ -118,7 +129,7 @@ def _steps(config: ModelConfig, pipelines: dict[str, SongPipeline], seconds: flo
     return {name: call(pipeline) for name, pipeline in pipelines.items()}
 
 
-def _decodes(config: ModelConfig, pipelines: dict[str, SongPipeline]) -> dict[str, Call]:
+def _decodes(config: ModelConfig, pipelines: dict[str, SongPipeline], report: Callable[[str], None]) -> dict[str, Call]:
     halo = pipelines["torch"].vae.receptive_field
     latents = torch.randn(1, decode_frames(halo) + 2 * halo, config.vae.latent_channels, generator=torch.Generator().manual_seed(2))
 
@@ -129,7 +140,15 @@ def _decodes(config: ModelConfig, pipelines: dict[str, SongPipeline]) -> dict[st
 
         return once
 
-    return {name: call(pipeline) for name, pipeline in pipelines.items()}
+    calls = {name: call(pipeline) for name, pipeline in pipelines.items()}
+    if config.vae.phase_refinements and config.vae.channels == 1:
+        peer = PlainPhaseSearch(pipelines["torch"].vae)
+        ours, theirs = peer.inconsistency(latents)
+        report(f"spectra of the audio differ from those asked for by {ours:.3f}, the peer's by {theirs:.3f}")
+        if not theirs / PEER_LIMIT <= ours <= theirs * PEER_LIMIT:
+            raise GateError(f"the phase search ends {ours:.3f} from what was asked for, the peer's {theirs:.3f}: they do not do equal work")
+        calls[PEER] = partial(peer.decode, latents)
+    return calls
 
 
 def _few_steps(config: ModelConfig, pipelines: dict[str, SongPipeline]) -> dict[str, torch.Tensor] | None:
@@ -138,9 +157,13 @@ def _few_steps(config: ModelConfig, pipelines: dict[str, SongPipeline]) -> dict[
         return None
     vae = pipelines["torch"].vae
     latents = torch.randn(1, 2 * vae.receptive_field, config.vae.latent_channels, generator=torch.Generator().manual_seed(2))
-    decoders = {name: one.decoder for name, one in pipelines.items() if isinstance(one.decoder, GraphDecoder)}
-    found = {"torch": synthesised(vae, latents, steps=steps)}
-    return found | {name: one.decode(latents, refinements=steps) for name, one in decoders.items()}
+    found = {}
+    for name, pipeline in pipelines.items():
+        if isinstance(pipeline.decoder, GraphDecoder):
+            found[name] = pipeline.decoder.decode(latents, refinements=steps)
+        else:
+            found[name] = synthesised(pipeline.vae, latents, steps=steps)
+    return found
 
 
 def _songs(pipelines: dict[str, SongPipeline], seconds: float) -> dict[str, Call]:
@@ -152,14 +175,16 @@ def _songs(pipelines: dict[str, SongPipeline], seconds: float) -> dict[str, Call
     return {name: call(pipeline) for name, pipeline in pipelines.items()}
 
 
-def _measure(calls: dict[str, Call], rounds: int, limit: float, first: dict[str, torch.Tensor] | None = None) -> list[dict[str, Any]]:
-    """What a Row says of every call; `first` is what to compare where it is not what the calls give."""
+def _measure(
+    calls: dict[str, Call], rounds: int, limits: dict[str, float], first: dict[str, torch.Tensor] | None = None
+) -> list[dict[str, Any]]:
+    """What a Row says of every call, those in `limits` held to PyTorch; `first` is what to compare where it is not what the calls give."""
     results = {name: call().clone() for name, call in calls.items()}  # also the warm-up: compilation, pages, thread pools
     results = first or results
-    difference = {name: relative(result, results["torch"]) for name, result in results.items()}
+    difference = {name: relative(results[name], results["torch"]) for name in limits}
     for name, error in difference.items():
-        if not error <= limit:
-            raise GateError(f"{name} differs from PyTorch by {error:.1e} (limit {limit:.0e}): no speed is reported")
+        if not error <= limits[name]:
+            raise GateError(f"{name} differs from PyTorch by {error:.1e} (limit {limits[name]:.0e}): no speed is reported")
     walls: dict[str, list[float]] = {name: [] for name in calls}
     cpus: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
@@ -180,7 +205,7 @@ def _measure(calls: dict[str, Call], rounds: int, limit: float, first: dict[str,
             "cpu_seconds_p50": statistics.median(cpus[name]),
             "ratio_to_torch": ratio(walls, name),
             "cpu_ratio_to_torch": ratio(cpus, name),
-            "difference": difference[name],
+            "difference": difference.get(name),
         }
         for name in names
     ]

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from mudit_engine.availability import require
 from mudit_engine.config import DitConfig
+from mudit_engine.models.spectral import magnitude
+from mudit_engine.models.vae import SpectralVAE
 
 CONTEXT_WIDTH = 1024
 GLOBAL_WIDTH = 512
@@ -63,3 +66,46 @@ class StableAudioPeer:
                 )[0]
 
         return step
+
+
+class PlainPhaseSearch:
+    """Fast Griffin-Lim on a mono codec's spectra by torch.stft and torch.istft, whole songs at once, as torchaudio has it."""
+
+    def __init__(self, vae: SpectralVAE) -> None:
+        self.vae = vae
+        self.window = torch.hann_window(vae.stft.n_fft)
+
+    @torch.inference_mode()
+    def decode(self, latents_NTC: Tensor) -> Tensor:
+        """Audio [N, samples] of normalised latents."""
+        return self._search(self._asked(latents_NTC))
+
+    @torch.inference_mode()
+    def inconsistency(self, latents_NTC: Tensor) -> tuple[float, float]:
+        """Distance of the audio's magnitudes from those asked for, as a share of these: the codec's own audio, and this peer's."""
+        asked_NFK = self._asked(latents_NTC)
+        own_NFK = magnitude(*self.vae.stft(self.vae.decode(self.vae.denormalise(latents_NTC))[:, 0]))
+        made_NFK = self._spectrum(self._search(asked_NFK)).abs()[:, : asked_NFK.shape[1]] / self.vae.stft.gain
+        ours, theirs = (float((found - asked_NFK).norm() / asked_NFK.norm()) for found in (own_NFK, made_NFK))
+        return ours, theirs
+
+    def _asked(self, latents_NTC: Tensor) -> Tensor:
+        spectrum = self.vae.spectrum(self.vae.denormalise(latents_NTC))
+        return magnitude(spectrum.mid_real_NFK, spectrum.mid_imag_NFK)
+
+    def _search(self, asked_NFK: Tensor, momentum: float = 0.99) -> Tensor:
+        size_NFK = asked_NFK * self.vae.stft.gain
+        unit_NFK = torch.polar(torch.ones_like(size_NFK), torch.zeros_like(size_NFK))
+        before_NFK = torch.zeros_like(unit_NFK)
+        for _ in range(self.vae.config.phase_refinements):
+            found_NFK = self._spectrum(self._audio(size_NFK * unit_NFK))
+            unit_NFK, before_NFK = found_NFK - before_NFK * (momentum / (1 + momentum)), found_NFK
+            unit_NFK = unit_NFK / (unit_NFK.abs() + 1e-16)
+        return self._audio(size_NFK * unit_NFK)
+
+    def _spectrum(self, audio_NS: Tensor) -> Tensor:
+        stft = self.vae.stft
+        return torch.stft(audio_NS, stft.n_fft, stft.hop, window=self.window, return_complex=True).mT
+
+    def _audio(self, spectrum_NFK: Tensor) -> Tensor:
+        return torch.istft(spectrum_NFK.mT, self.vae.stft.n_fft, self.vae.stft.hop, window=self.window)

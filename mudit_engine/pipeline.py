@@ -159,10 +159,11 @@ class SongPipeline:
         decoder: LatentDecoder | None = None,
         text: TextEncoder | None = None,
         runtime_name: str = "torch",
+        precision: torch.dtype = torch.float32,
     ) -> None:
         """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE), `text` reads descriptions (None: ChinMu)."""
         self.config, self.vae, self.chinmu = config, vae, chinmu
-        self.runtime, self.runtime_name = runtime, runtime_name
+        self.runtime, self.runtime_name, self.precision = runtime, runtime_name, precision
         self.decoder, self.text = decoder or TorchDecoder(vae), text or chinmu
 
     @classmethod
@@ -171,25 +172,23 @@ class SongPipeline:
     ) -> SongPipeline:
         """Loads an embedded model by name, a model folder, or for other runtimes than torch a folder made by `mudit export`.
 
-        torch runs on CUDA in bf16 where there is one, else on the CPU in fp32; tensorrt on the GPU its engines were built for; the other
-        runtimes (runtime/sessions.py) on the CPU in fp32. All but torch take no device or dtype.
+        torch runs on CUDA where there is one, else on the CPU, its networks in `dtype` (None: fast_dtype); tensorrt on the GPU its engines
+        were built for; the other runtimes (runtime/sessions.py) on the CPU in fp32. All but torch take no device or dtype.
         """
         folder = model_folder(source)
         config = load_config(folder)
-        # the codec and the text encoder are a small share of the work: they keep fp32
         if runtime != "torch" and (device is not None or dtype is not None):
             raise InputError(f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime 'torch'")
         if runtime == "tensorrt":
             from mudit_engine.runtime.trt_denoiser import TrtDecoder, open_tensorrt
 
-            vae, chinmu = (load_part(part, config, folder) for part in ("vae", "chinmu"))
-            assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+            vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
             engines = open_tensorrt(folder, halo=vae.receptive_field)
-            return cls(config, vae, chinmu, runtime=engines, decoder=TrtDecoder(engines), runtime_name=runtime)
+            decoder = TrtDecoder(engines)
+            return cls(config, vae, chinmu, runtime=engines, decoder=decoder, runtime_name=runtime, precision=engines.dtype)
         if runtime != "torch":
             session = open_session(folder, runtime)
-            vae, chinmu = (load_part(part, config, folder) for part in ("vae", "chinmu"))
-            assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+            vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
             return cls(
                 config,
                 vae,
@@ -199,12 +198,11 @@ class SongPipeline:
                 text=GraphTextEncoder(config.chinmu, session) if config.chinmu.text_encoder == CHARACTERS else None,
                 runtime_name=runtime,
             )
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+        place = usual_device(device)
+        dtype = dtype or fast_dtype(place)
         dit = load_part("dit", config, folder, device=place, dtype=dtype)
-        vae, chinmu = (load_part(part, config, folder, device=place) for part in ("vae", "chinmu"))
-        assert isinstance(dit, DiT) and isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
-        return cls(config, vae, chinmu, runtime=Denoiser(dit))
+        assert isinstance(dit, DiT)
+        return cls(config, *load_codec_and_text(config, folder, place, dtype), runtime=Denoiser(dit), precision=dtype)
 
     def check(self, request: SongRequest) -> list[str]:
         """Reads a request without running a network: the notes and warnings `generate` would give. Raises what it would raise."""
@@ -363,6 +361,7 @@ class SongPipeline:
             "env": environment(),
             "device": str(self.vae.latent_mean.device),
             "runtime": self.runtime_name,
+            "precision": str(self.precision).removeprefix("torch."),
             "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items() if k != "sampler"},
             "sampler": p.sampler.model_dump(mode="json"),
             "fragments": list(p.fragments),
@@ -376,6 +375,25 @@ class SongPipeline:
             "batch_songs": batch,
         }
         return Song(audio.numpy(), self.config.vae.sample_rate, latents.float().cpu().numpy(), info)
+
+
+def usual_device(name: str | None = None) -> torch.device:
+    """The device of this name; without one CUDA where there is a GPU, else the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_codec_and_text(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[SpectralVAE, ChinMu]:
+    """The decoder's network in `dtype`; spectra keep fp32, as do the encoders, which are a small share of the work."""
+    vae, chinmu = (load_part(part, config, folder, device=device) for part in ("vae", "chinmu"))
+    assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+    vae.decoder.to(dtype)
+    return vae, chinmu
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies matrices of it in hardware (CUDA, CPUs with AMX), else fp32."""
+    fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _batches(prepared: Sequence[_Prepared]) -> list[list[_Prepared]]:

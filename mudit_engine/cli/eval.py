@@ -105,15 +105,18 @@ def tiny(
     recogniser_epochs: int | None,
 ) -> None:
     """Generate songs for held-out requests and judge sound, control, lyrics and speed."""
+    from mudit_engine.metrics.codec import Codec
     from mudit_engine.metrics.ctc import EPOCHS
     from mudit_engine.metrics.listening import Listener
     from mudit_engine.metrics.song_tables import judge_songs
+    from mudit_engine.models.folder import model_folder
     from mudit_engine.pipeline import SongPipeline
 
     pipeline = SongPipeline.from_pretrained(model)
     test, train = _songs(corpus, held_out, training_songs)
     epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
-    report = judge_songs(pipeline, test, train, Listener(work), out=work / "songs", seed=seed, epochs=epochs, track=_track(quiet=as_json))
+    codec, listener, track = Codec.load(model_folder(model)), Listener(work), _track(quiet=as_json)
+    report = judge_songs(pipeline, codec, test, train, listener, out=work / "songs", seed=seed, epochs=epochs, track=track)
     _show("Songs", report, as_json=as_json)
     note(f"songs in {work / 'songs'}, spectrograms in {work / 'spectrograms.png'}")
     _gate(report.verdicts, gate)

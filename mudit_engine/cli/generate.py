@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m")
 USER_TYPES = ("none", "amateur", "professional")
 RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")
+PRECISIONS = {"auto": None, "fp32": "float32", "bf16": "bfloat16"}
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
 TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key")
@@ -70,11 +71,17 @@ class Seconds(click.ParamType):
 @click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
-    default="torch",
+    default="auto",
     show_default=True,
-    help="What runs the network. auto: torch, but for a folder of `mudit export` on a CPU the installed runtime that was fastest on "
-    "songs of 30 s of musit-380m, unless its codec searches for phases, as the embedded model's does. torch is faster there, and at 260 s. "
-    "onnxruntime and openvino export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",
+    help="What runs the networks. auto: tensorrt on a GPU where the model is a folder with engines, else torch. onnxruntime and openvino "
+    "export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(list(PRECISIONS)),
+    default="auto",
+    show_default=True,
+    help="Of torch's networks. auto: bf16 on a GPU or a CPU with AMX, else fp32, which sounds the same on every CPU.",
 )
 @click.option("--manifest", metavar="FILE.jsonl", help="Many songs in one batch: a JSON object a line; --out is then a folder.")
 @click.option("--out", default="song.wav", show_default=True, metavar="FILE", help=".wav, .flac, .ogg or .mp3.")
@@ -84,6 +91,8 @@ class Seconds(click.ParamType):
 @json_option
 def command(**options: Any) -> None:
     """Generate a song, or a manifest of songs."""
+    import torch
+
     from mudit_engine.audio import check_audio_path
     from mudit_engine.pipeline import SongPipeline
 
@@ -96,8 +105,6 @@ def command(**options: Any) -> None:
     start = time.perf_counter()
     model, runtime = options["model"], options["runtime"]
     if runtime == "auto":
-        import torch
-
         from mudit_engine.models.folder import model_folder
         from mudit_engine.runtime.sessions import usual_runtime
 
@@ -106,7 +113,11 @@ def command(**options: Any) -> None:
         from mudit_engine.cli._deployed import deployed
 
         model = deployed(model, runtime=runtime, quiet=options["as_json"])
-    pipeline = SongPipeline.from_pretrained(model, runtime=runtime)
+    precision = options["precision"]
+    if precision != "auto" and runtime != "torch":
+        raise InputError(f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it was exported in")
+    name = PRECISIONS[precision]
+    pipeline = SongPipeline.from_pretrained(model, runtime=runtime, dtype=getattr(torch, name) if name else None)
     loading = time.perf_counter() - start
     for request, path in jobs:
         for message in pipeline.check(request):

@@ -1,6 +1,6 @@
 """The songs themselves: does what was generated for held-out requests sound like the corpus, and does it follow the words?
 
-    report = judge_songs(pipeline, held_out, training, Listener(Path("runs/eval")), out=Path("runs/eval/songs"))
+    report = judge_songs(pipeline, Codec.load(folder), held_out, training, Listener(Path("runs/eval")), out=Path("runs/eval/songs"))
 
 Every request is made twice, from a professional's and from an amateur's description, with the song's own lyrics and length. Rows: original,
 codec, generated (all, and by user type), permuted requests, shuffled, noise. A tempo or key that a description does not name is not judged.
@@ -39,6 +39,7 @@ PAGE_SONGS = 6
 
 def judge_songs(
     pipeline: SongPipeline,
+    codec: Codec,
     held_out: Sequence[EvalSong],
     training: Sequence[EvalSong],
     listener: Listener,
@@ -49,7 +50,6 @@ def judge_songs(
     track: Track = silent_track,
 ) -> Report:
     """Generates, listens and judges. The songs stay in `out`, named by request and user type."""
-    codec = Codec(pipeline.vae)
     known = background(codec, training, listener, rivals=len(held_out), track=track)
     known.judge.recogniser = recogniser(codec, training, known, listener, epochs=epochs, track=track)
     originals = [listener.hear(song.audio) for song in track(held_out, "listening to held-out songs")]

@@ -15,7 +15,8 @@ in the decoder: with `vae.stft.set_transform("matrix")` it exports as products, 
     mean_NTC, logvar_NTC = vae.encode(audio_NcS); audio_NcS = vae.decode(mean_NTC)
 
 Shapes: N songs, c audio channels, S samples, F STFT frames (F = T fold), K bins, X features of a frame (K, stereo 3 K), T latent
-frames, C latent channels, D width, P = fold X features of a patch. Everything is fp32; spectra stay so under autocast.
+frames, C latent channels, D width, P = fold X features of a patch. Everything is fp32, and spectra stay so under autocast or where the
+decoder's network alone is in half precision (`vae.decoder.to(torch.bfloat16)`).
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class SpectralVAE(nn.Module):
 
     def spectrum(self, latents_NTC: Tensor) -> Spectrum:
         """The decoder's answer before phase refinement; training compares its features, and synthesises it without refinement."""
-        features_NFX, phase_NFP = self.decoder(latents_NTC)
+        features_NFX, phase_NFP = self.decoder(latents_NTC.to(self.decoder.linear.weight.dtype))
         features_NFX, phase_NFP = features_NFX.float(), phase_NFP.float()
         raw_NFX = features_NFX * self.feature_scale + self.feature_mean
         phases = phase_NFP.split(self.stft.bins, -1)

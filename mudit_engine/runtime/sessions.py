@@ -7,29 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mudit_engine.availability import available
-from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
 from mudit_engine.runtime.graph_denoiser import Session
-from mudit_engine.runtime.manifest import FILE, FLAVOUR_OF_RUNTIME, folder_of_graphs, read_manifest
+from mudit_engine.runtime.manifest import FILE, folder_of_graphs, read_manifest
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
-# CPU runtimes, fastest first: 1.02 and 0.93 times torch at a guided step of musit-380m, 1.03 and 1.11 times at a decode (CPU-seconds, on a
-# busy machine: benchmarks/results/cpu_runtimes_*.json) of a song of 30 s. A step of 260 s is 0.78 and 0.70 times as fast (one round,
-# no guidance). Nothing wins by 15 %, so that torch is the default; `mudit bench runtimes FOLDER` measures yours.
-FASTEST = ("openvino", "onnxruntime")
 
 
 def usual_runtime(folder: Path, *, cuda: bool) -> str:
-    """What `--runtime auto` runs: torch, and on a CPU the fastest one that is installed and has graphs here.
+    """What `--runtime auto` runs: tensorrt on a GPU where the folder has engines, else torch.
 
-    Making the graphs first would cost more than a song, so a model folder without them runs in torch. So does one whose codec searches
-    for phases: at a decode of the embedded model OpenVINO is 0.44 and ONNX Runtime 0.40 times as fast as torch, more than a step gains.
+    On a CPU no runtime of graphs wins: in fp32 they are about as fast as torch at a guided step of musit-380m and 30 s, and torch has bf16
+    beside it (benchmarks/results/cpu_runtimes_*.json; `mudit bench runtimes FOLDER` measures yours).
     """
-    if cuda or not (folder / FILE).is_file() or load_config(folder).vae.phase_refinements:
-        return "torch"
-    flavours = read_manifest(folder)["flavours"]
-    return next((name for name in FASTEST if available(name) and FLAVOUR_OF_RUNTIME[name] in flavours), "torch")
+    return "tensorrt" if cuda and (folder / FILE).is_file() and read_manifest(folder).get("engines") else "torch"
 
 
 def open_session(folder: Path, runtime: str) -> Session:

@@ -27,11 +27,8 @@ from torch import Tensor
 from mudit_engine.config import load_config
 from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import InputError, MuditError
-from mudit_engine.models.chinmu import ChinMu
-from mudit_engine.models.folder import load_part
 from mudit_engine.models.outline import OutlineRows
-from mudit_engine.models.vae import SpectralVAE
-from mudit_engine.pipeline import SongPipeline, SongRequest
+from mudit_engine.pipeline import SongPipeline, SongRequest, fast_dtype, load_codec_and_text, usual_device
 from mudit_engine.runtime.denoiser import SongInputs, denoise
 
 DEPLOYMENT = "deployment"  # folder beside the repository
@@ -84,10 +81,8 @@ class _Model:
         """`whole`: with the network, on the runtime of this model; else what reads text and references."""
         if whole:
             return SongPipeline.from_pretrained(self.folder, runtime=self.runtime_name)
-        config = load_config(self.folder)
-        vae, chinmu = (load_part(part, config, self.folder) for part in ("vae", "chinmu"))
-        assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
-        return SongPipeline(config, vae, chinmu, runtime=NoRuntime())
+        config, device = load_config(self.folder), usual_device()
+        return SongPipeline(config, *load_codec_and_text(config, self.folder, device, fast_dtype(device)), runtime=NoRuntime())
 
 
 class TextModel(_Model):

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from micro_deployment import micro_config
 from mudit_engine import availability
 from mudit_engine.benchmarks import cpu_runtimes
+from mudit_engine.benchmarks.peers import PlainPhaseSearch
 from mudit_engine.cli import _deployed
 from mudit_engine.cli._export_verify import show
 from mudit_engine.cli.main import run
-from mudit_engine.config import load_config
 from mudit_engine.errors import GateError, InputError, MissingError
 from mudit_engine.export import onnx_export
 from mudit_engine.models.folder import load_part, save_random_model
-from mudit_engine.pipeline import SongPipeline
+from mudit_engine.pipeline import SongPipeline, fast_dtype
 from mudit_engine.runtime import manifest as runtime_manifest
 from mudit_engine.runtime import sessions
-from mudit_engine.runtime.sessions import FASTEST, usual_runtime
+from mudit_engine.runtime.sessions import usual_runtime
 
 SONG = ["generate", "--description", "piano", "--seconds", "2", "--seed", "1", "--steps", "2", "--json"]
 
@@ -35,17 +36,11 @@ def test_generate_through_a_deployment_folder(deployed: Path, tmp_path: Path, as
 
 
 def test_what_runs_where_nobody_asked(deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert usual_runtime(model, cuda=False) == "torch", "a model folder has no graphs"
-    assert usual_runtime(deployed, cuda=False) == "torch", "no runtime of graphs searches for phases as fast"
-    config = load_config(deployed)
-    config = config.model_copy(update={"vae": config.vae.model_copy(update={"phase_refinements": 0})})
-    monkeypatch.setattr(sessions, "load_config", lambda folder: config)
-    assert usual_runtime(deployed, cuda=True) == "torch"
-    assert usual_runtime(deployed, cuda=False) == FASTEST[0]
-    monkeypatch.setattr(sessions, "available", lambda name: name == FASTEST[1])
-    assert usual_runtime(deployed, cuda=False) == FASTEST[1]
-    monkeypatch.setattr(sessions, "available", lambda name: False)
-    assert usual_runtime(deployed, cuda=False) == "torch"
+    for folder in (model, deployed):
+        assert usual_runtime(folder, cuda=False) == usual_runtime(folder, cuda=True) == "torch"
+    manifest = {**runtime_manifest.read_manifest(deployed), "engines": {"a100": {}}}
+    monkeypatch.setattr(sessions, "read_manifest", lambda folder: manifest)
+    assert usual_runtime(deployed, cuda=True) == "tensorrt" and usual_runtime(deployed, cuda=False) == "torch"
     with pytest.raises(InputError, match="leave them out"):
         SongPipeline.from_pretrained(deployed, runtime="onnxruntime", device="cpu")
 
@@ -92,11 +87,47 @@ def test_an_export_says_what_runs_it(
 
 def test_runtimes_are_timed_after_a_check(deployed: Path) -> None:
     rows = cpu_runtimes.run(deployed, lengths=(2.0,), rounds=2)
-    expected = [(work, name) for work in ("step", "decode", "song") for name in cpu_runtimes.RUNTIMES]
+    own = ("torch", "torch-bf16", *cpu_runtimes.RUNTIMES)
+    expected = [(work, name) for work in ("step", "decode", "song") for name in (*own, *(["torch.stft"] if work == "decode" else []))]
     assert [(row.work, row.runtime) for row in rows] == expected
     assert all(row.seconds_p50 > 0 and row.cpu_seconds_p50 > 0 and row.rounds == 2 for row in rows)
     assert all(row.ratio_to_torch == row.cpu_ratio_to_torch == 1 and row.difference == 0 for row in rows if row.runtime == "torch")
-    assert all(0 < row.difference < 1e-4 for row in rows if row.runtime != "torch")
+    limits = {"torch": 0.0, "torch-bf16": 5e-2, "onnxruntime": 1e-4, "openvino": 1e-4}
+    for row in rows:
+        if row.runtime == cpu_runtimes.PEER:
+            assert row.difference is None
+        else:
+            assert row.difference is not None and row.difference <= limits[row.runtime]
+            assert (row.difference > 0) == (row.runtime != "torch"), "something else than PyTorch in fp32 ran"
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_precision_of_the_networks(model: Path, tmp_path: Path, precision: str, expected: str) -> None:
+    out = tmp_path / "song.wav"
+    assert run([*SONG, "--model", str(model), "--precision", precision, "--out", str(out)]) == 0
+    assert json.loads(out.with_suffix(".json").read_text())["precision"] == expected
+    pipeline = SongPipeline.from_pretrained(model, device="cpu", dtype=getattr(torch, expected))
+    half = (*pipeline.vae.decoder.parameters(), *pipeline.runtime.dit.parameters())
+    assert {str(p.dtype) for p in half} == {f"torch.{expected}"}
+    assert {p.dtype for p in (*pipeline.vae.encoder.parameters(), *pipeline.chinmu.parameters())} == {torch.float32}
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        assert fast_dtype(torch.device("cpu")) == expected
+    assert fast_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+def test_precision_is_not_for_graphs(deployed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*SONG, "--model", str(deployed), "--runtime", "onnxruntime", "--precision", "bf16"]) == 2
+    assert "--precision bf16 is for --runtime torch" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_peer_that_does_other_work_is_refused(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlainPhaseSearch, "inconsistency", lambda self, latents: (0.2, 0.3))
+    with pytest.raises(GateError, match="equal work"):
+        cpu_runtimes.run(deployed, runtimes=(), lengths=(2.0,), rounds=1, works=("decode",))
 
 
 def test_no_speed_of_a_wrong_result(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
