@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import click
 
 from mudit_engine.errors import GateError, MuditError
 from mudit_engine.files import write_json
+from mudit_engine.training.ranks import local_world
 
 SMALL = {"dit": {"width": 512, "heads": 4, "blocks": 3}}
 PACK = 17664  # frames of a micro-batch that `mudit plan` gives musit-380m on 8 x 8 A100
@@ -50,13 +50,9 @@ def real_state(world: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         specs, out = Path(folder) / "specs.json", Path(folder) / "out.json"
         write_json(specs, [asdict(case) for case in cases])
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         processes = []
-        for rank in range(world):
-            ranked = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env = {**os.environ, **{name: str(value) for name, value in ranked.items()}, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        for place in local_world(world):
+            env = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-m", "mudit_engine.training.rehearse", str(specs), str(out)]
             processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         ends = [process.communicate()[1] for process in processes]

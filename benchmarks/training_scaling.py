@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from mudit_engine.training.ranks import local_world
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "single": (1, {}),
@@ -74,16 +75,10 @@ def work(job: dict[str, Any]) -> None:
 
 
 def launch(world: int, job: dict[str, Any]) -> list[list[dict[str, float]]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "mudit_engine.benchmarks.training_scaling", "--worker", json.dumps(job)]
     processes = []
-    for rank in range(world):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        if "strategy" in job["fields"]:
-            ranked = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env |= {name: str(value) for name, value in ranked.items()}
+    for place in local_world(world):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(place if "strategy" in job["fields"] else {})}
         processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
     for process in processes:
         error = process.communicate()[1].decode()

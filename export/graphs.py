@@ -188,20 +188,22 @@ class DecodeGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Character and pair rows of one fragment to its unit vector [1, 512], fp32."""
+    """Character and pair rows [F, P] of fragments, padded where mask is False, to their unit vectors [F, embedding], fp32."""
 
     def __init__(self, text: CharacterEncoder, dtype: torch.dtype, *, expanded: bool) -> None:
         super().__init__()
         self.text, self.expanded = copy.deepcopy(text).to(dtype), expanded
 
-    def forward(self, characters: Tensor, pairs: Tensor, tables: Tensor) -> Tensor:
+    def forward(self, characters: Tensor, pairs: Tensor, mask: Tensor, tables: Tensor) -> Tensor:
         tower = self.text.tower
-        x_1TD = self.text.single(characters[None]) + self.text.pair(pairs[None])
+        x_FPD = self.text.single(characters) + self.text.pair(pairs)
         cos, sin = tables[None].chunk(2, -1)
-        keys = DenseKeys(torch.ones_like(characters, dtype=torch.bool)[None], self.expanded)
+        keys = DenseKeys(mask, self.expanded)
         for block in tower.blocks:
-            x_1TD = block(x_1TD, keys, cos, sin)
-        return nn.functional.normalize(tower.project(tower.norm(x_1TD).mean(1)).float(), dim=-1)
+            x_FPD = block(x_FPD, keys, cos, sin)
+        counted_FP1 = mask[..., None].float()
+        mean_FD = (tower.norm(x_FPD).float() * counted_FP1).sum(1) / counted_FP1.sum(1)
+        return nn.functional.normalize(tower.project(mean_FD.to(x_FPD.dtype)).float(), dim=-1)
 
 
 def graphs(
@@ -308,10 +310,9 @@ def _decode(vae: SpectralVAE, dtype: torch.dtype) -> Graph:
 
 def _text(chinmu: ChinMu, dtype: torch.dtype, expanded: bool) -> Graph:
     assert isinstance(chinmu.text, CharacterEncoder)
-    length = 6
-    example = {
-        "characters": torch.arange(length),
-        "pairs": torch.arange(length),
-        "tables": torch.zeros(length, chinmu.text.tower.head_dim),
-    }
-    return Graph(TextGraph(chinmu.text, dtype, expanded=expanded), example, {name: {0: "characters"} for name in example}, ("vector",))
+    fragments, length = 3, 6
+    rows = torch.arange(fragments * length).view(fragments, length)
+    example = {"characters": rows, "pairs": rows + 1, "mask": torch.ones_like(rows, dtype=torch.bool)}
+    dynamic = {name: {0: "fragments", 1: "characters"} for name in example} | {"tables": {0: "characters"}}
+    example["tables"] = torch.zeros(length, chinmu.text.tower.head_dim)
+    return Graph(TextGraph(chinmu.text, dtype, expanded=expanded), example, dynamic, ("vectors",))

@@ -254,8 +254,7 @@ def build_engines(
     if reason := lacking(plan.target, plan.options):
         raise MissingError(
             f"engines for {plan.target.name} cannot be built here: {reason}. The build package is in '{out}': copy '{plan.folder}' to "
-            f"the GPU host and run `mudit export tensorrt {plan.folder.name} --target {plan.target.name}` or `sh engines/"
-            f"{plan.target.name}/build.sh` there"
+            f"the GPU host and run this command again there, or `sh engines/{plan.target.name}/build.sh` in it"
         )
     rows, faults = [], []
     for entry in plan.spec["engines"]:

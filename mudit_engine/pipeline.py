@@ -180,12 +180,20 @@ class SongPipeline:
         if runtime != "torch" and (device is not None or dtype is not None):
             raise InputError(f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime 'torch'")
         if runtime == "tensorrt":
-            from mudit_engine.runtime.trt_denoiser import TrtDecoder, open_tensorrt
+            from mudit_engine.runtime.trt_denoiser import NoText, TrtDecoder, open_tensorrt
 
             vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
             engines = open_tensorrt(folder, halo=vae.receptive_field)
-            decoder = TrtDecoder(engines)
-            return cls(config, vae, chinmu, runtime=engines, decoder=decoder, runtime_name=runtime, precision=engines.dtype)
+            return cls(
+                config,
+                vae,
+                chinmu,
+                runtime=engines,
+                decoder=TrtDecoder(engines),
+                text=NoText(config.dit.description_width) if engines.reads_text else None,
+                runtime_name=runtime,
+                precision=engines.dtype,
+            )
         if runtime != "torch":
             session = open_session(folder, runtime)
             vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
@@ -352,6 +360,8 @@ class SongPipeline:
             reference=reference,
             reference_kind=request.reference_kind,
             outline=rows,
+            texts=p.fragments,
+            negative_texts=negative,
         )
 
     def _song(self, p: _Prepared, latents: Tensor, audio: Tensor, timings: dict[str, float], batch: int) -> Song:

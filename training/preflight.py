@@ -27,6 +27,7 @@ from typing import Any
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import write_json
+from mudit_engine.training.ranks import local_world
 
 OK, WARN, FAIL = "ok", "warning", "failed"
 SIZES_MIB = {"cpu": (1, 8), "cuda": (1, 64, 512)}
@@ -63,18 +64,13 @@ def preflight_here(ranks: int, wanted: Wanted) -> dict[str, Any]:
     """Starts `ranks` processes on this machine and returns the report of rank 0. Raises MuditError when one of them dies."""
     if ranks < 1:
         raise InputError(f"--ranks {ranks}: use at least 1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="mudit-preflight-") as name:
         out, spec = Path(name) / "report.json", Path(name) / "wanted.json"
         write_json(spec, {**asdict(wanted), "folder": str(wanted.folder)})
         processes = []
         try:
-            for rank in range(ranks):
-                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
-                environment.setdefault("OMP_NUM_THREADS", "1")
+            for place in local_world(ranks):
+                environment = {"OMP_NUM_THREADS": "1", **os.environ, **place}
                 command = [sys.executable, "-m", "mudit_engine.training.preflight", str(spec), str(out)]
                 processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
             last = [process.communicate()[1] for process in processes]

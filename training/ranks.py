@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,14 @@ from mudit_engine.availability import require
 from mudit_engine.errors import InputError
 
 T = TypeVar("T")
+
+
+def local_world(world: int) -> list[dict[str, str]]:
+    """What a launcher sets in the environment of each of `world` ranks on this machine, on a port that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(world)]
 
 
 class Ranks:

@@ -104,9 +104,10 @@ def profiles(config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, song
         case "vae_decode":
             return [{"latents": tuple((1, frames, c.latent_channels) for frames in (1, CHUNK, CHUNK))}]  # type: ignore[dict-item]
         case "chinmu_text":
-            lengths = (1, 16, config.chinmu.max_characters)
-            widths = {"characters": (), "pairs": (), "tables": (config.chinmu.head_dim,)}
-            return [{name: tuple((length, *w) for length in lengths) for name, w in widths.items()}]  # type: ignore[misc]
+            few, longest = c.max_fragments, config.chinmu.max_characters
+            sizes: tuple[Shape, ...] = ((1, 1), (few, min(32, longest)), (few, longest))
+            tables = tuple((length, config.chinmu.head_dim) for _, length in sizes)
+            return [dict.fromkeys(("characters", "pairs", "mask"), sizes) | {"tables": tables}]  # type: ignore[list-item]
     raise InputError(f"graph '{graph}' has no profiles")
 
 

@@ -44,6 +44,9 @@ class SongInputs:
     reference: Tensor | None = None  # [frames, C]
     reference_kind: str = "mix"
     outline: OutlineRows | None = None  # read by a model with config.outline
+    # the fragments themselves: of a runtime that reads text, which takes from descriptions and negative their number of rows alone
+    texts: Sequence[str] = ()
+    negative_texts: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)

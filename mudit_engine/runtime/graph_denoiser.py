@@ -256,13 +256,26 @@ class GraphTextEncoder:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [N, embedding]. Raises InputError for an empty text."""
         check_texts(texts)
-        vectors = []
-        for text in texts:
-            characters, pairs = character_rows(text, self.config.max_characters)
-            tables = torch.cat(rope_table(torch.arange(len(characters)), self.config.head_dim), -1)
-            inputs = {"characters": torch.tensor(characters), "pairs": torch.tensor(pairs), "tables": tables}
-            vectors.append(self.session.run("chinmu_text", inputs)[0])
-        return torch.cat(vectors) if vectors else torch.zeros(0, self.config.embedding)
+        if not texts:
+            return torch.zeros(0, self.config.embedding)
+        length = max(min(len(text), self.config.max_characters) for text in texts)
+        return self.session.run("chinmu_text", text_inputs(texts, self.config, fragments=len(texts), length=length))[0]
+
+
+def text_inputs(texts: Sequence[str], config: ChinMuConfig, *, fragments: int, length: int) -> dict[str, Tensor]:
+    """Inputs of the graph chinmu_text: characters, pairs and mask [fragments, length], tables [length, K]; behind the texts is padding.
+
+    A row of padding alone keeps one character: attention that sees no key at all would give NaN.
+    """
+    inputs = {name: torch.zeros(fragments, length, dtype=torch.int64) for name in ("characters", "pairs")}
+    mask = torch.zeros(fragments, length, dtype=torch.bool)
+    mask[:, 0] = True
+    for row, text in enumerate(texts):
+        found = character_rows(text, length)
+        for values, name in zip(found, inputs, strict=True):
+            inputs[name][row, : len(values)] = torch.tensor(values)
+        mask[row, : len(found[0])] = True
+    return inputs | {"mask": mask, "tables": torch.cat(rope_table(torch.arange(length), config.head_dim), -1)}
 
 
 def _sequences(states: Sequence[GraphSong]) -> list[tuple[int, Branch]]:

@@ -180,6 +180,7 @@ def pack_song(song: SongInputs) -> bytes:
         tensors |= {f"outline.{name}": value for name, value in vars(song.outline).items()}
     rest = {name: getattr(song, name) for name in ("frames", "seconds", "seed", "user_type", "reference_kind")}
     rest |= {"lyric_ids": list(song.lyric_ids), "guided": song.table.guided, "needs_noise": song.table.needs_noise}
+    rest |= {"texts": list(song.texts), "negative_texts": list(song.negative_texts)}
     rest |= {"noise_scale": song.table.noise_scale}
     return save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"song": json.dumps(rest)})
 

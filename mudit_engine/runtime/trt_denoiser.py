@@ -2,11 +2,11 @@
 
     runtime = open_tensorrt(folder, halo=vae.receptive_field)
     latents = denoise(runtime, [runtime.prepare(song)])          # row by row, as everywhere
-    latents, pcm = runtime.render(song)                          # one CUDA graph: lyrics, all steps, decode, int16, copy out
+    latents, pcm = runtime.render(song)                          # one CUDA graph: text, all steps, decode, int16, copy out
 
 A graph is captured the first time a mode is seen (a bucket, which rows are guided, noise or none, reference or none) and kept. Guidance,
-its intervals, negative descriptions, reference audio and every sampler are inside it. Descriptions arrive as vectors: ChinMu's text tower
-runs before.
+its intervals, negative descriptions, reference audio and every sampler are inside it, and so is ChinMu's text tower where it reads
+characters; a transformers encoder runs before, and descriptions arrive as its vectors.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from mudit_engine.availability import require
 from mudit_engine.config import ModelConfig, VaeConfig, load_config
 from mudit_engine.errors import InputError, MissingError, ModelError
 from mudit_engine.hardware import machine
+from mudit_engine.models.chinmu import CHARACTERS, check_texts
 from mudit_engine.runtime.buckets import CHUNK, Bucket, choose
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress
 from mudit_engine.runtime.manifest import differences, read_manifest
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
 
 ENGINES = ("lyric_kv", "conditions", "modulation", "step", "vae_decode")
+TEXT_ENGINE = "chinmu_text"  # of a model whose text tower reads characters
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -50,6 +52,7 @@ class TrtDenoiser:
     buckets: Sequence[Bucket]
     halo: int
     dtype: torch.dtype = torch.bfloat16
+    reads_text: bool = False  # whether descriptions are read on the device; else they are vectors
     idle: dict[Mode, list[Program]] = field(default_factory=dict, repr=False)
 
     def prepare(self, song: SongInputs) -> TrtSong:
@@ -94,10 +97,22 @@ class TrtDenoiser:
         mode = mode_of(song, bucket, list(self.buckets).index(bucket))
         waiting = self.idle.setdefault(mode, [])
         if not waiting:
-            return mode, Program(self.device, self.config, mode, halo=self.halo, dtype=self.dtype)
+            return mode, Program(self.device, self.config, mode, halo=self.halo, dtype=self.dtype, reads_text=self.reads_text)
         # a captured one first: capturing costs more than a song
         waiting.sort(key=lambda program: program.replay is not None)
         return mode, waiting.pop()
+
+
+@dataclass(frozen=True)
+class NoText:
+    """Stands where the runtime itself reads descriptions: they have as many vectors as texts, and nothing is in them."""
+
+    width: int
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """[N, width]. Raises InputError for an empty text."""
+        check_texts(texts)
+        return torch.zeros(len(texts), self.width)
 
 
 @dataclass(frozen=True)
@@ -144,28 +159,30 @@ def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
         raise MissingError(
             "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime torch or onnxruntime on this machine"
         )
-    manifest = read_manifest(folder)
-    target, entry = pick_target(manifest, gpus[0].compute_capability)
+    manifest, config = read_manifest(folder), load_config(folder)
+    reads_text = config.chinmu.text_encoder == CHARACTERS
+    engines = (*ENGINES, TEXT_ENGINE) if reads_text else ENGINES
+    target, entry = pick_target(manifest, gpus[0].compute_capability, engines)
     require(entry["package"], f"engines of target '{target}'")
     if wrong := differences(folder, manifest):
         raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole")
     buckets = [Bucket(**bucket) for bucket in entry["buckets"]]
-    device = CudaDevice(folder / "engines" / target, entry["package"], ENGINES)
-    return TrtDenoiser(load_config(folder), device, buckets, halo, DTYPES[entry["flavour"]])
+    device = CudaDevice(folder / "engines" / target, entry["package"], engines)
+    return TrtDenoiser(config, device, buckets, halo, DTYPES[entry["flavour"]], reads_text)
 
 
-def pick_target(manifest: dict[str, Any], capability: str) -> tuple[str, dict[str, Any]]:
-    """The target whose engines run on a GPU of this compute capability ("8.0"): its own first, portable ones last.
+def pick_target(manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES) -> tuple[str, dict[str, Any]]:
+    """The target with all of `engines` that run on a GPU of this compute capability ("8.0"): its own first, portable ones last.
 
     Raises ModelError that names what the folder has.
     """
     targets: dict[str, dict[str, Any]] = manifest.get("engines") or {}
-    whole = {name: entry for name, entry in targets.items() if set(ENGINES) <= set(entry["engines"])}
+    whole = {name: entry for name, entry in targets.items() if set(engines) <= set(entry["engines"])}
     own = {"8.0": "a100", "9.0": "h100"}.get(capability)
     for name in (own, f"rtx-sm{capability.replace('.', '')}", "rtx-portable"):
         if name in whole:
             return name, whole[name]
-    part = {name: sorted(set(ENGINES) - set(entry["engines"])) for name, entry in targets.items() if name not in whole}
+    part = {name: sorted(set(engines) - set(entry["engines"])) for name, entry in targets.items() if name not in whole}
     lacks = "; ".join(f"{name} lacks {', '.join(missing)}" for name, missing in part.items())
     raise ModelError(
         f"no engines for a GPU of compute capability {capability}: this folder has {', '.join(whole) or 'no complete set'}"

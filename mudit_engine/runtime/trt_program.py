@@ -2,7 +2,7 @@
 
     program = Program(device, config, mode, halo=halo)
     program.fill(song)                  # host: everything of one song into pinned memory
-    program.prepare()                   # pinned -> device; lyric keys, conditions, modulation of all steps
+    program.prepare()                   # pinned -> device; description vectors, lyric keys, conditions, modulation of all steps
     for row in range(len(mode.guided)): program.step(row)
     program.decode()                    # chunks with halo, int16, device -> pinned
     device.wait(); program.pcm
@@ -32,6 +32,7 @@ from mudit_engine.models.layout import lyric_positions
 from mudit_engine.models.outline import FEATURES, TOKENS, no_outline
 from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, NULL_KEYS, Bucket
 from mudit_engine.runtime.denoiser import SongInputs, initial_noise
+from mudit_engine.runtime.graph_denoiser import text_inputs
 
 INT16 = 32767.0
 
@@ -104,10 +105,15 @@ def plan_chunks(frames: int, *, bucket: int, chunk: int, halo: int) -> tuple[Ten
 
 
 class Program:
-    """Buffers and launches of one mode. `dtype` is the network's; the state of the sampler and the codec's input are fp32."""
+    """Buffers and launches of one mode. `dtype` is the network's; the state of the sampler and the codec's input are fp32.
 
-    def __init__(self, device: Device, config: ModelConfig, mode: Mode, *, halo: int, dtype: torch.dtype = torch.bfloat16) -> None:
-        self.device, self.config, self.mode, self.halo, self.dtype = device, config, mode, halo, dtype
+    reads_text: descriptions are read by the engine chinmu_text; else they are vectors.
+    """
+
+    def __init__(
+        self, device: Device, config: ModelConfig, mode: Mode, *, halo: int, dtype: torch.dtype = torch.bfloat16, reads_text: bool = False
+    ) -> None:
+        self.device, self.config, self.mode, self.halo, self.dtype, self.reads_text = device, config, mode, halo, dtype, reads_text
         self.replay: Callable[[], None] | None = None
         c, vae, bucket = config.dit, config.vae, mode.bucket
         b, t, few, rows = mode.branches, bucket.frames, c.max_fragments, len(mode.guided)
@@ -122,7 +128,6 @@ class Program:
             "token_mask": ((bucket.tokens,), flag),
             "token_tables": ((bucket.tokens, c.lyric_head_dim), f32),
             "share_tables": ((bucket.tokens, c.head_dim), f32),
-            "descriptions": ((b, few, c.description_width), f32),
             "reference": ((b, reference, c.latent_channels), f32),
             "reference_kind": ((1,), i64),
             "times": ((rows, b), f32),
@@ -138,8 +143,13 @@ class Program:
         }
         if mode.noise:
             given["noise"] = ((rows, 1, t, c.latent_channels), f32)
-        if c.pooled_description:
-            given["pooled"] = ((rows, b, c.description_width), f32)
+        if reads_text:
+            longest = config.chinmu.max_characters
+            given |= dict.fromkeys(("characters", "pairs"), ((b, few, longest), i64)) | {"mask": ((b, few, longest), flag)}
+            given |= {"tables": ((longest, config.chinmu.head_dim), f32), "shares": ((b, 1, few), f32)}
+        else:
+            given["descriptions"] = ((b, few, c.description_width), f32)
+            given["pooled"] = ((b, 1, c.description_width), f32)
         if c.outline:
             given |= {"features": ((b, t, FEATURES), f32), "tokens": ((b, t, TOKENS), i64), "weights": ((b, t, TOKENS), f32)}
         self.host = {name: device.pinned(*size) for name, size in given.items()}
@@ -150,6 +160,11 @@ class Program:
             zeros.append(device.empty(shape, kind))
             return zeros[-1]
 
+        if reads_text:
+            self.descriptions, self.pooled = zero(b, few, c.description_width, kind=f32), zero(b, 1, c.description_width, kind=f32)
+        else:
+            self.descriptions, self.pooled = self.given["descriptions"], self.given["pooled"]
+        self.pooled_rows = zero(rows, b, c.description_width, kind=f32) if c.pooled_description else None
         counts = sorted({1 + one for one in mode.guided})
         kv = (c.blocks, bucket.tokens, c.heads, c.head_dim)
         base = (6 * c.width,) if c.modulation == "shared" else (c.blocks, 6 * c.width)
@@ -202,9 +217,16 @@ class Program:
         for branch in range(mode.branches):  # the unconditional sequence knows the negative description alone
             described = song.negative if branch else song.descriptions
             frames, tokens = (0, 0) if branch else (len(reference), count)
-            host["descriptions"][branch, : len(described)] = described.float()
-            if c.pooled_description:
-                host["pooled"][:, branch] = pool_descriptions(described.float(), [len(described)])
+            if self.reads_text:
+                texts = song.negative_texts if branch else song.texts
+                if len(texts) != len(described):
+                    raise InputError(f"{len(described)} descriptions and {len(texts)} texts: these engines read the texts themselves")
+                for name, value in text_inputs(texts, self.config.chinmu, fragments=few, length=host["mask"].shape[2]).items():
+                    (host[name] if name == "tables" else host[name][branch])[:] = value
+                host["shares"][branch, 0, : len(texts)] = 1 / max(len(texts), 1)
+            else:
+                host["descriptions"][branch, : len(described)] = described.float()
+                host["pooled"][branch] = pool_descriptions(described.float(), [len(described)])
             host["reference"][branch, :frames] = reference[:frames]
             host["target_mask"][branch, : song.frames] = True
             host["other_mask"][branch, : len(described)] = True
@@ -235,8 +257,13 @@ class Program:
         for targets in self.step_kv.values():
             for target, source in zip(targets, self.kv, strict=True):
                 device.run(partial(target[:, 0, NULL_KEYS:].copy_, source))
+        if self.reads_text:
+            for branch in range(mode.branches):
+                inputs = {name: given[name][branch] for name in ("characters", "pairs", "mask")} | {"tables": given["tables"]}
+                device.launch("chinmu_text", 0, inputs, {"vectors": self.descriptions[branch]})
+                device.run(partial(torch.mm, given["shares"][branch], self.descriptions[branch], out=self.pooled[branch]))
         for branch in range(mode.branches):
-            inputs = {"descriptions": given["descriptions"][branch], "reference": given["reference"][branch]}
+            inputs = {"descriptions": self.descriptions[branch], "reference": given["reference"][branch]}
             inputs["reference_kind"] = given["reference_kind"]
             results = {"rows": self.rows}
             if outline:
@@ -246,7 +273,10 @@ class Program:
             device.launch("conditions", mode.profile if outline else 0, inputs, results)
             # without a reference its one row is left out
             device.run(partial(self.other_rows[branch].copy_, self.rows[: self.other_rows.shape[1]]))
-        flat: dict[str, Any] = {name: given[name].flatten(0, 1) for name in ("times", "seconds", "user", "pooled") if name in given}
+        flat: dict[str, Any] = {name: given[name].flatten(0, 1) for name in ("times", "seconds", "user")}
+        if self.pooled_rows is not None:
+            device.run(partial(self.pooled_rows.copy_, self.pooled[:, 0]))  # the same at every step
+            flat["pooled"] = self.pooled_rows.flatten(0, 1)
         device.launch("modulation", 0, flat, {"base": self.base.flatten(0, 1), "final": self.final.flatten(0, 1)})
         device.run(partial(self.x[0].copy_, given["x"]))
         device.run(self.kept[0].zero_)

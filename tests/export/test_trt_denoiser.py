@@ -7,6 +7,7 @@ no allocation inside a graph, and that whole songs come out as PyTorch makes the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.runtime.buckets import CHUNK, Bucket, default_buckets, parse_buckets, profiles
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
-from mudit_engine.runtime.trt_denoiser import ENGINES, TrtDecoder, TrtDenoiser, pick_target
+from mudit_engine.runtime.trt_denoiser import ENGINES, TEXT_ENGINE, NoText, TrtDecoder, TrtDenoiser, pick_target
 from mudit_engine.runtime.trt_program import plan_chunks
 from mudit_engine.text.outline import Outline
 
@@ -102,15 +103,16 @@ class FakeDevice:
 class Setting:
     """A model in PyTorch and the same one behind the fake device."""
 
-    def __init__(self, folder: Path, **dit: Any) -> None:
+    def __init__(self, folder: Path, *, reads_text: bool = False, **dit: Any) -> None:
+        self.reads_text = reads_text
         self.config = micro_config(**dit)
         save_model(folder, self.config)
         self.dit: Any
         self.dit, self.vae, self.chinmu = (load_part(part, self.config, folder).eval() for part in ("dit", "vae", "chinmu"))
-        made = {name: make() for name, make in graphs(self.dit, self.vae, self.chinmu).items() if name != "chinmu_text"}  # type: ignore[arg-type]
+        made = {name: make() for name, make in graphs(self.dit, self.vae, self.chinmu).items() if reads_text or name != "chinmu_text"}  # type: ignore[arg-type]
         self.buckets = parse_buckets(self.config, ["6:64", "20"])
         self.device = FakeDevice({name: graph.module.eval() for name, graph in made.items()}, self.config, self.buckets)
-        self.runtime = TrtDenoiser(self.config, self.device, self.buckets, self.vae.receptive_field, torch.float32)  # type: ignore[arg-type]
+        self.runtime = TrtDenoiser(self.config, self.device, self.buckets, self.vae.receptive_field, torch.float32, reads_text)  # type: ignore[arg-type]
 
     def song(self, frames: int = 70, *, tokens: int = 9, reference: int = 0, seed: int = 3, **sampler: Any) -> SongInputs:
         draw = torch.Generator().manual_seed(seed)
@@ -119,19 +121,23 @@ class Setting:
         if c.outline:
             rate = self.config.vae.frame_rate
             outline = outline_rows(Outline(bpm=100, key="A minor"), frames=frames, frame_rate=rate, tokens=tokens)
+        texts, negative_texts = ("温暖的女声", f"piano, {seed * 30} BPM"), (f"noise {seed}",)
+        descriptions, negative = (self.chinmu.encode_text(one).detach() for one in (texts, negative_texts))
         values = {"name": "ode-euler", "steps": 3, "guidance": 2.0, **sampler}
         return SongInputs(
             frames=frames,
             seconds=frames / self.config.vae.frame_rate,
             table=sampler_table(self.config.path, SamplerConfig.model_validate(values)),
             seed=seed,
-            descriptions=torch.randn(2, c.description_width, generator=draw),
-            negative=torch.randn(1, c.description_width, generator=draw),
+            descriptions=descriptions,
+            negative=negative,
             lyric_ids=torch.randint(0, 100, (tokens,), generator=draw).tolist(),
             user_type="amateur",
             reference=torch.randn(reference, c.latent_channels, generator=draw) if reference else None,
             reference_kind="vocals",
             outline=outline,
+            texts=texts,
+            negative_texts=negative_texts,
         )
 
     def expected(self, song: SongInputs) -> tuple[Tensor, Tensor]:
@@ -142,7 +148,11 @@ class Setting:
         return latents, (audio.clamp(-1, 1) * 32767).round().to(torch.int16)
 
     def check(self, song: SongInputs) -> None:
-        latents, pcm = self.runtime.render(song)
+        given = song
+        if self.reads_text:  # the vectors are not looked at
+            nothing = {name: torch.full_like(getattr(song, name), torch.nan) for name in ("descriptions", "negative")}
+            given = replace(song, **nothing)  # type: ignore[arg-type]
+        latents, pcm = self.runtime.render(given)
         wanted, wanted_pcm = self.expected(song)
         assert latents.shape == wanted.shape and pcm.shape == wanted_pcm.shape
         assert float((latents - wanted).norm() / wanted.norm()) < 1e-5
@@ -170,6 +180,29 @@ MODES: dict[str, dict[str, Any]] = {
     "chunks": {"frames": CHUNK + 33},
     "chunks to the end": {"frames": 320, "tokens": 100},
 }
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(tmp_path_factory.mktemp("reading"), reads_text=True, pooled_description=True)
+
+
+@pytest.mark.parametrize("mode", ["guided", "unguided", "noise", "reference", "instrumental"])
+def test_text_is_read_in_the_graph(reading: Setting, mode: str) -> None:
+    reading.check(reading.song(**MODES[mode]))
+
+
+def test_a_graph_that_reads_keeps_nothing_of_the_last_text(reading: Setting) -> None:
+    songs = [reading.song(seed=seed, steps=4) for seed in (1, 2)]
+    said = replace(songs[0], texts=(), negative_texts=(), descriptions=songs[0].descriptions[:0], negative=songs[0].negative[:0])
+    before = reading.device.captures
+    for song in (*songs, said, songs[0]):
+        reading.check(song)
+    assert reading.device.captures == before + 1
+    launched = reading.device.log[-(2 + 1 + 2 + 1 + 4 + 1) :]
+    assert launched[:6] == ["lyric_kv", "chinmu_text", "chinmu_text", "conditions", "conditions", "modulation"]
+    with pytest.raises(InputError, match="2 descriptions and 0 texts"):
+        reading.runtime.prepare(replace(songs[0], texts=()))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -214,12 +247,15 @@ def test_row_by_row_equals_pytorch_with_songs_side_by_side(plain: Setting) -> No
         assert float((latents - wanted).norm() / wanted.norm()) < 1e-5
 
 
-def test_the_pipeline_takes_whole_songs_from_it(plain: Setting) -> None:
+@pytest.mark.parametrize("reads_text", [False, True])
+def test_the_pipeline_takes_whole_songs_from_it(plain: Setting, reading: Setting, reads_text: bool) -> None:
+    plain = reading if reads_text else plain
     c = plain.config
     sung = SongRequest(description="piano", lyrics="你好世界", seconds=4.0, seed=1)
     requests = [sung, SongRequest(description="drums", seconds=18.0, seed=2)]
     stages: list[tuple[str, int, int]] = []
-    engines = SongPipeline(c, plain.vae, plain.chinmu, runtime=plain.runtime, decoder=TrtDecoder(plain.runtime), runtime_name="tensorrt")
+    decoder, text = TrtDecoder(plain.runtime), NoText(c.dit.description_width) if reads_text else None
+    engines = SongPipeline(c, plain.vae, plain.chinmu, runtime=plain.runtime, decoder=decoder, text=text, runtime_name="tensorrt")
     found = engines.generate(requests, progress=lambda *report: stages.append(report))
     wanted = SongPipeline(c, plain.vae, plain.chinmu, runtime=Denoiser(plain.dit)).generate(requests)
     for song, expected in zip(found, wanted, strict=True):
@@ -280,6 +316,8 @@ def test_the_gpu_decides_which_engines_run() -> None:
     manifest = {"engines": {"rtx-portable": whole, "a100": whole, "rtx-sm89": {"engines": {"step": {}}}}}
     assert pick_target(manifest, "8.0")[0] == "a100"
     assert pick_target(manifest, "8.9")[0] == "rtx-portable", "an incomplete set is passed over"
+    with pytest.raises(ModelError, match=rf"a100 lacks {TEXT_ENGINE}"):
+        pick_target(manifest, "8.0", (*ENGINES, TEXT_ENGINE))
     with pytest.raises(ModelError, match=r"capability 9.0.*--target h100"):
         pick_target({"engines": {"a100": {"engines": {"step": {}}}}}, "9.0")
 

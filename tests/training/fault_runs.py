@@ -19,7 +19,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 
 from mudit_engine.training.checkpoint import Checkpoints, find_fault
+from mudit_engine.training.ranks import local_world
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import read_metrics
 from small_songs import small_recipe, write_songs
@@ -64,11 +64,8 @@ def recipe_for(data: Path, *, stage: int | None) -> Recipe:
 
 def fork_ranks(world: int, body: Callable[[int], None], log: Path) -> dict[int, int]:
     """Runs body(rank) in `world` forked processes; when one of them fails the others are ended, as launchers do. Exit codes by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     ranks: dict[int, int] = {}
-    for rank in range(world):
+    for rank, place in enumerate(local_world(world)):
         process = os.fork()
         if process == 0:
             code = 1
@@ -76,8 +73,7 @@ def fork_ranks(world: int, body: Callable[[int], None], log: Path) -> dict[int, 
                 with log.open("ab", buffering=0) as output:
                     os.dup2(output.fileno(), 1)
                     os.dup2(output.fileno(), 2)
-                ranked = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                os.environ.update({name: str(value) for name, value in ranked.items()})
+                os.environ.update(place)
                 body(rank)
                 code = 0
             except SystemExit as stop:

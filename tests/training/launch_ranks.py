@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from mudit_engine.training.ranks import local_world
 
 HERE = Path(__file__).parent
 
 
 def start(world: int, script: str, *arguments: str, log: Path) -> list[subprocess.Popen[bytes]]:
     """The processes of the ranks; rank r writes into `log`.r."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     processes = []
-    for rank in range(world):
-        ranked = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **{name: str(value) for name, value in ranked.items()}, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        with log.with_suffix(f".{rank}").open("wb") as output:
+    for place in local_world(world):
+        env = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        with log.with_suffix(f".{place['RANK']}").open("wb") as output:
             command = [sys.executable, str(HERE / script), *arguments]
             processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=HERE))
     return processes
