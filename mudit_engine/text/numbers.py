@@ -21,6 +21,7 @@ NUMBER = re.compile(
     r")(?:%|(?:st|nd|rd|th|'?s)(?![a-z]))?",
     re.IGNORECASE | re.ASCII,
 )
+_SUFFIX = re.compile(r"(?:st|nd|rd|th|'?s)$", re.IGNORECASE)
 _DIGITS = "零一二三四五六七八九"
 _MEASURES = frozenset("个天年月日号次里公米度岁分秒点块元颗朵封页首步遍种句杯夜人万亿千百路楼层小周座条张双只位支场片件多余瓶滴束根盏站道")
 _LIANG = frozenset("个天年次里度分秒点块元颗朵封页首步遍种句杯夜人万亿千小周座条张双只位支场片件瓶滴束根盏站道")
@@ -32,7 +33,7 @@ _PHONE = 7  # so many digits without a comma are read one by one
 def in_mandarin(number: str, *, following: str = "") -> str:
     """Han characters for a match of NUMBER. `following`: the character after it (年, 个, ... decide the reading)."""
     money, body = _money(number)
-    body = re.sub(r"(?:st|nd|rd|th|'?s)$", "", body, flags=re.IGNORECASE)
+    body = _SUFFIX.sub("", body)
     if body.endswith("%"):
         return "百分之" + _value(body[:-1])
     if ":" in body:
@@ -92,6 +93,7 @@ def in_english(number: str) -> str:
     if decade := re.fullmatch(r"(\d+)'?s", body, re.IGNORECASE):
         words = in_english(decade[1])
         return re.sub("y$", "ie", words) + "s"
+    body = _SUFFIX.sub("", body)  # nobody says the plural of 12:30 or the ordinal of 1/4
     if ":" in body:
         hours, minutes = body.split(":")
         late = "" if minutes == "00" else (" oh " if minutes[0] == "0" else " ") + _spell(int(minutes))

@@ -92,7 +92,8 @@ ENGLISH_NUMBERS = [
     ("1998", "nineteen ninety-eight"), ("99", "ninety-nine"), ("1,000", "one thousand"), ("3.14", "three point one four"),
     ("50%", "fifty percent"), ("21st", "twenty-first"), ("90s", "nineties"), ("$5", "five dollars"), ("7:30", "seven thirty"),
     ("7:05", "seven oh five"), ("007", "zero zero seven"), ("555-1234", "five five five one two three four"),
-    ("1\u20442", "one half"), ("9" * 5000 + ".5", None), ("1" + ",000" * 9, None),
+    ("1\u20442", "one half"), ("1\u20444S", "one quarter"), ("1,000s", "one thousand"), ("3.5th", "three point five"),
+    ("9" * 5000 + ".5", None), ("1" + ",000" * 9, None),
 ]  # fmt: skip
 
 
