@@ -32,6 +32,7 @@ from mudit_engine.models.vae import SpectralVAE, Spectrum
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder, Lengths, Session, unpadded
 from mudit_engine.runtime.sessions import open_session
+from mudit_engine.text.harmony import TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 
 LATENTS_LIMIT, AUDIO_LIMIT, PADDING_LIMIT = 1e-4, 1e-4, 1e-5
@@ -173,7 +174,8 @@ def _song(config: ModelConfig, frames: int, *, seed: int) -> SongInputs:
     tokens = 23 + seed
     seconds = frames / config.vae.frame_rate
     times = torch.linspace(0, seconds, tokens + 1)
-    outline = Outline(96.0, "A minor", torch.stack((times[:-1], times[1:]), 1).numpy())
+    chords = (TimedChord(0.0, 1.0, chord_symbol("Am")), TimedChord(1.0, 2.5, chord_symbol("E7")))
+    outline = Outline(96.0, "A minor", torch.stack((times[:-1], times[1:]), 1).numpy(), chords)
     return SongInputs(
         frames=frames,
         seconds=seconds,

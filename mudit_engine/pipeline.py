@@ -37,8 +37,9 @@ from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongPro
 from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder
 from mudit_engine.runtime.sessions import open_session
 from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, requested_key
+from mudit_engine.text.harmony import chord_names, parse_chords, planned_chords, repeated_chords
 from mudit_engine.text.lyrics import Lyrics, parse_lyrics
-from mudit_engine.text.outline import Outline, plan_syllables, planned_bpm, planned_seconds, token_times
+from mudit_engine.text.outline import Outline, plan_bars, plan_syllables, planned_bpm, planned_seconds, token_times
 from mudit_engine.text.phonemes import PhonemeSequence, budget, phonemize, seconds_for
 from mudit_engine.text.vocabulary import Vocabulary
 
@@ -59,7 +60,7 @@ def decode_frames(receptive_field: int) -> int:
 class SongRequest:
     """What somebody asks for. lyrics None or '' is an instrumental; seconds None is as long as the lyrics need.
 
-    bpm and key ("C minor") None are as the description says.
+    bpm and key ("C minor") None are as the description says; chords ("C | Am F | G", text/harmony.py) None are planned in that key.
     """
 
     description: str = ""
@@ -72,6 +73,7 @@ class SongRequest:
     seed: int | None = None
     bpm: float | None = None
     key: str | None = None
+    chords: str | None = None
     sampler: dict[str, Any] = field(default_factory=dict)  # fields of SamplerConfig that differ from the model's
 
     def __post_init__(self) -> None:
@@ -87,6 +89,10 @@ class SongRequest:
             raise InputError(f"bpm={self.bpm:g} is out of range: use {SLOWEST_BPM:g} to {FASTEST_BPM:g}")
         if self.key is not None and requested_key(self.key) is None:
             raise InputError(f"key '{self.key}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or '降E大调'")
+        if self.chords is not None:
+            if not isinstance(self.chords, str):
+                raise InputError(f"chords {self.chords!r}: write them as one text, such as 'C G Am F'")
+            parse_chords(self.chords)
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed={self.seed} is out of range: use a whole number from 0 to 2^63 - 1")
 
@@ -277,36 +283,37 @@ class SongPipeline:
             phonemes = phonemize(lyrics, vocabulary=Vocabulary.load(config.dit.vocabulary))
             notes += [*lyrics.notes, *phonemes.notes]
         bpm = request.bpm or planned_bpm(request.description)
-        if request.seconds is not None:
-            seconds = request.seconds
-        elif phonemes is None:
-            seconds = min(DEFAULT_SECONDS, config.max_seconds)
-        else:
-            needed = planned_seconds(phonemes, bpm=bpm) if config.dit.outline and phonemes.syllables else seconds_for(phonemes)
-            seconds = min(needed, config.max_seconds)
+        planned, needed = False, DEFAULT_SECONDS
+        if phonemes is not None:
+            planned = config.dit.outline and phonemes.syllables > 0
+            needed = planned_seconds(phonemes, bpm=bpm) if planned else seconds_for(phonemes)
+        seconds = request.seconds if request.seconds is not None else min(needed, config.max_seconds)
         if seconds > config.max_seconds:
             raise InputError(
                 f"seconds={seconds:g} is longer than model '{config.name}' makes (at most {config.max_seconds:g} s): "
                 "ask for less, or use a larger model"
             )
-        if phonemes is not None and (message := budget(phonemes, seconds).message):
+        if phonemes is not None and not (planned and seconds >= needed) and (message := budget(phonemes, seconds).message):
             notes.append(message)
         fragments: tuple[str, ...] = ()
         if request.description.strip():
             fragments = description_fragments(request.description, config.dit.max_fragments)
-        times = None
-        if config.dit.outline and phonemes is not None:
-            times = token_times(phonemes, plan_syllables(phonemes, bpm=bpm, seconds=seconds))
+        seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+        outline = Outline()
+        if config.dit.outline:
+            outline = _outline(request, phonemes, bpm=bpm, seconds=seconds, seed=seed)
+        elif asked := [name for name in ("bpm", "key", "chords") if getattr(request, name) is not None]:
+            notes.append(f"model '{config.name}' takes no outline: {' and '.join(asked)} are not followed, only what the description says")
         sampler = self._sampler(request.sampler)
         return _Prepared(
             request=request,
             lyrics=lyrics,
             phonemes=phonemes,
             fragments=fragments,
-            outline=Outline(bpm, requested_key(request.key or request.description), times),
+            outline=outline,
             seconds=seconds,
             frames=max(1, math.ceil(seconds * config.vae.frame_rate)),
-            seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+            seed=seed,
             sampler=sampler,
             table=sampler_table(config.path, sampler),
             notes=tuple(notes),
@@ -366,6 +373,7 @@ class SongPipeline:
 
     def _song(self, p: _Prepared, latents: Tensor, audio: Tensor, timings: dict[str, float], batch: int) -> Song:
         request = replace(p.request, seconds=p.seconds, seed=p.seed, sampler={})
+        outline = {"bpm": p.outline.bpm, "key": p.outline.key, "chords": p.request.chords or chord_names(p.outline.chords)}
         info = {
             "schema_version": 1,
             "env": environment(),
@@ -375,7 +383,7 @@ class SongPipeline:
             "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items() if k != "sampler"},
             "sampler": p.sampler.model_dump(mode="json"),
             "fragments": list(p.fragments),
-            "outline": {"bpm": p.outline.bpm, "key": p.outline.key} if self.config.dit.outline else None,
+            "outline": outline if self.config.dit.outline else None,
             "phonemes": len(p.phonemes.ids) if p.phonemes else 0,
             "syllables": p.phonemes.syllables if p.phonemes else 0,
             "frames": p.frames,
@@ -385,6 +393,15 @@ class SongPipeline:
             "batch_songs": batch,
         }
         return Song(audio.numpy(), self.config.vae.sample_rate, latents.float().cpu().numpy(), info)
+
+
+def _outline(request: SongRequest, phonemes: PhonemeSequence | None, *, bpm: float, seconds: float, seed: int) -> Outline:
+    """When what is sung over which chord. Without a key there is no plan of chords: the description's mood decides."""
+    key = requested_key(request.key or request.description)
+    bars = plan_bars(phonemes, bpm=bpm, seconds=seconds)
+    chords = repeated_chords(bars, parse_chords(request.chords)) if request.chords else planned_chords(bars, key, seed=seed) if key else ()
+    times = None if phonemes is None else token_times(phonemes, plan_syllables(phonemes, bpm=bpm, seconds=seconds))
+    return Outline(bpm, key, times, chords)
 
 
 def usual_device(name: str | None = None) -> torch.device:

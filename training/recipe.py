@@ -172,6 +172,7 @@ class DitStage(_Section):
     drop_user: float = Field(0.2, ge=0, le=1, description="a description is kept, its user type is not said")
     drop_tempo: float = Field(0.1, ge=0, le=1, description="the outline's tempo is not said")
     drop_key: float = Field(0.2, ge=0, le=1, description="the outline's key is not said")
+    drop_chords: float = Field(0.3, ge=0, le=1, description="the outline's chords are not said")
     reference: float = Field(0.0, ge=0, le=1, description="probability that one stem (or the mix) is given as reference audio")
     checkpointing: Literal["none", "full", "selective"] = Field(
         "none", description="recomputed in the backward pass: full, whole blocks; selective, all but the products of matrices"

@@ -10,13 +10,15 @@ A manifest is JSON Lines; only `audio` is needed:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mudit_engine.errors import InputError
-from mudit_engine.text.descriptions import description_fragments, fragments
+from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, fragments
+from mudit_engine.text.harmony import SCALES, ChordSymbol, chord_symbol
 from mudit_engine.training.shards import LANGUAGES, SPLITS, STEMS, USER_TYPES
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -99,12 +101,17 @@ def corpus_songs(corpus: Path) -> Iterator[SourceSong]:
             descriptions=descriptions,
             stems={stem: path for stem in STEMS if (path := folder / f"{stem}.flac").is_file()},
             syllables=tuple((s.start, s.end) for s in song.syllables),
-            metadata={name: getattr(song, name) for name in known},
+            metadata={name: getattr(song, name) for name in known}
+            | {"chords": [(c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords]},
         )
 
 
 def manifest_songs(path: Path) -> Iterator[SourceSong]:
-    """Songs of a JSON Lines file; paths are relative to it. Raises InputError with the number of a wrong line."""
+    """Songs of a JSON Lines file; paths are relative to it. Raises InputError with the number of a wrong line.
+
+    A model with an outline learns from `metadata` what was played: bpm, key (0 to 11, C = 0) with mode ("major" or "minor"), and chords as
+    [start, end, symbol] in seconds, such as [0.0, 2.0, "F#m7"].
+    """
     with path.open("rb") as lines:  # one at a time: a manifest may name millions of songs
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -134,6 +141,8 @@ def _manifest_song(row: dict[str, Any], folder: Path) -> SourceSong:
             if value not in accepted:
                 raise ValueError(f"'{value}' is none of {', '.join(accepted)}")
         descriptions.append(SourceDescription.of(language, user, one["text"]))
+    metadata = row.get("metadata", {})
+    _check_course(metadata)
     audio = folder / row["audio"]
     return SourceSong(
         id=str(row.get("id", Path(row["audio"]).with_suffix("").as_posix())),
@@ -142,8 +151,29 @@ def _manifest_song(row: dict[str, Any], folder: Path) -> SourceSong:
         lyrics=row.get("lyrics", ""),
         descriptions=tuple(descriptions),
         stems={stem: folder / name for stem, name in stems.items()},
-        metadata=row.get("metadata", {}),
+        metadata=metadata,
     )
+
+
+def _check_course(known: Any) -> None:
+    """Raises ValueError for metadata that is no object, or a tempo, a key or chords that training could not read."""
+    if not isinstance(known, dict):
+        raise ValueError(f"metadata {known!r} is no object")
+    if "bpm" in known and not (_is_number(known["bpm"]) and SLOWEST_BPM <= known["bpm"] <= FASTEST_BPM):
+        raise ValueError(f"bpm {known['bpm']!r} is no number from {SLOWEST_BPM:g} to {FASTEST_BPM:g}")
+    if "key" in known and (type(known["key"]) is not int or known["key"] not in range(12) or known.get("mode") not in SCALES):
+        raise ValueError(f"key {known['key']!r} with mode {known.get('mode')!r}: write 0 to 11 (C = 0), and {' or '.join(SCALES)}")
+    chords = known.get("chords", [])
+    for chord in chords if isinstance(chords, list) else [chords]:
+        match chord:
+            case [start, end, str(symbol)] if _is_number(start) and _is_number(end) and 0 <= start < end:
+                chord_symbol(symbol)
+            case _:
+                raise ValueError(f"chord {chord!r} is no [start, end, symbol] with 0 <= start < end")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def folder_songs(folder: Path) -> Iterator[SourceSong]:

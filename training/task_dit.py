@@ -23,6 +23,7 @@ from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import InputError
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, DitBatch, check_lyric_ids
 from mudit_engine.models.outline import OutlineRows, outline_rows, pack_outlines
+from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training import shards as layout
@@ -34,7 +35,6 @@ from mudit_engine.training.tasks import Batch, Moment, Task
 from mudit_engine.training.throughput import forward_flops
 from mudit_engine.training.ulysses import make_exchange
 
-TONIC_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
 
 
@@ -218,12 +218,18 @@ class DitTask(Task):
         return Conditions(lyrics, record["fragments"][rows], USER_TYPES.index(user), reference, REFERENCE_KINDS.index(kind), outline)
 
     def _known(self, record: SongRecord, times: np.ndarray | None, moment: Moment) -> Outline:
-        """What this step says of the song's course: tempo and key are left out now and then, as requests leave them out."""
-        choose, known = moment.chooser("outline", record.id), record.metadata
-        say_tempo, say_key = (not moment.training or choose.random() >= share for share in (self.stage.drop_tempo, self.stage.drop_key))
+        """What this step says of the song's course: tempo, key and chords are left out now and then, as requests leave them out."""
+        choose, known, s = moment.chooser("outline", record.id), record.metadata, self.stage
+        dropped = (s.drop_tempo, s.drop_key, s.drop_chords)
+        say_tempo, say_key, say_chords = (not moment.training or choose.random() >= share for share in dropped)
+        triads = moment.training and choose.random() < 0.5  # planned chords are triads
         bpm = float(known["bpm"]) if say_tempo and "bpm" in known else None
         key = f"{TONIC_NAMES[known['key']]} {known['mode']}" if say_key and "key" in known else None
-        return Outline(bpm, key, times)
+        chords = [
+            TimedChord(start, end, chord_symbol(symbol).triad if triads else chord_symbol(symbol))
+            for start, end, symbol in (known.get("chords", ()) if say_chords else ())
+        ]
+        return Outline(bpm, key, times, chords)
 
     def _outline(self, record: SongRecord, tokens: int, outline: Outline) -> OutlineRows:
         return outline_rows(outline, frames=len(record["latents"]), frame_rate=self.config.vae.frame_rate, tokens=tokens)

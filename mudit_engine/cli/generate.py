@@ -27,7 +27,7 @@ RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")
 PRECISIONS = {"auto": None, "fp32": "float32", "bf16": "bfloat16"}
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
-TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key")
+TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key", "chords")
 REQUEST_FIELDS = (*TEXT_FIELDS, "seconds", "reference", "reference_kind", "seed", "out")
 SAMPLER_FIELDS = {"sampler": "name", "steps": "steps", "guidance": "guidance", "guidance_interval": "guidance_interval", "eta": "eta"}
 
@@ -60,21 +60,26 @@ class Seconds(click.ParamType):
 @click.option("--negative", default="", metavar="TEXT", help="What the song should not be; needs guidance above 1.")
 @click.option("--bpm", type=click.FloatRange(20, 400), help="Beats a minute. Default: as the description says.")
 @click.option("--key", metavar="KEY", help="For example 'C minor' or 降E大调. Default: as the description says.")
+@click.option(
+    "--chords",
+    metavar="CHORDS",
+    help="A chord a bar, 'C G Am F', or bars with more, 'C | Am F | G7', repeated to the end. Default: planned in the key.",
+)
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="Default: the model's own.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Sampler steps.")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance weight; 1 is none and takes half the time.")
 @click.option("--guidance-interval", type=float, nargs=2, metavar="LOW HIGH", help="Noise levels (0 to 1) between which guidance acts.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="ddim: 0 is deterministic, 1 ancestral.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other field of the sampler's configuration, e.g. shift=2.")
-@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same song. Default: drawn, and written to the sidecar.")
+@click.option("--seed", type=click.IntRange(0), help="In one precision a seed gives one song. Default: drawn, and written to the sidecar.")
 @click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER", help="An embedded model or a model folder.")
 @click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
     default="auto",
     show_default=True,
-    help="What runs the networks. auto: tensorrt on a GPU where the model is a folder with engines, else torch. onnxruntime and openvino "
-    "export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",
+    help="What runs the networks. auto: tensorrt where the model is a folder with engines for this GPU, else torch. onnxruntime and "
+    "openvino export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",
 )
 @click.option(
     "--precision",
@@ -103,19 +108,18 @@ def command(**options: Any) -> None:
     if options["skip_existing"]:
         jobs = [(request, path) for request, path in jobs if not path.exists()]
     start = time.perf_counter()
-    model, runtime = options["model"], options["runtime"]
+    model, runtime, precision = options["model"], options["runtime"], options["precision"]
+    if precision != "auto" and runtime not in ("auto", "torch"):
+        raise InputError(f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it was exported in")
     if runtime == "auto":
         from mudit_engine.models.folder import model_folder
         from mudit_engine.runtime.sessions import usual_runtime
 
-        runtime = usual_runtime(model_folder(model), cuda=torch.cuda.is_available())
+        runtime = usual_runtime(model_folder(model)) if precision == "auto" else "torch"
     if runtime not in ("torch", "tensorrt"):
         from mudit_engine.cli._deployed import deployed
 
         model = deployed(model, runtime=runtime, quiet=options["as_json"])
-    precision = options["precision"]
-    if precision != "auto" and runtime != "torch":
-        raise InputError(f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it was exported in")
     name = PRECISIONS[precision]
     pipeline = SongPipeline.from_pretrained(model, runtime=runtime, dtype=getattr(torch, name) if name else None)
     loading = time.perf_counter() - start
@@ -128,11 +132,9 @@ def command(**options: Any) -> None:
     if options["as_json"]:
         emit_json({"loading_seconds": round(loading, 3), "songs": rows})
     elif rows:
-        columns = ["file", "seconds", "seed", "text s", "denoise s", "decode s"]
-        cells = [
-            [r["files"][0], f"{r['seconds']:.1f}", r["seed"], *(f"{r['timings_seconds'][k]:.2f}" for k in ("text", "denoise", "decode"))]
-            for r in rows
-        ]
+        stages = list(rows[0]["timings_seconds"])
+        columns = ["file", "seconds", "seed", *(f"{stage} s" for stage in stages)]
+        cells = [[r["files"][0], f"{r['seconds']:.1f}", r["seed"], *(f"{r['timings_seconds'][k]:.2f}" for k in stages)] for r in rows]
         print_table("Songs", columns, cells, numeric=columns[1:])
 
 
@@ -182,6 +184,7 @@ def _request(fields: dict[str, Any], folder: Path) -> SongRequest:
         seed=fields.get("seed"),
         bpm=fields.get("bpm"),
         key=fields.get("key"),
+        chords=fields.get("chords"),
         sampler=sampler,
     )
 

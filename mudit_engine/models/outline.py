@@ -1,7 +1,8 @@
-"""An outline (text/outline.py) frame by frame: beat, key, and the lyric tokens that sound in it.
+"""An outline (text/outline.py) frame by frame: beat, key, chord, and the lyric tokens that sound in it.
 
     features of frame i at time t = (i + 1/2) / frame_rate:
-        sin, cos of 2 pi t / period for a beat, a bar and four bars; one-hot tonic and mode; seconds since and until the syllable's bounds
+        sin, cos of 2 pi t / period for a beat, a bar and four bars; one-hot tonic and mode; seconds since and until the syllable's bounds;
+        one-hot root of the chord, and which of the twelve pitch classes belong to it
     tokens of frame i: up to four, weighted by the share of the frame in which they sound
 
     rows = outline_rows(outline, frames=323, frame_rate=10.77, tokens=97)
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 
 from mudit_engine.errors import InputError
+from mudit_engine.text.harmony import key_parts
 from mudit_engine.text.outline import BEATS, Outline
 
 PERIODS = (1, BEATS, 4 * BEATS)  # beats
-TONICS = {"C": 0, "C#": 1, "D": 2, "D#": 3, "E": 4, "F": 5, "F#": 6, "G": 7, "G#": 8, "A": 9, "A#": 10, "B": 11}
-TONICS |= {"Db": 1, "Eb": 3, "Gb": 6, "Ab": 8, "Bb": 10, "Cb": 11, "Fb": 4, "E#": 5, "B#": 0}
-FEATURES = 2 * len(PERIODS) + 12 + 2 + 3
+KEY = 2 * len(PERIODS)  # first column of the tonic and the mode, then of the syllable, then of the chord
+SYLLABLE = KEY + 12 + 2
+CHORD = SYLLABLE + 3
+FEATURES = CHORD + 12 + 12
 TOKENS = 4  # lyric tokens of a frame at most
 CONSONANT_SECONDS, CONSONANT_TAIL_SECONDS = 0.12, 0.03  # the first token of a syllable sounds before its vowel's beat
 
@@ -59,14 +62,19 @@ def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: in
             phase = 2 * np.pi * centre_T * outline.bpm / 60 / period
             features_TF[:, 2 * number], features_TF[:, 2 * number + 1] = np.sin(phase), np.cos(phase)
     if outline.key is not None:
-        tonic, mode = _key(outline.key)
-        features_TF[:, 2 * len(PERIODS) + tonic] = 1
-        features_TF[:, 2 * len(PERIODS) + 12 + mode] = 1
+        tonic, mode = key_parts(outline.key)
+        features_TF[:, KEY + tonic] = 1
+        features_TF[:, KEY + 12 + int(mode == "minor")] = 1
+    for chord in outline.chords:
+        sounding = (centre_T >= chord.start) & (centre_T < chord.end)
+        features_TF[sounding, CHORD + chord.symbol.root] = 1
+        for pitch_class in chord.symbol.pitch_classes:
+            features_TF[sounding, CHORD + 12 + pitch_class] = 1
     times = outline.token_times if outline.token_times is not None else np.full((tokens, 2), -1.0)
     if len(times) != tokens:
         raise InputError(f"the outline has times of {len(times)} lyric tokens, the lyrics have {tokens}: plan it from the same lyrics")
     index_T4, weight_T4 = _sounding(_token_spans(times), frames, frame_rate)
-    features_TF[:, -3:] = _syllable_progress(times, centre_T)
+    features_TF[:, SYLLABLE:CHORD] = _syllable_progress(times, centre_T)
     return OutlineRows(
         torch.from_numpy(features_TF),
         torch.from_numpy(index_T4),
@@ -91,13 +99,6 @@ def aligned(lyrics_LE: Tensor, rows: OutlineRows) -> Tensor:
     if lyrics_LE.shape[0] == 0:
         return lyrics_LE.new_zeros(rows.tokens_T4.shape[0], lyrics_LE.shape[1])
     return (lyrics_LE[rows.tokens_T4] * rows.weights_T4[..., None]).sum(1)
-
-
-def _key(name: str) -> tuple[int, int]:
-    tonic, _, mode = name.partition(" ")
-    if tonic not in TONICS or mode not in ("major", "minor"):
-        raise InputError(f"key '{name}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or 'Eb major'")
-    return TONICS[tonic], int(mode == "minor")
 
 
 def _token_spans(times_L2: np.ndarray) -> np.ndarray:

@@ -1,14 +1,16 @@
-"""The outline of a song before a note of it exists: tempo, key, and when each syllable of the lyrics is sung.
+"""The outline of a song before a note of it exists: tempo, key, chords, and when each syllable of the lyrics is sung.
 
 Lines take whole bars of 4/4 and begin on their first beat, syllables lie on a grid of eighths, and what time is left over goes to the
-parts that are only played. A model with `dit.outline` is told beat, key and syllable of every frame (models/outline.py).
+parts that are only played. A model with `dit.outline` is told beat, key, chord and syllable of every frame (models/outline.py).
 
     bpm = planned_bpm("慢慢的钢琴曲")                                      # 76.0, as no number says otherwise
     times = plan_syllables(phonemize(parse_lyrics(text)), bpm=bpm, seconds=30.0)    # [syllables, 2] seconds
+    chords = planned_chords(plan_bars(None, bpm=bpm, seconds=30.0), "A minor", seed=1)
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mudit_engine.text.descriptions import requested_bpm
+from mudit_engine.text.harmony import Bars, TimedChord
 from mudit_engine.text.phonemes import PhonemeSequence, lines_of_sections
 
 BEATS = 4  # of a bar
@@ -39,6 +42,7 @@ class Outline:
     bpm: float | None = None
     key: str | None = None  # "Eb major", as text.descriptions.requested_key gives it
     token_times: np.ndarray | None = None  # [L, 2]
+    chords: Sequence[TimedChord] = ()
 
 
 def planned_bpm(description: str) -> float:
@@ -74,32 +78,67 @@ def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.n
     Bars that are left over go to played parts, then before the first and behind the last sung one. Where the lyrics need more
     bars than there are, all times shrink in proportion.
     """
-    sections = lines_of_sections(song)
-    bar = BEATS * 60 / bpm
-    bars = [[_line_bars(count, bpm) for count in lines] or [EDGE_BARS] for _, lines in sections]
-    needed = sum(map(sum, bars))
-    spare = int((seconds - TAIL_SECONDS) / bar + 0.05) - needed
-    first = 0
-    if spare > 0:
-        played = [number for number, (_, lines) in enumerate(sections) if not lines]
-        if played:
-            for number, extra in zip(played, _shares(spare, len(played)), strict=True):
-                bars[number] = [bars[number][0] + extra]
-        else:
-            first = (spare + 1) // 2
+    plan = _plan(song, bpm, seconds)
     times: list[tuple[float, float]] = []
-    start = float(first)
-    for (_, lines), lengths in zip(sections, bars, strict=True):
+    start = float(plan.before)
+    for (_, lines), lengths in zip(plan.sections, plan.bars, strict=True):
         for count, length in zip(lines, lengths, strict=False):
             rhythm = _rhythm(count, length, bpm)
             times += [(start + a / GRID, start + b / GRID) for a, b in rhythm]
             start += length
         if not lines:
             start += lengths[0]
-    planned = np.array(times, np.float64).reshape(-1, 2) * bar
-    if spare < 0:
-        planned *= max(seconds - TAIL_SECONDS, 0.5 * seconds) / (needed * bar)
-    return planned.astype(np.float32)
+    return (np.array(times, np.float64).reshape(-1, 2) * plan.bar_seconds).astype(np.float32)
+
+
+def plan_bars(song: PhonemeSequence | None, *, bpm: float, seconds: float) -> Bars:
+    """The whole bars of the same plan at its tempo, section by section; without a song, those of one long verse.
+
+    What is left of the song behind them is its last chord's to ring. Sections of hurried lyrics take their shares of the bars there are.
+    """
+    bar = BEATS * 60 / bpm
+    total = max(1, _whole_bars(seconds, bar))
+    if song is None:
+        return Bars(bar, (("verse", total),))
+    plan = _plan(song, bpm, seconds)
+    named = [("intro", plan.before), *((name, sum(lengths)) for (name, _), lengths in zip(plan.sections, plan.bars, strict=True))]
+    needed = sum(count for _, count in named)
+    ends = [round(end * min(1.0, total / needed)) for end in itertools.accumulate(count for _, count in named)]
+    named = [(name, end - start) for (name, _), start, end in zip(named, [0, *ends], ends, strict=False)]
+    return Bars(bar, tuple((name, count) for name, count in (*named, ("outro", total - ends[-1])) if count))
+
+
+def _whole_bars(seconds: float, bar: float) -> int:
+    return int((seconds - TAIL_SECONDS) / bar + 0.05)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """`bars` are those of each line of a section, or its one number of bars; `before` the first section come played ones."""
+
+    sections: list[tuple[str, list[int]]]
+    bars: list[list[int]]
+    before: int
+    bar_seconds: float
+
+
+def _plan(song: PhonemeSequence, bpm: float, seconds: float) -> _Plan:
+    sections = lines_of_sections(song)
+    bar = BEATS * 60 / bpm
+    bars = [[_line_bars(count, bpm) for count in lines] or [EDGE_BARS] for _, lines in sections]
+    needed = sum(map(sum, bars))
+    spare = _whole_bars(seconds, bar) - needed
+    before = 0
+    if spare > 0:
+        played = [number for number, (_, lines) in enumerate(sections) if not lines]
+        if played:
+            for number, extra in zip(played, _shares(spare, len(played)), strict=True):
+                bars[number] = [bars[number][0] + extra]
+        else:
+            before = (spare + 1) // 2
+    elif spare < 0:
+        bar = max(seconds - TAIL_SECONDS, 0.5 * seconds) / needed
+    return _Plan(sections, bars, before, bar)
 
 
 def _shares(total: int, parts: int) -> list[int]:

@@ -22,6 +22,7 @@ MICRO = ModelConfig.model_validate(
             "lyric_blocks": 1,
             "description_width": 32,
             "max_fragments": 4,
+            "outline": True,
         },
         "vae": {
             "sample_rate": 8000,
@@ -49,12 +50,13 @@ MICRO = ModelConfig.model_validate(
 )
 
 
-def save_micro(folder: Path, **dit: float) -> Path:
+def save_micro(folder: Path, *, outline: bool = True, **dit: float) -> Path:
     """Writes the micro model; keyword arguments fill whole tensors of the dit with a value."""
     torch.manual_seed(0)
-    save_config(MICRO, folder)
+    config = MICRO.model_copy(update={"dit": MICRO.dit.model_copy(update={"outline": outline})})
+    save_config(config, folder)
     for part in PARTS:
-        module = build_part(part, MICRO)
+        module = build_part(part, config)
         for parameter in module.parameters():  # adaLN-Zero starts as the identity, which hears no condition
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
 from micro_model import save_micro
 from mudit_engine.cli.main import run
 from mudit_engine.files import atomic_path
+from mudit_engine.metrics.rhythm_and_key import chroma
+from mudit_engine.text.harmony import ChordSymbol
 
 LYRICS = "[verse]\n月亮升起来\n照着小河流\n[chorus]\nhold me 到天亮\n"
 
@@ -68,6 +71,16 @@ def test_length_follows_the_lyrics_and_standard_input_works(micro: Path, tmp_pat
     assert 6 < seconds <= 20
 
 
+def test_a_length_that_was_planned_is_not_called_too_short(micro: Path, lyrics: Path, tmp_path: Path) -> None:
+    def notes(*arguments: str) -> list[str]:
+        out = tmp_path / "s.wav"
+        assert generate(micro, "--description", "rock", "--bpm", 100, "--lyrics", lyrics, "--seed", 1, *arguments, "--out", out) == 0
+        return list(json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["notes"])
+
+    assert not any("hurried" in note for note in notes())
+    assert any("hurried" in note for note in notes("--seconds", "8"))
+
+
 def test_manifest_equals_single_songs(micro: Path, lyrics: Path, tmp_path: Path) -> None:
     lines = [
         {"description": "rock", "lyrics_file": "lyrics.txt", "seconds": 4, "seed": 3, "out": "a.wav"},
@@ -111,12 +124,30 @@ def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path
         "steps": ["--steps", "4"], "sampler": ["--sampler", "ode-heun"],
         "shift": ["--set", "shift=3"], "reference": ["--reference", str(reference)],
         "kind": ["--reference", str(reference), "--reference-kind", "drums"],
+        "bpm": ["--bpm", "140"], "key": ["--key", "C minor"], "chords": ["--chords", "C | Am F | G7"],
     }  # fmt: skip
     files = {}
     for name, arguments in changes.items():
         assert generate(micro, *base, *arguments, "--out", tmp_path / f"{name}.wav") == 0
         files[name] = (tmp_path / f"{name}.wav").read_bytes()
     assert len(set(files.values())) == len(files), "two different requests gave the same song"
+
+
+def test_chords_are_planned_in_the_key_and_can_be_asked_for_again(micro: Path, lyrics: Path, tmp_path: Path) -> None:
+    base = ["--description", "rock in A minor", "--lyrics", str(lyrics), "--seconds", "6", "--seed", "3"]
+    assert generate(micro, *base, "--out", tmp_path / "planned.wav") == 0
+    outline = json.loads((tmp_path / "planned.json").read_text(encoding="utf-8"))["outline"]
+    assert outline["key"] == "A minor" and outline["chords"].split()[-1] == "Am"
+    assert generate(micro, *base, "--chords", outline["chords"], "--out", tmp_path / "asked.wav") == 0
+    assert (tmp_path / "planned.wav").read_bytes() == (tmp_path / "asked.wav").read_bytes()
+    assert generate(micro, "--description", "rock", "--seconds", 2, "--seed", 3, "--out", tmp_path / "free.wav") == 0
+    assert json.loads((tmp_path / "free.json").read_text(encoding="utf-8"))["outline"]["chords"] is None
+
+
+def test_a_model_without_an_outline_says_what_it_does_not_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_micro(tmp_path / "plain", outline=False)
+    assert generate(model, "--description", "rock", "--seconds", 2, "--chords", "C G", "--bpm", 90, "--out", tmp_path / "s.wav") == 0
+    assert "bpm and chords are not followed" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -136,6 +167,8 @@ def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path
         (["--description", "x", "--set", "shfit=2"], 2, "did you mean 'shift'"),
         (["--description", "x", "--set", "shift"], 2, "KEY=VALUE"),
         (["--description", "x", "--guidance-interval", "0.9", "0.1"], 2, "low <= high"),
+        (["--description", "x", "--chords", "C || H"], 2, "empty bar"),
+        (["--description", "x", "--chords", "C H"], 2, "chord 'H' is unknown"),
         (["--description", "x", "--model", "nowhere"], 1, "no model folder 'nowhere'"),
         (["--description", "x", "--model", "musit-380m"], 1, "is a preset"),
         (["--description", "x", "--out", "song.xyz"], 2, r"\.wav"),
@@ -146,6 +179,7 @@ def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path
         (["--manifest", "bad.jsonl", "--out", "o"], 2, "line 2: not JSON"),
         (["--manifest", "field.jsonl", "--out", "o"], 2, "did you mean 'description'"),
         (["--manifest", "twice.jsonl", "--out", "o"], 2, "written by an earlier line"),
+        (["--manifest", "chords.jsonl", "--out", "o"], 2, "line 1: chords .*write them as one text"),
         (["--manifest", "empty.txt", "--out", "o"], 2, "has no songs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -167,6 +201,7 @@ def test_bad_input(
     Path("bad.jsonl").write_text('{"description": "x"}\n{oops\n')
     Path("field.jsonl").write_text('{"desciption": "x"}\n')
     Path("twice.jsonl").write_text('{"description": "x", "out": "a.wav"}\n{"description": "y", "out": "a.wav"}\n')
+    Path("chords.jsonl").write_text('{"description": "x", "chords": ["C", "G"]}\n')
     before = set(tmp_path.iterdir())
     assert run(["generate", "--model", str(micro), *arguments]) == code
     captured = capsys.readouterr()
@@ -256,3 +291,16 @@ def test_dry_run_writes_nothing_and_warns_about_the_budget(micro: Path, tmp_path
     assert generate(micro, "--lyrics", lyrics, "--seconds", 10, "--dry-run", "--out", tmp_path / "s.wav") == 0
     assert "song" not in {p.stem for p in tmp_path.iterdir()}
     assert "300" in capsys.readouterr().err
+
+
+def test_the_embedded_model_plays_the_chords_that_were_asked_for(tmp_path: Path) -> None:
+    asked = "F# D# B C#"
+    request = ["--description", "a calm pop song, piano, bass and drums", "--bpm", "120", "--seconds", "8.8", "--seed", "1"]
+    assert run(["generate", *request, "--chords", asked, "--out", str(tmp_path / "song.wav")]) == 0
+    samples, rate = soundfile.read(tmp_path / "song.wav", dtype="float32", always_2d=True)
+    triads = [ChordSymbol(root, quality) for root in range(12) for quality in ("maj", "min")]
+    heard = []
+    for bar in torch.from_numpy(samples.T).split(2 * rate, 1)[:4]:
+        energy = chroma(bar, rate)
+        heard.append(max(triads, key=lambda triad: float(energy[list(triad.pitch_classes)].sum())).name)
+    assert " ".join(heard) == asked

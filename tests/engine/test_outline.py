@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from mudit_engine.errors import InputError
-from mudit_engine.models.outline import FEATURES, TOKENS, aligned, no_outline, outline_rows, pack_outlines
+from mudit_engine.models.outline import CHORD, FEATURES, SYLLABLE, TOKENS, aligned, no_outline, outline_rows, pack_outlines
+from mudit_engine.text.harmony import Bars, ChordSymbol, TimedChord
 from mudit_engine.text.lyrics import parse_lyrics
-from mudit_engine.text.outline import Outline, plan_syllables, planned_bpm, planned_seconds, token_times
+from mudit_engine.text.outline import Outline, plan_bars, plan_syllables, planned_bpm, planned_seconds, token_times
 from mudit_engine.text.phonemes import phonemize
 
 LYRICS = "[intro]\n\n[verse]\n月亮照着窗\n风轻轻唱\n\n[chorus]\n一起飞\n\n[outro]\n"
@@ -65,7 +66,7 @@ def test_frames_know_beat_key_and_syllable() -> None:
     # the syllable in the middle of its second is its last token alone
     middle = int(2.5 * RATE)
     assert song.syllable_of[rows.tokens_T4[middle, 0]] == 1 and rows.weights_T4[middle].tolist() == pytest.approx([1, 0, 0, 0])
-    assert rows.weights_T4[: int(0.8 * RATE)].sum() == 0 and rows.features_TF[middle, -3] == 1
+    assert rows.weights_T4[: int(0.8 * RATE)].sum() == 0 and rows.features_TF[middle, SYLLABLE] == 1
     assert (rows.positions_L.diff() >= 0).all()
 
 
@@ -86,6 +87,36 @@ def test_nothing_known_is_all_zero_and_evenly_spread() -> None:
     rows = no_outline(11, 4)
     assert rows.features_TF.abs().sum() == 0 and rows.weights_T4.sum() == 0
     assert rows.positions_L.tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875])
+
+
+def test_bars_hold_the_plan_of_the_syllables_and_fill_the_song() -> None:
+    song = phonemize(parse_lyrics(LYRICS))
+    bars = plan_bars(song, bpm=80, seconds=15.8 + 6)
+    assert bars == Bars(3.0, (("intro", 2), ("verse", 2), ("chorus", 1), ("outro", 2)))
+    assert plan_bars(song, bpm=80, seconds=15.8 + 7.5) == bars, "half a bar more is for the last chord to ring"
+    times = plan_syllables(song, bpm=80, seconds=15.8 + 6)
+    assert times[[0, 9], 0] == pytest.approx([6.0, 12.0], abs=1e-4)  # verse and chorus begin where their bars do
+    assert plan_bars(None, bpm=60, seconds=30.0) == Bars(4.0, (("verse", 7),))
+    assert plan_bars(None, bpm=20, seconds=5.0).sections == (("verse", 1),)
+
+
+def test_chords_of_hurried_lyrics_keep_the_tempo() -> None:
+    song = phonemize(parse_lyrics(LYRICS))  # needs five bars
+    assert plan_bars(song, bpm=80, seconds=9.8) == Bars(3.0, (("intro", 1), ("verse", 1), ("outro", 1)))
+    assert sum(count for _, count in plan_bars(song, bpm=20, seconds=2.0).sections) == 1
+
+
+def test_bars_of_lyrics_without_played_parts_have_edges() -> None:
+    song = phonemize(parse_lyrics("[verse]\n月亮照着窗\n"))
+    assert plan_bars(song, bpm=80, seconds=0.8 + 4 * 3).sections == (("intro", 2), ("verse", 1), ("outro", 1))
+
+
+def test_frames_know_their_chord() -> None:
+    chords = [TimedChord(0.0, 1.0, ChordSymbol(9, "min7")), TimedChord(1.0, 2.0, ChordSymbol(0, "maj"))]
+    features = outline_rows(Outline(chords=chords), frames=30, frame_rate=10.0, tokens=0).features_TF.numpy()
+    assert features[5].nonzero()[0].tolist() == [CHORD + 9, *(CHORD + 12 + p for p in (0, 4, 7, 9))]
+    assert features[15].nonzero()[0].tolist() == [CHORD, *(CHORD + 12 + p for p in (0, 4, 7))]
+    assert not features[20:].any() and features.shape[1] == FEATURES
 
 
 def test_wrong_key_and_wrong_lyrics_are_named() -> None:

@@ -38,7 +38,8 @@ def write_songs(folder: Path, count: int = 24, *, seed: int = 0, validation: int
             if number % 3 == 0:
                 arrays["stem.vocals"] = latents * 0.5
             split = "train" if number < count else "validation"
-            writer.add(f"song-{number:03d}", arrays, metadata={"seconds": frames / 10.77, "bpm": 90 + number}, split=split)
+            metadata = {"seconds": frames / 10.77, "bpm": 90 + number, "chords": [(0.0, 1.0, "Dm7"), (1.0, 9.0, "G7")]}
+            writer.add(f"song-{number:03d}", arrays, metadata=metadata, split=split)
     return folder
 
 

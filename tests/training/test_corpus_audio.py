@@ -19,7 +19,8 @@ import soundfile
 from mudit_engine import availability
 from mudit_engine.cli.main import run
 from mudit_engine.errors import InputError, MissingError, MuditError
-from mudit_engine.training.corpus import band, harmony
+from mudit_engine.text.harmony import QUALITIES
+from mudit_engine.training.corpus import band
 from mudit_engine.training.corpus.labels import Song, song_folders
 from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs
 
@@ -189,7 +190,7 @@ def test_chords_are_heard_in_the_chord_stem(songs):
         for chord in song.chords:
             inside = (times > chord.start + 0.1) & (times < chord.end - 0.1)
             strongest = set(np.argsort(chroma[:, inside].sum(1))[-3:])
-            shares.append(len(strongest & {(chord.root + step) % 12 for step in harmony.QUALITIES[chord.quality]}) / 3)
+            shares.append(len(strongest & {(chord.root + step) % 12 for step in QUALITIES[chord.quality]}) / 3)
         assert np.mean(shares) > 0.75
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mudit_engine.errors import InputError
+from mudit_engine.text.harmony import QUALITIES, realise
 from mudit_engine.training.corpus import harmony, labels, melody
 from mudit_engine.training.corpus.compose import VOICE_LOW, compose
 from mudit_engine.training.corpus.descriptions import tempo_word
@@ -113,7 +114,7 @@ def test_instrumentals_have_a_melody_but_nothing_sung(songs):
 
 def test_strong_notes_belong_to_their_chord(songs):
     on_beat = [
-        note.midi % 12 in [(chord.root + step) % 12 for step in harmony.QUALITIES[chord.quality]]
+        note.midi % 12 in [(chord.root + step) % 12 for step in QUALITIES[chord.quality]]
         for song in songs
         for note in song.melody
         for chord in song.chords
@@ -131,7 +132,7 @@ def test_band_plays_inside_the_song_and_drums_only_where_labelled(scores):
 
 
 def test_voicings_are_chords_in_range_that_move_little():
-    chords = harmony.realise(["I", "V", "vi", "IV", "ii", "V", "I", "I"], key=10, mode="major", sevenths=True)
+    chords = realise(["I", "V", "vi", "IV", "ii", "V", "I", "I"], key=10, mode="major", sevenths=True)
     voicings = harmony.voice_leading(chords, low=52, high=72)
     for chord, voicing in zip(chords, voicings, strict=True):
         assert {pitch % 12 for pitch in voicing} == set(chord.pitch_classes) and 52 <= voicing[0] < voicing[-1] <= 72

@@ -37,7 +37,7 @@ def test_manifest(tmp_path: Path) -> None:
             "lyrics": "[verse]\n月亮",
             "split": "test",
             "stems": {"vocals": "v.wav"},
-            "metadata": {"bpm": 9},
+            "metadata": {"bpm": 90, "key": 2, "mode": "minor", "chords": [[0.0, 2.5, "Dm"]]},
             "descriptions": [{"language": "zh", "user": "amateur", "text": TEXT}],
         },
     ]
@@ -45,7 +45,7 @@ def test_manifest(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     first, second = open_source(path)
     assert first.id == "a/b" and first.audio == tmp_path / "a/b.flac" and first.split == "train" and not first.descriptions
-    assert second.stems == {"vocals": tmp_path / "v.wav"} and second.metadata == {"bpm": 9} and second.split == "test"
+    assert second.stems == {"vocals": tmp_path / "v.wav"} and second.metadata["chords"] == [[0.0, 2.5, "Dm"]] and second.split == "test"
     assert second.descriptions[0].user == "amateur"
 
 
@@ -56,6 +56,17 @@ def test_manifest(tmp_path: Path) -> None:
         ("[]", "a JSON object is wanted, not list"),
         ('{"id": "x"}', "'audio' is missing"),
         ('{"audio": "a", "lyric": ""}', r"unknown fields \['lyric'\]"),
+        ('{"audio": "a", "metadata": {"bpm": "fast"}}', "bpm 'fast' is no number from 20 to 400"),
+        ('{"audio": "a", "metadata": {"key": 12, "mode": "major"}}', "key 12 with mode 'major': write 0 to 11"),
+        ('{"audio": "a", "metadata": {"key": 1}}', "key 1 with mode None"),
+        ('{"audio": "a", "metadata": {"chords": [[0, 1, "H"]]}}', "chord 'H' is unknown"),
+        ('{"audio": "a", "metadata": {"chords": [[2, 1, "C"]]}}', "is no .start, end, symbol."),
+        ('{"audio": "a", "metadata": {"chords": ["C"]}}', "is no .start, end, symbol."),
+        ('{"audio": "a", "metadata": {"chords": null}}', "chord None is no .start, end, symbol."),
+        ('{"audio": "a", "metadata": {"chords": [["0", 1, "C"]]}}', "is no .start, end, symbol."),
+        ('{"audio": "a", "metadata": {"key": 2.0, "mode": "major"}}', "key 2.0 with mode 'major'"),
+        ('{"audio": "a", "metadata": {"bpm": true}}', "bpm True is no number"),
+        ('{"audio": "a", "metadata": ["x"]}', "metadata .'x'. is no object"),
         ('{"audio": "a", "split": "dev"}', "'dev' is none of train, validation, test"),
         ('{"audio": "a", "stems": {"piano": "p"}}', "'piano' is none of vocals"),
         ('{"audio": "a", "descriptions": [{"text": "x", "user": "expert"}]}', "'expert' is none of none, amateur, professional"),

@@ -13,6 +13,7 @@ import torch
 
 from mudit_engine.errors import InputError
 from mudit_engine.models.dit import REFERENCE_KINDS
+from mudit_engine.models.outline import CHORD
 from mudit_engine.training.shards import Shards, ShardWriter, audio_fields
 from mudit_engine.training.task_dit import Conditions, DitTask, choose_fragments
 from mudit_engine.training.tasks import Moment
@@ -48,6 +49,16 @@ def test_conditions_are_dropped_by_their_odds(shards: Shards) -> None:
     assert all(c.user == 0 for c in drawn if not len(c.fragments)), "no description: nobody's words, user type none"
     described = [c for c in drawn if len(c.fragments)]
     assert sum(c.user == 0 for c in described) / len(described) == pytest.approx(0.25, abs=0.035)
+
+
+def test_chords_by_their_odds_and_half_of_them_as_triads(shards: Shards) -> None:
+    drawn = conditions(task(shards, dit__drop_chords=0.4, dit__drop_both=0.0, model_overrides__dit__outline=True), full_song(shards))
+    roots = slice(CHORD, CHORD + 12)
+    cases = Counter(tuple(c.outline.features_TF[0, CHORD + 12 :].nonzero().flatten().tolist()) for c in drawn)
+    share = {case: count / len(drawn) for case, count in cases.items()}
+    assert share == pytest.approx({(): 0.4, (2, 5, 9): 0.3, (0, 2, 5, 9): 0.3}, abs=0.035)
+    for c in drawn:
+        assert c.outline.features_TF[0, roots].nonzero().flatten().tolist() == ([2] if c.outline.features_TF[0, CHORD + 12 :].any() else [])
 
 
 def test_reference_by_its_odds(shards: Shards) -> None:

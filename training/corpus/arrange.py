@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mudit_engine.text.harmony import QUALITIES, SCALES, ChordSymbol
 from mudit_engine.training.corpus import styles
 from mudit_engine.training.corpus.form import BEATS, TAIL_SECONDS, Plan
-from mudit_engine.training.corpus.harmony import QUALITIES, SCALES, ChordSymbol, voice_leading
+from mudit_engine.training.corpus.harmony import voice_leading
 from mudit_engine.training.corpus.styles import CLOSED, CRASH, LOW_TOM, SNARE, Hit, InstrumentSet, Style
 
 DRUMS = -1  # program of a drum note; the kit is chosen per song

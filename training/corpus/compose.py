@@ -14,10 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from mudit_engine.text.harmony import ChordSymbol, realise
 from mudit_engine.training.corpus import labels, lyrics, melody
 from mudit_engine.training.corpus.arrange import Arrangement, PartNote, arrange, swung
 from mudit_engine.training.corpus.form import BEATS, Plan, draw_form
-from mudit_engine.training.corpus.harmony import ChordSymbol, progressions, realise
+from mudit_engine.training.corpus.harmony import progressions
 from mudit_engine.training.corpus.labels import HELD_OUT_SHARE, Chord, Line, Note, Section, Song, Syllable
 from mudit_engine.training.corpus.styles import STYLE_BOOK, Style
 

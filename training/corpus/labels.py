@@ -44,7 +44,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Chord:
-    """`root` is a pitch class 0-11 (C = 0); `quality` is one of harmony.QUALITIES; `roman` is relative to the key."""
+    """`root` is a pitch class 0-11 (C = 0); `quality` is one of text.harmony.QUALITIES; `roman` is relative to the key."""
 
     start: float
     end: float
@@ -168,7 +168,7 @@ def split(song: Song) -> Literal["train", "test"]:
     """A test song holds only lyric lines and chord progressions that no training song of any seed can hold.
 
     The share is decided by (seed, index); the lines by a hash of their text, the progressions by name. See
-    `lyrics.is_held_out_line` and `harmony.PROGRESSIONS`.
+    `lyrics.is_held_out_line` and `text.harmony.PROGRESSIONS`.
     """
     return "test" if song.held_out else "train"
 

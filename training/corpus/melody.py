@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mudit_engine.text.harmony import ChordSymbol
 from mudit_engine.training.corpus.form import BEATS
-from mudit_engine.training.corpus.harmony import PENTATONIC, ChordSymbol
+from mudit_engine.training.corpus.harmony import PENTATONIC
 
 GRID = BEATS * 2  # eighths in a bar
 RANGE = 14  # semitones a voice uses above its lowest note
