@@ -33,6 +33,7 @@ PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
 MASKS: dict[str, dict[str | None, tuple[str, ...]]] = {
     "step": {"lyric_keys": ("lyric_mask",), None: ("target_mask", "other_mask")},
     "lyric_kv": {None: ("mask",)},
+    "chinmu_text": {None: ("mask",)},
 }
 
 _LAYER = re.compile(r"^(?:\[\w+\] )?Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<rest>.*)$")

@@ -178,12 +178,11 @@ class DecodeGraph(nn.Module):
         self.vae = copy.deepcopy(vae)
         self.vae.stft.set_transform("matrix")
         self.vae.decoder.to(dtype)
-        self.dtype = dtype
 
     def forward(self, latents: Tensor, refinements: Tensor | None = None) -> Tensor:
         # statistics and phases stay fp32: only the decoder's layers run in the graph's precision
         vae = self.vae
-        spectrum = vae.spectrum(vae.denormalise(latents).to(self.dtype))
+        spectrum = vae.spectrum(vae.denormalise(latents))
         return vae.synthesise(spectrum, refinements=vae.config.phase_refinements if refinements is None else refinements)
 
 

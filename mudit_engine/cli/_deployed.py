@@ -17,7 +17,7 @@ def deployed(model: str, *, runtime: str, quiet: bool = False) -> Path:
     """Raises what `mudit export onnx` raises."""
     from mudit_engine.availability import require
     from mudit_engine.models.folder import model_folder
-    from mudit_engine.runtime.manifest import FILE, file_sha256
+    from mudit_engine.runtime.manifest import FILE, SCHEMA, file_sha256
 
     require(runtime, f"runtime '{runtime}'")
     folder = model_folder(model)
@@ -25,7 +25,7 @@ def deployed(model: str, *, runtime: str, quiet: bool = False) -> Path:
         return folder
     # by content: another model, or another version of the exporter, is another folder
     parts = [f"{path.name} {file_sha256(path)}" for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")]
-    key = hashlib.sha256("\n".join([__version__, *parts]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([__version__, str(SCHEMA), *parts]).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mudit-engine" / f"{folder.name}-{key}"
     if not (cache / FILE).is_file():
         from mudit_engine.export.onnx_export import export_onnx

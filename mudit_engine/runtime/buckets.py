@@ -105,7 +105,7 @@ def profiles(config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, song
             return [{"latents": tuple((1, frames, c.latent_channels) for frames in (1, CHUNK, CHUNK))}]  # type: ignore[dict-item]
         case "chinmu_text":
             few, longest = c.max_fragments, config.chinmu.max_characters
-            sizes: tuple[Shape, ...] = ((1, 1), (few, min(32, longest)), (few, longest))
+            sizes: tuple[Shape, ...] = ((1, 1), (few, longest), (few, longest))  # what a captured song launches
             tables = tuple((length, config.chinmu.head_dim) for _, length in sizes)
             return [dict.fromkeys(("characters", "pairs", "mask"), sizes) | {"tables": tables}]  # type: ignore[list-item]
     raise InputError(f"graph '{graph}' has no profiles")

@@ -258,7 +258,7 @@ class GraphTextEncoder:
         check_texts(texts)
         if not texts:
             return torch.zeros(0, self.config.embedding)
-        length = max(min(len(text), self.config.max_characters) for text in texts)
+        length = max(len(character_rows(text, self.config.max_characters)[0]) for text in texts)
         return self.session.run("chinmu_text", text_inputs(texts, self.config, fragments=len(texts), length=length))[0]
 
 

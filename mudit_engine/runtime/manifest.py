@@ -20,7 +20,7 @@ from mudit_engine import __version__
 from mudit_engine.errors import ModelError
 
 FILE = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2  # of the folder and of what its graphs take
 KIND = "mudit-export"
 # runtime -> flavour of its graphs
 FLAVOUR_OF_RUNTIME = {"onnxruntime": "fp32", "openvino": "fp32"}

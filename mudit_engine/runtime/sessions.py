@@ -5,22 +5,31 @@ session = open_session(folder, "onnxruntime")
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from mudit_engine.errors import InputError
+from mudit_engine.availability import available
+from mudit_engine.errors import InputError, ModelError
+from mudit_engine.hardware import machine
 from mudit_engine.runtime.graph_denoiser import Session
-from mudit_engine.runtime.manifest import FILE, folder_of_graphs, read_manifest
+from mudit_engine.runtime.manifest import FILE, folder_of_graphs
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
-def usual_runtime(folder: Path, *, cuda: bool) -> str:
-    """What `--runtime auto` runs: tensorrt on a GPU where the folder has engines, else torch.
+def usual_runtime(folder: Path) -> str:
+    """What `--runtime auto` runs: tensorrt where the folder has engines for this GPU, else torch.
 
     On a CPU no runtime of graphs wins: in fp32 they are about as fast as torch at a guided step of musit-380m and 30 s, and torch has bf16
     beside it (benchmarks/results/cpu_runtimes_*.json; `mudit bench runtimes FOLDER` measures yours).
     """
-    return "tensorrt" if cuda and (folder / FILE).is_file() and read_manifest(folder).get("engines") else "torch"
+    if (folder / FILE).is_file() and machine().gpus:
+        from mudit_engine.runtime.trt_denoiser import engines_here
+
+        with suppress(ModelError):
+            _, entry = engines_here(folder)
+            return "tensorrt" if available(entry["package"]) else "torch"
+    return "torch"
 
 
 def open_session(folder: Path, runtime: str) -> Session:

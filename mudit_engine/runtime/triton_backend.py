@@ -77,11 +77,13 @@ class _Model:
             raise InputError(f"{name} holds {len(array)} songs: send one song a request, the server batches them")
         return array[0]
 
-    def pipeline(self, *, whole: bool) -> SongPipeline:
-        """`whole`: with the network, on the runtime of this model; else what reads text and references."""
-        if whole:
-            return SongPipeline.from_pretrained(self.folder, runtime=self.runtime_name)
-        config, device = load_config(self.folder), usual_device()
+    def pipeline(self) -> SongPipeline:
+        """With the network, on the runtime of this model."""
+        return SongPipeline.from_pretrained(self.folder, runtime=self.runtime_name)
+
+    def without_network(self, device: torch.device) -> SongPipeline:
+        """What reads text and references, and decodes."""
+        config = load_config(self.folder)
         return SongPipeline(config, *load_codec_and_text(config, self.folder, device, fast_dtype(device)), runtime=NoRuntime())
 
 
@@ -89,7 +91,7 @@ class TextModel(_Model):
     """Requests to what the network needs of them."""
 
     def load(self) -> None:
-        self.songs = self.pipeline(whole=False)
+        self.songs = self.without_network(torch.device("cpu"))
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
         return [_guarded(lambda request=request: self._read(bytes(self.given(request, "REQUEST")[0]))) for request in requests]  # type: ignore[misc]
@@ -108,7 +110,7 @@ class DenoiseModel(_Model):
     """All songs that wait, as one ragged batch."""
 
     def load(self) -> None:
-        self.songs = self.pipeline(whole=True)
+        self.songs = self.pipeline()
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
         inputs = [_guarded(lambda request=request: unpack_song(bytes(self.given(request, "SONG")[0]))) for request in requests]  # type: ignore[misc]
@@ -133,7 +135,7 @@ class DecodeModel(_Model):
     """Latents to audio, chunk by chunk."""
 
     def load(self) -> None:
-        self.songs = self.pipeline(whole=self.runtime_name != "torch")
+        self.songs = self.without_network(usual_device()) if self.runtime_name == "torch" else self.pipeline()
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
         return [_guarded(lambda request=request: self._decode(request)) for request in requests]  # type: ignore[misc]

@@ -6,7 +6,7 @@
 
 A graph is captured the first time a mode is seen (a bucket, which rows are guided, noise or none, reference or none) and kept. Guidance,
 its intervals, negative descriptions, reference audio and every sampler are inside it, and so is ChinMu's text tower where it reads
-characters; a transformers encoder runs before, and descriptions arrive as its vectors.
+characters, in the engines' precision; a transformers encoder runs before, and descriptions arrive as its vectors.
 """
 
 from __future__ import annotations
@@ -92,6 +92,11 @@ class TrtDenoiser:
         return latents, pcm
 
     def _take(self, song: SongInputs) -> tuple[Mode, Program]:
+        if self.reads_text and (len(song.texts), len(song.negative_texts)) != (len(song.descriptions), len(song.negative)):
+            raise InputError(
+                f"{len(song.descriptions)} descriptions and {len(song.negative)} negative ones, but {len(song.texts)} and "
+                f"{len(song.negative_texts)} texts: these engines read the texts themselves"
+            )
         reference = 0 if song.reference is None else len(song.reference)
         bucket = choose(self.buckets, frames=song.frames, tokens=len(song.lyric_ids), reference=reference)
         mode = mode_of(song, bucket, list(self.buckets).index(bucket))
@@ -154,21 +159,29 @@ def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
     """
     from mudit_engine.runtime.trt_device import CudaDevice
 
-    gpus = machine().gpus
-    if not gpus:
+    if not machine().gpus:
         raise MissingError(
             "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime torch or onnxruntime on this machine"
         )
     manifest, config = read_manifest(folder), load_config(folder)
-    reads_text = config.chinmu.text_encoder == CHARACTERS
-    engines = (*ENGINES, TEXT_ENGINE) if reads_text else ENGINES
-    target, entry = pick_target(manifest, gpus[0].compute_capability, engines)
+    target, entry = engines_here(folder)
     require(entry["package"], f"engines of target '{target}'")
     if wrong := differences(folder, manifest):
         raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole")
     buckets = [Bucket(**bucket) for bucket in entry["buckets"]]
+    engines = engines_of(config)
     device = CudaDevice(folder / "engines" / target, entry["package"], engines)
-    return TrtDenoiser(config, device, buckets, halo, DTYPES[entry["flavour"]], reads_text)
+    return TrtDenoiser(config, device, buckets, halo, DTYPES[entry["flavour"]], TEXT_ENGINE in engines)
+
+
+def engines_of(config: ModelConfig) -> tuple[str, ...]:
+    """The engines a model needs."""
+    return (*ENGINES, TEXT_ENGINE) if config.chinmu.text_encoder == CHARACTERS else ENGINES
+
+
+def engines_here(folder: Path) -> tuple[str, dict[str, Any]]:
+    """(target, its entry in the manifest) for this machine's first GPU. Raises ModelError when the folder has none."""
+    return pick_target(read_manifest(folder), machine().gpus[0].compute_capability, engines_of(load_config(folder)))
 
 
 def pick_target(manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES) -> tuple[str, dict[str, Any]]:

@@ -146,9 +146,12 @@ class Program:
         if reads_text:
             longest = config.chinmu.max_characters
             given |= dict.fromkeys(("characters", "pairs"), ((b, few, longest), i64)) | {"mask": ((b, few, longest), flag)}
-            given |= {"tables": ((longest, config.chinmu.head_dim), f32), "shares": ((b, 1, few), f32)}
+            given["tables"] = ((longest, config.chinmu.head_dim), f32)
         else:
             given["descriptions"] = ((b, few, c.description_width), f32)
+        if c.pooled_description and reads_text:
+            given["shares"] = ((b, 1, few), f32)
+        elif c.pooled_description:
             given["pooled"] = ((b, 1, c.description_width), f32)
         if c.outline:
             given |= {"features": ((b, t, FEATURES), f32), "tokens": ((b, t, TOKENS), i64), "weights": ((b, t, TOKENS), f32)}
@@ -160,11 +163,11 @@ class Program:
             zeros.append(device.empty(shape, kind))
             return zeros[-1]
 
-        if reads_text:
-            self.descriptions, self.pooled = zero(b, few, c.description_width, kind=f32), zero(b, 1, c.description_width, kind=f32)
-        else:
-            self.descriptions, self.pooled = self.given["descriptions"], self.given["pooled"]
-        self.pooled_rows = zero(rows, b, c.description_width, kind=f32) if c.pooled_description else None
+        self.descriptions = zero(b, few, c.description_width, kind=f32) if reads_text else self.given["descriptions"]
+        self.pooled = self.pooled_rows = None
+        if c.pooled_description:
+            self.pooled = zero(b, 1, c.description_width, kind=f32) if reads_text else self.given["pooled"]
+            self.pooled_rows = zero(rows, b, c.description_width, kind=f32)
         counts = sorted({1 + one for one in mode.guided})
         kv = (c.blocks, bucket.tokens, c.heads, c.head_dim)
         base = (6 * c.width,) if c.modulation == "shared" else (c.blocks, 6 * c.width)
@@ -219,13 +222,13 @@ class Program:
             frames, tokens = (0, 0) if branch else (len(reference), count)
             if self.reads_text:
                 texts = song.negative_texts if branch else song.texts
-                if len(texts) != len(described):
-                    raise InputError(f"{len(described)} descriptions and {len(texts)} texts: these engines read the texts themselves")
                 for name, value in text_inputs(texts, self.config.chinmu, fragments=few, length=host["mask"].shape[2]).items():
                     (host[name] if name == "tables" else host[name][branch])[:] = value
-                host["shares"][branch, 0, : len(texts)] = 1 / max(len(texts), 1)
             else:
                 host["descriptions"][branch, : len(described)] = described.float()
+            if "shares" in host:
+                host["shares"][branch, 0, : len(described)] = 1 / max(len(described), 1)
+            if "pooled" in host:
                 host["pooled"][branch] = pool_descriptions(described.float(), [len(described)])
             host["reference"][branch, :frames] = reference[:frames]
             host["target_mask"][branch, : song.frames] = True
@@ -261,7 +264,8 @@ class Program:
             for branch in range(mode.branches):
                 inputs = {name: given[name][branch] for name in ("characters", "pairs", "mask")} | {"tables": given["tables"]}
                 device.launch("chinmu_text", 0, inputs, {"vectors": self.descriptions[branch]})
-                device.run(partial(torch.mm, given["shares"][branch], self.descriptions[branch], out=self.pooled[branch]))
+                if self.pooled is not None:
+                    device.run(partial(torch.mm, given["shares"][branch], self.descriptions[branch], out=self.pooled[branch]))
         for branch in range(mode.branches):
             inputs = {"descriptions": self.descriptions[branch], "reference": given["reference"][branch]}
             inputs["reference_kind"] = given["reference_kind"]
@@ -274,7 +278,7 @@ class Program:
             # without a reference its one row is left out
             device.run(partial(self.other_rows[branch].copy_, self.rows[: self.other_rows.shape[1]]))
         flat: dict[str, Any] = {name: given[name].flatten(0, 1) for name in ("times", "seconds", "user")}
-        if self.pooled_rows is not None:
+        if self.pooled is not None and self.pooled_rows is not None:
             device.run(partial(self.pooled_rows.copy_, self.pooled[:, 0]))  # the same at every step
             flat["pooled"] = self.pooled_rows.flatten(0, 1)
         device.launch("modulation", 0, flat, {"base": self.base.flatten(0, 1), "final": self.final.flatten(0, 1)})

@@ -154,6 +154,7 @@ def test_a_bad_request_is_one_bad_answer(repository: Path, server: None, text: b
 def test_a_song_that_breaks_takes_no_other_with_it(repository: Path, server: None) -> None:
     good = Stage(repository, "mudit_text")({"REQUEST": string(json.dumps(REQUESTS[1]).encode())})[0].SONG
     song = triton_backend.unpack_song(bytes(good[0, 0]))
+    assert song.texts and len(song.texts) == len(song.descriptions), "a runtime that reads text needs it"
     song.descriptions.fill_(float("nan"))
     broken = string(triton_backend.pack_song(song))
     answers = Stage(repository, "mudit_denoise")({"SONG": broken}, {"SONG": good}, {"SONG": string(b"junk")})

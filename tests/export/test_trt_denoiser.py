@@ -28,8 +28,10 @@ from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.runtime.buckets import CHUNK, Bucket, default_buckets, parse_buckets, profiles
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
+from mudit_engine.runtime.graph_denoiser import text_inputs
 from mudit_engine.runtime.trt_denoiser import ENGINES, TEXT_ENGINE, NoText, TrtDecoder, TrtDenoiser, pick_target
 from mudit_engine.runtime.trt_program import plan_chunks
+from mudit_engine.text.harmony import TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 
 
@@ -65,6 +67,7 @@ class FakeDevice:
             smallest, _, largest = limits[name]
             inside = all(a <= size <= b for a, size, b in zip(smallest, tensor.shape, largest, strict=True))
             assert inside, f"{graph}: {name} {tensor.shape}"
+            assert graph != "chinmu_text" or tuple(tensor.shape) == tuple(limits[name][1]), "the builder tunes for another shape"
 
         def work() -> None:
             self.log.append(graph)
@@ -119,8 +122,8 @@ class Setting:
         c = self.config.dit
         outline: OutlineRows | None = None
         if c.outline:
-            rate = self.config.vae.frame_rate
-            outline = outline_rows(Outline(bpm=100, key="A minor"), frames=frames, frame_rate=rate, tokens=tokens)
+            rate, chords = self.config.vae.frame_rate, [TimedChord(0.5, 3.0, chord_symbol("Am7"))]
+            outline = outline_rows(Outline(100, "A minor", chords=chords), frames=frames, frame_rate=rate, tokens=tokens)
         texts, negative_texts = ("温暖的女声", f"piano, {seed * 30} BPM"), (f"noise {seed}",)
         descriptions, negative = (self.chinmu.encode_text(one).detach() for one in (texts, negative_texts))
         values = {"name": "ode-euler", "steps": 3, "guidance": 2.0, **sampler}
@@ -192,6 +195,16 @@ def test_text_is_read_in_the_graph(reading: Setting, mode: str) -> None:
     reading.check(reading.song(**MODES[mode]))
 
 
+def test_text_in_half_precision_is_nearly_the_towers(reading: Setting) -> None:
+    texts = ["温暖的女声", "a very long description of a slow song with piano and strings", "x"]
+    graph = graphs(reading.dit, reading.vae, reading.chinmu, precision="bf16")["chinmu_text"]().module.eval()
+    with torch.inference_mode():
+        wanted = reading.chinmu.encode_text(texts)
+        found = graph(**text_inputs(texts, reading.config.chinmu, fragments=5, length=reading.config.chinmu.max_characters))
+    assert found.isfinite().all(), "rows of padding alone"
+    assert float((found[:3] - wanted).norm() / wanted.norm()) < 2e-2
+
+
 def test_a_graph_that_reads_keeps_nothing_of_the_last_text(reading: Setting) -> None:
     songs = [reading.song(seed=seed, steps=4) for seed in (1, 2)]
     said = replace(songs[0], texts=(), negative_texts=(), descriptions=songs[0].descriptions[:0], negative=songs[0].negative[:0])
@@ -201,7 +214,7 @@ def test_a_graph_that_reads_keeps_nothing_of_the_last_text(reading: Setting) -> 
     assert reading.device.captures == before + 1
     launched = reading.device.log[-(2 + 1 + 2 + 1 + 4 + 1) :]
     assert launched[:6] == ["lyric_kv", "chinmu_text", "chinmu_text", "conditions", "conditions", "modulation"]
-    with pytest.raises(InputError, match="2 descriptions and 0 texts"):
+    with pytest.raises(InputError, match="2 descriptions and 1 negative ones, but 0 and 1 texts"):
         reading.runtime.prepare(replace(songs[0], texts=()))
 
 
