@@ -176,9 +176,9 @@ def planned_chords(bars: Bars, key: str, *, seed: int) -> tuple[TimedChord, ...]
 
 
 def repeated_chords(bars: Bars, asked: Sequence[Sequence[ChordSymbol]]) -> tuple[TimedChord, ...]:
-    """The bars that were asked for, again and again, into the bar that the song may end in."""
+    """The bars that were asked for, again and again for as many bars as the song has."""
     chords = []
-    for number in range(sum(count for _, count in bars.sections) + 1):
+    for number in range(sum(count for _, count in bars.sections)):
         inside = asked[number % len(asked)]
         share = bars.seconds / len(inside)
         chords += [
