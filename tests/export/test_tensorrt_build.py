@@ -22,10 +22,11 @@ from onnx import TensorProto, helper
 from conftest import micro_config
 from mudit_engine.availability import available, pinned
 from mudit_engine.cli.main import run
-from mudit_engine.config import ModelConfig
+from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, ModelError, MuditError
 from mudit_engine.export import tensorrt_build, tensorrt_engine
 from mudit_engine.export.fusion import fusion_reports, mask_faults, network_counts, parse_kernels, wanted
+from mudit_engine.export.graphs import GRAPHS
 from mudit_engine.export.manifest import new_manifest, write_manifest
 from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, build_script, make_plan, polygraphy_commands
 from mudit_engine.models.folder import save_config
@@ -228,12 +229,15 @@ def test_the_script_of_the_package_builds_alone(tmp_path: Path) -> None:
     assert done.returncode == 1 and "engine 'block'" in done.stderr
 
 
-def test_the_committed_report_is_of_whole_networks_fully_fused() -> None:
-    report = json.loads((Path(__file__).parents[2] / "benchmarks/results/tensorrt_rtx_engines.json").read_text())
-    config = ModelConfig.model_validate({"name": "musit-380m"})
-    rows = {(row["target"], row["name"]): row for one in report["runs"] for row in one["engines"]}
-    for target in {target for target, _ in rows}:
-        for name in ("step", "lyric_kv", "vae_decode"):
+@pytest.mark.parametrize(("preset", "buckets"), [("musit-380m", 4), ("tiny", 1)])
+def test_the_committed_report_is_of_whole_networks_fully_fused(preset: str, buckets: int) -> None:
+    file = "tensorrt_rtx_engines.json" if preset == "musit-380m" else f"tensorrt_rtx_engines_{preset}.json"
+    report = json.loads((Path(__file__).parents[2] / "benchmarks/results" / file).read_text())
+    config = load_config(preset)
+    rows = {(row["target"], row["name"]): row for row in report["results"]["engines"]}
+    assert {target for target, _ in rows} == {"rtx-sm80", "rtx-portable"}
+    for target in ("rtx-sm80", "rtx-portable"):
+        for name in GRAPHS:
             row = rows[target, name]
             assert row["masks"] == [] and row["bytes"] > 0 and row["build_cpu_seconds"] > 0
             assert len(row["memory"]["Total Activation Memory"]) == row["profiles"] == len(row["fusion"])
@@ -241,7 +245,7 @@ def test_the_committed_report_is_of_whole_networks_fully_fused() -> None:
                 assert profile["faults"] == []
                 for figure, count in network_counts(config, name).items():
                     assert profile[figure] == count, f"{target} {name}: {figure}"
-    assert rows["rtx-sm80", "step"]["profiles"] == 4
+        assert rows[target, "step"]["profiles"] == buckets
 
 
 def test_counts_are_those_of_the_network() -> None:
