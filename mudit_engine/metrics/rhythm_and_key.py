@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from mudit_engine.audio import resample
-from mudit_engine.errors import InputError
+from mudit_engine.text.harmony import SCALES, key_parts
 
 RATE = 22050
-PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-FLATS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#", "Cb": "B", "Fb": "E", "E#": "F", "B#": "C"}
-SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 
 
 def _mono(audio: Tensor, sample_rate: int) -> Tensor:
@@ -65,11 +62,7 @@ def octave_error(estimate: float, bpm: float) -> float:
 
 def parse_key(key: str) -> tuple[int, str]:
     """('A minor') -> (9, 'minor'). Raises InputError."""
-    tonic, _, mode = key.strip().partition(" ")
-    tonic = FLATS.get(tonic, tonic)
-    if tonic not in PITCH_CLASSES or mode not in SCALES:
-        raise InputError(f"key '{key}' is unknown: write it as 'A minor', 'Eb major', 'F# minor'")
-    return PITCH_CLASSES.index(tonic), mode
+    return key_parts(key.strip())
 
 
 def chroma(audio: Tensor, sample_rate: int) -> Tensor:

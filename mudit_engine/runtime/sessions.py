@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from mudit_engine.availability import available
+from mudit_engine.config import load_config
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.hardware import machine
 from mudit_engine.runtime.graph_denoiser import Session
-from mudit_engine.runtime.manifest import FILE, folder_of_graphs
+from mudit_engine.runtime.manifest import FILE, folder_of_graphs, read_manifest
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 
@@ -27,7 +28,7 @@ def usual_runtime(folder: Path) -> str:
         from mudit_engine.runtime.trt_denoiser import engines_here
 
         with suppress(ModelError):
-            _, entry = engines_here(folder)
+            _, entry = engines_here(read_manifest(folder), load_config(folder))
             return "tensorrt" if available(entry["package"]) else "torch"
     return "torch"
 

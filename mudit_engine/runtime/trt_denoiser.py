@@ -164,7 +164,7 @@ def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
             "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime torch or onnxruntime on this machine"
         )
     manifest, config = read_manifest(folder), load_config(folder)
-    target, entry = engines_here(folder)
+    target, entry = engines_here(manifest, config)
     require(entry["package"], f"engines of target '{target}'")
     if wrong := differences(folder, manifest):
         raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole")
@@ -179,9 +179,9 @@ def engines_of(config: ModelConfig) -> tuple[str, ...]:
     return (*ENGINES, TEXT_ENGINE) if config.chinmu.text_encoder == CHARACTERS else ENGINES
 
 
-def engines_here(folder: Path) -> tuple[str, dict[str, Any]]:
-    """(target, its entry in the manifest) for this machine's first GPU. Raises ModelError when the folder has none."""
-    return pick_target(read_manifest(folder), machine().gpus[0].compute_capability, engines_of(load_config(folder)))
+def engines_here(manifest: dict[str, Any], config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """(target, its entry in the manifest) for this machine's first GPU. Raises ModelError when there is none."""
+    return pick_target(manifest, machine().gpus[0].compute_capability, engines_of(config))
 
 
 def pick_target(manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES) -> tuple[str, dict[str, Any]]:

@@ -71,7 +71,8 @@ PROGRESSIONS: dict[str, tuple[str, ...]] = {
         "i III VI VII",
     ),
 }
-PART_OF = {"verse": 0, "intro": 0, "chorus": 1, "outro": 1}  # which of a song's three progressions a section plays; others the third
+PART_OF = {"verse": 0, "intro": 0, "chorus": 1, "outro": 1}  # which of a song's three progressions a section plays
+OTHER_PART = 2  # what every other section plays
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def key_parts(name: str) -> tuple[int, str]:
     """Pitch class and mode of a key such as "F# minor". Raises InputError for an unknown name."""
     tonic, _, mode = name.partition(" ")
     if tonic not in TONICS or mode not in SCALES:
-        raise InputError(f"key '{name}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or 'Eb major'")
+        raise InputError(f"key '{name}' is unknown: write a tonic and a mode, such as 'A minor', 'F# minor' or 'Eb major'")
     return TONICS[tonic], mode
 
 
@@ -167,7 +168,7 @@ def planned_chords(bars: Bars, key: str, *, seed: int) -> tuple[TimedChord, ...]
     chosen = random.Random(seed).sample(PROGRESSIONS[mode], 3)
     numerals: list[str] = []
     for name, count in bars.sections:
-        progression = chosen[PART_OF.get(name, 2)].split()
+        progression = chosen[PART_OF.get(name, OTHER_PART)].split()
         numerals += [progression[number % len(progression)] for number in range(count)]
     if numerals:
         numerals[-1] = "I" if mode == "major" else "i"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mudit_engine.errors import InputError
-from mudit_engine.metrics.rhythm_and_key import PITCH_CLASSES, SCALES, chroma, key_rank, octave_error, parse_key, tempo, tempo_error
+from mudit_engine.metrics.rhythm_and_key import chroma, key_rank, octave_error, parse_key, tempo, tempo_error
+from mudit_engine.text.harmony import SCALES, TONIC_NAMES
 
 RATE = 22050
 
@@ -64,11 +65,11 @@ def test_silence_has_neither_tempo_nor_key() -> None:
 
 
 @pytest.mark.parametrize("mode", SCALES)
-@pytest.mark.parametrize("tonic", range(12), ids=PITCH_CLASSES)
+@pytest.mark.parametrize("tonic", range(12), ids=TONIC_NAMES)
 def test_key_of_a_scale(tonic: int, mode: str) -> None:
     audio = scale(tonic, mode)
-    assert key_rank(audio, RATE, f"{PITCH_CLASSES[tonic]} {mode}") == 1
-    assert key_rank(audio, RATE, f"{PITCH_CLASSES[(tonic + 6) % 12]} {mode}") >= 10, "six semitones off shares two notes of seven"
+    assert key_rank(audio, RATE, f"{TONIC_NAMES[tonic]} {mode}") == 1
+    assert key_rank(audio, RATE, f"{TONIC_NAMES[(tonic + 6) % 12]} {mode}") >= 10, "six semitones off shares two notes of seven"
 
 
 def test_key_is_heard_through_drums() -> None:

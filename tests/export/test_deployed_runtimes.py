@@ -51,7 +51,7 @@ def test_what_runs_where_nobody_asked(deployed: Path, model: Path, tmp_path: Pat
     ):
         for module in (sessions, trt_denoiser):
             monkeypatch.setattr(module, "machine", lambda here=here: SimpleNamespace(gpus=here))
-        monkeypatch.setattr(trt_denoiser, "read_manifest", lambda folder, found=found: found)
+        monkeypatch.setattr(sessions, "read_manifest", lambda folder, found=found: found)
         monkeypatch.setattr(sessions, "available", lambda name, package=package: package)
         assert usual_runtime(deployed) == expected
         assert usual_runtime(model) == "torch", "a model folder has no engines"

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mudit_engine.text.harmony import ChordSymbol, realise
+from mudit_engine.text.harmony import OTHER_PART, PART_OF, ChordSymbol, realise
 from mudit_engine.training.corpus import labels, lyrics, melody
 from mudit_engine.training.corpus.arrange import Arrangement, PartNote, arrange, swung
 from mudit_engine.training.corpus.form import BEATS, Plan, draw_form
@@ -142,11 +142,10 @@ def _draw_chords(
     """A chord per unit: one progression for verses, one for choruses, one for the rest; the last bar is the tonic."""
     pool = progressions(mode, held_out=held_out)
     chosen = [str(p) for p in rng.choice(pool, size=3, replace=False)]
-    role = {"verse": 0, "pre-chorus": 2, "chorus": 1, "bridge": 2, "intro": 0, "outro": 1}
     chords: list[ChordSymbol] = []
     used: list[str] = []
     for part in plan.parts:
-        name = chosen[role[part.name]]
+        name = chosen[PART_OF.get(part.name, OTHER_PART)]
         numerals = name.split()
         count = part.bars * units
         if f"{mode}: {name}" not in used:
