@@ -26,7 +26,7 @@ GATED_BUDGET = 16384  # a pack of 8192 frames holds three or four songs of this 
 
 
 def write_data(folder: Path, songs: int) -> None:
-    from mudit_engine.training.shards import ShardWriter, song_fields
+    from mudit_engine.training.dataset.shards import ShardWriter, song_fields
 
     rng = np.random.default_rng(0)
     block = rng.normal(size=(FRAMES + songs, CHANNELS)).astype(np.float16)
@@ -41,8 +41,8 @@ def measure_reading(folder: Path, *, rounds: int) -> dict[str, Any]:
     """Songs a CPU second and a wall second, the best of `rounds`: whatever disturbs only adds."""
     import torch
 
-    from mudit_engine.training.batching import Sampler
-    from mudit_engine.training.shards import Shards
+    from mudit_engine.training.dataset.batching import Sampler
+    from mudit_engine.training.dataset.shards import Shards
 
     torch.set_num_threads(1)
     shards = Shards(folder)
@@ -77,7 +77,7 @@ def song_lengths(songs: int) -> np.ndarray:
 
 
 def measure_packing(songs: int) -> list[dict[str, Any]]:
-    from mudit_engine.training.batching import Sampler
+    from mudit_engine.training.dataset.batching import Sampler
 
     lengths = song_lengths(songs)
     rows = []

@@ -28,7 +28,7 @@ from mudit_engine.models.chinmu import ChinMu, info_nce
 from mudit_engine.training.ranks import Ranks, gather_rows
 from mudit_engine.training.recipe import ChinMuStage
 from mudit_engine.training.seeding import seed64
-from mudit_engine.training.shards import LEVELS, SongRecord
+from mudit_engine.training.dataset.shards import LEVELS, SongRecord
 from mudit_engine.training.strategy import Logs, Strategy
 from mudit_engine.training.tasks import Batch, Moment, Task
 

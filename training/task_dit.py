@@ -26,10 +26,10 @@ from mudit_engine.models.outline import OutlineRows, outline_rows, pack_outlines
 from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
-from mudit_engine.training import shards as layout
+from mudit_engine.training.dataset import shards as layout
 from mudit_engine.training.deepspeed_config import check_heads
 from mudit_engine.training.recipe import DitStage
-from mudit_engine.training.shards import SongRecord
+from mudit_engine.training.dataset.shards import SongRecord
 from mudit_engine.training.strategy import Logs, Strategy
 from mudit_engine.training.tasks import Batch, Moment, Task
 from mudit_engine.training.throughput import forward_flops

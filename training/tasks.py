@@ -25,7 +25,7 @@ from mudit_engine.errors import ConfigError, InputError, ModelError
 from mudit_engine.models.folder import Part, load_config, load_part, model_folder
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.seeding import chooser, generator
-from mudit_engine.training.shards import Shards
+from mudit_engine.training.dataset.shards import Shards
 
 if TYPE_CHECKING:
     from mudit_engine.training.strategy import Strategy

@@ -28,12 +28,12 @@ import torch
 from mudit_engine.errors import ConfigError, InputError, MuditError
 from mudit_engine.files import write_json
 from mudit_engine.models.folder import save_config
-from mudit_engine.training.batching import EpochPlan, Sampler, plan_packs, prefetch
+from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
 from mudit_engine.training.checkpoint import Checkpoints
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
-from mudit_engine.training.shards import Shards
+from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.strategy import learning_rate, make_strategy
 from mudit_engine.training.tasks import Batch, Moment, Task, average, make_task, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting

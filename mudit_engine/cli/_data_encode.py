@@ -63,7 +63,7 @@ def encode(
 
     Stop it with Ctrl-C and run it again: it goes on where it was. Parts may run at the same time into one folder.
     """
-    from mudit_engine.training.sources import open_source
+    from mudit_engine.training.dataset.sources import open_source
 
     number, slash, parts = part.partition("/")
     if not (slash and number.isdigit() and parts.isdigit() and int(number) < int(parts)):
@@ -78,7 +78,7 @@ def encode(
         raise click.UsageError("--ray-parts and --ray-workers belong to --ray")
     if ray is not None and part != "0/1":
         raise click.UsageError("--ray makes parts of its own: leave --part out")
-    from mudit_engine.training.encode import encode_audio, encode_latents
+    from mudit_engine.training.dataset.encode import encode_audio, encode_latents
 
     share = (int(number), int(parts))
     with progress("encoding", total=None, quiet=as_json) as step:
@@ -87,7 +87,7 @@ def encode(
             step(text=f"encoding {song_id}")
 
         if ray is not None:
-            from mudit_engine.training.encode_ray import RayJob, encode_on_ray
+            from mudit_engine.training.dataset.encode_ray import RayJob, encode_on_ray
 
             job = RayJob(
                 source.resolve(),
@@ -138,8 +138,8 @@ def encode(
 @json_option
 def inspect(folder: Path, verify: bool, picture: Path | None, as_json: bool) -> None:
     """Count songs, hours and lengths of a data set, and name what is wrong with it (exit 4 when something is)."""
-    from mudit_engine.training import inspect_shards
-    from mudit_engine.training.shards import Shards
+    from mudit_engine.training.dataset import inspect_shards
+    from mudit_engine.training.dataset.shards import Shards
 
     report = inspect_shards.inspect(Shards(folder), verify=verify)
     if picture is not None:

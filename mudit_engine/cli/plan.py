@@ -82,7 +82,7 @@ def command(
     if precision == "bf16" and 0 in stages:
         raise InputError("--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 or 3, or --precision fp32")
 
-    from mudit_engine.training.lengths import read_lengths
+    from mudit_engine.training.dataset.lengths import read_lengths
     from mudit_engine.training.plan import Request, make_plan, report
 
     sample = read_lengths(lengths, config)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a gi
 # what each kind of install must be able to do in another folder
 USE = """
 import os, sys
-import mudit_engine, mudit_engine.kernels.attention, mudit_engine.kernels.worklist, mudit_engine.training.batching
+import mudit_engine, mudit_engine.kernels.attention, mudit_engine.kernels.worklist, mudit_engine.training.dataset.batching
 assert "torch" in sys.modules
 from mudit_engine.cli.main import run
 from mudit_engine.config import PRESETS, load_config

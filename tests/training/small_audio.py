@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mudit_engine.training.recipe import Recipe, load_recipe
-from mudit_engine.training.shards import ShardWriter, audio_fields
+from mudit_engine.training.dataset.shards import ShardWriter, audio_fields
 
 RATE = 8000
 SMALL_VAE = {"sample_rate": RATE, "channels": 1, "n_fft": 256, "stft_hop": 64, "fold": 4, "latent_channels": 8, "phase_refinements": 0}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mudit_engine.training.recipe import Recipe, load_recipe
-from mudit_engine.training.shards import ShardWriter, song_fields
+from mudit_engine.training.dataset.shards import ShardWriter, song_fields
 
 CHANNELS = 8
 SMALL_DIT = {"latent_channels": CHANNELS, "width": 16, "blocks": 1, "heads": 2, "lyric_width": 16, "lyric_head_dim": 8, "lyric_blocks": 1}

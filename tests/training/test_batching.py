@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mudit_engine.errors import InputError
-from mudit_engine.training.batching import Sampler, prefetch
+from mudit_engine.training.dataset.batching import Sampler, prefetch
 
 settings.register_profile("sampler", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("sampler")

@@ -27,7 +27,7 @@ from mudit_engine.training.export_part import export_part
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.saved_state import SavedState
-from mudit_engine.training.shards import Shards
+from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.tasks import make_task
 from mudit_engine.training.trainer import Trainer
 from run_ranks import poison, wake

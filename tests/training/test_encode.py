@@ -17,10 +17,10 @@ from mudit_engine.models.folder import build_part, load_part, save_config, save_
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.text.lyrics import parse_lyrics
 from mudit_engine.text.phonemes import phonemize
-from mudit_engine.training.encode import encode_audio, encode_latents
-from mudit_engine.training.encode_ray import RayJob, encode_on_ray, encode_part
-from mudit_engine.training.shards import LANGUAGES, LEVELS, USER_TYPES, Shards, build_index
-from mudit_engine.training.sources import SourceSong, open_source
+from mudit_engine.training.dataset.encode import encode_audio, encode_latents
+from mudit_engine.training.dataset.encode_ray import RayJob, encode_on_ray, encode_part
+from mudit_engine.training.dataset.shards import LANGUAGES, LEVELS, USER_TYPES, Shards, build_index
+from mudit_engine.training.dataset.sources import SourceSong, open_source
 
 RATE = 8000
 VAE = {"sample_rate": RATE, "channels": 1, "n_fft": 256, "stft_hop": 64, "fold": 4, "latent_channels": 8, "phase_refinements": 0}

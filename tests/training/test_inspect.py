@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mudit_engine.training.inspect_shards import draw, inspect
-from mudit_engine.training.shards import Shards, ShardWriter, song_fields
+from mudit_engine.training.dataset.inspect_shards import draw, inspect
+from mudit_engine.training.dataset.shards import Shards, ShardWriter, song_fields
 from small_songs import write_songs
 
 

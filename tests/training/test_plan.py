@@ -13,7 +13,7 @@ from mudit_engine.config import load_config
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training import plan as planning
 from mudit_engine.training.clusters import GIB, Assumptions, Cluster, assume, make_cluster
-from mudit_engine.training.lengths import Lengths, read_lengths
+from mudit_engine.training.dataset.lengths import Lengths, read_lengths
 from mudit_engine.training.model_state import state_bytes
 from mudit_engine.training.network_cost import LINEAR, CostModel
 from mudit_engine.training.plan import Plan, Request, make_plan, report, scaling

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mudit_engine.errors import InputError
-from mudit_engine.training.shards import Field, Shards, ShardWriter, build_index
+from mudit_engine.training.dataset.shards import Field, Shards, ShardWriter, build_index
 
 FIELDS = {"latents": Field("float16", 4), "phonemes": Field("int32")}
 

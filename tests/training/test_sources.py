@@ -9,7 +9,7 @@ import pytest
 
 from mudit_engine.errors import InputError
 from mudit_engine.text.descriptions import description_fragments
-from mudit_engine.training.sources import SourceDescription, open_source
+from mudit_engine.training.dataset.sources import SourceDescription, open_source
 
 TEXT = "温暖的女声，钢琴。BPM 92"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.training.shards import Shards
+from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.task_chinmu import ChinMuTask, crop
 from mudit_engine.training.tasks import Moment
 from mudit_engine.training.trainer import Trainer

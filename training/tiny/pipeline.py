@@ -89,8 +89,8 @@ def _corpus(plan: Plan) -> None:
 
 def _audio(plan: Plan) -> None:
     from mudit_engine.config import load_config
-    from mudit_engine.training.encode import encode_audio
-    from mudit_engine.training.sources import open_source
+    from mudit_engine.training.dataset.encode import encode_audio
+    from mudit_engine.training.dataset.sources import open_source
 
     vae = load_config("tiny").vae
     done = encode_audio(open_source(plan.corpus), plan.work / "audio", sample_rate=vae.sample_rate, channels=vae.channels)
@@ -98,8 +98,8 @@ def _audio(plan: Plan) -> None:
 
 
 def _latents(plan: Plan) -> None:
-    from mudit_engine.training.encode import encode_latents
-    from mudit_engine.training.sources import open_source
+    from mudit_engine.training.dataset.encode import encode_latents
+    from mudit_engine.training.dataset.sources import open_source
 
     # latents of another codec must not stay: the note says which one they are of
     out, codec = plan.work / "latents", _digest(plan.codec)

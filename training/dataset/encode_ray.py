@@ -19,9 +19,9 @@ from typing import Any
 
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError, MuditError
-from mudit_engine.training.encode import Encoded, encode_audio, encode_latents
-from mudit_engine.training.shards import build_index
-from mudit_engine.training.sources import open_source
+from mudit_engine.training.dataset.encode import Encoded, encode_audio, encode_latents
+from mudit_engine.training.dataset.shards import build_index
+from mudit_engine.training.dataset.sources import open_source
 
 PARTS_PER_WORKER = 4  # so that one slow part is not the end of the job
 

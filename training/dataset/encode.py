@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mudit_engine.errors import InputError, ModelError
-from mudit_engine.training.shards import LANGUAGES, LEVELS, USER_TYPES, ShardWriter, audio_fields, song_fields
-from mudit_engine.training.sources import SourceDescription, SourceSong
+from mudit_engine.training.dataset.shards import LANGUAGES, LEVELS, USER_TYPES, ShardWriter, audio_fields, song_fields
+from mudit_engine.training.dataset.sources import SourceDescription, SourceSong
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +115,7 @@ def encode_latents(
     vocabulary = Vocabulary.load(config.dit.vocabulary)
     ears = None
     if separate or transcribe:
-        from mudit_engine.training.listen import Ears
+        from mudit_engine.training.dataset.transcribe import Ears
 
         ears = Ears(separate if stems else None, transcribe, device=device)
     done, written = Encoded(), song_fields(latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding)

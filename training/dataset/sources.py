@@ -19,7 +19,7 @@ from typing import Any
 from mudit_engine.errors import InputError
 from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, fragments
 from mudit_engine.text.harmony import SCALES, ChordSymbol, chord_symbol
-from mudit_engine.training.shards import LANGUAGES, SPLITS, STEMS, USER_TYPES
+from mudit_engine.training.dataset.shards import LANGUAGES, SPLITS, STEMS, USER_TYPES
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _FULL_STOPS = "。.!！?？"

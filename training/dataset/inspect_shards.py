@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mudit_engine.files import atomic_path
-from mudit_engine.training.shards import SPLITS, Shards
+from mudit_engine.training.dataset.shards import SPLITS, Shards
 
 FASTEST = 8.0  # phonemes a second: more cannot be sung (two phonemes a syllable, four syllables a second)
 

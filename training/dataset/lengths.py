@@ -89,7 +89,7 @@ def _tokens(seconds: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _data_set(path: Path, rate: float, *, seed: int) -> Lengths:
-    from mudit_engine.training.shards import Shards
+    from mudit_engine.training.dataset.shards import Shards
 
     shards = Shards(path)
     numbers = np.asarray(shards.numbers("train"))
