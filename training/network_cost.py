@@ -36,7 +36,7 @@ from mudit_engine.diffusion.paths import make_path
 from mudit_engine.models.dit import DiT, DitBatch
 from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows
 from mudit_engine.training.recipe import DitStage
-from mudit_engine.training.task_dit import DitInputs, DitLoss
+from mudit_engine.training.tasks.dit import DitInputs, DitLoss
 
 Checkpointing = Literal["none", "selective", "full"]
 Precision = Literal["fp32", "bf16"]

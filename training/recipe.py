@@ -126,7 +126,7 @@ class GuardConfig(_Section):
 
 
 class VaeStage(_Section):
-    """Weights of the loss terms, and how the codec starts and ends (training/task_vae.py)."""
+    """Weights of the loss terms, and how the codec starts and ends (training/tasks/vae.py)."""
 
     crop_seconds: float = Field(4.0, gt=0)
     features: float = Field(1.0, ge=0, description="standardised compressed magnitudes")

@@ -118,7 +118,7 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     from mudit_engine.models.dit import DiT
     from mudit_engine.training.deepspeed_strategy import DeepSpeed
     from mudit_engine.training.network_cost import Pack, make_inputs
-    from mudit_engine.training.task_dit import DitLoss
+    from mudit_engine.training.tasks.dit import DitLoss
 
     recipe = _recipe(rehearsal)
     config = recipe.model_config_resolved()

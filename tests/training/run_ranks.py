@@ -15,7 +15,7 @@ import torch
 
 from mudit_engine.training.recipe import Recipe, parse_recipe
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks import Task, make_task
+from mudit_engine.training.tasks.task import Task, make_task
 from mudit_engine.training.trainer import Trainer
 from small_songs import small_recipe
 

@@ -28,7 +28,7 @@ from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.saved_state import SavedState
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks import make_task
+from mudit_engine.training.tasks.task import make_task
 from mudit_engine.training.trainer import Trainer
 from run_ranks import poison, wake
 from small_audio import CORPUS_ATTRIBUTES, chinmu_recipe, vae_recipe, write_chords, write_tones

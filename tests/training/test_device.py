@@ -17,7 +17,7 @@ from mudit_engine import ops
 from mudit_engine.errors import InputError
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks import Moment, Task, make_task, pinned, read, to_device
+from mudit_engine.training.tasks.task import Moment, Task, make_task, pinned, read, to_device
 from small_audio import CORPUS_ATTRIBUTES, chinmu_recipe, vae_recipe, write_chords, write_tones
 from small_songs import small_recipe, write_songs
 

@@ -11,8 +11,8 @@ import torch
 
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.task_chinmu import ChinMuTask, crop
-from mudit_engine.training.tasks import Moment
+from mudit_engine.training.tasks.chinmu import ChinMuTask, crop
+from mudit_engine.training.tasks.task import Moment
 from mudit_engine.training.trainer import Trainer
 from small_audio import CORPUS_ATTRIBUTES, RATE, write_tones
 from small_audio import chinmu_recipe as recipe

@@ -17,8 +17,8 @@ from mudit_engine.training.checkpoint import Checkpoints
 from mudit_engine.training.export_part import export_part
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.task_vae import VaeTask
-from mudit_engine.training.tasks import Moment
+from mudit_engine.training.tasks.vae import VaeTask
+from mudit_engine.training.tasks.task import Moment
 from mudit_engine.training.trainer import Trainer
 from small_audio import SMALL_VAE, write_chords
 from small_audio import vae_recipe as recipe

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mudit_engine.errors import MissingError
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.task_dit import DitTask
-from mudit_engine.training.tasks import Moment
+from mudit_engine.training.tasks.dit import DitTask
+from mudit_engine.training.tasks.task import Moment
 from mudit_engine.training.throughput import Meter, counting, forward_flops, stated_peak
 from mudit_engine.training.trainer import Trainer
 from small_audio import vae_recipe, write_chords

@@ -34,8 +34,8 @@ from mudit_engine.models.vae_losses import (
 from mudit_engine.training.recipe import VaeStage
 from mudit_engine.training.seeding import permutation
 from mudit_engine.training.strategy import Logs
-from mudit_engine.training.task_chinmu import crop
-from mudit_engine.training.tasks import Batch, Moment, Task
+from mudit_engine.training.tasks.chinmu import crop
+from mudit_engine.training.tasks.task import Batch, Moment, Task
 
 log = logging.getLogger(__name__)
 

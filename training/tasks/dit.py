@@ -31,7 +31,7 @@ from mudit_engine.training.deepspeed_config import check_heads
 from mudit_engine.training.recipe import DitStage
 from mudit_engine.training.dataset.shards import SongRecord
 from mudit_engine.training.strategy import Logs, Strategy
-from mudit_engine.training.tasks import Batch, Moment, Task
+from mudit_engine.training.tasks.task import Batch, Moment, Task
 from mudit_engine.training.throughput import forward_flops
 from mudit_engine.training.ulysses import make_exchange
 

@@ -139,14 +139,14 @@ class Task(ABC):
 def make_task(recipe: Recipe, shards: Shards) -> Task:
     """The task that a recipe names."""
     if recipe.task == "vae":
-        from mudit_engine.training.task_vae import VaeTask
+        from mudit_engine.training.tasks.vae import VaeTask
 
         return VaeTask(recipe, shards)
     if recipe.task == "chinmu":
-        from mudit_engine.training.task_chinmu import ChinMuTask
+        from mudit_engine.training.tasks.chinmu import ChinMuTask
 
         return ChinMuTask(recipe, shards)
-    from mudit_engine.training.task_dit import DitTask
+    from mudit_engine.training.tasks.dit import DitTask
 
     return DitTask(recipe, shards)
 
