@@ -3,7 +3,7 @@
     [N / n rows, H heads] -> all-to-all -> [N rows, H / n heads] -> attention of whole songs -> all-to-all -> [N / n rows, H heads]
 
 Everything else in a block works row by row, so it needs no other rank. Rows are padded to a multiple of n; no segment covers the padding.
-Source: Jacobs et al. 2023 (DeepSpeed Ulysses). What exchanges is handed in (training/ulysses.py): nothing here knows of processes.
+Source: Jacobs et al. 2023 (DeepSpeed Ulysses). What exchanges is handed in (training/parallel/ulysses.py): nothing here knows of processes.
 
     layout = shard(make_layout(spans, config), exchange, lyric_rows=97)
     x = layout.own(x_ND)                       # this rank's rows

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mudit_engine.config import DitConfig
-from mudit_engine.training.deepspeed_config import bucket_sizes
+from mudit_engine.training.parallel.deepspeed_config import bucket_sizes
 from mudit_engine.training.recipe import ParallelConfig, Recipe
 
 KINDS = ("weights", "gradients", "master", "moments", "average", "buckets", "gathered")
@@ -44,7 +44,7 @@ def parameters_of(config: DitConfig) -> Parameters:
 
     from mudit_engine.models.dit import DiT
     from mudit_engine.training.recipe import OptimizerConfig
-    from mudit_engine.training.strategy import make_optimizer
+    from mudit_engine.training.parallel.strategy import make_optimizer
 
     with torch.device("meta"):
         groups = make_optimizer(DiT(config), OptimizerConfig()).param_groups

@@ -116,7 +116,7 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
         join_fake_world(rehearsal.world)
     from mudit_engine.diffusion.paths import make_path
     from mudit_engine.models.dit import DiT
-    from mudit_engine.training.deepspeed_strategy import DeepSpeed
+    from mudit_engine.training.parallel.deepspeed_strategy import DeepSpeed
     from mudit_engine.training.network_cost import Pack, make_inputs
     from mudit_engine.training.tasks.dit import DitLoss
 

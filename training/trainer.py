@@ -34,7 +34,7 @@ from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.strategy import learning_rate, make_strategy
+from mudit_engine.training.parallel.strategy import learning_rate, make_strategy
 from mudit_engine.training.tasks.task import Batch, Moment, Task, average, make_task, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting
 

@@ -1,4 +1,4 @@
-"""mudit doctor --cluster: the preflight of a training on many ranks (training/preflight.py)."""
+"""mudit doctor --cluster: the preflight of a training on many ranks (training/parallel/preflight.py)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def examine_cluster(options: dict[str, Any], *, as_json: bool) -> bool:
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} goes with --cluster")
         return False
-    from mudit_engine.training.preflight import Wanted, preflight, preflight_here
+    from mudit_engine.training.parallel.preflight import Wanted, preflight, preflight_here
 
     wanted = Wanted(
         folder=options["folder"] or Path.cwd(),

@@ -78,7 +78,7 @@ def command(
     resolved = load_recipe(recipe, overrides=overrides)  # before torch is imported: a wrong field is told at once
     out = out or Path("runs") / resolved.name
     if launcher is not None:
-        from mudit_engine.training.launch import Launch, check_launch, read_hosts, read_network, run_here, write_launch
+        from mudit_engine.training.parallel.launch import Launch, check_launch, read_hosts, read_network, run_here, write_launch
 
         arguments = ["--resume", resume, "--export-dtype", export_dtype, *(("--threads", str(threads)) if threads else ())]
         arguments += [*(("--export", str(export_to)) if export_to else ()), *(("--json",) if as_json else ())]

@@ -179,7 +179,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.blocks))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, config.latent_channels)
-        self.exchange: Exchange | None = None  # with the ranks that share songs, in training (training/ulysses.py)
+        self.exchange: Exchange | None = None  # with the ranks that share songs, in training (training/parallel/ulysses.py)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

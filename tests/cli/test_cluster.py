@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mudit_engine.cli.main import run
-from mudit_engine.training import preflight
+from mudit_engine.training.parallel import preflight
 
 
 def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from mudit_engine.errors import ConfigError, InputError, OutputError
-from mudit_engine.training import strategy
+from mudit_engine.training.parallel import strategy
 from mudit_engine.training.checkpoint import Checkpoints, find_fault
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.trainer import InterruptedRun, Trainer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mudit_engine.errors import ConfigError
-from mudit_engine.training.deepspeed_config import bucket_sizes, check_heads, deepspeed_config, micro_batches
+from mudit_engine.training.parallel.deepspeed_config import bucket_sizes, check_heads, deepspeed_config, micro_batches
 from small_songs import small_recipe
 
 

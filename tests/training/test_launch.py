@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.training import launch as launching
-from mudit_engine.training.launch import Launch, check_launch, read_hosts, read_network, run_here, write_launch
+from mudit_engine.training.parallel import launch as launching
+from mudit_engine.training.parallel.launch import Launch, check_launch, read_hosts, read_network, run_here, write_launch
 from mudit_engine.training.recipe import Recipe, load_recipe
 from small_songs import small_recipe, write_songs
 

@@ -170,7 +170,7 @@ def test_the_report_is_json_and_stands_beside_the_paper(lengths: Lengths) -> Non
 
 
 def test_what_a_plan_sets_is_a_recipe(lengths: Lengths) -> None:
-    from mudit_engine.training.deepspeed_config import micro_batches
+    from mudit_engine.training.parallel.deepspeed_config import micro_batches
     from mudit_engine.training.recipe import load_recipe
 
     best = plan(lengths).best

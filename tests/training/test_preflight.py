@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mudit_engine.errors import InputError, MuditError
-from mudit_engine.training.preflight import Check, Wanted, judge, preflight, preflight_here
+from mudit_engine.training.parallel.preflight import Check, Wanted, judge, preflight, preflight_here
 
 HERE = Wanted(Path("runs"))
 

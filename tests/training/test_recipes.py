@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.training.deepspeed_config import deepspeed_config
+from mudit_engine.training.parallel.deepspeed_config import deepspeed_config
 from mudit_engine.training.recipe import load_recipe, parse_recipe, recipe_names
-from mudit_engine.training.strategy import learning_rate
+from mudit_engine.training.parallel.strategy import learning_rate
 
 SHIPPED = {
     "tiny-vae": ("vae", None),

@@ -29,7 +29,7 @@ from mudit_engine.training.ranks import Ranks, gather_rows
 from mudit_engine.training.recipe import ChinMuStage
 from mudit_engine.training.seeding import seed64
 from mudit_engine.training.dataset.shards import LEVELS, SongRecord
-from mudit_engine.training.strategy import Logs, Strategy
+from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 
 HEAD_SCALE = 10.0  # the heads read unit vectors

@@ -27,13 +27,13 @@ from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training.dataset import shards as layout
-from mudit_engine.training.deepspeed_config import check_heads
+from mudit_engine.training.parallel.deepspeed_config import check_heads
 from mudit_engine.training.recipe import DitStage
 from mudit_engine.training.dataset.shards import SongRecord
-from mudit_engine.training.strategy import Logs, Strategy
+from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 from mudit_engine.training.throughput import forward_flops
-from mudit_engine.training.ulysses import make_exchange
+from mudit_engine.training.parallel.ulysses import make_exchange
 
 NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
 

@@ -28,7 +28,7 @@ from mudit_engine.training.seeding import chooser, generator
 from mudit_engine.training.dataset.shards import Shards
 
 if TYPE_CHECKING:
-    from mudit_engine.training.strategy import Strategy
+    from mudit_engine.training.parallel.strategy import Strategy
 
 
 @dataclass(frozen=True)

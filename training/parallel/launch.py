@@ -27,7 +27,7 @@ from typing import Literal
 
 from mudit_engine.errors import ConfigError, InputError, MissingError
 from mudit_engine.files import read_text, write_text
-from mudit_engine.training.deepspeed_config import data_ranks
+from mudit_engine.training.parallel.deepspeed_config import data_ranks
 from mudit_engine.training.recipe import Recipe
 
 Kind = Literal["local", "slurm", "deepspeed", "torchrun"]

@@ -71,7 +71,7 @@ def preflight_here(ranks: int, wanted: Wanted) -> dict[str, Any]:
         try:
             for place in local_world(ranks):
                 environment = {"OMP_NUM_THREADS": "1", **os.environ, **place}
-                command = [sys.executable, "-m", "mudit_engine.training.preflight", str(spec), str(out)]
+                command = [sys.executable, "-m", "mudit_engine.training.parallel.preflight", str(spec), str(out)]
                 processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
             last = [process.communicate()[1] for process in processes]
         finally:

@@ -15,7 +15,7 @@ from mudit_engine.training.ranks import gather_rows
 
 if TYPE_CHECKING:
     from mudit_engine.sharded import Local
-    from mudit_engine.training.strategy import Strategy
+    from mudit_engine.training.parallel.strategy import Strategy
 
 
 class UlyssesExchange:

@@ -228,7 +228,7 @@ def make_strategy(recipe: Recipe) -> Strategy:
             f"device='{name}', but torch {torch.__version__} sees no CUDA device: use --set device=cpu, or install a CUDA build of torch"
         )
     if recipe.strategy == "deepspeed":
-        from mudit_engine.training.deepspeed_strategy import DeepSpeed
+        from mudit_engine.training.parallel.deepspeed_strategy import DeepSpeed
 
         return DeepSpeed(recipe, device)
     if launched_world() > 1:
