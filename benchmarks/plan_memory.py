@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 def real_state(world: int) -> list[Row]:
     """Bytes of every rank of a real gloo world against the closed forms: of each case, the row of the worst rank."""
-    from mudit_engine.training.rehearse import Rehearsal, compare
+    from mudit_engine.training.planning.rehearse import Rehearsal, compare
 
     cases = [Rehearsal("musit-380m", world, {"zero_stage": stage}, precision, overrides=SMALL) for stage, precision in REAL[world]]
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def real_state(world: int) -> list[Row]:
         processes = []
         for place in local_world(world):
             env = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "mudit_engine.training.rehearse", str(specs), str(out)]
+            command = [sys.executable, "-m", "mudit_engine.training.planning.rehearse", str(specs), str(out)]
             processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         ends = [process.communicate()[1] for process in processes]
         if any(process.returncode for process in processes):
@@ -64,7 +64,7 @@ def real_state(world: int) -> list[Row]:
 
 def rehearsed_state(specs: list[str]) -> Iterator[Row]:
     """PRESET:WORLD:STAGE:PRECISION each; those of one preset and world share a process."""
-    from mudit_engine.training.rehearse import Rehearsal, compare, rehearse_all
+    from mudit_engine.training.planning.rehearse import Rehearsal, compare, rehearse_all
 
     for _, group in itertools.groupby(specs, lambda spec: spec.split(":")[:2]):
         cases = []
@@ -83,7 +83,7 @@ def _error(row: Row) -> float:
 def activations(preset: str, frames: int, lyrics: int, mode: Any, fitted: Any) -> Row:
     """One song through the real network on the CPU, forward and backward, against the fit."""
     from mudit_engine.config import load_config
-    from mudit_engine.training.network_cost import Pack, run_once
+    from mudit_engine.training.planning.step_cost import Pack, run_once
 
     pack = Pack.of([frames], [lyrics])
     measured = run_once(load_config(preset), pack, precision="fp32", checkpointing=mode, backend="eager", fake=False)
@@ -124,7 +124,7 @@ def run(
             yield "state", row
     if "activations" in parts:
         from mudit_engine.config import load_config
-        from mudit_engine.training.network_cost import fit
+        from mudit_engine.training.planning.step_cost import fit
 
         for mode in modes:
             fitted = fit(load_config(preset), precision="fp32", checkpointing=mode, backend="eager")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import click
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 
 if TYPE_CHECKING:
-    from mudit_engine.training.plan import Plan
+    from mudit_engine.training.planning.plan import Plan
 
 MODES = ("none", "selective", "full")
 
@@ -71,8 +71,8 @@ def command(
     """
     from mudit_engine.config import load_config
     from mudit_engine.errors import InputError
-    from mudit_engine.training.clusters import assume as assumed
-    from mudit_engine.training.clusters import make_cluster
+    from mudit_engine.training.planning.clusters import assume as assumed
+    from mudit_engine.training.planning.clusters import make_cluster
 
     config = load_config(preset)  # before torch is imported: a wrong name is told at once
     links = {"nvlink_gbs": nvlink, "nic_gbs": nic, "nics": nics, "memory_gib": memory}
@@ -83,7 +83,7 @@ def command(
         raise InputError("--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 or 3, or --precision fp32")
 
     from mudit_engine.training.dataset.lengths import read_lengths
-    from mudit_engine.training.plan import Request, make_plan, report
+    from mudit_engine.training.planning.plan import Request, make_plan, report
 
     sample = read_lengths(lengths, config)
     considered: Any = tuple(mode for mode in MODES if mode in modes) or MODES
@@ -103,7 +103,7 @@ def command(
         plan = make_plan(request, sample, on_step=lambda text: step(text=text))
         document = report(plan)
         if plots is not None:
-            from mudit_engine.training.plan_plots import save_plots
+            from mudit_engine.training.planning.plots import save_plots
 
             step(text="drawing")
             document["plots"] = [str(path) for path in save_plots(plan, plots)]
@@ -120,7 +120,7 @@ def command(
 
 def _rehearse(plan: Plan) -> dict[str, Any]:
     """The best option's stage in the real engine, its state against the plan's."""
-    from mudit_engine.training.rehearse import Rehearsal, compare, rehearse
+    from mudit_engine.training.planning.rehearse import Rehearsal, compare, rehearse
 
     rehearsal = Rehearsal(
         preset=str(plan.request.preset),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mudit_engine.config import ModelConfig, load_config
-from mudit_engine.training.network_cost import LINEAR, Pack, fit, run_once
+from mudit_engine.training.planning.step_cost import LINEAR, Pack, fit, run_once
 
 PACK = Pack.of([70, 41], [19, 0], 3)
 

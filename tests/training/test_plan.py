@@ -11,13 +11,13 @@ import pytest
 
 from mudit_engine.config import load_config
 from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.training import plan as planning
-from mudit_engine.training.clusters import GIB, Assumptions, Cluster, assume, make_cluster
+from mudit_engine.training.planning import plan as planning
+from mudit_engine.training.planning.clusters import GIB, Assumptions, Cluster, assume, make_cluster
 from mudit_engine.training.dataset.lengths import Lengths, read_lengths
-from mudit_engine.training.model_state import state_bytes
-from mudit_engine.training.network_cost import LINEAR, CostModel
-from mudit_engine.training.plan import Plan, Request, make_plan, report, scaling
-from mudit_engine.training.plan_plots import save_plots
+from mudit_engine.training.planning.state_bytes import state_bytes
+from mudit_engine.training.planning.step_cost import LINEAR, CostModel
+from mudit_engine.training.planning.plan import Plan, Request, make_plan, report, scaling
+from mudit_engine.training.planning.plots import save_plots
 from small_songs import write_songs
 
 CONFIG = load_config("musit-380m")
@@ -128,7 +128,7 @@ def test_memory_decides_what_fits(lengths: Lengths) -> None:
 def test_the_parts_of_a_rank_add_up(lengths: Lengths) -> None:
     found = plan(lengths)
     option = found.best
-    from mudit_engine.training.model_state import Sharding
+    from mudit_engine.training.planning.state_bytes import Sharding
 
     state = state_bytes(found.parameters, Sharding(1, 64))
     assert {kind: option.memory[kind] for kind in ("weights", "gradients", "moments", "average")} == {

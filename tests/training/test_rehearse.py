@@ -12,9 +12,9 @@ import pytest
 from launch_ranks import start
 from mudit_engine.config import load_config
 from mudit_engine.errors import MuditError
-from mudit_engine.training.model_state import Parameters, Sharding, messages, parameters_of, state_bytes
+from mudit_engine.training.planning.state_bytes import Parameters, Sharding, messages, parameters_of, state_bytes
 from mudit_engine.training.recipe import ParallelConfig
-from mudit_engine.training.rehearse import Rehearsal, compare, rehearse, rehearse_all
+from mudit_engine.training.planning.rehearse import Rehearsal, compare, rehearse, rehearse_all
 
 SMALL = {"dit": {"width": 256, "heads": 2, "blocks": 3, "lyric_width": 128, "lyric_blocks": 1}}
 GIB = 1 << 30

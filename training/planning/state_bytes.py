@@ -10,7 +10,7 @@
     state = state_bytes(parameters, Sharding(stage=2, world=64, precision="bf16", buckets=bucket_sizes(parameters.count)))
 
 (*) whole tensors: those that reach into the rank's part; twice while further micro-batches are added up.
-The closed forms follow DeepSpeed 0.19.8 (its padding included) and are held to its real engine by training/rehearse.py.
+The closed forms follow DeepSpeed 0.19.8 (its padding included) and are held to its real engine by training/planning/rehearse.py.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mudit_engine.files import atomic_path
-from mudit_engine.training.clusters import GIB
-from mudit_engine.training.plan import Option, Plan, scaling
+from mudit_engine.training.planning.clusters import GIB
+from mudit_engine.training.planning.plan import Option, Plan, scaling
 
 INK, MUTED, GRID = "#1f2430", "#667085", "#e4e7ec"
 MEMORY = {

@@ -5,7 +5,7 @@ real run while the numbers in them mean nothing. Under a launcher (RANK set) the
 
     result = rehearse(Rehearsal(preset="musit-380m", world=64, parallel={"zero_stage": 2}, precision="fp32"))     # in a child process
     rehearse_all([...])                                                    # one world, one process, one after another
-    torchrun --standalone --nproc-per-node 2 -m mudit_engine.training.rehearse specs.json out.json               # real ranks
+    torchrun --standalone --nproc-per-node 2 -m mudit_engine.training.planning.rehearse specs.json out.json               # real ranks
 
 Counted are tensor storages, each once: resident memory of a process says little (allocators keep what they got). All on the CPU, in eager
 mode. bf16 products are slow on most CPUs: short songs do, since activations are not what is rehearsed.
@@ -59,7 +59,7 @@ def rehearse_all(rehearsals: Sequence[Rehearsal], *, threads: int = 1) -> list[d
         write_json(specs, [asdict(rehearsal) for rehearsal in rehearsals])
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "mudit_engine.training.rehearse", str(specs), str(out)]
+        command = [sys.executable, "-m", "mudit_engine.training.planning.rehearse", str(specs), str(out)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or not out.exists():
             what = f"the rehearsal of {rehearsals[0].preset} at {rehearsals[0].world} ranks"
@@ -117,7 +117,7 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     from mudit_engine.diffusion.paths import make_path
     from mudit_engine.models.dit import DiT
     from mudit_engine.training.parallel.deepspeed_strategy import DeepSpeed
-    from mudit_engine.training.network_cost import Pack, make_inputs
+    from mudit_engine.training.planning.step_cost import Pack, make_inputs
     from mudit_engine.training.tasks.dit import DitLoss
 
     recipe = _recipe(rehearsal)
@@ -170,7 +170,7 @@ NAMES = {"allreduce": "all-reduce", "allgather_base": "all-gather", "reduce_scat
 
 def compare(rehearsal: Rehearsal, measured: Mapping[str, Any]) -> dict[str, Any]:
     """The measurement beside the closed forms: bytes by kind with the relative error of each, in all, and bytes by collective."""
-    from mudit_engine.training.model_state import KINDS, Sharding, messages, parameters_of, state_bytes
+    from mudit_engine.training.planning.state_bytes import KINDS, Sharding, messages, parameters_of, state_bytes
 
     recipe = _recipe(rehearsal)
     parameters = parameters_of(recipe.model_config_resolved().dit)
@@ -218,7 +218,7 @@ def _paused(watch: Any) -> Any:
 def _watch() -> Any:
     import torch
 
-    from mudit_engine.training.network_cost import Ledger
+    from mudit_engine.training.planning.step_cost import Ledger
 
     class Watch(Ledger):
         """The ledger, and what is sent."""

@@ -25,10 +25,10 @@ import numpy as np
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import InputError
 from mudit_engine.training.dataset.batching import plan_packs
-from mudit_engine.training.clusters import GIB, Cluster
+from mudit_engine.training.planning.clusters import GIB, Cluster
 from mudit_engine.training.dataset.lengths import Lengths
-from mudit_engine.training.model_state import Message, Parameters, Sharding, messages, parameters_of, state_bytes, step_bytes
-from mudit_engine.training.network_cost import Checkpointing, CostModel, Pack, fit
+from mudit_engine.training.planning.state_bytes import Message, Parameters, Sharding, messages, parameters_of, state_bytes, step_bytes
+from mudit_engine.training.planning.step_cost import Checkpointing, CostModel, Pack, fit
 from mudit_engine.training.recipe import ParallelConfig
 
 PAPER = {"gpus": 64, "days": 35, "gpu_hours": 64 * 35 * 24}
