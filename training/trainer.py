@@ -29,7 +29,7 @@ from mudit_engine.errors import ConfigError, InputError, MuditError
 from mudit_engine.files import write_json
 from mudit_engine.models.folder import save_config
 from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
-from mudit_engine.training.checkpoint import Checkpoints
+from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64

@@ -114,7 +114,7 @@ def command(
 
     import torch
 
-    from mudit_engine.training.export_part import export_part
+    from mudit_engine.training.checkpoints.export_part import export_part
     from mudit_engine.training.trainer import InterruptedRun, Trainer
 
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)

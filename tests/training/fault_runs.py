@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from mudit_engine.training.checkpoint import Checkpoints, find_fault
+from mudit_engine.training.checkpoints.checkpoint import Checkpoints, find_fault
 from mudit_engine.training.ranks import local_world
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import read_metrics
@@ -112,7 +112,7 @@ def die(*_: Any, **__: Any) -> None:
 
 def arm(trainer: Any, place: str, count: int) -> None:
     """Has this process kill itself at the count-th time that it comes to a place."""
-    from mudit_engine.training import checkpoint
+    from mudit_engine.training.checkpoints import checkpoint
 
     left = [count]
 

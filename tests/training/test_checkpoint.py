@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from mudit_engine.errors import ConfigError, InputError, OutputError
 from mudit_engine.training.parallel import strategy
-from mudit_engine.training.checkpoint import Checkpoints, find_fault
+from mudit_engine.training.checkpoints.checkpoint import Checkpoints, find_fault
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.trainer import InterruptedRun, Trainer
 from small_songs import small_recipe, write_songs

@@ -22,11 +22,11 @@ pytest.importorskip("deepspeed")
 from launch_ranks import run_jobs
 from mudit_engine.config import load_config
 from mudit_engine.models.folder import load_part
-from mudit_engine.training.checkpoint import Checkpoints, find_fault
-from mudit_engine.training.export_part import export_part
+from mudit_engine.training.checkpoints.checkpoint import Checkpoints, find_fault
+from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import read_metrics
-from mudit_engine.training.saved_state import SavedState
+from mudit_engine.training.checkpoints.saved_state import SavedState
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.tasks.task import make_task
 from mudit_engine.training.trainer import Trainer

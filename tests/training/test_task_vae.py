@@ -13,8 +13,8 @@ from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
 from mudit_engine.models.folder import load_part
 from mudit_engine.models.vae import SpectralVAE
-from mudit_engine.training.checkpoint import Checkpoints
-from mudit_engine.training.export_part import export_part
+from mudit_engine.training.checkpoints.checkpoint import Checkpoints
+from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.tasks.vae import VaeTask

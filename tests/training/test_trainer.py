@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
 from mudit_engine.models.folder import load_part, save_config
-from mudit_engine.training.export_part import export_part
+from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.runlog import RunLog, read_metrics
 from mudit_engine.training.parallel.strategy import Ema, Single, make_optimizer, make_strategy
 from mudit_engine.training.trainer import DivergedError, Trainer

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mudit_engine.training.checkpoint import disk_errors
+from mudit_engine.training.checkpoints.checkpoint import disk_errors
 from mudit_engine.training.parallel.deepspeed_config import data_ranks, deepspeed_config, save_deepspeed_config
 from mudit_engine.training.ranks import join
-from mudit_engine.training.saved_state import SavedState, buffers_file, rank_file
+from mudit_engine.training.checkpoints.saved_state import SavedState, buffers_file, rank_file
 from mudit_engine.training.parallel.strategy import Ema, Logs, Strategy, make_optimizer, no_average, trained
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mudit_engine.errors import InputError, MissingError
-from mudit_engine.training.checkpoint import disk_errors
+from mudit_engine.training.checkpoints.checkpoint import disk_errors
 from mudit_engine.training.ranks import Ranks, launched_world
-from mudit_engine.training.saved_state import SavedState
+from mudit_engine.training.checkpoints.saved_state import SavedState
 
 if TYPE_CHECKING:
     from mudit_engine.training.recipe import OptimizerConfig, Recipe

@@ -121,7 +121,7 @@ def _digest(folder: Path) -> dict[str, str]:
 
 
 def _train(plan: Plan, step: str) -> None:
-    from mudit_engine.training.export_part import export_part
+    from mudit_engine.training.checkpoints.export_part import export_part
     from mudit_engine.training.recipe import load_recipe
     from mudit_engine.training.trainer import Trainer
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from mudit_engine.config import load_config
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.folder import Part, build_part, save_config, save_part
-from mudit_engine.training.checkpoint import Checkpoints
+from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.recipe import parse_recipe
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def export_part(
     """
     import torch
 
-    from mudit_engine.training.saved_state import SavedState
+    from mudit_engine.training.checkpoints.saved_state import SavedState
 
     checkpoints = Checkpoints(run / "checkpoints")
     found = checkpoints.newest_good() if tag is None else checkpoints.named(tag)
