@@ -29,7 +29,7 @@ from mudit_engine.kernels.bias_gelu import bias_gelu, bias_gelu_reference
 from mudit_engine.kernels.guided_step import Spans, guided_step, guided_step_reference
 from mudit_engine.kernels.rope import pack_qkv, pack_qkv_reference, rope_table, rotate_reference
 from mudit_engine.kernels.worklist import Segments
-from mudit_engine.varlen import varlen_attention
+from mudit_engine.layouts.flash import varlen_attention
 
 Provider = Callable[..., tuple[Tensor, ...]]
 OURS, EAGER = "mudit", "eager"

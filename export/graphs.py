@@ -1,4 +1,4 @@
-"""The graphs that leave PyTorch: the model's own forward on the dense layout (mudit_engine/dense.py), and nothing else.
+"""The graphs that leave PyTorch: the model's own forward on the dense layout (mudit_engine/layouts/dense.py), and nothing else.
 
     modulation   times, seconds, user types of all steps        -> modulation rows                    once a song
     lyric_kv     phonemes and their places                      -> lyric rows, rotated keys and values of every block    once a song
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mudit_engine.dense import DenseKeys, DenseLayout
+from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.models.chinmu import CharacterEncoder, ChinMu
 from mudit_engine.models.dit import DiT, Modulation
 from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows

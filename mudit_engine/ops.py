@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mudit_engine import dense, sharded
-from mudit_engine.dense import DenseKeys, DenseStreams, PerSequence
+from mudit_engine.layouts.dense import DenseKeys, DenseStreams, PerSequence
 from mudit_engine.errors import InputError
 from mudit_engine.kernels import adaln, rope
 from mudit_engine.kernels import attention as attention_kernels
@@ -27,8 +27,8 @@ from mudit_engine.kernels import guided_step as guided_step_kernels
 from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import Spans
 from mudit_engine.kernels.worklist import Segments
-from mudit_engine.sharded import ShardedSegments
-from mudit_engine.varlen import varlen_attention
+from mudit_engine.layouts.sharded import ShardedSegments
+from mudit_engine.layouts.flash import varlen_attention
 
 BACKENDS = ("eager", "triton", "flash")
 

@@ -27,14 +27,14 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mudit_engine import ops
 from mudit_engine.config import DitConfig
-from mudit_engine.dense import DenseKeys, DenseLayout
+from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.errors import InputError
 from mudit_engine.kernels.rope import rope_table
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.models.layers import EncoderBlock, fourier_features
-from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
+from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
 from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
-from mudit_engine.sharded import Exchange, ShardedLayout, shard
+from mudit_engine.layouts.sharded import Exchange, ShardedLayout, shard
 
 USER_TYPES = ("none", "amateur", "professional")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
@@ -215,7 +215,7 @@ class DiT(nn.Module):
         return self.lyric_norm(x_LE)
 
     def lyric_kv(self, lyrics_LE: Tensor, positions_L: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [L, H, K] of every block. Positions are shares of the song in (0, 1) (models/layout.py)."""
+        """Keys and values [L, H, K] of every block. Positions are shares of the song in (0, 1) (mudit_engine/layouts/packed.py)."""
         cos, sin = rope_table(positions_L * self.config.lyric_rope_scale, self.config.head_dim, base=self.config.rope_base)
         return [block.lyric_kv(lyrics_LE, cos, sin) for block in self.blocks]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mudit_engine import ops
-from mudit_engine.dense import DenseKeys
+from mudit_engine.layouts.dense import DenseKeys
 from mudit_engine.kernels.worklist import Segments
 
 

@@ -25,7 +25,7 @@ from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import Spans
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation, check_lyric_ids, pool_descriptions
-from mudit_engine.models.layout import Layout, Span, lyric_positions, make_layout
+from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
 from mudit_engine.models.outline import OutlineRows, no_outline
 
 

@@ -23,7 +23,7 @@ from mudit_engine.errors import InputError
 from mudit_engine.kernels.rope import rope_table
 from mudit_engine.models.chinmu import character_rows, check_texts
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, check_lyric_ids, pool_descriptions
-from mudit_engine.models.layout import lyric_positions
+from mudit_engine.layouts.packed import lyric_positions
 from mudit_engine.models.outline import no_outline
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
 
@@ -215,7 +215,7 @@ class GraphDenoiser:
         }
 
     def _tables(self, frames: int, descriptions: int, reference: int) -> tuple[Tensor, Tensor]:
-        """Positions as models/layout.py gives them: (cos, sin) of the frame, then of the share of the song, side by side."""
+        """Positions as mudit_engine/layouts/packed.py gives them: (cos, sin) of the frame, then of the share of the song, side by side."""
         target, other = torch.arange(frames, dtype=torch.float32), torch.arange(reference, dtype=torch.float32)
         nowhere = torch.zeros(descriptions)
         return (

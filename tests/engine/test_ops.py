@@ -11,7 +11,7 @@ from mudit_engine.errors import InputError, MissingError
 from mudit_engine.kernels.attention import attention_reference
 from mudit_engine.kernels.rope import rope_table
 from mudit_engine.kernels.worklist import Segments
-from mudit_engine.varlen import varlen_attention
+from mudit_engine.layouts.flash import varlen_attention
 
 HEADS, WIDTH = 2, 32
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mudit_engine.config import DitConfig
 from mudit_engine.models.dit import DiT
-from mudit_engine.models.layout import Span, make_layout
-from mudit_engine.sharded import Local, shard
+from mudit_engine.layouts.packed import Span, make_layout
+from mudit_engine.layouts.sharded import Local, shard
 from test_dit import MIXED, make_model
 
 
@@ -32,7 +32,7 @@ class Meeting:
 
 
 class ThreadExchange:
-    """mudit_engine.sharded.Exchange between threads."""
+    """mudit_engine.layouts.sharded.Exchange between threads."""
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
         self.meeting, self.rank, self.ranks = meeting, rank, meeting.ranks

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from mudit_engine.training import checkpoint, strategy
+from mudit_engine.training.checkpoints import checkpoint
+from mudit_engine.training.parallel import strategy
 from mudit_engine.training.trainer import Trainer
 from small_songs import small_recipe
 

@@ -14,7 +14,8 @@ import torch
 from mudit_engine.availability import available
 from mudit_engine.errors import InputError, MissingError
 from mudit_engine.text.vocabulary import Vocabulary
-from mudit_engine.training import encode, listen
+from mudit_engine.training.dataset import encode
+from mudit_engine.training.dataset import transcribe as listen
 from mudit_engine.training.dataset.encode import TextVectors
 from mudit_engine.training.dataset.transcribe import Ears, tidy
 from mudit_engine.training.dataset.sources import SourceDescription, SourceSong

@@ -1,4 +1,4 @@
-"""Sequence parallelism by DeepSpeed Ulysses: `shares` ranks in a row work on the same songs (mudit_engine/sharded.py has the layout).
+"""Sequence parallelism by DeepSpeed Ulysses: `shares` ranks in a row work on the same songs (mudit_engine/layouts/sharded.py has the layout).
 
     exchange = make_exchange(strategy)         # None when every rank has its own songs; all ranks call it
     dit.exchange = exchange
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from mudit_engine.training.ranks import gather_rows
 
 if TYPE_CHECKING:
-    from mudit_engine.sharded import Local
+    from mudit_engine.layouts.sharded import Local
     from mudit_engine.training.parallel.strategy import Strategy
 
 
 class UlyssesExchange:
-    """mudit_engine.sharded.Exchange over a process group."""
+    """mudit_engine.layouts.sharded.Exchange over a process group."""
 
     def __init__(self, group: Any, *, rank: int, ranks: int) -> None:
         from deepspeed.sequence.layer import DistributedAttention

@@ -47,7 +47,7 @@ class PerSequence:
 
 @dataclass(frozen=True)
 class DenseLayout:
-    """What models/layout.py's Layout is to packed rows. Tables are fp32 [1, B, N, K/2]."""
+    """What mudit_engine/layouts/packed.py's Layout is to packed rows. Tables are fp32 [1, B, N, K/2]."""
 
     cos: Tensor
     sin: Tensor

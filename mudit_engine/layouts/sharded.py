@@ -27,7 +27,7 @@ from mudit_engine.kernels.rope import rotate_reference
 from mudit_engine.kernels.worklist import Segments
 
 if TYPE_CHECKING:
-    from mudit_engine.models.layout import Layout
+    from mudit_engine.layouts.packed import Layout
 
 # q, k, v with all rows and a share of the heads -> [S, rows, heads, K]
 Local = Callable[[Tensor, Tensor, Tensor], Tensor]
