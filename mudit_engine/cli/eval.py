@@ -4,7 +4,7 @@
     mudit eval tiny --corpus data/tiny-corpus --json > figures.json
     mudit eval retrieval
 
-Figures are of songs held out of training. With --gate the exit code is 4 when a bar of metrics/bars.py is missed.
+Figures are of songs held out of training. With --gate the exit code is 4 when a bar of mudit_engine/evaluation/bars.py is missed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import click
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 
 if TYPE_CHECKING:
-    from mudit_engine.metrics.bars import Verdict
-    from mudit_engine.metrics.codec_gate import Report
+    from mudit_engine.evaluation.bars import Verdict
+    from mudit_engine.evaluation.codec_gate import Report
     from mudit_engine.metrics.songs import EvalSong
     from mudit_engine.training.corpus.labels import Song
 
@@ -75,9 +75,9 @@ def command() -> None:
 @_training
 def codec(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool, work: Path, training_songs: int) -> None:
     """Do songs keep key, notes, voice and drums through the VAE? Needs only the vae of the model folder."""
-    from mudit_engine.metrics.codec import Codec
-    from mudit_engine.metrics.codec_gate import judge_codec
-    from mudit_engine.metrics.listening import Listener
+    from mudit_engine.evaluation.codec import Codec
+    from mudit_engine.evaluation.codec_gate import judge_codec
+    from mudit_engine.evaluation.listening import Listener
     from mudit_engine.models.folder import model_folder
 
     loaded = Codec.load(model_folder(model))
@@ -105,10 +105,10 @@ def tiny(
     recogniser_epochs: int | None,
 ) -> None:
     """Generate songs for held-out requests and judge sound, control, lyrics and speed."""
-    from mudit_engine.metrics.codec import Codec
+    from mudit_engine.evaluation.codec import Codec
     from mudit_engine.metrics.ctc import EPOCHS
-    from mudit_engine.metrics.listening import Listener
-    from mudit_engine.metrics.song_tables import judge_songs
+    from mudit_engine.evaluation.listening import Listener
+    from mudit_engine.evaluation.song_tables import judge_songs
     from mudit_engine.models.folder import model_folder
     from mudit_engine.pipeline import SongPipeline
 
@@ -189,7 +189,7 @@ def _track(*, quiet: bool) -> Any:
 
 
 def _show(title: str, report: Report, *, as_json: bool) -> None:
-    from mudit_engine.metrics.tables import COLUMNS
+    from mudit_engine.evaluation.tables import COLUMNS
 
     if as_json:
         emit_json(dataclasses.asdict(report))
@@ -220,7 +220,7 @@ def _interval(figure: Any) -> str:
 
 def _gate(found: list[Verdict], gate: bool) -> None:
     from mudit_engine.errors import GateError
-    from mudit_engine.metrics.bars import missed
+    from mudit_engine.evaluation.bars import missed
 
     if gate and (names := missed(found)):
         raise GateError(f"{len(names)} of {len(found)} bars are missed: {', '.join(names)}")

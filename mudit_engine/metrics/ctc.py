@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mudit_engine.errors import InputError
-from mudit_engine.metrics.listening import MEL_HOP, MEL_RATE, MELS
+from mudit_engine.evaluation.listening import MEL_HOP, MEL_RATE, MELS
 from mudit_engine.metrics.songs import SungSyllable
 from mudit_engine.text.mandarin import split_syllable
 from mudit_engine.text.vocabulary import Vocabulary

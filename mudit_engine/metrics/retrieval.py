@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mudit_engine.errors import InputError
 from mudit_engine.metrics import figures
-from mudit_engine.metrics.bars import RETRIEVAL, Verdict, verdicts
+from mudit_engine.evaluation.bars import RETRIEVAL, Verdict, verdicts
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.songs import LEVELS, EvalSong, Track, silent_track
 from mudit_engine.models.chinmu import ChinMu

@@ -8,7 +8,7 @@ import torch
 from mudit_engine.errors import InputError
 from mudit_engine.metrics import ctc
 from mudit_engine.metrics.ctc import FRAME_RATE, Example, edit_distance, syllable_phonemes, symbols, train
-from mudit_engine.metrics.listening import MELS
+from mudit_engine.evaluation.listening import MELS
 from mudit_engine.metrics.songs import SungSyllable
 
 

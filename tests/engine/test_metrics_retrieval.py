@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mudit_engine.errors import InputError
-from mudit_engine.metrics.bars import missed
+from mudit_engine.evaluation.bars import missed
 from mudit_engine.metrics.retrieval import CUTOFFS, chance, first_right, judge_retrieval
 from mudit_engine.metrics.songs import LEVELS, EvalSong
 from mudit_engine.models.chinmu import ChinMu

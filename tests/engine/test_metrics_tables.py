@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from mudit_engine.errors import InputError
-from mudit_engine.metrics import bars
-from mudit_engine.metrics.codec import mel_griffin_lim, spectral_distance
+from mudit_engine.evaluation import bars
+from mudit_engine.evaluation.codec import mel_griffin_lim, spectral_distance
 from mudit_engine.metrics.fad import FrechetReference
 from mudit_engine.metrics.figures import Figure
-from mudit_engine.metrics.listening import MELS, Heard, Listener
+from mudit_engine.evaluation.listening import MELS, Heard, Listener
 from mudit_engine.metrics.rhythm_and_key import SCALES, key_rank
-from mudit_engine.metrics.song_tables import lyric_position, twins
+from mudit_engine.evaluation.song_tables import lyric_position, twins
 from mudit_engine.metrics.songs import EvalSong, SungSyllable, noise_like, parted, shuffled
-from mudit_engine.metrics.tables import Judge, Pair, Row, fit_probes, permuted
+from mudit_engine.evaluation.tables import Judge, Pair, Row, fit_probes, permuted
 
 RATE = 22050
 

@@ -18,13 +18,13 @@ import torch
 
 from mudit_engine.audio import resample
 from mudit_engine.metrics import figures
-from mudit_engine.metrics.bars import CODEC, Verdict, verdicts
-from mudit_engine.metrics.codec import BASELINE_FRAME_RATES, Codec, mel_griffin_lim, spectral_distance
+from mudit_engine.evaluation.bars import CODEC, Verdict, verdicts
+from mudit_engine.evaluation.codec import BASELINE_FRAME_RATES, Codec, mel_griffin_lim, spectral_distance
 from mudit_engine.metrics.figures import Figure
-from mudit_engine.metrics.listening import Audio, Heard, Listener, file_digest, source_digest
+from mudit_engine.evaluation.listening import Audio, Heard, Listener, file_digest, source_digest
 from mudit_engine.metrics.notes import note_f1
 from mudit_engine.metrics.songs import EvalSong, Track, noise_like, shuffled, silent_track
-from mudit_engine.metrics.tables import Judge, Pair, Probes, Row, fit_probes, permuted, reference_of
+from mudit_engine.evaluation.tables import Judge, Pair, Probes, Row, fit_probes, permuted, reference_of
 
 
 @dataclass(frozen=True)

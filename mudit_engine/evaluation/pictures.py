@@ -12,7 +12,7 @@ import torch
 
 from mudit_engine.audio import resample
 from mudit_engine.files import atomic_path
-from mudit_engine.metrics.listening import Audio
+from mudit_engine.evaluation.listening import Audio
 from mudit_engine.models.spectral import LogMel
 
 RATE, FFT, HOP, MELS = 22050, 2048, 512, 128

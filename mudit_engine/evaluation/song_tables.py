@@ -19,15 +19,15 @@ from torch import Tensor
 
 from mudit_engine.audio import load_audio
 from mudit_engine.metrics import figures
-from mudit_engine.metrics.bars import TINY, Verdict, verdicts
-from mudit_engine.metrics.codec import Codec
-from mudit_engine.metrics.codec_gate import Background, Report, background, control_rows, hear_codec, over, own_pairs
+from mudit_engine.evaluation.bars import TINY, Verdict, verdicts
+from mudit_engine.evaluation.codec import Codec
+from mudit_engine.evaluation.codec_gate import Background, Report, background, control_rows, hear_codec, over, own_pairs
 from mudit_engine.metrics.ctc import EPOCHS, Example, Recogniser, symbols, train
 from mudit_engine.metrics.figures import Figure
-from mudit_engine.metrics.listening import Listener, source_digest
-from mudit_engine.metrics.pictures import spectrogram_page
+from mudit_engine.evaluation.listening import Listener, source_digest
+from mudit_engine.evaluation.pictures import spectrogram_page
 from mudit_engine.metrics.songs import USERS, EvalSong, Track, silent_track
-from mudit_engine.metrics.tables import Pair, Row, permuted
+from mudit_engine.evaluation.tables import Pair, Row, permuted
 
 if TYPE_CHECKING:
     from mudit_engine.pipeline import Song, SongPipeline

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mudit_engine.audio import resample, to_channels
-from mudit_engine.metrics.listening import source_digest
+from mudit_engine.evaluation.listening import source_digest
 from mudit_engine.models.folder import load_config, load_part
 from mudit_engine.models.spectral import Stft, magnitude, mel_filters
 from mudit_engine.models.vae import SpectralVAE

@@ -19,7 +19,7 @@ from mudit_engine.metrics import figures
 from mudit_engine.metrics.ctc import Recogniser, edit_distance
 from mudit_engine.metrics.fad import FrechetReference
 from mudit_engine.metrics.figures import Figure
-from mudit_engine.metrics.listening import Heard
+from mudit_engine.evaluation.listening import Heard
 from mudit_engine.metrics.probes import RidgeProbe
 from mudit_engine.metrics.rhythm_and_key import octave_error, rank_in_chroma
 from mudit_engine.metrics.songs import LABELS, EvalSong, SungSyllable
