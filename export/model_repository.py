@@ -1,6 +1,6 @@
 """A model repository for NVIDIA's Triton Inference Server: text -> denoise -> decode, and the ensemble that chains them.
 
-    REPO/models/mudit_text, mudit_denoise, mudit_decode     Python models (mudit_engine/runtime/triton_backend.py)
+    REPO/models/mudit_text, mudit_denoise, mudit_decode     Python models (mudit_engine/serving/triton_backend.py)
     REPO/models/mudit_song                                  the ensemble: one JSON request in, audio out
     REPO/deployment                                         the deployment folder, once for all of them
 
@@ -31,7 +31,7 @@ from mudit_engine.runtime.manifest import FILE, differences, read_manifest
 
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
 MODELS = {"mudit_text": "TextModel", "mudit_denoise": "DenoiseModel", "mudit_decode": "DecodeModel"}
-MODEL_FILE = """from mudit_engine.runtime.triton_backend import {} as TritonPythonModel
+MODEL_FILE = """from mudit_engine.serving.triton_backend import {} as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 """
@@ -217,7 +217,7 @@ def _write_warm_up(root: Path, config: ModelConfig) -> None:
     """Files that the server reads as inputs: raw values, and for strings a 32-bit length before each."""
     from mudit_engine.models.folder import load_part
     from mudit_engine.pipeline import SongPipeline
-    from mudit_engine.runtime.triton_backend import NoRuntime, pack_song, parse_request
+    from mudit_engine.serving.triton_backend import NoRuntime, pack_song, parse_request
 
     seconds = min(WARM_FRAMES / config.vae.frame_rate, config.max_seconds)
     request = json.dumps({"description": "warm up", "seconds": round(max(seconds, 1.0), 3), "seed": 0}).encode()

@@ -21,7 +21,7 @@ from mudit_engine.errors import InputError
 from mudit_engine.export.manifest import new_manifest, write_manifest
 from mudit_engine.export.model_repository import RepositoryOptions, _schema, config_faults, write_repository
 from mudit_engine.pipeline import SongPipeline, SongRequest
-from mudit_engine.runtime import triton_backend
+from mudit_engine.serving import triton_backend
 
 REQUESTS: list[dict[str, Any]] = [
     {"description": "slow piano", "lyrics": "(verse)\n你好世界", "seconds": 3.0, "seed": 5},
