@@ -31,7 +31,7 @@ from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.vae import SpectralVAE, Spectrum
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder, Lengths, Session, unpadded
-from mudit_engine.runtime.sessions import open_session
+from mudit_engine.runtime.load import open_session
 from mudit_engine.text.harmony import TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 

@@ -35,7 +35,7 @@ from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongProgress, denoise
 from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder
-from mudit_engine.runtime.sessions import open_session
+from mudit_engine.runtime.load import open_session
 from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, requested_key
 from mudit_engine.text.harmony import chord_names, parse_chords, planned_chords, repeated_chords
 from mudit_engine.text.lyrics import Lyrics, parse_lyrics
@@ -179,7 +179,7 @@ class SongPipeline:
         """Loads an embedded model by name, a model folder, or for other runtimes than torch a folder made by `mudit export`.
 
         torch runs on CUDA where there is one, else on the CPU, its networks in `dtype` (None: fast_dtype); tensorrt on the GPU its engines
-        were built for; the other runtimes (runtime/sessions.py) on the CPU in fp32. All but torch take no device or dtype.
+        were built for; the other runtimes (mudit_engine/runtime/load.py) on the CPU in fp32. All but torch take no device or dtype.
         """
         folder = model_folder(source)
         config = load_config(folder)

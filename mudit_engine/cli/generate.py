@@ -113,7 +113,7 @@ def command(**options: Any) -> None:
         raise InputError(f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it was exported in")
     if runtime == "auto":
         from mudit_engine.models.folder import model_folder
-        from mudit_engine.runtime.sessions import usual_runtime
+        from mudit_engine.runtime.load import usual_runtime
 
         runtime = usual_runtime(model_folder(model)) if precision == "auto" else "torch"
     if runtime not in ("torch", "tensorrt"):

@@ -25,7 +25,7 @@ from mudit_engine.models.folder import load_part, save_random_model
 from mudit_engine.pipeline import SongPipeline, fast_dtype
 from mudit_engine.runtime import manifest as runtime_manifest
 from mudit_engine.runtime import sessions, trt_denoiser
-from mudit_engine.runtime.sessions import usual_runtime
+from mudit_engine.runtime.load import usual_runtime
 
 SONG = ["generate", "--description", "piano", "--seconds", "2", "--seed", "1", "--steps", "2", "--json"]
 

@@ -27,7 +27,7 @@ from mudit_engine.models.folder import load_part
 from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.runtime import graph_denoiser
 from mudit_engine.runtime.manifest import differences, read_manifest
-from mudit_engine.runtime.sessions import open_session
+from mudit_engine.runtime.load import open_session
 
 RUNTIMES = ("onnxruntime", "openvino")
 ALL_GRAPHS = {"modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text"}

@@ -36,11 +36,11 @@ def usual_runtime(folder: Path) -> str:
 def open_session(folder: Path, runtime: str) -> Session:
     """Raises InputError for an unknown runtime, MissingError when its package is not here, ModelError when the folder does not fit."""
     if runtime == "onnxruntime":
-        from mudit_engine.runtime.onnx_denoiser import OnnxSession
+        from mudit_engine.runtime.onnx_session import OnnxSession
 
         return OnnxSession(folder_of_graphs(folder, runtime))
     if runtime == "openvino":
-        from mudit_engine.runtime.openvino_denoiser import OpenVinoSession
+        from mudit_engine.runtime.openvino_session import OpenVinoSession
 
         return OpenVinoSession(folder_of_graphs(folder, runtime))
     raise InputError(f"runtime '{runtime}' runs no graphs: choose one of {', '.join(RUNTIMES[1:])}")
