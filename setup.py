@@ -30,20 +30,37 @@ CORE = [
 POLYGRAPHY = "polygraphy==0.53.6"
 EXTRAS = {
     "train": ["deepspeed==0.19.8", "tensorboard>=2.18", "psutil>=6", "scipy>=1.14"],
-    "lyrics": ["transformers==5.23.0", "peft==0.21.2", "bitsandbytes==0.50.2", "accelerate==1.15.0"],
-    "export": ["onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "openvino==2026.4.1", "tensorrt-rtx==1.7.1.116"],
+    "lyrics": [
+        "transformers==5.23.0",
+        "peft==0.21.2",
+        "bitsandbytes==0.50.2",
+        "accelerate==1.15.0",
+    ],
+    "export": [
+        "onnx==1.23.2",
+        "onnxscript==0.7.2",
+        "onnxruntime==1.32.0",
+        "openvino==2026.4.1",
+        "tensorrt-rtx==1.7.1.116",
+    ],
     "serve": ["fastapi>=0.115", "uvicorn>=0.32"],
     "eval": ["onnxruntime==1.32.0"],
     # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],
     "ray": ["ray[data]==2.60.0"],
-    "listen": ["demucs==4.1.0", "faster-whisper==1.2.1", "funasr==1.4.16"],  # stems and lyrics of songs that come without
+    "listen": [
+        "demucs==4.1.0",
+        "faster-whisper==1.2.1",
+        "funasr==1.4.16",
+    ],  # stems and lyrics of songs that come without
     "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],
     # only where its GPU is; polygraphy also parses the build commands that are written for GPU hosts
-    "quantize": ["nvidia-modelopt"],  # in an environment of its own, on the GPU host: it wants another onnx
+    "quantize": [
+        "nvidia-modelopt"
+    ],  # in an environment of its own, on the GPU host: it wants another onnx
     "tensorrt": ["tensorrt==11.4.0.106", POLYGRAPHY],
 }
 EXTRAS["dev"] = [
@@ -66,12 +83,16 @@ setup(
     name="mudit-engine",
     version=VERSION,
     description="Text and lyrics to whole songs in one stage: the engine for MuDiT and MuSiT",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
+    if (ROOT / "README.md").exists()
+    else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_namespace_packages(include=["mudit_engine", "mudit_engine.*"]),
-    package_data={"": ["*.json", "*.safetensors", "*.tsv", "*.txt", "*.md", "*.html", "*.yaml", "*.png"]},
+    package_data={
+        "": ["*.json", "*.safetensors", "*.tsv", "*.txt", "*.md", "*.html", "*.yaml", "*.png"]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["mudit = mudit_engine.cli.main:main"]},

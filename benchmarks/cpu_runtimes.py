@@ -57,7 +57,9 @@ class Row:
     cpu_seconds_p50: float
     ratio_to_torch: float
     cpu_ratio_to_torch: float
-    difference: float | None  # relative L2 against PyTorch in fp32; None for the peer, which searches for other phases
+    difference: (
+        float | None
+    )  # relative L2 against PyTorch in fp32; None for the peer, which searches for other phases
     rounds: int
     threads: int
 
@@ -92,16 +94,31 @@ def run(
             report(f"{name} of {seconds:g} s")
             limit = AUDIO_LIMIT if name == "decode" else LATENTS_LIMIT
             limits = {one: BF16_LIMITS[name] if one == BF16 else limit for one in pipelines}
-            found = _measure(make[name](), rounds, limits, first=_few_steps(config, pipelines) if name == "decode" else None)
-            fixed: dict[str, Any] = {"model": config.name, "work": name, "song_seconds": seconds, "frames": frames, "guided": guided}
-            rows += [Row(**fixed, **one, rounds=rounds, threads=torch.get_num_threads()) for one in found]
+            found = _measure(
+                make[name](),
+                rounds,
+                limits,
+                first=_few_steps(config, pipelines) if name == "decode" else None,
+            )
+            fixed: dict[str, Any] = {
+                "model": config.name,
+                "work": name,
+                "song_seconds": seconds,
+                "frames": frames,
+                "guided": guided,
+            }
+            rows += [
+                Row(**fixed, **one, rounds=rounds, threads=torch.get_num_threads()) for one in found
+            ]
     return rows
 
 
 Call = Callable[[], torch.Tensor]
 
 
-def _steps(config: ModelConfig, pipelines: dict[str, SongPipeline], seconds: float, *, guided: bool) -> dict[str, Call]:
+def _steps(
+    config: ModelConfig, pipelines: dict[str, SongPipeline], seconds: float, *, guided: bool
+) -> dict[str, Call]:
     sampler = config.sampler.model_copy(update={"guidance": 3.0 if guided else 1.0})
     generator = torch.Generator().manual_seed(1)
     tokens = round(seconds * TOKENS_PER_SECOND)
@@ -110,9 +127,13 @@ def _steps(config: ModelConfig, pipelines: dict[str, SongPipeline], seconds: flo
         seconds=seconds,
         table=sampler_table(config.path, sampler),
         seed=0,
-        descriptions=torch.nn.functional.normalize(torch.randn(3, config.dit.description_width, generator=generator), dim=-1),
+        descriptions=torch.nn.functional.normalize(
+            torch.randn(3, config.dit.description_width, generator=generator), dim=-1
+        ),
         negative=torch.zeros(0, config.dit.description_width),
-        lyric_ids=torch.randint(8, config.dit.vocabulary_size, (tokens,), generator=generator).tolist(),
+        lyric_ids=torch.randint(
+            8, config.dit.vocabulary_size, (tokens,), generator=generator
+        ).tolist(),
     )
 
     def call(pipeline: SongPipeline) -> Call:
@@ -130,9 +151,16 @@ def _steps(config: ModelConfig, pipelines: dict[str, SongPipeline], seconds: flo
     return {name: call(pipeline) for name, pipeline in pipelines.items()}
 
 
-def _decodes(config: ModelConfig, pipelines: dict[str, SongPipeline], report: Callable[[str], None]) -> dict[str, Call]:
+def _decodes(
+    config: ModelConfig, pipelines: dict[str, SongPipeline], report: Callable[[str], None]
+) -> dict[str, Call]:
     halo = pipelines["torch"].vae.receptive_field
-    latents = torch.randn(1, decode_frames(halo) + 2 * halo, config.vae.latent_channels, generator=torch.Generator().manual_seed(2))
+    latents = torch.randn(
+        1,
+        decode_frames(halo) + 2 * halo,
+        config.vae.latent_channels,
+        generator=torch.Generator().manual_seed(2),
+    )
 
     def call(pipeline: SongPipeline) -> Call:
         def once() -> torch.Tensor:
@@ -145,19 +173,30 @@ def _decodes(config: ModelConfig, pipelines: dict[str, SongPipeline], report: Ca
     if config.vae.phase_refinements and config.vae.channels == 1:
         peer = PlainPhaseSearch(pipelines["torch"].vae)
         ours, theirs = peer.inconsistency(latents)
-        report(f"spectra of the audio differ from those asked for by {ours:.3f}, the peer's by {theirs:.3f}")
+        report(
+            f"spectra of the audio differ from those asked for by {ours:.3f}, the peer's by {theirs:.3f}"
+        )
         if not theirs / PEER_LIMIT <= ours <= theirs * PEER_LIMIT:
-            raise GateError(f"the phase search ends {ours:.3f} from what was asked for, the peer's {theirs:.3f}: they do not do equal work")
+            raise GateError(
+                f"the phase search ends {ours:.3f} from what was asked for, the peer's {theirs:.3f}: they do not do equal work"
+            )
         calls[PEER] = partial(peer.decode, latents)
     return calls
 
 
-def _few_steps(config: ModelConfig, pipelines: dict[str, SongPipeline]) -> dict[str, torch.Tensor] | None:
+def _few_steps(
+    config: ModelConfig, pipelines: dict[str, SongPipeline]
+) -> dict[str, torch.Tensor] | None:
     """Audio to compare where the codec searches for phases: after all of its steps no two runtimes agree (export/parity.py)."""
     if not (steps := min(config.vae.phase_refinements, FEW_STEPS)):
         return None
     vae = pipelines["torch"].vae
-    latents = torch.randn(1, 2 * vae.receptive_field, config.vae.latent_channels, generator=torch.Generator().manual_seed(2))
+    latents = torch.randn(
+        1,
+        2 * vae.receptive_field,
+        config.vae.latent_channels,
+        generator=torch.Generator().manual_seed(2),
+    )
     found = {}
     for name, pipeline in pipelines.items():
         if isinstance(pipeline.decoder, GraphDecoder):
@@ -168,7 +207,9 @@ def _few_steps(config: ModelConfig, pipelines: dict[str, SongPipeline]) -> dict[
 
 
 def _songs(pipelines: dict[str, SongPipeline], seconds: float) -> dict[str, Call]:
-    request = SongRequest(description="流行抒情，钢琴，女声", lyrics=LYRICS, seconds=seconds, seed=1)
+    request = SongRequest(
+        description="流行抒情，钢琴，女声", lyrics=LYRICS, seconds=seconds, seed=1
+    )
 
     def call(pipeline: SongPipeline) -> Call:
         return lambda: torch.from_numpy(pipeline.generate([request])[0].latents)
@@ -177,15 +218,22 @@ def _songs(pipelines: dict[str, SongPipeline], seconds: float) -> dict[str, Call
 
 
 def _measure(
-    calls: dict[str, Call], rounds: int, limits: dict[str, float], first: dict[str, torch.Tensor] | None = None
+    calls: dict[str, Call],
+    rounds: int,
+    limits: dict[str, float],
+    first: dict[str, torch.Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """What a Row says of every call, those in `limits` held to PyTorch; `first` is what to compare where it is not what the calls give."""
-    results = {name: call().clone() for name, call in calls.items()}  # also the warm-up: compilation, pages, thread pools
+    results = {
+        name: call().clone() for name, call in calls.items()
+    }  # also the warm-up: compilation, pages, thread pools
     results = first or results
     difference = {name: relative(results[name], results["torch"]) for name in limits}
     for name, error in difference.items():
         if not error <= limits[name]:
-            raise GateError(f"{name} differs from PyTorch by {error:.1e} (limit {limits[name]:.0e}): no speed is reported")
+            raise GateError(
+                f"{name} differs from PyTorch by {error:.1e} (limit {limits[name]:.0e}): no speed is reported"
+            )
     walls: dict[str, list[float]] = {name: [] for name in calls}
     cpus: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
@@ -197,7 +245,9 @@ def _measure(
             cpus[name].append(time.process_time() - cpu)
 
     def ratio(times: dict[str, list[float]], name: str) -> float:
-        return statistics.median(torch_s / own for torch_s, own in zip(times["torch"], times[name], strict=True))
+        return statistics.median(
+            torch_s / own for torch_s, own in zip(times["torch"], times[name], strict=True)
+        )
 
     return [
         {
@@ -214,4 +264,7 @@ def _measure(
 
 def as_documents(rows: Sequence[Row]) -> dict[str, Any]:
     """Rows, and how busy the machine was."""
-    return {"load_average": [round(value, 1) for value in os.getloadavg()], "rows": [asdict(row) for row in rows]}
+    return {
+        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "rows": [asdict(row) for row in rows],
+    }

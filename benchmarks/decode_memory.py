@@ -33,7 +33,9 @@ def measure(preset: str, seconds: float, chunk_frames: int, threads: int) -> dic
     frames = song_frames(config, seconds)
     vae = SpectralVAE(config).eval()
     latents_TC = torch.randn(frames, config.latent_channels)
-    decode_chunked(vae, latents_TC[:1], chunk_frames=1)  # library buffers and thread pools are not the decode's
+    decode_chunked(
+        vae, latents_TC[:1], chunk_frames=1
+    )  # library buffers and thread pools are not the decode's
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (proc(5))
     before, start, cpu_start = _resident_mib("VmRSS"), time.perf_counter(), time.process_time()
     audio_cS = decode_chunked(vae, latents_TC, chunk_frames=chunk_frames or frames)
@@ -68,7 +70,12 @@ def in_new_process(preset: str, seconds: float, chunk_frames: int, threads: int)
 @click.command(help=__doc__)
 @click.option("--preset", default="musit-380m", show_default=True)
 @click.option("--seconds", default=260.0, show_default=True)
-@click.option("--chunks", default="32,128,512", show_default=True, help="Latent frames per chunk, several; 0 is the whole song.")
+@click.option(
+    "--chunks",
+    default="32,128,512",
+    show_default=True,
+    help="Latent frames per chunk, several; 0 is the whole song.",
+)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(preset: str, seconds: float, chunks: str, threads: int, as_json: bool) -> None:

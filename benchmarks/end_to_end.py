@@ -73,7 +73,9 @@ def make_network(preset: str) -> DiT:
 def make_states(denoiser: Denoiser, workload: Workload, *, steps: int) -> list[SongState]:
     """The workload's songs, prepared for `steps` steps."""
     config = denoiser.dit.config
-    table = sampler_table(PathConfig(), SamplerConfig(steps=steps, guidance=3.0 if workload.guidance else 1.0))
+    table = sampler_table(
+        PathConfig(), SamplerConfig(steps=steps, guidance=3.0 if workload.guidance else 1.0)
+    )
     g = torch.Generator().manual_seed(2)
     return [
         denoiser.prepare(
@@ -104,12 +106,16 @@ def check(denoiser: Denoiser, workload: Workload) -> None:
             )
 
 
-def run(names: Sequence[str], *, rounds: int = 3, progress: Callable[[str], None] | None = None) -> list[Row]:
+def run(
+    names: Sequence[str], *, rounds: int = 3, progress: Callable[[str], None] | None = None
+) -> list[Row]:
     """Rows of the named workloads. Raises InputError for an unknown name, GateError when the engine's result is wrong."""
     for name in names:
         if name not in WORKLOADS:
             raise InputError(f"unknown workload '{name}': choose from {', '.join(WORKLOADS)}")
-    return [_run(name, WORKLOADS[name], rounds, progress or (lambda message: None)) for name in names]
+    return [
+        _run(name, WORKLOADS[name], rounds, progress or (lambda message: None)) for name in names
+    ]
 
 
 def _run(name: str, workload: Workload, rounds: int, progress: Callable[[str], None]) -> Row:

@@ -34,12 +34,21 @@ def measure(preset: str, flavours: Sequence[str], folder: Path) -> dict[str, Any
     chosen = [word for flavour in flavours for word in ("--flavour", flavour)]
     arguments = ["export", "onnx", preset, str(folder), "--random-weights", "--no-parity", *chosen]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "mudit_engine", *arguments], stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mudit_engine", *arguments], stdout=subprocess.DEVNULL, check=False
+    )
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        raise GateError(f"the export of '{preset}' ended with code {done.returncode}: no figure is reported")
+        raise GateError(
+            f"the export of '{preset}' ended with code {done.returncode}: no figure is reported"
+        )
     graphs = [
-        {"flavour": flavour, "graph": name, "mib": _mib(folder, f"graphs/{flavour}/{name}.onnx*"), "nodes": graph["nodes"]}
+        {
+            "flavour": flavour,
+            "graph": name,
+            "mib": _mib(folder, f"graphs/{flavour}/{name}.onnx*"),
+            "nodes": graph["nodes"],
+        }
         for flavour, one in read_manifest(folder)["flavours"].items()
         for name, graph in one["graphs"].items()
     ]
@@ -48,7 +57,9 @@ def measure(preset: str, flavours: Sequence[str], folder: Path) -> dict[str, Any
         "flavours": list(flavours),
         "peak_mib": round(after.ru_maxrss / 1024),
         "wall_seconds": round(seconds, 1),
-        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "cpu_seconds": round(
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1
+        ),
         "weights_mib": _mib(folder, "*.safetensors"),
         "graphs_mib": _mib(folder, "graphs/*/*"),
         "graphs": graphs,
@@ -61,13 +72,28 @@ def _mib(folder: Path, pattern: str) -> float:
 
 @click.command(help=__doc__)
 @click.argument("preset")
-@click.option("--flavour", "flavours", multiple=True, type=click.Choice(("fp32", "bf16", "fp16")), default=("bf16",), show_default=True)
-@click.option("--limit-gib", type=click.FloatRange(0), default=24.0, show_default=True, help="Of the peak.")
 @click.option(
-    "--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Where to export to.  [default: a temporary one]"
+    "--flavour",
+    "flavours",
+    multiple=True,
+    type=click.Choice(("fp32", "bf16", "fp16")),
+    default=("bf16",),
+    show_default=True,
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the JSON document.")
-def main(preset: str, flavours: tuple[str, ...], limit_gib: float, folder: Path | None, out: Path | None) -> None:
+@click.option(
+    "--limit-gib", type=click.FloatRange(0), default=24.0, show_default=True, help="Of the peak."
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where to export to.  [default: a temporary one]",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the JSON document."
+)
+def main(
+    preset: str, flavours: tuple[str, ...], limit_gib: float, folder: Path | None, out: Path | None
+) -> None:
     from mudit_engine.hardware import environment
 
     named = environment()
@@ -75,8 +101,14 @@ def main(preset: str, flavours: tuple[str, ...], limit_gib: float, folder: Path 
         results = measure(preset, flavours, Path(aside) / "deploy")
     passed = results["peak_mib"] < limit_gib * 1024
     words = [word for flavour in flavours for word in ("--flavour", flavour)]
-    named["command"] = shlex.join(["python", "-m", "mudit_engine.benchmarks.export_memory", preset, *words])  # no folder of this machine
-    document = {"schema_version": 1, "env": named, "results": results | {"limit_gib": limit_gib, "passed": passed}}
+    named["command"] = shlex.join(
+        ["python", "-m", "mudit_engine.benchmarks.export_memory", preset, *words]
+    )  # no folder of this machine
+    document = {
+        "schema_version": 1,
+        "env": named,
+        "results": results | {"limit_gib": limit_gib, "passed": passed},
+    }
     if out is not None:
         write_json(out, document)
     click.echo(json.dumps(document, indent=2))

@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mudit_engine.benchmarks.measure_kernels_cases import COMPILED, EAGER, FULL, OURS, TINY, Case, Provider, cases
+from mudit_engine.benchmarks.measure_kernels_cases import (
+    COMPILED,
+    EAGER,
+    FULL,
+    OURS,
+    TINY,
+    Case,
+    Provider,
+    cases,
+)
 from mudit_engine.benchmarks.static_figures import DTYPES
 from mudit_engine.benchmarks.static_kernels import HEAD_DIMS, OPS
 from mudit_engine.errors import GateError, InputError, MissingError
@@ -40,18 +49,24 @@ def need_device(*, interpret: bool) -> str:
     """The device to run on. Raises MissingError where there is none, naming what works without."""
     if interpret:
         if not strict.INTERPRETED:
-            raise InputError("Triton was loaded as a compiler in this process: set TRITON_INTERPRET=1 before it starts")
+            raise InputError(
+                "Triton was loaded as a compiler in this process: set TRITON_INTERPRET=1 before it starts"
+            )
         strict.install()
         return "cpu"
     if not torch.cuda.is_available():
-        build = "" if torch.version.cuda else f" (this torch {torch.__version__} is built without CUDA)"
+        build = (
+            "" if torch.version.cuda else f" (this torch {torch.__version__} is built without CUDA)"
+        )
         raise MissingError(
             f"timing kernels needs a CUDA device, and torch finds none{build}. On a machine with an NVIDIA GPU: make gpu. Here:"
             " `mudit bench kernels --static` compiles them for any GPU and reads the machine code,"
             " `mudit bench kernels --interpret` runs this benchmark in the interpreter and checks the numbers"
         )
     if strict.INTERPRETED:
-        raise InputError("TRITON_INTERPRET=1 is set, which replaces the compiler: unset it to time kernels, or pass --interpret")
+        raise InputError(
+            "TRITON_INTERPRET=1 is set, which replaces the compiler: unset it to time kernels, or pass --interpret"
+        )
     return "cuda"
 
 
@@ -66,21 +81,37 @@ def run(
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """A row for every op, direction and provider. Raises InputError, MissingError (no device) and GateError (our results are wrong)."""
-    for what, given, known in (("op", ops or (), OPS), ("dtype", dtypes, DTYPES), ("head width", head_dims, HEAD_DIMS)):
+    for what, given, known in (
+        ("op", ops or (), OPS),
+        ("dtype", dtypes, DTYPES),
+        ("head width", head_dims, HEAD_DIMS),
+    ):
         for one in given:
             if one not in known:
-                raise InputError(f"{what} '{one}' is not known: choose from {', '.join(map(str, known))}")
+                raise InputError(
+                    f"{what} '{one}' is not known: choose from {', '.join(map(str, known))}"
+                )
     device = need_device(interpret=interpret)
     peak = None if interpret else machine_peak(DTYPES[dtypes[0]])
     rows: list[dict[str, Any]] = []
     for dtype in dtypes:
-        for case in cases(TINY if interpret else FULL, ops=ops or tuple(OPS), head_dims=head_dims, dtype=DTYPES[dtype], device=device):
-            progress(" ".join(str(part) for part in (case.op, case.head_dim, dtype) if part is not None))
+        for case in cases(
+            TINY if interpret else FULL,
+            ops=ops or tuple(OPS),
+            head_dims=head_dims,
+            dtype=DTYPES[dtype],
+            device=device,
+        ):
+            progress(
+                " ".join(str(part) for part in (case.op, case.head_dim, dtype) if part is not None)
+            )
             rows += measure(case, dtype, peers=peers, rounds=rounds, peak=peak)
     return rows
 
 
-def measure(case: Case, dtype: str, *, peers: bool, rounds: int, peak: Mapping[str, float] | None) -> list[dict[str, Any]]:
+def measure(
+    case: Case, dtype: str, *, peers: bool, rounds: int, peak: Mapping[str, float] | None
+) -> list[dict[str, Any]]:
     """Rows of one case: forward, and backward where there is one. Without a peak nothing is timed."""
     providers = {name: f for name, f in case.providers.items() if peers or name in (OURS, EAGER)}
     missing = dict(case.missing) if peers else {}
@@ -89,21 +120,33 @@ def measure(case: Case, dtype: str, *, peers: bool, rounds: int, peak: Mapping[s
         missing[COMPILED] = "compiles for a device; nothing is timed here"
     truth = results(case, case.providers[EAGER], torch.float64)
     eager = results(case, case.providers[EAGER], None)
-    base = {"op": case.op, "head_dim": case.head_dim, "dtype": dtype, "rows": case.rows, "measured": peak is not None}
+    base = {
+        "op": case.op,
+        "head_dim": case.head_dim,
+        "dtype": dtype,
+        "rows": case.rows,
+        "measured": peak is not None,
+    }
     rows, calls = [], {}
     for name, provider in providers.items():
         if name == COMPILED:
             provider = torch.compile(provider, dynamic=False)
         try:
             got = eager if name == EAGER else results(case, provider, None)
-        except Exception as error:  # whatever a peer raises is its row's note, not the end of the run
+        except (
+            Exception
+        ) as error:  # whatever a peer raises is its row's note, not the end of the run
             if name == OURS:
                 raise
-            missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}"
+            missing[name] = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}"
+            )
             continue
         for direction in got:
             worst, bound = distance(got[direction], eager[direction], truth[direction])
-            row = base | _blank() | {"op": f"{case.op}_{direction}", "provider": name, "error": worst}
+            row = (
+                base | _blank() | {"op": f"{case.op}_{direction}", "provider": name, "error": worst}
+            )
             row["error_eager"] = distance(eager[direction], eager[direction], truth[direction])[0]
             if bound > 1.0:
                 note = f"error is {bound:.2g} times what eager's allows: no time is given"
@@ -117,14 +160,20 @@ def measure(case: Case, dtype: str, *, peers: bool, rounds: int, peak: Mapping[s
         times, memory = timed(calls, rounds=rounds)
         for row in rows:
             if ms := times.get((row["op"], row["provider"])):
-                row |= speeds(case, row["op"], ms, times[row["op"], OURS], peak) | {"peak_memory_mib": memory[row["op"], row["provider"]]}
+                row |= speeds(case, row["op"], ms, times[row["op"], OURS], peak) | {
+                    "peak_memory_mib": memory[row["op"], row["provider"]]
+                }
     rows.sort(key=lambda row: row["op"], reverse=True)  # forward before backward
-    return rows + [base | _blank() | {"provider": name, "note": reason} for name, reason in missing.items()]
+    return rows + [
+        base | _blank() | {"provider": name, "note": reason} for name, reason in missing.items()
+    ]
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The columns in which any row says something: without a device, there are no times."""
-    return {key: title for key, title in COLUMNS.items() if any(row[key] is not None for row in rows)}
+    return {
+        key: title for key, title in COLUMNS.items() if any(row[key] is not None for row in rows)
+    }
 
 
 def _blank() -> dict[str, Any]:
@@ -132,12 +181,16 @@ def _blank() -> dict[str, Any]:
 
 
 def leaves_of(case: Case, dtype: torch.dtype | None) -> list[Tensor]:
-    return [x.detach().to(dtype or x.dtype).requires_grad_(case.differentiable) for x in case.inputs]
+    return [
+        x.detach().to(dtype or x.dtype).requires_grad_(case.differentiable) for x in case.inputs
+    ]
 
 
 def upstream_of(outputs: Sequence[Tensor]) -> list[Tensor]:
     g = torch.Generator().manual_seed(9)
-    return [torch.randn(o.shape, generator=g).to(o.device, torch.float32).to(o.dtype) for o in outputs]
+    return [
+        torch.randn(o.shape, generator=g).to(o.device, torch.float32).to(o.dtype) for o in outputs
+    ]
 
 
 def results(case: Case, provider: Provider, dtype: torch.dtype | None) -> dict[str, list[Tensor]]:
@@ -147,12 +200,17 @@ def results(case: Case, provider: Provider, dtype: torch.dtype | None) -> dict[s
     found = {"fwd": [o.detach() for o in outputs]}
     if case.differentiable:
         # the same numbers in every precision: those that the case's own dtype can hold
-        upstream = [u.to(case.inputs[0].dtype).to(o.dtype) for u, o in zip(upstream_of(outputs), outputs, strict=True)]
+        upstream = [
+            u.to(case.inputs[0].dtype).to(o.dtype)
+            for u, o in zip(upstream_of(outputs), outputs, strict=True)
+        ]
         found["bwd"] = list(torch.autograd.grad(outputs, leaves, upstream))
     return found
 
 
-def distance(got: Sequence[Tensor], eager: Sequence[Tensor], truth: Sequence[Tensor]) -> tuple[float, float]:
+def distance(
+    got: Sequence[Tensor], eager: Sequence[Tensor], truth: Sequence[Tensor]
+) -> tuple[float, float]:
     """Largest relative L2 error, and the largest ratio of an error to its bound 2 err(eager) + rounding (above 1: wrong)."""
     worst, ratio = 0.0, 0.0
     for a, b, exact in zip(got, eager, truth, strict=True):
@@ -163,7 +221,11 @@ def distance(got: Sequence[Tensor], eager: Sequence[Tensor], truth: Sequence[Ten
         error, bar = (float((x.double() - exact).norm()) / norm for x in (a, b))
         bound = 2 * bar + 0.5 * torch.finfo(a.dtype).eps + 4 * torch.finfo(torch.float32).eps
         # NaN compares as neither: it must not pass
-        worst, ratio = (max(worst, error), max(ratio, error / bound)) if error == error else (float("inf"), float("inf"))
+        worst, ratio = (
+            (max(worst, error), max(ratio, error / bound))
+            if error == error
+            else (float("inf"), float("inf"))
+        )
     return worst, ratio
 
 
@@ -182,7 +244,9 @@ def callable_of(case: Case, provider: Provider, direction: str) -> Call:
     return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
 
 
-def timed(calls: Mapping[Any, Call], *, rounds: int) -> tuple[dict[Any, list[float]], dict[Any, int]]:
+def timed(
+    calls: Mapping[Any, Call], *, rounds: int
+) -> tuple[dict[Any, list[float]], dict[Any, int]]:
     """Milliseconds of every call in each round, all in turns, and the memory that each holds at its peak, in MiB."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     memory = {}
@@ -205,7 +269,9 @@ def timed(calls: Mapping[Any, Call], *, rounds: int) -> tuple[dict[Any, list[flo
             end.record()
             events[name].append((start, end))
     torch.cuda.synchronize()
-    return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}, memory
+    return {
+        name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()
+    }, memory
 
 
 def machine_peak(dtype: torch.dtype) -> dict[str, float]:
@@ -214,10 +280,15 @@ def machine_peak(dtype: torch.dtype) -> dict[str, float]:
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     times, _ = timed({"gemm": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds=20)
-    return {"tflops": 2e-9 * GEMM**3 / min(times["gemm"]), "gigabytes": 2e-6 * COPY_BYTES / min(times["copy"])}
+    return {
+        "tflops": 2e-9 * GEMM**3 / min(times["gemm"]),
+        "gigabytes": 2e-6 * COPY_BYTES / min(times["copy"]),
+    }
 
 
-def speeds(case: Case, op: str, ms: Sequence[float], ours: Sequence[float], peak: Mapping[str, float]) -> dict[str, float]:
+def speeds(
+    case: Case, op: str, ms: Sequence[float], ours: Sequence[float], peak: Mapping[str, float]
+) -> dict[str, float]:
     """Figures of one provider. Attention: useful FLOP (backward 2.5 times forward). Others: bytes that must be read and written once."""
     backward = op.endswith("_bwd")
     p20, p50, p80 = quantiles(ms)

@@ -26,8 +26,9 @@ from mudit_engine.kernels.adaln import (
 )
 from mudit_engine.kernels.attention import attention, attention_reference
 from mudit_engine.kernels.bias_gelu import bias_gelu, bias_gelu_reference
-from mudit_engine.kernels.guided_step import Spans, guided_step, guided_step_reference
-from mudit_engine.kernels.rope import pack_qkv, pack_qkv_reference, rope_table, rotate_reference
+from mudit_engine.kernels.guided_step import SongRows, guided_step, guided_step_reference
+from mudit_engine.kernels.pack_qkv import pack_qkv, pack_qkv_reference
+from mudit_engine.kernels.rotary import rope_table, rotate_reference
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.layouts.flash import varlen_attention
 
@@ -83,7 +84,9 @@ def attention_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -
     """Self- and cross-attention of a parallel block, in one launch of ours."""
     frames, lyrics = size.frames, [tokens for _, tokens in size.songs]
     rows, heads = sum(frames), size.width // head_dim
-    segments = Segments.self_attention(frames) + Segments.cross_attention(frames, lyrics, k_offset=rows, stream=1)
+    segments = Segments.self_attention(frames) + Segments.cross_attention(
+        frames, lyrics, k_offset=rows, stream=1
+    )
     positions = _positions(frames, device)
     cos, sin = (torch.stack((table, table)) for table in _rope(positions, head_dim, dtype))
     g = torch.Generator().manual_seed(head_dim)
@@ -98,7 +101,17 @@ def attention_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -
 
     providers: dict[str, Provider] = {
         # eager fp32 products are exact, so ours are too
-        OURS: lambda q, k, v: (attention(q, k, v, segments, cos, sin, precision="ieee" if q.dtype == torch.float32 else "tf32"),),
+        OURS: lambda q, k, v: (
+            attention(
+                q,
+                k,
+                v,
+                segments,
+                cos,
+                sin,
+                precision="ieee" if q.dtype == torch.float32 else "tf32",
+            ),
+        ),
         EAGER: eager,
         "sdpa padded": padded,
         COMPILED: eager,
@@ -108,34 +121,53 @@ def attention_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -
     if not device.startswith("cuda") or dtype not in (torch.bfloat16, torch.float16):
         missing[name] = "takes bf16 and fp16 on CUDA only"
     else:
-        providers[name] = lambda q, k, v: (varlen_attention(q, k, v, segments, cos, sin, scale=None),)
+        providers[name] = lambda q, k, v: (
+            varlen_attention(q, k, v, segments, cos, sin, scale=None),
+        )
     if name != "flash-attn":
         missing["flash-attn"] = f"not installed: {install_command('flash_attn')}"
     pairs = sum(n * n + n * tokens for n, tokens in size.songs)
-    return Case("attention", head_dim, rows, [q, k, v], providers, 4.0 * head_dim * heads * pairs, missing=missing)
+    return Case(
+        "attention",
+        head_dim,
+        rows,
+        [q, k, v],
+        providers,
+        4.0 * head_dim * heads * pairs,
+        missing=missing,
+    )
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, frames: list[int], lyrics: list[int], cos: Tensor, sin: Tensor) -> Tensor:
+def _padded_attention(
+    q: Tensor, k: Tensor, v: Tensor, frames: list[int], lyrics: list[int], cos: Tensor, sin: Tensor
+) -> Tensor:
     """Both streams as dense batches with a mask, padded to the longest song: what a model without ragged kernels does."""
     heads, rows = k.shape[1], sum(frames)
     outs = []
     for stream, lengths, first in ((0, frames, 0), (1, lyrics, rows)):
-        query = rotate_reference(q[:, stream * heads : (stream + 1) * heads], cos[stream], sin[stream])
+        query = rotate_reference(
+            q[:, stream * heads : (stream + 1) * heads], cos[stream], sin[stream]
+        )
         keys, values = k[first : first + sum(lengths)], v[first : first + sum(lengths)]
         q_pad, k_pad, v_pad = (
             torch.nn.utils.rnn.pad_sequence(list(x.split(counts)), batch_first=True).transpose(1, 2)
             for x, counts in ((query, frames), (keys, lengths), (values, lengths))
         )
-        kept = torch.arange(k_pad.shape[2], device=q.device) < torch.tensor(lengths, device=q.device)[:, None]
+        kept = (
+            torch.arange(k_pad.shape[2], device=q.device)
+            < torch.tensor(lengths, device=q.device)[:, None]
+        )
         # a song without lyrics attends to nothing: any one key keeps its softmax finite, and its result is 0
         some = kept | (~kept.any(1, keepdim=True))
         out = F.scaled_dot_product_attention(q_pad, k_pad, v_pad, attn_mask=some[:, None, None])
         out = out * kept.any(1)[:, None, None, None]
-        outs.append(torch.cat([song[:, :n].transpose(0, 1) for song, n in zip(out, frames, strict=True)]))
+        outs.append(
+            torch.cat([song[:, :n].transpose(0, 1) for song, n in zip(out, frames, strict=True)])
+        )
     return torch.cat(outs, 1)
 
 
@@ -152,7 +184,14 @@ def _liger_norm() -> Provider | None:
 
     def norm(x: Tensor, shift: Tensor, scale: Tensor, runs: Runs) -> tuple[Tensor, ...]:
         # its weight and bias are one row: a launch for every song
-        return (torch.cat([LigerLayerNormFunction.apply(part, 1 + scale[r], shift[r], 1e-6) for part, r in runs.split(x)]),)
+        return (
+            torch.cat(
+                [
+                    LigerLayerNormFunction.apply(part, 1 + scale[r], shift[r], 1e-6)
+                    for part, r in runs.split(x)
+                ]
+            ),
+        )
 
     return norm
 
@@ -167,12 +206,17 @@ def norm_cases(size: Size, dtype: torch.dtype, device: str) -> Iterator[Case]:
     if liger is None:
         missing["liger"] = f"not installed: {install_command('liger_kernel')}"
     elif not device.startswith("cuda"):
-        missing["liger"], liger = "takes functions of CUDA's libdevice, which the interpreter has not", None
+        missing["liger"], liger = (
+            "takes functions of CUDA's libdevice, which the interpreter has not",
+            None,
+        )
 
     def plain(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         return (layer_norm_modulate_reference(x, shift, scale, runs),)
 
-    def residual(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    def residual(
+        x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, ...]:
         return residual_norm_reference(x, y, gate, shift, scale, runs)
 
     providers: dict[str, Provider] = {
@@ -188,13 +232,22 @@ def norm_cases(size: Size, dtype: torch.dtype, device: str) -> Iterator[Case]:
     if liger is not None:
         norm = liger
 
-        def after_residual(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-            total = torch.cat([torch.addcmul(a, b, gate[r]) for (a, r), (b, _) in zip(runs.split(x), runs.split(y), strict=True)])
+        def after_residual(
+            x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+        ) -> tuple[Tensor, ...]:
+            total = torch.cat(
+                [
+                    torch.addcmul(a, b, gate[r])
+                    for (a, r), (b, _) in zip(runs.split(x), runs.split(y), strict=True)
+                ]
+            )
             return total, *norm(total, shift, scale, runs)
 
         providers["liger"] = lambda x, shift, scale: norm(x, shift, scale, runs)
         fused["liger"] = after_residual
-    yield Case("layer_norm_modulate", None, rows, [x, shift, scale], providers, 0.0, missing=missing)
+    yield Case(
+        "layer_norm_modulate", None, rows, [x, shift, scale], providers, 0.0, missing=missing
+    )
     yield Case("residual_norm", None, rows, [x, y, gate, shift, scale], fused, 0.0, missing=missing)
 
 
@@ -205,10 +258,15 @@ def pack_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -> Cas
     cos, sin = _rope(positions, head_dim, dtype)
     g = torch.Generator().manual_seed(3)
     qkv = torch.randn(rows, 3 * heads * head_dim, generator=g).to(device, dtype)
-    q_gain, k_gain = (torch.rand(*shape, generator=g).add(0.5).to(device, dtype) for shape in ((1, head_dim), (head_dim,)))
+    q_gain, k_gain = (
+        torch.rand(*shape, generator=g).add(0.5).to(device, dtype)
+        for shape in ((1, head_dim), (head_dim,))
+    )
 
     def eager(qkv: Tensor, q_gain: Tensor, k_gain: Tensor) -> tuple[Tensor, ...]:
-        return pack_qkv_reference(qkv, q_gain, k_gain, cos.to(_wide(qkv)), sin.to(_wide(qkv)), heads=heads)
+        return pack_qkv_reference(
+            qkv, q_gain, k_gain, cos.to(_wide(qkv)), sin.to(_wide(qkv)), heads=heads
+        )
 
     providers: dict[str, Provider] = {
         OURS: lambda qkv, q_gain, k_gain: pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads),
@@ -222,19 +280,31 @@ def gelu_case(size: Size, dtype: torch.dtype, device: str) -> Case:
     """Bias and tanh-GELU of the MLP."""
     rows = sum(size.frames)
     g = torch.Generator().manual_seed(4)
-    x, bias = (torch.randn(*shape, generator=g).to(device, dtype) for shape in ((rows, 4 * size.width), (4 * size.width,)))
+    x, bias = (
+        torch.randn(*shape, generator=g).to(device, dtype)
+        for shape in ((rows, 4 * size.width), (4 * size.width,))
+    )
 
     def eager(x: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         return (bias_gelu_reference(x, bias),)
 
-    return Case("bias_gelu", None, rows, [x, bias], {OURS: lambda x, b: (bias_gelu(x, b),), EAGER: eager, COMPILED: eager}, 0.0)
+    return Case(
+        "bias_gelu",
+        None,
+        rows,
+        [x, bias],
+        {OURS: lambda x, b: (bias_gelu(x, b),), EAGER: eager, COMPILED: eager},
+        0.0,
+    )
 
 
 def step_case(size: Size, dtype: torch.dtype, device: str) -> Case:
     """Guidance and a stochastic sampler update; state in fp32, the network's output in `dtype`."""
     frames = size.frames
     rows, starts = sum(frames), [sum(frames[:i]) for i in range(len(frames))]
-    spans = Spans(tuple((start, n, start, rows + start) for start, n in zip(starts, frames, strict=True)))
+    spans = SongRows(
+        tuple((start, n, start, rows + start) for start, n in zip(starts, frames, strict=True))
+    )
     g = torch.Generator().manual_seed(5)
     x, kept, noise = torch.randn(3, rows, size.channels, generator=g).to(device)
     out = torch.randn(2 * rows, size.channels, generator=g).to(device, dtype)
@@ -248,10 +318,14 @@ def step_case(size: Size, dtype: torch.dtype, device: str) -> Case:
         EAGER: eager,
         COMPILED: eager,
     }
-    return Case("guided_step", None, rows, [x, kept, out, noise], providers, 0.0, differentiable=False)
+    return Case(
+        "guided_step", None, rows, [x, kept, out, noise], providers, 0.0, differentiable=False
+    )
 
 
-def cases(size: Size, *, ops: Sequence[str], head_dims: Sequence[int], dtype: torch.dtype, device: str) -> Iterator[Case]:
+def cases(
+    size: Size, *, ops: Sequence[str], head_dims: Sequence[int], dtype: torch.dtype, device: str
+) -> Iterator[Case]:
     """The cases of the families in `ops` (benchmarks/static_kernels.py names them), made one at a time."""
     for head_dim in head_dims:
         if "attention" in ops:

@@ -45,7 +45,9 @@ class StableAudioPeer:
             global_states_input_dim=GLOBAL_WIDTH,
         ).eval()
 
-    def prepare(self, songs: Sequence[tuple[int, int]], *, guidance: bool) -> Callable[[], torch.Tensor]:
+    def prepare(
+        self, songs: Sequence[tuple[int, int]], *, guidance: bool
+    ) -> Callable[[], torch.Tensor]:
         """A function that runs one step of the songs (with guidance: twice the batch, as its pipeline does)."""
         from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
@@ -56,13 +58,20 @@ class StableAudioPeer:
         states = torch.randn(batch, context, CONTEXT_WIDTH, generator=g)
         summary = torch.randn(batch, 1, GLOBAL_WIDTH, generator=g)
         # the model rotates half of each head and prepends one global token
-        rotary = get_1d_rotary_pos_embed(self.head_dim // 2, frames + 1, use_real=True, repeat_interleave_real=False)
+        rotary = get_1d_rotary_pos_embed(
+            self.head_dim // 2, frames + 1, use_real=True, repeat_interleave_real=False
+        )
         time = torch.full((batch,), 0.5)
 
         def step() -> torch.Tensor:
             with torch.inference_mode():
                 return self.model(
-                    x, time, encoder_hidden_states=states, global_hidden_states=summary, rotary_embedding=rotary, return_dict=False
+                    x,
+                    time,
+                    encoder_hidden_states=states,
+                    global_hidden_states=summary,
+                    rotary_embedding=rotary,
+                    return_dict=False,
                 )[0]
 
         return step
@@ -84,9 +93,16 @@ class PlainPhaseSearch:
     def inconsistency(self, latents_NTC: Tensor) -> tuple[float, float]:
         """Distance of the audio's magnitudes from those asked for, as a share of these: the codec's own audio, and this peer's."""
         asked_NFK = self._asked(latents_NTC)
-        own_NFK = magnitude(*self.vae.stft(self.vae.decode(self.vae.denormalise(latents_NTC))[:, 0]))
-        made_NFK = self._spectrum(self._search(asked_NFK)).abs()[:, : asked_NFK.shape[1]] / self.vae.stft.gain
-        ours, theirs = (float((found - asked_NFK).norm() / asked_NFK.norm()) for found in (own_NFK, made_NFK))
+        own_NFK = magnitude(
+            *self.vae.stft(self.vae.decode(self.vae.denormalise(latents_NTC))[:, 0])
+        )
+        made_NFK = (
+            self._spectrum(self._search(asked_NFK)).abs()[:, : asked_NFK.shape[1]]
+            / self.vae.stft.gain
+        )
+        ours, theirs = (
+            float((found - asked_NFK).norm() / asked_NFK.norm()) for found in (own_NFK, made_NFK)
+        )
         return ours, theirs
 
     def _asked(self, latents_NTC: Tensor) -> Tensor:
@@ -105,7 +121,11 @@ class PlainPhaseSearch:
 
     def _spectrum(self, audio_NS: Tensor) -> Tensor:
         stft = self.vae.stft
-        return torch.stft(audio_NS, stft.n_fft, stft.hop, window=self.window, return_complex=True).mT
+        return torch.stft(
+            audio_NS, stft.n_fft, stft.hop, window=self.window, return_complex=True
+        ).mT
 
     def _audio(self, spectrum_NFK: Tensor) -> Tensor:
-        return torch.istft(spectrum_NFK.mT, self.vae.stft.n_fft, self.vae.stft.hop, window=self.window)
+        return torch.istft(
+            spectrum_NFK.mT, self.vae.stft.n_fft, self.vae.stft.hop, window=self.window
+        )

@@ -26,7 +26,9 @@ def peer_fwd_kernel(
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     cols, keys = tl.arange(0, WIDTH), tl.arange(0, BLOCK_K)
     inside = cols < HEAD_DIM
-    q = tl.load(q_ptr + base + rows[:, None] * stride_row + cols[None, :], mask=inside[None, :], other=0.0)
+    q = tl.load(
+        q_ptr + base + rows[:, None] * stride_row + cols[None, :], mask=inside[None, :], other=0.0
+    )
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     o = tl.zeros([BLOCK_Q, WIDTH], tl.float32)
@@ -98,7 +100,9 @@ def peer_bwd_dkv_kernel(
         p_t = tl.math.exp2(tl.dot(k, q_t) * scale_log2 - tl.load(lse_ptr + state + start)[None, :])
         do = tl.load(do_tile, mask=inside[None, :], other=0.0)
         dv += tl.dot(p_t.to(do.dtype), do)
-        ds_t = (p_t * (tl.dot(v, tl.trans(do)) - tl.load(delta_ptr + state + start)[None, :])).to(do.dtype)
+        ds_t = (p_t * (tl.dot(v, tl.trans(do)) - tl.load(delta_ptr + state + start)[None, :])).to(
+            do.dtype
+        )
         dk += tl.dot(ds_t, tl.trans(q_t))
         q_tile += BLOCK_Q * stride_row
         do_tile += BLOCK_Q * stride_row
@@ -120,7 +124,9 @@ def peer_forward(*, head_dim: int, config: Config, rows: int = 1024, heads: int 
     )  # fmt: skip
 
 
-def peer_backward(*, head_dim: int, configs: tuple[Config, Config], rows: int = 1024, heads: int = 4) -> None:
+def peer_backward(
+    *, head_dim: int, configs: tuple[Config, Config], rows: int = 1024, heads: int = 4
+) -> None:
     """Launches the peer's two backward kernels on zeros, for compile_for()."""
     q, k, v, do, *grads = _tensors(head_dim, 7, rows, heads)
     lse, delta = torch.zeros(2, *q.shape[:3])

@@ -64,7 +64,14 @@ class Peer:
         with compile_for(arch) as builds:
             self.launch(DTYPES[dtype], SONGS)
         return [
-            figures(build, op=op, variant=f"{PEER}{self.package}", head_dim=self.head_dim, dtype=dtype, live=self.live)
+            figures(
+                build,
+                op=op,
+                variant=f"{PEER}{self.package}",
+                head_dim=self.head_dim,
+                dtype=dtype,
+                live=self.live,
+            )
             | {"kernel": build.kernel}
             for op, build in zip(self.ours, builds, strict=True)
         ]
@@ -83,12 +90,19 @@ def _interpretable(package: str) -> Iterator[None]:
         return
     from liger_kernel.ops import geglu, layer_norm
 
-    with mock.patch.object(geglu, "tanh", lambda x: x), mock.patch.object(layer_norm, "rsqrt", lambda x: x):
+    with (
+        mock.patch.object(geglu, "tanh", lambda x: x),
+        mock.patch.object(layer_norm, "rsqrt", lambda x: x),
+    ):
         yield
 
 
 def _liger_missing() -> str | None:
-    return None if available("liger_kernel") else f"liger-kernel is not installed: {install_command('liger_kernel')}"
+    return (
+        None
+        if available("liger_kernel")
+        else f"liger-kernel is not installed: {install_command('liger_kernel')}"
+    )
 
 
 def flash_attn_folder() -> Path | None:
@@ -96,7 +110,11 @@ def flash_attn_folder() -> Path | None:
     given = os.environ.get(FLASH_ATTN)
     found = importlib.util.find_spec("flash_attn") if available("flash_attn") else None
     places = (
-        [Path(given, "flash_attn"), Path(given)] if given else [Path(p) for p in (found.submodule_search_locations or ())] if found else []
+        [Path(given, "flash_attn"), Path(given)]
+        if given
+        else [Path(p) for p in (found.submodule_search_locations or ())]
+        if found
+        else []
     )
     return next((p for p in places if (p / "flash_attn_triton.py").is_file()), None)
 
@@ -105,10 +123,17 @@ def _flash_missing() -> str | None:
     if flash_attn_folder() is not None:
         return None
     given = os.environ.get(FLASH_ATTN)
-    return f"{FLASH_ATTN}={given} holds no flash_attn/flash_attn_triton.py" if given else FLASH_ATTN_HINT
+    return (
+        f"{FLASH_ATTN}={given} holds no flash_attn/flash_attn_triton.py"
+        if given
+        else FLASH_ATTN_HINT
+    )
 
 
-_missing: dict[str, Callable[[], str | None]] = {"liger": _liger_missing, "flash-attn": _flash_missing}
+_missing: dict[str, Callable[[], str | None]] = {
+    "liger": _liger_missing,
+    "flash-attn": _flash_missing,
+}
 
 
 def _flash_module(name: str) -> Any:
@@ -166,9 +191,13 @@ def _liger_gelu(dtype: torch.dtype, songs: Songs) -> None:
 def _flash_norm(dtype: torch.dtype, songs: Songs) -> None:
     # the module asks a GPU for its warp size when it is imported
     device = types.SimpleNamespace(warp_size=32, multi_processor_count=108)
-    with mock.patch.multiple(torch.cuda, current_device=lambda: 0, get_device_properties=lambda _: device):
+    with mock.patch.multiple(
+        torch.cuda, current_device=lambda: 0, get_device_properties=lambda _: device
+    ):
         module = _flash_module("ops.triton.layer_norm")
-    x, residual, weight, bias = _leaves((sum(songs), WIDTH), (sum(songs), WIDTH), (WIDTH,), (WIDTH,), dtype=dtype)
+    x, residual, weight, bias = _leaves(
+        (sum(songs), WIDTH), (sum(songs), WIDTH), (WIDTH,), (WIDTH,), dtype=dtype
+    )
     out, total, stats = torch.empty_like(x), torch.empty_like(x), torch.zeros(2, sum(songs))
     # tuned by measurement on a device; here the warps that our kernel takes for such a row
     module._layer_norm_fwd_1pass_kernel.fn[(sum(songs),)](
@@ -200,14 +229,20 @@ def peers(head_dims: Sequence[int] = (64, 96, 128)) -> dict[str, Peer]:
     """Name -> peer of the row-wise kernels, whether it can be had or not."""
     found = {
         "liger/layer_norm": Peer("liger", ("norm_fwd", "norm_bwd"), _liger_norm, _padded(WIDTH)),
-        "liger/gelu": Peer("liger", ("bias_gelu_fwd", "bias_gelu_bwd"), _liger_gelu, _padded(4 * WIDTH)),
+        "liger/gelu": Peer(
+            "liger", ("bias_gelu_fwd", "bias_gelu_bwd"), _liger_gelu, _padded(4 * WIDTH)
+        ),
         "flash-attn/layer_norm": Peer("flash-attn", ("norm_fwd",), _flash_norm, _padded(WIDTH)),
     }
     for head_dim in head_dims:
         # Liger pads the heads of a row to a power of two, too
         live = _padded(head_dim) * _padded(WIDTH // head_dim)
-        found[f"liger/rope/{head_dim}"] = Peer("liger", ("pack_fwd", "pack_bwd"), _liger_rope(head_dim), live, head_dim)
-        found[f"flash-attn/rotary/{head_dim}"] = Peer("flash-attn", ("pack_fwd",), _flash_rotary(head_dim), _padded(head_dim), head_dim)
+        found[f"liger/rope/{head_dim}"] = Peer(
+            "liger", ("pack_fwd", "pack_bwd"), _liger_rope(head_dim), live, head_dim
+        )
+        found[f"flash-attn/rotary/{head_dim}"] = Peer(
+            "flash-attn", ("pack_fwd",), _flash_rotary(head_dim), _padded(head_dim), head_dim
+        )
     return found
 
 
@@ -226,9 +261,27 @@ def flash_attention(arch: str, head_dim: int) -> list[dict[str, Any]]:
                 launch(head_dim, config)
         except CompilationError as error:
             reason = f"does not compile with triton {triton.__version__}: {str(error).strip().splitlines()[-1]}"
-            rows.append(skipped(op="attention_fwd", variant=variant, head_dim=head_dim, dtype="bf16", arch=arch, reason=reason))
+            rows.append(
+                skipped(
+                    op="attention_fwd",
+                    variant=variant,
+                    head_dim=head_dim,
+                    dtype="bf16",
+                    arch=arch,
+                    reason=reason,
+                )
+            )
         else:
-            rows.append(attention_row(builds[0], op="fwd", variant=variant, head_dim=head_dim, dtype="bf16", config=config))
+            rows.append(
+                attention_row(
+                    builds[0],
+                    op="fwd",
+                    variant=variant,
+                    head_dim=head_dim,
+                    dtype="bf16",
+                    config=config,
+                )
+            )
     return rows
 
 

@@ -36,7 +36,9 @@ from mudit_engine.training.ranks import local_world
 SMALL = {"dit": {"width": 512, "heads": 4, "blocks": 3}}
 PACK = 17664  # frames of a micro-batch that `mudit plan` gives musit-380m on 8 x 8 A100
 STATE_GATE, ACTIVATION_GATE, PACKING_GATE = 0.01, 0.10, 0.97
-REAL = {2: [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]}
+REAL = {
+    2: [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+}
 REAL[4] = REAL[2][:4]
 REHEARSED = "musit-380m:64:1:fp32,musit-380m:64:2:fp32,musit-380m:64:3:fp32,musit-380m:64:1:bf16,musit-1b:64:1:bf16,musit-1b:64:3:fp32"
 Row = dict[str, Any]
@@ -46,20 +48,40 @@ def real_state(world: int) -> list[Row]:
     """Bytes of every rank of a real gloo world against the closed forms: of each case, the row of the worst rank."""
     from mudit_engine.training.planning.rehearse import Rehearsal, compare
 
-    cases = [Rehearsal("musit-380m", world, {"zero_stage": stage}, precision, overrides=SMALL) for stage, precision in REAL[world]]
+    cases = [
+        Rehearsal("musit-380m", world, {"zero_stage": stage}, precision, overrides=SMALL)
+        for stage, precision in REAL[world]
+    ]
     with tempfile.TemporaryDirectory() as folder:
         specs, out = Path(folder) / "specs.json", Path(folder) / "out.json"
         write_json(specs, [asdict(case) for case in cases])
         processes = []
         for place in local_world(world):
             env = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "mudit_engine.training.planning.rehearse", str(specs), str(out)]
-            processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+            command = [
+                sys.executable,
+                "-m",
+                "mudit_engine.training.planning.rehearse",
+                str(specs),
+                str(out),
+            ]
+            processes.append(
+                subprocess.Popen(
+                    command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                )
+            )
         ends = [process.communicate()[1] for process in processes]
         if any(process.returncode for process in processes):
-            raise MuditError(f"a rank of {world} failed: {next(e for e, p in zip(ends, processes, strict=True) if p.returncode)[-600:]}")
-        ranks = [json.loads(out.with_name(f"{out.name}.{rank}").read_text()) for rank in range(world)]
-    return [max((compare(case, rank[number]) for rank in ranks), key=_error) for number, case in enumerate(cases)]
+            raise MuditError(
+                f"a rank of {world} failed: {next(e for e, p in zip(ends, processes, strict=True) if p.returncode)[-600:]}"
+            )
+        ranks = [
+            json.loads(out.with_name(f"{out.name}.{rank}").read_text()) for rank in range(world)
+        ]
+    return [
+        max((compare(case, rank[number]) for rank in ranks), key=_error)
+        for number, case in enumerate(cases)
+    ]
 
 
 def rehearsed_state(specs: list[str]) -> Iterator[Row]:
@@ -86,7 +108,9 @@ def activations(preset: str, frames: int, lyrics: int, mode: Any, fitted: Any) -
     from mudit_engine.training.planning.step_cost import Pack, run_once
 
     pack = Pack.of([frames], [lyrics])
-    measured = run_once(load_config(preset), pack, precision="fp32", checkpointing=mode, backend="eager", fake=False)
+    measured = run_once(
+        load_config(preset), pack, precision="fp32", checkpointing=mode, backend="eager", fake=False
+    )
     planned = fitted.at(pack)
     row: Row = {"preset": preset, "frames": frames, "lyrics": lyrics, "checkpointing": mode}
     for name in ("saved_bytes", "peak_bytes"):
@@ -106,11 +130,19 @@ def packing() -> list[Row]:
     lengths = read_lengths("songs", load_config("musit-380m"))
     order = np.random.default_rng(0).permutation(len(lengths.frames))
     sizes = (4416, 8832, PACK, 2 * PACK)
-    return [{"pack_size": size, "efficiency": plan_packs(order, lengths.frames, size).efficiency} for size in sizes]
+    return [
+        {"pack_size": size, "efficiency": plan_packs(order, lengths.frames, size).efficiency}
+        for size in sizes
+    ]
 
 
 def run(
-    parts: set[str], rehearsals: list[str], worlds: list[int], frames: list[int], modes: list[str], preset: str
+    parts: set[str],
+    rehearsals: list[str],
+    worlds: list[int],
+    frames: list[int],
+    modes: list[str],
+    preset: str,
 ) -> Iterator[tuple[str, Row]]:
     """Every measurement of the parts, as it is made."""
     if "packing" in parts:
@@ -139,11 +171,24 @@ def gates(results: dict[str, list[Row]]) -> dict[str, Row]:
         worst = max(_error(row) for row in results["state"])
         found["state"] = {"worst_error": worst, "gate": STATE_GATE, "passed": worst <= STATE_GATE}
     if results.get("activations"):
-        worst = max(abs(row[name]["error"]) for row in results["activations"] for name in ("saved_bytes", "peak_bytes"))
-        found["activations"] = {"worst_error": worst, "gate": ACTIVATION_GATE, "passed": worst <= ACTIVATION_GATE}
+        worst = max(
+            abs(row[name]["error"])
+            for row in results["activations"]
+            for name in ("saved_bytes", "peak_bytes")
+        )
+        found["activations"] = {
+            "worst_error": worst,
+            "gate": ACTIVATION_GATE,
+            "passed": worst <= ACTIVATION_GATE,
+        }
     if results.get("packing"):
         best = max(row["efficiency"] for row in results["packing"] if row["pack_size"] <= PACK)
-        found["packing"] = {"efficiency": best, "pack_size": PACK, "gate": PACKING_GATE, "passed": best >= PACKING_GATE}
+        found["packing"] = {
+            "efficiency": best,
+            "pack_size": PACK,
+            "gate": PACKING_GATE,
+            "passed": best >= PACKING_GATE,
+        }
     return found
 
 
@@ -152,7 +197,10 @@ def _line(part: str, row: Row) -> str:
         return f"packs of {row['pack_size']:,} frames: {100 * row['efficiency']:.2f} % filled"
     if part == "activations":
         names = ("saved_bytes", "peak_bytes")
-        pairs = [f"{name} {row[name]['measured'] / 2**20:,.1f} MiB ({100 * row[name]['error']:+.2f} %)" for name in names]
+        pairs = [
+            f"{name} {row[name]['measured'] / 2**20:,.1f} MiB ({100 * row[name]['error']:+.2f} %)"
+            for name in names
+        ]
         return f"{row['preset']}, {row['frames']} frames, checkpointing {row['checkpointing']}: {', '.join(pairs)}"
     where = "real ranks" if row["real_ranks"] else "rehearsed ranks"
     total = row["state"]["all"]
@@ -164,16 +212,48 @@ def _line(part: str, row: Row) -> str:
 
 @click.command(help=__doc__)
 @click.option("--parts", default="packing,state,activations", show_default=True)
-@click.option("--rehearse", "rehearsals", default=REHEARSED, show_default=True, help="PRESET:WORLD:STAGE:PRECISION, several, or nothing.")
+@click.option(
+    "--rehearse",
+    "rehearsals",
+    default=REHEARSED,
+    show_default=True,
+    help="PRESET:WORLD:STAGE:PRECISION, several, or nothing.",
+)
 @click.option("--worlds", default="2,4", show_default=True, help="Real ranks.")
-@click.option("--modes", default="none,full,selective", show_default=True, help="Checkpointing of the activations that are measured.")
-@click.option("--frames", default="323,808,1616", show_default=True, help="Lengths of the song whose activations are measured.")
+@click.option(
+    "--modes",
+    default="none,full,selective",
+    show_default=True,
+    help="Checkpointing of the activations that are measured.",
+)
+@click.option(
+    "--frames",
+    default="323,808,1616",
+    show_default=True,
+    help="Lengths of the song whose activations are measured.",
+)
 @click.option("--preset", default="musit-380m", show_default=True, help="Of the activations.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file; parts that it holds and that are not run again are kept.")
-@click.option("--add", is_flag=True, help="Add rows to those of --out instead of replacing the parts that are run.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="JSON file; parts that it holds and that are not run again are kept.",
+)
+@click.option(
+    "--add",
+    is_flag=True,
+    help="Add rows to those of --out instead of replacing the parts that are run.",
+)
 @click.option("--json", "as_json", is_flag=True)
 def main(
-    parts: str, rehearsals: str, worlds: str, modes: str, frames: str, preset: str, out: Path | None, add: bool, as_json: bool
+    parts: str,
+    rehearsals: str,
+    worlds: str,
+    modes: str,
+    frames: str,
+    preset: str,
+    out: Path | None,
+    add: bool,
+    as_json: bool,
 ) -> None:
     from mudit_engine.hardware import environment
 
@@ -184,7 +264,11 @@ def main(
     runs = [{"commit": environment_["commit"], "command": command}]
     if out is not None and out.exists():
         before = json.loads(out.read_text(encoding="utf-8"))
-        results = {part: rows for part, rows in before["results"].items() if part != "gates" and (add or part not in wanted)}
+        results = {
+            part: rows
+            for part, rows in before["results"].items()
+            if part != "gates" and (add or part not in wanted)
+        }
         if results:  # rows are kept: so is what gave them
             runs = [*before["env"]["runs"], *runs]
             environment_ = before["env"] | environment_
@@ -192,13 +276,26 @@ def main(
     environment_ |= {"runs": runs}
     environment_.pop("command", None)  # with the folders of this machine: each run has its own
     document: dict[str, Any] = {}
-    counts, lengths = ([int(number) for number in text.split(",") if number] for text in (worlds, frames))
-    measured = run(wanted, [spec for spec in rehearsals.split(",") if spec], counts, lengths, modes.split(","), preset)
+    counts, lengths = (
+        [int(number) for number in text.split(",") if number] for text in (worlds, frames)
+    )
+    measured = run(
+        wanted,
+        [spec for spec in rehearsals.split(",") if spec],
+        counts,
+        lengths,
+        modes.split(","),
+        preset,
+    )
     for part, row in itertools.chain(measured, [("", {})]):
         if part:
             results.setdefault(part, []).append(row)
             say(_line(part, row))
-        document = {"schema_version": 1, "env": environment_, "results": {**results, "gates": gates(results)}}
+        document = {
+            "schema_version": 1,
+            "env": environment_,
+            "results": {**results, "gates": gates(results)},
+        }
         if out is not None:  # after every row: hours of measurement outlive an interruption
             write_json(out, document)
     judged = document["results"]["gates"]

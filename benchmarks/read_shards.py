@@ -30,10 +30,17 @@ def write_data(folder: Path, songs: int) -> None:
 
     rng = np.random.default_rng(0)
     block = rng.normal(size=(FRAMES + songs, CHANNELS)).astype(np.float16)
-    fields = {name: field for name, field in song_fields(latent_channels=CHANNELS).items() if not name.startswith("stem.")}
+    fields = {
+        name: field
+        for name, field in song_fields(latent_channels=CHANNELS).items()
+        if not name.startswith("stem.")
+    }
     with ShardWriter(folder, fields) as writer:
         for number in range(songs):
-            arrays: dict[str, np.ndarray] = {"latents": block[number : number + FRAMES], "phonemes": rng.integers(0, 100, 517)}
+            arrays: dict[str, np.ndarray] = {
+                "latents": block[number : number + FRAMES],
+                "phonemes": rng.integers(0, 100, 517),
+            }
             writer.add(f"song-{number:07d}", arrays, metadata={"seconds": FRAMES / 10.77})
 
 
@@ -46,7 +53,11 @@ def measure_reading(folder: Path, *, rounds: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     shards = Shards(folder)
-    order = Sampler(np.asarray(shards.rows("latents")), seed=0, budget=16384, packs_per_step=1).plan(0).songs
+    order = (
+        Sampler(np.asarray(shards.rows("latents")), seed=0, budget=16384, packs_per_step=1)
+        .plan(0)
+        .songs
+    )
     target, wide = np.empty((FRAMES, CHANNELS), np.float16), torch.empty(FRAMES, CHANNELS)
 
     def read() -> None:
@@ -58,7 +69,11 @@ def measure_reading(folder: Path, *, rounds: int) -> dict[str, Any]:
             # the copy makes the mapped, read-only rows torch's own
             wide.copy_(torch.from_numpy(shards.read(number)["latents"].copy()))
 
-    found: dict[str, Any] = {"songs": len(order), "bytes_per_song": FRAMES * CHANNELS * 2, "rounds": rounds}
+    found: dict[str, Any] = {
+        "songs": len(order),
+        "bytes_per_song": FRAMES * CHANNELS * 2,
+        "rounds": rounds,
+    }
     for name, work in (("read", read), ("cast", cast)):
         times = []
         for _ in range(rounds):
@@ -102,7 +117,9 @@ def measure_packing(songs: int) -> list[dict[str, Any]]:
 
 
 @click.command(help=__doc__)
-@click.option("--songs", default=2000, show_default=True, help="Songs of the read data set (288 KiB each).")
+@click.option(
+    "--songs", default=2000, show_default=True, help="Songs of the read data set (288 KiB each)."
+)
 @click.option("--planned", default=1_500_000, show_default=True, help="Songs of the packed epoch.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON document here too.")
@@ -113,12 +130,23 @@ def main(songs: int, planned: int, rounds: int, out: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder), songs)
         index = (Path(folder) / "index.safetensors").stat().st_size
-        reading = {**measure_reading(Path(folder), rounds=rounds), "index_bytes_per_song": round(index / songs, 1)}
+        reading = {
+            **measure_reading(Path(folder), rounds=rounds),
+            "index_bytes_per_song": round(index / songs, 1),
+        }
     packing = measure_packing(planned)
     filled = min(row["efficiency"] for row in packing if row["budget"] >= GATED_BUDGET)
     passed = reading["read_songs_per_cpu_s"] >= MUST_READ and filled >= MUST_FILL
-    gates = {"songs_per_cpu_s": MUST_READ, "packing_efficiency": MUST_FILL, "of_budgets_from": GATED_BUDGET, "passed": passed}
-    document = {"env": environment(), "results": {"reading": reading, "packing": packing, "gates": gates}}
+    gates = {
+        "songs_per_cpu_s": MUST_READ,
+        "packing_efficiency": MUST_FILL,
+        "of_budgets_from": GATED_BUDGET,
+        "passed": passed,
+    }
+    document = {
+        "env": environment(),
+        "results": {"reading": reading, "packing": packing, "gates": gates},
+    }
     if out is not None:
         write_json(out, document)
     click.echo(json.dumps(document, indent=2))

@@ -54,11 +54,27 @@ def device_facts() -> dict[str, Any]:
 def numerics(folder: Path) -> None:
     """Runs the tests marked gpu with compiled kernels. Raises GateError when one fails, InputError outside a checkout."""
     if not TESTS.is_dir():
-        raise InputError(f"{TESTS} is not there: numerics are proven by the tests of a checkout, which an installed package has not")
-    command = [sys.executable, "-m", "pytest", str(TESTS), "-m", "gpu", "-q", f"--junitxml={folder / 'numerics.xml'}"]
+        raise InputError(
+            f"{TESTS} is not there: numerics are proven by the tests of a checkout, which an installed package has not"
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(TESTS),
+        "-m",
+        "gpu",
+        "-q",
+        f"--junitxml={folder / 'numerics.xml'}",
+    ]
     with (folder / "numerics.log").open("w") as log:
         code = subprocess.run(
-            command, cwd=CHECKOUT, env={**os.environ, "TRITON_INTERPRET": "0"}, stdout=log, stderr=subprocess.STDOUT, check=False
+            command,
+            cwd=CHECKOUT,
+            env={**os.environ, "TRITON_INTERPRET": "0"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
         ).returncode
     tail = (folder / "numerics.log").read_text().strip().splitlines()[-1:]
     if code:
@@ -67,7 +83,9 @@ def numerics(folder: Path) -> None:
 
 
 def write_json(path: Path, env: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    path.write_text(json.dumps({"schema_version": 1, "env": env, "results": list(rows)}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"schema_version": 1, "env": env, "results": list(rows)}, indent=1) + "\n"
+    )
 
 
 def report(folder: Path, *, rounds: int) -> None:
@@ -80,7 +98,9 @@ def report(folder: Path, *, rounds: int) -> None:
     (folder / "env.json").write_text(json.dumps(env, indent=1) + "\n")
     say(f"{env['device']}: numerics")
     numerics(folder)
-    measured = measure_kernels.run(dtypes=("bf16", "fp16"), rounds=rounds, progress=lambda text: say(f"timing {text}"))
+    measured = measure_kernels.run(
+        dtypes=("bf16", "fp16"), rounds=rounds, progress=lambda text: say(f"timing {text}")
+    )
     write_json(folder / "measured.json", env, measured)
     arch = "sm_" + env["compute_capability"].replace(".", "")
     static: list[dict[str, Any]] = []
@@ -116,7 +136,9 @@ def run(out: Path, *, rounds: int) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="where the report's folder goes [out/gpu]")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/gpu"), help="where the report's folder goes [out/gpu]"
+    )
     parser.add_argument("--rounds", type=int, default=50, help="launches of each provider [50]")
     options = parser.parse_args(arguments)
     try:

@@ -39,7 +39,11 @@ td.number {{ text-align: right; }} tr.peer td {{ color: {MUTED}; }} tr.bad td {{
 
 def cells(row: Row) -> dict[str, Any]:
     """The row's values as the tables print them."""
-    percent = {k: f"{100 * row[k]:.1f} %" for k in ("ceiling_overlap", "ceiling_serial") if row.get(k) is not None}
+    percent = {
+        k: f"{100 * row[k]:.1f} %"
+        for k in ("ceiling_overlap", "ceiling_serial")
+        if row.get(k) is not None
+    }
     moved, least = row.get("bytes_moved"), row.get("bytes_minimum")
     mix = row.get("loop_counts") or {}
     return row | percent | {
@@ -55,24 +59,40 @@ def _table(columns: dict[str, str], rows: Sequence[Row]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in columns.values())
     body = []
     for row in rows:
-        kind = "peer" if is_peer(row) else "bad" if row.get("ptxas_warnings") or row.get("loop_local_accesses") else ""
+        kind = (
+            "peer"
+            if is_peer(row)
+            else "bad"
+            if row.get("ptxas_warnings") or row.get("loop_local_accesses")
+            else ""
+        )
         if row.get("skipped"):
-            lead = "".join(f"<td>{escape(str(row.get(key) or ''))}</td>" for key in list(columns)[:4])
-            body.append(f'<tr class="peer">{lead}<td class="wrap" colspan="{len(columns) - 4}">{escape(row["skipped"])}</td></tr>')
+            lead = "".join(
+                f"<td>{escape(str(row.get(key) or ''))}</td>" for key in list(columns)[:4]
+            )
+            body.append(
+                f'<tr class="peer">{lead}<td class="wrap" colspan="{len(columns) - 4}">{escape(row["skipped"])}</td></tr>'
+            )
             continue
         values = cells(row)
         tds = []
         for key in columns:
             value = values.get(key)
             number = isinstance(value, int | float) or str(value).endswith(" %")
-            text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+            text = (
+                f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+            )
             tds.append(f"<td{' class=number' if number else ''}>{escape(text)}</td>")
         body.append(f'<tr class="{kind}">{"".join(tds)}</tr>')
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _image(png: bytes | None, text: str) -> str:
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">' if png else ""
+    return (
+        f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        if png
+        else ""
+    )
 
 
 NOTES = {
@@ -95,9 +115,19 @@ of the projection; Liger's GELU is gated and adds no bias. The tutorial's attent
 }
 
 
-def html(static: Sequence[Row], measured: Sequence[Row], env: dict[str, Any], *, measured_columns: dict[str, str] | None = None) -> str:
+def html(
+    static: Sequence[Row],
+    measured: Sequence[Row],
+    env: dict[str, Any],
+    *,
+    measured_columns: dict[str, str] | None = None,
+) -> str:
     """The page. `measured` are rows of measure_kernels (none: the page says that nothing was)."""
-    packages = ", ".join(f"{name} {v}" for name, v in env["versions"].items() if name in ("mudit-engine", "torch", "triton", "python"))
+    packages = ", ".join(
+        f"{name} {v}"
+        for name, v in env["versions"].items()
+        if name in ("mudit-engine", "torch", "triton", "python")
+    )
     gpus = ", ".join(env.get("gpus") or ()) or "no GPU"
     where = " · ".join((packages, f"commit {env.get('commit')}", str(env.get("cpu")), gpus))
     parts = [
@@ -107,13 +137,24 @@ def html(static: Sequence[Row], measured: Sequence[Row], env: dict[str, Any], *,
         f"<br><code>{escape(str(env.get('command')))}</code></p>",
     ]
     if measured:
-        parts.append("<h2>Measured</h2>" if all(r["measured"] for r in measured) else "<h2>Interpreted</h2>" + NOTES["interpreted"])
+        parts.append(
+            "<h2>Measured</h2>"
+            if all(r["measured"] for r in measured)
+            else "<h2>Interpreted</h2>" + NOTES["interpreted"]
+        )
         parts.append(_table(measured_columns or {key: key for key in measured[0]}, measured))
     else:
         parts.append(NOTES["compiled"])
     if static:
-        parts += ["<h2>Roofline of static ceilings</h2>", _image(roofline(static), "Static ceilings against arithmetic intensity")]
-        parts += [NOTES["roofline"], "<h2>Attention against peers</h2>", _image(ceilings(static), "Ceilings of the attention kernels")]
+        parts += [
+            "<h2>Roofline of static ceilings</h2>",
+            _image(roofline(static), "Static ceilings against arithmetic intensity"),
+        ]
+        parts += [
+            NOTES["roofline"],
+            "<h2>Attention against peers</h2>",
+            _image(ceilings(static), "Ceilings of the attention kernels"),
+        ]
         for arch in dict.fromkeys(r["arch"] for r in static):
             parts.append(f"<h2>{escape(arch)}, {escape(MACHINES[arch].name)}</h2>")
             parts.append(_table(STATIC_COLUMNS, [r for r in static if r["arch"] == arch]))
@@ -127,5 +168,7 @@ def write(path: Path, *, static: Sequence[Row], measured: Sequence[Row]) -> None
 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(html(static, measured, environment(), measured_columns=columns(measured)), encoding="utf-8")
+    aside.write_text(
+        html(static, measured, environment(), measured_columns=columns(measured)), encoding="utf-8"
+    )
     os.replace(aside, path)

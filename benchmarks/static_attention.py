@@ -43,10 +43,16 @@ def tiles(arch: str, head_dim: int, variant: str = "bf16") -> dict[str, Config]:
     dtype, precision = VARIANTS[variant]
     capability = int(arch.removeprefix("sm_"))
     by_query, by_key = backward_configs(head_dim, dtype, capability, precision)
-    return {"fwd": forward_config(head_dim, dtype, capability, precision), "bwd_dq": by_query, "bwd_dkv": by_key}
+    return {
+        "fwd": forward_config(head_dim, dtype, capability, precision),
+        "bwd_dq": by_query,
+        "bwd_dkv": by_key,
+    }
 
 
-def requested_bytes(op: str, table: Tensor, config: Config, *, head_dim: int, heads: int, element: int, rotate: bool) -> int:
+def requested_bytes(
+    op: str, table: Tensor, config: Config, *, head_dim: int, heads: int, element: int, rotate: bool
+) -> int:
     """Bytes that the programs of one launch ask for, L2 hits included: every tile streams the whole other side of its segment.
 
     `table` are the tiles (Segments.query_tiles, or key_tiles for bwd_dkv). tests hold this to a count lane by lane.
@@ -54,21 +60,44 @@ def requested_bytes(op: str, table: Tensor, config: Config, *, head_dim: int, he
     block = config.block_k if op == "bwd_dkv" else config.block_q
     own, other = int(table[:, 1].clamp(max=block).sum()), int(table[:, 3].sum())
     # what a program says of its own rows: q, out | q, o, do, dq | k, v, dk, dv; and of each of the others: k, v | q, do
-    row_tensors, row_floats, other_floats = {"fwd": (2, 1, 0), "bwd_dq": (4, 3, 0), "bwd_dkv": (4, 0, 2)}[op]
+    row_tensors, row_floats, other_floats = {
+        "fwd": (2, 1, 0),
+        "bwd_dq": (4, 3, 0),
+        "bwd_dkv": (4, 0, 2),
+    }[op]
     if rotate and op != "bwd_dkv":
         # rotated queries pass through memory once; a table of angles for them, and one for the gradient on its way back
-        row_tensors, row_floats = row_tensors + 2, row_floats + head_dim * (2 if op == "bwd_dq" else 1)
+        row_tensors, row_floats = (
+            row_tensors + 2,
+            row_floats + head_dim * (2 if op == "bwd_dq" else 1),
+        )
     words = {"fwd": 8, "bwd_dq": 8, "bwd_dkv": 7}[op] * 4 * table.shape[0]
-    moved = own * (row_tensors * head_dim * element + 4 * row_floats) + other * (2 * head_dim * element + 4 * other_floats)
+    moved = own * (row_tensors * head_dim * element + 4 * row_floats) + other * (
+        2 * head_dim * element + 4 * other_floats
+    )
     return heads * (moved + words)
 
 
 def row(
-    build: KernelBuild, *, op: str, variant: str, head_dim: int, dtype: str, config: Config, products: int | None = None
+    build: KernelBuild,
+    *,
+    op: str,
+    variant: str,
+    head_dim: int,
+    dtype: str,
+    config: Config,
+    products: int | None = None,
 ) -> dict[str, Any]:
     """The figures of one attention kernel at tile `config`."""
     useful = 2 * (products or PRODUCTS[op]) * config.block_q * config.block_k * head_dim
-    found = figures(build, op=f"attention_{op}", variant=variant, head_dim=head_dim, dtype=dtype, useful_flops=useful)
+    found = figures(
+        build,
+        op=f"attention_{op}",
+        variant=variant,
+        head_dim=head_dim,
+        dtype=dtype,
+        useful_flops=useful,
+    )
     return found | {"tile": [config.block_q, config.block_k, build.warps, build.stages]}
 
 
@@ -87,15 +116,41 @@ def ours(arch: str, head_dim: int, variant: str) -> list[dict[str, Any]]:
         "bwd_dkv": segments.key_tiles(config["bwd_dkv"].block_k, "cpu"),
     }
     with compile_for(arch) as builds:
-        forward(q, k, v, angles, angles, tables["fwd"], config["fwd"], scale=scale, precision=precision, covered=True)
+        forward(
+            q,
+            k,
+            v,
+            angles,
+            angles,
+            tables["fwd"],
+            config["fwd"],
+            scale=scale,
+            precision=precision,
+            covered=True,
+        )
         backward(
             out, None, q, k, v, out, lse, angles, angles, tables["bwd_dq"], tables["bwd_dkv"], (config["bwd_dq"], config["bwd_dkv"]),
             scale=scale, precision=precision, q_covered=True, k_covered=True,
         )  # fmt: skip
     rows = []
     for op, build in zip(PRODUCTS, builds, strict=True):
-        moved = requested_bytes(op, tables[op], config[op], head_dim=head_dim, heads=HEADS, element=dtype.itemsize, rotate=True)
-        found = row(build, op=op, variant=variant, head_dim=head_dim, dtype=DTYPE_OF[variant], config=config[op])
+        moved = requested_bytes(
+            op,
+            tables[op],
+            config[op],
+            head_dim=head_dim,
+            heads=HEADS,
+            element=dtype.itemsize,
+            rotate=True,
+        )
+        found = row(
+            build,
+            op=op,
+            variant=variant,
+            head_dim=head_dim,
+            dtype=DTYPE_OF[variant],
+            config=config[op],
+        )
         rows.append(found | {"bytes_moved": moved})
     return rows
 
@@ -105,9 +160,18 @@ def tutorial(arch: str, head_dim: int) -> list[dict[str, Any]]:
     config = tiles(arch, head_dim)
     with compile_for(arch) as builds:
         peer_forward(head_dim=head_dim, config=config["fwd"], rows=ROWS, heads=HEADS)
-        peer_backward(head_dim=head_dim, configs=(config["bwd_dq"], config["bwd_dkv"]), rows=ROWS, heads=HEADS)
+        peer_backward(
+            head_dim=head_dim, configs=(config["bwd_dq"], config["bwd_dkv"]), rows=ROWS, heads=HEADS
+        )
     return [
-        row(build, op=op, variant=f"{PEER}tutorial", head_dim=head_dim, dtype="bf16", config=config[op])
+        row(
+            build,
+            op=op,
+            variant=f"{PEER}tutorial",
+            head_dim=head_dim,
+            dtype="bf16",
+            config=config[op],
+        )
         for op, build in zip(PRODUCTS, builds, strict=True)
     ]
 
@@ -136,10 +200,19 @@ def main() -> None:
     parser.add_argument("--head-dims", default=",".join(map(str, HEAD_DIMS)))
     parser.add_argument("--variants", default="bf16", help=f"of {','.join(VARIANTS)}")
     parser.add_argument("--peers", action="store_true", help="also the tutorial's algorithm")
-    parser.add_argument("--out", type=Path, help="write or extend this file instead of printing; rows compiled again replace their elders")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write or extend this file instead of printing; rows compiled again replace their elders",
+    )
     options = parser.parse_args()
     head_dims = [int(k) for k in options.head_dims.split(",")]
-    rows = run(arches=options.arch.split(","), head_dims=head_dims, variants=options.variants.split(","), with_peers=options.peers)
+    rows = run(
+        arches=options.arch.split(","),
+        head_dims=head_dims,
+        variants=options.variants.split(","),
+        with_peers=options.peers,
+    )
     if options.out is None:
         print(as_text({"rows": rows}), end="")
         return
@@ -147,7 +220,12 @@ def main() -> None:
         made = {key(r) for r in rows}
         rows = [r for r in json.loads(options.out.read_text())["rows"] if key(r) not in made] + rows
     about = "compiled, not measured: machine code of the attention kernels; ceilings are shares of the tensor-core peak, not speeds"
-    write(options.out, sorted(rows, key=key), about=about, command="python -m mudit_engine.benchmarks.static_attention")
+    write(
+        options.out,
+        sorted(rows, key=key),
+        about=about,
+        command="python -m mudit_engine.benchmarks.static_attention",
+    )
 
 
 def key(r: dict[str, Any]) -> tuple[Any, ...]:

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from mudit_engine.benchmarks.static_figures import DTYPES, as_text, figures, write
-from mudit_engine.kernels import adaln, rope
+from mudit_engine.kernels import adaln
+from mudit_engine.kernels import pack_qkv as packing
 from mudit_engine.kernels.adaln import Runs, layer_norm_modulate, residual_norm
 from mudit_engine.kernels.bias_gelu import bias_gelu
-from mudit_engine.kernels.guided_step import Spans, guided_step
-from mudit_engine.kernels.rope import pack_kv, pack_qkv
+from mudit_engine.kernels.guided_step import SongRows, guided_step
+from mudit_engine.kernels.pack_qkv import pack_kv, pack_qkv
 from mudit_engine.profiling.aot import ARCHITECTURES, KernelBuild, compile_for
 from mudit_engine.profiling.traffic import Traffic, count_traffic
 
@@ -47,7 +48,9 @@ def _differentiate(outputs: tuple[Tensor, ...]) -> None:
 
 
 def _modulation(dtype: torch.dtype, songs: Songs) -> tuple[Tensor, Runs]:
-    return _leaf(len(songs), 6, WIDTH, dtype=dtype), Runs(tuple((frames, i) for i, frames in enumerate(songs)))
+    return _leaf(len(songs), 6, WIDTH, dtype=dtype), Runs(
+        tuple((frames, i) for i, frames in enumerate(songs))
+    )
 
 
 def _residual(dtype: torch.dtype, songs: Songs) -> None:
@@ -70,11 +73,15 @@ def _residual_plain(dtype: torch.dtype, songs: Songs) -> None:
 
 def _norm(dtype: torch.dtype, songs: Songs) -> None:
     mod, runs = _modulation(dtype, songs)
-    _differentiate((layer_norm_modulate(_leaf(sum(songs), WIDTH, dtype=dtype), mod[:, 0], mod[:, 1], runs),))
+    _differentiate(
+        (layer_norm_modulate(_leaf(sum(songs), WIDTH, dtype=dtype), mod[:, 0], mod[:, 1], runs),)
+    )
 
 
 def _gelu(dtype: torch.dtype, songs: Songs) -> None:
-    _differentiate((bias_gelu(_leaf(sum(songs), 4 * WIDTH, dtype=dtype), _leaf(4 * WIDTH, dtype=dtype)),))
+    _differentiate(
+        (bias_gelu(_leaf(sum(songs), 4 * WIDTH, dtype=dtype), _leaf(4 * WIDTH, dtype=dtype)),)
+    )
 
 
 def _pack(dtype: torch.dtype, songs: Songs, head_dim: int, *, streams: int = 1) -> None:
@@ -93,16 +100,25 @@ def _pack_joint(dtype: torch.dtype, songs: Songs, head_dim: int) -> None:
     qkv, kv = torch.zeros(rows, 3 * WIDTH, dtype=dtype), torch.zeros(lyrics, 2 * WIDTH, dtype=dtype)
     with torch.no_grad():
         pack_qkv(qkv, gain[None], gain, table, table, heads=heads, k_out=k[:rows], v_out=v[:rows])
-        pack_kv(kv, gain, table[:lyrics], table[:lyrics], heads=heads, k_out=k[rows:], v_out=v[rows:])
+        pack_kv(
+            kv, gain, table[:lyrics], table[:lyrics], heads=heads, k_out=k[rows:], v_out=v[rows:]
+        )
 
 
 def _step(dtype: torch.dtype, songs: Songs) -> None:
     rows = sum(songs)
     starts = [sum(songs[:i]) for i in range(len(songs))]
-    spans = Spans(tuple((start, frames, start, rows + start) for start, frames in zip(starts, songs, strict=True)))
+    spans = SongRows(
+        tuple(
+            (start, frames, start, rows + start)
+            for start, frames in zip(starts, songs, strict=True)
+        )
+    )
     x, kept, noise = torch.zeros(3, rows, 96)
     # every coefficient counts, so that every input is read
-    guided_step(x, kept, torch.zeros(2 * rows, 96, dtype=dtype), noise, torch.ones(len(songs), 7), spans)
+    guided_step(
+        x, kept, torch.zeros(2 * rows, 96, dtype=dtype), noise, torch.ones(len(songs), 7), spans
+    )
 
 
 VARIANTS: dict[str, Callable[[torch.dtype, Songs], None]] = {
@@ -125,14 +141,27 @@ def _live(constants: dict[str, Any]) -> float:
     if "CHUNK" in constants:
         return float(constants["HEAD_DIM"] / (2 * constants["BLOCK"]))
     if "BLOCK_D" in constants:
-        return float(constants["D"] / (-(-constants["D"] // constants["BLOCK_D"]) * constants["BLOCK_D"]))
+        return float(
+            constants["D"] / (-(-constants["D"] // constants["BLOCK_D"]) * constants["BLOCK_D"])
+        )
     return 1.0
 
 
 def row(variant: str, dtype: str, build: KernelBuild) -> dict[str, Any]:
     name = build.kernel.strip("_").removesuffix("_kernel")
-    found = figures(build, op=name, variant=variant, head_dim=build.constants.get("HEAD_DIM"), dtype=dtype, live=_live(build.constants))
-    return found | {"width": build.constants.get("D"), "grid": list(build.grid), "scalars": SCALARS.get(build.kernel, 0)}
+    found = figures(
+        build,
+        op=name,
+        variant=variant,
+        head_dim=build.constants.get("HEAD_DIM"),
+        dtype=dtype,
+        live=_live(build.constants),
+    )
+    return found | {
+        "width": build.constants.get("D"),
+        "grid": list(build.grid),
+        "scalars": SCALARS.get(build.kernel, 0),
+    }
 
 
 def compiled(arch: str, variant: str, dtype: str) -> list[dict[str, Any]]:
@@ -145,7 +174,10 @@ def compiled(arch: str, variant: str, dtype: str) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def one_processor() -> Iterator[None]:
     """Launches inside are cut as for a GPU with one multiprocessor, so that its share of the rows gets the tiles of the whole."""
-    with mock.patch.object(adaln, "processors", lambda device: 1), mock.patch.object(rope, "processors", lambda device: 1):
+    with (
+        mock.patch.object(adaln, "processors", lambda device: 1),
+        mock.patch.object(packing, "processors", lambda device: 1),
+    ):
         yield
 
 
@@ -159,7 +191,10 @@ def traffic(variant: str, dtype: str) -> list[Traffic]:
 def with_bytes(rows: list[dict[str, Any]], launches: Sequence[Traffic]) -> list[dict[str, Any]]:
     """Rows with what their launches moved, and had to."""
     pairs = zip(rows, launches, strict=True)
-    return [found | {"bytes_moved": launch.requested, "bytes_minimum": launch.distinct} for found, launch in pairs]
+    return [
+        found | {"bytes_moved": launch.requested, "bytes_minimum": launch.distinct}
+        for found, launch in pairs
+    ]
 
 
 def distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -172,10 +207,21 @@ def distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run(
-    *, arches: Sequence[str] = ARCHITECTURES, variants: Sequence[str] = tuple(VARIANTS), dtypes: Sequence[str] = ("bf16", "fp32")
+    *,
+    arches: Sequence[str] = ARCHITECTURES,
+    variants: Sequence[str] = tuple(VARIANTS),
+    dtypes: Sequence[str] = ("bf16", "fp32"),
 ) -> list[dict[str, Any]]:
     """Rows of every distinct kernel that the variants launch."""
-    return distinct([r for arch in arches for variant in variants for dtype in dtypes for r in compiled(arch, variant, dtype)])
+    return distinct(
+        [
+            r
+            for arch in arches
+            for variant in variants
+            for dtype in dtypes
+            for r in compiled(arch, variant, dtype)
+        ]
+    )
 
 
 def main() -> None:
@@ -185,12 +231,21 @@ def main() -> None:
     parser.add_argument("--dtypes", default="bf16,fp32")
     parser.add_argument("--out", type=Path, help="write here instead of to the terminal")
     options = parser.parse_args()
-    rows = run(arches=options.arch.split(","), variants=options.variants.split(","), dtypes=options.dtypes.split(","))
+    rows = run(
+        arches=options.arch.split(","),
+        variants=options.variants.split(","),
+        dtypes=options.dtypes.split(","),
+    )
     if options.out is None:
         print(as_text({"rows": rows}), end="")
         return
     about = "compiled, not measured: machine code of the row-wise kernels; ceilings are shares of the DRAM bandwidth, not speeds"
-    write(options.out, rows, about=about, command="python -m mudit_engine.benchmarks.static_elementwise")
+    write(
+        options.out,
+        rows,
+        about=about,
+        command="python -m mudit_engine.benchmarks.static_elementwise",
+    )
 
 
 if __name__ == "__main__":

@@ -65,31 +65,50 @@ def figures(
         "loop_instructions": loop.instructions if loop else None,
         "loop_counts": loop.counts if loop else None,
         # per 4096 FLOP of a warp, which is one m16n8k16
-        "instructions_per_mma": round(loop.instructions * build.warps * 4096 / loop.flops, 3) if loop and mma else None,
+        "instructions_per_mma": round(loop.instructions * build.warps * 4096 / loop.flops, 3)
+        if loop and mma
+        else None,
         "ceiling_of": loop.goal if loop else None,
         "ceiling_overlap": round(loop.overlap, 4) if loop else None,
         "ceiling_serial": round(loop.serial, 4) if loop else None,
         "bound": loop.bound if loop else None,
-        "wide_in_loops": sum(n for each in report.loops for width, n in each.accesses.items() if width == 16),
-        "narrow_in_loops": sum(n for each in report.loops for width, n in each.accesses.items() if width < 16),
+        "wide_in_loops": sum(
+            n for each in report.loops for width, n in each.accesses.items() if width == 16
+        ),
+        "narrow_in_loops": sum(
+            n for each in report.loops for width, n in each.accesses.items() if width < 16
+        ),
         "access_bytes": {str(width): n for width, n in sorted(report.global_access_bytes.items())},
         "flops": build.flops,
         "bytes_minimum": build.bytes_moved,
         # FLOP per byte that has to come from or go to DRAM
-        "intensity": round(build.flops / build.bytes_moved, 3) if build.flops and build.bytes_moved else None,
+        "intensity": round(build.flops / build.bytes_moved, 3)
+        if build.flops and build.bytes_moved
+        else None,
         "bytes_moved": None,
         "ptxas_warnings": list(build.ptxas_warnings),
     }
 
 
-def skipped(*, op: str, variant: str, arch: str, dtype: str, head_dim: int | None = None, reason: str) -> dict[str, Any]:
+def skipped(
+    *, op: str, variant: str, arch: str, dtype: str, head_dim: int | None = None, reason: str
+) -> dict[str, Any]:
     """The row of a peer that could not be had: nothing but the reason."""
-    return {"op": op, "variant": variant, "head_dim": head_dim, "dtype": dtype, "arch": arch, "skipped": reason}
+    return {
+        "op": op,
+        "variant": variant,
+        "head_dim": head_dim,
+        "dtype": dtype,
+        "arch": arch,
+        "skipped": reason,
+    }
 
 
 def as_text(document: dict[str, Any]) -> str:
     """JSON with one row a line, so that a change of one kernel is a change of its line."""
-    head = json.dumps({k: v for k, v in document.items() if k != "rows"}, indent=1).removesuffix("\n}")
+    head = json.dumps({k: v for k, v in document.items() if k != "rows"}, indent=1).removesuffix(
+        "\n}"
+    )
     lines = ",\n".join("  " + json.dumps(row) for row in document["rows"])
     return f'{head},\n "rows": [\n{lines}\n ]\n}}\n'
 
@@ -99,7 +118,11 @@ def write(path: Path, rows: Sequence[dict[str, Any]], *, about: str, command: st
     document = {
         "about": about,
         "command": command,
-        "versions": {"triton": triton.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "triton": triton.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "rows": list(rows),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,11 +44,18 @@ class Job:
     @property
     def text(self) -> str:
         where = self.arch or "bytes"
-        return " ".join(str(part) for part in (self.name, self.head_dim, self.dtype, where) if part is not None)
+        return " ".join(
+            str(part) for part in (self.name, self.head_dim, self.dtype, where) if part is not None
+        )
 
 
 def plan(
-    *, arches: Sequence[str], ops: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str], peers: bool
+    *,
+    arches: Sequence[str],
+    ops: Sequence[str],
+    head_dims: Sequence[int],
+    dtypes: Sequence[str],
+    peers: bool,
 ) -> tuple[list[Job], list[dict[str, Any]]]:
     """The jobs, and a row for each peer that cannot be had. Raises InputError for what is not known."""
     from mudit_engine.benchmarks.peers_kernels import FLASH_ATTN_HINT, flash_attn_folder
@@ -65,16 +72,35 @@ def plan(
     ):
         for one in given:
             if one not in known:
-                raise InputError(f"{what} '{one}' is not known: choose from {', '.join(map(str, known))}")
+                raise InputError(
+                    f"{what} '{one}' is not known: choose from {', '.join(map(str, known))}"
+                )
     # pack/96/joint and its like name their head width
-    widths = {name: int(name.split("/")[1].split("x")[0]) for name in VARIANTS if name.startswith("pack/")}
-    families = {name: "pack" if name in widths else "gelu" if name == "bias_gelu" else name if name in OPS else "norm" for name in VARIANTS}
-    variants = [name for name in VARIANTS if families[name] in ops and widths.get(name, head_dims[0]) in head_dims]
+    widths = {
+        name: int(name.split("/")[1].split("x")[0]) for name in VARIANTS if name.startswith("pack/")
+    }
+    families = {
+        name: "pack"
+        if name in widths
+        else "gelu"
+        if name == "bias_gelu"
+        else name
+        if name in OPS
+        else "norm"
+        for name in VARIANTS
+    }
+    variants = [
+        name
+        for name in VARIANTS
+        if families[name] in ops and widths.get(name, head_dims[0]) in head_dims
+    ]
     jobs, missing = [], []
     for dtype in dtypes:
         for arch in arches:
             if "attention" in ops:
-                jobs += [Job("attention", "attention", arch, dtype, head_dim) for head_dim in head_dims]
+                jobs += [
+                    Job("attention", "attention", arch, dtype, head_dim) for head_dim in head_dims
+                ]
             jobs += [Job("elementwise", name, arch, dtype) for name in variants]
         jobs += [Job("elementwise", name, None, dtype) for name in variants]
     for name, peer in all_peers(head_dims).items() if peers else ():
@@ -87,7 +113,11 @@ def plan(
                 for op in peer.ours for arch in arches for dtype in dtypes
             ]  # fmt: skip
         else:
-            jobs += [Job("peer", name, arch, dtype, peer.head_dim) for dtype in dtypes for arch in (*arches, None)]
+            jobs += [
+                Job("peer", name, arch, dtype, peer.head_dim)
+                for dtype in dtypes
+                for arch in (*arches, None)
+            ]
     if peers and "attention" in ops and "bf16" in dtypes:
         for arch in arches:
             for head_dim in head_dims:
@@ -97,7 +127,14 @@ def plan(
                 else:
                     variant = f"{PEER}flash-attn"
                     missing.append(
-                        skipped(op="attention_fwd", variant=variant, arch=arch, dtype="bf16", head_dim=head_dim, reason=FLASH_ATTN_HINT)
+                        skipped(
+                            op="attention_fwd",
+                            variant=variant,
+                            arch=arch,
+                            dtype="bf16",
+                            head_dim=head_dim,
+                            reason=FLASH_ATTN_HINT,
+                        )
                     )
     return jobs, missing
 
@@ -112,18 +149,30 @@ def work(job: Job) -> list[Any]:
     if job.kind == "elementwise":
         from mudit_engine.benchmarks.static_elementwise import compiled, traffic
 
-        return compiled(job.arch, job.name, job.dtype) if job.arch else _bytes(traffic(job.name, job.dtype))
+        return (
+            compiled(job.arch, job.name, job.dtype)
+            if job.arch
+            else _bytes(traffic(job.name, job.dtype))
+        )
     assert job.arch or job.kind == "peer"
     from mudit_engine.benchmarks import peers_kernels
     from mudit_engine.benchmarks.static_elementwise import PROCESSORS_SHARE
 
     if job.kind == "peer":
         peer = peers_kernels.peers([job.head_dim] if job.head_dim else ())[job.name]
-        return peer.compiled(job.arch, job.dtype) if job.arch else _bytes(peer.traffic(job.dtype, PROCESSORS_SHARE))
+        return (
+            peer.compiled(job.arch, job.dtype)
+            if job.arch
+            else _bytes(peer.traffic(job.dtype, PROCESSORS_SHARE))
+        )
     from mudit_engine.benchmarks.static_attention import tutorial
 
     assert job.arch and job.head_dim
-    return tutorial(job.arch, job.head_dim) if job.kind == "tutorial" else peers_kernels.flash_attention(job.arch, job.head_dim)
+    return (
+        tutorial(job.arch, job.head_dim)
+        if job.kind == "tutorial"
+        else peers_kernels.flash_attention(job.arch, job.head_dim)
+    )
 
 
 def _bytes(launches: Sequence[Any]) -> list[tuple[int, int]]:
@@ -140,7 +189,9 @@ def _prepare(interpret: bool) -> None:
 
 @contextlib.contextmanager
 def _workers(processes: int, *, interpret: bool) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_prepare, initargs=(interpret,))
+    pool = ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_prepare, initargs=(interpret,)
+    )
     try:
         yield pool
     finally:  # on Ctrl-C nothing that waits is begun
@@ -165,8 +216,13 @@ def run(
     jobs, missing = plan(arches=arches, ops=ops, head_dims=head_dims, dtypes=dtypes, peers=peers)
     report = started(len(jobs)) if started else lambda text: None
     results: dict[Job, list[Any]] = {}
-    with _workers(processes, interpret=False) as compiling, _workers(processes, interpret=True) as counting:
-        futures: dict[Future[list[Any]], Job] = {(compiling if job.arch else counting).submit(work, job): job for job in jobs}
+    with (
+        _workers(processes, interpret=False) as compiling,
+        _workers(processes, interpret=True) as counting,
+    ):
+        futures: dict[Future[list[Any]], Job] = {
+            (compiling if job.arch else counting).submit(work, job): job for job in jobs
+        }
         for future in as_completed(futures):
             results[futures[future]] = future.result()
             report(futures[future].text)

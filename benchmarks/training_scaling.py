@@ -43,7 +43,9 @@ def write_data(folder: Path, channels: int, songs: int = 60) -> None:
     with ShardWriter(folder, song_fields(latent_channels=channels)) as writer:
         for number in range(songs):
             frames = int(rng.integers(80, 240))
-            kinds = np.stack([rng.integers(0, 3, 4), np.zeros(4), np.ones(4), np.zeros(4), np.ones(4)], 1)
+            kinds = np.stack(
+                [rng.integers(0, 3, 4), np.zeros(4), np.ones(4), np.zeros(4), np.ones(4)], 1
+            )
             arrays = {
                 "latents": rng.normal(size=(frames, channels)),
                 "phonemes": rng.integers(4, 100, frames // 3),
@@ -61,7 +63,10 @@ def work(job: dict[str, Any]) -> None:
     from mudit_engine.training.trainer import Trainer
 
     torch.set_num_threads(1)
-    recipe = load_recipe("tiny-dit-finetune", overrides=[f"{name}={json.dumps(value)}" for name, value in job["fields"].items()])
+    recipe = load_recipe(
+        "tiny-dit-finetune",
+        overrides=[f"{name}={json.dumps(value)}" for name, value in job["fields"].items()],
+    )
     trainer = Trainer(recipe, Path(job["run"]), quiet=True)
     rows = []
     for item in trainer._works():
@@ -75,11 +80,24 @@ def work(job: dict[str, Any]) -> None:
 
 
 def launch(world: int, job: dict[str, Any]) -> list[list[dict[str, float]]]:
-    command = [sys.executable, "-m", "mudit_engine.benchmarks.training_scaling", "--worker", json.dumps(job)]
+    command = [
+        sys.executable,
+        "-m",
+        "mudit_engine.benchmarks.training_scaling",
+        "--worker",
+        json.dumps(job),
+    ]
     processes = []
     for place in local_world(world):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **(place if "strategy" in job["fields"] else {})}
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            **(place if "strategy" in job["fields"] else {}),
+        }
+        processes.append(
+            subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        )
     for process in processes:
         error = process.communicate()[1].decode()
         if process.returncode:
@@ -110,25 +128,40 @@ def main(steps: int, rounds: int, out: Path | None, worker: str | None) -> None:
         for turn in range(rounds):
             for number, (name, (world, fields)) in enumerate(CASES.items()):
                 place = f"{folder}/{turn}-{number}"
-                found[name].append(launch(world, {"fields": {**common, **fields}, "run": place, "out": f"{place}.json"}))
+                found[name].append(
+                    launch(
+                        world,
+                        {"fields": {**common, **fields}, "run": place, "out": f"{place}.json"},
+                    )
+                )
     losses = [row["loss"] for row in found["single"][0][0]]
     rows: list[dict[str, Any]] = []
     for name, (world, _) in CASES.items():
-        worst = max(abs(row["loss"] - loss) / loss for ranks in found[name] for row, loss in zip(ranks[0], losses, strict=True))
+        worst = max(
+            abs(row["loss"] - loss) / loss
+            for ranks in found[name]
+            for row, loss in zip(ranks[0], losses, strict=True)
+        )
         # the fastest of the same step over the rounds, then the mean over the steps after the first
         wall = frames = cpu = 0.0
         for step in range(1, steps):
             wall += min(max(rank[step]["wall"] for rank in ranks) for ranks in found[name])
             cpu += min(sum(rank[step]["cpu"] for rank in ranks) for ranks in found[name])
             frames += found[name][0][0][step]["frames"]
-        rates = {"frames_per_s": round(frames / wall, 1), "frames_per_cpu_s": round(frames / cpu, 1)}
+        rates = {
+            "frames_per_s": round(frames / wall, 1),
+            "frames_per_cpu_s": round(frames / cpu, 1),
+        }
         rows.append({"case": name, "ranks": world, "worst_loss_error": worst, **rates})
     for row in rows:
         row["wall_ratio_to_single"] = round(row["frames_per_s"] / rows[0]["frames_per_s"], 3)
         row["cpu_ratio_to_single"] = round(row["frames_per_cpu_s"] / rows[0]["frames_per_cpu_s"], 3)
     agree = all(row["worst_loss_error"] <= 1e-5 for row in rows)
     load = os.getloadavg()[1]
-    document = {"env": environment(), "results": {"load_average_5_min": round(load, 1), "losses_agree": agree, "cases": rows}}
+    document = {
+        "env": environment(),
+        "results": {"load_average_5_min": round(load, 1), "losses_agree": agree, "cases": rows},
+    }
     if out is not None:
         write_json(out, document)
     click.echo(json.dumps(document, indent=2))

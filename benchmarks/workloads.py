@@ -22,7 +22,12 @@ class Workload:
 
 
 WORKLOADS = {
-    "published-1536": Workload("published", ((1536, 1024),), False, "one forward of the published size, 1,536 frames, 1,024 lyric tokens"),
+    "published-1536": Workload(
+        "published",
+        ((1536, 1024),),
+        False,
+        "one forward of the published size, 1,536 frames, 1,024 lyric tokens",
+    ),
     "published-mixed": Workload(
         "published",
         # 30, 60, 120 and 260 s at 5.86 frames a second
@@ -40,9 +45,13 @@ def step_flops(config: DitConfig, songs: Sequence[tuple[int, int]], *, guidance:
     """
     sequences = list(songs) + ([(frames, 0) for frames, _ in songs] if guidance else [])
     d, edge = config.width, 2 * config.width * config.latent_channels
-    total = float(edge * sum(frames for frames, _ in songs))  # both branches of a song share its projected latents
+    total = float(
+        edge * sum(frames for frames, _ in songs)
+    )  # both branches of a song share its projected latents
     for frames, lyrics in sequences:
-        projections = 2 * frames * d * (4 * d + 2 * d + 2 * config.mlp_width)  # qkv and out; cross q and out; MLP
+        projections = (
+            2 * frames * d * (4 * d + 2 * d + 2 * config.mlp_width)
+        )  # qkv and out; cross q and out; MLP
         total += config.blocks * (projections + 4 * frames * frames * d + 4 * frames * lyrics * d)
         total += edge * frames
     return total

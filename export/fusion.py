@@ -37,7 +37,9 @@ MASKS: dict[str, dict[str | None, tuple[str, ...]]] = {
 }
 
 _LAYER = re.compile(r"^(?:\[\w+\] )?Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<rest>.*)$")
-_FIELD = re.compile(r"(Inputs|Constants|Outputs): \[(.*?)\](?=, (?:Constants|Outputs|TacticName): )")
+_FIELD = re.compile(
+    r"(Inputs|Constants|Outputs): \[(.*?)\](?=, (?:Constants|Outputs|TacticName): )"
+)
 _TENSOR = re.compile(r"\{ Name: (.+?), Dimensions: \[([^\]]*)\]")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _PROFILE = re.compile(r" \[profile (\d+)\]")
@@ -100,12 +102,31 @@ def parse_kernels(log: str) -> list[Kernel]:
             profile_of[subgraph[1]] = int(profile[1])
     kernels = []
     for match in lines:
-        rest, subgraph, own = _PROFILE.sub("", match["rest"]), _SUBGRAPH.search(match["name"]), _PROFILE.search(match[0])
-        fields = {name: tuple(tensor for tensor, _ in _TENSOR.findall(body)) for name, body in _FIELD.findall(rest)}
+        rest, subgraph, own = (
+            _PROFILE.sub("", match["rest"]),
+            _SUBGRAPH.search(match["name"]),
+            _PROFILE.search(match[0]),
+        )
+        fields = {
+            name: tuple(tensor for tensor, _ in _TENSOR.findall(body))
+            for name, body in _FIELD.findall(rest)
+        }
         nodes = tuple(dict.fromkeys(_NODE.findall(rest.rpartition("Metadata:")[2])))
-        inputs, constants, outputs = (fields.get(name, ()) for name in ("Inputs", "Constants", "Outputs"))
+        inputs, constants, outputs = (
+            fields.get(name, ()) for name in ("Inputs", "Constants", "Outputs")
+        )
         profile_number = int(own[1]) if own else profile_of.get(subgraph[1], 0) if subgraph else 0
-        kernels.append(Kernel(_PROFILE.sub("", match["name"]), match["kind"], nodes, inputs, constants, outputs, profile_number))
+        kernels.append(
+            Kernel(
+                _PROFILE.sub("", match["name"]),
+                match["kind"],
+                nodes,
+                inputs,
+                constants,
+                outputs,
+                profile_number,
+            )
+        )
     return kernels
 
 
@@ -120,26 +141,51 @@ def wanted(model: Any, graph: str) -> Wanted:
     attentions: dict[str, tuple[str, ...]] = {}
     qkv: list[str] = []
     # no further than a product: the residual stream reaches every input
-    near = {name: each for name, each in nodes.items() if each.op_type not in PRODUCTS | {"Attention"}}
+    near = {
+        name: each for name, each in nodes.items() if each.op_type not in PRODUCTS | {"Attention"}
+    }
     for node in model.graph.node:
         if node.op_type == "Attention":
-            sources = [{name for each in _slice(one, near) for name in each.input} | {one} for one in node.input[:3]]
-            attentions[node.name] = next((masks for key, masks in rules.items() if key in sources[1]), rules.get(None, ()))
-            origins = [{nodes[name].name for name in own if name in nodes and nodes[name].op_type in PRODUCTS} for own in sources]
+            sources = [
+                {name for each in _slice(one, near) for name in each.input} | {one}
+                for one in node.input[:3]
+            ]
+            attentions[node.name] = next(
+                (masks for key, masks in rules.items() if key in sources[1]), rules.get(None, ())
+            )
+            origins = [
+                {
+                    nodes[name].name
+                    for name in own
+                    if name in nodes and nodes[name].op_type in PRODUCTS
+                }
+                for own in sources
+            ]
             if origins[0] == origins[1] == origins[2] and len(origins[0]) == 1:
                 qkv += origins[0]
     weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     matrices: dict[str, tuple[str, ...]] = {}
     for name in weights:
         # a Linear exported as MatMul reads its weight through a Transpose
-        using = [node for reader in readers.get(name, ()) for node in _through_transpose(reader, readers)]
+        using = [
+            node for reader in readers.get(name, ()) for node in _through_transpose(reader, readers)
+        ]
         products = tuple(node.name for node in using if node.op_type in PRODUCTS)
         # the constants of a Fourier transform are read wherever it is computed, at every turn of a phase search
         if products and not (len(products) > 1 and ".dft." in name):
             matrices[name] = products
     # the last norm's rows are cut to the targets before they are read, and that cut may part it: it is not counted
-    chains = {node.name: _modulation(node, readers) for node in model.graph.node if node.op_type == "LayerNormalization"}
-    return Wanted(attentions, matrices, {norm: chain for norm, chain in chains.items() if chain is not None}, tuple(dict.fromkeys(qkv)))
+    chains = {
+        node.name: _modulation(node, readers)
+        for node in model.graph.node
+        if node.op_type == "LayerNormalization"
+    }
+    return Wanted(
+        attentions,
+        matrices,
+        {norm: chain for norm, chain in chains.items() if chain is not None},
+        tuple(dict.fromkeys(qkv)),
+    )
 
 
 def network_counts(config: ModelConfig, graph: str) -> dict[str, int]:
@@ -150,13 +196,19 @@ def network_counts(config: ModelConfig, graph: str) -> dict[str, int]:
             norms = c.blocks * (3 if c.cross_attention == "serial" else 2)
             return {"attentions": 2 * c.blocks, "qkv": c.blocks, "norms": norms}
         case "lyric_kv":
-            return {"attentions": c.lyric_blocks, "qkv": c.lyric_blocks, "norms": 2 * c.lyric_blocks + 1}
+            return {
+                "attentions": c.lyric_blocks,
+                "qkv": c.lyric_blocks,
+                "norms": 2 * c.lyric_blocks + 1,
+            }
         case "chinmu_text":
             return {"attentions": config.chinmu.text_blocks, "qkv": config.chinmu.text_blocks}
     return {}
 
 
-def fusion_reports(log: str, model: Any, graph: str, *, counts: Mapping[str, int] | None = None) -> list[FusionReport]:
+def fusion_reports(
+    log: str, model: Any, graph: str, *, counts: Mapping[str, int] | None = None
+) -> list[FusionReport]:
     """A report for each profile of an engine's log. A log that lists no kernels is one report with that fault.
 
     counts: what `network_counts` says of the graph; a graph that holds another number is a fault.
@@ -164,7 +216,9 @@ def fusion_reports(log: str, model: Any, graph: str, *, counts: Mapping[str, int
     want = wanted(model, graph)
     kernels = parse_kernels(log)
     profiles = sorted({kernel.profile for kernel in kernels}) or [0]
-    reports = [_report(profile, [k for k in kernels if k.profile == profile], want) for profile in profiles]
+    reports = [
+        _report(profile, [k for k in kernels if k.profile == profile], want) for profile in profiles
+    ]
     for report in reports:
         for name, count in (counts or {}).items():
             if (found := getattr(report, f"{name}_wanted")) != count:
@@ -175,7 +229,9 @@ def fusion_reports(log: str, model: Any, graph: str, *, counts: Mapping[str, int
 def _report(profile: int, kernels: Sequence[Kernel], want: Wanted) -> FusionReport:
     faults: list[str] = []
     if not kernels:
-        faults.append("the log lists no kernels: build with detailed profiling verbosity and a verbose logger")
+        faults.append(
+            "the log lists no kernels: build with detailed profiling verbosity and a verbose logger"
+        )
     of_node: dict[str, list[Kernel]] = {}
     for kernel in kernels:
         for node in kernel.nodes:
@@ -190,25 +246,45 @@ def _report(profile: int, kernels: Sequence[Kernel], want: Wanted) -> FusionRepo
             continue
         attended += 1
         if lost := [mask for mask in masks if mask not in _ancestors(own[0], made_by)]:
-            faults.append(f"attention {node} does not depend on {', '.join(lost)}: keys of padding would be seen")
+            faults.append(
+                f"attention {node} does not depend on {', '.join(lost)}: keys of padding would be seen"
+            )
     if len(fused) != len(want.attentions) and not faults:
         faults.append(f"{len(fused)} attention kernels for {len(want.attentions)} attentions")
     read_once = {}
     for weight, products in want.matrices.items():
-        readers = {kernel.name for kernel in kernels for name in kernel.constants if _is_weight(name, weight)}
-        read_once[weight] = len(readers) == 1 or (not readers and _one_kernel_each(products, of_node))
+        readers = {
+            kernel.name
+            for kernel in kernels
+            for name in kernel.constants
+            if _is_weight(name, weight)
+        }
+        read_once[weight] = len(readers) == 1 or (
+            not readers and _one_kernel_each(products, of_node)
+        )
         if not read_once[weight]:
             faults.append(f"weight {weight} is read by {len(readers)} kernels instead of one gemm")
     norms = 0
     for norm, modulation in want.norms.items():
         own = of_node.get(norm, [])
-        apart = [node for node in modulation if own and not any(kernel is own[0] for kernel in of_node.get(node, []))]
+        apart = [
+            node
+            for node in modulation
+            if own and not any(kernel is own[0] for kernel in of_node.get(node, []))
+        ]
         if len(own) != 1 or apart:
-            faults.append(f"LayerNorm {norm} is {len(own)} kernels" + (f", with {', '.join(apart)} in another" if apart else ""))
+            faults.append(
+                f"LayerNorm {norm} is {len(own)} kernels"
+                + (f", with {', '.join(apart)} in another" if apart else "")
+            )
         else:
             norms += 1
     together = [product for product in want.qkv if _one_kernel_each([product], of_node)]
-    faults += [f"queries, keys and values of {product} are several gemms" for product in want.qkv if product not in together]
+    faults += [
+        f"queries, keys and values of {product} are several gemms"
+        for product in want.qkv
+        if product not in together
+    ]
     return FusionReport(
         profile=profile,
         kernels=len(kernels),
@@ -269,12 +345,21 @@ def mask_faults(model: Any, graph: str, *, seed: int = 0) -> list[str]:
                 opset_imports=model.opset_import,
             )
             used = {name: value for name, value in feeds.items() if name in reached}
-            seen[mask] = feeds[mask] if mask in feeds else ReferenceEvaluator(part).run(None, used)[0]
+            seen[mask] = (
+                feeds[mask] if mask in feeds else ReferenceEvaluator(part).run(None, used)[0]
+            )
         keys = np.concatenate([feeds[name] for name in want.attentions[node.name]], -1)
         keys = keys.reshape(-1, 1, 1, keys.shape[-1])
         found = seen[mask]
-        if found.dtype != bool or found.ndim != 4 or found.shape[-1] != keys.shape[-1] or not (found == keys).all():
-            faults.append(f"attention {node.name} is masked by something else than {' and '.join(want.attentions[node.name])}")
+        if (
+            found.dtype != bool
+            or found.ndim != 4
+            or found.shape[-1] != keys.shape[-1]
+            or not (found == keys).all()
+        ):
+            faults.append(
+                f"attention {node.name} is masked by something else than {' and '.join(want.attentions[node.name])}"
+            )
     return faults
 
 
@@ -284,7 +369,10 @@ def _is_weight(constant: str, weight: str) -> bool:
 
 
 def _one_kernel_each(products: Iterable[str], of_node: dict[str, list[Kernel]]) -> bool:
-    return all(len({kernel.name for kernel in of_node.get(node, []) if kernel.kind != "kgen"}) == 1 for node in products)
+    return all(
+        len({kernel.name for kernel in of_node.get(node, []) if kernel.kind != "kgen"}) == 1
+        for node in products
+    )
 
 
 def _through_transpose(node: Any, readers: dict[str, list[Any]]) -> list[Any]:

@@ -34,14 +34,26 @@ from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows
 from mudit_engine.models.vae import SpectralVAE
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
 
 
 class TorchGraphs:
     """The graphs before they leave PyTorch, as a session (runtime/graph_denoiser.py): the layout's share of any difference."""
 
-    def __init__(self, dit: DiT, vae: SpectralVAE, chinmu: ChinMu, *, precision: Precision = "fp32", expanded: bool = False) -> None:
+    def __init__(
+        self,
+        dit: DiT,
+        vae: SpectralVAE,
+        chinmu: ChinMu,
+        *,
+        precision: Precision = "fp32",
+        expanded: bool = False,
+    ) -> None:
         makers = graphs(dit, vae, chinmu, precision=precision, expanded=expanded)
         self.modules = {name: make().module.eval() for name, make in makers.items()}
 
@@ -72,7 +84,9 @@ class ModulationGraph(nn.Module):
         super().__init__()
         self.dit = dit
 
-    def forward(self, times: Tensor, seconds: Tensor, user: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, times: Tensor, seconds: Tensor, user: Tensor, pooled: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         modulation = self.dit.modulate(times, seconds, user, pooled)
         return modulation.base, modulation.final
 
@@ -84,7 +98,9 @@ class LyricGraph(nn.Module):
         super().__init__()
         self.dit, self.expanded = dit, expanded
 
-    def forward(self, ids: Tensor, mask: Tensor, token_tables: Tensor, share_tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, ids: Tensor, mask: Tensor, token_tables: Tensor, share_tables: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         cos, sin = token_tables[None].chunk(2, -1)
         lyrics_1LE = self.dit.lyric_rows(ids[None], cos, sin, DenseKeys(mask[None], self.expanded))
         cos, sin = share_tables[None].chunk(2, -1)
@@ -110,7 +126,10 @@ class ConditionGraph(nn.Module):
         lyrics: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         dit, dtype = self.dit, self.dit.final.weight.dtype
-        described = dit.description_in(descriptions.to(dtype)) + dit.description_index.weight[: descriptions.shape[0]]
+        described = (
+            dit.description_in(descriptions.to(dtype))
+            + dit.description_index.weight[: descriptions.shape[0]]
+        )
         referenced = dit.reference_in(reference.to(dtype)) + dit.reference_kind(reference_kind)
         rows = torch.cat((described, referenced))
         if features is None or tokens is None or weights is None or lyrics is None:
@@ -156,9 +175,13 @@ class StepGraph(nn.Module):
         dit = self.dit
         latents_BTD = dit.target_in(x.to(dit.final.weight.dtype))[song]
         rows_BND = torch.cat((target_rows + latents_BTD, other_rows), 1)
-        cos, sin, cross_cos, cross_sin = torch.cat((target_tables, other_tables), 1)[None].chunk(4, -1)
+        cos, sin, cross_cos, cross_sin = torch.cat((target_tables, other_tables), 1)[None].chunk(
+            4, -1
+        )
         keys = DenseKeys(torch.cat((target_mask, other_mask), 1), self.expanded)
-        layout = DenseLayout(cos, sin, cross_cos, cross_sin, keys, DenseKeys(lyric_mask, self.expanded), x.shape[1])
+        layout = DenseLayout(
+            cos, sin, cross_cos, cross_sin, keys, DenseKeys(lyric_mask, self.expanded), x.shape[1]
+        )
         kv = list(zip(lyric_keys.unbind(), lyric_values.unbind(), strict=True))
         out_BTC = dit.trunk(rows_BND, Modulation(base, final), kv, layout).float()
         conditional, other = out_BTC[: x.shape[0]], out_BTC[unconditional]
@@ -183,7 +206,10 @@ class DecodeGraph(nn.Module):
         # statistics and phases stay fp32: only the decoder's layers run in the graph's precision
         vae = self.vae
         spectrum = vae.spectrum(vae.denormalise(latents))
-        return vae.synthesise(spectrum, refinements=vae.config.phase_refinements if refinements is None else refinements)
+        return vae.synthesise(
+            spectrum,
+            refinements=vae.config.phase_refinements if refinements is None else refinements,
+        )
 
 
 class TextGraph(nn.Module):
@@ -206,7 +232,12 @@ class TextGraph(nn.Module):
 
 
 def graphs(
-    dit: DiT, vae: SpectralVAE, chinmu: ChinMu, *, precision: Precision = "fp32", expanded: bool = False
+    dit: DiT,
+    vae: SpectralVAE,
+    chinmu: ChinMu,
+    *,
+    precision: Precision = "fp32",
+    expanded: bool = False,
 ) -> dict[str, Callable[[], Graph]]:
     """Makers of every graph of a model, by name: one at a time, so that a large model is held once. `expanded`: see DenseKeys.
 
@@ -226,10 +257,16 @@ def graphs(
 
 
 def _modulation(dit: DiT) -> Graph:
-    example = {"times": torch.linspace(1, 0.1, 5), "seconds": torch.full((5,), 30.0), "user": torch.zeros(5, dtype=torch.int64)}
+    example = {
+        "times": torch.linspace(1, 0.1, 5),
+        "seconds": torch.full((5,), 30.0),
+        "user": torch.zeros(5, dtype=torch.int64),
+    }
     if dit.config.pooled_description:
         example["pooled"] = torch.zeros(5, dit.config.description_width)
-    return Graph(ModulationGraph(dit), example, {name: {0: "rows"} for name in example}, ("base", "final"))
+    return Graph(
+        ModulationGraph(dit), example, {name: {0: "rows"} for name in example}, ("base", "final")
+    )
 
 
 def _lyric(dit: DiT, expanded: bool) -> Graph:
@@ -240,7 +277,12 @@ def _lyric(dit: DiT, expanded: bool) -> Graph:
         "token_tables": torch.zeros(length, c.lyric_head_dim),
         "share_tables": torch.zeros(length, c.head_dim),
     }
-    return Graph(LyricGraph(dit, expanded=expanded), example, {name: {0: "tokens"} for name in example}, ("lyrics", "keys", "values"))
+    return Graph(
+        LyricGraph(dit, expanded=expanded),
+        example,
+        {name: {0: "tokens"} for name in example},
+        ("lyrics", "keys", "values"),
+    )
 
 
 def _conditions(dit: DiT) -> Graph:
@@ -250,7 +292,11 @@ def _conditions(dit: DiT) -> Graph:
         "reference": torch.zeros(5, c.latent_channels),
         "reference_kind": torch.tensor([0]),
     }
-    dynamic: dict[str, dict[int, str]] = {"descriptions": {0: "fragments"}, "reference": {0: "reference_frames"}, "reference_kind": {}}
+    dynamic: dict[str, dict[int, str]] = {
+        "descriptions": {0: "fragments"},
+        "reference": {0: "reference_frames"},
+        "reference_kind": {},
+    }
     outputs = ["rows"]
     if c.outline:
         frames = 11
@@ -260,7 +306,12 @@ def _conditions(dit: DiT) -> Graph:
             "weights": torch.zeros(frames, TOKENS),
             "lyrics": torch.zeros(7, c.lyric_width, dtype=dtype),
         }
-        dynamic |= {"features": {0: "frames"}, "tokens": {0: "frames"}, "weights": {0: "frames"}, "lyrics": {0: "tokens_of_song"}}
+        dynamic |= {
+            "features": {0: "frames"},
+            "tokens": {0: "frames"},
+            "weights": {0: "frames"},
+            "lyrics": {0: "tokens_of_song"},
+        }
         outputs.append("outlined")
     return Graph(ConditionGraph(dit), example, dynamic, tuple(outputs))
 
@@ -289,12 +340,18 @@ def _step(dit: DiT, dtype: torch.dtype, expanded: bool) -> Graph:
         "final": torch.zeros(sequences, 2 * c.width, dtype=dtype),
     }
     song, sequence, target, other, lyric = "songs", "sequences", "targets", "others", "lyrics"
-    dynamic: dict[str, dict[int, str]] = {name: {0: song, 1: target} for name in ("x", "kept", "noise")}
+    dynamic: dict[str, dict[int, str]] = {
+        name: {0: song, 1: target} for name in ("x", "kept", "noise")
+    }
     dynamic |= {"coefficients": {0: song}, "song": {0: sequence}, "unconditional": {0: song}}
     dynamic |= {f"target_{name}": {0: sequence, 1: target} for name in ("rows", "mask", "tables")}
     dynamic |= {f"other_{name}": {0: sequence, 1: other} for name in ("rows", "mask", "tables")}
     dynamic |= {f"lyric_{name}": {1: sequence, 2: lyric} for name in ("keys", "values")}
-    dynamic |= {"lyric_mask": {0: sequence, 1: lyric}, "base": {0: sequence}, "final": {0: sequence}}
+    dynamic |= {
+        "lyric_mask": {0: sequence, 1: lyric},
+        "base": {0: sequence},
+        "final": {0: sequence},
+    }
     return Graph(StepGraph(dit, expanded=expanded), example, dynamic, ("next_x", "next_kept"))
 
 
@@ -304,14 +361,26 @@ def _decode(vae: SpectralVAE, dtype: torch.dtype) -> Graph:
     if steps and dtype == torch.float32:
         example["refinements"] = torch.tensor(steps)
     # a CUDA graph holds no loop that the host decides: TensorRT's flavours take the steps one after the other
-    return Graph(DecodeGraph(vae, dtype), example, {"latents": {1: "frames"}}, ("audio",), unrolled=steps if dtype != torch.float32 else 0)
+    return Graph(
+        DecodeGraph(vae, dtype),
+        example,
+        {"latents": {1: "frames"}},
+        ("audio",),
+        unrolled=steps if dtype != torch.float32 else 0,
+    )
 
 
 def _text(chinmu: ChinMu, dtype: torch.dtype, expanded: bool) -> Graph:
     assert isinstance(chinmu.text, CharacterEncoder)
     fragments, length = 3, 6
     rows = torch.arange(fragments * length).view(fragments, length)
-    example = {"characters": rows, "pairs": rows + 1, "mask": torch.ones_like(rows, dtype=torch.bool)}
-    dynamic = {name: {0: "fragments", 1: "characters"} for name in example} | {"tables": {0: "characters"}}
+    example = {
+        "characters": rows,
+        "pairs": rows + 1,
+        "mask": torch.ones_like(rows, dtype=torch.bool),
+    }
+    dynamic = {name: {0: "fragments", 1: "characters"} for name in example} | {
+        "tables": {0: "characters"}
+    }
     example["tables"] = torch.zeros(length, chinmu.text.tower.head_dim)
     return Graph(TextGraph(chinmu.text, dtype, expanded=expanded), example, dynamic, ("vectors",))

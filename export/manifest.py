@@ -1,7 +1,6 @@
-"""Writes and re-checks the manifest of a deployment folder (read by mudit_engine/runtime/manifest.py).
+"""Writes the manifest of a deployment folder (read by mudit_engine/runtime/manifest.py, checked again by export/verify.py).
 
 write_manifest(folder, new_manifest(folder, exported))
-report = verify(folder)                                     # files, graphs and parity once more
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +15,7 @@ from mudit_engine import __version__
 from mudit_engine.config import ModelConfig, SamplerConfig, SamplerName, check_sampler, load_config
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
-from mudit_engine.runtime.manifest import FILE, KIND, SCHEMA, differences, file_sha256, read_manifest
+from mudit_engine.runtime.manifest import FILE, KIND, SCHEMA, file_sha256, read_manifest
 
 
 def new_manifest(folder: Path, flavours: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +46,9 @@ def sampler_presets(config: ModelConfig) -> dict[str, Any]:
     """The model's own sampler as `default`, and the others that its path takes, with the same steps and guidance."""
     presets = {"default": config.sampler.model_dump(mode="json")}
     for name in get_args(SamplerName):
-        sampler = SamplerConfig(name=name, steps=config.sampler.steps, guidance=config.sampler.guidance)
+        sampler = SamplerConfig(
+            name=name, steps=config.sampler.steps, guidance=config.sampler.guidance
+        )
         with contextlib.suppress(ValueError):  # a sampler of the other kind of path
             check_sampler(config.path, sampler)
             presets[name] = sampler.model_dump(mode="json")
@@ -58,7 +58,13 @@ def sampler_presets(config: ModelConfig) -> dict[str, Any]:
 def hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file but the manifest itself."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILE)
-    return {path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files}
+    return {
+        path.relative_to(folder).as_posix(): {
+            "sha256": file_sha256(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in files
+    }
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -71,22 +77,3 @@ def add_to_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
     manifest["files"] = hashes(folder)
     write_manifest(folder, manifest)
     return manifest
-
-
-def verify(folder: Path, *, runtimes: Sequence[str] = ("onnxruntime",), parity: bool = True) -> dict[str, Any]:
-    """Differences from the manifest, faults of the graphs, and parity measured again with these runtimes (of fp32 graphs).
-
-    Raises ModelError for a folder without a readable manifest.
-    """
-    from mudit_engine.export.onnx_export import check_file
-    from mudit_engine.export.parity import measure_parity
-
-    manifest = read_manifest(folder)
-    wrong = differences(folder, manifest)
-    changed = {text.split()[0] for text in wrong}
-    for flavour, exported in manifest["flavours"].items():
-        for name, described in exported["graphs"].items():
-            if f"graphs/{flavour}/{name}.onnx" not in changed:
-                wrong += [f"graphs/{flavour}/{name}.onnx: {fault}" for fault in check_file(folder, flavour, name, described)]
-    rows = measure_parity(folder, runtimes=runtimes) if parity and not wrong and "fp32" in manifest["flavours"] else []
-    return {"folder": str(folder), "differences": wrong, "parity": rows}

@@ -50,7 +50,9 @@ class RepositoryOptions:
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
-            raise InputError(f"runtime '{self.runtime}' is unknown: choose from {', '.join(RUNTIMES)}")
+            raise InputError(
+                f"runtime '{self.runtime}' is unknown: choose from {', '.join(RUNTIMES)}"
+            )
         if self.runtime == "tensorrt" and not self.gpu:
             raise InputError("runtime 'tensorrt' needs --gpu: its engines run nowhere else")
 
@@ -59,7 +61,9 @@ class Enum(str):
     """A value that is written without quotes."""
 
 
-def write_repository(deployment: Path, repository: Path, *, options: RepositoryOptions | None = None) -> Path:
+def write_repository(
+    deployment: Path, repository: Path, *, options: RepositoryOptions | None = None
+) -> Path:
     """Writes the repository, which must not exist or be an earlier one. Returns it.
 
     Raises ModelError for a folder that is no intact deployment, InputError for one that lacks what the runtime needs, GateError for a
@@ -68,13 +72,25 @@ def write_repository(deployment: Path, repository: Path, *, options: RepositoryO
     options = options or RepositoryOptions()
     manifest = read_manifest(deployment)
     if wrong := differences(deployment, manifest):
-        raise InputError(f"'{deployment}' is not as it was exported: {'; '.join(wrong)}. Export it again")
+        raise InputError(
+            f"'{deployment}' is not as it was exported: {'; '.join(wrong)}. Export it again"
+        )
     if options.runtime == "tensorrt" and not manifest.get("engines"):
-        raise InputError(f"'{deployment}' has no engines: build them with `mudit export tensorrt {deployment} --target ...`")
+        raise InputError(
+            f"'{deployment}' has no engines: build them with `mudit export tensorrt {deployment} --target ...`"
+        )
     if options.runtime in ("onnxruntime", "openvino") and "fp32" not in manifest["flavours"]:
-        raise InputError(f"'{deployment}' has no fp32 graphs, which {options.runtime} takes: `mudit export onnx MODEL OUT --flavour fp32`")
-    if repository.exists() and any(repository.iterdir()) and not (repository / "deployment" / FILE).is_file():
-        raise InputError(f"'{repository}' holds something that is not a repository: name a new folder")
+        raise InputError(
+            f"'{deployment}' has no fp32 graphs, which {options.runtime} takes: `mudit export onnx MODEL OUT --flavour fp32`"
+        )
+    if (
+        repository.exists()
+        and any(repository.iterdir())
+        and not (repository / "deployment" / FILE).is_file()
+    ):
+        raise InputError(
+            f"'{repository}' holds something that is not a repository: name a new folder"
+        )
     config = load_config(deployment)
     configs = model_configs(config, options)
     for name, text in configs.items():
@@ -88,14 +104,18 @@ def write_repository(deployment: Path, repository: Path, *, options: RepositoryO
             (folder / "1").mkdir(parents=True)
             (folder / "config.pbtxt").write_text(text, encoding="utf-8")
             if name in MODELS:
-                (folder / "1" / "model.py").write_text(MODEL_FILE.format(MODELS[name]), encoding="utf-8")
+                (folder / "1" / "model.py").write_text(
+                    MODEL_FILE.format(MODELS[name]), encoding="utf-8"
+                )
         _write_warm_up(aside, config)
         if repository.exists():
             shutil.rmtree(repository)
         aside.rename(repository)
     except OSError as error:
         reason = error.strerror or error
-        raise OutputError(f"'{repository}' could not be written: {reason}. Free some space or name another folder") from error
+        raise OutputError(
+            f"'{repository}' could not be written: {reason}. Free some space or name another folder"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return repository
@@ -111,7 +131,10 @@ def model_configs(config: ModelConfig, options: RepositoryOptions) -> dict[str, 
     warm = {
         "mudit_text": {"REQUEST": ("TYPE_STRING", [1], "request")},
         "mudit_denoise": {"SONG": ("TYPE_STRING", [1], "song")},
-        "mudit_decode": {"LATENTS": ("TYPE_FP32", [WARM_FRAMES, c], "latents"), "SECONDS": ("TYPE_FP32", [1], "seconds")},
+        "mudit_decode": {
+            "LATENTS": ("TYPE_FP32", [WARM_FRAMES, c], "latents"),
+            "SECONDS": ("TYPE_FP32", [1], "seconds"),
+        },
     }
     ports = {
         "mudit_text": ([request], [song, seconds, info]),
@@ -122,7 +145,10 @@ def model_configs(config: ModelConfig, options: RepositoryOptions) -> dict[str, 
     # the ensemble's own tensors carry the data from step to step
     steps = []
     for name, (takes, gives) in ports.items():
-        maps = {"input_map": {port[0]: port[0] for port in takes}, "output_map": {port[0]: port[0] for port in gives}}
+        maps = {
+            "input_map": {port[0]: port[0] for port in takes},
+            "output_map": {port[0]: port[0] for port in gives},
+        }
         steps.append({"model_name": name, "model_version": -1, **maps})
     ensemble = {
         "name": "mudit_song",
@@ -135,18 +161,32 @@ def model_configs(config: ModelConfig, options: RepositoryOptions) -> dict[str, 
     return {**texts, "mudit_song": pbtxt(ensemble)}
 
 
-def _python_model(name: str, inputs: Sequence[Any], outputs: Sequence[Any], warm: Mapping[str, Any], options: RepositoryOptions) -> str:
+def _python_model(
+    name: str,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    warm: Mapping[str, Any],
+    options: RepositoryOptions,
+) -> str:
     on_gpu = options.gpu and name != "mudit_text"
-    samples = {port: {"data_type": Enum(kind), "dims": dims, "input_data_file": file} for port, (kind, dims, file) in warm.items()}
+    samples = {
+        port: {"data_type": Enum(kind), "dims": dims, "input_data_file": file}
+        for port, (kind, dims, file) in warm.items()
+    }
     return pbtxt(
         {
             "name": name,
             "backend": "python",
             "max_batch_size": options.max_batch,
             # songs differ in length: requests are batched as they are, and never padded to each other
-            "input": [{**_port(*port), **({"allow_ragged_batch": True} if -1 in port[2] else {})} for port in inputs],
+            "input": [
+                {**_port(*port), **({"allow_ragged_batch": True} if -1 in port[2] else {})}
+                for port in inputs
+            ],
             "output": [_port(*port) for port in outputs],
-            "instance_group": [{"count": options.instances, "kind": Enum("KIND_GPU" if on_gpu else "KIND_CPU")}],
+            "instance_group": [
+                {"count": options.instances, "kind": Enum("KIND_GPU" if on_gpu else "KIND_CPU")}
+            ],
             "dynamic_batching": {"max_queue_delay_microseconds": options.delay},
             "parameters": {"runtime": {"string_value": options.runtime}},
             "model_warmup": [{"name": "short song", "batch_size": 1, "inputs": samples}],
@@ -167,7 +207,9 @@ def pbtxt(message: Mapping[str, Any], indent: str = "") -> str:
                 body = pbtxt({"key": key, "value": entry}, indent + "  ")
                 lines.append(f"{indent}{name} {{\n{body}{indent}}}\n")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            lines += [f"{indent}{name} {{\n{pbtxt(one, indent + '  ')}{indent}}}\n" for one in value]
+            lines += [
+                f"{indent}{name} {{\n{pbtxt(one, indent + '  ')}{indent}}}\n" for one in value
+            ]
         elif isinstance(value, Mapping):
             lines.append(f"{indent}{name} {{\n{pbtxt(value, indent + '  ')}{indent}}}\n")
         else:
@@ -183,7 +225,9 @@ def _scalar(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{', '.join(_scalar(one) for one in value)}]"
-    return json.dumps(value) if isinstance(value, str) and not isinstance(value, Enum) else str(value)
+    return (
+        json.dumps(value) if isinstance(value, str) and not isinstance(value, Enum) else str(value)
+    )
 
 
 def config_faults(text: str) -> str | None:
@@ -220,7 +264,9 @@ def _write_warm_up(root: Path, config: ModelConfig) -> None:
     from mudit_engine.serving.triton_backend import NoRuntime, pack_song, parse_request
 
     seconds = min(WARM_FRAMES / config.vae.frame_rate, config.max_seconds)
-    request = json.dumps({"description": "warm up", "seconds": round(max(seconds, 1.0), 3), "seed": 0}).encode()
+    request = json.dumps(
+        {"description": "warm up", "seconds": round(max(seconds, 1.0), 3), "seed": 0}
+    ).encode()
     vae, chinmu = (load_part(part, config, root / "deployment") for part in ("vae", "chinmu"))
     pipeline: Any = SongPipeline(config, vae, chinmu, runtime=NoRuntime())
     song = pipeline._inputs(pipeline._prepare(parse_request(request, root)))

@@ -64,7 +64,9 @@ def export_onnx(
 
     unknown = [flavour for flavour in flavours if flavour not in OPSETS]
     if unknown or not flavours:
-        raise InputError(f"unknown flavour(s) {', '.join(unknown) or '(none)'}: choose from {', '.join(OPSETS)}")
+        raise InputError(
+            f"unknown flavour(s) {', '.join(unknown) or '(none)'}: choose from {', '.join(OPSETS)}"
+        )
     if out.is_file():
         raise InputError(f"'{out}' is a file: name a new folder")
     if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
@@ -74,17 +76,28 @@ def export_onnx(
         if source is None:
             report("weights")
             # in half precision where no flavour could tell
-            save_random_model(load_config(model), aside, dtype=torch.float32 if "fp32" in flavours else torch.bfloat16)
+            save_random_model(
+                load_config(model),
+                aside,
+                dtype=torch.float32 if "fp32" in flavours else torch.bfloat16,
+            )
         else:
             _copy_model(source, aside)
-        exported = {flavour: export_graphs(aside, aside / "graphs" / flavour, flavour=flavour, report=report) for flavour in flavours}
+        exported = {
+            flavour: export_graphs(
+                aside, aside / "graphs" / flavour, flavour=flavour, report=report
+            )
+            for flavour in flavours
+        }
         manifest = {**new_manifest(aside, exported), "random_weights": random_weights}
         write_manifest(aside, manifest)
         if runtimes and "fp32" in flavours:
             report("parity")
             manifest["parity"] = measure_parity(aside, runtimes=runtimes)
             if wrong := faults(manifest["parity"]):
-                raise GateError(f"the graphs are no faithful export of '{model}', nothing was written: {'; '.join(wrong)}")
+                raise GateError(
+                    f"the graphs are no faithful export of '{model}', nothing was written: {'; '.join(wrong)}"
+                )
             write_manifest(aside, manifest)
     return out
 
@@ -93,12 +106,18 @@ def _copy_model(source: Path, folder: Path) -> None:
     """The model's own files; not its graphs and engines where it is itself a deployment folder."""
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source)
-        if file.is_file() and file.suffix != ".md" and name.parts[0] not in ("graphs", "engines", "manifest.json"):
+        if (
+            file.is_file()
+            and file.suffix != ".md"
+            and name.parts[0] not in ("graphs", "engines", "manifest.json")
+        ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
 
 
-def export_graphs(source: Path, folder: Path, *, flavour: str, report: Report = lambda text: None) -> dict[str, Any]:
+def export_graphs(
+    source: Path, folder: Path, *, flavour: str, report: Report = lambda text: None
+) -> dict[str, Any]:
     """Exports every graph of a model folder in one flavour; returns what the manifest says of them."""
     import torch
 
@@ -116,7 +135,9 @@ def export_graphs(source: Path, folder: Path, *, flavour: str, report: Report = 
     folder.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = {}
     precision: Any = flavour
-    for name, make in graphs(dit, vae, chinmu, precision=precision, expanded=OPSETS[flavour] >= 23).items():
+    for name, make in graphs(
+        dit, vae, chinmu, precision=precision, expanded=OPSETS[flavour] >= 23
+    ).items():
         report(f"{flavour} {name}")
         with torch.no_grad():
             described[name] = export_graph(make(), folder / f"{name}.onnx", flavour=flavour)
@@ -131,7 +152,10 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
     names = {axis for axes in graph.dynamic.values() for axis in axes.values()}
     dims = {name: torch.export.Dim(name, min=1) for name in names}
     # in the order of the inputs: the exporter pairs names of axes with inputs by place, and TensorRT takes axes of one name for equal
-    dynamic = {name: {axis: dims[dim] for axis, dim in graph.dynamic.get(name, {}).items()} for name in graph.inputs}
+    dynamic = {
+        name: {axis: dims[dim] for axis, dim in graph.dynamic.get(name, {}).items()}
+        for name in graph.inputs
+    }
     opset = OPSETS[flavour]
     with _quiet():
         program = torch.onnx.export(
@@ -149,7 +173,11 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
         assert program is not None
         weights = _weights_read(program.exported_program)
         _simplify(program.model, weights)
-    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value is not None)
+    size = sum(
+        value.const_value.nbytes
+        for value in program.model.graph.initializers.values()
+        if value.const_value is not None
+    )
     if graph.unrolled:
         proto = program.model_proto
         unroll(proto, graph.unrolled)
@@ -158,9 +186,13 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
         program.save(str(path), external_data=size > EXTERNAL_BYTES)
     # external data stay where they are: their values are not what is checked
     model = onnx.load(str(path), load_external_data=False)
-    faults = check_graph(model, expected_inputs(graph), opset=opset, floats=FLOATS[flavour], weights=weights)
+    faults = check_graph(
+        model, expected_inputs(graph), opset=opset, floats=FLOATS[flavour], weights=weights
+    )
     if faults:
-        raise GateError(f"graph '{path.name}' ({flavour}) is not as it must be: {'; '.join(faults)}")
+        raise GateError(
+            f"graph '{path.name}' ({flavour}) is not as it must be: {'; '.join(faults)}"
+        )
     return {
         "inputs": {value.name: _described(value) for value in model.graph.input},
         "outputs": {value.name: _described(value) for value in model.graph.output},
@@ -172,7 +204,11 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
 def _weights_read(program: Any) -> dict[str, tuple[int, ...]]:
     """Parameters that a traced module reads, by their own names."""
     names = program.graph_signature.inputs_to_parameters
-    read = {names[node.name] for node in program.graph.nodes if node.op == "placeholder" and node.name in names and node.users}
+    read = {
+        names[node.name]
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names and node.users
+    }
     return {name: tuple(program.state_dict[name].shape) for name in sorted(read)}
 
 
@@ -185,7 +221,11 @@ def _simplify(model: Any, weights: Mapping[str, Any]) -> None:
     from onnxscript.rewriter import onnx_fusions
 
     def should_fold(node: Any) -> bool | None:
-        return False if any(value is not None and value.name in weights for value in node.inputs) else None
+        return (
+            False
+            if any(value is not None and value.name in weights for value in node.inputs)
+            else None
+        )
 
     common.InlinePass()(model)
     for _ in range(2):
@@ -198,13 +238,16 @@ def _simplify(model: Any, weights: Mapping[str, Any]) -> None:
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
     onnx_fusions.fuse(model)
-    common.ClearMetadataAndDocStringPass()(model)  # stack traces with this machine's paths, larger than a small graph
+    common.ClearMetadataAndDocStringPass()(
+        model
+    )  # stack traces with this machine's paths, larger than a small graph
 
 
 def expected_inputs(graph: Graph) -> dict[str, list[int | str]]:
     """Shapes of a graph's inputs, dynamic axes by name."""
     return {
-        name: [graph.dynamic.get(name, {}).get(axis, size) for axis, size in enumerate(value.shape)] for name, value in graph.inputs.items()
+        name: [graph.dynamic.get(name, {}).get(axis, size) for axis, size in enumerate(value.shape)]
+        for name, value in graph.inputs.items()
     }
 
 
@@ -219,7 +262,13 @@ def check_file(folder: Path, flavour: str, name: str, described: dict[str, Any])
     except Exception as error:  # onnx and protobuf raise several unrelated types
         return [str(error).splitlines()[0]]
     shapes = {key: one["shape"] for key, one in described["inputs"].items()}
-    return check_graph(model, shapes, opset=OPSETS[flavour], floats=FLOATS[flavour], weights=described.get("weights", {}))
+    return check_graph(
+        model,
+        shapes,
+        opset=OPSETS[flavour],
+        floats=FLOATS[flavour],
+        weights=described.get("weights", {}),
+    )
 
 
 def check_graph(
@@ -259,8 +308,16 @@ def check_graph(
     if lost := [name for name, shape in (weights or {}).items() if held.get(name) != list(shape)]:
         faults.append(f"{len(lost)} weights without their names and shapes ({', '.join(lost[:3])})")
     kinds = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
-    kinds |= {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in model.graph.input}
-    kinds |= {onnx.TensorProto.DataType.Name(one.i) for node in _nodes(model.graph) for one in node.attribute if node.op_type == "Cast"}
+    kinds |= {
+        onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        for value in model.graph.input
+    }
+    kinds |= {
+        onnx.TensorProto.DataType.Name(one.i)
+        for node in _nodes(model.graph)
+        for one in node.attribute
+        if node.op_type == "Cast"
+    }
     if odd := sorted(kinds & {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"} - floats):
         faults.append(f"values of type {', '.join(odd)}")
     for node in _nodes(model.graph):
@@ -304,7 +361,9 @@ def _folder_aside(out: Path) -> Iterator[Path]:
         else:
             aside.rename(out)
     except OSError as error:
-        raise OutputError(f"'{out}' could not be written: {error.strerror or error}. Free some space or name another folder") from error
+        raise OutputError(
+            f"'{out}' could not be written: {error.strerror or error}. Free some space or name another folder"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -30,7 +30,14 @@ from mudit_engine.models.folder import load_part
 from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.vae import SpectralVAE, Spectrum
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
-from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder, Lengths, Session, unpadded
+from mudit_engine.runtime.graph_denoiser import (
+    GraphDecoder,
+    GraphDenoiser,
+    GraphTextEncoder,
+    Lengths,
+    Session,
+    unpadded,
+)
 from mudit_engine.runtime.load import open_session
 from mudit_engine.text.harmony import TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
@@ -64,38 +71,62 @@ def cases(config: ModelConfig) -> Iterator[Case]:
             continue
     first, table = next(iter(tables.values()))
     plain = sampler_table(config.path, first.model_copy(update={"guidance": 1.0}))
-    interval = sampler_table(config.path, first.model_copy(update={"guidance_interval": (0.2, 0.7)}))
+    interval = sampler_table(
+        config.path, first.model_copy(update={"guidance_interval": (0.2, 0.7)})
+    )
     song = _song(config, FRAMES, seed=0)
     for name, (_, one) in tables.items():
         yield Case(f"sampler {name}", (replace(song, table=one),))
     song = replace(song, table=table)
-    negative = torch.randn(2, config.dit.description_width, generator=torch.Generator().manual_seed(5))
-    reference = torch.randn(13, config.dit.latent_channels, generator=torch.Generator().manual_seed(6))
+    negative = torch.randn(
+        2, config.dit.description_width, generator=torch.Generator().manual_seed(5)
+    )
+    reference = torch.randn(
+        13, config.dit.latent_channels, generator=torch.Generator().manual_seed(6)
+    )
     yield Case("no guidance", (replace(song, table=plain),))
     yield Case("guidance interval", (replace(song, table=interval),))
     yield Case("negative description", (replace(song, negative=negative),))
     yield Case("reference audio", (replace(song, reference=reference, reference_kind="vocals"),))
     yield Case("instrumental", (replace(song, lyric_ids=(), outline=None),))
-    yield Case("nothing said", (replace(song, lyric_ids=(), outline=None, descriptions=song.descriptions[:0]),))
+    yield Case(
+        "nothing said",
+        (replace(song, lyric_ids=(), outline=None, descriptions=song.descriptions[:0]),),
+    )
     longer = replace(_song(config, LONGER, seed=1), table=interval, reference=reference)
-    yield Case("songs of several lengths", (song, longer, replace(song, seed=3, lyric_ids=(), outline=None, table=plain)))
+    yield Case(
+        "songs of several lengths",
+        (song, longer, replace(song, seed=3, lyric_ids=(), outline=None, table=plain)),
+    )
 
 
-def measure_parity(folder: Path, *, runtimes: Sequence[str], threads: int | None = None) -> list[dict[str, Any]]:
+def measure_parity(
+    folder: Path, *, runtimes: Sequence[str], threads: int | None = None
+) -> list[dict[str, Any]]:
     """One row a runtime and case: relative L2 of the latents against PyTorch, and the same when padded."""
     config = load_config(folder)
     dit, vae, chinmu = (load_part(part, config, folder) for part in ("dit", "vae", "chinmu"))
     assert isinstance(dit, DiT) and isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
-    rows = [session_rows(runtime, open_session(folder, runtime), config, dit, vae, chinmu) for runtime in runtimes]
+    rows = [
+        session_rows(runtime, open_session(folder, runtime), config, dit, vae, chinmu)
+        for runtime in runtimes
+    ]
     return list(chain.from_iterable(rows))
 
 
-def session_rows(name: str, session: Session, config: ModelConfig, dit: DiT, vae: SpectralVAE, chinmu: ChinMu) -> list[dict[str, Any]]:
+def session_rows(
+    name: str, session: Session, config: ModelConfig, dit: DiT, vae: SpectralVAE, chinmu: ChinMu
+) -> list[dict[str, Any]]:
     """Rows of one runtime: `latents`, `audio`, `search` and `text` against PyTorch, `padding` against the same without."""
-    graph, padded = GraphDenoiser(config.dit, session), GraphDenoiser(config.dit, session, padding=_bucket, songs=8)
+    graph, padded = (
+        GraphDenoiser(config.dit, session),
+        GraphDenoiser(config.dit, session, padding=_bucket, songs=8),
+    )
     rows: list[dict[str, Any]] = []
     for case in cases(config):
-        expected, got, wide = (_denoise(runtime, case) for runtime in (Denoiser(dit), graph, padded))
+        expected, got, wide = (
+            _denoise(runtime, case) for runtime in (Denoiser(dit), graph, padded)
+        )
         latents, padding = max(map(relative, got, expected)), max(map(relative, wide, got))
         rows.append({"runtime": name, "case": case.name, "latents": latents, "padding": padding})
     rows += [{"runtime": name, **row} for row in _decode(config, vae, session)]
@@ -109,7 +140,13 @@ def session_rows(name: str, session: Session, config: ModelConfig, dit: DiT, vae
 
 def faults(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Rows outside the limits, as sentences. A figure that is not a number is outside."""
-    limits = dict(zip(FIGURES, (LATENTS_LIMIT, PADDING_LIMIT, AUDIO_LIMIT, SEARCH_LIMIT, LATENTS_LIMIT), strict=True))
+    limits = dict(
+        zip(
+            FIGURES,
+            (LATENTS_LIMIT, PADDING_LIMIT, AUDIO_LIMIT, SEARCH_LIMIT, LATENTS_LIMIT),
+            strict=True,
+        )
+    )
     return [
         f"{row['runtime']}, {row['case']}: {name} differ by {row[name]:.2e}, at most {limit:g}"
         for row in rows
@@ -126,7 +163,9 @@ def relative(a: Tensor, b: Tensor) -> float:
 def _bucket(lengths: Lengths) -> Lengths:
     """The next multiple of 64, of 16 and of 32."""
     exact = unpadded(lengths)
-    return Lengths(-(-exact.targets // 64) * 64, -(-exact.others // 16) * 16, -(-exact.lyrics // 32) * 32)
+    return Lengths(
+        -(-exact.targets // 64) * 64, -(-exact.others // 16) * 16, -(-exact.lyrics // 32) * 32
+    )
 
 
 def _denoise(runtime: Any, case: Case) -> list[Tensor]:
@@ -135,15 +174,27 @@ def _denoise(runtime: Any, case: Case) -> list[Tensor]:
 
 def _decode(config: ModelConfig, vae: SpectralVAE, session: Session) -> list[dict[str, Any]]:
     """Audio of made-up latents. Where the codec searches for phases, of a few steps, and of all of them by `search_ratio`."""
-    latents = torch.randn(1, FRAMES, config.vae.latent_channels, generator=torch.Generator().manual_seed(7))
+    latents = torch.randn(
+        1, FRAMES, config.vae.latent_channels, generator=torch.Generator().manual_seed(7)
+    )
     decoder = GraphDecoder(config.vae, vae.receptive_field, session)
     steps = config.vae.phase_refinements
     few = min(steps, FEW_STEPS)
     rows: list[dict[str, Any]] = [
-        {"case": "decode", "audio": relative(decoder.decode(latents, refinements=few), synthesised(vae, latents, steps=few))}
+        {
+            "case": "decode",
+            "audio": relative(
+                decoder.decode(latents, refinements=few), synthesised(vae, latents, steps=few)
+            ),
+        }
     ]
     if steps > few:
-        rows.append({"case": f"decode, {steps} phase steps", "search": search_ratio(vae, latents, decoder.decode(latents))})
+        rows.append(
+            {
+                "case": f"decode, {steps} phase steps",
+                "search": search_ratio(vae, latents, decoder.decode(latents)),
+            }
+        )
     return rows
 
 
@@ -185,5 +236,7 @@ def _song(config: ModelConfig, frames: int, *, seed: int) -> SongInputs:
         negative=torch.zeros(0, config.dit.description_width),
         lyric_ids=torch.randint(8, 100, (tokens,), generator=generator).tolist(),
         user_type="amateur",
-        outline=outline_rows(outline, frames=frames, frame_rate=config.vae.frame_rate, tokens=tokens),
+        outline=outline_rows(
+            outline, frames=frames, frame_rate=config.vae.frame_rate, tokens=tokens
+        ),
     )

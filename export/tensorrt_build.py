@@ -56,7 +56,10 @@ class Target:
         return self.package == "tensorrt_rtx"
 
 
-_RTX = {f"rtx-sm{sm}": Target(f"rtx-sm{sm}", "tensorrt_rtx", f"SM{sm}") for sm in (75, 80, 86, 89, 120, 121)}
+_RTX = {
+    f"rtx-sm{sm}": Target(f"rtx-sm{sm}", "tensorrt_rtx", f"SM{sm}")
+    for sm in (75, 80, 86, 89, 120, 121)
+}
 TARGETS = {
     "a100": Target("a100", "tensorrt", gpu="8.0"),
     "h100": Target("h100", "tensorrt", gpu="9.0"),
@@ -76,16 +79,22 @@ class Options:
     timing_cache: bool = True
     optimization_level: int | None = None
     vae_optimization_level: int | None = None
-    quantize: str | None = None  # "fp8" or "int8": the products of `step`, by ModelOpt on the GPU host
+    quantize: str | None = (
+        None  # "fp8" or "int8": the products of `step`, by ModelOpt on the GPU host
+    )
     calibration: Path | None = None
 
     def __post_init__(self) -> None:
         if self.songs < 1:
             raise InputError(f"--songs {self.songs}: at least 1 song is stepped at once")
         if self.calibration and not self.quantize:
-            raise InputError("--calibration is what --quantize measures ranges on: give --quantize fp8 or int8 too")
+            raise InputError(
+                "--calibration is what --quantize measures ranges on: give --quantize fp8 or int8 too"
+            )
         if self.calibration and not self.calibration.is_file():
-            raise InputError(f"--calibration '{self.calibration}' is no file: give an .npz of step's inputs")
+            raise InputError(
+                f"--calibration '{self.calibration}' is no file: give an .npz of step's inputs"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,12 @@ class Plan:
 
 
 def make_plan(
-    folder: Path, target: Target, *, buckets: Sequence[str] = (), options: Options | None = None, graphs: Sequence[str] = ()
+    folder: Path,
+    target: Target,
+    *,
+    buckets: Sequence[str] = (),
+    options: Options | None = None,
+    graphs: Sequence[str] = (),
 ) -> Plan:
     """Reads the deployment folder and decides every profile. `graphs`: those to build now (default all); the package has all.
 
@@ -120,14 +134,18 @@ def make_plan(
             f"'{folder}' holds graphs of {', '.join(manifest['flavours'])}; TensorRT takes {options.flavour}: "
             f"export with `mudit export onnx MODEL {folder} --flavour {options.flavour}`"
         )
-    exported = tuple(name for name in ENGINES if name in manifest["flavours"][options.flavour]["graphs"])
+    exported = tuple(
+        name for name in ENGINES if name in manifest["flavours"][options.flavour]["graphs"]
+    )
     if unknown := [name for name in graphs if name not in exported]:
         raise InputError(f"no graph {', '.join(unknown)}: this export has {', '.join(exported)}")
     chosen = parse_buckets(config, buckets) if buckets else default_buckets(config)
     names = tuple(name for name in exported if not graphs or name in graphs)
     entries = []
     for name in exported:
-        level = options.vae_optimization_level if name == "vae_decode" else options.optimization_level
+        level = (
+            options.vae_optimization_level if name == "vae_decode" else options.optimization_level
+        )
         entries.append(
             {
                 "name": name,
@@ -178,13 +196,17 @@ def build_script(plan: Plan) -> str:
         "# python build_engines.py spec.json --measure   builds the same engines and times them with CUDA graphs.",
         "set -eu",
         'cd "$(dirname "$0")"',
-        f"# {plan.spec['install']}" + ("" if plan.target.ahead_of_time else f" {pinned('polygraphy')}"),
+        f"# {plan.spec['install']}"
+        + ("" if plan.target.ahead_of_time else f" {pinned('polygraphy')}"),
     ]
     if plan.target.ahead_of_time:
         return "\n".join([*lines, "python build_engines.py spec.json", ""])
     if any(entry["quantize"] for entry in plan.spec["engines"]):
         # in another environment where need be: it pins another onnx than this project
-        lines += [f"# pip install {pinned('modelopt')}", "python build_engines.py spec.json --quantize-only"]
+        lines += [
+            f"# pip install {pinned('modelopt')}",
+            "python build_engines.py spec.json --quantize-only",
+        ]
     lines += [shlex.join(command) for command in polygraphy_commands(plan)]
     return "\n".join([*lines, ""])
 
@@ -194,13 +216,30 @@ def polygraphy_commands(plan: Plan) -> list[list[str]]:
     commands = []
     for entry in plan.spec["engines"]:
         source = quantized_name(entry) if entry["quantize"] else entry["onnx"]
-        command = ["polygraphy", "convert", source, "--convert-to", "trt", "--output", entry["engine"], "--strongly-typed"]
+        command = [
+            "polygraphy",
+            "convert",
+            source,
+            "--convert-to",
+            "trt",
+            "--output",
+            entry["engine"],
+            "--strongly-typed",
+        ]
         command += ["--profiling-verbosity", "detailed"]
         for shapes in entry["profiles"]:
             for index, kind in enumerate(("min", "opt", "max")):
-                command += [f"--trt-{kind}-shapes", *scaled({name: sizes[index] for name, sizes in shapes.items()}).split()]
+                command += [
+                    f"--trt-{kind}-shapes",
+                    *scaled({name: sizes[index] for name, sizes in shapes.items()}).split(),
+                ]
         if plan.spec["timing_cache"]:
-            command += ["--load-timing-cache", plan.spec["timing_cache"], "--save-timing-cache", plan.spec["timing_cache"]]
+            command += [
+                "--load-timing-cache",
+                plan.spec["timing_cache"],
+                "--save-timing-cache",
+                plan.spec["timing_cache"],
+            ]
         command += ["--refittable"] if entry["refit"] else []
         command += ["--weight-streaming"] if entry["weight_streaming"] else []
         if entry["optimization_level"] is not None:
@@ -223,7 +262,9 @@ def lacking(target: Target, options: Options | None = None) -> str | None:
     if not gpus:
         reasons.append("there is no NVIDIA driver or GPU (nvidia-smi answers nothing)")
     elif all(gpu.compute_capability != target.gpu for gpu in gpus):
-        reasons.append(f"the GPU is {gpus[0].name} (compute capability {gpus[0].compute_capability}), not {target.gpu}")
+        reasons.append(
+            f"the GPU is {gpus[0].name} (compute capability {gpus[0].compute_capability}), not {target.gpu}"
+        )
     if not available(target.package):
         reasons.append(f"the package tensorrt is not installed ({install_command(target.package)})")
     if reason := _lacks_modelopt(options):
@@ -263,20 +304,31 @@ def build_engines(
         report(entry["name"])
         engine = out / entry["engine"]
         for file in (engine, engine.with_suffix(".log.gz")):
-            file.unlink(missing_ok=True)  # an engine of an earlier specification must not pass for this one
+            file.unlink(
+                missing_ok=True
+            )  # an engine of an earlier specification must not pass for this one
         row = _run(plan, entry["name"], measured=measured)
         fusion = check_engine(plan, entry)
         row |= {"target": plan.target.name, "fusion": fusion["profiles"], "masks": fusion["masks"]}
         rows.append(row)
-        if wrong := [*fusion["masks"], *(fault for profile in fusion["profiles"] for fault in profile["faults"])]:
+        if wrong := [
+            *fusion["masks"],
+            *(fault for profile in fusion["profiles"] for fault in profile["faults"]),
+        ]:
             engine.unlink()
             faults += [f"{entry['name']}: {fault}" for fault in dict.fromkeys(wrong)]
         else:
             keep(row)
     write_json(out / "report.json", rows)
     if faults:
-        rest = f"; and {len(faults) - NAMED} more ({out / 'report.json'})" if len(faults) > NAMED else ""
-        raise GateError(f"engines for {plan.target.name} are not as they must be and were removed: {'; '.join(faults[:NAMED])}{rest}")
+        rest = (
+            f"; and {len(faults) - NAMED} more ({out / 'report.json'})"
+            if len(faults) > NAMED
+            else ""
+        )
+        raise GateError(
+            f"engines for {plan.target.name} are not as they must be and were removed: {'; '.join(faults[:NAMED])}{rest}"
+        )
     return rows
 
 
@@ -288,14 +340,18 @@ def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
     manifest = read_manifest(plan.folder)
     known = dict(manifest.get("engines") or {})
     built = {row["name"]: _brief(row) for row in rows}
-    entry = {key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")}
+    entry = {
+        key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")
+    }
     before = known.pop(plan.target.name, None)
     old = before["engines"] if before else {}
     if built and before and {**before, "engines": None} != {**entry, "engines": None}:
         old = {}  # engines of other buckets or another precision do not go together with these
     elif not built and before:
         entry = {key: value for key, value in before.items() if key != "engines"}
-    engines = {name: one for name, one in {**old, **built}.items() if (plan.out / one["engine"]).is_file()}
+    engines = {
+        name: one for name, one in {**old, **built}.items() if (plan.out / one["engine"]).is_file()
+    }
     if engines:
         known[plan.target.name] = {**entry, "engines": engines}
     if known or "engines" in manifest:
@@ -304,7 +360,10 @@ def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
     """What the manifest keeps of an engine."""
-    kept = {key: row[key] for key in ("engine", "bytes", "profiles", "memory", "version", "build_seconds")}
+    kept = {
+        key: row[key]
+        for key in ("engine", "bytes", "profiles", "memory", "version", "build_seconds")
+    }
     return {**kept, "measured": row.get("measured")}
 
 
@@ -316,18 +375,36 @@ def check_engine(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
 
     source = quantized_name(entry) if entry["quantize"] else entry["onnx"]
     model = onnx.load(str((plan.out / source).resolve()), load_external_data=False)
-    with gzip.open((plan.out / entry["engine"]).with_suffix(".log.gz"), "rt", encoding="utf-8") as file:
+    with gzip.open(
+        (plan.out / entry["engine"]).with_suffix(".log.gz"), "rt", encoding="utf-8"
+    ) as file:
         log = file.read()
-    found = fusion_reports(log, model, entry["name"], counts=network_counts(plan.config, entry["name"]))
+    found = fusion_reports(
+        log, model, entry["name"], counts=network_counts(plan.config, entry["name"])
+    )
     return {"profiles": [one.row() for one in found], "masks": mask_faults(model, entry["name"])}
 
 
 def _run(plan: Plan, name: str, *, measured: bool) -> dict[str, Any]:
     """Builds one engine in a child: its peak memory is its own, and a crash of the builder is a message."""
-    command = [sys.executable, str(plan.out / "build_engines.py"), str(plan.out / "spec.json"), "--only", name]
-    done = subprocess.run([*command, *(["--measure"] if measured else [])], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        str(plan.out / "build_engines.py"),
+        str(plan.out / "spec.json"),
+        "--only",
+        name,
+    ]
+    done = subprocess.run(
+        [*command, *(["--measure"] if measured else [])], capture_output=True, text=True
+    )
     if done.returncode != 0:
-        reason = re.sub(r"^error: ", "", (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1])
-        raise MuditError(f"the builder failed on '{name}' for {plan.target.name}: {reason}. Its log: {plan.out / name}.log.gz")
+        reason = re.sub(
+            r"^error: ",
+            "",
+            (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1],
+        )
+        raise MuditError(
+            f"the builder failed on '{name}' for {plan.target.name}: {reason}. Its log: {plan.out / name}.log.gz"
+        )
     row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return row

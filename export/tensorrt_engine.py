@@ -38,8 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the engines of a specification.")
     parser.add_argument("spec", type=Path)
     parser.add_argument("--only", action="append", help="name of an engine; repeatable")
-    parser.add_argument("--quantize-only", action="store_true", help="write the quantised graphs and build nothing")
-    parser.add_argument("--measure", action="store_true", help="run and time each engine after it is built")
+    parser.add_argument(
+        "--quantize-only", action="store_true", help="write the quantised graphs and build nothing"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="run and time each engine after it is built"
+    )
     options = parser.parse_args(arguments)
     spec = json.loads(options.spec.read_text(encoding="utf-8"))
     folder = options.spec.resolve().parent
@@ -47,15 +51,26 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             for entry in spec["engines"]:
                 if entry.get("quantize"):
-                    print(json.dumps({"name": entry["name"], "quantized": quantize(entry, folder).name}), flush=True)
+                    print(
+                        json.dumps(
+                            {"name": entry["name"], "quantized": quantize(entry, folder).name}
+                        ),
+                        flush=True,
+                    )
         except ImportError as error:
-            print(f"error: ModelOpt cannot be imported ({error}): pip install nvidia-modelopt", file=sys.stderr)
+            print(
+                f"error: ModelOpt cannot be imported ({error}): pip install nvidia-modelopt",
+                file=sys.stderr,
+            )
             return MISSING
         return 0
     try:
         trt = importlib.import_module(spec["package"])
     except ImportError as error:
-        print(f"error: the package {spec['package']} cannot be imported ({error}): {spec['install']}", file=sys.stderr)
+        print(
+            f"error: the package {spec['package']} cannot be imported ({error}): {spec['install']}",
+            file=sys.stderr,
+        )
         return MISSING
     for entry in spec["engines"]:
         if options.only and entry["name"] not in options.only:
@@ -87,7 +102,10 @@ def quantize(entry: dict[str, Any], folder: Path) -> Path:
         with numpy.load(folder / entry["calibration"]) as held:
             calibration = {name: held[name] for name in held.files}
     else:
-        print(f"{entry['name']}: no calibration inputs given, ranges are of made-up ones", file=sys.stderr)
+        print(
+            f"{entry['name']}: no calibration inputs given, ranges are of made-up ones",
+            file=sys.stderr,
+        )
     path = folder / quantized_name(entry)
     modelopt_quantize(
         onnx_path=str((folder / entry["onnx"]).resolve()),
@@ -120,7 +138,10 @@ def build(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path) -
         source = folder / entry["onnx"]
         if entry.get("quantize"):
             source = folder / quantized_name(entry)
-            if not source.is_file() or source.stat().st_mtime < (folder / entry["onnx"]).stat().st_mtime:
+            if (
+                not source.is_file()
+                or source.stat().st_mtime < (folder / entry["onnx"]).stat().st_mtime
+            ):
                 try:
                     quantize(entry, folder)
                 except ImportError as error:
@@ -130,14 +151,21 @@ def build(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path) -
                     ) from None
         if not parser.parse_from_file(str(source)):
             faults = [parser.get_error(i) for i in range(parser.num_errors)]
-            raise BuildError("; ".join(f"{fault.node_name()} ({fault.node_operator()}): {fault.desc()}" for fault in faults[:3]))
+            raise BuildError(
+                "; ".join(
+                    f"{fault.node_name()} ({fault.node_operator()}): {fault.desc()}"
+                    for fault in faults[:3]
+                )
+            )
         parsed = time.perf_counter() - started
         config = _config(trt, builder, spec, entry, folder)
         started, before = time.perf_counter(), time.process_time()
         serialized = builder.build_serialized_network(network, config)
         built, cpu = time.perf_counter() - started, time.process_time() - before
         if serialized is None:
-            raise BuildError("; ".join(logger.errors[:3]) or "the builder gave no engine and no reason")
+            raise BuildError(
+                "; ".join(logger.errors[:3]) or "the builder gave no engine and no reason"
+            )
     data = memoryview(serialized)
     aside = engine.with_name(f".{engine.name}.{os.getpid()}")
     aside.write_bytes(data)
@@ -161,7 +189,9 @@ def build(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path) -
     }
 
 
-def _config(trt: Any, builder: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path) -> Any:
+def _config(
+    trt: Any, builder: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path
+) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if spec["capability"]:
@@ -174,7 +204,10 @@ def _config(trt: Any, builder: Any, spec: dict[str, Any], entry: dict[str, Any],
         config.builder_optimization_level = entry["optimization_level"]
     if spec.get("timing_cache"):
         path = folder / spec["timing_cache"]
-        config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.is_file() else b""), ignore_mismatch=False)
+        config.set_timing_cache(
+            config.create_timing_cache(path.read_bytes() if path.is_file() else b""),
+            ignore_mismatch=False,
+        )
     for shapes in entry["profiles"]:
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in shapes.items():
@@ -207,19 +240,33 @@ def _logger(trt: Any, file: Any) -> Any:
     return Log()
 
 
-def measure(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path, *, runs: int = 100) -> list[dict[str, Any]]:
+def measure(
+    trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path, *, runs: int = 100
+) -> list[dict[str, Any]]:
     """Milliseconds of every profile at its optimum shapes, replayed from a CUDA graph on random inputs. Raises BuildError without a GPU."""
     try:
         import torch
     except ImportError as error:
         raise BuildError(f"measuring needs torch with CUDA ({error})") from None
     if not torch.cuda.is_available():
-        raise BuildError("measuring needs an NVIDIA driver and a torch built for CUDA; torch.cuda.is_available() is False")
-    kinds = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64, "INT32": torch.int32}
+        raise BuildError(
+            "measuring needs an NVIDIA driver and a torch built for CUDA; torch.cuda.is_available() is False"
+        )
+    kinds = {
+        "FLOAT": torch.float32,
+        "HALF": torch.float16,
+        "BF16": torch.bfloat16,
+        "INT64": torch.int64,
+        "INT32": torch.int32,
+    }
     kinds |= {"BOOL": torch.bool, "INT8": torch.int8}
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine((folder / entry["engine"]).read_bytes())
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(
+        (folder / entry["engine"]).read_bytes()
+    )
     if engine is None:
-        raise BuildError("the engine cannot be deserialised on this GPU: build it here, with this version")
+        raise BuildError(
+            "the engine cannot be deserialised on this GPU: build it here, with this version"
+        )
     rows = []
     for number, shapes in enumerate(entry["profiles"]):
         stream = torch.cuda.Stream()
@@ -236,7 +283,11 @@ def measure(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path,
             kind = kinds[str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]]
             shape = tuple(context.get_tensor_shape(name))
             # zeros are in range for every index input, ones would unmask nothing else
-            tensor = torch.randn(shape, device="cuda").to(kind) if kind.is_floating_point else torch.zeros(shape, dtype=kind, device="cuda")
+            tensor = (
+                torch.randn(shape, device="cuda").to(kind)
+                if kind.is_floating_point
+                else torch.zeros(shape, dtype=kind, device="cuda")
+            )
             if kind is torch.bool:
                 tensor.fill_(True)
             held.append(tensor)
@@ -258,8 +309,13 @@ def measure(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path,
             end.synchronize()
             times.append(start.elapsed_time(end))
         times = sorted(times[10:])
-        pick = {f"p{p}_ms": round(times[min(len(times) - 1, len(times) * p // 100)], 4) for p in (50, 90, 99)}
-        rows.append({"profile": number, "runs": runs, "device": torch.cuda.get_device_name(), **pick})
+        pick = {
+            f"p{p}_ms": round(times[min(len(times) - 1, len(times) * p // 100)], 4)
+            for p in (50, 90, 99)
+        }
+        rows.append(
+            {"profile": number, "runs": runs, "device": torch.cuda.get_device_name(), **pick}
+        )
     return rows
 
 

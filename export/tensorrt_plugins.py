@@ -30,7 +30,12 @@ from mudit_engine.kernels.attention_forward import attention_fwd_kernel, chunks,
 from mudit_engine.kernels.guided_step import BLOCK, _guided_step_kernel
 
 NAMESPACE = "mudit"
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
+POINTERS = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+}
 
 
 @triton.jit
@@ -81,10 +86,20 @@ class Compiled:
         """Raises MuditError unless the entry takes inputs, int32 scalars and outputs, in this order."""
         wanted = ("u64",) * pointers_before + ("u32",) * scalars + ("u64",) * pointers_after
         if tuple(kind.replace("b", "u").replace("s", "u") for kind in self.parameters) != wanted:
-            raise MuditError(f"kernel {self.name} takes {self.parameters} and TensorRT passes {wanted}: another triton is installed")
+            raise MuditError(
+                f"kernel {self.name} takes {self.parameters} and TensorRT passes {wanted}: another triton is installed"
+            )
 
 
-def compile_entry(fn: Any, kinds: Mapping[str, str], constants: Mapping[str, Any], *, arch: str, warps: int, stages: int) -> Compiled:
+def compile_entry(
+    fn: Any,
+    kinds: Mapping[str, str],
+    constants: Mapping[str, Any],
+    *,
+    arch: str,
+    warps: int,
+    stages: int,
+) -> Compiled:
     """Compiles an entry for an architecture such as sm_90, with no GPU. `kinds`: Triton types of its parameters but the constants.
 
     Pointers are 16-byte aligned, as TensorRT's are. Raises MuditError for a kernel that needs scratch memory.
@@ -96,13 +111,21 @@ def compile_entry(fn: Any, kinds: Mapping[str, str], constants: Mapping[str, Any
         raise InputError(f"arch '{arch}' is not known: write sm_80, sm_90, ...")
     names = [name for name in fn.arg_names if name in kinds]
     signature = {name: kinds.get(name, "constexpr") for name in fn.arg_names}
-    aligned = {(fn.arg_names.index(name),): [["tt.divisibility", 16]] for name in names if kinds[name].startswith("*")}
+    aligned = {
+        (fn.arg_names.index(name),): [["tt.divisibility", 16]]
+        for name in names
+        if kinds[name].startswith("*")
+    }
     source = ASTSource(fn=fn, signature=signature, constexprs=dict(constants), attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages}
-    built = triton.compile(source, target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32), options=options)
+    built = triton.compile(
+        source, target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32), options=options
+    )
     meta = built.metadata
     if meta.global_scratch_size or getattr(meta, "profile_scratch_size", 0):
-        raise MuditError(f"kernel {meta.name} wants scratch memory, which TensorRT does not pass: use it through torch instead")
+        raise MuditError(
+            f"kernel {meta.name} wants scratch memory, which TensorRT does not pass: use it through torch instead"
+        )
     ptx, parameters = without_scratch(built.asm["ptx"], len(names))
     return Compiled(meta.name, ptx, meta.num_warps * 32, meta.shared, parameters)
 
@@ -118,20 +141,34 @@ def without_scratch(ptx: str, used: int) -> tuple[str, tuple[str, ...]]:
     for parameter in cut:
         name = parameter.split()[-1]
         if re.search(rf"\b{re.escape(name)}\b", body):
-            raise MuditError(f"kernel {entry[2]} reads its parameter {name}, which TensorRT does not pass: another triton is installed")
+            raise MuditError(
+                f"kernel {entry[2]} reads its parameter {name}, which TensorRT does not pass: another triton is installed"
+            )
     kinds = tuple(re.match(r"\.param \.(\w+)", one)[1] for one in kept)  # type: ignore[index]
     return ptx[: entry.start(3)] + ",\n\t".join(kept) + ptx[entry.end(3) :], kinds
 
 
-def compile_attention(dtype: torch.dtype, heads: int, head_dim: int, *, scale: float, arch: str) -> Compiled:
+def compile_attention(
+    dtype: torch.dtype, heads: int, head_dim: int, *, scale: float, arch: str
+) -> Compiled:
     # descriptors would need the host's addresses: pointers everywhere
     config = forward_config(head_dim, dtype, min(int(arch.removeprefix("sm_")), 89))
     main, rest = chunks(head_dim)
     kind = POINTERS[dtype]
-    kinds = {"q_ptr": kind, "k_ptr": kind, "v_ptr": kind, "tiles_ptr": "*i32", "n_rows": "i32", "out_ptr": kind, "lse_ptr": "*fp32"}
+    kinds = {
+        "q_ptr": kind,
+        "k_ptr": kind,
+        "v_ptr": kind,
+        "tiles_ptr": "*i32",
+        "n_rows": "i32",
+        "out_ptr": kind,
+        "lse_ptr": "*fp32",
+    }
     constants = {"SCALE": scale, "HEADS": heads, "HEAD_DIM": head_dim, "MAIN": main, "REST": rest}
     constants |= {"BLOCK_Q": config.block_q, "BLOCK_K": config.block_k}
-    built = compile_entry(attention_entry, kinds, constants, arch=arch, warps=config.warps, stages=config.stages)
+    built = compile_entry(
+        attention_entry, kinds, constants, arch=arch, warps=config.warps, stages=config.stages
+    )
     built.check(4, 1, 2)
     return built
 
@@ -139,18 +176,34 @@ def compile_attention(dtype: torch.dtype, heads: int, head_dim: int, *, scale: f
 def compile_residual_norm(dtype: torch.dtype, width: int, *, eps: float, arch: str) -> Compiled:
     shape = _shape_of_program(width)
     kinds = dict.fromkeys(("x_ptr", "y_ptr", "gate_ptr", "shift_ptr", "scale_ptr"), POINTERS[dtype])
-    kinds |= {"tiles_ptr": "*i32", "n_rows": "i32", "sum_ptr": POINTERS[dtype], "h_ptr": POINTERS[dtype]}
-    constants = {"EPSILON": eps, "D": width, "BLOCK_D": shape["BLOCK_D"], "ROW_BLOCK": shape["ROW_BLOCK"]}
-    built = compile_entry(residual_norm_entry, kinds, constants, arch=arch, warps=shape["num_warps"], stages=3)
+    kinds |= {
+        "tiles_ptr": "*i32",
+        "n_rows": "i32",
+        "sum_ptr": POINTERS[dtype],
+        "h_ptr": POINTERS[dtype],
+    }
+    constants = {
+        "EPSILON": eps,
+        "D": width,
+        "BLOCK_D": shape["BLOCK_D"],
+        "ROW_BLOCK": shape["ROW_BLOCK"],
+    }
+    built = compile_entry(
+        residual_norm_entry, kinds, constants, arch=arch, warps=shape["num_warps"], stages=3
+    )
     built.check(6, 1, 2)
     return built
 
 
 def compile_guided_step(dtype: torch.dtype, channels: int, *, arch: str) -> Compiled:
     """`dtype` is that of the network's output."""
-    kinds = dict.fromkeys(("x_ptr", "kept_ptr", "noise_ptr", "rows_ptr", "new_x_ptr", "new_kept_ptr"), "*fp32")
+    kinds = dict.fromkeys(
+        ("x_ptr", "kept_ptr", "noise_ptr", "rows_ptr", "new_x_ptr", "new_kept_ptr"), "*fp32"
+    )
     kinds |= {"out_ptr": POINTERS[dtype], "spans_ptr": "*i32"}
-    built = compile_entry(guided_step_entry, kinds, {"C": channels, "BLOCK": BLOCK}, arch=arch, warps=4, stages=3)
+    built = compile_entry(
+        guided_step_entry, kinds, {"C": channels, "BLOCK": BLOCK}, arch=arch, warps=4, stages=3
+    )
     built.check(6, 0, 2)
     return built
 
@@ -163,7 +216,9 @@ def register(trtp: Any, *, arch: str, dtypes: Mapping[Any, torch.dtype]) -> tupl
     # tensorrt.plugin reads the annotations: they must be its own classes, not strings
     one, two = trtp.TensorDesc, tuple[trtp.TensorDesc, trtp.TensorDesc]
 
-    def annotated(function: Callable[..., Any], inputs: int, returns: Any, **attributes: type) -> Callable[..., Any]:
+    def annotated(
+        function: Callable[..., Any], inputs: int, returns: Any, **attributes: type
+    ) -> Callable[..., Any]:
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
         function.__annotations__ = {**dict.fromkeys(names[:inputs], one), **attributes}
         if returns is not None:
@@ -171,11 +226,16 @@ def register(trtp: Any, *, arch: str, dtypes: Mapping[Any, torch.dtype]) -> tupl
         return function
 
     def attention(q, k, v, tiles, scale):
-        lse = trtp.TensorDesc(trtp.ShapeExprs.from_tuple((q.shape_expr[1], q.shape_expr[0])), _float(dtypes))
+        lse = trtp.TensorDesc(
+            trtp.ShapeExprs.from_tuple((q.shape_expr[1], q.shape_expr[0])), _float(dtypes)
+        )
         return q.like(), lse
 
     def attention_impl(q, k, v, tiles, scale, outputs, tactic):
-        heads, head_dim = _constant(q.shape_expr[1], "heads"), _constant(q.shape_expr[2], "head width")
+        heads, head_dim = (
+            _constant(q.shape_expr[1], "heads"),
+            _constant(q.shape_expr[2], "head width"),
+        )
         built = compile_attention(dtypes[q.dtype], heads, head_dim, scale=float(scale), arch=arch)
         # heads are the fast axis of the one grid dimension
         return _launch(trtp, built, grid=(tiles.shape_expr[0] * heads,), scalars=(q.shape_expr[0],))
@@ -184,7 +244,9 @@ def register(trtp: Any, *, arch: str, dtypes: Mapping[Any, torch.dtype]) -> tupl
         return x.like(), x.like()
 
     def residual_norm_impl(x, y, gate, shift, scale, tiles, outputs, tactic):
-        built = compile_residual_norm(dtypes[x.dtype], _constant(x.shape_expr[1], "width"), eps=EPS, arch=arch)
+        built = compile_residual_norm(
+            dtypes[x.dtype], _constant(x.shape_expr[1], "width"), eps=EPS, arch=arch
+        )
         return _launch(trtp, built, grid=(tiles.shape_expr[0],), scalars=(x.shape_expr[0],))
 
     def guided_step(x, kept, out, noise, rows, spans):
@@ -194,7 +256,12 @@ def register(trtp: Any, *, arch: str, dtypes: Mapping[Any, torch.dtype]) -> tupl
         channels = _constant(x.shape_expr[1], "channels")
         built = compile_guided_step(dtypes[out.dtype], channels, arch=arch)
         # no song has more rows than all together; programs past a song's end return at once
-        return _launch(trtp, built, grid=(trtp.cdiv(x.shape_expr[0] * channels, BLOCK), spans.shape_expr[0]), scalars=())
+        return _launch(
+            trtp,
+            built,
+            grid=(trtp.cdiv(x.shape_expr[0] * channels, BLOCK), spans.shape_expr[0]),
+            scalars=(),
+        )
 
     plugins = (
         ("attention", annotated(attention, 4, two, scale=float), attention_impl),
@@ -207,7 +274,9 @@ def register(trtp: Any, *, arch: str, dtypes: Mapping[Any, torch.dtype]) -> tupl
     return tuple(f"{NAMESPACE}::{name}" for name, _, _ in plugins)
 
 
-def _launch(trtp: Any, built: Compiled, *, grid: tuple[Any, ...], scalars: tuple[Any, ...]) -> tuple[bytes, bytes, Any, Any]:
+def _launch(
+    trtp: Any, built: Compiled, *, grid: tuple[Any, ...], scalars: tuple[Any, ...]
+) -> tuple[bytes, bytes, Any, Any]:
     """What an aot_impl returns: name, PTX, launch parameters, int32 scalars."""
     launch = trtp.KernelLaunchParams()
     launch.grid_x = grid[0]
@@ -222,7 +291,9 @@ def _launch(trtp: Any, built: Compiled, *, grid: tuple[Any, ...], scalars: tuple
 def _constant(size: Any, what: str) -> int:
     """A size that is a constant of the network. Raises InputError where it is not."""
     if size.is_fake or not size.is_constant:
-        raise InputError(f"{what} of a plugin's input must be a constant of the network: it is compiled into the kernel")
+        raise InputError(
+            f"{what} of a plugin's input must be a constant of the network: it is compiled into the kernel"
+        )
     return int(size.constant_value())
 
 

@@ -24,14 +24,18 @@ def unroll(model: Any, count: int) -> None:
         turn, _, *carried = (value.name for value in body.input)
         _, *results = (value.name for value in body.output)
         if len(results) != len(carried):
-            raise ValueError(f"loop '{node.name}' collects outputs of every turn: only carried values are unrolled")
+            raise ValueError(
+                f"loop '{node.name}' collects outputs of every turn: only carried values are unrolled"
+            )
         graph.initializer.extend(body.initializer)
         state = list(node.input[2:])
         for number in range(count):
             names = dict(zip(carried, state, strict=True))
             if any(turn in one.input for one in body.node):
                 names[turn] = f"{node.name}/turn.{number}"
-                graph.initializer.append(onnx.helper.make_tensor(names[turn], onnx.TensorProto.INT64, [], [number]))
+                graph.initializer.append(
+                    onnx.helper.make_tensor(names[turn], onnx.TensorProto.INT64, [], [number])
+                )
             for inner in body.node:
                 copied = onnx.NodeProto()
                 copied.CopyFrom(inner)

@@ -36,18 +36,24 @@ class Runs:
 
     items: tuple[tuple[int, int], ...]
     _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    _tiles: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    _tiles: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def tensor(self, device: torch.device | str) -> Tensor:
         """int32 [T]: the modulation row of every packed row, made once."""
         device = torch.device(device)
         if device not in self._tensors:
             counts, rows = zip(*self.items, strict=True) if self.items else ((), ())
-            index = torch.tensor(rows, dtype=torch.int32).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+            index = torch.tensor(rows, dtype=torch.int32).repeat_interleave(
+                torch.tensor(counts, dtype=torch.int64)
+            )
             self._tensors[device] = index.to(device, non_blocking=True)
         return self._tensors[device]
 
-    def tiles(self, device: torch.device | str, *, tile_rows: int, table_rows: int) -> tuple[Tensor, Tensor]:
+    def tiles(
+        self, device: torch.device | str, *, tile_rows: int, table_rows: int
+    ) -> tuple[Tensor, Tensor]:
         """int32 [N, 3] (first packed row, rows, table row), no tile across runs, sorted by table row; int32 [R + 1]: their bounds."""
         key = (torch.device(device), tile_rows, table_rows)
         if key not in self._tiles:
@@ -57,15 +63,22 @@ class Runs:
                 for start in range(rows.start, rows.stop, tile_rows)
             ]
             tiles.sort(key=lambda tile: tile[2])
-            counts = torch.bincount(torch.tensor([tile[2] for tile in tiles], dtype=torch.int64), minlength=table_rows)
+            counts = torch.bincount(
+                torch.tensor([tile[2] for tile in tiles], dtype=torch.int64), minlength=table_rows
+            )
             offsets = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
             table = torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3)
-            self._tiles[key] = (table.to(key[0], non_blocking=True), offsets.to(key[0], non_blocking=True))
+            self._tiles[key] = (
+                table.to(key[0], non_blocking=True),
+                offsets.to(key[0], non_blocking=True),
+            )
         return self._tiles[key]
 
     def check(self, *, rows: int, table_rows: int) -> None:
         """Raises ValueError unless the runs cover exactly `rows` packed rows and name rows of a table of `table_rows`."""
-        if self.rows != rows or any(count < 0 or not 0 <= r < table_rows for count, r in self.items):
+        if self.rows != rows or any(
+            count < 0 or not 0 <= r < table_rows for count, r in self.items
+        ):
             raise ValueError(
                 f"runs {self.items} for {rows} packed rows and a table of {table_rows}: the counts must add up, the table rows exist"
             )
@@ -87,7 +100,12 @@ class Runs:
 
 
 def layer_norm_modulate_reference(
-    x_TD: Tensor, shift_RD: Tensor | None, scale_RD: Tensor | None, runs: Runs | None, *, eps: float = EPS
+    x_TD: Tensor,
+    shift_RD: Tensor | None,
+    scale_RD: Tensor | None,
+    runs: Runs | None,
+    *,
+    eps: float = EPS,
 ) -> Tensor:
     """LayerNorm without affine terms, then (1 + scale) and shift of the run's row; plain LayerNorm when they are None."""
     width = (x_TD.shape[1],)
@@ -123,7 +141,10 @@ def residual_norm_reference(
             part.addcmul_(y, gate_RD[r])
     else:
         gates = gate_RD.unbind()
-        parts = [torch.addcmul(x, y, gates[r]) for (x, r), (y, _) in zip(runs.split(x_TD), runs.split(y_TD), strict=True)]
+        parts = [
+            torch.addcmul(x, y, gates[r])
+            for (x, r), (y, _) in zip(runs.split(x_TD), runs.split(y_TD), strict=True)
+        ]
         x = torch.cat(parts) if len(parts) != 1 else parts[0]
     return x, layer_norm_modulate_reference(x, shift_RD, scale_RD, runs, eps=eps)
 
@@ -146,7 +167,11 @@ def _tile_of(tiles_ptr, n_rows, TILE_ROWS: tl.constexpr, HAS_TILES: tl.constexpr
     """(first row, rows, table row) of this program."""
     tile = tl.program_id(0).to(tl.int64)
     if HAS_TILES:
-        start, count, r = tl.load(tiles_ptr + tile * 3), tl.load(tiles_ptr + tile * 3 + 1), tl.load(tiles_ptr + tile * 3 + 2)
+        start, count, r = (
+            tl.load(tiles_ptr + tile * 3),
+            tl.load(tiles_ptr + tile * 3 + 1),
+            tl.load(tiles_ptr + tile * 3 + 2),
+        )
         return start.to(tl.int64), count.to(tl.int64), r
     start = tile * TILE_ROWS
     return start, tl.minimum(TILE_ROWS, n_rows - start), 0
@@ -154,7 +179,9 @@ def _tile_of(tiles_ptr, n_rows, TILE_ROWS: tl.constexpr, HAS_TILES: tl.constexpr
 
 @triton.jit
 def _table_row(ptr, r, stride_row, cols, inside):
-    return tl.load(row_starts(ptr, r, stride_row) + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return tl.load(row_starts(ptr, r, stride_row) + cols, mask=inside, other=0.0).to(tl.float32)[
+        None, :
+    ]
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -198,14 +225,20 @@ def _norm_fwd_kernel(
         rows = start + first + tl.arange(0, ROW_BLOCK)
         live = rows < start + count
         mask = live[:, None] & inside[None, :]
-        x = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(
+            row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0
+        ).to(tl.float32)
         if HAS_Y:
-            y = tl.load(row_pointers(y_ptr, rows, stride_y_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+            y = tl.load(
+                row_pointers(y_ptr, rows, stride_y_row) + cols[None, :], mask=mask, other=0.0
+            ).to(tl.float32)
             if HAS_GATE:
                 y = gate * y
             # what is normalised is what is stored: backward sees the same numbers
             rounded = (x + y).to(sum_ptr.dtype.element_ty)
-            tl.store(row_pointers(sum_ptr, rows, stride_sum_row) + cols[None, :], rounded, mask=mask)
+            tl.store(
+                row_pointers(sum_ptr, rows, stride_sum_row) + cols[None, :], rounded, mask=mask
+            )
             x = rounded.to(tl.float32)
         mean = tl.sum(x, axis=1) / D
         centred = tl.where(mask, x - mean[:, None], 0.0)
@@ -213,7 +246,9 @@ def _norm_fwd_kernel(
         h = centred * rstd[:, None]
         if HAS_SCALE:
             h = h * (1.0 + scale) + shift
-        tl.store(row_pointers(h_ptr, rows, D) + cols[None, :], h.to(h_ptr.dtype.element_ty), mask=mask)
+        tl.store(
+            row_pointers(h_ptr, rows, D) + cols[None, :], h.to(h_ptr.dtype.element_ty), mask=mask
+        )
         if HAS_STATS:
             tl.store(stats_ptr + rows, mean, mask=live)
             tl.store(stats_ptr + n_rows + rows, rstd, mask=live)
@@ -278,9 +313,16 @@ def _norm_bwd_kernel(
         rows = start + first + tl.arange(0, ROW_BLOCK)
         live = rows < start + count
         mask = live[:, None] & inside[None, :]
-        x = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        dh = tl.load(row_pointers(dh_ptr, rows, stride_dh_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        mean, rstd = tl.load(stats_ptr + rows, mask=live, other=0.0), tl.load(stats_ptr + n_rows + rows, mask=live, other=0.0)
+        x = tl.load(
+            row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0
+        ).to(tl.float32)
+        dh = tl.load(
+            row_pointers(dh_ptr, rows, stride_dh_row) + cols[None, :], mask=mask, other=0.0
+        ).to(tl.float32)
+        mean, rstd = (
+            tl.load(stats_ptr + rows, mask=live, other=0.0),
+            tl.load(stats_ptr + n_rows + rows, mask=live, other=0.0),
+        )
         normed = tl.where(mask, (x - mean[:, None]) * rstd[:, None], 0.0)
         dnormed = dh
         if HAS_SCALE:
@@ -295,11 +337,21 @@ def _norm_bwd_kernel(
         along_normed = tl.sum(dnormed * normed, axis=1) / D
         dx = rstd[:, None] * (dnormed - along_one[:, None] - normed * along_normed[:, None])
         if HAS_DSUM:
-            dx += tl.load(row_pointers(dsum_ptr, rows, stride_dsum_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        tl.store(row_pointers(dx_ptr, rows, D) + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+            dx += tl.load(
+                row_pointers(dsum_ptr, rows, stride_dsum_row) + cols[None, :], mask=mask, other=0.0
+            ).to(tl.float32)
+        tl.store(
+            row_pointers(dx_ptr, rows, D) + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask
+        )
         if HAS_GATE:
-            y = tl.load(row_pointers(y_ptr, rows, stride_y_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-            tl.store(row_pointers(dy_ptr, rows, D) + cols[None, :], (gate * dx).to(dy_ptr.dtype.element_ty), mask=mask)
+            y = tl.load(
+                row_pointers(y_ptr, rows, stride_y_row) + cols[None, :], mask=mask, other=0.0
+            ).to(tl.float32)
+            tl.store(
+                row_pointers(dy_ptr, rows, D) + cols[None, :],
+                (gate * dx).to(dy_ptr.dtype.element_ty),
+                mask=mask,
+            )
             if PARTS_IN_MEMORY:
                 _add_part(part_ptr + gate_part * next_part, dx * y, first, inside)
             else:
@@ -318,7 +370,12 @@ def _shape_of_program(width: int) -> dict[str, int]:
     """8 columns a thread: one 16-byte access of bf16, and room in registers for a row's inputs and three accumulators."""
     block = max(triton.next_power_of_2(width), 64)
     warps = min(max(block // 256, 4), 16)
-    return {"D": width, "BLOCK_D": block, "ROW_BLOCK": max(1, warps * 256 // block), "num_warps": warps}
+    return {
+        "D": width,
+        "BLOCK_D": block,
+        "ROW_BLOCK": max(1, warps * 256 // block),
+        "num_warps": warps,
+    }
 
 
 def _tile_rows(rows: int, device: torch.device, *, training: bool) -> int:
@@ -351,7 +408,13 @@ def _forward(
     rows, width = x.shape
     h = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     if rows:
-        x, y, gate, shift, scale = aligned(x) if total is not x else x, _aligned(y), _aligned(gate), _aligned(shift), _aligned(scale)
+        x, y, gate, shift, scale = (
+            aligned(x) if total is not x else x,
+            _aligned(y),
+            _aligned(gate),
+            _aligned(shift),
+            _aligned(scale),
+        )
         grid = (triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0],)
         with on_device(x.device):
             _norm_fwd_kernel[grid](
@@ -379,11 +442,23 @@ def _norm_backward(
     rows, width = x.shape
     quantities = 2 * (scale is not None) + (gate is not None)
     dx = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    dy = torch.empty(rows if gate is not None else 0, width, dtype=x.dtype if y is None else y.dtype, device=x.device)
+    dy = torch.empty(
+        rows if gate is not None else 0,
+        width,
+        dtype=x.dtype if y is None else y.dtype,
+        device=x.device,
+    )
     n_tiles = triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0]
     parts = torch.empty(quantities, n_tiles, width, dtype=torch.float32, device=x.device)
     if rows:
-        dh, dtotal, x, y, gate, scale = aligned(dh), _aligned(dtotal), aligned(x), _aligned(y), _aligned(gate), _aligned(scale)
+        dh, dtotal, x, y, gate, scale = (
+            aligned(dh),
+            _aligned(dtotal),
+            aligned(x),
+            _aligned(y),
+            _aligned(gate),
+            _aligned(scale),
+        )
         shape = _shape_of_program(width)
         with on_device(x.device):
             _norm_bwd_kernel[(n_tiles,)](
@@ -398,7 +473,13 @@ def _norm_backward(
 
 @torch.library.custom_op("mudit::layer_norm_modulate", mutates_args=())
 def _layer_norm_modulate(
-    x: Tensor, shift: Tensor | None, scale: Tensor | None, tiles: Tensor | None, offsets: Tensor | None, tile_rows: int, eps: float
+    x: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    tiles: Tensor | None,
+    offsets: Tensor | None,
+    tile_rows: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     stats = torch.empty(2, x.shape[0], dtype=torch.float32, device=x.device)
     return _forward(x, None, None, shift, scale, tiles, None, stats, tile_rows, eps), stats
@@ -424,7 +505,14 @@ def _residual_norm(
 
 @torch.library.custom_op("mudit::residual_norm_", mutates_args=("x",))
 def _residual_norm_(
-    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, tiles: Tensor | None, tile_rows: int, eps: float
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    tiles: Tensor | None,
+    tile_rows: int,
+    eps: float,
 ) -> Tensor:
     total = aligned(x)
     h = _forward(total, y, gate, shift, scale, tiles, total, None, tile_rows, eps)
@@ -440,7 +528,11 @@ def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 @_residual_norm.register_fake
 def _(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(2, x.shape[0], dtype=torch.float32)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(x.shape),
+        x.new_empty(2, x.shape[0], dtype=torch.float32),
+    )
 
 
 @_residual_norm_.register_fake
@@ -463,8 +555,15 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     table = scale if scale is not None else gate
     groups = 1 if offsets is None else offsets.shape[0] - 1
-    tables = x.new_empty(2 * (scale is not None) + (gate is not None), groups, x.shape[1], dtype=x.dtype if table is None else table.dtype)
-    dy = x.new_empty(x.shape if gate is not None else (0, x.shape[1]), dtype=x.dtype if y is None else y.dtype)
+    tables = x.new_empty(
+        2 * (scale is not None) + (gate is not None),
+        groups,
+        x.shape[1],
+        dtype=x.dtype if table is None else table.dtype,
+    )
+    dy = x.new_empty(
+        x.shape if gate is not None else (0, x.shape[1]), dtype=x.dtype if y is None else y.dtype
+    )
     return x.new_empty(x.shape), dy, tables
 
 
@@ -476,11 +575,22 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 def _differentiate_norm(ctx: Any, dh: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     x, stats, scale, tiles, offsets = ctx.saved_tensors
-    dx, _, tables = _norm_backward(dh, None, x, stats, None, None, scale, tiles, offsets, ctx.tile_rows)
-    return (dx, *(tables[:2].unbind() if scale is not None else (None, None)), None, None, None, None)
+    dx, _, tables = _norm_backward(
+        dh, None, x, stats, None, None, scale, tiles, offsets, ctx.tile_rows
+    )
+    return (
+        dx,
+        *(tables[:2].unbind() if scale is not None else (None, None)),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
-def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_residual(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     _, y, gate, _, scale, tiles, offsets, ctx.tile_rows, _ = inputs
     total, _, stats = output
     ctx.mark_non_differentiable(stats)
@@ -488,20 +598,36 @@ def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(total, stats, None if gate is None else y, gate, scale, tiles, offsets)
 
 
-def _differentiate_residual(ctx: Any, dtotal: Tensor | None, dh: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _differentiate_residual(
+    ctx: Any, dtotal: Tensor | None, dh: Tensor | None, _: Any
+) -> tuple[Tensor | None, ...]:
     total, stats, y, gate, scale, tiles, offsets = ctx.saved_tensors
     if dh is None:
         dh = torch.zeros_like(total)
-    dx, dy, tables = _norm_backward(dh, dtotal, total, stats, y, gate, scale, tiles, offsets, ctx.tile_rows)
+    dx, dy, tables = _norm_backward(
+        dh, dtotal, total, stats, y, gate, scale, tiles, offsets, ctx.tile_rows
+    )
     dshift, dscale = (tables[0], tables[1]) if scale is not None else (None, None)
-    return dx, dx if gate is None else dy, None if gate is None else tables[-1], dshift, dscale, None, None, None, None
+    return (
+        dx,
+        dx if gate is None else dy,
+        None if gate is None else tables[-1],
+        dshift,
+        dscale,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _layer_norm_modulate.register_autograd(_differentiate_norm, setup_context=_save_norm)
 _residual_norm.register_autograd(_differentiate_residual, setup_context=_save_residual)
 
 
-def _plan(x: Tensor, tables: tuple[Tensor | None, ...], runs: Runs | None, *, training: bool) -> tuple[Tensor | None, Tensor | None, int]:
+def _plan(
+    x: Tensor, tables: tuple[Tensor | None, ...], runs: Runs | None, *, training: bool
+) -> tuple[Tensor | None, Tensor | None, int]:
     """(tiles, offsets, rows of a tile) of a call, after checking its arguments. Without tables every tile is alike and none is listed."""
     check_rows("x", x, max_width=MAX_WIDTH)
     tile_rows = _tile_rows(x.shape[0], x.device, training=training)
@@ -523,7 +649,14 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def layer_norm_modulate(x_TD: Tensor, shift_RD: Tensor | None, scale_RD: Tensor | None, runs: Runs | None, *, eps: float = EPS) -> Tensor:
+def layer_norm_modulate(
+    x_TD: Tensor,
+    shift_RD: Tensor | None,
+    scale_RD: Tensor | None,
+    runs: Runs | None,
+    *,
+    eps: float = EPS,
+) -> Tensor:
     """LayerNorm of x [T, D] without affine terms, then (1 + scale) and shift of the run's table row, by Triton; differentiable.
 
     The tables are [R, D], rows may be strided (mod[:, 0] of [R, 6, D]); None for both gives the plain LayerNorm. Raises ValueError for
@@ -531,7 +664,9 @@ def layer_norm_modulate(x_TD: Tensor, shift_RD: Tensor | None, scale_RD: Tensor 
     """
     if shift_RD is None or scale_RD is None or runs is None:
         shift_RD = scale_RD = runs = None
-    tiles, offsets, tile_rows = _plan(x_TD, (shift_RD, scale_RD), runs, training=_needs_grad(x_TD, shift_RD, scale_RD))
+    tiles, offsets, tile_rows = _plan(
+        x_TD, (shift_RD, scale_RD), runs, training=_needs_grad(x_TD, shift_RD, scale_RD)
+    )
     return _layer_norm_modulate(x_TD, shift_RD, scale_RD, tiles, offsets, tile_rows, eps)[0]
 
 
@@ -554,13 +689,19 @@ def residual_norm(
     if gate_RD is not None and runs is None:
         raise ValueError("a gate needs runs: which modulation row each packed row takes")
     if y_TD.shape != x_TD.shape:
-        raise ValueError(f"y {tuple(y_TD.shape)} is added to x {tuple(x_TD.shape)}: pass equal shapes")
+        raise ValueError(
+            f"y {tuple(y_TD.shape)} is added to x {tuple(x_TD.shape)}: pass equal shapes"
+        )
     if shift_RD is None or scale_RD is None or runs is None:
         shift_RD = scale_RD = None
     training = _needs_grad(x_TD, y_TD, gate_RD, shift_RD, scale_RD)
     tiles, offsets, tile_rows = _plan(x_TD, (gate_RD, shift_RD, scale_RD), runs, training=training)
     if not inplace:
-        return _residual_norm(x_TD, y_TD, gate_RD, shift_RD, scale_RD, tiles, offsets, tile_rows, eps)[:2]
+        return _residual_norm(
+            x_TD, y_TD, gate_RD, shift_RD, scale_RD, tiles, offsets, tile_rows, eps
+        )[:2]
     if training:
-        raise ValueError("inplace=True writes over x, which backward needs: pass inplace=False or use torch.no_grad()")
+        raise ValueError(
+            "inplace=True writes over x, which backward needs: pass inplace=False or use torch.no_grad()"
+        )
     return x_TD, _residual_norm_(x_TD, y_TD, gate_RD, shift_RD, scale_RD, tiles, tile_rows, eps)

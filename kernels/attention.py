@@ -2,7 +2,7 @@
 
     o_i = sum_j softmax_j(scale R(p_i) q_i . k_j) v_j        over the key rows j of i's segment; no keys give 0
 
-Keys arrive rotated (kernels/rope.py); scale is 1 / sqrt(K) unless given. The Triton kernels are in attention_forward.py and
+Keys arrive rotated (kernels/pack_qkv.py); scale is 1 / sqrt(K) unless given. The Triton kernels are in attention_forward.py and
 attention_backward.py; here is what one calls, as custom operators that torch.compile, export and activation checkpointing can see.
 
     out = attention(q, k, v, segments, cos, sin)                    # q [T, S H, K], k and v [L, H, K] -> [T, S H, K]
@@ -17,13 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rope import rotate_reference
+from .rotary import rotate_reference
 from .rows import on_device
 from .worklist import Segments
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, cos: Tensor | None = None, sin: Tensor | None = None, *, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    scale: float | None = None,
 ) -> Tensor:
     """Attention of every segment. cos, sin are fp32 [S, T, K/2], a table for each stream (None: queries are not rotated).
 
@@ -41,7 +48,11 @@ def attention_reference(
         for part in zip(q_parts, k_parts, v_parts, strict=True):
             # [H, rows, K] views of the packed rows: nothing is padded and nothing is copied
             rows, keys, values = (x.transpose(0, 1)[None] for x in part)
-            y = F.scaled_dot_product_attention(rows, keys, values, scale=scale) if keys.shape[2] else torch.zeros_like(rows)
+            y = (
+                F.scaled_dot_product_attention(rows, keys, values, scale=scale)
+                if keys.shape[2]
+                else torch.zeros_like(rows)
+            )
             parts.append(y[0].transpose(0, 1))
         if covered:
             outs.append(torch.cat(parts) if len(parts) != 1 else parts[0])
@@ -79,12 +90,16 @@ def attention_fwd(
 
     with on_device(q.device):
         config = forward_config(q.shape[-1], q.dtype, target_capability(), precision)
-        return forward(q, k, v, cos, sin, q_tiles, config, scale=scale, precision=precision, covered=q_covered)
+        return forward(
+            q, k, v, cos, sin, q_tiles, config, scale=scale, precision=precision, covered=q_covered
+        )
 
 
 @attention_fwd.register_fake
 def _(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(
+        (q.shape[1], q.shape[0]), dtype=torch.float32
+    )
 
 
 @torch.library.custom_op("mudit::attention_bwd", mutates_args=())
@@ -105,7 +120,23 @@ def attention_bwd(
 
 
 @attention_bwd.register_fake
-def _(d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):
+def _(
+    d_out,
+    d_lse,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    cos,
+    sin,
+    dq_tiles,
+    dkv_tiles,
+    scale,
+    precision,
+    q_covered,
+    k_covered,
+):
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
@@ -119,35 +150,64 @@ def _backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Ten
     q, k, v, cos, sin, dq_tiles, dkv_tiles, out, lse = ctx.saved_tensors
     if d_out is None:
         d_out = torch.zeros_like(out)
-    grads = attention_bwd(d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, *ctx.options)
+    grads = attention_bwd(
+        d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, *ctx.options
+    )
     return *grads, *[None] * 9
 
 
 attention_fwd.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, cos: Tensor | None, sin: Tensor | None, precision: str) -> None:
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    precision: str,
+) -> None:
     """Raises ValueError for what the kernels cannot serve."""
-    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[2] != k.shape[2] or not k.shape[1] or q.shape[1] % k.shape[1]:
+    if (
+        q.dim() != 3
+        or k.dim() != 3
+        or k.shape != v.shape
+        or q.shape[2] != k.shape[2]
+        or not k.shape[1]
+        or q.shape[1] % k.shape[1]
+    ):
         given = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ValueError(f"{given}: pass q [T, streams x H, K], and k and v [L, H, K]")
     if q.shape[2] not in HEAD_DIMS:
-        raise ValueError(f"head_dim={q.shape[2]} has no triton kernel ({', '.join(map(str, HEAD_DIMS))}): pass backend='eager'")
+        raise ValueError(
+            f"head_dim={q.shape[2]} has no triton kernel ({', '.join(map(str, HEAD_DIMS))}): pass backend='eager'"
+        )
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: pass all three as bfloat16, float16 or float32")
+        raise ValueError(
+            f"q {q.dtype}, k {k.dtype}, v {v.dtype}: pass all three as bfloat16, float16 or float32"
+        )
     if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is not known: pass 'tf32' (tensor cores) or 'ieee' (exact fp32 products)")
+        raise ValueError(
+            f"precision={precision!r} is not known: pass 'tf32' (tensor cores) or 'ieee' (exact fp32 products)"
+        )
     if (cos is None) != (sin is None):
-        raise ValueError("cos and sin come together: pass both, or neither for queries that are not rotated")
+        raise ValueError(
+            "cos and sin come together: pass both, or neither for queries that are not rotated"
+        )
     streams = q.shape[1] // k.shape[1]
     wanted = (streams, q.shape[0], q.shape[2] // 2)
     for name, table in (("cos", cos), ("sin", sin)):
         if table is not None and (table.shape != wanted or table.dtype != torch.float32):
-            raise ValueError(f"{name} is {table.dtype} {tuple(table.shape)}: pass a float32 table [streams, T, K/2] = {wanted}")
+            raise ValueError(
+                f"{name} is {table.dtype} {tuple(table.shape)}: pass a float32 table [streams, T, K/2] = {wanted}"
+            )
     segments.check(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
 
 
-def _blocks(head_dim: int, dtype: torch.dtype, precision: str, device: torch.device) -> tuple[int, int, int]:
+def _blocks(
+    head_dim: int, dtype: torch.dtype, precision: str, device: torch.device
+) -> tuple[int, int, int]:
     """Rows of a tile of the forward, query-gradient and key-gradient kernel on a device."""
     from .attention_backward import backward_configs
     from .attention_forward import forward_config, target_capability
@@ -155,7 +215,11 @@ def _blocks(head_dim: int, dtype: torch.dtype, precision: str, device: torch.dev
     with on_device(device):
         capability = target_capability()
     by_query, by_key = backward_configs(head_dim, dtype, capability, precision)
-    return forward_config(head_dim, dtype, capability, precision).block_q, by_query.block_q, by_key.block_k
+    return (
+        forward_config(head_dim, dtype, capability, precision).block_q,
+        by_query.block_q,
+        by_key.block_k,
+    )
 
 
 # what torch.compiler.assume_constant_result sets; calling it would import all of dynamo along with this module
@@ -183,14 +247,21 @@ def attention(
     streams, head_dim = q.shape[1] // k.shape[1], q.shape[2]
     scale = head_dim**-0.5 if scale is None else scale
     if not scale > 0:
-        raise ValueError(f"scale={scale}: pass a positive number (the running maximum is taken before scaling)")
+        raise ValueError(
+            f"scale={scale}: pass a positive number (the running maximum is taken before scaling)"
+        )
     block_q, block_dq, block_dkv = _blocks(head_dim, q.dtype, precision, q.device)
     q_tiles = segments.query_tiles(block_q, q.device)
     dq_tiles = dkv_tiles = q_tiles[:0]
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         segments.check_keys_apart()
-        dq_tiles, dkv_tiles = segments.query_tiles(block_dq, q.device), segments.key_tiles(block_dkv, q.device)
+        dq_tiles, dkv_tiles = (
+            segments.query_tiles(block_dq, q.device),
+            segments.key_tiles(block_dkv, q.device),
+        )
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     cos, sin = (None if x is None else x.contiguous() for x in (cos, sin))
     covered = segments.covers(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
-    return attention_fwd(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, *covered)[0]
+    return attention_fwd(
+        q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, *covered
+    )[0]

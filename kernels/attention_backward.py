@@ -19,7 +19,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_forward import LOG2E, Config, chunks, describable, describe, family, load_rows, load_tile, rotate_rows, store_rows
+from .attention_forward import (
+    LOG2E,
+    Config,
+    chunks,
+    describable,
+    describe,
+    family,
+    load_rows,
+    load_tile,
+    rotate_rows,
+    store_rows,
+)
 
 
 @triton.jit
@@ -29,13 +40,21 @@ def _query_gradient_tile(
     MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile to dq."""
-    k1 = load_tile(k_ptr, k_main, keys, k_rows, first_row, column, STRIDE_K_ROW, 0, MAIN, MASKED, TMA)
-    v1 = load_tile(v_ptr, v_main, keys, k_rows, first_row, column, STRIDE_V_ROW, 0, MAIN, MASKED, TMA)
+    k1 = load_tile(
+        k_ptr, k_main, keys, k_rows, first_row, column, STRIDE_K_ROW, 0, MAIN, MASKED, TMA
+    )
+    v1 = load_tile(
+        v_ptr, v_main, keys, k_rows, first_row, column, STRIDE_V_ROW, 0, MAIN, MASKED, TMA
+    )
     s = tl.dot(q1, k1.T, input_precision=PRECISION)
     dp = tl.dot(do1, v1.T, input_precision=PRECISION)
     if REST > 0:
-        k2 = load_tile(k_ptr, k_rest, keys, k_rows, first_row, column, STRIDE_K_ROW, MAIN, REST, MASKED, TMA)
-        v2 = load_tile(v_ptr, v_rest, keys, k_rows, first_row, column, STRIDE_V_ROW, MAIN, REST, MASKED, TMA)
+        k2 = load_tile(
+            k_ptr, k_rest, keys, k_rows, first_row, column, STRIDE_K_ROW, MAIN, REST, MASKED, TMA
+        )
+        v2 = load_tile(
+            v_ptr, v_rest, keys, k_rows, first_row, column, STRIDE_V_ROW, MAIN, REST, MASKED, TMA
+        )
         s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
         dp = tl.dot(do2, v2.T, dp, input_precision=PRECISION)
     p = tl.math.exp2(s * scale_log2 - lse[:, None])
@@ -50,7 +69,19 @@ def _query_gradient_tile(
 
 
 @triton.jit
-def _store_unrotated(ptr, dq, cos_ptr, sin_ptr, rows, end, stride, angles, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
+def _store_unrotated(
+    ptr,
+    dq,
+    cos_ptr,
+    sin_ptr,
+    rows,
+    end,
+    stride,
+    angles,
+    COL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
     """Writes R^-1(dq) of one column chunk. The halves of a pair lie in the same thread of an accumulator, so the split moves nothing."""
     HALF: tl.constexpr = WIDTH // 2
     a, b = tl.split(dq.reshape(rows.shape[0], 2, HALF).permute(0, 2, 1))
@@ -61,18 +92,33 @@ def _store_unrotated(ptr, dq, cos_ptr, sin_ptr, rows, end, stride, angles, COL: 
 
 
 def _metadata(name: str, products: float) -> Any:
-    def launch_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+    def launch_metadata(
+        grid: tuple[int, ...], metadata: Any, args: dict[str, Any]
+    ) -> dict[str, Any]:
         """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is attached."""
-        table, q, head_dim, heads = args["tiles_ptr"].cpu().long(), args["do_ptr"], args["HEAD_DIM"], args["n_heads"]
+        table, q, head_dim, heads = (
+            args["tiles_ptr"].cpu().long(),
+            args["do_ptr"],
+            args["HEAD_DIM"],
+            args["n_heads"],
+        )
         by_query = "dq_ptr" in args
-        own, other = table[:, 1].clamp(max=args["BLOCK_Q"] if by_query else args["BLOCK_K"]), table[:, 3]
+        own, other = (
+            table[:, 1].clamp(max=args["BLOCK_Q"] if by_query else args["BLOCK_K"]),
+            table[:, 3],
+        )
         element, read_once = q.element_size(), int(other[table[:, 5] == 0].sum())
         # by query: q, o, do in, R(q), dq out, k, v in; by key: k, v in, dk, dv out, R(q), do in; lse and delta are fp32
-        rows = (5 * int(own.sum()) + 2 * read_once) if by_query else (4 * int(own.sum()) + 2 * read_once)
+        rows = (
+            (5 * int(own.sum()) + 2 * read_once)
+            if by_query
+            else (4 * int(own.sum()) + 2 * read_once)
+        )
         return {
             "name": f"{name}_K{head_dim}_{str(q.dtype).removeprefix('torch.')}",
             f"flops{8 * element}": 2.0 * products * head_dim * heads * int((own * other).sum()),
-            "bytes": heads * (head_dim * element * rows + 8 * (int(own.sum()) if by_query else read_once)),
+            "bytes": heads
+            * (head_dim * element * rows + 8 * (int(own.sum()) if by_query else read_once)),
         }
 
     return launch_metadata
@@ -105,7 +151,19 @@ def attention_bwd_dq_kernel(
     if ROTATE:
         angles = (stream.to(tl.int64) * n_rows + q_start) * (HEAD_DIM // 2)
         rotated = rotated_ptr + own
-        rotate_rows(q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, 0, MAIN, HEAD_DIM)
+        rotate_rows(
+            q_ptr,
+            rotated,
+            cos_ptr + angles,
+            sin_ptr + angles,
+            rows,
+            q_rows,
+            stride_q_row,
+            stride_out_row,
+            0,
+            MAIN,
+            HEAD_DIM,
+        )
         if REST > 0:
             rotate_rows(
                 q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, MAIN, REST, HEAD_DIM
@@ -168,9 +226,33 @@ def attention_bwd_dq_kernel(
     out_rows = q_start + rows
     if ROTATE:
         angles = stream.to(tl.int64) * n_rows * (HEAD_DIM // 2)
-        _store_unrotated(dq_ptr, dq1 * scale, cos_ptr, sin_ptr, out_rows, q_end, stride_out_row, angles, 0, MAIN, HEAD_DIM)
+        _store_unrotated(
+            dq_ptr,
+            dq1 * scale,
+            cos_ptr,
+            sin_ptr,
+            out_rows,
+            q_end,
+            stride_out_row,
+            angles,
+            0,
+            MAIN,
+            HEAD_DIM,
+        )
         if REST > 0:
-            _store_unrotated(dq_ptr, dq2 * scale, cos_ptr, sin_ptr, out_rows, q_end, stride_out_row, angles, MAIN, REST, HEAD_DIM)
+            _store_unrotated(
+                dq_ptr,
+                dq2 * scale,
+                cos_ptr,
+                sin_ptr,
+                out_rows,
+                q_end,
+                stride_out_row,
+                angles,
+                MAIN,
+                REST,
+                HEAD_DIM,
+            )
     else:
         store_rows(dq_ptr, dq1 * scale, out_rows, q_end, stride_out_row, 0, MAIN)
         if REST > 0:
@@ -186,7 +268,9 @@ def _load_chunks(
     main = load_tile(ptr, desc_main, rows, n_rows, first_row, column, STRIDE, 0, MAIN, MASKED, TMA)
     rest = main
     if REST > 0:
-        rest = load_tile(ptr, desc_rest, rows, n_rows, first_row, column, STRIDE, MAIN, REST, MASKED, TMA)
+        rest = load_tile(
+            ptr, desc_rest, rows, n_rows, first_row, column, STRIDE, MAIN, REST, MASKED, TMA
+        )
     return main, rest
 
 
@@ -200,7 +284,22 @@ def _probabilities(k1, k2, q1, q2, lse, scale_log2, REST: tl.constexpr, PRECISIO
 
 
 @triton.jit
-def _add_key_gradients(p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST: tl.constexpr, PRECISION: tl.constexpr):
+def _add_key_gradients(
+    p,
+    delta,
+    v1,
+    v2,
+    q1,
+    q2,
+    do1,
+    do2,
+    dk1,
+    dk2,
+    dv1,
+    dv2,
+    REST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Adds one query tile to dk and dv."""
     dv1 = tl.dot(p.to(do1.dtype), do1, dv1, input_precision=PRECISION)
     dp = tl.dot(v1, do1.T, input_precision=PRECISION)
@@ -262,10 +361,38 @@ def attention_bwd_dkv_kernel(
             live = left + queries < q_rows
             lse = tl.load(state_ptr + 2 * (left + queries), mask=live, other=0.0)
             delta = tl.load(state_ptr + 2 * (left + queries) + 1, mask=live, other=0.0)
-            q1, q2 = _load_chunks(q_ptr, q_main, q_rest, left + queries, q_rows, 0, 0, STRIDE_Q_ROW, MAIN, REST, True, TMA)
+            q1, q2 = _load_chunks(
+                q_ptr,
+                q_main,
+                q_rest,
+                left + queries,
+                q_rows,
+                0,
+                0,
+                STRIDE_Q_ROW,
+                MAIN,
+                REST,
+                True,
+                TMA,
+            )
             p = _probabilities(k1, k2, q1, q2, lse, scale_log2, REST, PRECISION)
-            do1, do2 = _load_chunks(do_ptr, do_main, do_rest, left + queries, q_rows, 0, 0, STRIDE_DO_ROW, MAIN, REST, True, TMA)
-            dk1, dk2, dv1, dv2 = _add_key_gradients(p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION)
+            do1, do2 = _load_chunks(
+                do_ptr,
+                do_main,
+                do_rest,
+                left + queries,
+                q_rows,
+                0,
+                0,
+                STRIDE_DO_ROW,
+                MAIN,
+                REST,
+                True,
+                TMA,
+            )
+            dk1, dk2, dv1, dv2 = _add_key_gradients(
+                p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION
+            )
 
     # All loads stand before the first product, so that descriptor loads wait on one barrier. The loop counts rows of the buffer and carries
     # the address of the states: were one derived from the other, LLVM would count in 64 bits, which costs registers and instructions.
@@ -273,21 +400,90 @@ def attention_bwd_dkv_kernel(
     for row in tl.range(q_start, q_start + whole, TRIP):
         lse, delta = tl.split(tl.load(states).reshape(BLOCK_Q, 2))
         offsets = row - q_start + queries
-        q1, q2 = _load_chunks(q_ptr, q_main, q_rest, offsets, q_rows, row, column, STRIDE_Q_ROW, MAIN, REST, False, TMA)
+        q1, q2 = _load_chunks(
+            q_ptr,
+            q_main,
+            q_rest,
+            offsets,
+            q_rows,
+            row,
+            column,
+            STRIDE_Q_ROW,
+            MAIN,
+            REST,
+            False,
+            TMA,
+        )
         if TMA:
-            do1, do2 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
+            do1, do2 = _load_chunks(
+                do_ptr,
+                do_main,
+                do_rest,
+                offsets,
+                q_rows,
+                row,
+                column,
+                STRIDE_DO_ROW,
+                MAIN,
+                REST,
+                False,
+                TMA,
+            )
         if PAIRED:
             lse_b, delta_b = tl.split(tl.load(states + 2 * BLOCK_Q).reshape(BLOCK_Q, 2))
             offsets += BLOCK_Q
-            q3, q4 = _load_chunks(q_ptr, q_main, q_rest, offsets, q_rows, row + BLOCK_Q, column, STRIDE_Q_ROW, MAIN, REST, False, TMA)
-            do3, do4 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row + BLOCK_Q, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
+            q3, q4 = _load_chunks(
+                q_ptr,
+                q_main,
+                q_rest,
+                offsets,
+                q_rows,
+                row + BLOCK_Q,
+                column,
+                STRIDE_Q_ROW,
+                MAIN,
+                REST,
+                False,
+                TMA,
+            )
+            do3, do4 = _load_chunks(
+                do_ptr,
+                do_main,
+                do_rest,
+                offsets,
+                q_rows,
+                row + BLOCK_Q,
+                column,
+                STRIDE_DO_ROW,
+                MAIN,
+                REST,
+                False,
+                TMA,
+            )
         p = _probabilities(k1, k2, q1, q2, lse, scale_log2, REST, PRECISION)
         if not TMA:
-            do1, do2 = _load_chunks(do_ptr, do_main, do_rest, offsets, q_rows, row, column, STRIDE_DO_ROW, MAIN, REST, False, TMA)
-        dk1, dk2, dv1, dv2 = _add_key_gradients(p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION)
+            do1, do2 = _load_chunks(
+                do_ptr,
+                do_main,
+                do_rest,
+                offsets,
+                q_rows,
+                row,
+                column,
+                STRIDE_DO_ROW,
+                MAIN,
+                REST,
+                False,
+                TMA,
+            )
+        dk1, dk2, dv1, dv2 = _add_key_gradients(
+            p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION
+        )
         if PAIRED:
             p = _probabilities(k1, k2, q3, q4, lse_b, scale_log2, REST, PRECISION)
-            dk1, dk2, dv1, dv2 = _add_key_gradients(p, delta_b, v1, v2, q3, q4, do3, do4, dk1, dk2, dv1, dv2, REST, PRECISION)
+            dk1, dk2, dv1, dv2 = _add_key_gradients(
+                p, delta_b, v1, v2, q3, q4, do3, do4, dk1, dk2, dv1, dv2, REST, PRECISION
+            )
         states += 2 * TRIP
 
     k_start = tl.load(tile, volatile=True).to(tl.int64)
@@ -320,7 +516,9 @@ _TILES = {
 }
 
 
-def backward_configs(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> tuple[Config, Config]:
+def backward_configs(
+    head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32"
+) -> tuple[Config, Config]:
     """Tiles of the query-gradient and of the key-gradient kernel for a device, chosen like forward_config()."""
     target = family(capability)
     # where 32 query rows spill: sm_120 leaves ptxas fewer registers than sm_86, and tf32 keeps four bytes an element
@@ -334,7 +532,9 @@ def backward_configs(head_dim: int, dtype: torch.dtype, capability: int, precisi
         # keys of one warp group: two would share the 64 rows of a wgmma and compute some of them twice
         # sm_100 keeps more of a tile in shared memory, of which 227 KB are there
         rows = 64 if target == 100 and head_dim == 128 else 128
-        return Config(rows, 32, 4 if rows == 64 else 8, 2, tma=True), Config(32, 32 if head_dim == 128 else 64, 4, 2, tma=True)
+        return Config(rows, 32, 4 if rows == 64 else 8, 2, tma=True), Config(
+            32, 32 if head_dim == 128 else 64, 4, 2, tma=True
+        )
     if head_dim == 128:
         return Config(32, 32, 4, 2), Config(32, 32, 4, 2)
     return Config(64, 32, 4, 2), narrow if target == 86 and head_dim == 96 else Config(32, 64, 8, 2)

@@ -40,10 +40,14 @@ class Config:
 
 
 @triton.jit
-def load_rows(ptr, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+def load_rows(
+    ptr, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr
+):
     """Columns [COL, COL + WIDTH) of `rows`. MASKED: rows from n_rows on are 0."""
     pointers = ptr + rows[:, None] * stride + (COL + tl.arange(0, WIDTH))[None, :]
-    return tl.load(pointers, mask=(rows < n_rows)[:, None], other=0.0) if MASKED else tl.load(pointers)
+    return (
+        tl.load(pointers, mask=(rows < n_rows)[:, None], other=0.0) if MASKED else tl.load(pointers)
+    )
 
 
 @triton.jit
@@ -55,7 +59,11 @@ def load_tile(
 
     A masked tile always comes by pointers, because rows of the next song must not enter, not even times 0.
     """
-    return desc.load([first_row, column + COL]) if TMA and not MASKED else load_rows(ptr, rows, n_rows, STRIDE, COL, WIDTH, MASKED)
+    return (
+        desc.load([first_row, column + COL])
+        if TMA and not MASKED
+        else load_rows(ptr, rows, n_rows, STRIDE, COL, WIDTH, MASKED)
+    )
 
 
 @triton.jit
@@ -67,7 +75,17 @@ def store_rows(ptr, x, rows, n_rows, stride, COL: tl.constexpr, WIDTH: tl.conste
 
 @triton.jit
 def rotate_rows(
-    x_ptr, out_ptr, cos_ptr, sin_ptr, rows, n_rows, stride, stride_out, COL: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr
+    x_ptr,
+    out_ptr,
+    cos_ptr,
+    sin_ptr,
+    rows,
+    n_rows,
+    stride,
+    stride_out,
+    COL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
     """Rotates one column chunk of `rows` from x to out."""
     HALF: tl.constexpr = WIDTH // 2
@@ -95,30 +113,45 @@ def _attend_tile(
     MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Takes one key tile into the online softmax."""
-    k1 = load_tile(k_ptr, k_main, keys, k_rows, first_row, column, STRIDE_K_ROW, 0, MAIN, MASKED, TMA)
+    k1 = load_tile(
+        k_ptr, k_main, keys, k_rows, first_row, column, STRIDE_K_ROW, 0, MAIN, MASKED, TMA
+    )
     s = tl.dot(q1, k1.T, input_precision=PRECISION)
     if REST > 0:
-        k2 = load_tile(k_ptr, k_rest, keys, k_rows, first_row, column, STRIDE_K_ROW, MAIN, REST, MASKED, TMA)
+        k2 = load_tile(
+            k_ptr, k_rest, keys, k_rows, first_row, column, STRIDE_K_ROW, MAIN, REST, MASKED, TMA
+        )
         s = tl.dot(q2, k2.T, s, input_precision=PRECISION)
     if MASKED:
         s = tl.where((keys < k_rows)[None, :], s, float("-inf"))
     p, alpha, m, total = _softmax_step(s, m, total, scale_log2)
-    v1 = load_tile(v_ptr, v_main, keys, k_rows, first_row, column, STRIDE_V_ROW, 0, MAIN, MASKED, TMA)
+    v1 = load_tile(
+        v_ptr, v_main, keys, k_rows, first_row, column, STRIDE_V_ROW, 0, MAIN, MASKED, TMA
+    )
     p = p.to(v1.dtype)
     o1 = tl.dot(p, v1, o1 * alpha[:, None], input_precision=PRECISION)
     if REST > 0:
-        v2 = load_tile(v_ptr, v_rest, keys, k_rows, first_row, column, STRIDE_V_ROW, MAIN, REST, MASKED, TMA)
+        v2 = load_tile(
+            v_ptr, v_rest, keys, k_rows, first_row, column, STRIDE_V_ROW, MAIN, REST, MASKED, TMA
+        )
         o2 = tl.dot(p, v2, o2 * alpha[:, None], input_precision=PRECISION)
     return o1, o2, m, total
 
 
 def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
     """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is attached."""
-    table, q, head_dim, heads = args["tiles_ptr"].cpu().long(), args["q_ptr"], args["HEAD_DIM"], args["n_heads"]
+    table, q, head_dim, heads = (
+        args["tiles_ptr"].cpu().long(),
+        args["q_ptr"],
+        args["HEAD_DIM"],
+        args["n_heads"],
+    )
     q_rows, k_rows = table[:, 1].clamp(max=args["BLOCK_Q"]), table[:, 3]
     # keys and values count once for each segment: what all tiles of one read again comes from L2
     first = table[:, 5] == 0
-    moved = heads * head_dim * q.element_size() * (2 * int(q_rows.sum()) + 2 * int(k_rows[first].sum())) + heads * 4 * int(q_rows.sum())
+    moved = heads * head_dim * q.element_size() * (
+        2 * int(q_rows.sum()) + 2 * int(k_rows[first].sum())
+    ) + heads * 4 * int(q_rows.sum())
     return {
         "name": f"attention_fwd_K{head_dim}_{str(q.dtype).removeprefix('torch.')}",
         f"flops{8 * q.element_size()}": 4.0 * head_dim * heads * int((q_rows * k_rows).sum()),
@@ -183,9 +216,33 @@ def attention_fwd_kernel(
         # through L1, but what arrives by a load may stay in shared memory as tensor-core operand; values computed in registers would be
         # kept there through the loop, at the price of spills (sm_80) and of serialised wgmma (sm_90).
         scratch = out_ptr + q_start * stride_out_row + q_head * HEAD_DIM
-        rotate_rows(q_ptr, scratch, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, stride_out_row, 0, MAIN, HEAD_DIM)
+        rotate_rows(
+            q_ptr,
+            scratch,
+            cos_ptr,
+            sin_ptr,
+            rows,
+            q_rows,
+            stride_q_row,
+            stride_out_row,
+            0,
+            MAIN,
+            HEAD_DIM,
+        )
         if REST > 0:
-            rotate_rows(q_ptr, scratch, cos_ptr, sin_ptr, rows, q_rows, stride_q_row, stride_out_row, MAIN, REST, HEAD_DIM)
+            rotate_rows(
+                q_ptr,
+                scratch,
+                cos_ptr,
+                sin_ptr,
+                rows,
+                q_rows,
+                stride_q_row,
+                stride_out_row,
+                MAIN,
+                REST,
+                HEAD_DIM,
+            )
         tl.debug_barrier()
         q_ptr = scratch
         stride_q_row = stride_out_row
@@ -215,7 +272,9 @@ def attention_fwd_kernel(
             column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
         )  # fmt: skip
 
-    total = tl.where(total == 0.0, 1.0, total)  # no keys: m = -inf and o = 0 give lse = -inf and out = 0
+    total = tl.where(
+        total == 0.0, 1.0, total
+    )  # no keys: m = -inf and o = 0 give lse = -inf and out = 0
     # the tile is read again: a few loads are cheaper than registers held through the loop
     q_start = tl.load(tile, volatile=True).to(tl.int64)
     q_end = q_start + tl.load(tile + 1, volatile=True)
@@ -249,15 +308,25 @@ def family(capability: int) -> int:
     return 86 if capability < 90 or capability >= 120 else 90 if capability < 100 else 100
 
 
-def forward_config(head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32") -> Config:
+def forward_config(
+    head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32"
+) -> Config:
     """Tiles for a device, chosen by instruction counts: the most tensor-core work per shared-memory and issue slot without a spill."""
     target = family(capability)
     if dtype == torch.float32 and precision == "ieee":
-        return Config(32, 32, 4, 1)  # exact products run outside the tensor cores, operands in registers
+        return Config(
+            32, 32, 4, 1
+        )  # exact products run outside the tensor cores, operands in registers
     if dtype == torch.float32:
         if target == 100 and head_dim == 128:
-            return Config(128, 32, 8, 2, tma=True)  # 64 keys take 257 KB of shared memory, and 227 are there
-        return Config(128, 64, 8, 2, tma=True) if target >= 90 else Config(128, 32, 8 if head_dim == 128 else 4, 2)
+            return Config(
+                128, 32, 8, 2, tma=True
+            )  # 64 keys take 257 KB of shared memory, and 227 are there
+        return (
+            Config(128, 64, 8, 2, tma=True)
+            if target >= 90
+            else Config(128, 32, 8 if head_dim == 128 else 4, 2)
+        )
     if target >= 90:
         return Config(128, 128, 8, 2, tma=True)
     if target == 86:
@@ -272,11 +341,15 @@ def describable(x: Tensor) -> bool:
     return x.shape[0] > 0 and x.stride(1) == x.shape[2] and aligned
 
 
-def describe(x: Tensor, rows: int, head_dim: int) -> tuple[TensorDescriptor, TensorDescriptor | None]:
+def describe(
+    x: Tensor, rows: int, head_dim: int
+) -> tuple[TensorDescriptor, TensorDescriptor | None]:
     """Descriptors of the two column chunks of x [L, H, K], in boxes of `rows` rows."""
     main, rest = chunks(head_dim)
     shape, strides = [x.shape[0], x.shape[1] * head_dim], [x.stride(0), 1]
-    return TensorDescriptor(x, shape, strides, [rows, main]), TensorDescriptor(x, shape, strides, [rows, rest]) if rest else None
+    return TensorDescriptor(x, shape, strides, [rows, main]), TensorDescriptor(
+        x, shape, strides, [rows, rest]
+    ) if rest else None
 
 
 def forward(
@@ -289,8 +362,14 @@ def forward(
     """
     n_rows, q_heads, head_dim = q.shape
     heads = k.shape[1]
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if covered else torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    lse = (torch.empty if covered else torch.zeros)(q_heads, n_rows, dtype=torch.float32, device=q.device)
+    out = (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if covered
+        else torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    )
+    lse = (torch.empty if covered else torch.zeros)(
+        q_heads, n_rows, dtype=torch.float32, device=q.device
+    )
     if not tiles.shape[0]:
         return out, lse
     main, rest = chunks(head_dim)

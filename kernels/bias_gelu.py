@@ -47,7 +47,15 @@ def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dic
 
 @triton.jit(launch_metadata=_metadata)
 def _bias_gelu_fwd_kernel(
-    x_ptr, bias_ptr, h_ptr, stride_x_row, n_rows, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE_ROWS: tl.constexpr, ROW_BLOCK: tl.constexpr
+    x_ptr,
+    bias_ptr,
+    h_ptr,
+    stride_x_row,
+    n_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
 ):
     start = tl.program_id(1).to(tl.int64) * TILE_ROWS
     cols = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -56,9 +64,16 @@ def _bias_gelu_fwd_kernel(
     for first in range(0, tl.minimum(TILE_ROWS, n_rows - start), ROW_BLOCK):
         rows = start + first + tl.arange(0, ROW_BLOCK)
         mask = (rows < n_rows)[:, None] & inside[None, :]
-        u = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32) + bias
+        u = (
+            tl.load(
+                row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0
+            ).to(tl.float32)
+            + bias
+        )
         h = u / (1.0 + _exp_minus_2z(u))
-        tl.store(row_pointers(h_ptr, rows, D) + cols[None, :], h.to(h_ptr.dtype.element_ty), mask=mask)
+        tl.store(
+            row_pointers(h_ptr, rows, D) + cols[None, :], h.to(h_ptr.dtype.element_ty), mask=mask
+        )
 
 
 @triton.jit(launch_metadata=_metadata)
@@ -85,12 +100,21 @@ def _bias_gelu_bwd_kernel(
     for first in range(0, tl.minimum(TILE_ROWS, n_rows - start), ROW_BLOCK):
         rows = start + first + tl.arange(0, ROW_BLOCK)
         mask = (rows < n_rows)[:, None] & inside[None, :]
-        u = tl.load(row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32) + bias
-        dh = tl.load(row_pointers(dh_ptr, rows, stride_dh_row) + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        u = (
+            tl.load(
+                row_pointers(x_ptr, rows, stride_x_row) + cols[None, :], mask=mask, other=0.0
+            ).to(tl.float32)
+            + bias
+        )
+        dh = tl.load(
+            row_pointers(dh_ptr, rows, stride_dh_row) + cols[None, :], mask=mask, other=0.0
+        ).to(tl.float32)
         e = _exp_minus_2z(u)
         s = 1.0 / (1.0 + e)
         dx = dh * s * (1.0 + u * (e * s) * 1.5957691216057308 * (1.0 + 0.134145 * u * u))
-        tl.store(row_pointers(dx_ptr, rows, D) + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(
+            row_pointers(dx_ptr, rows, D) + cols[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask
+        )
         dbias += dx
     tl.store(parts_ptr + tile * D + cols, tl.sum(dbias, axis=0), mask=inside)
 
@@ -104,7 +128,16 @@ def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
         grid = (triton.cdiv(width, BLOCK_D), triton.cdiv(rows, TILE_ROWS))
         with on_device(x.device):
             _bias_gelu_fwd_kernel[grid](
-                x, bias, h, x.stride(0), rows, D=width, BLOCK_D=BLOCK_D, TILE_ROWS=TILE_ROWS, ROW_BLOCK=8, num_warps=4
+                x,
+                bias,
+                h,
+                x.stride(0),
+                rows,
+                D=width,
+                BLOCK_D=BLOCK_D,
+                TILE_ROWS=TILE_ROWS,
+                ROW_BLOCK=8,
+                num_warps=4,
             )
     return h
 
@@ -164,5 +197,7 @@ def bias_gelu(x_TD: Tensor, bias_D: Tensor) -> Tensor:
     """
     check_rows("x", x_TD)
     if bias_D.shape != x_TD.shape[1:]:
-        raise ValueError(f"bias of shape {tuple(bias_D.shape)} for x {tuple(x_TD.shape)}: pass one value per column")
+        raise ValueError(
+            f"bias of shape {tuple(bias_D.shape)} for x {tuple(x_TD.shape)}: pass one value per column"
+        )
     return _bias_gelu(x_TD, bias_D)

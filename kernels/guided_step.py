@@ -27,7 +27,7 @@ COLUMNS = ("a", "b", "c", "d", "p", "q", "w")
 
 
 @dataclass(frozen=True)
-class Spans:
+class SongRows:
     """Where each song lies: (start, rows, cond_start, uncond_start), the first in x, kept and noise, the last two in the network's output.
 
     uncond_start is -1 for a song that is not guided at this step (its output is cond, whatever w says).
@@ -40,22 +40,37 @@ class Spans:
         """int32 [B, 4] on `device`, made once."""
         device = torch.device(device)
         if device not in self._tensors:
-            self._tensors[device] = torch.tensor(self.items, dtype=torch.int32).reshape(-1, 4).to(device)
+            self._tensors[device] = (
+                torch.tensor(self.items, dtype=torch.int32).reshape(-1, 4).to(device)
+            )
         return self._tensors[device]
 
     def check(self, *, rows: int, out_rows: int) -> None:
         """Raises ValueError when a span leaves the latents or the network's output, or two spans write the same rows."""
         for start, count, cond, uncond in self.items:
-            if min(start, count, cond) < 0 or start + count > rows or max(cond, uncond) + count > out_rows:
-                raise ValueError(f"span {(start, count, cond, uncond)} leaves the buffers of {rows} latent and {out_rows} output rows")
+            if (
+                min(start, count, cond) < 0
+                or start + count > rows
+                or max(cond, uncond) + count > out_rows
+            ):
+                raise ValueError(
+                    f"span {(start, count, cond, uncond)} leaves the buffers of {rows} latent and {out_rows} output rows"
+                )
         placed = sorted(item[:2] for item in self.items if item[1])
         for (start, count), (after, _) in pairwise(placed):
             if start + count > after:
-                raise ValueError(f"two spans share latent rows from {after}: every song has rows of its own")
+                raise ValueError(
+                    f"two spans share latent rows from {after}: every song has rows of its own"
+                )
 
 
 def guided_step_reference(
-    x_TC: Tensor, kept_TC: Tensor, out_NC: Tensor, noise_TC: Tensor | None, rows_B7: Tensor, spans: Spans
+    x_TC: Tensor,
+    kept_TC: Tensor,
+    out_NC: Tensor,
+    noise_TC: Tensor | None,
+    rows_B7: Tensor,
+    spans: SongRows,
 ) -> tuple[Tensor, Tensor]:
     """One update of packed latents; returns new (x', kept') of x's dtype (fp32; float64 stays float64).
 
@@ -115,7 +130,10 @@ def _guided_step_kernel(
     song = tl.program_id(1).to(tl.int64)
     span_ptr = spans_ptr + song * 4
     start, count = tl.load(span_ptr).to(tl.int64), tl.load(span_ptr + 1).to(tl.int64)
-    cond_start, uncond_start = tl.load(span_ptr + 2).to(tl.int64), tl.load(span_ptr + 3).to(tl.int64)
+    cond_start, uncond_start = (
+        tl.load(span_ptr + 2).to(tl.int64),
+        tl.load(span_ptr + 3).to(tl.int64),
+    )
     row_ptr = rows_ptr + song * 7
     a, b, c, d = tl.load(row_ptr), tl.load(row_ptr + 1), tl.load(row_ptr + 2), tl.load(row_ptr + 3)
     p, q, w = tl.load(row_ptr + 4), tl.load(row_ptr + 5), tl.load(row_ptr + 6)
@@ -124,23 +142,45 @@ def _guided_step_kernel(
     row, col = element // C, element % C
     live = row < count
     x = tl.load(row_starts(x_ptr, start + row, stride_x_row) + col, mask=live, other=0.0)
-    out = tl.load(row_starts(out_ptr, cond_start + row, stride_out_row) + col, mask=live, other=0.0).to(tl.float32)
+    out = tl.load(
+        row_starts(out_ptr, cond_start + row, stride_out_row) + col, mask=live, other=0.0
+    ).to(tl.float32)
     guided = live & (uncond_start >= 0)
-    uncond = tl.load(row_starts(out_ptr, uncond_start + row, stride_out_row) + col, mask=guided, other=0.0).to(tl.float32)
+    uncond = tl.load(
+        row_starts(out_ptr, uncond_start + row, stride_out_row) + col, mask=guided, other=0.0
+    ).to(tl.float32)
     out = tl.where(guided, uncond + w * (out - uncond), out)
     # kept may be unwritten memory and noise is often unused: neither is read unless its coefficient says so
-    kept = tl.load(row_starts(kept_ptr, start + row, stride_kept_row) + col, mask=live & (c != 0.0), other=0.0)
+    kept = tl.load(
+        row_starts(kept_ptr, start + row, stride_kept_row) + col, mask=live & (c != 0.0), other=0.0
+    )
     new = a * x + b * out + c * kept
     if HAS_NOISE:
-        new += d * tl.load(row_starts(noise_ptr, start + row, stride_noise_row) + col, mask=live & (d != 0.0), other=0.0)
+        new += d * tl.load(
+            row_starts(noise_ptr, start + row, stride_noise_row) + col,
+            mask=live & (d != 0.0),
+            other=0.0,
+        )
     else:
-        new = tl.where(d != 0.0, float("nan"), new)  # coefficients live on the device: nobody else can notice
+        new = tl.where(
+            d != 0.0, float("nan"), new
+        )  # coefficients live on the device: nobody else can notice
     tl.store(row_starts(new_x_ptr, start + row, stride_new_x_row) + col, new, mask=live)
-    tl.store(row_starts(new_kept_ptr, start + row, stride_new_kept_row) + col, p * x + q * out, mask=live)
+    tl.store(
+        row_starts(new_kept_ptr, start + row, stride_new_kept_row) + col, p * x + q * out, mask=live
+    )
 
 
 def _launch(
-    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, new_x: Tensor, new_kept: Tensor, max_rows: int
+    x: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    noise: Tensor | None,
+    rows: Tensor,
+    spans: Tensor,
+    new_x: Tensor,
+    new_kept: Tensor,
+    max_rows: int,
 ) -> None:
     """One launch over [songs, blocks of the longest song]; programs past the end of a shorter song return at once."""
     if max_rows:
@@ -170,36 +210,81 @@ def _launch(
 
 @torch.library.custom_op("mudit::guided_step", mutates_args=())
 def _guided_step(
-    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int, covered: bool
+    x: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    noise: Tensor | None,
+    rows: Tensor,
+    spans: Tensor,
+    max_rows: int,
+    covered: bool,
 ) -> tuple[Tensor, Tensor]:
     """`covered`: the spans cover every row, so nothing has to be copied."""
-    new_x = torch.empty(x.shape, dtype=x.dtype, device=x.device) if covered else x.clone(memory_format=torch.contiguous_format)
-    new_kept = torch.empty(x.shape, dtype=x.dtype, device=x.device) if covered else kept.clone(memory_format=torch.contiguous_format)
+    new_x = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if covered
+        else x.clone(memory_format=torch.contiguous_format)
+    )
+    new_kept = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if covered
+        else kept.clone(memory_format=torch.contiguous_format)
+    )
     noise = None if noise is None else aligned(noise)
     _launch(aligned(x), aligned(kept), aligned(out), noise, rows, spans, new_x, new_kept, max_rows)
     return new_x, new_kept
 
 
 @torch.library.custom_op("mudit::guided_step_", mutates_args=("x", "kept"))
-def _guided_step_(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int) -> None:
+def _guided_step_(
+    x: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    noise: Tensor | None,
+    rows: Tensor,
+    spans: Tensor,
+    max_rows: int,
+) -> None:
     noise = None if noise is None else aligned(noise)
     _launch(x, kept, aligned(out), noise, rows, spans, x, kept, max_rows)
 
 
 @_guided_step.register_fake
 def _(
-    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int, covered: bool
+    x: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    noise: Tensor | None,
+    rows: Tensor,
+    spans: Tensor,
+    max_rows: int,
+    covered: bool,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 @_guided_step_.register_fake
-def _(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Tensor, max_rows: int) -> None:
+def _(
+    x: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    noise: Tensor | None,
+    rows: Tensor,
+    spans: Tensor,
+    max_rows: int,
+) -> None:
     return None
 
 
 def guided_step(
-    x_TC: Tensor, kept_TC: Tensor, out_NC: Tensor, noise_TC: Tensor | None, rows_B7: Tensor, spans: Spans, *, inplace: bool = False
+    x_TC: Tensor,
+    kept_TC: Tensor,
+    out_NC: Tensor,
+    noise_TC: Tensor | None,
+    rows_B7: Tensor,
+    spans: SongRows,
+    *,
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One guided sampler update of packed latents in one pass by Triton; (x', kept'), new tensors or, `inplace`, x and kept themselves.
 
@@ -216,8 +301,14 @@ def guided_step(
             )
     for name, given in (("x", x_TC), ("kept", kept_TC)):
         if inplace and aligned(given) is not given:
-            raise ValueError(f"{name} with strides {given.stride()} cannot be updated in place: rows must be dense and 16-byte aligned")
-    if out_NC.shape[1] != x_TC.shape[1] or rows_B7.shape != (len(spans.items), 7) or rows_B7.dtype != torch.float32:
+            raise ValueError(
+                f"{name} with strides {given.stride()} cannot be updated in place: rows must be dense and 16-byte aligned"
+            )
+    if (
+        out_NC.shape[1] != x_TC.shape[1]
+        or rows_B7.shape != (len(spans.items), 7)
+        or rows_B7.dtype != torch.float32
+    ):
         raise ValueError(
             f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x {tuple(x_TC.shape)} and"
             f" {len(spans.items)} songs: pass out [N, C] and float32 [B, 7]"
@@ -230,4 +321,13 @@ def guided_step(
     if inplace:
         _guided_step_(x_TC, kept_TC, out_NC, noise_TC, rows, where, max(counts, default=0))
         return x_TC, kept_TC
-    return _guided_step(x_TC, kept_TC, out_NC, noise_TC, rows, where, max(counts, default=0), sum(counts) == x_TC.shape[0])
+    return _guided_step(
+        x_TC,
+        kept_TC,
+        out_NC,
+        noise_TC,
+        rows,
+        where,
+        max(counts, default=0),
+        sum(counts) == x_TC.shape[0],
+    )

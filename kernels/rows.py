@@ -26,7 +26,11 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def aligned(x: Tensor) -> Tensor:
     """x itself when 16-byte accesses can reach every row (last axis dense, strides and address multiples of 16 bytes), else a copy."""
     size = x.element_size()
-    if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in x.stride()[:-1]):
+    if (
+        x.stride(-1) == 1
+        and x.data_ptr() % 16 == 0
+        and all(stride * size % 16 == 0 for stride in x.stride()[:-1])
+    ):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -40,14 +44,22 @@ def check_rows(name: str, x: Tensor, *, max_width: int | None = None) -> None:
     """Raises ValueError unless x is [T, D] of a float type the kernels take, D a multiple of 8 (up to `max_width`)."""
     if x.dim() != 2 or x.shape[1] % 8 or not x.shape[1] or (max_width and x.shape[1] > max_width):
         limit = f" up to {max_width}" if max_width else ""
-        raise ValueError(f"{name} of shape {tuple(x.shape)} has no triton kernel ([T, D], D a multiple of 8{limit}): use the eager backend")
+        raise ValueError(
+            f"{name} of shape {tuple(x.shape)} has no triton kernel ([T, D], D a multiple of 8{limit}): use the eager backend"
+        )
     if x.dtype not in DTYPES:
-        raise ValueError(f"{name} of {x.dtype} has no triton kernel (bfloat16, float16, float32): use the eager backend")
+        raise ValueError(
+            f"{name} of {x.dtype} has no triton kernel (bfloat16, float16, float32): use the eager backend"
+        )
 
 
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of `device`; an A100's count where there is no GPU (interpreter, compilation ahead of time)."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 108
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count
+        if device.type == "cuda"
+        else 108
+    )
 
 
 @triton.jit
@@ -63,7 +75,9 @@ def row_pointers(ptr, rows, stride_row):
     return row_starts(ptr, rows, stride_row)[:, None]
 
 
-def _segment_sum_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+def _segment_sum_metadata(
+    grid: tuple[int, ...], metadata: Any, args: dict[str, Any]
+) -> dict[str, Any]:
     parts, out = args["parts_ptr"], args["out_ptr"]
     return {
         "name": f"segment_sum_{tuple(parts.shape)}",
@@ -94,7 +108,11 @@ def _segment_sum_kernel(
     for i in range(first, last, BLOCK_N):
         rows = i + tl.arange(0, BLOCK_N)
         mask = (rows < last)[:, None] & inside[None, :]
-        total += tl.load(row_pointers(parts_ptr, quantity * n_parts + rows, D) + cols[None, :], mask=mask, other=0.0)
+        total += tl.load(
+            row_pointers(parts_ptr, quantity * n_parts + rows, D) + cols[None, :],
+            mask=mask,
+            other=0.0,
+        )
     out = tl.sum(total, axis=0).to(out_ptr.dtype.element_ty)
     tl.store(row_starts(out_ptr, quantity * n_groups + group, D) + cols, out, mask=inside)
 
@@ -109,6 +127,15 @@ def segment_sums(parts: Tensor, offsets: Tensor | None = None, *, dtype: torch.d
         grid = (triton.cdiv(width, 64), groups, quantities)
         with on_device(parts.device):
             _segment_sum_kernel[grid](
-                parts, offsets, out, n_parts, groups, D=width, BLOCK_D=64, BLOCK_N=32, HAS_OFFSETS=offsets is not None, num_warps=4
+                parts,
+                offsets,
+                out,
+                n_parts,
+                groups,
+                D=width,
+                BLOCK_D=64,
+                BLOCK_N=32,
+                HAS_OFFSETS=offsets is not None,
+                num_warps=4,
             )
     return out

@@ -23,7 +23,9 @@ class Segments:
 
     items: tuple[tuple[int, int, int, int, int], ...]
     _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    _tables: dict[tuple[int, bool, torch.device], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _tables: dict[tuple[int, bool, torch.device], Tensor] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def self_attention(cls, lengths: Sequence[int], *, stream: int = 0) -> Segments:
@@ -35,7 +37,14 @@ class Segments:
         return cls(tuple(items))
 
     @classmethod
-    def cross_attention(cls, q_lengths: Sequence[int], k_lengths: Sequence[int], *, k_offset: int = 0, stream: int = 0) -> Segments:
+    def cross_attention(
+        cls,
+        q_lengths: Sequence[int],
+        k_lengths: Sequence[int],
+        *,
+        k_offset: int = 0,
+        stream: int = 0,
+    ) -> Segments:
         """Sequence i of q attends to sequence i of k; the keys start at row `k_offset`. Zero keys give zero output."""
         items, q_start, k_start = [], 0, k_offset
         for q_rows, k_rows in zip(q_lengths, k_lengths, strict=True):
@@ -54,22 +63,36 @@ class Segments:
         """int32 [N, 5] on `device`, made once."""
         device = torch.device(device)
         if device not in self._tensors:
-            self._tensors[device] = torch.tensor(self.items, dtype=torch.int32).reshape(-1, 5).to(device, non_blocking=True)
+            self._tensors[device] = (
+                torch.tensor(self.items, dtype=torch.int32)
+                .reshape(-1, 5)
+                .to(device, non_blocking=True)
+            )
         return self._tensors[device]
 
     @classmethod
     def from_tensor(cls, table: Tensor) -> Segments:
-        return cls(tuple((int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in table.tolist()))
+        return cls(
+            tuple((int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in table.tolist())
+        )
 
     def check(self, *, q_rows: int, k_rows: int, streams: int) -> None:
         """Raises ValueError when a segment leaves the buffers, or two segments write the same rows of the output."""
         seen: list[tuple[int, int, int]] = []
         for q_start, q_count, k_start, k_count, stream in self.items:
-            if min(q_start, q_count, k_start, k_count, stream) < 0 or q_start + q_count > q_rows or k_start + k_count > k_rows:
+            if (
+                min(q_start, q_count, k_start, k_count, stream) < 0
+                or q_start + q_count > q_rows
+                or k_start + k_count > k_rows
+            ):
                 item = (q_start, q_count, k_start, k_count, stream)
-                raise ValueError(f"segment {item} leaves the buffers of {q_rows} query and {k_rows} key rows")
+                raise ValueError(
+                    f"segment {item} leaves the buffers of {q_rows} query and {k_rows} key rows"
+                )
             if stream >= streams:
-                raise ValueError(f"segment of stream {stream}, but q has {streams} stream(s): q heads = streams x key heads")
+                raise ValueError(
+                    f"segment of stream {stream}, but q has {streams} stream(s): q heads = streams x key heads"
+                )
             if q_count:
                 seen.append((stream, q_start, q_start + q_count))
         seen.sort()
@@ -79,7 +102,9 @@ class Segments:
 
     def check_keys_apart(self) -> None:
         """Raises ValueError when two segments share key rows: their gradients would have to be summed across programs."""
-        ranges = sorted((k_start, k_start + k_rows) for _, _, k_start, k_rows, _ in self.items if k_rows)
+        ranges = sorted(
+            (k_start, k_start + k_rows) for _, _, k_start, k_rows, _ in self.items if k_rows
+        )
         for (_, end), (start, _) in pairwise(ranges):
             if start < end:
                 raise ValueError(
@@ -89,11 +114,15 @@ class Segments:
 
     def covers(self, *, q_rows: int, k_rows: int, streams: int) -> tuple[bool, bool]:
         """Whether the segments reach every row of q in every stream, and every row of k (if no two share one)."""
-        return sum(item[1] for item in self.items) == q_rows * streams, sum(item[3] for item in self.items) == k_rows
+        return sum(item[1] for item in self.items) == q_rows * streams, sum(
+            item[3] for item in self.items
+        ) == k_rows
 
     def executed_pairs(self, block_q: int, block_k: int) -> tuple[int, int]:
         """(query, key) pairs that tiles of block_q x block_k compute, and those that count. Their ratio is the work lost to tile edges."""
-        executed = sum(-(-q // block_q) * block_q * -(-k // block_k) * block_k for _, q, _, k, _ in self.items)
+        executed = sum(
+            -(-q // block_q) * block_q * -(-k // block_k) * block_k for _, q, _, k, _ in self.items
+        )
         return executed, sum(q * k for _, q, _, k, _ in self.items)
 
     def query_tiles(self, block: int, device: torch.device | str) -> Tensor:
@@ -113,8 +142,19 @@ class Segments:
         if key not in self._tables:
             tiles = []
             for q_start, q_rows, k_start, k_rows, stream in self.items:
-                start, rows, other = (k_start, k_rows, (q_start, q_rows)) if by_keys else (q_start, q_rows, (k_start, k_rows))
-                tiles += [(start + i * block, rows - i * block, *other, stream, i) for i in range(-(-rows // block))]
-            tiles.sort(key=lambda tile: -tile[3])  # stable: tiles of one segment stay together, which is kind to the L2 cache
-            self._tables[key] = torch.tensor(tiles, dtype=torch.int32).reshape(-1, 6).to(device, non_blocking=True)
+                start, rows, other = (
+                    (k_start, k_rows, (q_start, q_rows))
+                    if by_keys
+                    else (q_start, q_rows, (k_start, k_rows))
+                )
+                tiles += [
+                    (start + i * block, rows - i * block, *other, stream, i)
+                    for i in range(-(-rows // block))
+                ]
+            tiles.sort(
+                key=lambda tile: -tile[3]
+            )  # stable: tiles of one segment stay together, which is kind to the L2 cache
+            self._tables[key] = (
+                torch.tensor(tiles, dtype=torch.int32).reshape(-1, 6).to(device, non_blocking=True)
+            )
         return self._tables[key]

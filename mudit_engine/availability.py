@@ -1,8 +1,8 @@
 """Which optional packages are here, and the command that installs the others. Nothing is imported to find out.
 
-    if available("onnxruntime"): ...
-    require("deepspeed", "training with ZeRO")
-    requirements()["train"]                     # what the extra pins: packaging Requirements
+if available("onnxruntime"): ...
+require("deepspeed", "training with ZeRO")
+requirements()["train"]                     # what the extra pins: packaging Requirements
 """
 
 from __future__ import annotations
@@ -95,15 +95,25 @@ def requirements() -> dict[str, tuple[Requirement, ...]]:
     stated = [Requirement(line) for line in metadata.get_all("Requires-Dist") or ()]
     found = {CORE: tuple(r for r in stated if r.marker is None or r.marker.evaluate({"extra": ""}))}
     for extra in metadata.get_all("Provides-Extra") or ():
-        found[extra] = tuple(r for r in stated if r not in found[CORE] and r.marker is not None and r.marker.evaluate({"extra": extra}))
+        found[extra] = tuple(
+            r
+            for r in stated
+            if r not in found[CORE] and r.marker is not None and r.marker.evaluate({"extra": extra})
+        )
     return found
 
 
 def pip_install(*wanted: str) -> str:
     """The pip command that installs into the environment that runs now: `pip` on the PATH may belong to another."""
     first = shutil.which("python")
-    python = "python" if first and os.path.dirname(first) == os.path.dirname(sys.executable) else os.path.relpath(sys.executable)
-    return shlex.join([python if not python.startswith("..") else sys.executable, "-m", "pip", "install", *wanted])
+    python = (
+        "python"
+        if first and os.path.dirname(first) == os.path.dirname(sys.executable)
+        else os.path.relpath(sys.executable)
+    )
+    return shlex.join(
+        [python if not python.startswith("..") else sys.executable, "-m", "pip", "install", *wanted]
+    )
 
 
 def pinned(module: str) -> str:
@@ -122,7 +132,9 @@ def install_command(module: str) -> str:
 def require(module: str, purpose: str) -> None:
     """Raises MissingError with the install command when `module` is not installed."""
     if not available(module):
-        raise MissingError(f"{purpose} needs the package '{module}', which is not installed: {install_command(module)}")
+        raise MissingError(
+            f"{purpose} needs the package '{module}', which is not installed: {install_command(module)}"
+        )
 
 
 def require_tool(command: str, purpose: str) -> str:
@@ -130,5 +142,7 @@ def require_tool(command: str, purpose: str) -> str:
     path = shutil.which(command)
     if path is None:
         package = TOOLS.get(command, command)
-        raise MissingError(f"{purpose} needs the program '{command}', which is not on the PATH: apt-get install {package}")
+        raise MissingError(
+            f"{purpose} needs the program '{command}', which is not on the PATH: apt-get install {package}"
+        )
     return path

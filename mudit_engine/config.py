@@ -41,16 +41,27 @@ class DitConfig(_Config):
     cross_attention: Literal["serial", "parallel"] = "serial"
     qk_norm: bool = True
     lyric_width: int = Field(512, gt=0)
-    lyric_blocks: int = Field(4, ge=0, description="transformer blocks of the lyric encoder; 0 embeds only")
+    lyric_blocks: int = Field(
+        4, ge=0, description="transformer blocks of the lyric encoder; 0 embeds only"
+    )
     lyric_head_dim: int = Field(64, gt=0)
     description_width: int = Field(512, gt=0)
     max_fragments: int = Field(32, gt=0, description="description tokens at most")
-    pooled_description: bool = Field(False, description="the mean description vector modulates every block, beside the tokens")
+    pooled_description: bool = Field(
+        False, description="the mean description vector modulates every block, beside the tokens"
+    )
     rope_base: float = Field(10000.0, gt=0)
-    outline: bool = Field(False, description="beat, key and the syllable of every frame are inputs (models/outline.py)")
-    lyric_rope_scale: float = Field(256.0, gt=0, description="both cross-attention axes run from 0 to this")
+    outline: bool = Field(
+        False,
+        description="beat, key and the syllable of every frame are inputs (models/outline.py)",
+    )
+    lyric_rope_scale: float = Field(
+        256.0, gt=0, description="both cross-attention axes run from 0 to this"
+    )
     vocabulary: str = "v1"
-    vocabulary_size: int = Field(512, gt=0, description="rows of the embedding; at least the size of the vocabulary")
+    vocabulary_size: int = Field(
+        512, gt=0, description="rows of the embedding; at least the size of the vocabulary"
+    )
 
     @property
     def head_dim(self) -> int:
@@ -67,7 +78,9 @@ class DitConfig(_Config):
                 f"width={self.width} does not split into heads={self.heads} of an even size: make width a multiple of 2 x heads"
             )
         if self.lyric_width % self.lyric_head_dim:
-            raise ValueError(f"lyric_width={self.lyric_width} is not a multiple of lyric_head_dim={self.lyric_head_dim}")
+            raise ValueError(
+                f"lyric_width={self.lyric_width} is not a multiple of lyric_head_dim={self.lyric_head_dim}"
+            )
         return self
 
 
@@ -85,9 +98,22 @@ class VaeConfig(_Config):
     latent_width: int = Field(1024, gt=0, description="width at the latent frame rate")
     latent_blocks: int = Field(8, ge=0)
     kernel_size: int = Field(7, gt=0)
-    floor: float = Field(1e-5, gt=0, lt=1, description="added to magnitudes before the logarithm; a full-scale sine has magnitude 0.5")
-    compression: float = Field(0.0, ge=0, le=1, description="features are magnitude ^ compression; 0: log(magnitude + floor)")
-    phase_head: bool = Field(True, description="the decoder predicts phases; if not, refinement starts from each bin's own frequency")
+    floor: float = Field(
+        1e-5,
+        gt=0,
+        lt=1,
+        description="added to magnitudes before the logarithm; a full-scale sine has magnitude 0.5",
+    )
+    compression: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="features are magnitude ^ compression; 0: log(magnitude + floor)",
+    )
+    phase_head: bool = Field(
+        True,
+        description="the decoder predicts phases; if not, refinement starts from each bin's own frequency",
+    )
     phase_refinements: int = Field(0, ge=0, description="Griffin-Lim steps on the phases")
 
     @property
@@ -103,13 +129,19 @@ class VaeConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.n_fft % self.stft_hop or self.n_fft // self.stft_hop < 2:
-            raise ValueError(f"n_fft={self.n_fft} must be a multiple of stft_hop={self.stft_hop}, at least twice it")
+            raise ValueError(
+                f"n_fft={self.n_fft} must be a multiple of stft_hop={self.stft_hop}, at least twice it"
+            )
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size} must be odd")
         if not self.phase_head and not self.phase_refinements:
-            raise ValueError("phase_head=false needs phase_refinements: 32 or more, or the phases would be nobody's")
+            raise ValueError(
+                "phase_head=false needs phase_refinements: 32 or more, or the phases would be nobody's"
+            )
         if not self.phase_head and self.channels == 2:
-            raise ValueError("phase_head=false is for one channel: the sides of a stereo sound take their angle from it")
+            raise ValueError(
+                "phase_head=false is for one channel: the sides of a stereo sound take their angle from it"
+            )
         return self
 
 
@@ -117,7 +149,11 @@ class ChinMuConfig(_Config):
     """The text-audio contrastive encoder. `text_encoder` is 'characters' or the path or hub id of a transformers encoder."""
 
     text_encoder: str = "hfl/chinese-roberta-wwm-ext"
-    text_width: int = Field(384, gt=0, description="width of the character encoder; a transformers encoder brings its own")
+    text_width: int = Field(
+        384,
+        gt=0,
+        description="width of the character encoder; a transformers encoder brings its own",
+    )
     text_blocks: int = Field(4, gt=0)
     audio_width: int = Field(512, gt=0)
     audio_blocks: int = Field(8, gt=0)
@@ -141,17 +177,30 @@ class PathConfig(_Config):
     beta_start: float = Field(1e-4, gt=0)
     beta_end: float = Field(0.02, gt=0, lt=1)
     zero_terminal_snr: bool = False
-    bezier_control: float = Field(0.5, ge=0, le=1, description="t~ of the Bezier path; 0 is the linear interpolant under u = t^2")
-    t_min: float = Field(1e-3, gt=0, lt=1, description="continuous paths stop here: the velocity is singular at 0")
+    bezier_control: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="t~ of the Bezier path; 0 is the linear interpolant under u = t^2",
+    )
+    t_min: float = Field(
+        1e-3, gt=0, lt=1, description="continuous paths stop here: the velocity is singular at 0"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind == "ddpm" and self.prediction == "velocity":
-            raise ValueError("prediction='velocity' belongs to the linear and bezier paths: ddpm takes eps, v or x0")
+            raise ValueError(
+                "prediction='velocity' belongs to the linear and bezier paths: ddpm takes eps, v or x0"
+            )
         if self.kind != "ddpm" and self.prediction != "velocity":
-            raise ValueError(f"prediction={self.prediction!r} belongs to ddpm: the {self.kind} path takes velocity")
+            raise ValueError(
+                f"prediction={self.prediction!r} belongs to ddpm: the {self.kind} path takes velocity"
+            )
         if self.zero_terminal_snr and self.prediction == "eps":
-            raise ValueError("zero_terminal_snr cannot be used with prediction='eps' (eps says nothing at zero SNR): use v or x0")
+            raise ValueError(
+                "zero_terminal_snr cannot be used with prediction='eps' (eps says nothing at zero SNR): use v or x0"
+            )
         return self
 
 
@@ -161,20 +210,26 @@ class SamplerConfig(_Config):
     name: SamplerName = "ode-euler"
     steps: int = Field(25, ge=1, le=1000)
     guidance: float = Field(3.0, ge=0)
-    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="fractions of the noise level between which guidance acts")
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="fractions of the noise level between which guidance acts"
+    )
     eta: float = Field(0.0, ge=0, le=1, description="ddim: 0 deterministic, 1 ancestral")
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-    diffusion: Literal["sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing"] = Field(
-        "sigma", description="sde-euler: the diffusion coefficient w(t)"
-    )
+    diffusion: Literal[
+        "sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing"
+    ] = Field("sigma", description="sde-euler: the diffusion coefficient w(t)")
     diffusion_norm: float = Field(1.0, gt=0)
-    shift: float = Field(1.0, gt=0, description="continuous paths: time warp t -> shift t / (1 + (shift - 1) t)")
+    shift: float = Field(
+        1.0, gt=0, description="continuous paths: time warp t -> shift t / (1 + (shift - 1) t)"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance_interval={self.guidance_interval} must hold 0 <= low <= high <= 1")
+            raise ValueError(
+                f"guidance_interval={self.guidance_interval} must hold 0 <= low <= high <= 1"
+            )
         return self
 
 
@@ -193,9 +248,13 @@ class ModelConfig(_Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.dit.latent_channels != self.vae.latent_channels:
-            raise ValueError(f"dit.latent_channels={self.dit.latent_channels} differs from vae.latent_channels={self.vae.latent_channels}")
+            raise ValueError(
+                f"dit.latent_channels={self.dit.latent_channels} differs from vae.latent_channels={self.vae.latent_channels}"
+            )
         if self.dit.description_width != self.chinmu.embedding:
-            raise ValueError(f"dit.description_width={self.dit.description_width} differs from chinmu.embedding={self.chinmu.embedding}")
+            raise ValueError(
+                f"dit.description_width={self.dit.description_width} differs from chinmu.embedding={self.chinmu.embedding}"
+            )
         check_sampler(self.path, self.sampler)
         return self
 
@@ -203,7 +262,9 @@ class ModelConfig(_Config):
 def check_sampler(path: PathConfig, sampler: SamplerConfig) -> None:
     """Raises ValueError where a sampler does not run on a path."""
     if path.kind == "ddpm" and sampler.name not in ("ddim", "dpmpp-2m"):
-        raise ValueError(f"sampler {sampler.name!r} needs a linear or bezier path: a ddpm model takes ddim or dpmpp-2m")
+        raise ValueError(
+            f"sampler {sampler.name!r} needs a linear or bezier path: a ddpm model takes ddim or dpmpp-2m"
+        )
 
 
 def parse_config(kind: type[C], fields: dict[str, Any], *, source: str) -> C:
@@ -211,7 +272,9 @@ def parse_config(kind: type[C], fields: dict[str, Any], *, source: str) -> C:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(kind, e) for e in error.errors())) from None
+        raise ConfigError(
+            f"{source}: " + "; ".join(_explain(kind, e) for e in error.errors())
+        ) from None
 
 
 def _explain(kind: type[BaseModel], error: Any) -> str:
@@ -219,7 +282,9 @@ def _explain(kind: type[BaseModel], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = sorted(_fields_at(kind, error["loc"][:-1]))
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        return f"unknown field '{where}'" + (f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}")
+        return f"unknown field '{where}'" + (
+            f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"
+        )
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
     return f"{where + ': ' if where else ''}{error['msg'].removeprefix('Value error, ')}{given}"
 
@@ -248,5 +313,7 @@ def load_config(source: str | Path) -> ModelConfig:
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"configuration '{path}' cannot be read: {error}") from None
     if not isinstance(fields, dict):
-        raise ConfigError(f"configuration '{path}' must be a JSON object, not {type(fields).__name__}")
+        raise ConfigError(
+            f"configuration '{path}' must be a JSON object, not {type(fields).__name__}"
+        )
     return parse_config(ModelConfig, fields, source=str(path.name))

@@ -1,6 +1,6 @@
 """What a user can cause, as exceptions with an exit code. Every message says what was given, what is accepted, what to do.
 
-    raise InputError("lyrics file 'a.txt' is empty: write at least one line, or pass --lyrics - to type it")
+raise InputError("lyrics file 'a.txt' is empty: write at least one line, or pass --lyrics - to type it")
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         aside.chmod(0o666 & ~_umask())  # some writers (safetensors) keep their files to their owner
         os.replace(aside, path)
     except OSError as error:
-        raise OutputError(f"'{path}' could not be written: {error.strerror or error}. Free some space or choose another --out") from error
+        raise OutputError(
+            f"'{path}' could not be written: {error.strerror or error}. Free some space or choose another --out"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -65,6 +67,8 @@ def read_text(path: Path, what: str) -> str:
     except FileNotFoundError:
         raise InputError(f"no {what} file '{path}': check the path") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} file '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        raise InputError(
+            f"{what} file '{path}' is not UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from None
     except OSError as error:
         raise InputError(f"{what} file '{path}' cannot be read: {error.strerror}") from None

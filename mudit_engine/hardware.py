@@ -1,7 +1,7 @@
 """What machine this is, and the record of versions, commit and command that every result carries. Imports no torch.
 
-    env = environment(["generate", "--seed", "1"])      # {"versions": {...}, "commit": ..., "command": "mudit generate --seed 1"}
-    machine().gpus                                      # from nvidia-smi, which also answers where torch is broken or has no CUDA
+env = environment(["generate", "--seed", "1"])      # {"versions": {...}, "commit": ..., "command": "mudit generate --seed 1"}
+machine().gpus                                      # from nvidia-smi, which also answers where torch is broken or has no CUDA
 """
 
 from __future__ import annotations
@@ -23,7 +23,17 @@ import mudit_engine
 from mudit_engine.availability import PACKAGES, version
 
 # instruction sets that decide how fast CPU inference can be
-CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+CPU_FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "sve",
+    "bf16",
+)
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -54,13 +64,19 @@ def machine() -> Machine:
     """This machine, asked once a process."""
     name, flags = _cpu()
     total, free = _memory_mib()
-    system = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux") if sys.platform == "linux" else platform.system()
+    system = (
+        platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+        if sys.platform == "linux"
+        else platform.system()
+    )
     return Machine(
         os=f"{system} ({platform.machine()})",
         python=platform.python_version(),
         cpu=name,
         cpu_flags=flags,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         memory_mib=total,
         memory_available_mib=free,
         gpus=_gpus(),
@@ -80,7 +96,11 @@ def commit() -> str | None:
     head = _output(["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"])
     if head is None:
         return None
-    return head.strip() + ("+" if _output(["git", "-C", str(CHECKOUT), "status", "--porcelain", "--untracked-files=no"]) else "")
+    return head.strip() + (
+        "+"
+        if _output(["git", "-C", str(CHECKOUT), "status", "--porcelain", "--untracked-files=no"])
+        else ""
+    )
 
 
 def environment(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -108,27 +128,48 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
         return platform.processor() or platform.machine(), ()
     fields: dict[str, str] = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", text, re.MULTILINE))
     flags = (fields.get("flags") or fields.get("Features") or "").split()
-    return fields.get("model name", platform.machine()), tuple(flag for flag in CPU_FLAGS if flag in flags)
+    return fields.get("model name", platform.machine()), tuple(
+        flag for flag in CPU_FLAGS if flag in flags
+    )
 
 
 def _memory_mib() -> tuple[int, int]:
     """Total and available memory, the smaller of the machine's and the control group's."""
     try:
-        fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE))
+        fields = dict(
+            re.findall(
+                r"^(\w+):\s+(\d+) kB",
+                Path("/proc/meminfo").read_text(encoding="ascii"),
+                re.MULTILINE,
+            )
+        )
         total, free = int(fields["MemTotal"]) >> 10, int(fields["MemAvailable"]) >> 10
     except (OSError, KeyError):
         total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     try:
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")) >> 20 for name in ("memory.max", "memory.current"))
+        limit, used = (
+            int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")) >> 20
+            for name in ("memory.max", "memory.current")
+        )
     except (OSError, ValueError):  # no control group, or its limit is "max"
         return total, free
     return min(total, limit), min(free, limit - used)
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    rows = _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader,nounits"])
+    rows = _output(
+        [
+            "nvidia-smi",
+            "--query-gpu=name,memory.total,driver_version,compute_cap",
+            "--format=csv,noheader,nounits",
+        ]
+    )
     cells = [[cell.strip() for cell in line.split(",")] for line in (rows or "").splitlines()]
-    return tuple(Gpu(row[0], int(row[1]), row[2], row[3]) for row in cells if len(row) == 4 and row[1].isdigit())
+    return tuple(
+        Gpu(row[0], int(row[1]), row[2], row[3])
+        for row in cells
+        if len(row) == 4 and row[1].isdigit()
+    )
 
 
 def _output(command: Sequence[str]) -> str | None:

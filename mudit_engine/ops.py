@@ -18,17 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine import dense, sharded
-from mudit_engine.layouts.dense import DenseKeys, DenseStreams, PerSequence
 from mudit_engine.errors import InputError
-from mudit_engine.kernels import adaln, rope
+from mudit_engine.kernels import adaln
 from mudit_engine.kernels import attention as attention_kernels
 from mudit_engine.kernels import guided_step as guided_step_kernels
+from mudit_engine.kernels import pack_qkv as packing
 from mudit_engine.kernels.adaln import Runs
-from mudit_engine.kernels.guided_step import Spans
+from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.kernels.worklist import Segments
-from mudit_engine.layouts.sharded import ShardedSegments
+from mudit_engine.layouts import dense, sharded
+from mudit_engine.layouts.dense import DenseKeys, DenseStreams, PerSequence
 from mudit_engine.layouts.flash import varlen_attention
+from mudit_engine.layouts.sharded import ShardedSegments
 
 BACKENDS = ("eager", "triton", "flash")
 
@@ -60,7 +61,9 @@ def _triton(x: Tensor) -> bool:
 
 def _inference(*tensors: Tensor | None) -> bool:
     """True when buffers may be overwritten: nothing here is recorded for a backward pass."""
-    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
+    return not torch.is_grad_enabled() or not any(
+        t is not None and t.requires_grad for t in tensors
+    )
 
 
 def attention(
@@ -86,27 +89,40 @@ def attention(
 
 
 def pack_qkv(
-    qkv: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, q_streams: int = 1
+    qkv: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    q_streams: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits a fused projection; normalises q and k, rotates k (kernels/rope.py)."""
+    """Splits a fused projection; normalises q and k, rotates k (kernels/pack_qkv.py)."""
     if _triton(qkv):
-        return rope.pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
-    return rope.pack_qkv_reference(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
+        return packing.pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
+    return packing.pack_qkv_reference(
+        qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams
+    )
 
 
-def pack_kv(kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int) -> tuple[Tensor, Tensor]:
-    """Splits and rotates the cached side of cross-attention (kernels/rope.py)."""
+def pack_kv(
+    kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Splits and rotates the cached side of cross-attention (kernels/pack_qkv.py)."""
     if _triton(kv):
-        return rope.pack_kv(kv, k_gain, cos, sin, heads=heads)
-    return rope.pack_kv_reference(kv, k_gain, cos, sin, heads=heads)
+        return packing.pack_kv(kv, k_gain, cos, sin, heads=heads)
+    return packing.pack_kv_reference(kv, k_gain, cos, sin, heads=heads)
 
 
 def rms_norm(x: Tensor, gain: Tensor | None) -> Tensor:
     """RMSNorm over the last axis (the query of serial cross-attention)."""
-    return F.rms_norm(x, x.shape[-1:], gain, rope.EPS)
+    return F.rms_norm(x, x.shape[-1:], gain, packing.EPS)
 
 
-def layer_norm_modulate(x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | PerSequence | None) -> Tensor:
+def layer_norm_modulate(
+    x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | PerSequence | None
+) -> Tensor:
     """LayerNorm, then (1 + scale) and shift of each run's row (kernels/adaln.py)."""
     if isinstance(runs, PerSequence):
         return dense.layer_norm_modulate(x, shift, scale)
@@ -116,14 +132,23 @@ def layer_norm_modulate(x: Tensor, shift: Tensor | None, scale: Tensor | None, r
 
 
 def residual_norm(
-    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, runs: Runs | PerSequence | None
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    runs: Runs | PerSequence | None,
 ) -> tuple[Tensor, Tensor]:
     """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x itself when nothing needs a gradient."""
     if isinstance(runs, PerSequence):
         return dense.residual_norm(x, y, gate, shift, scale)
     if _triton(x):
-        return adaln.residual_norm(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
-    return adaln.residual_norm_reference(x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale))
+        return adaln.residual_norm(
+            x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale)
+        )
+    return adaln.residual_norm_reference(
+        x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale)
+    )
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -133,10 +158,16 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
         return bias_gelu(F.linear(x, weight), bias)
     u = F.linear(x, weight, bias)  # the CPU's GEMM adds the bias for nothing
-    return torch.ops.aten.gelu_(u, approximate="tanh") if _inference(u) else F.gelu(u, approximate="tanh")
+    return (
+        torch.ops.aten.gelu_(u, approximate="tanh")
+        if _inference(u)
+        else F.gelu(u, approximate="tanh")
+    )
 
 
-def guided_step(x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+def guided_step(
+    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: SongRows
+) -> tuple[Tensor, Tensor]:
     """Guidance and one sampler update (kernels/guided_step.py)."""
     if _triton(x):
         return guided_step_kernels.guided_step(x, kept, out, noise, rows, spans)

@@ -36,10 +36,22 @@ from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_chun
 from mudit_engine.runtime.denoiser import Denoiser, Runtime, SongInputs, SongProgress, denoise
 from mudit_engine.runtime.graph_denoiser import GraphDecoder, GraphDenoiser, GraphTextEncoder
 from mudit_engine.runtime.load import open_session
-from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, requested_key
+from mudit_engine.text.descriptions import (
+    FASTEST_BPM,
+    SLOWEST_BPM,
+    description_fragments,
+    requested_key,
+)
 from mudit_engine.text.harmony import chord_names, parse_chords, planned_chords, repeated_chords
 from mudit_engine.text.lyrics import Lyrics, parse_lyrics
-from mudit_engine.text.outline import Outline, plan_bars, plan_syllables, planned_bpm, planned_seconds, token_times
+from mudit_engine.text.outline import (
+    Outline,
+    plan_bars,
+    plan_syllables,
+    planned_bpm,
+    planned_seconds,
+    token_times,
+)
 from mudit_engine.text.phonemes import PhonemeSequence, budget, phonemize, seconds_for
 from mudit_engine.text.vocabulary import Vocabulary
 
@@ -74,27 +86,45 @@ class SongRequest:
     bpm: float | None = None
     key: str | None = None
     chords: str | None = None
-    sampler: dict[str, Any] = field(default_factory=dict)  # fields of SamplerConfig that differ from the model's
+    sampler: dict[str, Any] = field(
+        default_factory=dict
+    )  # fields of SamplerConfig that differ from the model's
 
     def __post_init__(self) -> None:
         if self.user_type not in USER_TYPES:
-            raise InputError(f"user_type '{self.user_type}' is unknown: use one of {', '.join(USER_TYPES)}")
+            raise InputError(
+                f"user_type '{self.user_type}' is unknown: use one of {', '.join(USER_TYPES)}"
+            )
         if self.reference_kind not in REFERENCE_KINDS:
-            raise InputError(f"reference_kind '{self.reference_kind}' is unknown: use one of {', '.join(REFERENCE_KINDS)}")
+            raise InputError(
+                f"reference_kind '{self.reference_kind}' is unknown: use one of {', '.join(REFERENCE_KINDS)}"
+            )
         if not self.description.strip() and not (self.lyrics or "").strip():
             raise InputError("the request is empty: give a description, lyrics, or both")
-        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds >= MIN_SECONDS):
-            raise InputError(f"seconds={self.seconds:g} is too short: ask for at least {MIN_SECONDS:g}")
+        if self.seconds is not None and not (
+            math.isfinite(self.seconds) and self.seconds >= MIN_SECONDS
+        ):
+            raise InputError(
+                f"seconds={self.seconds:g} is too short: ask for at least {MIN_SECONDS:g}"
+            )
         if self.bpm is not None and not SLOWEST_BPM <= self.bpm <= FASTEST_BPM:
-            raise InputError(f"bpm={self.bpm:g} is out of range: use {SLOWEST_BPM:g} to {FASTEST_BPM:g}")
+            raise InputError(
+                f"bpm={self.bpm:g} is out of range: use {SLOWEST_BPM:g} to {FASTEST_BPM:g}"
+            )
         if self.key is not None and requested_key(self.key) is None:
-            raise InputError(f"key '{self.key}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or '降E大调'")
+            raise InputError(
+                f"key '{self.key}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or '降E大调'"
+            )
         if self.chords is not None:
             if not isinstance(self.chords, str):
-                raise InputError(f"chords {self.chords!r}: write them as one text, such as 'C G Am F'")
+                raise InputError(
+                    f"chords {self.chords!r}: write them as one text, such as 'C G Am F'"
+                )
             parse_chords(self.chords)
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise InputError(f"seed={self.seed} is out of range: use a whole number from 0 to 2^63 - 1")
+            raise InputError(
+                f"seed={self.seed} is out of range: use a whole number from 0 to 2^63 - 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,7 +147,9 @@ class Song:
         files = [path, path.with_suffix(".json")]
         if spectrogram:
             files.append(path.with_suffix(".png"))
-            save_spectrogram(files[-1], torch.from_numpy(self.audio), self.sample_rate, title=path.stem)
+            save_spectrogram(
+                files[-1], torch.from_numpy(self.audio), self.sample_rate, title=path.stem
+            )
         write_json(files[1], {**self.info, "file": path.name})
         return files
 
@@ -174,7 +206,12 @@ class SongPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = "tiny", *, runtime: str = "torch", device: str | None = None, dtype: torch.dtype | None = None
+        cls,
+        source: str | Path = "tiny",
+        *,
+        runtime: str = "torch",
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> SongPipeline:
         """Loads an embedded model by name, a model folder, or for other runtimes than torch a folder made by `mudit export`.
 
@@ -184,7 +221,9 @@ class SongPipeline:
         folder = model_folder(source)
         config = load_config(folder)
         if runtime != "torch" and (device is not None or dtype is not None):
-            raise InputError(f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime 'torch'")
+            raise InputError(
+                f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime 'torch'"
+            )
         if runtime == "tensorrt":
             from mudit_engine.runtime.trt_denoiser import NoText, TrtDecoder, open_tensorrt
 
@@ -209,24 +248,35 @@ class SongPipeline:
                 chinmu,
                 runtime=GraphDenoiser(config.dit, session),
                 decoder=GraphDecoder(config.vae, vae.receptive_field, session),
-                text=GraphTextEncoder(config.chinmu, session) if config.chinmu.text_encoder == CHARACTERS else None,
+                text=GraphTextEncoder(config.chinmu, session)
+                if config.chinmu.text_encoder == CHARACTERS
+                else None,
                 runtime_name=runtime,
             )
         place = usual_device(device)
         dtype = dtype or fast_dtype(place)
         dit = load_part("dit", config, folder, device=place, dtype=dtype)
         assert isinstance(dit, DiT)
-        return cls(config, *load_codec_and_text(config, folder, place, dtype), runtime=Denoiser(dit), precision=dtype)
+        return cls(
+            config,
+            *load_codec_and_text(config, folder, place, dtype),
+            runtime=Denoiser(dit),
+            precision=dtype,
+        )
 
     def check(self, request: SongRequest) -> list[str]:
         """Reads a request without running a network: the notes and warnings `generate` would give. Raises what it would raise."""
         return list(self._prepare(request).notes)
 
-    def generate(self, requests: Sequence[SongRequest], *, progress: Progress | None = None) -> list[Song]:
+    def generate(
+        self, requests: Sequence[SongRequest], *, progress: Progress | None = None
+    ) -> list[Song]:
         """Songs of all requests, in their order (see `stream`)."""
         return list(self.stream(requests, progress=progress))
 
-    def stream(self, requests: Sequence[SongRequest], *, progress: Progress | None = None) -> Iterator[Song]:
+    def stream(
+        self, requests: Sequence[SongRequest], *, progress: Progress | None = None
+    ) -> Iterator[Song]:
         """Yields the songs in the requests' order, each as soon as it is decoded. All requests are read before any network runs.
 
         progress(stage, amount, total) counts up 'denoise' (sampler rows) and 'decode' (latent frames).
@@ -243,15 +293,25 @@ class SongPipeline:
             states = [self._encode(p) for p in batch]
             timings["text"] += time.perf_counter()
             start = time.perf_counter()
-            latents = denoise(self.runtime, states, on_step=lambda rows: report("denoise", rows, total_rows))
+            latents = denoise(
+                self.runtime, states, on_step=lambda rows: report("denoise", rows, total_rows)
+            )
             timings["denoise"] = time.perf_counter() - start
             for p, latent in zip(batch, latents, strict=True):
                 start = time.perf_counter()
-                audio = self.decode(latent, p.seconds, on_chunk=lambda frames: report("decode", frames, total_frames))
-                yield self._song(p, latent, audio, {**timings, "decode": time.perf_counter() - start}, len(batch))
+                audio = self.decode(
+                    latent,
+                    p.seconds,
+                    on_chunk=lambda frames: report("decode", frames, total_frames),
+                )
+                yield self._song(
+                    p, latent, audio, {**timings, "decode": time.perf_counter() - start}, len(batch)
+                )
 
     @torch.inference_mode()
-    def decode(self, latents_TC: Tensor, seconds: float, *, on_chunk: Callable[[int], None] | None = None) -> Tensor:
+    def decode(
+        self, latents_TC: Tensor, seconds: float, *, on_chunk: Callable[[int], None] | None = None
+    ) -> Tensor:
         """Audio [channels, samples] of normalised latents, cut to `seconds`."""
         done = 0
 
@@ -262,7 +322,9 @@ class SongPipeline:
             done = now
 
         # an engine is built for some frames and no more
-        chunk = getattr(self.decoder, "chunk_frames", None) or decode_frames(self.decoder.receptive_field)
+        chunk = getattr(self.decoder, "chunk_frames", None) or decode_frames(
+            self.decoder.receptive_field
+        )
         audio = decode_chunked(self.decoder, latents_TC.float(), chunk_frames=chunk, progress=count)
         return audio[:, : round(seconds * self.config.vae.sample_rate)].clamp(-1, 1).cpu()
 
@@ -271,7 +333,9 @@ class SongPipeline:
         """Normalised latents [frames, C] of an audio file, at most as long as the song."""
         c = self.config.vae
         audio, rate = load_audio(path)
-        audio = to_channels(resample(audio, rate, c.sample_rate), c.channels)[:, : max_frames * c.hop]
+        audio = to_channels(resample(audio, rate, c.sample_rate), c.channels)[
+            :, : max_frames * c.hop
+        ]
         mean, _ = self.vae.encode(audio[None].to(self.vae.latent_mean.device))
         return self.vae.normalise(mean)[0, :max_frames]
 
@@ -287,13 +351,19 @@ class SongPipeline:
         if phonemes is not None:
             planned = config.dit.outline and phonemes.syllables > 0
             needed = planned_seconds(phonemes, bpm=bpm) if planned else seconds_for(phonemes)
-        seconds = request.seconds if request.seconds is not None else min(needed, config.max_seconds)
+        seconds = (
+            request.seconds if request.seconds is not None else min(needed, config.max_seconds)
+        )
         if seconds > config.max_seconds:
             raise InputError(
                 f"seconds={seconds:g} is longer than model '{config.name}' makes (at most {config.max_seconds:g} s): "
                 "ask for less, or use a larger model"
             )
-        if phonemes is not None and not (planned and seconds >= needed) and (message := budget(phonemes, seconds).message):
+        if (
+            phonemes is not None
+            and not (planned and seconds >= needed)
+            and (message := budget(phonemes, seconds).message)
+        ):
             notes.append(message)
         fragments: tuple[str, ...] = ()
         if request.description.strip():
@@ -302,8 +372,12 @@ class SongPipeline:
         outline = Outline()
         if config.dit.outline:
             outline = _outline(request, phonemes, bpm=bpm, seconds=seconds, seed=seed)
-        elif asked := [name for name in ("bpm", "key", "chords") if getattr(request, name) is not None]:
-            notes.append(f"model '{config.name}' takes no outline: {' and '.join(asked)} are not followed, only what the description says")
+        elif asked := [
+            name for name in ("bpm", "key", "chords") if getattr(request, name) is not None
+        ]:
+            notes.append(
+                f"model '{config.name}' takes no outline: {' and '.join(asked)} are not followed, only what the description says"
+            )
         sampler = self._sampler(request.sampler)
         return _Prepared(
             request=request,
@@ -321,7 +395,9 @@ class SongPipeline:
 
     def _sampler(self, changes: dict[str, Any]) -> SamplerConfig:
         # a file's values win over the model's; the whole is validated again
-        sampler = parse_config(SamplerConfig, {**self.config.sampler.model_dump(), **changes}, source="sampler")
+        sampler = parse_config(
+            SamplerConfig, {**self.config.sampler.model_dump(), **changes}, source="sampler"
+        )
         try:
             check_sampler(self.config.path, sampler)
         except ValueError as error:
@@ -329,7 +405,12 @@ class SongPipeline:
         return sampler
 
     def _render(
-        self, runtime: WholeSongs, batch: Sequence[_Prepared], report: Progress, total_rows: int, total_frames: int
+        self,
+        runtime: WholeSongs,
+        batch: Sequence[_Prepared],
+        report: Progress,
+        total_rows: int,
+        total_frames: int,
     ) -> Iterator[Song]:
         """Songs of a runtime that makes each in one go."""
         for p in batch:
@@ -351,10 +432,20 @@ class SongPipeline:
     @torch.inference_mode()
     def _inputs(self, p: _Prepared) -> SongInputs:
         request = p.request
-        negative = description_fragments(request.negative, self.config.dit.max_fragments) if request.negative.strip() else ()
-        reference = self.encode_reference(request.reference, max_frames=p.frames) if request.reference is not None else None
+        negative = (
+            description_fragments(request.negative, self.config.dit.max_fragments)
+            if request.negative.strip()
+            else ()
+        )
+        reference = (
+            self.encode_reference(request.reference, max_frames=p.frames)
+            if request.reference is not None
+            else None
+        )
         tokens = len(p.phonemes) if p.phonemes else 0
-        rows = outline_rows(p.outline, frames=p.frames, frame_rate=self.config.vae.frame_rate, tokens=tokens)
+        rows = outline_rows(
+            p.outline, frames=p.frames, frame_rate=self.config.vae.frame_rate, tokens=tokens
+        )
         return SongInputs(
             frames=p.frames,
             seconds=p.seconds,
@@ -371,16 +462,26 @@ class SongPipeline:
             negative_texts=negative,
         )
 
-    def _song(self, p: _Prepared, latents: Tensor, audio: Tensor, timings: dict[str, float], batch: int) -> Song:
+    def _song(
+        self, p: _Prepared, latents: Tensor, audio: Tensor, timings: dict[str, float], batch: int
+    ) -> Song:
         request = replace(p.request, seconds=p.seconds, seed=p.seed, sampler={})
-        outline = {"bpm": p.outline.bpm, "key": p.outline.key, "chords": p.request.chords or chord_names(p.outline.chords)}
+        outline = {
+            "bpm": p.outline.bpm,
+            "key": p.outline.key,
+            "chords": p.request.chords or chord_names(p.outline.chords),
+        }
         info = {
             "schema_version": 1,
             "env": environment(),
             "device": str(self.vae.latent_mean.device),
             "runtime": self.runtime_name,
             "precision": str(self.precision).removeprefix("torch."),
-            "request": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(request).items() if k != "sampler"},
+            "request": {
+                k: str(v) if isinstance(v, Path) else v
+                for k, v in asdict(request).items()
+                if k != "sampler"
+            },
             "sampler": p.sampler.model_dump(mode="json"),
             "fragments": list(p.fragments),
             "outline": outline if self.config.dit.outline else None,
@@ -395,12 +496,24 @@ class SongPipeline:
         return Song(audio.numpy(), self.config.vae.sample_rate, latents.float().cpu().numpy(), info)
 
 
-def _outline(request: SongRequest, phonemes: PhonemeSequence | None, *, bpm: float, seconds: float, seed: int) -> Outline:
+def _outline(
+    request: SongRequest, phonemes: PhonemeSequence | None, *, bpm: float, seconds: float, seed: int
+) -> Outline:
     """When what is sung over which chord. Without a key there is no plan of chords: the description's mood decides."""
     key = requested_key(request.key or request.description)
     bars = plan_bars(phonemes, bpm=bpm, seconds=seconds)
-    chords = repeated_chords(bars, parse_chords(request.chords)) if request.chords else planned_chords(bars, key, seed=seed) if key else ()
-    times = None if phonemes is None else token_times(phonemes, plan_syllables(phonemes, bpm=bpm, seconds=seconds))
+    chords = (
+        repeated_chords(bars, parse_chords(request.chords))
+        if request.chords
+        else planned_chords(bars, key, seed=seed)
+        if key
+        else ()
+    )
+    times = (
+        None
+        if phonemes is None
+        else token_times(phonemes, plan_syllables(phonemes, bpm=bpm, seconds=seconds))
+    )
     return Outline(bpm, key, times, chords)
 
 
@@ -409,7 +522,9 @@ def usual_device(name: str | None = None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_codec_and_text(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[SpectralVAE, ChinMu]:
+def load_codec_and_text(
+    config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[SpectralVAE, ChinMu]:
     """The decoder's network in `dtype`; spectra keep fp32, as do the encoders, which are a small share of the work."""
     vae, chinmu = (load_part(part, config, folder, device=device) for part in ("vae", "chinmu"))
     assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)

@@ -36,14 +36,26 @@ def parameter_counts(config: ModelConfig) -> dict[str, dict[str, int | None]]:
     class EmptyOnMeta(TorchFunctionMode):
         """torch.empty, which layers make parameters with, takes no memory; filters are made from values and stay real."""
 
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return func(
+                *args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {})
+            )
 
     with EmptyOnMeta():
         dit, vae, audio = DiT(config.dit), SpectralVAE(config.vae), AudioTower(config.chinmu)
         # not ChinMu itself, which would fetch a pretrained encoder
-        text = _count(CharacterEncoder(config.chinmu)) if config.chinmu.text_encoder == CHARACTERS else None
-    return {"dit": _children(dit), "vae": _children(vae), "chinmu": {"text": text, "audio": _count(audio)}}
+        text = (
+            _count(CharacterEncoder(config.chinmu))
+            if config.chinmu.text_encoder == CHARACTERS
+            else None
+        )
+    return {
+        "dit": _children(dit),
+        "vae": _children(vae),
+        "chinmu": {"text": text, "audio": _count(audio)},
+    }
 
 
 def song_frames(config: VaeConfig, seconds: float) -> int:

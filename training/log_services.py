@@ -35,7 +35,14 @@ class Wandb:
         note = folder / "wandb.id"
         known = note.read_text(encoding="utf-8").strip() if note.is_file() else None
         config = recipe.resolved()
-        self.run: Any = wandb.init(project=project, name=folder.name, dir=str(folder), config=config, id=known, resume="allow")
+        self.run: Any = wandb.init(
+            project=project,
+            name=folder.name,
+            dir=str(folder),
+            config=config,
+            id=known,
+            resume="allow",
+        )
         write_text(note, self.run.id)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:

@@ -32,7 +32,11 @@ def local_world(world: int) -> list[dict[str, str]]:
     """What a launcher sets in the environment of each of `world` ranks on this machine, on a port that is free now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared = {
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+        }
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(world)]
 
 
@@ -79,7 +83,11 @@ class Spread(Ranks):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         backend = dist.get_backend()
         # the default group where it is on the host already (or a fake one in a rehearsal)
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if backend == "nccl" else None
+        self.group = (
+            dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            if backend == "nccl"
+            else None
+        )
 
     def sum(self, values: Tensor) -> Tensor:
         from torch import distributed as dist
@@ -127,7 +135,9 @@ def launched_world() -> int:
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    return "untested optimizer" not in record.getMessage()  # torch's AdamW; tests/training/test_deepspeed.py has tested it
+    return (
+        "untested optimizer" not in record.getMessage()
+    )  # torch's AdamW; tests/training/test_deepspeed.py has tested it
 
 
 def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
@@ -144,9 +154,21 @@ def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
     if not dist.is_initialized():
         if "RANK" not in os.environ:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed's engine insists on it
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=wait)
-        elif missing := [name for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-            raise InputError(f"RANK is set, but {', '.join(missing)} is not: start with torchrun, deepspeed or `mudit train --launch`")
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=dist.HashStore(),
+                rank=0,
+                world_size=1,
+                timeout=wait,
+            )
+        elif missing := [
+            name
+            for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            if name not in os.environ
+        ]:
+            raise InputError(
+                f"RANK is set, but {', '.join(missing)} is not: start with torchrun, deepspeed or `mudit train --launch`"
+            )
     # its logger takes the standard output it finds, where our results go
     with contextlib.redirect_stdout(sys.stderr):
         import deepspeed
@@ -154,14 +176,20 @@ def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
     logger.setLevel(logging.WARNING)
     logger.addFilter(_wanted)
     # torch 2.13 has renamed collectives that 0.19.8 calls, and says so at every call
-    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore",
+        message=".*(all_gather_into_tensor|reduce_scatter_tensor).*deprecated",
+        category=FutureWarning,
+    )
     if device.type == "cpu":
         # (deepspeed.comm.torch as an attribute is torch itself)
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         # 0.19.8 compiles an all-reduce over shared memory at the first start, for minutes, and a killed compile blocks every later
         # run: it serves inference on CPUs, and gloo does its work
         backend.build_shm_op = lambda: None
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", timeout=wait, verbose=False)
+    deepspeed.init_distributed(
+        "nccl" if device.type == "cuda" else "gloo", timeout=wait, verbose=False
+    )
     return Spread(timeout_seconds=timeout_seconds)
 
 

@@ -31,8 +31,14 @@ class DataConfig(_Section):
     """Where the songs are, and how they become batches."""
 
     folder: str = Field(description="a data set written by `mudit data encode`")
-    pack_size: int = Field(4096, gt=0, description="cost of one micro-batch at most: latent frames (dit), crops (vae), songs (chinmu)")
-    packs_per_step: int = Field(1, ge=1, description="micro-batches of a global batch, whatever the number of ranks")
+    pack_size: int = Field(
+        4096,
+        gt=0,
+        description="cost of one micro-batch at most: latent frames (dit), crops (vae), songs (chinmu)",
+    )
+    packs_per_step: int = Field(
+        1, ge=1, description="micro-batches of a global batch, whatever the number of ranks"
+    )
     loader_threads: int = Field(1, ge=1)
     prefetch: int = Field(2, ge=1, description="global batches prepared ahead")
     limit_songs: int | None = Field(None, gt=0, description="train on the first N songs only")
@@ -60,33 +66,68 @@ class ScheduleConfig(_Section):
 class ParallelConfig(_Section):
     """How DeepSpeed spreads a run over ranks. Sizes that are null follow from the model's size (deepspeed_config.py)."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="what is partitioned: 0 nothing, 1 optimiser, 2 and gradients, 3 and weights")
-    sequence_parallel: int = Field(1, ge=1, description="ranks that share every song (Ulysses); the model's heads must divide by it")
-    offload: Literal["none", "optimizer", "all"] = Field("none", description="to host memory: optimiser state; all: weights too (stage 3)")
-    overlap_comm: bool | None = Field(None, description="reduce gradients while the backward pass runs; null: on a GPU")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="what is partitioned: 0 nothing, 1 optimiser, 2 and gradients, 3 and weights"
+    )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        description="ranks that share every song (Ulysses); the model's heads must divide by it",
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="to host memory: optimiser state; all: weights too (stage 3)"
+    )
+    overlap_comm: bool | None = Field(
+        None, description="reduce gradients while the backward pass runs; null: on a GPU"
+    )
     reduce_bucket: int | None = Field(None, gt=0, description="elements of a gradient bucket")
-    gather_bucket: int | None = Field(None, gt=0, description="elements gathered at once (stages 1 and 2) or prefetched (stage 3)")
-    persistence_threshold: int | None = Field(None, ge=0, description="stage 3: smaller tensors stay whole on every rank")
-    max_live_parameters: int = Field(1_000_000_000, ge=0, description="stage 3: gathered elements at a time")
-    hpz_partition_size: int = Field(1, ge=1, description="ZeRO++: ranks of a node that keep a second shard of the weights (stage 3)")
-    quantized_weights: bool = Field(False, description="ZeRO++: gather int8 weights (stage 3, CUDA)")
-    quantized_gradients: bool = Field(False, description="ZeRO++: reduce int4 gradients (stage 3, CUDA)")
+    gather_bucket: int | None = Field(
+        None, gt=0, description="elements gathered at once (stages 1 and 2) or prefetched (stage 3)"
+    )
+    persistence_threshold: int | None = Field(
+        None, ge=0, description="stage 3: smaller tensors stay whole on every rank"
+    )
+    max_live_parameters: int = Field(
+        1_000_000_000, ge=0, description="stage 3: gathered elements at a time"
+    )
+    hpz_partition_size: int = Field(
+        1,
+        ge=1,
+        description="ZeRO++: ranks of a node that keep a second shard of the weights (stage 3)",
+    )
+    quantized_weights: bool = Field(
+        False, description="ZeRO++: gather int8 weights (stage 3, CUDA)"
+    )
+    quantized_gradients: bool = Field(
+        False, description="ZeRO++: reduce int4 gradients (stage 3, CUDA)"
+    )
     mics_shard_size: int = Field(0, ge=0, description="MiCS, which DeepSpeed 0.19.8 has no more: 0")
-    timeout_seconds: float = Field(1800.0, gt=0, description="a collective that takes longer ends the run")
+    timeout_seconds: float = Field(
+        1800.0, gt=0, description="a collective that takes longer ends the run"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        third = {"hpz_partition_size": 1, "quantized_weights": False, "quantized_gradients": False, "persistence_threshold": None}
+        third = {
+            "hpz_partition_size": 1,
+            "quantized_weights": False,
+            "quantized_gradients": False,
+            "persistence_threshold": None,
+        }
         for name, off in third.items():
             if getattr(self, name) != off and self.zero_stage != 3:
-                raise ValueError(f"parallel.{name}={getattr(self, name)} has an effect with zero_stage=3 only, not {self.zero_stage}")
+                raise ValueError(
+                    f"parallel.{name}={getattr(self, name)} has an effect with zero_stage=3 only, not {self.zero_stage}"
+                )
         if self.mics_shard_size:
             raise ValueError(
                 f"parallel.mics_shard_size={self.mics_shard_size}: DeepSpeed took MiCS out before 0.19.8; parallel.hpz_partition_size "
                 "(ZeRO++) keeps the gathering of weights inside a node too"
             )
         if self.offload == "all" and self.zero_stage != 3:
-            raise ValueError(f"parallel.offload=all moves weights, which zero_stage={self.zero_stage} does not partition: use optimizer")
+            raise ValueError(
+                f"parallel.offload=all moves weights, which zero_stage={self.zero_stage} does not partition: use optimizer"
+            )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("parallel.offload=optimizer needs a zero_stage of 1 to 3")
         return self
@@ -105,14 +146,28 @@ class CheckpointConfig(_Section):
 
 
 class LogConfig(_Section):
-    every: int = Field(20, gt=0, description="steps between lines on the terminal and TensorBoard (metrics.jsonl has every step)")
+    every: int = Field(
+        20,
+        gt=0,
+        description="steps between lines on the terminal and TensorBoard (metrics.jsonl has every step)",
+    )
     tensorboard: bool = True
-    wandb: str | None = Field(None, description="project of Weights & Biases to log to (WANDB_MODE=offline keeps it here)")
-    mlflow: str | None = Field(None, description="experiment of MLflow to log to (MLFLOW_TRACKING_URI says where)")
+    wandb: str | None = Field(
+        None, description="project of Weights & Biases to log to (WANDB_MODE=offline keeps it here)"
+    )
+    mlflow: str | None = Field(
+        None, description="experiment of MLflow to log to (MLFLOW_TRACKING_URI says where)"
+    )
     songs: bool = Field(False, description="write the ids of every step's songs into songs.jsonl")
-    peak_tflops: float | None = Field(None, gt=0, description="of one device, for the MFU; null: its data sheet's, where known")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="of one device, for the MFU; null: its data sheet's, where known"
+    )
     curve: bool = Field(True, description="draw loss.png at the end")
-    validate_every: int = Field(0, ge=0, description="steps between evaluations of the EMA weights on the validation split; 0 never")
+    validate_every: int = Field(
+        0,
+        ge=0,
+        description="steps between evaluations of the EMA weights on the validation split; 0 never",
+    )
     validation_split: Literal["validation", "test"] = "validation"
     validation_packs: int = Field(8, ge=1)
 
@@ -120,9 +175,17 @@ class LogConfig(_Section):
 class GuardConfig(_Section):
     """What happens when a step goes wrong."""
 
-    max_bad_steps: int = Field(8, ge=0, description="steps skipped (NaN, infinity, spikes) among the last 100 before training stops")
-    spike_factor: float = Field(5.0, gt=1, description="a loss or gradient norm this many times its running mean is a spike")
-    spikes: Literal["report", "skip"] = Field("report", description="skip: a spike's step is left out and counts as a bad one")
+    max_bad_steps: int = Field(
+        8,
+        ge=0,
+        description="steps skipped (NaN, infinity, spikes) among the last 100 before training stops",
+    )
+    spike_factor: float = Field(
+        5.0, gt=1, description="a loss or gradient norm this many times its running mean is a spike"
+    )
+    spikes: Literal["report", "skip"] = Field(
+        "report", description="skip: a spike's step is left out and counts as a bad one"
+    )
 
 
 class VaeStage(_Section):
@@ -130,28 +193,45 @@ class VaeStage(_Section):
 
     crop_seconds: float = Field(4.0, gt=0)
     features: float = Field(1.0, ge=0, description="standardised compressed magnitudes")
-    features_distance: Literal["l1", "l2"] = Field("l1", description="l2 keeps the peaks of soft partials that l1 gives up")
-    emphasis: float = Field(1.0, ge=0, description="of low frequencies in the features: (mel bands per Hz)^emphasis (SpectralVAE)")
+    features_distance: Literal["l1", "l2"] = Field(
+        "l1", description="l2 keeps the peaks of soft partials that l1 gives up"
+    )
+    emphasis: float = Field(
+        1.0,
+        ge=0,
+        description="of low frequencies in the features: (mel bands per Hz)^emphasis (SpectralVAE)",
+    )
     spectral: float = Field(1.0, ge=0, description="multi-resolution STFT of the audio")
     mel: float = Field(1.0, ge=0)
     kl: float = Field(1e-3, ge=0)
     adversarial: float = Field(0.0, ge=0, description="0 trains without discriminators")
     feature_matching: float = Field(2.0, ge=0, description="share of the adversarial weight")
-    adversarial_seconds: float = Field(1.0, gt=0, description="of each crop that the discriminators judge")
+    adversarial_seconds: float = Field(
+        1.0, gt=0, description="of each crop that the discriminators judge"
+    )
     discriminator_width: int = Field(32, gt=0)
     adversarial_from: int = Field(0, ge=0, description="step at which the discriminators join")
     discriminator_lr: float = Field(2e-4, gt=0, description="peak; it follows the schedule")
-    warm_start: Literal["pca", "none"] = Field("pca", description="fit the linear path in closed form before the first step")
-    statistics_songs: int = Field(128, gt=0, description="songs for the warm start and for the latents' statistics at the end")
+    warm_start: Literal["pca", "none"] = Field(
+        "pca", description="fit the linear path in closed form before the first step"
+    )
+    statistics_songs: int = Field(
+        128, gt=0, description="songs for the warm start and for the latents' statistics at the end"
+    )
 
 
 class ChinMuStage(_Section):
     crop_seconds: float = Field(10.0, gt=0)
-    levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence as the text of a pair")
-    attributes: dict[str, float] = Field(
-        default_factory=dict, description="metadata fields (style, voice, ...) that both vectors must tell, and their weights in the loss"
+    levels: tuple[float, float, float] = Field(
+        (1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence as the text of a pair"
     )
-    texts: int = Field(2, ge=1, description="texts of a song in a step; each makes a pair with the song's audio")
+    attributes: dict[str, float] = Field(
+        default_factory=dict,
+        description="metadata fields (style, voice, ...) that both vectors must tell, and their weights in the loss",
+    )
+    texts: int = Field(
+        2, ge=1, description="texts of a song in a step; each makes a pair with the song's audio"
+    )
 
 
 class DitStage(_Section):
@@ -159,23 +239,44 @@ class DitStage(_Section):
     logit_mean: float = 0.0
     logit_std: float = Field(1.0, gt=0)
     min_snr_gamma: float | None = Field(None, gt=0)
-    structured_lyrics: bool = Field(True, description="keep section tokens (<verse>) among the phonemes")
+    structured_lyrics: bool = Field(
+        True, description="keep section tokens (<verse>) among the phonemes"
+    )
     use_descriptions: bool = True
-    max_fragments: int = Field(8, ge=1, description="random fragments at most; a whole description has as many as the model takes")
-    levels: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence")
-    whole_description: float = Field(0.3, ge=0, le=1, description="share of steps that describe a song as a request would")
+    max_fragments: int = Field(
+        8,
+        ge=1,
+        description="random fragments at most; a whole description has as many as the model takes",
+    )
+    levels: tuple[float, float, float] = Field(
+        (1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence"
+    )
+    whole_description: float = Field(
+        0.3, ge=0, le=1, description="share of steps that describe a song as a request would"
+    )
     drop_descriptions: float = Field(0.1, ge=0, le=1)
     drop_lyrics: float = Field(0.1, ge=0, le=1)
     drop_both: float = Field(
-        0.1, ge=0, le=1, description="the unconditional sequence of guidance: no description, user type none, no lyrics"
+        0.1,
+        ge=0,
+        le=1,
+        description="the unconditional sequence of guidance: no description, user type none, no lyrics",
     )
-    drop_user: float = Field(0.2, ge=0, le=1, description="a description is kept, its user type is not said")
+    drop_user: float = Field(
+        0.2, ge=0, le=1, description="a description is kept, its user type is not said"
+    )
     drop_tempo: float = Field(0.1, ge=0, le=1, description="the outline's tempo is not said")
     drop_key: float = Field(0.2, ge=0, le=1, description="the outline's key is not said")
     drop_chords: float = Field(0.3, ge=0, le=1, description="the outline's chords are not said")
-    reference: float = Field(0.0, ge=0, le=1, description="probability that one stem (or the mix) is given as reference audio")
+    reference: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that one stem (or the mix) is given as reference audio",
+    )
     checkpointing: Literal["none", "full", "selective"] = Field(
-        "none", description="recomputed in the backward pass: full, whole blocks; selective, all but the products of matrices"
+        "none",
+        description="recomputed in the backward pass: full, whole blocks; selective, all but the products of matrices",
     )
 
     @field_validator("checkpointing", mode="before")
@@ -187,9 +288,13 @@ class DitStage(_Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.drop_descriptions + self.drop_lyrics + self.drop_both > 1:
-            raise ValueError("drop_descriptions + drop_lyrics + drop_both must be at most 1: they are exclusive cases")
+            raise ValueError(
+                "drop_descriptions + drop_lyrics + drop_both must be at most 1: they are exclusive cases"
+            )
         if not any(self.levels) or min(self.levels) < 0:
-            raise ValueError(f"levels={self.levels} must be odds of word, phrase, sentence, not all 0")
+            raise ValueError(
+                f"levels={self.levels} must be odds of word, phrase, sentence, not all 0"
+            )
         return self
 
 
@@ -199,8 +304,13 @@ class Recipe(_Section):
     name: str
     task: TaskName
     model: str = Field("tiny", description="a preset, a config.json or a model folder")
-    model_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of the model's configuration to change")
-    init: str | None = Field(None, description="model folder (or run folder) whose weights of this part the training starts from")
+    model_overrides: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the model's configuration to change"
+    )
+    init: str | None = Field(
+        None,
+        description="model folder (or run folder) whose weights of this part the training starts from",
+    )
     data: DataConfig
     steps: int = Field(gt=0)
     seed: int = Field(0, ge=0)
@@ -225,19 +335,37 @@ class Recipe(_Section):
                 raise ValueError(
                     f"section '{section}' has no effect on task '{self.task}': remove it (its section is '{_SECTIONS[self.task]}')"
                 )
-        if self.strategy == "single" and "parallel" in self.model_fields_set and self.parallel != ParallelConfig():
-            raise ValueError("section 'parallel' has no effect on strategy 'single': set strategy=deepspeed, or remove it")
+        if (
+            self.strategy == "single"
+            and "parallel" in self.model_fields_set
+            and self.parallel != ParallelConfig()
+        ):
+            raise ValueError(
+                "section 'parallel' has no effect on strategy 'single': set strategy=deepspeed, or remove it"
+            )
         if self.parallel.sequence_parallel > 1 and _SECTIONS[self.task] != "dit":
-            raise ValueError(f"parallel.sequence_parallel={self.parallel.sequence_parallel} is for the dit tasks, not '{self.task}'")
-        if self.strategy == "deepspeed" and self.precision == "bf16" and self.parallel.zero_stage == 0:
-            raise ValueError("bf16 with zero_stage=0 drifts (DeepSpeed accumulates gradients in bf16 there): use zero_stage 1, 2 or 3")
+            raise ValueError(
+                f"parallel.sequence_parallel={self.parallel.sequence_parallel} is for the dit tasks, not '{self.task}'"
+            )
+        if (
+            self.strategy == "deepspeed"
+            and self.precision == "bf16"
+            and self.parallel.zero_stage == 0
+        ):
+            raise ValueError(
+                "bf16 with zero_stage=0 drifts (DeepSpeed accumulates gradients in bf16 there): use zero_stage 1, 2 or 3"
+            )
         if self.schedule.warmup > self.steps:
-            raise ValueError(f"schedule.warmup={self.schedule.warmup} is longer than steps={self.steps}: lower the one or raise the other")
+            raise ValueError(
+                f"schedule.warmup={self.schedule.warmup} is longer than steps={self.steps}: lower the one or raise the other"
+            )
         return self
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, without the sections of other tasks: a document that load_recipe takes back."""
-        return self.model_dump(mode="json", exclude=set(_SECTIONS.values()) - {_SECTIONS[self.task]})
+        return self.model_dump(
+            mode="json", exclude=set(_SECTIONS.values()) - {_SECTIONS[self.task]}
+        )
 
     def model_config_resolved(self) -> ModelConfig:
         """The model's configuration with model_overrides applied. Raises ConfigError."""
@@ -269,7 +397,11 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, section by section."""
     out = dict(base)
     for key, value in changes.items():
-        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+        out[key] = (
+            merge(out[key], value)
+            if isinstance(value, dict) and isinstance(out.get(key), dict)
+            else value
+        )
     return out
 
 
@@ -280,7 +412,9 @@ def _read(source: str | Path, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         if path.suffix != ".json" or not path.is_file():
             near = difflib.get_close_matches(str(source), recipe_names(), n=1, cutoff=0.4)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise ConfigError(f"no recipe '{source}': {hint}known are {', '.join(recipe_names())}, or give a .json file")
+            raise ConfigError(
+                f"no recipe '{source}': {hint}known are {', '.join(recipe_names())}, or give a .json file"
+            )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 class RunLog:
     """Writers of one run. A resumed run cuts metrics.jsonl at the step it resumes from, so that the file reads as one uninterrupted run."""
 
-    def __init__(self, folder: Path, recipe: Recipe, *, start_step: int, quiet: bool = False) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, *, start_step: int, quiet: bool = False
+    ) -> None:
         self.folder, self.recipe = folder, recipe
         path = folder / METRICS
         _cut(path, start_step)
@@ -50,7 +52,9 @@ class RunLog:
         step = metrics["step"]
         if self._progress is not None and self._bar is not None:
             loss = metrics.get("loss")  # None where it was not finite
-            self._progress.update(self._bar, completed=step + 1, loss=float("nan") if loss is None else loss)
+            self._progress.update(
+                self._bar, completed=step + 1, loss=float("nan") if loss is None else loss
+            )
         if (step + 1) % self.recipe.log.every and step + 1 != self.recipe.steps:
             return
         self._file.flush()
@@ -58,10 +62,16 @@ class RunLog:
         rate = (step + 1 - self._last_step) / max(now - self._last, 1e-9)
         self._last, self._last_step = now, step + 1
         figures = {
-            name: value for name, value in {**metrics, "steps_per_s": rate}.items() if name != "step" and isinstance(value, (int, float))
+            name: value
+            for name, value in {**metrics, "steps_per_s": rate}.items()
+            if name != "step" and isinstance(value, (int, float))
         }
         self._tell("train", figures, step)
-        shown = {k: v for k, v in metrics.items() if isinstance(v, float) and k in ("loss", "grad_norm", "lr", "wait_s")}
+        shown = {
+            k: v
+            for k, v in metrics.items()
+            if isinstance(v, float) and k in ("loss", "grad_norm", "lr", "wait_s")
+        }
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info("step %d of %d  %s  %.3g steps/s", step + 1, self.recipe.steps, text, rate)
 
@@ -69,7 +79,11 @@ class RunLog:
         self._file.write(json.dumps({"validation_step": step, **metrics}) + "\n")
         self._file.flush()
         self._tell("validation", metrics, step)
-        log.info("validation at step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        log.info(
+            "validation at step %d  %s",
+            step,
+            "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()),
+        )
 
     def songs(self, step: int, ids: list[str]) -> None:
         """The songs of a step: an account of what was seen, which a resumed run cuts as it cuts the metrics."""
@@ -98,7 +112,11 @@ class RunLog:
         if not self.recipe.log.tensorboard:
             return None
         if not available("tensorboard"):
-            log.info("tensorboard is not installed (%s): metrics go to %s only", install_command("tensorboard"), METRICS)
+            log.info(
+                "tensorboard is not installed (%s): metrics go to %s only",
+                install_command("tensorboard"),
+                METRICS,
+            )
             return None
         from torch.utils.tensorboard import SummaryWriter
 
@@ -109,7 +127,12 @@ class RunLog:
             self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._progress is not None:
             self._progress.stop()
         self._file.close()
@@ -142,7 +165,12 @@ class SilentLog(RunLog):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         pass
 
 
@@ -181,7 +209,9 @@ def plot_curves(folder: Path) -> Path | None:
     x, loss = np.array([row["step"] for row in steps]), np.array([row["loss"] for row in steps])
     window = max(1, len(x) // 50)
     smooth = [np.median(loss[max(0, i - window) : i + 1]) for i in range(len(x))]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 6), sharex=True, height_ratios=(2, 1), layout="constrained")
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(9, 6), sharex=True, height_ratios=(2, 1), layout="constrained"
+    )
     top.plot(x, loss, color="0.8", linewidth=0.6, label="step")
     top.plot(x, smooth, color="C0", label=f"median of {window + 1}")
     if validations:
@@ -196,7 +226,12 @@ def plot_curves(folder: Path) -> Path | None:
     low, high = np.percentile(loss, (0, 99))
     top.set(ylabel="loss", ylim=(low - 0.05 * (high - low), high + 0.1 * (high - low) + 1e-9))
     top.legend()
-    bottom.plot(x, [row["grad_norm"] if row["grad_norm"] is not None else np.nan for row in steps], color="C1", linewidth=0.6)
+    bottom.plot(
+        x,
+        [row["grad_norm"] if row["grad_norm"] is not None else np.nan for row in steps],
+        color="C1",
+        linewidth=0.6,
+    )
     bottom.set(ylabel="gradient norm", yscale="log", xlabel="step")
     rate = bottom.twinx()
     rate.plot(x, [row["lr"] for row in steps], color="C2")
@@ -213,7 +248,14 @@ def _progress_bar(recipe: Recipe, start_step: int) -> tuple[Progress | None, Tas
     if not sys.stderr.isatty():
         return None, None
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         "{task.description}",
@@ -224,7 +266,9 @@ def _progress_bar(recipe: Recipe, start_step: int) -> tuple[Progress | None, Tas
         TimeRemainingColumn(),
     )
     progress = Progress(*columns, console=Console(stderr=True))
-    return progress, progress.add_task(recipe.name, total=recipe.steps, completed=start_step, loss=float("nan"))
+    return progress, progress.add_task(
+        recipe.name, total=recipe.steps, completed=start_step, loss=float("nan")
+    )
 
 
 def _cut(path: Path, start_step: int) -> None:

@@ -1,9 +1,9 @@
 """How fast a run is: tokens/s, seconds of audio a second a device, MFU against a stated peak, memory, time spent waiting for data.
 
-    MFU = 3 forward FLOPs of the global batch / (step seconds * devices * peak)        recomputation is not useful work
+MFU = 3 forward FLOPs of the global batch / (step seconds * devices * peak)        recomputation is not useful work
 
-    meter = Meter(recipe, device, world=8)
-    meter.step(tokens=16384, seconds=1520.0, flops=3.1e14, step_seconds=0.9)
+meter = Meter(recipe, device, world=8)
+meter.step(tokens=16384, seconds=1520.0, flops=3.1e14, step_seconds=0.9)
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Meter:
         self.device, self.world = device, world
         self.peak = stated_peak(recipe, device)
 
-    def step(self, *, tokens: float, seconds: float, flops: float, step_seconds: float) -> dict[str, Any]:
+    def step(
+        self, *, tokens: float, seconds: float, flops: float, step_seconds: float
+    ) -> dict[str, Any]:
         """tokens, seconds of audio and forward FLOPs of the global batch; the step's wall time."""
         took = max(step_seconds, 1e-9)
         figures: dict[str, Any] = {
@@ -72,7 +74,9 @@ class Meter:
         """Peak bytes: of the device's allocator, or of this process on a CPU."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def counting() -> AbstractContextManager[Any]:
@@ -90,19 +94,40 @@ def forward_flops(config: DitConfig, batch: DitBatch) -> float:
     """FLOPs of matrix products and attention in one forward pass of the song transformer (2 a multiply-add)."""
     width, streams = config.width, 2 if config.cross_attention == "parallel" else 1
     target, lyrics, songs = sum(batch.frames), sum(batch.lyrics), len(batch.frames)
-    rows = [t + r + d for t, r, d in zip(batch.frames, batch.reference_frames, batch.fragments, strict=True)]
+    rows = [
+        t + r + d
+        for t, r, d in zip(batch.frames, batch.reference_frames, batch.fragments, strict=True)
+    ]
     n = sum(rows)
-    block = 2 * n * width * (streams + 2) * width + 2 * n * streams * width * width + 4 * n * width * config.mlp_width
+    block = (
+        2 * n * width * (streams + 2) * width
+        + 2 * n * streams * width * width
+        + 4 * n * width * config.mlp_width
+    )
     block += 2 * lyrics * config.lyric_width * 2 * width
     if streams == 1:
         block += 4 * n * width * width  # query and output of cross-attention
-    block += 4 * width * sum(r * r + r * length for r, length in zip(rows, batch.lyrics, strict=True))
+    block += (
+        4 * width * sum(r * r + r * length for r, length in zip(rows, batch.lyrics, strict=True))
+    )
     e = config.lyric_width
-    encoder = 2 * lyrics * (3 * e * e + e * e + 8 * e * e) + 4 * e * sum(length * length for length in batch.lyrics)
-    modulation = 2 * songs * width * 6 * width * (1 if config.modulation == "shared" else config.blocks)
+    encoder = 2 * lyrics * (3 * e * e + e * e + 8 * e * e) + 4 * e * sum(
+        length * length for length in batch.lyrics
+    )
+    modulation = (
+        2 * songs * width * 6 * width * (1 if config.modulation == "shared" else config.blocks)
+    )
     time = 2 * 2 * songs * (256 * width + width * width)
-    ends = 2 * config.latent_channels * width * (2 * target + sum(batch.reference_frames)) + 2 * songs * width * 2 * width
-    ends += 2 * config.description_width * width * (sum(batch.fragments) + (songs if config.pooled_description else 0))
+    ends = (
+        2 * config.latent_channels * width * (2 * target + sum(batch.reference_frames))
+        + 2 * songs * width * 2 * width
+    )
+    ends += (
+        2
+        * config.description_width
+        * width
+        * (sum(batch.fragments) + (songs if config.pooled_description else 0))
+    )
     if batch.outline is not None:
         ends += 2 * target * width * (batch.outline.features_TF.shape[1] + e)
     return float(config.blocks * block + config.lyric_blocks * encoder + modulation + time + ends)

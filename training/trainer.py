@@ -28,14 +28,16 @@ import torch
 from mudit_engine.errors import ConfigError, InputError, MuditError
 from mudit_engine.files import write_json
 from mudit_engine.models.folder import save_config
-from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
+from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
+from mudit_engine.training.dataset.shards import Shards
+from mudit_engine.training.parallel.choose import make_strategy
+from mudit_engine.training.parallel.strategy import learning_rate
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
-from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.parallel.strategy import learning_rate, make_strategy
-from mudit_engine.training.tasks.task import Batch, Moment, Task, average, make_task, pinned, read, to_device
+from mudit_engine.training.tasks.choose import make_task
+from mudit_engine.training.tasks.task import Batch, Moment, Task, average, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,9 @@ class Work:
 class Trainer:
     """One run of a recipe in a folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path, *, task: Task | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, task: Task | None = None, quiet: bool = False
+    ) -> None:
         self.recipe, self.folder, self.quiet = recipe, folder, quiet
         self.shards = task.shards if task is not None else Shards(recipe.data.folder)
         self.strategy = make_strategy(recipe)
@@ -99,14 +103,26 @@ class Trainer:
         if not len(numbers):
             raise InputError(f"'{self.shards.folder}' holds no song of the split 'train'")
         self.sampler = Sampler(
-            costs, seed=recipe.seed, budget=recipe.data.pack_size, packs_per_step=recipe.data.packs_per_step, numbers=numbers
+            costs,
+            seed=recipe.seed,
+            budget=recipe.data.pack_size,
+            packs_per_step=recipe.data.packs_per_step,
+            numbers=numbers,
         )
         self.ranks = self.strategy.ranks
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.checkpoint.keep, ranks=self.ranks)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep=recipe.checkpoint.keep, ranks=self.ranks
+        )
         averaged = self.task.averaged if recipe.ema.enabled else ()
         if recipe.strategy != "single":
             self.task.spread(self.strategy)
-        self.strategy.prepare(self.task.modules, recipe, lr_scale=self.task.lr_scale, ema=averaged, asked=self.task.asked)
+        self.strategy.prepare(
+            self.task.modules,
+            recipe,
+            lr_scale=self.task.lr_scale,
+            ema=averaged,
+            asked=self.task.asked,
+        )
         self.progress = Progress()
         self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)
         self._counted: dict[str, float] = {}
@@ -135,17 +151,34 @@ class Trainer:
         if tag is None:
             self.task.warm_start()
         if self.ranks.main:
-            extra: dict[str, Any] = {"resumed_from": tag.name if tag else None, "songs": len(self.sampler.numbers)}
+            extra: dict[str, Any] = {
+                "resumed_from": tag.name if tag else None,
+                "songs": len(self.sampler.numbers),
+            }
             extra |= {"device": str(self.strategy.device), "stated_peak_flops": self.meter.peak}
-            extra |= {"ranks": self.ranks.world, "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4)}
+            extra |= {
+                "ranks": self.ranks.world,
+                "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4),
+            }
             save_config(self.task.config, self.folder)
             describe_run(self.folder, self.recipe, extra)
         self.strategy.describe(self.folder)
         start_step, started = self.progress.step, time.monotonic()
         metrics: dict[str, Any] = {}
-        with open_log(self.folder, self.recipe, start_step=start_step, quiet=self.quiet, main=self.ranks.main) as runlog, self._signals():
+        with (
+            open_log(
+                self.folder,
+                self.recipe,
+                start_step=start_step,
+                quiet=self.quiet,
+                main=self.ranks.main,
+            ) as runlog,
+            self._signals(),
+        ):
             if start_step == 0 and tag is None:
-                self._save(runlog)  # so that any interruption resumes, and the start can be looked at
+                self._save(
+                    runlog
+                )  # so that any interruption resumes, and the start can be looked at
             waiting = time.monotonic()
             for work in self._works():
                 waited = time.monotonic() - waiting
@@ -164,7 +197,9 @@ class Trainer:
             "epochs": self.progress.epoch,
             "songs_seen": self.progress.songs,
             "seconds": round(seconds, 2),
-            "steps_per_s": round((self.progress.step - start_step) / seconds, 4) if seconds else None,
+            "steps_per_s": round((self.progress.step - start_step) / seconds, 4)
+            if seconds
+            else None,
             "skipped_steps": self.progress.skipped,
             "final": {name: value for name, value in metrics.items() if name != "step"},
             "folder": str(self.folder),
@@ -188,9 +223,20 @@ class Trainer:
         state = json.loads((tag / STATE).read_text(encoding="utf-8"))
         ours = self._identity()
         theirs = state["identity"]
-        fields = {name: value for name, value in theirs["model"].items() if ours["model"].get(name) != value}
-        changed = [f"{name} ({theirs[name]} -> {ours[name]})" for name in ours if name != "model" and theirs[name] != ours[name]]
-        changed += [f"{self.task.part}.{name} ({value} -> {ours['model'].get(name)})" for name, value in fields.items()]
+        fields = {
+            name: value
+            for name, value in theirs["model"].items()
+            if ours["model"].get(name) != value
+        }
+        changed = [
+            f"{name} ({theirs[name]} -> {ours[name]})"
+            for name in ours
+            if name != "model" and theirs[name] != ours[name]
+        ]
+        changed += [
+            f"{self.task.part}.{name} ({value} -> {ours['model'].get(name)})"
+            for name, value in fields.items()
+        ]
         if changed:
             raise ConfigError(
                 f"checkpoint '{tag}' belongs to another run: {', '.join(changed)}. "
@@ -204,10 +250,17 @@ class Trainer:
     def _works(self) -> Iterator[Work]:
         """Global batches from here to the last step, prepared ahead by threads."""
         remaining = self.recipe.steps - self.progress.step
-        places = itertools.islice(self.sampler.walk(self.progress.epoch, self.progress.epoch_step), max(remaining, 0))
+        places = itertools.islice(
+            self.sampler.walk(self.progress.epoch, self.progress.epoch_step), max(remaining, 0)
+        )
         numbered = zip(itertools.count(self.progress.step), places, strict=False)
         data = self.recipe.data
-        return prefetch(numbered, lambda item: self._load(item[0], *item[1]), threads=data.loader_threads, ahead=data.prefetch)
+        return prefetch(
+            numbered,
+            lambda item: self._load(item[0], *item[1]),
+            threads=data.loader_threads,
+            ahead=data.prefetch,
+        )
 
     def _load(self, step: int, epoch: int, epoch_step: int) -> Work:
         start = time.monotonic()
@@ -221,22 +274,39 @@ class Trainer:
         # a rank without songs of its own runs some at weight 0: collectives of sharded weights need every rank in every pass.
         # Ranks that share songs (sequence parallelism) each count their part of them.
         batches = [
-            (self.task.load(songs, moment), 1.0 / shares) if len(songs) else (self.task.stand_in(self.sampler.numbers, moment), 0.0)
+            (self.task.load(songs, moment), 1.0 / shares)
+            if len(songs)
+            else (self.task.stand_in(self.sampler.numbers, moment), 0.0)
             for songs in local
         ]
         if self.strategy.device.type == "cuda":
-            batches = [(replace(batch, inputs=pinned(batch.inputs)), share) for batch, share in batches]
-        return Work(epoch, epoch_step, batches, sum(len(pack) for pack in packs), time.monotonic() - start)
+            batches = [
+                (replace(batch, inputs=pinned(batch.inputs)), share) for batch, share in batches
+            ]
+        return Work(
+            epoch, epoch_step, batches, sum(len(pack) for pack in packs), time.monotonic() - start
+        )
 
     def _step(self, work: Work) -> dict[str, Any]:
         progress, started = self.progress, time.monotonic()
         step = progress.step
         # one sum over the ranks: the weight of the global batch, and what the figures are made of
-        figures = [[batch.weight, batch.tokens, batch.seconds, batch.flops or 0.0] for batch, _ in work.batches]
+        figures = [
+            [batch.weight, batch.tokens, batch.seconds, batch.flops or 0.0]
+            for batch, _ in work.batches
+        ]
         shares = torch.tensor([share for _, share in work.batches], dtype=torch.float64)
-        weight, tokens, audio, flops = self.strategy.sum(shares @ torch.tensor(figures, dtype=torch.float64)).tolist()
+        weight, tokens, audio, flops = self.strategy.sum(
+            shares @ torch.tensor(figures, dtype=torch.float64)
+        ).tolist()
         lr = learning_rate(step, self.recipe)
-        metrics: dict[str, Any] = {"step": step, "epoch": work.epoch, "loss": None, "grad_norm": None, "lr": lr}
+        metrics: dict[str, Any] = {
+            "step": step,
+            "epoch": work.epoch,
+            "loss": None,
+            "grad_norm": None,
+            "lr": lr,
+        }
         bad: list[str] = []
         self._set_training(True)
         for phase in self.task.active(step):
@@ -262,35 +332,66 @@ class Trainer:
                 norm = None
             elif self._spikes(phase, "gradient norm", norm, self.progress.log_norm, work) and skip:
                 bad += self._everyone(self._ids(work))
-            metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {f"{prefix}{name}": value for name, value in logs.items()}
-        progress.step, progress.epoch, progress.epoch_step = step + 1, work.epoch, work.epoch_step + 1
+            metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {
+                f"{prefix}{name}": value for name, value in logs.items()
+            }
+        progress.step, progress.epoch, progress.epoch_step = (
+            step + 1,
+            work.epoch,
+            work.epoch_step + 1,
+        )
         progress.songs += work.songs
         progress.weight += weight
         if bad:
             self._count_bad(step, bad)
         seconds = time.monotonic() - started
         progress.seconds += seconds
-        metrics |= {"songs": work.songs, "weight": weight, "step_s": round(seconds, 4), "load_s": round(work.seconds, 4)}
-        return metrics | self.meter.step(tokens=tokens, seconds=audio, flops=flops, step_seconds=seconds)
+        metrics |= {
+            "songs": work.songs,
+            "weight": weight,
+            "step_s": round(seconds, 4),
+            "load_s": round(work.seconds, 4),
+        }
+        return metrics | self.meter.step(
+            tokens=tokens, seconds=audio, flops=flops, step_seconds=seconds
+        )
 
-    def _accumulate(self, phase: str, work: Work, weight: float) -> tuple[float, dict[str, float], list[str]]:
+    def _accumulate(
+        self, phase: str, work: Work, weight: float
+    ) -> tuple[float, dict[str, float], list[str]]:
         """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches whose loss is not finite)."""
         self.strategy.begin(phase, len(work.batches))
         sums: dict[str, list[Any]] = {}  # tensors on the device, or host numbers
         losses = []
         for number, (batch, share) in enumerate(work.batches):
-            torch.manual_seed(seed64(self.recipe.seed, "torch", self.progress.step, number * self.strategy.world + self.strategy.rank))
+            torch.manual_seed(
+                seed64(
+                    self.recipe.seed,
+                    "torch",
+                    self.progress.step,
+                    number * self.strategy.world + self.strategy.rank,
+                )
+            )
             with self._counting(phase, batch):
-                loss_sum, logs = self.strategy.forward(phase, to_device(batch.inputs, self.strategy.device))
+                loss_sum, logs = self.strategy.forward(
+                    phase, to_device(batch.inputs, self.strategy.device)
+                )
             self.strategy.backward(phase, loss_sum * (share / weight))
             losses.append(loss_sum.detach() * share)
             for name, (value, amount) in logs.items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0], entry[1] = entry[0] + value.detach() * share, entry[1] + amount * share
         names = sorted(sums)
-        own, logged = read([*losses, *(value for name in names for value in sums[name])]).split([len(losses), 2 * len(names)])
+        own, logged = read([*losses, *(value for name in names for value in sums[name])]).split(
+            [len(losses), 2 * len(names)]
+        )
         totals = self.strategy.sum(torch.cat([own.sum()[None], logged])).tolist()
-        culprits = [i for (batch, _), value in zip(work.batches, own.tolist(), strict=True) if not math.isfinite(value) for i in batch.ids]
+        culprits = [
+            i
+            for (batch, _), value in zip(work.batches, own.tolist(), strict=True)
+            if not math.isfinite(value)
+            for i in batch.ids
+        ]
         pairs = dict(zip(names, zip(totals[1::2], totals[2::2], strict=True), strict=True))
         return totals[0] / weight, average(pairs), culprits
 
@@ -310,7 +411,9 @@ class Trainer:
             return math.inf
         return math.exp(known) * self.recipe.guard.spike_factor
 
-    def _spikes(self, phase: str, what: str, value: float, means: dict[str, float], work: Work) -> bool:
+    def _spikes(
+        self, phase: str, what: str, value: float, means: dict[str, float], work: Work
+    ) -> bool:
         """Whether a value is far above its running mean, which it then joins; a spike is reported with its songs."""
         if value <= 0:  # an adversarial loss may be: it has no logarithm
             return False
@@ -321,10 +424,19 @@ class Trainer:
             names = _names(self._everyone(self._ids(work)))
             if self.ranks.main:
                 times = value / math.exp(known or 0.0)
-                log.warning("step %d: %s %.3g is %.1f times its mean (songs %s)", self.progress.step, what, value, times, names)
+                log.warning(
+                    "step %d: %s %.3g is %.1f times its mean (songs %s)",
+                    self.progress.step,
+                    what,
+                    value,
+                    times,
+                    names,
+                )
         level = math.log(value)
         if spiked and self.recipe.guard.spikes == "skip":
-            level = math.log(self._limit(known))  # what was left out pulls the mean no further than what was let in
+            level = math.log(
+                self._limit(known)
+            )  # what was left out pulls the mean no further than what was let in
         means[phase] = level if known is None else SPIKE_MEMORY * known + (1 - SPIKE_MEMORY) * level
         return spiked
 
@@ -333,7 +445,11 @@ class Trainer:
         progress.skipped += 1
         progress.bad_steps = [*(s for s in progress.bad_steps if s > step - BAD_WINDOW), step]
         if self.ranks.main:
-            log.warning("step %d gave NaN, infinity or a spike and was skipped (songs %s)", step, _names(ids))
+            log.warning(
+                "step %d gave NaN, infinity or a spike and was skipped (songs %s)",
+                step,
+                _names(ids),
+            )
         if len(progress.bad_steps) > guard.max_bad_steps:
             raise DivergedError(
                 f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN, infinity or a spike "
@@ -343,7 +459,9 @@ class Trainer:
 
     def _after_step(self, runlog: RunLog) -> None:
         step, recipe = self.progress.step, self.recipe
-        self._signal = self.ranks.highest(self._signal or 0) or None  # one rank's signal stops all of them after the same step
+        self._signal = (
+            self.ranks.highest(self._signal or 0) or None
+        )  # one rank's signal stops all of them after the same step
         last = step == recipe.steps
         every = recipe.log.validate_every
         if every and (step % every == 0 or last):
@@ -376,25 +494,42 @@ class Trainer:
         self._set_training(False)
         with self.strategy.averaged():
             for batch, share in self._validation_batches(plan, moment):
-                loss, logs = self.strategy.forward(self.task.phases[0], to_device(batch.inputs, self.strategy.device))
+                loss, logs = self.strategy.forward(
+                    self.task.phases[0], to_device(batch.inputs, self.strategy.device)
+                )
                 for name, (value, amount) in {**logs, "loss": (loss, batch.weight)}.items():
                     total, weight = sums.get(name, (0.0, 0.0))
                     sums[name] = (total + value.double() * share, weight + amount * share)
         names = sorted(sums)
-        totals = self.ranks.sum(read([value for name in names for value in sums[name]])).view(-1, 2).tolist()
-        return average({name: (total, weight) for name, (total, weight) in zip(names, totals, strict=True)})
+        totals = (
+            self.ranks.sum(read([value for name in names for value in sums[name]]))
+            .view(-1, 2)
+            .tolist()
+        )
+        return average(
+            {name: (total, weight) for name, (total, weight) in zip(names, totals, strict=True)}
+        )
 
     def _validation_batches(self, plan: EpochPlan, moment: Moment) -> Iterator[tuple[Batch, float]]:
         """This rank's part of the validation packs, with 0 where it keeps the others company."""
         rank, world, share = self.strategy.rank, self.strategy.world, 1.0 / self.strategy.shares
-        packs = [plan.pack(number) for number in range(min(len(plan), self.recipe.log.validation_packs))]
+        packs = [
+            plan.pack(number) for number in range(min(len(plan), self.recipe.log.validation_packs))
+        ]
         if self.task.splits_packs:
             local = [pack[rank::world] for pack in packs]
         else:
             none = packs[0][:0]
-            local = [packs[n] if n < len(packs) else none for n in range(rank, -(-len(packs) // world) * world, world)]
+            local = [
+                packs[n] if n < len(packs) else none
+                for n in range(rank, -(-len(packs) // world) * world, world)
+            ]
         for songs in local:
-            yield (self.task.load(songs, moment), share) if len(songs) else (self.task.stand_in(packs[0], moment), 0.0)
+            yield (
+                (self.task.load(songs, moment), share)
+                if len(songs)
+                else (self.task.stand_in(packs[0], moment), 0.0)
+            )
 
     def _save(self, runlog: RunLog) -> None:
         runlog.flush()
@@ -404,8 +539,12 @@ class Trainer:
                 return
             state = {"progress": asdict(self.progress), "identity": self._identity()}
             (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            (folder / RECIPE).write_text(json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8")
-            (folder / CONFIG).write_text(self.task.config.model_dump_json(indent=1), encoding="utf-8")
+            (folder / RECIPE).write_text(
+                json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8"
+            )
+            (folder / CONFIG).write_text(
+                self.task.config.model_dump_json(indent=1), encoding="utf-8"
+            )
 
     def _set_training(self, training: bool) -> None:
         for module in self.task.modules.values():
@@ -427,12 +566,19 @@ class Trainer:
                 raise KeyboardInterrupt
             self._signal = number
             log.warning(
-                "%s: saving after this step%s", signal.Signals(number).name, ", again to stop at once" if number == signal.SIGINT else ""
+                "%s: saving after this step%s",
+                signal.Signals(number).name,
+                ", again to stop at once" if number == signal.SIGINT else "",
             )
 
         before = {}
-        with contextlib.suppress(ValueError):  # not the main thread (a notebook's worker, a test): no handlers then
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        with contextlib.suppress(
+            ValueError
+        ):  # not the main thread (a notebook's worker, a test): no handlers then
+            before = {
+                number: signal.signal(number, note)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+            }
         try:
             yield
         finally:

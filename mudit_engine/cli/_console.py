@@ -28,7 +28,9 @@ import click
 
 SCHEMA_VERSION = 1
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of a table."
+)
 
 
 @dataclass
@@ -52,15 +54,25 @@ def emit_json(results: Any) -> None:
 def emit_error(invocation: Invocation, error: BaseException, exit_code: int, message: str) -> None:
     """The document of a command that failed. Silent when the results are out already: stdout stays one document."""
     if not invocation.emitted:
-        _emit(invocation, "error", {"type": type(error).__name__, "message": message, "exit_code": exit_code})
+        _emit(
+            invocation,
+            "error",
+            {"type": type(error).__name__, "message": message, "exit_code": exit_code},
+        )
 
 
 def _emit(invocation: Invocation | None, key: str, value: Any) -> None:
     assert invocation is not None and not invocation.emitted, "one JSON document a command"
     from mudit_engine.hardware import environment
 
-    document = {"schema_version": SCHEMA_VERSION, "env": environment(invocation.arguments), key: value}
-    text = json.dumps(document, indent=2, ensure_ascii=not _speaks_utf8(), allow_nan=False, default=_plain)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "env": environment(invocation.arguments),
+        key: value,
+    }
+    text = json.dumps(
+        document, indent=2, ensure_ascii=not _speaks_utf8(), allow_nan=False, default=_plain
+    )
     invocation.emitted = True
     click.echo(text)
 
@@ -70,7 +82,9 @@ def _plain(value: Any) -> Any:
         return dataclasses.asdict(value)
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form: emit_json takes JSON values, dataclasses and paths")
+    raise TypeError(
+        f"{type(value).__name__} has no JSON form: emit_json takes JSON values, dataclasses and paths"
+    )
 
 
 def _speaks_utf8() -> bool:
@@ -82,7 +96,13 @@ def note(message: str) -> None:
     click.echo(message, err=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numeric: Sequence[str] = ()) -> None:
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    numeric: Sequence[str] = (),
+) -> None:
     """A table on stdout: drawn on a terminal, plain aligned columns (never cut) in a pipe. Columns in `numeric` are right-aligned.
 
     A cell is a value, None for nothing, or (text, rich style).
@@ -100,7 +120,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for column in columns:
         table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(*cell) if isinstance(cell, tuple) else Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(
+            *(
+                Text(*cell) if isinstance(cell, tuple) else Text("" if cell is None else str(cell))
+                for cell in row
+            )
+        )
     console.print(Text(title, style="bold"))
     console.print(table)
     console.print()
@@ -114,12 +139,25 @@ class Advance(Protocol):
 def progress(description: str, *, total: float | None, quiet: bool = False) -> Iterator[Advance]:
     """A bar with the time left, on stderr; nothing if stderr is no terminal or `quiet`. Yields advance(amount=1, text=new description)."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) if total is not None else (TimeElapsedColumn(),)
+    times = (
+        (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        if total is not None
+        else (TimeElapsedColumn(),)
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *times)
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+    ) as bar:
         task = bar.add_task(description, total=total)
 
         def advance(amount: float = 1, *, text: str | None = None) -> None:

@@ -19,27 +19,72 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the data set; songs in it are kept."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the data set; songs in it are kept.",
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Model folder whose VAE and ChinMu make latents and description vectors.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Model folder whose VAE and ChinMu make latents and description vectors.",
+)
 @click.option("--audio-only", is_flag=True, help="Write audio, for training a VAE or ChinMu.")
-@click.option("--sample-rate", type=click.IntRange(8000), default=44100, show_default=True, help="Of --audio-only, Hz.")
-@click.option("--channels", type=click.IntRange(1, 2), default=2, show_default=True, help="Of --audio-only.")
-@click.option("--stems/--no-stems", default=True, show_default=True, help="Encode stems too, where the source has them.")
-@click.option("--descriptions/--no-descriptions", default=True, show_default=True, help="Encode descriptions (needs ChinMu in the model).")
 @click.option(
-    "--part", default="0/1", show_default=True, metavar="I/N", help="Every N-th song from the I-th: one part a process or machine."
+    "--sample-rate",
+    type=click.IntRange(8000),
+    default=44100,
+    show_default=True,
+    help="Of --audio-only, Hz.",
 )
-@click.option("--separate", metavar="MODEL", help="Stems of songs that have none, by this model of demucs, e.g. htdemucs.")
 @click.option(
-    "--transcribe", metavar="faster-whisper|funasr[:MODEL]", help="Lyrics of songs that have none (in the vocals, with --separate)."
+    "--channels", type=click.IntRange(1, 2), default=2, show_default=True, help="Of --audio-only."
+)
+@click.option(
+    "--stems/--no-stems",
+    default=True,
+    show_default=True,
+    help="Encode stems too, where the source has them.",
+)
+@click.option(
+    "--descriptions/--no-descriptions",
+    default=True,
+    show_default=True,
+    help="Encode descriptions (needs ChinMu in the model).",
+)
+@click.option(
+    "--part",
+    default="0/1",
+    show_default=True,
+    metavar="I/N",
+    help="Every N-th song from the I-th: one part a process or machine.",
+)
+@click.option(
+    "--separate",
+    metavar="MODEL",
+    help="Stems of songs that have none, by this model of demucs, e.g. htdemucs.",
+)
+@click.option(
+    "--transcribe",
+    metavar="faster-whisper|funasr[:MODEL]",
+    help="Lyrics of songs that have none (in the vocals, with --separate).",
 )
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
-    "--ray", metavar="local|auto|ADDRESS", help="Encode on a Ray cluster: one started here, this machine's own, or another's address."
+    "--ray",
+    metavar="local|auto|ADDRESS",
+    help="Encode on a Ray cluster: one started here, this machine's own, or another's address.",
 )
-@click.option("--ray-parts", type=click.IntRange(1), help="Parts dealt out to the cluster.  [default: 4 a worker]")
-@click.option("--ray-workers", type=click.IntRange(1), help="Parts at a time.  [default: one a CPU, or one a GPU with --device cuda]")
+@click.option(
+    "--ray-parts",
+    type=click.IntRange(1),
+    help="Parts dealt out to the cluster.  [default: 4 a worker]",
+)
+@click.option(
+    "--ray-workers",
+    type=click.IntRange(1),
+    help="Parts at a time.  [default: one a CPU, or one a GPU with --device cuda]",
+)
 @json_option
 def encode(
     source: Path,
@@ -67,11 +112,15 @@ def encode(
 
     number, slash, parts = part.partition("/")
     if not (slash and number.isdigit() and parts.isdigit() and int(number) < int(parts)):
-        raise click.BadParameter(f"'{part}' must be I/N with I from 0 to N - 1, for example 0/4", param_hint="--part")
+        raise click.BadParameter(
+            f"'{part}' must be I/N with I from 0 to N - 1, for example 0/4", param_hint="--part"
+        )
     if audio_only == (model is not None):
         raise click.UsageError("give either --model FOLDER (latents) or --audio-only")
     if audio_only and (separate or transcribe):
-        raise click.UsageError("--separate and --transcribe make stems and phonemes, which --audio-only has no place for")
+        raise click.UsageError(
+            "--separate and --transcribe make stems and phonemes, which --audio-only has no place for"
+        )
     if separate and not stems:
         raise click.UsageError("--separate makes the stems that --no-stems leaves out")
     if ray is None and (ray_parts or ray_workers):
@@ -101,9 +150,22 @@ def encode(
                 separate,
                 transcribe,
             )
-            done = encode_on_ray(job, address=ray, parts=ray_parts, workers=ray_workers, on_part=lambda text: step(text=text))
+            done = encode_on_ray(
+                job,
+                address=ray,
+                parts=ray_parts,
+                workers=ray_workers,
+                on_part=lambda text: step(text=text),
+            )
         elif model is None:
-            done = encode_audio(open_source(source), out, sample_rate=sample_rate, channels=channels, part=share, on_song=on_song)
+            done = encode_audio(
+                open_source(source),
+                out,
+                sample_rate=sample_rate,
+                channels=channels,
+                part=share,
+                on_song=on_song,
+            )
         else:
             done = encode_latents(
                 open_source(source),
@@ -134,7 +196,11 @@ def encode(
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--verify", is_flag=True, help="Read every byte: checksums, silent songs.")
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw lengths and lyric density into this PNG.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw lengths and lyric density into this PNG.",
+)
 @json_option
 def inspect(folder: Path, verify: bool, picture: Path | None, as_json: bool) -> None:
     """Count songs, hours and lengths of a data set, and name what is wrong with it (exit 4 when something is)."""
@@ -144,14 +210,24 @@ def inspect(folder: Path, verify: bool, picture: Path | None, as_json: bool) -> 
     report = inspect_shards.inspect(Shards(folder), verify=verify)
     if picture is not None:
         inspect_shards.draw(report, picture)
-    fields = {f.name: getattr(report, f.name) for f in dataclasses.fields(report) if f.name not in ("seconds", "density")}
+    fields = {
+        f.name: getattr(report, f.name)
+        for f in dataclasses.fields(report)
+        if f.name not in ("seconds", "density")
+    }
     if as_json:
         emit_json(fields)
     else:
-        rows = [[name, value] for name, value in fields.items() if not isinstance(value, (dict, list))]
+        rows = [
+            [name, value] for name, value in fields.items() if not isinstance(value, (dict, list))
+        ]
         for name in ("splits", "percentiles", "rows"):
             rows += [[f"{name} {key}", value] for key, value in fields[name].items()]
-        print_table(f"Data set {folder}", ["", "value"], [*rows, ["bad songs", len(report.bad)], ["damaged shards", len(report.damaged)]])
+        print_table(
+            f"Data set {folder}",
+            ["", "value"],
+            [*rows, ["bad songs", len(report.bad)], ["damaged shards", len(report.damaged)]],
+        )
         for song_id, reason in list(report.bad.items())[:20]:
             note(f"bad song {song_id}: {reason}")
         for name in report.damaged:

@@ -24,13 +24,27 @@ def deployed(model: str, *, runtime: str, quiet: bool = False) -> Path:
     if (folder / FILE).is_file():
         return folder
     # by content: another model, or another version of the exporter, is another folder
-    parts = [f"{path.name} {file_sha256(path)}" for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")]
+    parts = [
+        f"{path.name} {file_sha256(path)}"
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".json", ".safetensors")
+    ]
     key = hashlib.sha256("\n".join([__version__, str(SCHEMA), *parts]).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mudit-engine" / f"{folder.name}-{key}"
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "mudit-engine"
+        / f"{folder.name}-{key}"
+    )
     if not (cache / FILE).is_file():
         from mudit_engine.export.onnx_export import export_onnx
 
         note(f"exporting '{model}' for {runtime}, once: it will be kept in {cache}")
         with progress("exporting", total=7, quiet=quiet) as advance:
-            export_onnx(folder, cache, flavours=("fp32",), runtimes=(runtime,), report=lambda text: advance(1, text=f"exporting {text}"))
+            export_onnx(
+                folder,
+                cache,
+                flavours=("fp32",),
+                runtimes=(runtime,),
+                report=lambda text: advance(1, text=f"exporting {text}"),
+            )
     return cache

@@ -16,13 +16,37 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 OPTIONS = (
-    click.option("--cluster", is_flag=True, help="Examine the ranks of a launcher (torchrun, srun), or --ranks on this machine."),
-    click.option("--ranks", type=click.IntRange(1), help="Processes to start here, without a launcher.  [default: GPUs, at least 2]"),
+    click.option(
+        "--cluster",
+        is_flag=True,
+        help="Examine the ranks of a launcher (torchrun, srun), or --ranks on this machine.",
+    ),
+    click.option(
+        "--ranks",
+        type=click.IntRange(1),
+        help="Processes to start here, without a launcher.  [default: GPUs, at least 2]",
+    ),
     click.option("--nodes", type=click.IntRange(1), help="Nodes that there should be."),
-    click.option("--gpus-per-node", type=click.IntRange(1), help="Ranks that each node should have."),
-    click.option("--folder", type=click.Path(path_type=Path), help="Where checkpoints will lie.  [default: here]"),
-    click.option("--min-bandwidth", type=float, metavar="GB/S", help="Fail below this bus bandwidth of the largest all-reduce."),
-    click.option("--timeout", type=float, metavar="SECONDS", help="How long to wait for ranks.  [default: 120]"),
+    click.option(
+        "--gpus-per-node", type=click.IntRange(1), help="Ranks that each node should have."
+    ),
+    click.option(
+        "--folder",
+        type=click.Path(path_type=Path),
+        help="Where checkpoints will lie.  [default: here]",
+    ),
+    click.option(
+        "--min-bandwidth",
+        type=float,
+        metavar="GB/S",
+        help="Fail below this bus bandwidth of the largest all-reduce.",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="How long to wait for ranks.  [default: 120]",
+    ),
 )
 
 
@@ -51,7 +75,9 @@ def examine_cluster(options: dict[str, Any], *, as_json: bool) -> bool:
     )
     if "RANK" in os.environ:
         if options["ranks"] is not None:
-            raise click.UsageError(f"--ranks starts processes here, but a launcher did already (RANK={os.environ['RANK']})")
+            raise click.UsageError(
+                f"--ranks starts processes here, but a launcher did already (RANK={os.environ['RANK']})"
+            )
         report = preflight(wanted)
         if report is None:  # rank 0 speaks for all
             return True
@@ -66,15 +92,27 @@ def examine_cluster(options: dict[str, Any], *, as_json: bool) -> bool:
     else:
         _print(report)
     if not report["passed"]:
-        failed = ", ".join(check["name"] for check in report["checks"] if check["status"] == "failed")
+        failed = ", ".join(
+            check["name"] for check in report["checks"] if check["status"] == "failed"
+        )
         note(f"mudit: not fit to train: {failed}")
         raise click.exceptions.Exit(GateError.exit_code)
     return True
 
 
 def _print(report: dict[str, Any]) -> None:
-    rows = [[check["name"], (check["status"], COLOURS[check["status"]]), check["found"], check["mend"]] for check in report["checks"]]
-    print_table(f"Cluster: {report['world']} ranks on {len(report['hosts'])} host(s), {report['backend']}", ["", "", "found", "mend"], rows)
-    rows = [[row["collective"], row["mib"], f"{row['ms_p50']:.2f}", f"{row['bus_gbs']:.3f}"] for row in report["collectives"]]
+    rows = [
+        [check["name"], (check["status"], COLOURS[check["status"]]), check["found"], check["mend"]]
+        for check in report["checks"]
+    ]
+    print_table(
+        f"Cluster: {report['world']} ranks on {len(report['hosts'])} host(s), {report['backend']}",
+        ["", "", "found", "mend"],
+        rows,
+    )
+    rows = [
+        [row["collective"], row["mib"], f"{row['ms_p50']:.2f}", f"{row['bus_gbs']:.3f}"]
+        for row in report["collectives"]
+    ]
     columns = ["collective", "MiB", "ms p50", "bus GB/s"]
     print_table("Collectives (the slowest rank)", columns, rows, numeric=columns[1:])

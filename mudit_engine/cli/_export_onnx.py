@@ -27,10 +27,23 @@ FLAVOURS = ("fp32", "bf16", "fp16")
     type=click.Choice(FLAVOURS),
     help="fp32 (opset 20) is for ONNX Runtime and OpenVINO; bf16 and fp16 (opset 23) for TensorRT. Repeatable.  [default: fp32]",
 )
-@click.option("--random-weights", is_flag=True, help="MODEL is a preset or config.json: draw weights, to build and time that size.")
-@click.option("--no-parity", is_flag=True, help="Leave out the songs through every runtime (needs fp32).")
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="MODEL is a preset or config.json: draw weights, to build and time that size.",
+)
+@click.option(
+    "--no-parity", is_flag=True, help="Leave out the songs through every runtime (needs fp32)."
+)
 @json_option
-def command(model: str, out: Path, flavours: tuple[str, ...], random_weights: bool, no_parity: bool, as_json: bool) -> None:
+def command(
+    model: str,
+    out: Path,
+    flavours: tuple[str, ...],
+    random_weights: bool,
+    no_parity: bool,
+    as_json: bool,
+) -> None:
     """Write graphs and manifest of MODEL (a name or folder) to the folder OUT. Fails when a runtime differs from PyTorch."""
     from mudit_engine.export.onnx_export import export_onnx
     from mudit_engine.runtime.manifest import read_manifest
@@ -39,7 +52,14 @@ def command(model: str, out: Path, flavours: tuple[str, ...], random_weights: bo
     runtimes = runtimes_here() if "fp32" in flavours and not no_parity else ()
     with progress("exporting", total=7 * len(flavours), quiet=as_json) as advance:
         report = partial(_advance, advance)
-        export_onnx(model, out, flavours=flavours, random_weights=random_weights, runtimes=runtimes, report=report)
+        export_onnx(
+            model,
+            out,
+            flavours=flavours,
+            random_weights=random_weights,
+            runtimes=runtimes,
+            report=report,
+        )
     show(out, read_manifest(out)["parity"] or [], as_json=as_json)
 
 

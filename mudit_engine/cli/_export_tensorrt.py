@@ -28,18 +28,71 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
     type=click.Choice(("a100", "h100", *RTX)),
     help="a100 and h100 are built on that GPU; rtx-* (TensorRT-RTX) anywhere, without a GPU. Repeatable.",
 )
-@click.option("--bucket", "buckets", multiple=True, metavar="SECONDS[:TOKENS]", help="Longest song of a profile. Repeatable.  [default: 4]")
-@click.option("--graph", "graphs", multiple=True, type=click.Choice(GRAPHS), help="Build only this graph. Repeatable.  [default: all]")
-@click.option("--flavour", type=click.Choice(("bf16", "fp16")), default="bf16", show_default=True, help="Precision, as exported.")
-@click.option("--songs", type=click.IntRange(1), default=1, show_default=True, help="Songs stepped together at most.")
+@click.option(
+    "--bucket",
+    "buckets",
+    multiple=True,
+    metavar="SECONDS[:TOKENS]",
+    help="Longest song of a profile. Repeatable.  [default: 4]",
+)
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Choice(GRAPHS),
+    help="Build only this graph. Repeatable.  [default: all]",
+)
+@click.option(
+    "--flavour",
+    type=click.Choice(("bf16", "fp16")),
+    default="bf16",
+    show_default=True,
+    help="Precision, as exported.",
+)
+@click.option(
+    "--songs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Songs stepped together at most.",
+)
 @click.option("--refit", is_flag=True, help="Weights may be replaced in the built engine.")
-@click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory while the engine runs.")
-@click.option("--timing-cache/--no-timing-cache", default=True, show_default=True, help="Keep the builder's timings for the next build.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="Of the builder.  [default: the builder's]")
-@click.option("--vae-optimization-level", type=click.IntRange(0, 5), help="Of the builder, for vae_decode.  [default: the builder's]")
-@click.option("--quantize", type=click.Choice(("fp8", "int8")), help="Products of `step` in 8 bits by ModelOpt, attention left out.")
-@click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False), help="Inputs of `step` (.npz) to measure ranges on.")
-@click.option("--package-only", is_flag=True, help="Write the build package for the GPU host, and build nothing.")
+@click.option(
+    "--weight-streaming",
+    is_flag=True,
+    help="Weights may stay in host memory while the engine runs.",
+)
+@click.option(
+    "--timing-cache/--no-timing-cache",
+    default=True,
+    show_default=True,
+    help="Keep the builder's timings for the next build.",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="Of the builder.  [default: the builder's]",
+)
+@click.option(
+    "--vae-optimization-level",
+    type=click.IntRange(0, 5),
+    help="Of the builder, for vae_decode.  [default: the builder's]",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(("fp8", "int8")),
+    help="Products of `step` in 8 bits by ModelOpt, attention left out.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Inputs of `step` (.npz) to measure ranges on.",
+)
+@click.option(
+    "--package-only",
+    is_flag=True,
+    help="Write the build package for the GPU host, and build nothing.",
+)
 @json_option
 def command(
     folder: Path,
@@ -55,15 +108,27 @@ def command(
     Every engine must have all its attentions, projections and adaLN norms fused, or it is removed (exit code 4). A target that this
     machine cannot build leaves a build package in OUT/engines/TARGET, and the exit code is 3.
     """
-    from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, make_plan, record_engines, write_package
+    from mudit_engine.export.tensorrt_build import (
+        TARGETS,
+        Options,
+        build_engines,
+        make_plan,
+        record_engines,
+        write_package,
+    )
     from mudit_engine.hardware import machine
 
     options = Options(**chosen)
-    plans = [make_plan(folder, TARGETS[name], buckets=buckets, options=options, graphs=graphs) for name in dict.fromkeys(targets)]
+    plans = [
+        make_plan(folder, TARGETS[name], buckets=buckets, options=options, graphs=graphs)
+        for name in dict.fromkeys(targets)
+    ]
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
     broken: list[str] = []
-    with progress("building", total=sum(len(plan.graphs) for plan in plans), quiet=as_json) as advance:
+    with progress(
+        "building", total=sum(len(plan.graphs) for plan in plans), quiet=as_json
+    ) as advance:
         for plan in plans:
 
             def report(name: str, target: str = plan.target.name) -> None:
@@ -91,14 +156,18 @@ def command(
     raise GateError("; ".join(broken)) if broken else MissingError("; ".join(missing))
 
 
-def _show(folder: Path, plans: list[Any], rows: list[dict[str, Any]], *, package_only: bool, as_json: bool) -> None:
+def _show(
+    folder: Path, plans: list[Any], rows: list[dict[str, Any]], *, package_only: bool, as_json: bool
+) -> None:
     if as_json:
         packages = {plan.target.name: plan.out for plan in plans}
         emit_json({"folder": str(folder), "packages": packages, "engines": rows})
         return
     if package_only:
         for plan in plans:
-            note(f"build package for {plan.target.name}: {plan.out} (run build.sh or build_engines.py on the GPU host)")
+            note(
+                f"build package for {plan.target.name}: {plan.out} (run build.sh or build_engines.py on the GPU host)"
+            )
         return
     cells = [
         [
@@ -109,15 +178,37 @@ def _show(folder: Path, plans: list[Any], rows: list[dict[str, Any]], *, package
             f"{row['bytes'] / 2**20:.1f}",
             f"{_memory(row, index) / 2**20:.1f}",
             one["kernels"],
-            *(f"{one[key]}/{one[f'{key}_wanted']}" for key in ("attentions", "qkv", "matrices", "norms")),
+            *(
+                f"{one[key]}/{one[f'{key}_wanted']}"
+                for key in ("attentions", "qkv", "matrices", "norms")
+            ),
         ]
         for row in rows
         for index, one in enumerate(row["fusion"])
     ]
-    columns = ["target", "graph", "profile", "build s", "engine MiB", "scratch MiB", "kernels", "attention", "QKV", "gemm", "adaLN"]
-    print_table("Engines, and what is fused in them (found/wanted)", columns, cells, numeric=columns[2:])
+    columns = [
+        "target",
+        "graph",
+        "profile",
+        "build s",
+        "engine MiB",
+        "scratch MiB",
+        "kernels",
+        "attention",
+        "QKV",
+        "gemm",
+        "adaLN",
+    ]
+    print_table(
+        "Engines, and what is fused in them (found/wanted)", columns, cells, numeric=columns[2:]
+    )
     timed = [
-        [row["target"], row["name"], one["profile"], *(f"{one[f'p{p}_ms']:.3f}" for p in (50, 90, 99))]
+        [
+            row["target"],
+            row["name"],
+            one["profile"],
+            *(f"{one[f'p{p}_ms']:.3f}" for p in (50, 90, 99)),
+        ]
         for row in rows
         for one in row.get("measured") or ()
     ]

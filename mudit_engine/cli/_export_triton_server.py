@@ -24,12 +24,37 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
     help="What denoises and decodes.",
 )
 @click.option("--gpu", is_flag=True, help="Place denoise and decode on a GPU.")
-@click.option("--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Songs the server batches at most.")
-@click.option("--delay-ms", type=click.FloatRange(0), default=20.0, show_default=True, help="How long a request waits for others.")
-@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Copies of each model.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Songs the server batches at most.",
+)
+@click.option(
+    "--delay-ms",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    help="How long a request waits for others.",
+)
+@click.option(
+    "--instances",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Copies of each model.",
+)
 @json_option
 def command(
-    folder: Path, repository: Path, runtime: str, gpu: bool, max_batch: int, delay_ms: float, instances: int, as_json: bool
+    folder: Path,
+    repository: Path,
+    runtime: str,
+    gpu: bool,
+    max_batch: int,
+    delay_ms: float,
+    instances: int,
+    as_json: bool,
 ) -> None:
     """Write the model repository REPO of the deployment folder OUT: text -> denoise -> decode, batched and warmed up.
 
@@ -43,10 +68,24 @@ def command(
     models = sorted(path.name for path in (repository / "models").iterdir())
     validated = available("tritonclient")
     if as_json:
-        emit_json({"repository": str(repository), "models": models, "runtime": runtime, "schema_checked": validated})
+        emit_json(
+            {
+                "repository": str(repository),
+                "models": models,
+                "runtime": runtime,
+                "schema_checked": validated,
+            }
+        )
         return
-    files = [[path.parent.name, path.name, path.stat().st_size] for path in sorted((repository / "models").rglob("config.pbtxt"))]
-    print_table(f"Models in {repository}", ["model", "configuration", "bytes"], files, numeric=["bytes"])
+    files = [
+        [path.parent.name, path.name, path.stat().st_size]
+        for path in sorted((repository / "models").rglob("config.pbtxt"))
+    ]
+    print_table(
+        f"Models in {repository}", ["model", "configuration", "bytes"], files, numeric=["bytes"]
+    )
     if not validated:
-        note("configurations were not checked against the server's schema: pip install tritonclient")
+        note(
+            "configurations were not checked against the server's schema: pip install tritonclient"
+        )
     note(f"tritonserver --model-repository={repository}/models")

@@ -23,12 +23,16 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @json_option
 def command(folder: Path, no_parity: bool, as_json: bool) -> None:
     """Check a deployment FOLDER against its manifest: hashes, graphs, and parity with PyTorch measured again."""
-    from mudit_engine.export.manifest import verify as verify_folder
     from mudit_engine.export.parity import faults
+    from mudit_engine.export.verify import verify as verify_folder
 
-    report = verify_folder(folder, runtimes=() if no_parity else runtimes_here(), parity=not no_parity)
+    report = verify_folder(
+        folder, runtimes=() if no_parity else runtimes_here(), parity=not no_parity
+    )
     if report["differences"]:
-        raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(report['differences'])}. Export it again, or copy it whole")
+        raise ModelError(
+            f"'{folder}' is not as it was exported: {'; '.join(report['differences'])}. Export it again, or copy it whole"
+        )
     show(folder, report["parity"], as_json=as_json)
     if wrong := faults(report["parity"]):
         raise GateError("; ".join(wrong))
@@ -40,7 +44,9 @@ def runtimes_here() -> tuple[str, ...]:
 
     found = tuple(name for name in RUNTIMES if available(name))
     if not found:
-        raise MissingError(f"no runtime to check the graphs with: {install_command('onnxruntime')}, or pass --no-parity")
+        raise MissingError(
+            f"no runtime to check the graphs with: {install_command('onnxruntime')}, or pass --no-parity"
+        )
     return found
 
 
@@ -50,19 +56,43 @@ def show(folder: Path, rows: list[dict[str, Any]], *, as_json: bool) -> None:
 
     manifest = read_manifest(folder)
     if as_json:
-        flavours = {name: {"opset": one["opset"], "graphs": sorted(one["graphs"])} for name, one in manifest["flavours"].items()}
-        emit_json({"folder": str(folder), "flavours": flavours, "files": manifest["files"], "parity": rows})
+        flavours = {
+            name: {"opset": one["opset"], "graphs": sorted(one["graphs"])}
+            for name, one in manifest["flavours"].items()
+        }
+        emit_json(
+            {
+                "folder": str(folder),
+                "flavours": flavours,
+                "files": manifest["files"],
+                "parity": rows,
+            }
+        )
         return
     cells = [
-        [name, one["opset"], graph, info["nodes"], f"{manifest['files'][f'graphs/{name}/{graph}.onnx']['bytes'] / 2**20:.1f}"]
+        [
+            name,
+            one["opset"],
+            graph,
+            info["nodes"],
+            f"{manifest['files'][f'graphs/{name}/{graph}.onnx']['bytes'] / 2**20:.1f}",
+        ]
         for name, one in manifest["flavours"].items()
         for graph, info in one["graphs"].items()
     ]
-    print_table(f"Graphs in {folder}", ["flavour", "opset", "graph", "nodes", "MiB"], cells, numeric=["opset", "nodes", "MiB"])
+    print_table(
+        f"Graphs in {folder}",
+        ["flavour", "opset", "graph", "nodes", "MiB"],
+        cells,
+        numeric=["opset", "nodes", "MiB"],
+    )
     if rows:
         from mudit_engine.export.parity import FIGURES
 
-        figures = [[r["runtime"], r["case"], *(f"{r[k]:.1e}" if k in r else "" for k in FIGURES)] for r in rows]
+        figures = [
+            [r["runtime"], r["case"], *(f"{r[k]:.1e}" if k in r else "" for k in FIGURES)]
+            for r in rows
+        ]
         title = "Relative L2 against PyTorch (search: distance to float64 over PyTorch's own)"
         print_table(title, ["runtime", "case", *FIGURES], figures, numeric=list(FIGURES))
     if "fp32" in manifest["flavours"]:

@@ -30,15 +30,52 @@ command.add_command(inspect)
 
 
 @command.command()
-@click.option("--out", type=_FOLDER, required=True, help="Folder of the corpus; songs that are finished there are kept.")
-@click.option("--songs", type=int, default=560, show_default=True, help="How many songs (22 s each on average).")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same songs.")
-@click.option("--workers", type=int, default=1, show_default=True, help="Processes. They change nothing but the speed.")
+@click.option(
+    "--out",
+    type=_FOLDER,
+    required=True,
+    help="Folder of the corpus; songs that are finished there are kept.",
+)
+@click.option(
+    "--songs",
+    type=int,
+    default=560,
+    show_default=True,
+    help="How many songs (22 s each on average).",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="The same seed gives the same songs."
+)
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Processes. They change nothing but the speed.",
+)
 @click.option("--sample-rate", type=int, default=22050, show_default=True, help="Of all audio, Hz.")
-@click.option("--stems/--no-stems", default=True, show_default=True, help="Keep vocals, drums, bass and chords beside the mix.")
-@click.option("--soundfont", type=click.Path(path_type=Path), help="General MIDI .sf2 or .sf3  [default: $MUDIT_SOUNDFONT, else FluidR3]")
+@click.option(
+    "--stems/--no-stems",
+    default=True,
+    show_default=True,
+    help="Keep vocals, drums, bass and chords beside the mix.",
+)
+@click.option(
+    "--soundfont",
+    type=click.Path(path_type=Path),
+    help="General MIDI .sf2 or .sf3  [default: $MUDIT_SOUNDFONT, else FluidR3]",
+)
 @json_option
-def synth(out: Path, songs: int, seed: int, workers: int, sample_rate: int, stems: bool, soundfont: Path | None, as_json: bool) -> None:
+def synth(
+    out: Path,
+    songs: int,
+    seed: int,
+    workers: int,
+    sample_rate: int,
+    stems: bool,
+    soundfont: Path | None,
+    as_json: bool,
+) -> None:
     """Generate labelled songs: lyrics, sung vocals, band, stems, mix and descriptions.
 
     Needs programs and a soundfont (apt-get install espeak-ng fluidsynth fluid-soundfont-gm) and packages (pip install
@@ -49,7 +86,9 @@ def synth(out: Path, songs: int, seed: int, workers: int, sample_rate: int, stem
     from mudit_engine.training.corpus.statistics import summarise
     from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs
 
-    request = Request(out=out, songs=songs, seed=seed, sample_rate=sample_rate, stems=stems, soundfont=soundfont)
+    request = Request(
+        out=out, songs=songs, seed=seed, sample_rate=sample_rate, stems=stems, soundfont=soundfont
+    )
     request.check()
     started = time.monotonic()
     made = 0
@@ -66,10 +105,18 @@ def synth(out: Path, songs: int, seed: int, workers: int, sample_rate: int, stem
 
             make_corpus(request, workers=workers, on_song=on_song)
     except KeyboardInterrupt:
-        note(f"{songs - len(missing_songs(request))} of {songs} songs are finished in '{out}': the same command goes on from there")
+        note(
+            f"{songs - len(missing_songs(request))} of {songs} songs are finished in '{out}': the same command goes on from there"
+        )
         raise
     wall = time.monotonic() - started
-    report = {"out": out, "made": made, "skipped": songs - made, "minutes_made": seconds_made / 60, "wall_seconds": wall}
+    report = {
+        "out": out,
+        "made": made,
+        "skipped": songs - made,
+        "minutes_made": seconds_made / 60,
+        "wall_seconds": wall,
+    }
     _show(report, summarise(out), as_json=as_json)
 
 
@@ -85,12 +132,30 @@ def stats(corpus: Path, as_json: bool) -> None:
 
 @command.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=_FOLDER, required=True, help="Folder of the excerpts and their manifest.jsonl; finished pieces are kept.")
-@click.option("--excerpt", type=float, default=30.0, show_default=True, help="Seconds of an excerpt.")
+@click.option(
+    "--out",
+    type=_FOLDER,
+    required=True,
+    help="Folder of the excerpts and their manifest.jsonl; finished pieces are kept.",
+)
+@click.option(
+    "--excerpt", type=float, default=30.0, show_default=True, help="Seconds of an excerpt."
+)
 @click.option("--sample-rate", type=int, default=22050, show_default=True, help="Of all audio, Hz.")
-@click.option("--soundfont", type=click.Path(path_type=Path), help="General MIDI .sf2 or .sf3  [default: $MUDIT_SOUNDFONT, else FluidR3]")
+@click.option(
+    "--soundfont",
+    type=click.Path(path_type=Path),
+    help="General MIDI .sf2 or .sf3  [default: $MUDIT_SOUNDFONT, else FluidR3]",
+)
 @json_option
-def midi(sources: tuple[Path, ...], out: Path, excerpt: float, sample_rate: int, soundfont: Path | None, as_json: bool) -> None:
+def midi(
+    sources: tuple[Path, ...],
+    out: Path,
+    excerpt: float,
+    sample_rate: int,
+    soundfont: Path | None,
+    as_json: bool,
+) -> None:
     """Render the MIDI music of SOURCES (.mid files, folders, Doom WAD archives) to excerpts, for training the VAE.
 
     Debian's freedoom package holds 66 BSD-licensed pieces: apt-get download freedoom && dpkg -x freedoom_*.deb freedoom, then
@@ -107,7 +172,14 @@ def midi(sources: tuple[Path, ...], out: Path, excerpt: float, sample_rate: int,
         def on_piece(name: str, seconds: float) -> None:
             advance(text=name)
 
-        made = render_midi(sources, out, soundfont=font, sample_rate=sample_rate, excerpt_seconds=excerpt, on_piece=on_piece)
+        made = render_midi(
+            sources,
+            out,
+            soundfont=font,
+            sample_rate=sample_rate,
+            excerpt_seconds=excerpt,
+            on_piece=on_piece,
+        )
     if as_json:
         emit_json({"out": out, **made})
     else:
@@ -124,6 +196,13 @@ def _show(report: dict[str, Any], statistics: Statistics, *, as_json: bool) -> N
         for group, values in statistics.items()
         for value, counts in values.items()
     ]
-    print_table(f"Corpus {report['out']}", ["label", "value", "songs", "minutes"], rows, numeric=["songs", "minutes"])
+    print_table(
+        f"Corpus {report['out']}",
+        ["label", "value", "songs", "minutes"],
+        rows,
+        numeric=["songs", "minutes"],
+    )
     if "made" in report:
-        note(f"{report['made']} songs made, {report['skipped']} were there already ({report['wall_seconds']:.0f} s)")
+        note(
+            f"{report['made']} songs made, {report['skipped']} were there already ({report['wall_seconds']:.0f} s)"
+        )

@@ -1,9 +1,9 @@
 """mudit doctor: what this machine is, what is installed, what is missing, and the exact command that mends it.
 
-    mudit doctor                        # exit 0 when the core works, 3 when it does not
-    mudit doctor --require train        # exit 3 when an extra that was asked for is not complete
-    mudit doctor --preset musit-380m    # parameters by part, frames of a song, state in bytes
-    mudit doctor --cluster --ranks 2    # ranks, versions, clocks, disk, collectives (under torchrun: of its world); exit 4: not fit
+mudit doctor                        # exit 0 when the core works, 3 when it does not
+mudit doctor --require train        # exit 3 when an extra that was asked for is not complete
+mudit doctor --preset musit-380m    # parameters by part, frames of a song, state in bytes
+mudit doctor --cluster --ranks 2    # ranks, versions, clocks, disk, collectives (under torchrun: of its world); exit 4: not fit
 """
 
 from __future__ import annotations
@@ -32,8 +32,18 @@ Row = dict[str, Any]
 
 
 @click.command()
-@click.option("--require", "required", multiple=True, metavar="EXTRA", help="Exit 3 unless this extra is complete. Repeatable.")
-@click.option("--preset", metavar="PRESET", help="Also show the size of a preset, a config.json or a model folder.")
+@click.option(
+    "--require",
+    "required",
+    multiple=True,
+    metavar="EXTRA",
+    help="Exit 3 unless this extra is complete. Repeatable.",
+)
+@click.option(
+    "--preset",
+    metavar="PRESET",
+    help="Also show the size of a preset, a config.json or a model folder.",
+)
 @cluster_options
 @json_option
 def command(required: Sequence[str], preset: str | None, as_json: bool, **cluster: Any) -> None:
@@ -44,10 +54,14 @@ def command(required: Sequence[str], preset: str | None, as_json: bool, **cluste
 
     extras = [extra for extra in requirements() if extra != CORE]
     if not extras:
-        raise MissingError(f"mudit-engine runs from a checkout that is not installed, so its pins are unknown: {pip_install('-e', '.')}")
+        raise MissingError(
+            f"mudit-engine runs from a checkout that is not installed, so its pins are unknown: {pip_install('-e', '.')}"
+        )
     for extra in required:
         if extra not in extras:
-            raise click.BadParameter(f"no extra '{extra}': there are {', '.join(sorted(extras))}", param_hint="--require")
+            raise click.BadParameter(
+                f"no extra '{extra}': there are {', '.join(sorted(extras))}", param_hint="--require"
+            )
     with progress("importing torch", total=None, quiet=as_json) as step:
         broken = import_errors()
         step(text="counting parameters" if preset else None)
@@ -59,7 +73,10 @@ def command(required: Sequence[str], preset: str | None, as_json: bool, **cluste
         "torch": None if "torch" in broken else torch_report(),
         "packages": packages,
         "mend": mend_commands(packages),
-        "tools": [{"command": name, "path": shutil.which(name), "mend": f"apt-get install {package}"} for name, package in TOOLS.items()],
+        "tools": [
+            {"command": name, "path": shutil.which(name), "mend": f"apt-get install {package}"}
+            for name, package in TOOLS.items()
+        ],
         "size": size,
     }
     lacking = [extra for extra in (CORE, *required) if extra in report["mend"]]
@@ -104,8 +121,16 @@ def package_report(broken: dict[str, str]) -> list[Row]:
                 status = "broken"
             else:
                 # a local label such as 2.13.0+cpu satisfies ==2.13.0
-                status = "ok" if pin.specifier.contains(installed, prereleases=True) else "other version"
-            row = {"extra": extra, "package": pin.name, "pinned": str(pin.specifier), "installed": installed, "status": status}
+                status = (
+                    "ok" if pin.specifier.contains(installed, prereleases=True) else "other version"
+                )
+            row = {
+                "extra": extra,
+                "package": pin.name,
+                "pinned": str(pin.specifier),
+                "installed": installed,
+                "status": status,
+            }
             rows.append(row | {"error": broken.get(pin.name)})
     return rows
 
@@ -116,8 +141,12 @@ def mend_commands(packages: list[Row]) -> dict[str, str]:
     for extra in requirements():
         faulty = [row for row in packages if row["extra"] == extra and row["status"] != "ok"]
         if faulty:
-            force = ["--force-reinstall"] if any(row["status"] == "broken" for row in faulty) else []
-            commands[extra] = pip_install(*force, *(row["package"] + row["pinned"] for row in faulty))
+            force = (
+                ["--force-reinstall"] if any(row["status"] == "broken" for row in faulty) else []
+            )
+            commands[extra] = pip_install(
+                *force, *(row["package"] + row["pinned"] for row in faulty)
+            )
     return commands
 
 
@@ -125,18 +154,34 @@ def torch_report() -> Row:
     """What torch sees. `cuda_build` is None for a CPU wheel."""
     import torch
 
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {"version": torch.__version__, "cuda_build": torch.version.cuda, "cuda_devices": devices, "threads": torch.get_num_threads()}
+    devices = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
+    return {
+        "version": torch.__version__,
+        "cuda_build": torch.version.cuda,
+        "cuda_devices": devices,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def size_report(preset: str) -> Row:
     """Parameters by part, latent rate, tokens of a song and bytes of state. Raises ConfigError for an unknown preset."""
     from mudit_engine.config import load_config
-    from mudit_engine.sizes import TRAINING_BYTES_PER_PARAMETER, lyric_cache_bytes, parameter_counts, song_frames
+    from mudit_engine.sizes import (
+        TRAINING_BYTES_PER_PARAMETER,
+        lyric_cache_bytes,
+        parameter_counts,
+        song_frames,
+    )
 
     config = load_config(preset)
     counts = parameter_counts(config)
-    totals = {part: sum(count or 0 for count in children.values()) for part, children in counts.items()}
+    totals = {
+        part: sum(count or 0 for count in children.values()) for part, children in counts.items()
+    }
     return {
         "name": config.name,
         "parameters": counts,
@@ -148,7 +193,10 @@ def size_report(preset: str) -> Row:
         "song_frames": song_frames(config.vae, SONG_SECONDS),
         "dit_weight_bytes": {"bfloat16": 2 * totals["dit"], "float32": 4 * totals["dit"]},
         "dit_training_bytes": TRAINING_BYTES_PER_PARAMETER * totals["dit"],
-        "lyric_cache": {"tokens": LYRIC_TOKENS, "bfloat16_bytes": lyric_cache_bytes(config.dit, tokens=LYRIC_TOKENS, bytes_per_value=2)},
+        "lyric_cache": {
+            "tokens": LYRIC_TOKENS,
+            "bfloat16_bytes": lyric_cache_bytes(config.dit, tokens=LYRIC_TOKENS, bytes_per_value=2),
+        },
     }
 
 
@@ -163,7 +211,10 @@ def print_report(report: Row) -> None:
         ("system", here["os"]),
         ("python", here["python"]),
         ("cpu", f"{here['cores']} cores, {here['cpu']} ({' '.join(here['cpu_flags'])})"),
-        ("memory", f"{here['memory_mib'] / 1024:.1f} GiB, {here['memory_available_mib'] / 1024:.1f} GiB free"),
+        (
+            "memory",
+            f"{here['memory_mib'] / 1024:.1f} GiB, {here['memory_available_mib'] / 1024:.1f} GiB free",
+        ),
         ("disk here", f"{here['disk_free_mib'] / 1024:.1f} GiB free"),
         *(("gpu", gpu) for gpu in gpus or ["none"]),
     ]
@@ -171,17 +222,35 @@ def print_report(report: Row) -> None:
         build = f"CUDA {torch['cuda_build']}" if torch["cuda_build"] else "CPU build"
         rows.append(("torch", f"{torch['version']}, {build}, {torch['threads']} threads"))
         if here["gpus"] and not torch["cuda_devices"]:
-            pin = next(f"torch{row['pinned']}" for row in report["packages"] if row["package"] == "torch")
+            pin = next(
+                f"torch{row['pinned']}" for row in report["packages"] if row["package"] == "torch"
+            )
             command = pip_install("--force-reinstall", "--no-cache-dir", pin)
-            rows.append(("", f"torch does not see the GPU; on Linux the package index's build has CUDA: {command}"))
+            rows.append(
+                (
+                    "",
+                    f"torch does not see the GPU; on Linux the package index's build has CUDA: {command}",
+                )
+            )
     print_table("Machine", ["", ""], rows)
     # an extra repeats what another one holds already (dev is the largest): list each package where it first stands
     fresh: dict[str, Row] = {}
     for row in report["packages"]:
         fresh.setdefault(row["package"], row)
-    cells = [[row["extra"], name, row["pinned"], row["installed"], (row["status"], STYLES[row["status"]])] for name, row in fresh.items()]
+    cells = [
+        [
+            row["extra"],
+            name,
+            row["pinned"],
+            row["installed"],
+            (row["status"], STYLES[row["status"]]),
+        ]
+        for name, row in fresh.items()
+    ]
     print_table("Packages", ["extra", "package", "pinned", "installed", "status"], cells)
-    tools = [[tool["command"], tool["path"] or (tool["mend"], "yellow")] for tool in report["tools"]]
+    tools = [
+        [tool["command"], tool["path"] or (tool["mend"], "yellow")] for tool in report["tools"]
+    ]
     print_table("Programs (for training material)", ["program", "path"], tools)
     if report["mend"]:
         print_table("To complete an extra", ["extra", "command"], list(report["mend"].items()))
@@ -195,14 +264,28 @@ def print_size(size: Row) -> None:
     for part, children in size["parameters"].items():
         rows.append([part, "", f"{size['totals'][part]:,}"])
         unknown = f"not counted: {size['text_encoder']} brings its own"
-        rows += [["", child, unknown if count is None else f"{count:,}"] for child, count in children.items()]
-    print_table(f"Parameters of {size['name']}", ["part", "module", "parameters"], rows, numeric=["parameters"])
+        rows += [
+            ["", child, unknown if count is None else f"{count:,}"]
+            for child, count in children.items()
+        ]
+    print_table(
+        f"Parameters of {size['name']}",
+        ["part", "module", "parameters"],
+        rows,
+        numeric=["parameters"],
+    )
     cache = size["lyric_cache"]
-    half, single, training = (f"{n / (1 << 30):.2f} GiB" for n in (*size["dit_weight_bytes"].values(), size["dit_training_bytes"]))
+    half, single, training = (
+        f"{n / (1 << 30):.2f} GiB"
+        for n in (*size["dit_weight_bytes"].values(), size["dit_training_bytes"])
+    )
     facts = [
         ("latent", f"{size['latent_rate_hz']:.2f} Hz x {size['latent_channels']} channels"),
         (f"song of {size['song_seconds']:g} s", f"{size['song_frames']:,} tokens"),
-        (f"lyric cache, {cache['tokens']:,} tokens", f"{cache['bfloat16_bytes'] / (1 << 20):.1f} MiB in bf16"),
+        (
+            f"lyric cache, {cache['tokens']:,} tokens",
+            f"{cache['bfloat16_bytes'] / (1 << 20):.1f} MiB in bf16",
+        ),
         ("transformer weights", f"{half} in bf16, {single} in fp32"),
         ("transformer training state", f"{training} (AdamW; activations not counted)"),
     ]

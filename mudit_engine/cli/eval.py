@@ -21,7 +21,7 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 if TYPE_CHECKING:
     from mudit_engine.evaluation.bars import Verdict
     from mudit_engine.evaluation.codec_gate import Report
-    from mudit_engine.metrics.songs import EvalSong
+    from mudit_engine.evaluation.songs import EvalSong
     from mudit_engine.training.corpus.labels import Song
 
 T = TypeVar("T")
@@ -31,7 +31,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _shared_options(function: F) -> F:
     for option in reversed(
         (
-            click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER", help="An embedded model or a model folder."),
+            click.option(
+                "--model",
+                default="tiny",
+                show_default=True,
+                metavar="NAME|FOLDER",
+                help="An embedded model or a model folder.",
+            ),
             click.option(
                 "--corpus",
                 default="data/tiny-corpus",
@@ -39,7 +45,14 @@ def _shared_options(function: F) -> F:
                 type=click.Path(path_type=Path, file_okay=False),
                 help="A folder made by `mudit data synth`.",
             ),
-            click.option("--songs", "held_out", type=click.IntRange(4), default=48, show_default=True, help="Held-out songs, at most."),
+            click.option(
+                "--songs",
+                "held_out",
+                type=click.IntRange(4),
+                default=48,
+                show_default=True,
+                help="Held-out songs, at most.",
+            ),
             click.option("--gate", is_flag=True, help="Exit with 4 when a bar is missed."),
             json_option,
         )
@@ -73,7 +86,15 @@ def command() -> None:
 @_shared_options
 @_work
 @_training
-def codec(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool, work: Path, training_songs: int) -> None:
+def codec(
+    model: str,
+    corpus: Path,
+    held_out: int,
+    gate: bool,
+    as_json: bool,
+    work: Path,
+    training_songs: int,
+) -> None:
     """Do songs keep key, notes, voice and drums through the VAE? Needs only the vae of the model folder."""
     from mudit_engine.evaluation.codec import Codec
     from mudit_engine.evaluation.codec_gate import judge_codec
@@ -91,8 +112,19 @@ def codec(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool, wo
 @_shared_options
 @_work
 @_training
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first song; the others count up.")
-@click.option("--recogniser-epochs", type=click.IntRange(1), default=None, help="Training of the phoneme recogniser [default: 24].")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the first song; the others count up.",
+)
+@click.option(
+    "--recogniser-epochs",
+    type=click.IntRange(1),
+    default=None,
+    help="Training of the phoneme recogniser [default: 24].",
+)
 def tiny(
     model: str,
     corpus: Path,
@@ -106,9 +138,9 @@ def tiny(
 ) -> None:
     """Generate songs for held-out requests and judge sound, control, lyrics and speed."""
     from mudit_engine.evaluation.codec import Codec
-    from mudit_engine.metrics.ctc import EPOCHS
     from mudit_engine.evaluation.listening import Listener
     from mudit_engine.evaluation.song_tables import judge_songs
+    from mudit_engine.metrics.ctc import EPOCHS
     from mudit_engine.models.folder import model_folder
     from mudit_engine.pipeline import SongPipeline
 
@@ -116,7 +148,17 @@ def tiny(
     test, train = _songs(corpus, held_out, training_songs)
     epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
     codec, listener, track = Codec.load(model_folder(model)), Listener(work), _track(quiet=as_json)
-    report = judge_songs(pipeline, codec, test, train, listener, out=work / "songs", seed=seed, epochs=epochs, track=track)
+    report = judge_songs(
+        pipeline,
+        codec,
+        test,
+        train,
+        listener,
+        out=work / "songs",
+        seed=seed,
+        epochs=epochs,
+        track=track,
+    )
     _show("Songs", report, as_json=as_json)
     note(f"songs in {work / 'songs'}, spectrograms in {work / 'spectrograms.png'}")
     _gate(report.verdicts, gate)
@@ -126,7 +168,7 @@ def tiny(
 @_shared_options
 def retrieval(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool) -> None:
     """RA@5, 10, 15 of ChinMu between fragments of descriptions and held-out songs."""
-    from mudit_engine.metrics.retrieval import judge_retrieval
+    from mudit_engine.evaluation.retrieval import judge_retrieval
     from mudit_engine.models.chinmu import ChinMu
     from mudit_engine.models.folder import load_config, load_part, model_folder
 
@@ -138,7 +180,18 @@ def retrieval(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool
     if as_json:
         emit_json({"rows": rows, "verdicts": found})
     else:
-        cells = [[r.direction, r.level, r.k, f"{r.accuracy.value:.2f}", _interval(r.accuracy), f"{r.chance:.2f}", r.songs] for r in rows]
+        cells = [
+            [
+                r.direction,
+                r.level,
+                r.k,
+                f"{r.accuracy.value:.2f}",
+                _interval(r.accuracy),
+                f"{r.chance:.2f}",
+                r.songs,
+            ]
+            for r in rows
+        ]
         columns = ["direction", "level", "K", "RA@K", "95 %", "chance", "songs"]
         print_table("Retrieval", columns, cells, numeric=["K", "RA@K", "chance", "songs"])
         _show_verdicts(found)
@@ -147,7 +200,7 @@ def retrieval(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool
 
 def _songs(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], list[EvalSong]]:
     """(held-out, training) songs of a corpus. Raises InputError when it holds too few."""
-    from mudit_engine.metrics.songs import parted
+    from mudit_engine.evaluation.songs import parted
     from mudit_engine.training.corpus.labels import Song, song_folders
 
     songs = [_eval_song(Song.load(folder), folder) for folder in song_folders(corpus)]
@@ -156,8 +209,8 @@ def _songs(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], 
 
 def _eval_song(song: Song, folder: Path) -> EvalSong:
     """A song's labels as the metrics read them. Prompts alternate between the languages and wordings from song to song."""
-    from mudit_engine.metrics.ctc import syllable_phonemes
-    from mudit_engine.metrics.songs import LEVELS, USERS, EvalSong, SungSyllable
+    from mudit_engine.evaluation.songs import LEVELS, USERS, EvalSong
+    from mudit_engine.metrics.ctc import SungSyllable, syllable_phonemes
 
     by_user = {user: [d.text for d in song.descriptions if d.user == user] for user in USERS}
     return EvalSong(
@@ -172,9 +225,16 @@ def _eval_song(song: Song, folder: Path) -> EvalSong:
         voice=song.voice,
         language=song.language,
         lyrics=song.lyrics,
-        syllables=tuple(SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end) for s in song.syllables),
+        syllables=tuple(
+            SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end) for s in song.syllables
+        ),
         prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items()},
-        fragments={level: tuple(dict.fromkeys(text for d in song.descriptions for text in getattr(d, f"{level}s"))) for level in LEVELS},
+        fragments={
+            level: tuple(
+                dict.fromkeys(text for d in song.descriptions for text in getattr(d, f"{level}s"))
+            )
+            for level in LEVELS
+        },
     )
 
 
@@ -194,14 +254,19 @@ def _show(title: str, report: Report, *, as_json: bool) -> None:
     if as_json:
         emit_json(dataclasses.asdict(report))
         return
-    shown = [column for column in COLUMNS if any(row.value(column) is not None for row in report.rows)]
+    shown = [
+        column for column in COLUMNS if any(row.value(column) is not None for row in report.rows)
+    ]
     cells = []
     for row in report.rows:
         cells.append([row.name, row.songs, *(row.figures.get(column) for column in shown)])
         cells.append(["", "", *(_interval(row.figures.get(column)) for column in shown)])
     names = [COLUMNS[column] for column in shown]
     print_table(f"{title} (95 % intervals below)", ["row", "songs", *names], cells, numeric=names)
-    facts = [[name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value] for name, value in report.facts.items()]
+    facts = [
+        [name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else value]
+        for name, value in report.facts.items()
+    ]
     print_table("Facts", ["", ""], facts)
     _show_verdicts(report.verdicts)
 
@@ -210,8 +275,12 @@ def _show_verdicts(found: Sequence[Verdict]) -> None:
     cells = []
     for v in found:
         verdict = ("passed", "green") if v.passed else ("MISSED", "red")
-        cells.append([v.text, v.limit, None if v.measured is None else f"{v.measured:.2f}", verdict, v.note])
-    print_table("Bars", ["bar", "limit", "measured", "verdict", "beside it"], cells, numeric=["measured"])
+        cells.append(
+            [v.text, v.limit, None if v.measured is None else f"{v.measured:.2f}", verdict, v.note]
+        )
+    print_table(
+        "Bars", ["bar", "limit", "measured", "verdict", "beside it"], cells, numeric=["measured"]
+    )
 
 
 def _interval(figure: Any) -> str:

@@ -25,7 +25,9 @@ class _Subcommands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"mudit_engine.cli.{_module(cmd_name)}").command
+        command: click.Command = importlib.import_module(
+            f"mudit_engine.cli.{_module(cmd_name)}"
+        ).command
         return command
 
 

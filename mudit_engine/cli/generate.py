@@ -27,9 +27,24 @@ RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")
 PRECISIONS = {"auto": None, "fp32": "float32", "bf16": "bfloat16"}
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 # fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
-TEXT_FIELDS = ("description", "lyrics", "lyrics_file", "negative", "user_type", "bpm", "key", "chords")
+TEXT_FIELDS = (
+    "description",
+    "lyrics",
+    "lyrics_file",
+    "negative",
+    "user_type",
+    "bpm",
+    "key",
+    "chords",
+)
 REQUEST_FIELDS = (*TEXT_FIELDS, "seconds", "reference", "reference_kind", "seed", "out")
-SAMPLER_FIELDS = {"sampler": "name", "steps": "steps", "guidance": "guidance", "guidance_interval": "guidance_interval", "eta": "eta"}
+SAMPLER_FIELDS = {
+    "sampler": "name",
+    "steps": "steps",
+    "guidance": "guidance",
+    "guidance_interval": "guidance_interval",
+    "eta": "eta",
+}
 
 
 class Seconds(click.ParamType):
@@ -37,7 +52,9 @@ class Seconds(click.ParamType):
 
     name = "seconds"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
         if value == "auto":
             return None
         try:
@@ -47,19 +64,56 @@ class Seconds(click.ParamType):
 
 
 @click.command()
-@click.option("--description", default="", metavar="TEXT", help="The song in your own words, Chinese or English; or @FILE.")
 @click.option(
-    "--lyrics", metavar="FILE|-", help="Lyrics with section tags such as [verse]; - reads standard input. Without it: an instrumental."
+    "--description",
+    default="",
+    metavar="TEXT",
+    help="The song in your own words, Chinese or English; or @FILE.",
 )
 @click.option(
-    "--seconds", type=Seconds(), default="auto", metavar="N|auto", show_default=True, help="Length; auto is as long as the lyrics need."
+    "--lyrics",
+    metavar="FILE|-",
+    help="Lyrics with section tags such as [verse]; - reads standard input. Without it: an instrumental.",
 )
-@click.option("--user-type", type=click.Choice(USER_TYPES), default="none", show_default=True, help="Who wrote the description.")
+@click.option(
+    "--seconds",
+    type=Seconds(),
+    default="auto",
+    metavar="N|auto",
+    show_default=True,
+    help="Length; auto is as long as the lyrics need.",
+)
+@click.option(
+    "--user-type",
+    type=click.Choice(USER_TYPES),
+    default="none",
+    show_default=True,
+    help="Who wrote the description.",
+)
 @click.option("--reference", metavar="FILE", help="Audio the song should follow.")
-@click.option("--reference-kind", type=click.Choice(REFERENCE_KINDS), default="mix", show_default=True, help="What the reference holds.")
-@click.option("--negative", default="", metavar="TEXT", help="What the song should not be; needs guidance above 1.")
-@click.option("--bpm", type=click.FloatRange(20, 400), help="Beats a minute. Default: as the description says.")
-@click.option("--key", metavar="KEY", help="For example 'C minor' or 降E大调. Default: as the description says.")
+@click.option(
+    "--reference-kind",
+    type=click.Choice(REFERENCE_KINDS),
+    default="mix",
+    show_default=True,
+    help="What the reference holds.",
+)
+@click.option(
+    "--negative",
+    default="",
+    metavar="TEXT",
+    help="What the song should not be; needs guidance above 1.",
+)
+@click.option(
+    "--bpm",
+    type=click.FloatRange(20, 400),
+    help="Beats a minute. Default: as the description says.",
+)
+@click.option(
+    "--key",
+    metavar="KEY",
+    help="For example 'C minor' or 降E大调. Default: as the description says.",
+)
 @click.option(
     "--chords",
     metavar="CHORDS",
@@ -67,12 +121,38 @@ class Seconds(click.ParamType):
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="Default: the model's own.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Sampler steps.")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance weight; 1 is none and takes half the time.")
-@click.option("--guidance-interval", type=float, nargs=2, metavar="LOW HIGH", help="Noise levels (0 to 1) between which guidance acts.")
+@click.option(
+    "--guidance",
+    type=click.FloatRange(0),
+    help="Guidance weight; 1 is none and takes half the time.",
+)
+@click.option(
+    "--guidance-interval",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Noise levels (0 to 1) between which guidance acts.",
+)
 @click.option("--eta", type=click.FloatRange(0, 1), help="ddim: 0 is deterministic, 1 ancestral.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other field of the sampler's configuration, e.g. shift=2.")
-@click.option("--seed", type=click.IntRange(0), help="In one precision a seed gives one song. Default: drawn, and written to the sidecar.")
-@click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER", help="An embedded model or a model folder.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other field of the sampler's configuration, e.g. shift=2.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    help="In one precision a seed gives one song. Default: drawn, and written to the sidecar.",
+)
+@click.option(
+    "--model",
+    default="tiny",
+    show_default=True,
+    metavar="NAME|FOLDER",
+    help="An embedded model or a model folder.",
+)
 @click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),
@@ -88,11 +168,27 @@ class Seconds(click.ParamType):
     show_default=True,
     help="Of torch's networks. auto: bf16 on a GPU or a CPU with AMX, else fp32, which sounds the same on every CPU.",
 )
-@click.option("--manifest", metavar="FILE.jsonl", help="Many songs in one batch: a JSON object a line; --out is then a folder.")
-@click.option("--out", default="song.wav", show_default=True, metavar="FILE", help=".wav, .flac, .ogg or .mp3.")
+@click.option(
+    "--manifest",
+    metavar="FILE.jsonl",
+    help="Many songs in one batch: a JSON object a line; --out is then a folder.",
+)
+@click.option(
+    "--out",
+    default="song.wav",
+    show_default=True,
+    metavar="FILE",
+    help=".wav, .flac, .ogg or .mp3.",
+)
 @click.option("--spectrogram", is_flag=True, help="Also write a .png of the spectrum.")
-@click.option("--skip-existing", is_flag=True, help="With --manifest: leave out songs whose file is there.")
-@click.option("--dry-run", is_flag=True, help="Read everything, print the notes and warnings, generate nothing.")
+@click.option(
+    "--skip-existing", is_flag=True, help="With --manifest: leave out songs whose file is there."
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read everything, print the notes and warnings, generate nothing.",
+)
 @json_option
 def command(**options: Any) -> None:
     """Generate a song, or a manifest of songs."""
@@ -102,7 +198,11 @@ def command(**options: Any) -> None:
     from mudit_engine.pipeline import SongPipeline
 
     manifest = options["manifest"]
-    jobs = _read_manifest(Path(manifest), options) if manifest else [(_request(options, Path()), Path(options["out"]))]
+    jobs = (
+        _read_manifest(Path(manifest), options)
+        if manifest
+        else [(_request(options, Path()), Path(options["out"]))]
+    )
     for _, path in jobs:
         check_audio_path(path)
     if options["skip_existing"]:
@@ -110,7 +210,9 @@ def command(**options: Any) -> None:
     start = time.perf_counter()
     model, runtime, precision = options["model"], options["runtime"], options["precision"]
     if precision != "auto" and runtime not in ("auto", "torch"):
-        raise InputError(f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it was exported in")
+        raise InputError(
+            f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it was exported in"
+        )
     if runtime == "auto":
         from mudit_engine.models.folder import model_folder
         from mudit_engine.runtime.load import usual_runtime
@@ -121,32 +223,51 @@ def command(**options: Any) -> None:
 
         model = deployed(model, runtime=runtime, quiet=options["as_json"])
     name = PRECISIONS[precision]
-    pipeline = SongPipeline.from_pretrained(model, runtime=runtime, dtype=getattr(torch, name) if name else None)
+    pipeline = SongPipeline.from_pretrained(
+        model, runtime=runtime, dtype=getattr(torch, name) if name else None
+    )
     loading = time.perf_counter() - start
     for request, path in jobs:
         for message in pipeline.check(request):
             note(f"{path.name}: {message}")
     rows: list[dict[str, Any]] = []
     if not options["dry_run"] and jobs:
-        rows = _generate(pipeline, jobs, spectrogram=options["spectrogram"], quiet=options["as_json"])
+        rows = _generate(
+            pipeline, jobs, spectrogram=options["spectrogram"], quiet=options["as_json"]
+        )
     if options["as_json"]:
         emit_json({"loading_seconds": round(loading, 3), "songs": rows})
     elif rows:
         stages = list(rows[0]["timings_seconds"])
         columns = ["file", "seconds", "seed", *(f"{stage} s" for stage in stages)]
-        cells = [[r["files"][0], f"{r['seconds']:.1f}", r["seed"], *(f"{r['timings_seconds'][k]:.2f}" for k in stages)] for r in rows]
+        cells = [
+            [
+                r["files"][0],
+                f"{r['seconds']:.1f}",
+                r["seed"],
+                *(f"{r['timings_seconds'][k]:.2f}" for k in stages),
+            ]
+            for r in rows
+        ]
         print_table("Songs", columns, cells, numeric=columns[1:])
 
 
-def _generate(pipeline: Any, jobs: list[tuple[SongRequest, Path]], *, spectrogram: bool, quiet: bool) -> list[dict[str, Any]]:
+def _generate(
+    pipeline: Any, jobs: list[tuple[SongRequest, Path]], *, spectrogram: bool, quiet: bool
+) -> list[dict[str, Any]]:
     rows = []
     with progress("denoising", total=100, quiet=quiet) as advance:
         shares = {"denoise": 0.9, "decode": 0.1}  # of the bar: decoding is a small part of the time
 
         def report(stage: str, amount: int, total: int) -> None:
-            advance(100 * shares[stage] * amount / total, text="denoising" if stage == "denoise" else "decoding")
+            advance(
+                100 * shares[stage] * amount / total,
+                text="denoising" if stage == "denoise" else "decoding",
+            )
 
-        for (_, path), song in zip(jobs, pipeline.stream([request for request, _ in jobs], progress=report), strict=True):
+        for (_, path), song in zip(
+            jobs, pipeline.stream([request for request, _ in jobs], progress=report), strict=True
+        ):
             files = song.save(path, spectrogram=spectrogram)
             info = song.info
             rows.append(
@@ -167,7 +288,11 @@ def _request(fields: dict[str, Any], folder: Path) -> SongRequest:
     """A request from the command line's options or a manifest's line; relative paths start at `folder`."""
     from mudit_engine.pipeline import SongRequest
 
-    sampler = {name: fields[key] for key, name in SAMPLER_FIELDS.items() if fields.get(key) not in (None, ())}
+    sampler = {
+        name: fields[key]
+        for key, name in SAMPLER_FIELDS.items()
+        if fields.get(key) not in (None, ())
+    }
     sampler |= dict(_setting(text) for text in fields.get("settings", ()))
     description = fields.get("description") or ""
     if description.startswith("@"):
@@ -195,10 +320,14 @@ def _lyrics(fields: dict[str, Any], folder: Path) -> str | None:
         return read_text(folder / file, "lyrics") if file else text
     if fields["lyrics"] is None:
         return None
-    text = sys.stdin.read() if fields["lyrics"] == "-" else read_text(Path(fields["lyrics"]), "lyrics")
+    text = (
+        sys.stdin.read() if fields["lyrics"] == "-" else read_text(Path(fields["lyrics"]), "lyrics")
+    )
     if not text.strip():
         source = "standard input" if fields["lyrics"] == "-" else fields["lyrics"]
-        raise InputError(f"the lyrics ({source}) are empty: write a line, or leave out --lyrics for an instrumental")
+        raise InputError(
+            f"the lyrics ({source}) are empty: write a line, or leave out --lyrics for an instrumental"
+        )
     return text
 
 
@@ -218,7 +347,9 @@ def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongReques
 
     folder, known = Path(options["out"]), [*REQUEST_FIELDS, *SAMPLER_FIELDS]
     if folder.suffix:
-        raise InputError(f"--out {folder}: with --manifest it is the folder of the songs, not a file")
+        raise InputError(
+            f"--out {folder}: with --manifest it is the folder of the songs, not a file"
+        )
     jobs, names = [], set()
     for number, line in enumerate(read_text(path, "manifest").splitlines(), 1):
         if not line.strip():
@@ -229,15 +360,20 @@ def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongReques
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(fields, dict):
-            raise InputError(f'{where}: an object such as {{"description": "..."}} is needed, not {type(fields).__name__}')
+            raise InputError(
+                f'{where}: an object such as {{"description": "..."}} is needed, not {type(fields).__name__}'
+            )
         for key in fields.keys() - set(known):
             near = difflib.get_close_matches(key, known, n=1)
             raise InputError(
-                f"{where}: unknown field '{key}'" + (f", did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}")
+                f"{where}: unknown field '{key}'"
+                + (f", did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}")
             )
         name = fields.get("out") or f"song-{number:04d}.wav"
         if name in names:
-            raise InputError(f"{where}: the file '{name}' is written by an earlier line: give each song its own 'out'")
+            raise InputError(
+                f"{where}: the file '{name}' is written by an earlier line: give each song its own 'out'"
+            )
         names.add(name)
         defaults = {k: v for k, v in options.items() if k not in ("lyrics", "reference", "seed")}
         if options["seed"] is not None:

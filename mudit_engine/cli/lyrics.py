@@ -31,9 +31,13 @@ def command() -> None:
 @command.command()
 @click.argument("file")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0, min_open=True), help="The length the song should have. Default: as long as the lyrics need."
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The length the song should have. Default: as long as the lyrics need.",
 )
-@click.option("--phonemes", "show_phonemes", is_flag=True, help="Also print the phonemes of every section.")
+@click.option(
+    "--phonemes", "show_phonemes", is_flag=True, help="Also print the phonemes of every section."
+)
 @json_option
 def check(file: str, seconds: float | None, show_phonemes: bool, as_json: bool) -> None:
     """Read lyrics (FILE, or - for standard input) and say how they will be sung and whether they fit."""
@@ -48,7 +52,9 @@ def check(file: str, seconds: float | None, show_phonemes: bool, as_json: bool) 
     rows = []
     for section in lyrics.sections:
         sung = phonemize(Lyrics((section,), ()))
-        rows.append(SectionRow(section.kind, section.index, len(section.lines), sung.syllables, sung.tokens))
+        rows.append(
+            SectionRow(section.kind, section.index, len(section.lines), sung.syllables, sung.tokens)
+        )
     notes = [*lyrics.notes, *sequence.notes, *([plan.message] if plan.message else [])]
     if as_json:
         emit_json(
@@ -64,7 +70,12 @@ def check(file: str, seconds: float | None, show_phonemes: bool, as_json: bool) 
         )
         return
     cells = [[r.section, r.lines, r.syllables, len(r.phonemes)] for r in rows]
-    print_table("Lyrics", ["section", "lines", "syllables", "phonemes"], cells, numeric=["lines", "syllables", "phonemes"])
+    print_table(
+        "Lyrics",
+        ["section", "lines", "syllables", "phonemes"],
+        cells,
+        numeric=["lines", "syllables", "phonemes"],
+    )
     if show_phonemes:
         for r in rows:
             click.echo(f"{r.section}: {' '.join(r.phonemes)}")

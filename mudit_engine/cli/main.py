@@ -31,7 +31,19 @@ from mudit_engine.cli._console import Invocation, emit_error
 from mudit_engine.errors import MuditError
 
 # the order of `mudit --help`: from the first thing a newcomer runs to the last
-COMMANDS = ("doctor", "generate", "lyrics", "data", "train", "plan", "export", "bench", "profile", "eval", "serve")
+COMMANDS = (
+    "doctor",
+    "generate",
+    "lyrics",
+    "data",
+    "train",
+    "plan",
+    "export",
+    "bench",
+    "profile",
+    "eval",
+    "serve",
+)
 INTERRUPTED = 128 + signal.SIGINT
 DEBUG = "MUDIT_DEBUG"
 
@@ -57,15 +69,23 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"mudit_engine.cli.{cmd_name}").command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], known, n=1)
-            ctx.fail(f"no command '{args[0]}': " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"))
+            ctx.fail(
+                f"no command '{args[0]}': "
+                + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}")
+            )
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, prog_name="mudit")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is being done, to stderr.")
 def cli(verbose: bool) -> None:
@@ -79,10 +99,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     invocation = Invocation(tuple(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # lyrics on a terminal that cannot show them must not end the command
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # lyrics on a terminal that cannot show them must not end the command
     try:
         # click returns the code of --help and of ctx.exit(), and what a command returns otherwise
-        result = cli.main(list(invocation.arguments), prog_name="mudit", standalone_mode=False, obj=invocation)
+        result = cli.main(
+            list(invocation.arguments), prog_name="mudit", standalone_mode=False, obj=invocation
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, click.Abort) as error:
@@ -91,7 +115,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
-        hint = f"\n{error.ctx.get_usage()}" if isinstance(error, click.UsageError) and error.ctx else ""
+        hint = (
+            f"\n{error.ctx.get_usage()}"
+            if isinstance(error, click.UsageError) and error.ctx
+            else ""
+        )
         return _failed(invocation, error, error.exit_code, error.format_message(), hint=hint)
     except MuditError as error:
         return _failed(invocation, error, error.exit_code, str(error))
@@ -104,7 +132,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(invocation, error, 1, _explain_os_error(error))
     except Exception as error:
         if _out_of_memory(error):
-            return _failed(invocation, error, 1, f"out of memory: ask for fewer songs at once or for shorter ones ({error})")
+            return _failed(
+                invocation,
+                error,
+                1,
+                f"out of memory: ask for fewer songs at once or for shorter ones ({error})",
+            )
         where = "" if os.environ.get(DEBUG) else f" (a bug: {DEBUG}=1 shows the traceback)"
         return _failed(invocation, error, 1, f"{type(error).__name__}: {error}", hint=where)
 
@@ -114,7 +147,9 @@ def main() -> NoReturn:
     sys.exit(run())
 
 
-def _failed(invocation: Invocation, error: BaseException, code: int, message: str, *, hint: str = "") -> int:
+def _failed(
+    invocation: Invocation, error: BaseException, code: int, message: str, *, hint: str = ""
+) -> int:
     """The message on stderr, and as a document on stdout for --json."""
     if os.environ.get(DEBUG):
         traceback.print_exception(error)
@@ -135,7 +170,11 @@ def _explain_os_error(error: OSError) -> str:
 
 def _out_of_memory(error: Exception) -> bool:
     """torch reports a lack of memory as its own RuntimeError on a GPU, and as a plain one from the CPU allocator."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
 
 
 def _discard_stdout() -> None:

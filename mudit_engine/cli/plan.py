@@ -21,27 +21,79 @@ MODES = ("none", "selective", "full")
 
 
 @click.command()
-@click.option("--preset", default="musit-380m", show_default=True, help="A preset, a config.json or a model folder.")
+@click.option(
+    "--preset",
+    default="musit-380m",
+    show_default=True,
+    help="A preset, a config.json or a model folder.",
+)
 @click.option("--nodes", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--gpus-per-node", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--gpu", default="a100-80g", show_default=True, metavar="a100-80g|h100-80g", help="GPU, links and NICs of a node.")
-@click.option("--nvlink", type=float, metavar="GB/S", help="Of a GPU, one way, in place of the preset's.")
-@click.option("--nic", type=float, metavar="GB/S", help="Of one NIC, one way, in place of the preset's.")
+@click.option(
+    "--gpu",
+    default="a100-80g",
+    show_default=True,
+    metavar="a100-80g|h100-80g",
+    help="GPU, links and NICs of a node.",
+)
+@click.option(
+    "--nvlink", type=float, metavar="GB/S", help="Of a GPU, one way, in place of the preset's."
+)
+@click.option(
+    "--nic", type=float, metavar="GB/S", help="Of one NIC, one way, in place of the preset's."
+)
 @click.option("--nics", type=click.IntRange(1), help="NICs of a node, in place of the preset's.")
 @click.option("--memory", type=float, metavar="GIB", help="Of a GPU, in place of the preset's.")
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option(
-    "--lengths", default="songs", show_default=True, metavar="songs|FOLDER|FILE", help="A stated mix, an encoded data set, or seconds."
+    "--lengths",
+    default="songs",
+    show_default=True,
+    metavar="songs|FOLDER|FILE",
+    help="A stated mix, an encoded data set, or seconds.",
 )
-@click.option("--songs", type=click.IntRange(1), help="Songs of the data set.  [default: 1,500,000, or what --lengths holds]")
+@click.option(
+    "--songs",
+    type=click.IntRange(1),
+    help="Songs of the data set.  [default: 1,500,000, or what --lengths holds]",
+)
 @click.option("--epochs", type=float, default=10.0, show_default=True)
-@click.option("--batch-songs", type=click.IntRange(1), default=512, show_default=True, help="Songs of a global batch, for all options.")
-@click.option("--zero-stage", "stages", type=click.IntRange(0, 3), multiple=True, help="Consider only this stage. Repeatable.")
-@click.option("--checkpointing", "modes", type=click.Choice(MODES), multiple=True, help="Consider only this. Repeatable.")
+@click.option(
+    "--batch-songs",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Songs of a global batch, for all options.",
+)
+@click.option(
+    "--zero-stage",
+    "stages",
+    type=click.IntRange(0, 3),
+    multiple=True,
+    help="Consider only this stage. Repeatable.",
+)
+@click.option(
+    "--checkpointing",
+    "modes",
+    type=click.Choice(MODES),
+    multiple=True,
+    help="Consider only this. Repeatable.",
+)
 @click.option("--no-ema", is_flag=True, help="Keep no average of the weights.")
-@click.option("--assume", multiple=True, metavar="KEY=VALUE", help="Change an assumption (an unknown key lists them). Repeatable.")
-@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for PNG pictures.")
-@click.option("--rehearse", is_flag=True, help="Run the real DeepSpeed engine at this number of ranks in one process and compare.")
+@click.option(
+    "--assume",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change an assumption (an unknown key lists them). Repeatable.",
+)
+@click.option(
+    "--plots", type=click.Path(path_type=Path, file_okay=False), help="Folder for PNG pictures."
+)
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Run the real DeepSpeed engine at this number of ranks in one process and compare.",
+)
 @json_option
 def command(
     preset: str,
@@ -76,11 +128,15 @@ def command(
 
     config = load_config(preset)  # before torch is imported: a wrong name is told at once
     links = {"nvlink_gbs": nvlink, "nic_gbs": nic, "nics": nics, "memory_gib": memory}
-    cluster = make_cluster(gpu, nodes=nodes, gpus_per_node=gpus_per_node, assumptions=assumed(assume), **links)  # type: ignore[arg-type]
+    cluster = make_cluster(
+        gpu, nodes=nodes, gpus_per_node=gpus_per_node, assumptions=assumed(assume), **links
+    )  # type: ignore[arg-type]
     if not epochs > 0:
         raise InputError(f"--epochs {epochs} must be positive")
     if precision == "bf16" and 0 in stages:
-        raise InputError("--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 or 3, or --precision fp32")
+        raise InputError(
+            "--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 or 3, or --precision fp32"
+        )
 
     from mudit_engine.training.dataset.lengths import read_lengths
     from mudit_engine.training.planning.plan import Request, make_plan, report
@@ -115,7 +171,9 @@ def command(
         return
     _print(plan, document)
     if not plan.best.fits:
-        note("no option fits: more nodes, more checkpointing, a smaller --batch-songs or parallel.sequence_parallel would make room")
+        note(
+            "no option fits: more nodes, more checkpointing, a smaller --batch-songs or parallel.sequence_parallel would make room"
+        )
 
 
 def _rehearse(plan: Plan) -> dict[str, Any]:
@@ -141,11 +199,20 @@ def _print(plan: Plan, document: dict[str, Any]) -> None:
     request, best, cluster = plan.request, plan.best, plan.request.cluster
     lengths, gpu = document["lengths"], cluster.gpu
     rows = [
-        ("model", f"{request.config.name}, {plan.parameters.count:,} parameters, {request.precision}"),
+        (
+            "model",
+            f"{request.config.name}, {plan.parameters.count:,} parameters, {request.precision}",
+        ),
         ("cluster", f"{cluster.nodes} x {cluster.gpus_per_node} {gpu.name}"),
-        ("links", f"NVLink {gpu.nvlink_gbs:g} GB/s, {gpu.nics} NICs of {gpu.nic_gbs:g} GB/s (one way)"),
+        (
+            "links",
+            f"NVLink {gpu.nvlink_gbs:g} GB/s, {gpu.nics} NICs of {gpu.nic_gbs:g} GB/s (one way)",
+        ),
         ("songs", f"{request.songs:,} x {request.epochs:g} epochs"),
-        ("lengths", f"{lengths['source']}: median {lengths['seconds_p50']:g} s, longest {lengths['longest_frames']:,} frames"),
+        (
+            "lengths",
+            f"{lengths['source']}: median {lengths['seconds_p50']:g} s, longest {lengths['longest_frames']:,} frames",
+        ),
         ("global batch", f"{request.batch_songs} songs, {plan.frames_per_step:,.0f} frames"),
     ]
     print_table("Plan", ["", ""], rows)
@@ -162,30 +229,71 @@ def _print(plan: Plan, document: dict[str, Any]) -> None:
         ]
         for option in plan.options[:12]
     ]
-    columns = ["stage", "checkpointing", "packs", "filled %", "GiB a rank", "step ms*", "frames/s/GPU*", "GPU-hours*"]
-    title = f"Options, best first ({document['options_that_fit']} of {document['options_in_all']} fit)"
+    columns = [
+        "stage",
+        "checkpointing",
+        "packs",
+        "filled %",
+        "GiB a rank",
+        "step ms*",
+        "frames/s/GPU*",
+        "GPU-hours*",
+    ]
+    title = (
+        f"Options, best first ({document['options_that_fit']} of {document['options_in_all']} fit)"
+    )
     print_table(title, columns, table, numeric=columns[3:])
     share = "% of the GPU"
-    memory = [[kind, _gib(size), f"{100 * size / (gpu.memory_gib * (1 << 30)):.1f}"] for kind, size in best.memory.items()]
-    print_table("Memory of the fullest rank (best option; computed)", ["kind", "GiB", share], memory, numeric=["GiB", share])
+    memory = [
+        [kind, _gib(size), f"{100 * size / (gpu.memory_gib * (1 << 30)):.1f}"]
+        for kind, size in best.memory.items()
+    ]
+    print_table(
+        "Memory of the fullest rank (best option; computed)",
+        ["kind", "GiB", share],
+        memory,
+        numeric=["GiB", share],
+    )
     sent = [
-        [m["kind"], m["what"], f"{m['size'] / 1e6:,.0f}", f"{m['calls']:.0f}", f"{1e3 * m['seconds']:.1f}", "yes" if m["hidden"] else "no"]
+        [
+            m["kind"],
+            m["what"],
+            f"{m['size'] / 1e6:,.0f}",
+            f"{m['calls']:.0f}",
+            f"{1e3 * m['seconds']:.1f}",
+            "yes" if m["hidden"] else "no",
+        ]
         for m in document["best"]["messages"]
     ]
     if sent:
         columns = ["collective", "of", "MB", "calls", "ms*", "behind compute"]
         print_table("Messages of a step (best option)", columns, sent, numeric=columns[2:5])
-    parts = [[part, f"{1e3 * value:.1f}", f"{100 * value / best.step_seconds:.1f}"] for part, value in best.seconds.items()]
+    parts = [
+        [part, f"{1e3 * value:.1f}", f"{100 * value / best.step_seconds:.1f}"]
+        for part, value in best.seconds.items()
+    ]
     print_table("Time of a step*", ["part", "ms", "%"], parts, numeric=["ms", "%"])
     paper = document["paper"]
     facts: list[tuple[str, str]] = [
-        ("GPU-hours*", f"{best.gpu_hours:,.0f}, {best.gpu_hours / cluster.world:,.1f} hours of the cluster"),
-        ("the paper", f"{paper['gpus']} GPUs x {paper['days']} days = {paper['gpu_hours']:,} GPU-hours (measured by its authors)"),
+        (
+            "GPU-hours*",
+            f"{best.gpu_hours:,.0f}, {best.gpu_hours / cluster.world:,.1f} hours of the cluster",
+        ),
+        (
+            "the paper",
+            f"{paper['gpus']} GPUs x {paper['days']} days = {paper['gpu_hours']:,} GPU-hours (measured by its authors)",
+        ),
         ("", f"as many would be {paper['epochs_for_as_many_gpu_hours']:,.0f} epochs here*"),
-        ("rows that fit beside the state", ", ".join(f"{rows:,} ({mode})" for mode, rows in document["token_budget"].items())),
+        (
+            "rows that fit beside the state",
+            ", ".join(f"{rows:,} ({mode})" for mode, rows in document["token_budget"].items()),
+        ),
         ("run it", "mudit train RECIPE " + " ".join(f"--set {one}" for one in best.overrides)),
         ("", f"  --launch slurm --nodes {cluster.nodes} --gpus-per-node {cluster.gpus_per_node}"),
-        ("* modelled, assuming", ", ".join(f"{name} {value:g}" for name, value in document["assumptions"].items())),
+        (
+            "* modelled, assuming",
+            ", ".join(f"{name} {value:g}" for name, value in document["assumptions"].items()),
+        ),
     ]
     print_table("In all", ["", ""], facts)
     if "rehearsal" in document:
@@ -198,11 +306,21 @@ def print_rehearsal(result: dict[str, Any]) -> None:
     """A rehearsal beside its plan."""
     columns = ["kind", "planned GiB", "measured GiB", "error %"]
     rows = [
-        [kind, _gib(row["planned"]), _gib(row["measured"]), f"{100 * row['error']:+.2f}" if row["error"] is not None else None]
+        [
+            kind,
+            _gib(row["planned"]),
+            _gib(row["measured"]),
+            f"{100 * row['error']:+.2f}" if row["error"] is not None else None,
+        ]
         for kind, row in result["state"].items()
     ]
     what = f"rank 0 of {result['world']} in one process, ZeRO-{result['zero_stage']}, {result['precision']}"
-    print_table(f"Rehearsal: {what} ({result['seconds']:.0f} s)", columns, rows, numeric=columns[1:])
-    sent = [[kind, f"{row['planned'] / 1e6:,.0f}", f"{row['measured'] / 1e6:,.0f}"] for kind, row in result["sent"].items()]
+    print_table(
+        f"Rehearsal: {what} ({result['seconds']:.0f} s)", columns, rows, numeric=columns[1:]
+    )
+    sent = [
+        [kind, f"{row['planned'] / 1e6:,.0f}", f"{row['measured'] / 1e6:,.0f}"]
+        for kind, row in result["sent"].items()
+    ]
     columns = ["collective", "planned MB", "measured MB"]
     print_table("Sent in a step of two micro-batches", columns, sent, numeric=columns[1:])

@@ -21,9 +21,15 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
 @click.command()
 @click.argument("recipe")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field of the recipe (dots go into sections). Repeatable."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a field of the recipe (dots go into sections). Repeatable.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]"
+)
 @click.option(
     "--resume",
     default="auto",
@@ -31,22 +37,78 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
     metavar="auto|never|TAG",
     help="Continue from the newest good checkpoint, or from a named one.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of torch.  [default: torch's own choice]")
 @click.option(
-    "--export", "export_to", type=click.Path(path_type=Path), help="Model folder to write the trained part into.  [default: OUT/model]"
+    "--threads", type=click.IntRange(1), help="CPU threads of torch.  [default: torch's own choice]"
 )
 @click.option(
-    "--export-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="How the weights are stored."
+    "--export",
+    "export_to",
+    type=click.Path(path_type=Path),
+    help="Model folder to write the trained part into.  [default: OUT/model]",
 )
-@click.option("--launch", "launcher", type=click.Choice(["local", "slurm", "deepspeed", "torchrun"]), help="Train on many ranks.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="With --launch.")
-@click.option("--gpus-per-node", type=click.IntRange(1), default=1, show_default=True, help="Ranks of a node, with --launch.")
-@click.option("--hosts", metavar="A,B,...|FILE", help="Names of the nodes, for the deepspeed launcher and torchrun's meeting point.")
-@click.option("--port", type=click.IntRange(1, 65535), default=29500, show_default=True, help="Where ranks meet.")
-@click.option("--max-restarts", type=click.IntRange(0), default=3, show_default=True, help="After a rank died (not by deepspeed).")
-@click.option("--env", "network", multiple=True, metavar="NAME=VALUE", help="For every rank, e.g. NCCL_IB_HCA=mlx5. Repeatable.")
-@click.option("--sbatch", "slurm", multiple=True, metavar="NAME=VALUE", help="A line of the sbatch file, e.g. partition=a100. Repeatable.")
-@click.option("--minutes", type=click.IntRange(10), default=1440, show_default=True, help="Time limit of a slurm job; it requeues itself.")
+@click.option(
+    "--export-dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How the weights are stored.",
+)
+@click.option(
+    "--launch",
+    "launcher",
+    type=click.Choice(["local", "slurm", "deepspeed", "torchrun"]),
+    help="Train on many ranks.",
+)
+@click.option(
+    "--nodes", type=click.IntRange(1), default=1, show_default=True, help="With --launch."
+)
+@click.option(
+    "--gpus-per-node",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Ranks of a node, with --launch.",
+)
+@click.option(
+    "--hosts",
+    metavar="A,B,...|FILE",
+    help="Names of the nodes, for the deepspeed launcher and torchrun's meeting point.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=29500,
+    show_default=True,
+    help="Where ranks meet.",
+)
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="After a rank died (not by deepspeed).",
+)
+@click.option(
+    "--env",
+    "network",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="For every rank, e.g. NCCL_IB_HCA=mlx5. Repeatable.",
+)
+@click.option(
+    "--sbatch",
+    "slurm",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A line of the sbatch file, e.g. partition=a100. Repeatable.",
+)
+@click.option(
+    "--minutes",
+    type=click.IntRange(10),
+    default=1440,
+    show_default=True,
+    help="Time limit of a slurm job; it requeues itself.",
+)
 @click.option("--write-only", is_flag=True, help="Write the launch files and start nothing.")
 @json_option
 def command(
@@ -75,13 +137,31 @@ def command(
     """
     from mudit_engine.training.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides=overrides)  # before torch is imported: a wrong field is told at once
+    resolved = load_recipe(
+        recipe, overrides=overrides
+    )  # before torch is imported: a wrong field is told at once
     out = out or Path("runs") / resolved.name
     if launcher is not None:
-        from mudit_engine.training.parallel.launch import Launch, check_launch, read_hosts, read_network, run_here, write_launch
+        from mudit_engine.training.parallel.launch import (
+            Launch,
+            check_launch,
+            read_hosts,
+            read_network,
+            run_here,
+            write_launch,
+        )
 
-        arguments = ["--resume", resume, "--export-dtype", export_dtype, *(("--threads", str(threads)) if threads else ())]
-        arguments += [*(("--export", str(export_to)) if export_to else ()), *(("--json",) if as_json else ())]
+        arguments = [
+            "--resume",
+            resume,
+            "--export-dtype",
+            export_dtype,
+            *(("--threads", str(threads)) if threads else ()),
+        ]
+        arguments += [
+            *(("--export", str(export_to)) if export_to else ()),
+            *(("--json",) if as_json else ()),
+        ]
         launch = Launch(
             launcher,  # type: ignore[arg-type]
             recipe,
@@ -101,7 +181,13 @@ def command(
         files = write_launch(check_launch(launch, resolved))
         runs = files.runs_here and not write_only
         if as_json and not runs:
-            emit_json({"command": list(files.command), "environment": files.environment, "written": [str(path) for path in files.written]})
+            emit_json(
+                {
+                    "command": list(files.command),
+                    "environment": files.environment,
+                    "written": [str(path) for path in files.written],
+                }
+            )
         elif not as_json:
             for path in files.written:
                 note(f"written: {path}")
@@ -110,7 +196,9 @@ def command(
             raise click.exceptions.Exit(run_here(files))
         return
     if nodes > 1 or gpus_per_node > 1 or hosts or network or slurm or write_only:
-        raise click.UsageError("--nodes, --gpus-per-node, --hosts, --env, --sbatch and --write-only go with --launch")
+        raise click.UsageError(
+            "--nodes, --gpus-per-node, --hosts, --env, --sbatch and --write-only go with --launch"
+        )
 
     import torch
 
@@ -131,13 +219,22 @@ def command(
     trainer.strategy.close()
     if not main:  # of many ranks one reports
         return
-    file = export_part(out, export_to or out / "model", dtype="float16" if export_dtype == "float16" else "float32")
+    file = export_part(
+        out, export_to or out / "model", dtype="float16" if export_dtype == "float16" else "float32"
+    )
     summary["exported"] = str(file)
     if as_json:
         emit_json(summary)
         return
     final = summary["final"]
-    rows = [[name, f"{value:.6g}" if isinstance(value, float) else value] for name, value in summary.items() if name != "final"]
-    rows += [[f"final {name}", f"{value:.6g}" if isinstance(value, float) else value] for name, value in final.items()]
+    rows = [
+        [name, f"{value:.6g}" if isinstance(value, float) else value]
+        for name, value in summary.items()
+        if name != "final"
+    ]
+    rows += [
+        [f"final {name}", f"{value:.6g}" if isinstance(value, float) else value]
+        for name, value in final.items()
+    ]
     print_table(f"Trained {summary['recipe']}", ["", "value"], rows)
     note(f"the loss curve is in {summary['loss_curve']}, every step in {out / 'metrics.jsonl'}")

@@ -39,15 +39,21 @@ def sample_times(
     """
     device = generator.device if generator is not None else torch.device("cpu")
     if distribution not in ("uniform", "logit-normal"):
-        raise ConfigError(f"distribution={distribution!r} of training times is unknown: use 'uniform' or 'logit-normal'")
+        raise ConfigError(
+            f"distribution={distribution!r} of training times is unknown: use 'uniform' or 'logit-normal'"
+        )
     if isinstance(path, DdpmPath):
         if distribution != "uniform":
-            raise ConfigError(f"distribution={distribution!r} is for the linear and bezier paths: ddpm trains on uniform discrete steps")
+            raise ConfigError(
+                f"distribution={distribution!r} is for the linear and bezier paths: ddpm trains on uniform discrete steps"
+            )
         steps = path.config.train_steps
         index = torch.randint(steps, (count,), generator=generator, device=device)
         return ((index + 1).double() / steps).float()
     if logit_std <= 0 or not 0 <= uniform_share <= 1:
-        raise ConfigError(f"logit_std={logit_std} must be positive and uniform_share={uniform_share} between 0 and 1")
+        raise ConfigError(
+            f"logit_std={logit_std} must be positive and uniform_share={uniform_share} between 0 and 1"
+        )
     t = torch.rand(count, generator=generator, device=device)
     if distribution == "logit-normal":
         normal = torch.randn(count, generator=generator, device=device)
@@ -80,12 +86,18 @@ def diffusion_loss(
     error_T = (out_TC.to(wide) - target_TC.to(wide)).square().mean(dim=1)
     if frame_weights is not None:
         if frame_weights.shape != (frames,):
-            raise ValueError(f"frame_weights {tuple(frame_weights.shape)} must be [{frames}], one a target frame")
+            raise ValueError(
+                f"frame_weights {tuple(frame_weights.shape)} must be [{frames}], one a target frame"
+            )
         error_T = error_T * frame_weights
     if song_weights is not None:
         if song_weights.shape != counts.shape:
-            raise ValueError(f"song_weights {tuple(song_weights.shape)} must be [{counts.numel()}], one a song")
-        error_T = error_T * song_weights.repeat_interleave(counts.to(song_weights.device), output_size=frames)
+            raise ValueError(
+                f"song_weights {tuple(song_weights.shape)} must be [{counts.numel()}], one a song"
+            )
+        error_T = error_T * song_weights.repeat_interleave(
+            counts.to(song_weights.device), output_size=frames
+        )
     return error_T.sum(), frames
 
 

@@ -190,10 +190,14 @@ def ddpm_alphas(config: PathConfig) -> Tensor:
     steps = config.train_steps
     if config.betas == "linear":
         if config.beta_start > config.beta_end:
-            raise ConfigError(f"beta_start={config.beta_start} is above beta_end={config.beta_end}: betas grow with the noise, swap them")
+            raise ConfigError(
+                f"beta_start={config.beta_start} is above beta_end={config.beta_end}: betas grow with the noise, swap them"
+            )
         betas = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float64)
     else:
-        edges = ((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * (math.pi / 2)).cos() ** 2
+        edges = (
+            (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * (math.pi / 2)
+        ).cos() ** 2
         betas = (1 - edges[1:] / edges[:-1]).clamp(max=0.999)
     alphas = (1 - betas).cumprod(0).sqrt()
     if config.zero_terminal_snr:
@@ -209,4 +213,6 @@ def make_path(config: PathConfig) -> Path:
 
 def _times(coefficient: Tensor, x: Tensor) -> Tensor:
     """coefficient x, with coefficient [leading dimensions of x] taken to x's dtype."""
-    return coefficient.to(x.dtype).reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) * x
+    return (
+        coefficient.to(x.dtype).reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)) * x
+    )

@@ -36,7 +36,9 @@ from mudit_engine.config import PathConfig, SamplerConfig, check_sampler
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import ConfigError
 
-_DPMPP_TERMINAL_ALPHA = 2.0**-12  # zero terminal SNR has log alpha = -inf: DPMSolverMultistepScheduler takes alpha^2 = 2^-24 there
+_DPMPP_TERMINAL_ALPHA = (
+    2.0**-12
+)  # zero terminal SNR has log alpha = -inf: DPMSolverMultistepScheduler takes alpha^2 = 2^-24 there
 _BLIND = 1e-9  # a determinant below this: the output says nothing about x0
 
 
@@ -80,7 +82,9 @@ def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
     if isinstance(schedule, DdpmPath):
         steps = _ddpm_steps(schedule, sampler)
     else:
-        steps = _continuous_steps(schedule, sampler, continuous_levels(schedule, sampler.steps, shift=sampler.shift))
+        steps = _continuous_steps(
+            schedule, sampler, continuous_levels(schedule, sampler.steps, shift=sampler.shift)
+        )
     low, high = sampler.guidance_interval
     inside = (steps.t >= low - 1e-9) & (steps.t <= high + 1e-9)
     w = torch.where(inside, sampler.guidance, 1.0).double()
@@ -103,14 +107,23 @@ def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
 def _ddpm_steps(path: DdpmPath, sampler: SamplerConfig) -> Steps:
     total = path.config.train_steps
     if sampler.shift != 1:
-        raise ConfigError(f"shift={sampler.shift} is for linear and bezier paths: leave it at 1 for a ddpm model and choose `spacing`")
+        raise ConfigError(
+            f"shift={sampler.shift} is for linear and bezier paths: leave it at 1 for a ddpm model and choose `spacing`"
+        )
     if sampler.steps > total:
-        raise ConfigError(f"steps={sampler.steps} is more than the {total} steps this ddpm model was trained with: take at most {total}")
+        raise ConfigError(
+            f"steps={sampler.steps} is more than the {total} steps this ddpm model was trained with: take at most {total}"
+        )
     if sampler.name == "ddim":
         index = ddim_indices(total, sampler.steps, sampler.spacing)
         # Each row lands one stride lower, as DDIMScheduler's do. Where steps divide train_steps (and for leading) that is the next
         # row's level; elsewhere it is off by the rounding of the stride, and the last row may land on step 0, sigma = sqrt(beta_start).
-        return ddim_steps(path, _levels(index, total), _levels((index - total // sampler.steps).clip(min=-1), total), eta=sampler.eta)
+        return ddim_steps(
+            path,
+            _levels(index, total),
+            _levels((index - total // sampler.steps).clip(min=-1), total),
+            eta=sampler.eta,
+        )
     index = dpmpp_indices(total, sampler.steps, sampler.spacing)
     if index[-1] < 0 or (len(index) > 1 and not bool((np.diff(index) < 0).all())):
         raise ConfigError(
@@ -120,7 +133,10 @@ def _ddpm_steps(path: DdpmPath, sampler: SamplerConfig) -> Steps:
     levels = _levels(np.append(index, -1), total)
     if path.config.zero_terminal_snr:
         # held below the next visited alpha: lambda must rise, and alpha starts slowly on long schedules
-        path = DdpmPath(path.config, terminal_alpha=min(_DPMPP_TERMINAL_ALPHA, 0.5 * float(path.alpha(levels[1]))))
+        path = DdpmPath(
+            path.config,
+            terminal_alpha=min(_DPMPP_TERMINAL_ALPHA, 0.5 * float(path.alpha(levels[1]))),
+        )
     return dpmpp_steps(path, levels)
 
 
@@ -214,7 +230,11 @@ def heun_steps(path: Path, levels: Tensor) -> Steps:
     predict = _steps(levels[:-2], a=one, b=dt, q=one)
     correct = _steps(levels[1:-1], a=one, b=0.5 * dt, c=-0.5 * dt)
     t = torch.stack([predict.t, correct.t], dim=1).flatten()
-    return _then_x0(path, levels, Steps(t, torch.stack([predict.coefficients, correct.coefficients], dim=1).flatten(0, 1)))
+    return _then_x0(
+        path,
+        levels,
+        Steps(t, torch.stack([predict.coefficients, correct.coefficients], dim=1).flatten(0, 1)),
+    )
 
 
 def sde_steps(path: Path, levels: Tensor, *, diffusion: str, norm: float) -> Steps:
@@ -226,7 +246,10 @@ def sde_steps(path: Path, levels: Tensor, *, diffusion: str, norm: float) -> Ste
     """
     t, h = levels[:-2], -levels.diff()[:-1]
     sigma = path.sigma(t)
-    w = torch.minimum(diffusion_coefficient(path, t, diffusion=diffusion, norm=norm), path.sigma(levels[1:-1]) ** 2 / h)
+    w = torch.minimum(
+        diffusion_coefficient(path, t, diffusion=diffusion, norm=norm),
+        path.sigma(levels[1:-1]) ** 2 / h,
+    )
     pe, qe = path.eps_coefficients(t)
     pull = 0.5 * h * w / sigma
     return _then_x0(path, levels, _steps(t, a=1 - pull * pe, b=-h - pull * qe, d=(w * h).sqrt()))
@@ -253,7 +276,9 @@ def diffusion_coefficient(path: Path, t: Tensor, *, diffusion: str, norm: float 
         case "increasing-decreasing":
             w = (math.pi * t).sin() ** 2
         case _:
-            raise ConfigError(f"diffusion={diffusion!r} is unknown: use sigma, constant, linear, sbdm, decreasing or increasing-decreasing")
+            raise ConfigError(
+                f"diffusion={diffusion!r} is unknown: use sigma, constant, linear, sbdm, decreasing or increasing-decreasing"
+            )
     return norm * w
 
 
@@ -267,7 +292,9 @@ def _x0(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
             if config.kind == "ddpm"
             else f"use ode-euler, ode-heun or sde-euler with 2 or more steps, or a bezier_control below {config.bezier_control:g}"
         )
-        raise ConfigError(f"the {config.kind} path's {config.prediction} says nothing about x0 at t = {float(t[blind][0]):g}: {remedy}")
+        raise ConfigError(
+            f"the {config.kind} path's {config.prediction} says nothing about x0 at t = {float(t[blind][0]):g}: {remedy}"
+        )
     return path.x0_coefficients(t)
 
 
@@ -280,4 +307,6 @@ def _then_x0(path: Path, levels: Tensor, steps: Steps) -> Steps:
 
 def _steps(t: Tensor, **columns: Tensor) -> Steps:
     zero = torch.zeros_like(t)
-    return Steps(t, torch.stack([columns.get(name, zero) for name in ("a", "b", "c", "d", "p", "q")], dim=1))
+    return Steps(
+        t, torch.stack([columns.get(name, zero) for name in ("a", "b", "c", "d", "p", "q")], dim=1)
+    )

@@ -1,6 +1,6 @@
 """Every bar of `mudit eval`, in one place. A bar is missed when its figure is on the wrong side, or could not be measured.
 
-    verdicts(CODEC, {"key": 0.91, "notes": 0.74, ...})
+verdicts(CODEC, {"key": 0.91, "notes": 0.74, ...})
 """
 
 from __future__ import annotations
@@ -36,11 +36,25 @@ CODEC = (
     Bar("key", "key among the best two of 12", 0.85),
     Bar("notes", "note F1 against the original's notes", 0.70),
     Bar("drums", "drums probe: balanced accuracy lost against the original", 0.05, at_least=False),
-    Bar("vocals", "vocals probe: balanced accuracy lost against the original", 0.05, at_least=False),
-    Bar("fad", "FAD as a multiple of the FAD between two halves of the corpus", 2.5, at_least=False),
-    Bar("beats_fad", "FAD as a share of the best Griffin-Lim's (mel of equal rate)", 1.0, at_least=False),
+    Bar(
+        "vocals", "vocals probe: balanced accuracy lost against the original", 0.05, at_least=False
+    ),
+    Bar(
+        "fad", "FAD as a multiple of the FAD between two halves of the corpus", 2.5, at_least=False
+    ),
+    Bar(
+        "beats_fad",
+        "FAD as a share of the best Griffin-Lim's (mel of equal rate)",
+        1.0,
+        at_least=False,
+    ),
     Bar("beats_notes", "note F1 above the best Griffin-Lim's", 0.0),
-    Bar("beats_spectrum", "log-spectral distance as a share of the best Griffin-Lim's", 1.0, at_least=False),
+    Bar(
+        "beats_spectrum",
+        "log-spectral distance as a share of the best Griffin-Lim's",
+        1.0,
+        at_least=False,
+    ),
 )
 
 # songs generated for held-out requests
@@ -54,8 +68,17 @@ TINY = (
     Bar("voice", "voice as asked: balanced accuracy", 0.80),
     Bar("style", "style as asked: balanced accuracy", 0.80),
     Bar("instrumental", "instrumental requests that contain no voice", 0.95),
-    Bar("lyrics", "upper end of the phoneme error rate, from the codec's (0) to other lyrics' (1)", 0.5, at_least=False),
-    Bar("twins_chinmu", "professional and amateur song of one request closer than of two (ChinMu): share of pairs", 0.80),
+    Bar(
+        "lyrics",
+        "upper end of the phoneme error rate, from the codec's (0) to other lyrics' (1)",
+        0.5,
+        at_least=False,
+    ),
+    Bar(
+        "twins_chinmu",
+        "professional and amateur song of one request closer than of two (ChinMu): share of pairs",
+        0.80,
+    ),
     Bar("twins_musicnn", "the same by musicnn", 0.80),
     Bar("seconds", "wall seconds for a song of 30 s, alone", 20.0, at_least=False),
 )
@@ -67,14 +90,27 @@ RETRIEVAL = (
 )
 
 
-def verdicts(bars: tuple[Bar, ...], measured: Mapping[str, float | None], notes: Mapping[str, str] | None = None) -> list[Verdict]:
+def verdicts(
+    bars: tuple[Bar, ...],
+    measured: Mapping[str, float | None],
+    notes: Mapping[str, str] | None = None,
+) -> list[Verdict]:
     """One verdict a bar, in order. Raises KeyError when a bar's figure was never asked for."""
     notes = notes or {}
     found = []
     for bar in bars:
         value = measured[bar.name]
         passed = value is not None and (value >= bar.limit if bar.at_least else value <= bar.limit)
-        found.append(Verdict(bar.name, bar.text, f"{'>=' if bar.at_least else '<='} {bar.limit:g}", value, passed, notes.get(bar.name, "")))
+        found.append(
+            Verdict(
+                bar.name,
+                bar.text,
+                f"{'>=' if bar.at_least else '<='} {bar.limit:g}",
+                value,
+                passed,
+                notes.get(bar.name, ""),
+            )
+        )
     return found
 
 

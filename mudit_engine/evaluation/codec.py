@@ -1,8 +1,8 @@
 """The VAE as a codec, and what it must beat: Griffin-Lim from a mel spectrogram of the same number of values a second.
 
-    codec = Codec.load(Path("model"))
-    decoded, rate = codec(audio, 44100)
-    baseline, rate = mel_griffin_lim(audio, 44100, values_per_second=codec.values_per_second, frame_rate=21.5)
+codec = Codec.load(Path("model"))
+decoded, rate = codec(audio, 44100)
+baseline, rate = mel_griffin_lim(audio, 44100, values_per_second=codec.values_per_second, frame_rate=21.5)
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ class Codec:
 
     def __init__(self, vae: SpectralVAE) -> None:
         self.vae = vae
-        digest = hashlib.sha256(source_digest("models.vae", "models.spectral", "runtime.decode", "metrics.codec").encode())
+        digest = hashlib.sha256(
+            source_digest(
+                "models.vae", "models.spectral", "runtime.decode", "evaluation.codec"
+            ).encode()
+        )
         digest.update(repr(vae.config).encode())
         for name, weight in sorted(vae.state_dict().items()):
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
@@ -54,12 +58,20 @@ class Codec:
         c = self.vae.config
         audio_cS = to_channels(resample(audio_cS, rate, c.sample_rate), c.channels)
         mean, _ = self.vae.encode(audio_cS[None])
-        return decode_chunked(self.vae, mean[0], chunk_frames=CHUNK_FRAMES)[:, : audio_cS.shape[1]].clamp(-1, 1), c.sample_rate
+        return decode_chunked(self.vae, mean[0], chunk_frames=CHUNK_FRAMES)[
+            :, : audio_cS.shape[1]
+        ].clamp(-1, 1), c.sample_rate
 
 
 @torch.inference_mode()
 def mel_griffin_lim(
-    audio_cS: Tensor, rate: int, *, values_per_second: float, frame_rate: float, steps: int = 32, seed: int = 0
+    audio_cS: Tensor,
+    rate: int,
+    *,
+    values_per_second: float,
+    frame_rate: float,
+    steps: int = 32,
+    seed: int = 0,
 ) -> tuple[Tensor, int]:
     """(mono audio made from nothing but a mel spectrogram, rate).
 
@@ -75,9 +87,17 @@ def mel_griffin_lim(
     mel_1FM = magnitude(*stft(padded)) @ filters_KM
     estimate_1FK = mel_1FM @ (filters_KM / filters_KM.square().sum(0)).T + 1e-8
     for _ in range(INVERSION_STEPS):
-        estimate_1FK = estimate_1FK * (mel_1FM @ filters_KM.T) / (estimate_1FK @ filters_KM @ filters_KM.T + 1e-10)
-    angle = 2 * torch.pi * torch.rand(estimate_1FK.shape, generator=torch.Generator().manual_seed(seed))
-    spectrum = stft.griffin_lim(estimate_1FK, estimate_1FK * angle.cos(), estimate_1FK * angle.sin(), steps=steps)
+        estimate_1FK = (
+            estimate_1FK
+            * (mel_1FM @ filters_KM.T)
+            / (estimate_1FK @ filters_KM @ filters_KM.T + 1e-10)
+        )
+    angle = (
+        2 * torch.pi * torch.rand(estimate_1FK.shape, generator=torch.Generator().manual_seed(seed))
+    )
+    spectrum = stft.griffin_lim(
+        estimate_1FK, estimate_1FK * angle.cos(), estimate_1FK * angle.sin(), steps=steps
+    )
     return stft.inverse(*spectrum)[:, : mono_1S.shape[1]].clamp(-1, 1), rate
 
 
@@ -90,6 +110,8 @@ def spectral_distance(a_cS: Tensor, b_cS: Tensor, *, floor: float = 1e-3) -> flo
     for n_fft in DISTANCE_FFTS:
         stft = Stft(n_fft, n_fft // 4)
         pad = -samples % (n_fft // 4)
-        spectra = [(magnitude(*stft(torch.nn.functional.pad(x, (0, pad)))) + floor).log() for x in (a, b)]
+        spectra = [
+            (magnitude(*stft(torch.nn.functional.pad(x, (0, pad)))) + floor).log() for x in (a, b)
+        ]
         total += float((spectra[0] - spectra[1]).abs().mean())
     return total / len(DISTANCE_FFTS)

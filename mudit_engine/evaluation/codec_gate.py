@@ -17,14 +17,27 @@ from dataclasses import dataclass
 import torch
 
 from mudit_engine.audio import resample
-from mudit_engine.metrics import figures
 from mudit_engine.evaluation.bars import CODEC, Verdict, verdicts
-from mudit_engine.evaluation.codec import BASELINE_FRAME_RATES, Codec, mel_griffin_lim, spectral_distance
-from mudit_engine.metrics.figures import Figure
+from mudit_engine.evaluation.codec import (
+    BASELINE_FRAME_RATES,
+    Codec,
+    mel_griffin_lim,
+    spectral_distance,
+)
 from mudit_engine.evaluation.listening import Audio, Heard, Listener, file_digest, source_digest
+from mudit_engine.evaluation.songs import EvalSong, Track, noise_like, shuffled, silent_track
+from mudit_engine.evaluation.tables import (
+    Judge,
+    Pair,
+    Probes,
+    Row,
+    fit_probes,
+    permuted,
+    reference_of,
+)
+from mudit_engine.metrics import figures
+from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.notes import note_f1
-from mudit_engine.metrics.songs import EvalSong, Track, noise_like, shuffled, silent_track
-from mudit_engine.evaluation.tables import Judge, Pair, Probes, Row, fit_probes, permuted, reference_of
 
 
 @dataclass(frozen=True)
@@ -49,19 +62,39 @@ class Background:
         return {
             "training_songs": len(self.through_codec),
             "fad_between_halves": self.halves.value,
-            **{f"probe_{name}_left_out": probe.left_out for name, probe in self.judge.probes.items()},
+            **{
+                f"probe_{name}_left_out": probe.left_out
+                for name, probe in self.judge.probes.items()
+            },
             "threads": torch.get_num_threads(),
         }
 
 
-def background(codec: Codec, training: Sequence[EvalSong], listener: Listener, *, rivals: int, track: Track = silent_track) -> Background:
+def background(
+    codec: Codec,
+    training: Sequence[EvalSong],
+    listener: Listener,
+    *,
+    rivals: int,
+    track: Track = silent_track,
+) -> Background:
     """Every second training song is the reference; `rivals` of the others are the second half, as many as there are songs to be judged,
     since a Frechet distance depends on the size of the set."""
-    originals = [listener.hear(song.audio) for song in track(training, "listening to training songs")]
-    through = [hear_codec(codec, song, listener) for song in track(training, "training songs through the codec")]
+    originals = [
+        listener.hear(song.audio) for song in track(training, "listening to training songs")
+    ]
+    through = [
+        hear_codec(codec, song, listener)
+        for song in track(training, "training songs through the codec")
+    ]
     reference = reference_of(originals[::2])
     halves = figures.fad(reference, [h.penultimate_PD for h in originals[1::2][:rivals]])
-    return Background(Judge(reference, fit_probes(training, through)), fit_probes(training, originals), halves, through)
+    return Background(
+        Judge(reference, fit_probes(training, through)),
+        fit_probes(training, originals),
+        halves,
+        through,
+    )
 
 
 def hear_codec(codec: Codec, song: EvalSong, listener: Listener) -> Heard:
@@ -70,16 +103,29 @@ def hear_codec(codec: Codec, song: EvalSong, listener: Listener) -> Heard:
 
 def own_pairs(heard: Sequence[Heard], songs: Sequence[EvalSong]) -> list[Pair]:
     """Audio against its own song's labels."""
-    return [Pair(number, h, song, song.syllables) for number, (h, song) in enumerate(zip(heard, songs, strict=True))]
+    return [
+        Pair(number, h, song, song.syllables)
+        for number, (h, song) in enumerate(zip(heard, songs, strict=True))
+    ]
 
 
-def control_rows(judge: Judge, songs: Sequence[EvalSong], listener: Listener, *, track: Track = silent_track) -> list[Row]:
+def control_rows(
+    judge: Judge, songs: Sequence[EvalSong], listener: Listener, *, track: Track = silent_track
+) -> list[Row]:
     """The rows that no model should resemble: the originals in 100 ms pieces, shuffled, and noise."""
 
-    edits: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {"shuffled": shuffled, "noise": lambda audio, rate: noise_like(audio)}
+    edits: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+        "shuffled": shuffled,
+        "noise": lambda audio, rate: noise_like(audio),
+    }
     rows = []
     for name, edit in edits.items():
-        heard = [listener.hear_made((name, file_digest(song.audio)), functools.partial(_edited, edit, song)) for song in track(songs, name)]
+        heard = [
+            listener.hear_made(
+                (name, file_digest(song.audio)), functools.partial(_edited, edit, song)
+            )
+            for song in track(songs, name)
+        ]
         rows.append(judge.row(name, own_pairs(heard, songs)))
     return rows
 
@@ -90,19 +136,28 @@ def _edited(edit: Callable[[torch.Tensor, int], torch.Tensor], song: EvalSong) -
 
 
 def judge_codec(
-    codec: Codec, held_out: Sequence[EvalSong], training: Sequence[EvalSong], listener: Listener, *, track: Track = silent_track
+    codec: Codec,
+    held_out: Sequence[EvalSong],
+    training: Sequence[EvalSong],
+    listener: Listener,
+    *,
+    track: Track = silent_track,
 ) -> Report:
     """Runs the gate. Raises MissingError when notes cannot be transcribed."""
     listener.transcriber  # noqa: B018  a missing package is told before an hour of work
     known = background(codec, training, listener, rivals=len(held_out), track=track)
-    originals = [listener.hear(song.audio) for song in track(held_out, "listening to held-out songs")]
+    originals = [
+        listener.hear(song.audio) for song in track(held_out, "listening to held-out songs")
+    ]
     pairs = own_pairs(originals, held_out)
     rows = [known.judge.row("original", pairs, probes=known.original_probes)]
 
     ways: dict[str, tuple[str, Callable[[torch.Tensor, int], Audio]]] = {"codec": (codec.id, codec)}
     for frame_rate in BASELINE_FRAME_RATES:
-        key = f"mel {frame_rate} {codec.values_per_second} {source_digest('metrics.codec')}"
-        baseline = functools.partial(mel_griffin_lim, values_per_second=codec.values_per_second, frame_rate=frame_rate)
+        key = f"mel {frame_rate} {codec.values_per_second} {source_digest('evaluation.codec')}"
+        baseline = functools.partial(
+            mel_griffin_lim, values_per_second=codec.values_per_second, frame_rate=frame_rate
+        )
         ways[f"Griffin-Lim, mel at {frame_rate:g} Hz"] = key, baseline
     for name, (key, way) in ways.items():
         heard, f1, fidelity = [], [], []
@@ -110,9 +165,16 @@ def judge_codec(
             made = _Made(way, song)
             origin = (key, file_digest(song.audio))
             heard.append(listener.hear_made(origin, made.sound))
-            f1.append(note_f1(listener.notes(("file", origin[1]), song.load), listener.notes(origin, made.sound)))
+            f1.append(
+                note_f1(
+                    listener.notes(("file", origin[1]), song.load),
+                    listener.notes(origin, made.sound),
+                )
+            )
             fidelity.append(listener.keep(("fidelity", *origin), made.fidelity))
-        extra = {"notes": figures.mean(f1)} | {name: figures.mean(float(f[name]) for f in fidelity) for name in ("spectrum", "seconds")}
+        extra = {"notes": figures.mean(f1)} | {
+            name: figures.mean(float(f[name]) for f in fidelity) for name in ("spectrum", "seconds")
+        }
         rows.append(known.judge.row(name, own_pairs(heard, held_out), extra=extra))
     rows.append(known.judge.row("permuted requests", permuted(pairs, held_out)))
     rows += control_rows(known.judge, held_out, listener, track=track)
@@ -164,7 +226,10 @@ def _verdicts(rows: list[Row], halves: Figure) -> list[Verdict]:
         "beats_notes": _minus(codec.value("notes"), rival("notes", max)),
         "beats_spectrum": over(codec.value("spectrum"), rival("spectrum", min)),
     }
-    notes = {"key": f"originals {original.figures['key']}", "fad": f"halves {halves}, held-out originals {original.figures['fad']}"}
+    notes = {
+        "key": f"originals {original.figures['key']}",
+        "fad": f"halves {halves}, held-out originals {original.figures['fad']}",
+    }
     for label in ("drums", "vocals"):
         if label in original.figures and label in codec.figures:
             notes[label] = f"originals {original.figures[label]}, codec {codec.figures[label]}"

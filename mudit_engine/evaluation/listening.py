@@ -25,13 +25,20 @@ from torch import Tensor
 
 from mudit_engine.audio import load_audio, resample
 from mudit_engine.files import atomic_path
+from mudit_engine.metrics.ctc import MEL_FFT, MEL_HOP, MEL_RATE, MELS
 from mudit_engine.metrics.musicnn import Musicnn
 from mudit_engine.metrics.notes import NoteListener
 from mudit_engine.metrics.rhythm_and_key import chroma, tempo
 from mudit_engine.models.spectral import LogMel
 
-MEL_RATE, MEL_FFT, MEL_HOP, MELS = 22050, 1024, 512, 80
-CODE = ("audio", "metrics.listening", "metrics.musicnn", "metrics.rhythm_and_key", "metrics.notes", "models.spectral")
+CODE = (
+    "audio",
+    "evaluation.listening",
+    "metrics.musicnn",
+    "metrics.rhythm_and_key",
+    "metrics.notes",
+    "models.spectral",
+)
 
 Audio = tuple[Tensor, int]
 
@@ -52,7 +59,7 @@ class Listener:
 
     def __init__(self, work: Path) -> None:
         self.folder = work / "cache"
-        self.code = source_digest(*CODE)
+        self.code = (source_digest(*CODE), MEL_RATE, MEL_FFT, MEL_HOP, MELS)
 
     @cached_property
     def musicnn(self) -> Musicnn:
@@ -80,16 +87,25 @@ class Listener:
 
     def notes(self, origin: tuple[str, ...], make: Callable[[], Audio]) -> np.ndarray:
         """Notes [n, 3] of audio; see `hear_made`."""
-        return self.keep(("notes", *origin), lambda: {"notes": torch.from_numpy(self.transcriber(*make()))})["notes"].numpy()
+        return self.keep(
+            ("notes", *origin), lambda: {"notes": torch.from_numpy(self.transcriber(*make()))}
+        )["notes"].numpy()
 
-    def keep(self, key: tuple[str, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def keep(
+        self, key: tuple[str, ...], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """What `make` gave for this key before, or gives now."""
-        path = self.folder / f"{hashlib.sha256(repr((self.code, key)).encode()).hexdigest()[:32]}.safetensors"
+        path = (
+            self.folder
+            / f"{hashlib.sha256(repr((self.code, key)).encode()).hexdigest()[:32]}.safetensors"
+        )
         try:
             return load_file(path)
         except FileNotFoundError:
             pass
-        except SafetensorError:  # cut short by a full disk or a crash of the machine: measured again
+        except (
+            SafetensorError
+        ):  # cut short by a full disk or a crash of the machine: measured again
             path.unlink()
         made = {name: value.contiguous() for name, value in make().items()}
         with atomic_path(path) as aside:
@@ -112,7 +128,9 @@ class Listener:
 
 
 def _heard(kept: dict[str, Tensor]) -> Heard:
-    return Heard(kept["penultimate"], kept["timbre"], float(kept["tempo"]), kept["chroma"], kept["mel"])
+    return Heard(
+        kept["penultimate"], kept["timbre"], float(kept["tempo"]), kept["chroma"], kept["mel"]
+    )
 
 
 def file_digest(path: Path) -> str:
@@ -123,5 +141,7 @@ def file_digest(path: Path) -> str:
 
 def source_digest(*modules: str) -> str:
     """Of the source of modules of this package: what they computed is stale when they change."""
-    text = "".join(inspect.getsource(importlib.import_module(f"mudit_engine.{name}")) for name in modules)
+    text = "".join(
+        inspect.getsource(importlib.import_module(f"mudit_engine.{name}")) for name in modules
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

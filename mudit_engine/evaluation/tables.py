@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 
 from mudit_engine.errors import InputError
+from mudit_engine.evaluation.listening import Heard
+from mudit_engine.evaluation.songs import LABELS, EvalSong
 from mudit_engine.metrics import figures
-from mudit_engine.metrics.ctc import Recogniser, edit_distance
+from mudit_engine.metrics.ctc import Recogniser, SungSyllable, edit_distance
 from mudit_engine.metrics.fad import FrechetReference
 from mudit_engine.metrics.figures import Figure
-from mudit_engine.evaluation.listening import Heard
 from mudit_engine.metrics.probes import RidgeProbe
 from mudit_engine.metrics.rhythm_and_key import octave_error, rank_in_chroma
-from mudit_engine.metrics.songs import LABELS, EvalSong, SungSyllable
 from mudit_engine.text.descriptions import requested_bpm, requested_key
 
 TEMPO_TOLERANCE = 0.04
@@ -77,10 +77,20 @@ def fit_probes(songs: Sequence[EvalSong], heard: Sequence[Heard]) -> Probes:
     """One probe a label of LABELS, on the songs that have it. A label with too few songs of a class has none."""
     probes = {}
     for name, label in LABELS.items():
-        known = [(h.timbre_D, value) for song, h in zip(songs, heard, strict=True) if (value := label(song)) is not None]
+        known = [
+            (h.timbre_D, value)
+            for song, h in zip(songs, heard, strict=True)
+            if (value := label(song)) is not None
+        ]
         try:
-            probes[name] = RidgeProbe.fit(torch.stack([t for t, _ in known]), [value for _, value in known]) if known else None
-        except InputError:  # a small corpus need not hold two songs of every class: the column stays empty
+            probes[name] = (
+                RidgeProbe.fit(torch.stack([t for t, _ in known]), [value for _, value in known])
+                if known
+                else None
+            )
+        except (
+            InputError
+        ):  # a small corpus need not hold two songs of every class: the column stays empty
             continue
     return {name: probe for name, probe in probes.items() if probe is not None}
 
@@ -93,10 +103,19 @@ def reference_of(heard: Sequence[Heard]) -> FrechetReference:
 class Judge:
     """What rows are held against."""
 
-    def __init__(self, reference: FrechetReference, probes: Probes, recogniser: Recogniser | None = None) -> None:
+    def __init__(
+        self, reference: FrechetReference, probes: Probes, recogniser: Recogniser | None = None
+    ) -> None:
         self.reference, self.probes, self.recogniser = reference, probes, recogniser
 
-    def row(self, name: str, pairs: Sequence[Pair], *, probes: Probes | None = None, extra: dict[str, Figure] | None = None) -> Row:
+    def row(
+        self,
+        name: str,
+        pairs: Sequence[Pair],
+        *,
+        probes: Probes | None = None,
+        extra: dict[str, Figure] | None = None,
+    ) -> Row:
         """All figures of a row; `probes` in place of the judge's own; `extra` figures are added as they are."""
         # audio that stands in several pairs (permuted requests) is one piece of sound
         sounds: dict[int, list[Heard]] = {}
@@ -105,7 +124,10 @@ class Judge:
             if not any(pair.heard is h for h in known):
                 known.append(pair.heard)
         found = {
-            "fad": figures.fad(self.reference, [torch.cat([h.penultimate_PD for h in of_song]) for of_song in sounds.values()]),
+            "fad": figures.fad(
+                self.reference,
+                [torch.cat([h.penultimate_PD for h in of_song]) for of_song in sounds.values()],
+            ),
             "tempo": _share(pairs, _tempo),
             "key": _share(pairs, _key),
         }
@@ -115,7 +137,9 @@ class Judge:
         if "vocals" in probes:
             unsung = [pair for pair in pairs if not pair.wanted.sung]
             silent = [float(guess == "off") for guess in _guesses(unsung, probes["vocals"])]
-            found["instrumental"] = figures.ratio([pair.song for pair in unsung], silent, [1.0] * len(unsung))
+            found["instrumental"] = figures.ratio(
+                [pair.song for pair in unsung], silent, [1.0] * len(unsung)
+            )
         if self.recogniser is not None:
             found["per"] = self._phoneme_errors(pairs)
         return Row(name, len(sounds), {**found, **(extra or {})})
@@ -144,18 +168,28 @@ def permuted(pairs: Sequence[Pair], songs: Sequence[EvalSong]) -> list[Pair]:
     for turn, way in enumerate(figures.derangements(len(songs), PERMUTATIONS)):
         words: dict[int, tuple[SungSyllable, ...]] = {}
         for members in by_language.values():
-            ways = figures.derangements(len(members), PERMUTATIONS, seed=1) if len(members) > 1 else []
+            ways = (
+                figures.derangements(len(members), PERMUTATIONS, seed=1) if len(members) > 1 else []
+            )
             if ways:
                 other = ways[turn % len(ways)]
-                words |= {song: songs[members[other[place]]].syllables for place, song in enumerate(members)}
-        found += [Pair(pair.song, pair.heard, songs[way[pair.song]], words.get(pair.song, ()), pair.text) for pair in pairs]
+                words |= {
+                    song: songs[members[other[place]]].syllables
+                    for place, song in enumerate(members)
+                }
+        found += [
+            Pair(pair.song, pair.heard, songs[way[pair.song]], words.get(pair.song, ()), pair.text)
+            for pair in pairs
+        ]
     return found
 
 
 def _share(pairs: Sequence[Pair], judge: Callable[[Pair], float | None]) -> Figure:
     values = [(pair.song, judge(pair)) for pair in pairs]
     known = [(song, float(value)) for song, value in values if value is not None]
-    return figures.ratio([song for song, _ in known], [value for _, value in known], [1.0] * len(known))
+    return figures.ratio(
+        [song for song, _ in known], [value for _, value in known], [1.0] * len(known)
+    )
 
 
 def _tempo(pair: Pair) -> float | None:

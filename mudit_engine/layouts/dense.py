@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mudit_engine.kernels.adaln import EPS
-from mudit_engine.kernels.rope import rotate_reference
+from mudit_engine.kernels.rotary import rotate_reference
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,14 @@ class DenseLayout:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, keys: DenseKeys | DenseStreams, cos: Tensor | None, sin: Tensor | None, *, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: DenseKeys | DenseStreams,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    *,
+    scale: float | None = None,
 ) -> Tensor:
     """Contract of kernels/attention.py: q [B, N, S H, K], k and v of all streams [B, sum of M, H, K], tables [S, B, N, K/2] -> as q."""
     streams = keys.streams if isinstance(keys, DenseStreams) else (keys,)
@@ -80,25 +87,39 @@ def attention(
     k_parts, v_parts = (x.split(counts, 1) if len(streams) > 1 else (x,) for x in (k, v))
     queries = q.unflatten(2, (len(streams), k.shape[2])).unbind(2)
     outs = []
-    for number, (query, own_k, own_v, one) in enumerate(zip(queries, k_parts, v_parts, streams, strict=True)):
+    for number, (query, own_k, own_v, one) in enumerate(
+        zip(queries, k_parts, v_parts, streams, strict=True)
+    ):
         if cos is not None and sin is not None:
             query = rotate_reference(query, cos[number], sin[number])
         mask = one.mask_BN[:, None, None]
         if one.expanded:
             mask = mask.expand(-1, 1, query.shape[1], -1)
         rows, own_k, own_v = (x.transpose(1, 2) for x in (query, own_k, own_v))
-        outs.append(F.scaled_dot_product_attention(rows, own_k, own_v, attn_mask=mask, scale=scale).transpose(1, 2))
+        outs.append(
+            F.scaled_dot_product_attention(
+                rows, own_k, own_v, attn_mask=mask, scale=scale
+            ).transpose(1, 2)
+        )
     return torch.cat(outs, 2) if len(outs) != 1 else outs[0]
 
 
 def layer_norm_modulate(x_BND: Tensor, shift_BD: Tensor | None, scale_BD: Tensor | None) -> Tensor:
     """Contract of kernels/adaln.py, a modulation row a sequence."""
     normed = F.layer_norm(x_BND, (x_BND.shape[-1],), eps=EPS)
-    return normed if shift_BD is None or scale_BD is None else normed * (1 + scale_BD)[:, None] + shift_BD[:, None]
+    return (
+        normed
+        if shift_BD is None or scale_BD is None
+        else normed * (1 + scale_BD)[:, None] + shift_BD[:, None]
+    )
 
 
 def residual_norm(
-    x_BND: Tensor, y_BND: Tensor, gate_BD: Tensor | None, shift_BD: Tensor | None, scale_BD: Tensor | None
+    x_BND: Tensor,
+    y_BND: Tensor,
+    gate_BD: Tensor | None,
+    shift_BD: Tensor | None,
+    scale_BD: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Contract of kernels/adaln.py, a modulation row a sequence."""
     x_BND = x_BND + (y_BND if gate_BD is None else y_BND * gate_BD[:, None])

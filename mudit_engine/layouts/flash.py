@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mudit_engine.availability import available
 from mudit_engine.errors import InputError, MissingError
-from mudit_engine.kernels.rope import rotate_reference
+from mudit_engine.kernels.rotary import rotate_reference
 from mudit_engine.kernels.worklist import Segments
 
 # q, k, v [rows, H, K], cu_q, cu_k int32 [N + 1], longest q, longest k, scale -> [rows, H, K]
@@ -36,7 +36,9 @@ def varlen_attention(
 ) -> Tensor:
     """Same contract as kernels/attention.py. Raises InputError for what the kernels cannot do, MissingError when there is none."""
     if q.dtype not in (torch.float16, torch.bfloat16):
-        raise InputError(f"backend 'flash' takes float16 and bfloat16, not {str(q.dtype).removeprefix('torch.')}: use 'triton' or 'eager'")
+        raise InputError(
+            f"backend 'flash' takes float16 and bfloat16, not {str(q.dtype).removeprefix('torch.')}: use 'triton' or 'eager'"
+        )
     kernel = kernel or _kernel(q)
     heads = k.shape[1]
     out = q.new_zeros(q.shape)
@@ -54,19 +56,25 @@ def varlen_attention(
         q_counts, k_counts = [item[1] for item in items], [item[3] for item in items]
         cu_q, cu_k = (_cumulative(counts, q.device) for counts in (q_counts, k_counts))
         softmax_scale = scale if scale is not None else q.shape[2] ** -0.5
-        out[q_rows, columns] = kernel(query, k[k_rows], v[k_rows], cu_q, cu_k, max(q_counts), max(k_counts), softmax_scale)
+        out[q_rows, columns] = kernel(
+            query, k[k_rows], v[k_rows], cu_q, cu_k, max(q_counts), max(k_counts), softmax_scale
+        )
     return out
 
 
 def _rows(spans: Sequence[tuple[int, int]], device: torch.device) -> slice | Tensor:
     """A slice where the spans lie end to end, else the rows' indices."""
-    if all(start + count == following for (start, count), (following, _) in itertools.pairwise(spans)):
+    if all(
+        start + count == following for (start, count), (following, _) in itertools.pairwise(spans)
+    ):
         return slice(spans[0][0], spans[-1][0] + spans[-1][1])
     return torch.cat([torch.arange(start, start + count) for start, count in spans]).to(device)
 
 
 def _cumulative(counts: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(list(itertools.accumulate(counts, initial=0)), dtype=torch.int32, device=device)
+    return torch.tensor(
+        list(itertools.accumulate(counts, initial=0)), dtype=torch.int32, device=device
+    )
 
 
 def _kernel(q: Tensor) -> Varlen:
@@ -75,7 +83,16 @@ def _kernel(q: Tensor) -> Varlen:
     if available("flash_attn"):
         from flash_attn import flash_attn_varlen_func
 
-        def flash(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float) -> Tensor:
+        def flash(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            cu_q: Tensor,
+            cu_k: Tensor,
+            max_q: int,
+            max_k: int,
+            scale: float,
+        ) -> Tensor:
             packed = (q.contiguous(), k.contiguous(), v.contiguous(), cu_q, cu_k, max_q, max_k)
             result: Tensor = flash_attn_varlen_func(*packed, softmax_scale=scale)
             return result
@@ -83,8 +100,19 @@ def _kernel(q: Tensor) -> Varlen:
         return flash
     from torch.nn.attention.varlen import varlen_attn
 
-    def native(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float) -> Tensor:
-        result: Tensor = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), cu_q, cu_k, max_q, max_k, scale=scale)
+    def native(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        max_q: int,
+        max_k: int,
+        scale: float,
+    ) -> Tensor:
+        result: Tensor = varlen_attn(
+            q.contiguous(), k.contiguous(), v.contiguous(), cu_q, cu_k, max_q, max_k, scale=scale
+        )
         return result
 
     return native

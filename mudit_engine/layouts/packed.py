@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mudit_engine.config import DitConfig
 from mudit_engine.kernels.adaln import Runs
-from mudit_engine.kernels.rope import rope_table
+from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.kernels.worklist import Segments
 
 
@@ -64,7 +64,11 @@ class Layout:
 
     def gather_targets(self, x_TD: Tensor) -> Tensor:
         """Target rows of all sequences, end to end."""
-        counts = [count for span in self.spans for count in (span.description + span.reference, span.target)]
+        counts = [
+            count
+            for span in self.spans
+            for count in (span.description + span.reference, span.target)
+        ]
         parts = x_TD.split(counts)[1::2]  # one split: its gradient is one concatenation
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
@@ -75,7 +79,9 @@ def lyric_positions(counts: Sequence[int], *, device: torch.device | str = "cpu"
     return (torch.cat(parts) if parts else torch.zeros(0)).to(device, non_blocking=True)
 
 
-def make_layout(spans: Sequence[Span], config: DitConfig, *, device: torch.device | str = "cpu") -> Layout:
+def make_layout(
+    spans: Sequence[Span], config: DitConfig, *, device: torch.device | str = "cpu"
+) -> Layout:
     """Lays sequences end to end. Frames of a reference stand at the same positions as the target's, so that they align in time.
 
     Its copies to the device wait for nothing.
@@ -83,17 +89,31 @@ def make_layout(spans: Sequence[Span], config: DitConfig, *, device: torch.devic
     start = 0
     descriptions, references, targets, frames, shares, runs = [], [], [], [], [], []
     for span in spans:
-        bounds = [start, start + span.description, start + span.description + span.reference, start + span.rows]
+        bounds = [
+            start,
+            start + span.description,
+            start + span.description + span.reference,
+            start + span.rows,
+        ]
         descriptions.append(slice(bounds[0], bounds[1]))
         references.append(slice(bounds[1], bounds[2]))
         targets.append(slice(bounds[2], bounds[3]))
-        reference, target = torch.arange(span.reference, dtype=torch.float32), torch.arange(span.target, dtype=torch.float32)
+        reference, target = (
+            torch.arange(span.reference, dtype=torch.float32),
+            torch.arange(span.target, dtype=torch.float32),
+        )
         frames += [torch.zeros(span.description), reference, target]
-        shares += [torch.zeros(span.description), (reference + 0.5) / max(span.reference, 1), (target + 0.5) / max(span.target, 1)]
+        shares += [
+            torch.zeros(span.description),
+            (reference + 0.5) / max(span.reference, 1),
+            (target + 0.5) / max(span.target, 1),
+        ]
         runs.append((span.rows, span.row))
         start = bounds[3]
     cos, sin = rope_table(torch.cat(frames), config.head_dim, base=config.rope_base)
-    cross_cos, cross_sin = rope_table(torch.cat(shares) * config.lyric_rope_scale, config.head_dim, base=config.rope_base)
+    cross_cos, cross_sin = rope_table(
+        torch.cat(shares) * config.lyric_rope_scale, config.head_dim, base=config.rope_base
+    )
     q_starts = [rows.start for rows in descriptions]
     return Layout(
         rows=start,
@@ -101,8 +121,15 @@ def make_layout(spans: Sequence[Span], config: DitConfig, *, device: torch.devic
         descriptions=tuple(descriptions),
         references=tuple(references),
         targets=tuple(targets),
-        self_segments=Segments(tuple((q, s.rows, q, s.rows, 0) for q, s in zip(q_starts, spans, strict=True))),
-        cross_segments=Segments(tuple((q, s.rows, s.lyric_start, s.lyrics, 0) for q, s in zip(q_starts, spans, strict=True))),
+        self_segments=Segments(
+            tuple((q, s.rows, q, s.rows, 0) for q, s in zip(q_starts, spans, strict=True))
+        ),
+        cross_segments=Segments(
+            tuple(
+                (q, s.rows, s.lyric_start, s.lyrics, 0)
+                for q, s in zip(q_starts, spans, strict=True)
+            )
+        ),
         runs=Runs(tuple(runs)),
         cos=cos[None].to(device, non_blocking=True),
         sin=sin[None].to(device, non_blocking=True),

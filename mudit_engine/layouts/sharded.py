@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mudit_engine.kernels.adaln import Runs
-from mudit_engine.kernels.rope import rotate_reference
+from mudit_engine.kernels.rotary import rotate_reference
 from mudit_engine.kernels.worklist import Segments
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def attention(
     q_SnHK = q.unflatten(1, (-1, heads)).transpose(0, 1)
     if cos is not None and sin is not None:
         # before the exchange: each rank has the tables of its own rows
-        q_SnHK = torch.stack([rotate_reference(query, cos[s], sin[s]) for s, query in enumerate(q_SnHK.unbind(0))])
+        q_SnHK = torch.stack(
+            [rotate_reference(query, cos[s], sin[s]) for s, query in enumerate(q_SnHK.unbind(0))]
+        )
 
     def local(q_SNhK: Tensor, k_1MhK: Tensor, v_1MhK: Tensor) -> Tensor:
         keys, values = k_1MhK[0], v_1MhK[0]
@@ -80,7 +82,9 @@ def attention(
         out = whole(q_SNhK.transpose(0, 1).flatten(1, 2), keys, values, segments.whole, scale=scale)
         return out.unflatten(1, (q_SNhK.shape[0], -1)).transpose(0, 1).contiguous()
 
-    out_SnHK = segments.exchange.attention(local, q_SnHK.contiguous(), k[None].contiguous(), v[None].contiguous())
+    out_SnHK = segments.exchange.attention(
+        local, q_SnHK.contiguous(), k[None].contiguous(), v[None].contiguous()
+    )
     return out_SnHK.transpose(0, 1).flatten(1, 2).contiguous()
 
 
@@ -110,8 +114,12 @@ class ShardedLayout:
         n, m, ranks = self.rows, self.lyric_rows, self.exchange.ranks
         assert lyric_offset == n, "a block puts its lyric keys right behind its rows"
         rank_start = torch.arange(ranks)[:, None] * (n + m)
-        order = torch.cat([(rank_start + torch.arange(n)).flatten(), (rank_start + n + torch.arange(m)).flatten()])
-        return ShardedSegments(self.whole.joint_segments(n * ranks), self.exchange, order.to(self.cos.device))
+        order = torch.cat(
+            [(rank_start + torch.arange(n)).flatten(), (rank_start + n + torch.arange(m)).flatten()]
+        )
+        return ShardedSegments(
+            self.whole.joint_segments(n * ranks), self.exchange, order.to(self.cos.device)
+        )
 
     def own(self, rows: Tensor) -> Tensor:
         """This rank's rows of [N, ...]."""

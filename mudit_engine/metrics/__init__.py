@@ -1,1 +1,1 @@
-"""How songs are judged: FAD, tempo, key, probes, retrieval, lyric scores."""
+"""What is measured of songs: Frechet distance, similarity, notes, rhythm and key, sung phonemes. What judges by it: evaluation/."""

@@ -27,11 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mudit_engine.errors import InputError
-from mudit_engine.evaluation.listening import MEL_HOP, MEL_RATE, MELS
-from mudit_engine.metrics.songs import SungSyllable
 from mudit_engine.text.mandarin import split_syllable
 from mudit_engine.text.vocabulary import Vocabulary
 
+MEL_RATE, MEL_FFT, MEL_HOP, MELS = 22050, 1024, 512, 80  # of the log-mel it reads
 FRAME_RATE = MEL_RATE / MEL_HOP
 WIDTH, BLOCKS, KERNEL = 192, 6, 9
 BATCH_FRAMES = 2500  # of one training step
@@ -48,7 +47,15 @@ PEAK_RATE = 2e-3
 def symbols() -> tuple[str, ...]:
     """Every phoneme the recogniser can say, without the blank."""
     vocabulary = Vocabulary.load()
-    return tuple(sorted({_plain(token) for family in ("initial", "final", "arpabet") for token in vocabulary.tokens(family)}))
+    return tuple(
+        sorted(
+            {
+                _plain(token)
+                for family in ("initial", "final", "arpabet")
+                for token in vocabulary.tokens(family)
+            }
+        )
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,6 +81,15 @@ def edit_distance(asked: Sequence[str], heard: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
+class SungSyllable:
+    """Phonemes of one syllable, without tones and stress, and when its vowel sounds, in seconds."""
+
+    phonemes: tuple[str, ...]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Example:
     """A song to learn from."""
 
@@ -85,7 +101,9 @@ class _Block(nn.Module):
     def __init__(self, dilation: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.mix = nn.Conv1d(WIDTH, WIDTH, KERNEL, padding=KERNEL // 2 * dilation, dilation=dilation, groups=WIDTH)
+        self.mix = nn.Conv1d(
+            WIDTH, WIDTH, KERNEL, padding=KERNEL // 2 * dilation, dilation=dilation, groups=WIDTH
+        )
         self.up = nn.Linear(WIDTH, 2 * WIDTH)
         self.down = nn.Linear(2 * WIDTH, WIDTH)
 
@@ -119,11 +137,19 @@ class Recogniser(nn.Module):
     def read(self, mel_FM: Tensor) -> list[str]:
         """Phonemes of a song by best path: the likeliest symbol of each frame, repeats and blanks dropped."""
         best = self(mel_FM.float()[None])[0].argmax(-1).tolist()
-        return [self.known[symbol - 1] for before, symbol in zip([0, *best], best, strict=False) if symbol and symbol != before]
+        return [
+            self.known[symbol - 1]
+            for before, symbol in zip([0, *best], best, strict=False)
+            if symbol and symbol != before
+        ]
 
 
 def train(
-    examples: Sequence[Example], *, epochs: int = EPOCHS, seed: int = 0, on_epoch: Callable[[int, float], None] = lambda epoch, loss: None
+    examples: Sequence[Example],
+    *,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Recogniser:
     """Trains from nothing; the same examples and seed give the same weights. Raises InputError when nothing is sung.
 
@@ -132,7 +158,9 @@ def train(
     known = symbols()
     ids = {symbol: number for number, symbol in enumerate(known, 1)}
     if not any(example.syllables for example in examples):
-        raise InputError("none of the training songs is sung: the phoneme recogniser needs songs with lyrics")
+        raise InputError(
+            "none of the training songs is sung: the phoneme recogniser needs songs with lyrics"
+        )
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -140,13 +168,19 @@ def train(
     frames = torch.cat([example.mel_FM.float() for example in examples])
     net.mean.copy_(frames.mean(0))
     net.scale.copy_(frames.std(0).clamp_min(0.1))
-    optimiser = torch.optim.AdamW(net.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        net.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
     net.train()
     for epoch in range(epochs):
         total, count = 0.0, 0
-        batches = _batches(_crops(examples, ids, generator, longest=_longest(epoch / epochs)), generator)
+        batches = _batches(
+            _crops(examples, ids, generator, longest=_longest(epoch / epochs)), generator
+        )
         for number, batch in enumerate(batches):
-            optimiser.param_groups[0]["lr"] = PEAK_RATE * _schedule((epoch + number / len(batches)) / epochs)
+            optimiser.param_groups[0]["lr"] = PEAK_RATE * _schedule(
+                (epoch + number / len(batches)) / epochs
+            )
             loss, asked = _loss(net, batch, generator)
             optimiser.zero_grad()
             (loss / max(asked, 1)).backward()
@@ -159,7 +193,9 @@ def train(
 
 def _schedule(progress: float) -> float:
     """Linear warm-up over a tenth, then a half cosine."""
-    return min((progress + 1e-3) / 0.1, 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress - 0.1) / 0.9))
+    return min(
+        (progress + 1e-3) / 0.1, 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress - 0.1) / 0.9)
+    )
 
 
 Crop = tuple[Tensor, list[int]]
@@ -170,7 +206,9 @@ def _longest(progress: float) -> float:
     return float(SHORTEST_CROP * (LONGEST_CROP / SHORTEST_CROP) ** min(1.0, progress / GROWTH))
 
 
-def _crops(examples: Sequence[Example], ids: dict[str, int], generator: torch.Generator, *, longest: float) -> list[Crop]:
+def _crops(
+    examples: Sequence[Example], ids: dict[str, int], generator: torch.Generator, *, longest: float
+) -> list[Crop]:
     """Runs of syllables, cut anew each epoch, and stretches where nothing is sung."""
     found: list[Crop] = []
     silent: list[Crop] = []
@@ -181,20 +219,45 @@ def _crops(examples: Sequence[Example], ids: dict[str, int], generator: torch.Ge
             return sung[after + 1].start - sung[after].end
 
         while first < len(sung):
-            length = SHORTEST_CROP + (longest - SHORTEST_CROP) * float(torch.rand((), generator=generator))
+            length = SHORTEST_CROP + (longest - SHORTEST_CROP) * float(
+                torch.rand((), generator=generator)
+            )
             last = first
-            while last + 1 < len(sung) and sung[last + 1].end - sung[first].start <= length and pause(last) < PAUSE:
+            while (
+                last + 1 < len(sung)
+                and sung[last + 1].end - sung[first].start <= length
+                and pause(last) < PAUSE
+            ):
                 last += 1
-            asked = [ids[phoneme] for syllable in sung[first : last + 1] for phoneme in syllable.phonemes]
+            asked = [
+                ids[phoneme] for syllable in sung[first : last + 1] for phoneme in syllable.phonemes
+            ]
             # the next syllable's consonant stays outside
             joined = last + 1 < len(sung) and pause(last) < LEAD
-            found.append((_cut(example, sung[first].start - LEAD, sung[last].end - (LEAD / 2 if joined else 0.0)), asked))
+            found.append(
+                (
+                    _cut(
+                        example,
+                        sung[first].start - LEAD,
+                        sung[last].end - (LEAD / 2 if joined else 0.0),
+                    ),
+                    asked,
+                )
+            )
             first = last + 1
-        edges = [0.0, *(t for syllable in sung for t in (syllable.start, syllable.end)), len(example.mel_FM) / FRAME_RATE]
+        edges = [
+            0.0,
+            *(t for syllable in sung for t in (syllable.start, syllable.end)),
+            len(example.mel_FM) / FRAME_RATE,
+        ]
         for start, end in zip(edges[::2], edges[1::2], strict=True):
             if end - start > 4 * LEAD:
-                silent.append((_cut(example, start + LEAD, min(end - LEAD, start + LEAD + longest)), []))
-    some = torch.randperm(len(silent), generator=generator)[: max(1, round(SILENT_SHARE * len(found)))]
+                silent.append(
+                    (_cut(example, start + LEAD, min(end - LEAD, start + LEAD + longest)), [])
+                )
+    some = torch.randperm(len(silent), generator=generator)[
+        : max(1, round(SILENT_SHARE * len(found)))
+    ]
     return found + [silent[int(i)] for i in some]
 
 
@@ -205,10 +268,15 @@ def _cut(example: Example, start: float, end: float) -> Tensor:
 def _batches(crops: list[Crop], generator: torch.Generator) -> list[list[Crop]]:
     """Crops of like length together, in random order."""
     jitter = torch.rand(len(crops), generator=generator).tolist()
-    ordered = sorted(zip(crops, jitter, strict=True), key=lambda pair: len(pair[0][0]) * (1 + 0.2 * pair[1]))
+    ordered = sorted(
+        zip(crops, jitter, strict=True), key=lambda pair: len(pair[0][0]) * (1 + 0.2 * pair[1])
+    )
     batches: list[list[Crop]] = [[]]
     for crop, _ in ordered:
-        if batches[-1] and (len(batches[-1]) + 1) * max(len(crop[0]), len(batches[-1][-1][0])) > BATCH_FRAMES:
+        if (
+            batches[-1]
+            and (len(batches[-1]) + 1) * max(len(crop[0]), len(batches[-1][-1][0])) > BATCH_FRAMES
+        ):
             batches.append([])
         batches[-1].append(crop)
     return [batches[int(i)] for i in torch.randperm(len(batches), generator=generator)]
@@ -225,6 +293,16 @@ def _loss(net: Recogniser, batch: list[Crop], generator: torch.Generator) -> tup
         row[: len(mel), low:high] = net.mean[low:high]
     asked = [symbol for _, target in batch for symbol in target]
     log_probs = net(mel_NFM).transpose(0, 1)
-    targets, target_lengths = torch.tensor(asked, dtype=torch.long), torch.tensor([len(target) for _, target in batch])
-    loss: Any = F.ctc_loss(log_probs, targets, torch.tensor(lengths), target_lengths, reduction="sum", zero_infinity=True)
+    targets, target_lengths = (
+        torch.tensor(asked, dtype=torch.long),
+        torch.tensor([len(target) for _, target in batch]),
+    )
+    loss: Any = F.ctc_loss(
+        log_probs,
+        targets,
+        torch.tensor(lengths),
+        target_lengths,
+        reduction="sum",
+        zero_infinity=True,
+    )
     return loss, len(asked)

@@ -38,7 +38,11 @@ class FrechetReference:
 
     def __init__(self, features_ND: Tensor) -> None:
         """Raises InputError with fewer rows than 2, and for non-finite features."""
-        self.origin = features_ND.double().mean(0) if len(features_ND) else torch.zeros(features_ND.shape[1], dtype=torch.float64)
+        self.origin = (
+            features_ND.double().mean(0)
+            if len(features_ND)
+            else torch.zeros(features_ND.shape[1], dtype=torch.float64)
+        )
         everything = self.moments(features_ND, name="first")
         self.mean, self.cov = _gaussian([everything], [1], name="first")
         # tr (Ca Cb)^(1/2) = sum of square roots of the eigenvalues of Ca^(1/2) Cb Ca^(1/2), which is symmetric and positive
@@ -47,7 +51,9 @@ class FrechetReference:
 
     def moments(self, features_ND: Tensor, *, name: str = "second") -> Moments:
         if not bool(torch.isfinite(features_ND).all()):
-            raise InputError(f"the {name} set of features holds NaN or infinite values: the audio it was made from is broken")
+            raise InputError(
+                f"the {name} set of features holds NaN or infinite values: the audio it was made from is broken"
+            )
         # about the reference's mean, so that large offsets do not cancel in sum of squares - square of sum
         x = features_ND.double() - self.origin
         return Moments(len(x), x.sum(0), x.T @ x)
@@ -65,7 +71,9 @@ def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
     return reference.distance([reference.moments(b_ND)], [1])
 
 
-def _gaussian(songs: Sequence[Moments], weights: Sequence[int], *, name: str) -> tuple[Tensor, Tensor]:
+def _gaussian(
+    songs: Sequence[Moments], weights: Sequence[int], *, name: str
+) -> tuple[Tensor, Tensor]:
     rows = sum(song.rows * weight for song, weight in zip(songs, weights, strict=True))
     if rows < 2:
         raise InputError(f"the {name} set of features has {rows} rows: at least 2 are needed")

@@ -81,7 +81,12 @@ def fad(reference: FrechetReference, features: Sequence[Tensor]) -> Figure:
     """Distance of the features [P, D] of several songs from the reference."""
     moments = [reference.moments(song) for song in features]
     value = reference.distance(moments, [1] * len(moments))
-    spread = np.array([reference.distance(moments, weight.tolist()) for weight in draws(len(moments), resamples=FAD_RESAMPLES)])
+    spread = np.array(
+        [
+            reference.distance(moments, weight.tolist())
+            for weight in draws(len(moments), resamples=FAD_RESAMPLES)
+        ]
+    )
     return _figure(value, value + spread - spread.mean(), len(moments))
 
 

@@ -66,26 +66,39 @@ class Musicnn:
         if len(mono) < need:
             mono = mono.repeat(-(-need // max(len(mono), 1)))[:need]
         x = F.pad(mono[None], (N_FFT // 2, N_FFT // 2), mode="constant")[0]
-        power = torch.stft(x, N_FFT, HOP, window=self.window, center=False, return_complex=True).abs().square()
+        power = (
+            torch.stft(x, N_FFT, HOP, window=self.window, center=False, return_complex=True)
+            .abs()
+            .square()
+        )
         mel = torch.log10(10000 * (power.T @ self.filters) + 1)
         return torch.stack([mel[i : i + PATCH] for i in range(0, len(mel) - PATCH + 1, hop)])
 
     def _norm(self, x: Tensor, index: int) -> Tensor:
         name = f"batch_normalization_{index}" if index else "batch_normalization"
         shape = [1, -1] + [1] * (x.dim() - 2)
-        mean, variance, gamma, beta = (self.w[f"{name}/{k}"].view(shape) for k in ("moving_mean", "moving_variance", "gamma", "beta"))
+        mean, variance, gamma, beta = (
+            self.w[f"{name}/{k}"].view(shape)
+            for k in ("moving_mean", "moving_variance", "gamma", "beta")
+        )
         return (x - mean) * torch.rsqrt(variance + BN_EPS) * gamma + beta
 
     def _conv(self, x: Tensor, index: int) -> Tensor:
         name = f"conv2d_{index}" if index else "conv2d"
-        return F.relu(F.conv2d(x, self.w[f"{name}/kernel"].permute(3, 2, 0, 1), self.w[f"{name}/bias"]))
+        return F.relu(
+            F.conv2d(x, self.w[f"{name}/kernel"].permute(3, 2, 0, 1), self.w[f"{name}/bias"])
+        )
 
     def _network(self, mel_PTM: Tensor) -> tuple[Tensor, Tensor]:
         x = self._norm(mel_PTM[:, None], 0)
         timbral = F.pad(x, (0, 0, 3, 3))
         front = [self._norm(self._conv(timbral, i), i + 1).amax(3) for i in (0, 1)]
         for i, width in ((2, 128), (3, 64), (4, 32)):
-            front.append(self._norm(self._conv(F.pad(x, (0, 0, (width - 1) // 2, width // 2)), i), i + 1).amax(3))
+            front.append(
+                self._norm(
+                    self._conv(F.pad(x, (0, 0, (width - 1) // 2, width // 2)), i), i + 1
+                ).amax(3)
+            )
         z = torch.cat(front, 1).transpose(1, 2)[:, None]  # [P, 1, T, channels]
         layers = [z]
         y = z
@@ -105,10 +118,14 @@ def _slaney_mel() -> Tensor:
     log_step = torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27
 
     def to_mel(f: Tensor) -> Tensor:
-        return torch.where(f < corner, f / step, corner / step + torch.log(f.clamp_min(1e-9) / corner) / log_step)
+        return torch.where(
+            f < corner, f / step, corner / step + torch.log(f.clamp_min(1e-9) / corner) / log_step
+        )
 
     def to_hz(m: Tensor) -> Tensor:
-        return torch.where(m < corner / step, m * step, corner * torch.exp(log_step * (m - corner / step)))
+        return torch.where(
+            m < corner / step, m * step, corner * torch.exp(log_step * (m - corner / step))
+        )
 
     top = to_mel(torch.tensor(SAMPLE_RATE / 2, dtype=torch.float64))
     edges = to_hz(torch.linspace(0, float(top), MELS + 2, dtype=torch.float64))

@@ -85,10 +85,16 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
             entry = _message(value)
             if not key or entry.get(1, [FLOAT32])[0] != FLOAT32:
                 continue
-            shape = [_message(dim).get(1, [0])[0] for dim in _message(entry[2][0]).get(2, [])] if 2 in entry else []
+            shape = (
+                [_message(dim).get(1, [0])[0] for dim in _message(entry[2][0]).get(2, [])]
+                if 2 in entry
+                else []
+            )
             begin = entry.get(4, [0])[0]
             tensors[key.decode()] = (
-                torch.frombuffer(bytearray(data[begin : begin + entry[5][0]]), dtype=torch.float32).reshape(shape).clone()
+                torch.frombuffer(bytearray(data[begin : begin + entry[5][0]]), dtype=torch.float32)
+                .reshape(shape)
+                .clone()
             )
     return tensors
 
@@ -96,7 +102,11 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
 def main(folder: str) -> None:
     tensors = read_checkpoint(Path(folder))
     # the optimiser's slots and the tagger's last layer are not needed for features
-    kept = {k: v.half() for k, v in tensors.items() if "Adam" not in k and "power" not in k and not k.startswith("dense_1") and v.dim()}
+    kept = {
+        k: v.half()
+        for k, v in tensors.items()
+        if "Adam" not in k and "power" not in k and not k.startswith("dense_1") and v.dim()
+    }
     WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
     save_file(kept, WEIGHTS)
     print(f"{WEIGHTS.name}: {len(kept)} tensors, {sum(v.numel() for v in kept.values()):,} weights")

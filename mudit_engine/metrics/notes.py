@@ -50,13 +50,17 @@ class NoteListener:
         spec = importlib.util.find_spec("basic_pitch")
         path = Path(spec.origin).parent / MODEL_FILE if spec is not None and spec.origin else None
         if path is None or not path.is_file():
-            raise MissingError(f"transcribing notes needs the network of basic-pitch: {pip_install('--no-deps', 'basic-pitch==0.4.0')}")
+            raise MissingError(
+                f"transcribing notes needs the network of basic-pitch: {pip_install('--no-deps', 'basic-pitch==0.4.0')}"
+            )
         import onnxruntime
         import torch
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        return cls(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        return cls(
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        )
 
     def posteriors(self, audio: Tensor, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
         """(note, onset) probabilities [frames, 88] of audio [channels, samples] or [samples]; frame f is at f FRAME_HOP / RATE seconds."""
@@ -73,7 +77,8 @@ class NoteListener:
             start = window * kept * FRAME_HOP
             # outputs of the file: 1 is the note's, 2 the onset's
             note, onset = self.session.run(
-                ["StatefulPartitionedCall:1", "StatefulPartitionedCall:2"], {self.input: padded[None, start : start + SAMPLES, None]}
+                ["StatefulPartitionedCall:1", "StatefulPartitionedCall:2"],
+                {self.input: padded[None, start : start + SAMPLES, None]},
             )
             notes.append(note[0, EDGE : FRAMES - EDGE])
             onsets.append(onset[0, EDGE : FRAMES - EDGE])
@@ -101,7 +106,9 @@ def notes_of(note_FP: np.ndarray, onset_FP: np.ndarray) -> np.ndarray:
             later = ends[ends > start]
             end = min(int(later[0]) if len(later) else len(note_FP), int(following))
             if end - start >= SHORTEST_FRAMES:
-                found.append((start * FRAME_HOP / RATE, end * FRAME_HOP / RATE, float(pitch + LOWEST_MIDI)))
+                found.append(
+                    (start * FRAME_HOP / RATE, end * FRAME_HOP / RATE, float(pitch + LOWEST_MIDI))
+                )
     return np.array(sorted(found), float).reshape(-1, 3)
 
 

@@ -41,13 +41,19 @@ class RidgeProbe:
         counts = [list(labels).count(label) for label in classes]
         if len(classes) < 2 or min(counts) < 2:
             found = dict(zip(classes, counts, strict=True))
-            raise InputError(f"a probe needs two songs of each of at least two classes, got {found}: use more songs")
+            raise InputError(
+                f"a probe needs two songs of each of at least two classes, got {found}: use more songs"
+            )
         x = features_ND.double()
         target = torch.tensor([classes.index(label) for label in labels])
-        weight = (1.0 / torch.tensor(counts, dtype=torch.float64))[target] / len(classes)  # sums to 1
+        weight = (1.0 / torch.tensor(counts, dtype=torch.float64))[target] / len(
+            classes
+        )  # sums to 1
         centre = (weight[:, None] * x).sum(0)
         scale = (weight[:, None] * (x - centre).square()).sum(0).sqrt()
-        scale = torch.where(scale > 1e-9 * scale.max(), scale, torch.inf)  # what never changes says nothing
+        scale = torch.where(
+            scale > 1e-9 * scale.max(), scale, torch.inf
+        )  # what never changes says nothing
         y = torch.nn.functional.one_hot(target, len(classes)).double()
         prior = (weight[:, None] * y).sum(0)
         root = weight.sqrt()[:, None]

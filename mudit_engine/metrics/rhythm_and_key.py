@@ -35,11 +35,18 @@ def tempo(audio: Tensor, sample_rate: int) -> float:
     flux = (log[:, 1:] - log[:, :-1]).clamp_min(0).sum(0)
     # the slow trend of loudness is no rhythm
     kernel = 2 * round(0.5 * RATE / hop) + 1
-    flux = flux - torch.nn.functional.avg_pool1d(flux[None, None], kernel, 1, kernel // 2, count_include_pad=False)[0, 0]
+    flux = (
+        flux
+        - torch.nn.functional.avg_pool1d(
+            flux[None, None], kernel, 1, kernel // 2, count_include_pad=False
+        )[0, 0]
+    )
     n = len(flux)
     if not bool((flux.abs() > 1e-6).any()):
         return float("nan")
-    correlation = torch.fft.irfft(torch.fft.rfft(flux, 4 * n).abs().square())[:n] / torch.arange(n, 0, -1)
+    correlation = torch.fft.irfft(torch.fft.rfft(flux, 4 * n).abs().square())[:n] / torch.arange(
+        n, 0, -1
+    )
     candidates = torch.arange(60, 180.25, 0.25)
     period = 60 / candidates * RATE / hop
     score = torch.zeros(len(candidates))
@@ -69,7 +76,9 @@ def chroma(audio: Tensor, sample_rate: int) -> Tensor:
     """Share of the energy of spectral peaks (100 to 2,000 Hz) in each pitch class, [12]: peaks, so that drums count little."""
     n_fft = 8192
     magnitude = _spectrum(_mono(audio, sample_rate), n_fft, 2048)
-    peaks = magnitude[1:-1] * ((magnitude[1:-1] > magnitude[:-2]) & (magnitude[1:-1] > magnitude[2:]))
+    peaks = magnitude[1:-1] * (
+        (magnitude[1:-1] > magnitude[:-2]) & (magnitude[1:-1] > magnitude[2:])
+    )
     frequency = torch.arange(1, n_fft // 2) * RATE / n_fft
     keep = (frequency > 100) & (frequency < 2000)
     pitch_class = (12 * torch.log2(frequency / 440) + 69).round().long() % 12
@@ -87,5 +96,7 @@ def rank_in_chroma(energy: Tensor, key: str) -> int:
     tonic, mode = parse_key(key)
     if not bool(energy.any()):
         return 12
-    share = torch.stack([energy[[(k + step) % 12 for step in SCALES[mode]]].sum() for k in range(12)])
+    share = torch.stack(
+        [energy[[(k + step) % 12 for step in SCALES[mode]]].sum() for k in range(12)]
+    )
     return int((share > share[tonic] + 1e-9).sum()) + 1

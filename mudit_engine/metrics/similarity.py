@@ -46,21 +46,32 @@ class TextSimilarity:
         require("transformers", "SST")
         from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
 
-        return cls(*(_loaded(kind, source) for kind in (ClapModel, AutoTokenizer, AutoFeatureExtractor)))
+        return cls(
+            *(_loaded(kind, source) for kind in (ClapModel, AutoTokenizer, AutoFeatureExtractor))
+        )
 
     @torch.inference_mode()
-    def __call__(self, texts: Sequence[str], songs: Sequence[Tensor], sample_rate: int) -> list[float]:
+    def __call__(
+        self, texts: Sequence[str], songs: Sequence[Tensor], sample_rate: int
+    ) -> list[float]:
         """Cosine of each text and its song [channels, samples] or [samples]. Audio longer than 10 s is the mean of its windows."""
         if len(texts) != len(songs):
             raise InputError(f"{len(texts)} texts and {len(songs)} songs: give one text a song")
         found = []
         for text, song in zip(texts, songs, strict=True):
             words = self.tokenizer([text], padding=True, truncation=True, return_tensors="pt")
-            asked = self.model.get_text_features(input_ids=words["input_ids"], attention_mask=words["attention_mask"]).pooler_output
+            asked = self.model.get_text_features(
+                input_ids=words["input_ids"], attention_mask=words["attention_mask"]
+            ).pooler_output
             rate = self.extractor.sampling_rate
-            windows = [window.numpy() for window in _mono(song, sample_rate, rate).split(round(CLAP_SECONDS * rate))]
+            windows = [
+                window.numpy()
+                for window in _mono(song, sample_rate, rate).split(round(CLAP_SECONDS * rate))
+            ]
             heard = self.extractor(windows, sampling_rate=rate, return_tensors="pt")
-            audio = self.model.get_audio_features(**{k: heard[k] for k in ("input_features", "is_longer") if k in heard}).pooler_output
+            audio = self.model.get_audio_features(
+                **{k: heard[k] for k in ("input_features", "is_longer") if k in heard}
+            ).pooler_output
             found.append(float(F.cosine_similarity(asked, audio.mean(0, keepdim=True))))
         return found
 
@@ -74,13 +85,19 @@ class AudioSimilarity:
         self.model, self.extractor, self.variant = model.eval(), extractor, variant
 
     @classmethod
-    def load(cls, source: str, *, variant: Variant = "fixed", trust_remote_code: bool = False) -> AudioSimilarity:
+    def load(
+        cls, source: str, *, variant: Variant = "fixed", trust_remote_code: bool = False
+    ) -> AudioSimilarity:
         """MERT's own code comes with its weights and runs only with trust_remote_code. Raises MissingError and ModelError."""
         require("transformers", "ASOA")
         from transformers import AutoFeatureExtractor, AutoModel
 
         trust = {"trust_remote_code": trust_remote_code}
-        return cls(_loaded(AutoModel, source, **trust), _loaded(AutoFeatureExtractor, source, **trust), variant=variant)
+        return cls(
+            _loaded(AutoModel, source, **trust),
+            _loaded(AutoFeatureExtractor, source, **trust),
+            variant=variant,
+        )
 
     @torch.inference_mode()
     def layers(self, audio: Tensor, sample_rate: int) -> Tensor:
@@ -91,18 +108,25 @@ class AudioSimilarity:
         else:
             whole = _mono(audio, sample_rate, rate)
             chunks = whole.split(round(CHUNK_SECONDS * rate))
-            if len(chunks) > 1 and len(chunks[-1]) < rate:  # too short a rest for the encoder's strides, and of no weight
+            if (
+                len(chunks) > 1 and len(chunks[-1]) < rate
+            ):  # too short a rest for the encoder's strides, and of no weight
                 chunks = chunks[:-1]
         total, frames = torch.zeros(()), 0
         for chunk in chunks:
             inputs = self.extractor(chunk.numpy(), sampling_rate=rate, return_tensors="pt")
-            states = torch.stack(self.model(inputs["input_values"], output_hidden_states=True).hidden_states)[:, 0]
+            states = torch.stack(
+                self.model(inputs["input_values"], output_hidden_states=True).hidden_states
+            )[:, 0]
             total, frames = total + states.sum(1), frames + states.shape[1]
         return total / frames
 
     def __call__(self, a: Tensor, a_rate: int, b: Tensor, b_rate: int) -> float:
         """Cosine in [-1, 1]."""
-        ours, theirs = F.normalize(self.layers(a, a_rate), dim=-1), F.normalize(self.layers(b, b_rate), dim=-1)
+        ours, theirs = (
+            F.normalize(self.layers(a, a_rate), dim=-1),
+            F.normalize(self.layers(b, b_rate), dim=-1),
+        )
         matrix = ours @ theirs.T
         return float(matrix.mean() if self.variant == "paper" else matrix.diagonal().mean())
 

@@ -32,7 +32,10 @@ class FactoredDft(nn.Module):
         self.n = n
         self.rows, self.columns = _factors(n)
         p, q = self.rows, self.columns
-        k, j = torch.arange(p // 2 + 1, dtype=torch.float64)[:, None], torch.arange(q, dtype=torch.float64)
+        k, j = (
+            torch.arange(p // 2 + 1, dtype=torch.float64)[:, None],
+            torch.arange(q, dtype=torch.float64),
+        )
         rows_kP = 2 * math.pi / p * k * torch.arange(p, dtype=torch.float64)
         columns_QQ = 2 * math.pi / q * j[:, None] * j
         twiddle_kQ = 2 * math.pi / n * k * j
@@ -58,11 +61,15 @@ class FactoredDft(nn.Module):
         place = torch.empty(n // 2 + 1, dtype=torch.int64)
         place[mirrored] = torch.arange(mirrored.numel())  # the last one wins, so that ...
         direct = (bins <= n // 2).flatten()
-        place[mirrored[direct]] = torch.arange(mirrored.numel())[direct]  # ... a bin comes from itself where it can
+        place[mirrored[direct]] = torch.arange(mirrored.numel())[
+            direct
+        ]  # ... a bin comes from itself where it can
         self.register_buffer("spread_index", mirrored, persistent=False)
         self.register_buffer("spread_sign", torch.where(direct, 1.0, -1.0), persistent=False)
         self.register_buffer("collect_index", place, persistent=False)
-        self.register_buffer("collect_sign", torch.where(direct, 1.0, -1.0)[place], persistent=False)
+        self.register_buffer(
+            "collect_sign", torch.where(direct, 1.0, -1.0)[place], persistent=False
+        )
         self.rows_real: Tensor
         self.rows_imag: Tensor
         self.turn_real: Tensor
@@ -81,20 +88,34 @@ class FactoredDft(nn.Module):
         """(real, imag), [..., P / 2 + 1, Q] each, of real frames [..., n]."""
         x = frames.unflatten(-1, (self.rows, self.columns))
         real, imag = self.rows_real @ x, self.rows_imag @ x
-        both = torch.cat((real * self.turn_real - imag * self.turn_imag, real * self.turn_imag + imag * self.turn_real), -1)
+        both = torch.cat(
+            (
+                real * self.turn_real - imag * self.turn_imag,
+                real * self.turn_imag + imag * self.turn_real,
+            ),
+            -1,
+        )
         return both @ self.columns_real, both @ self.columns_imag
 
     def inverse(self, real: Tensor, imag: Tensor) -> Tensor:
         """Real frames [..., n] of a spectrum in its own order; the imaginary parts of bins 0 and n / 2 are ignored."""
         both = torch.cat((real, imag), -1)
         real, imag = both @ self.back_real, both @ self.back_imag
-        turned = torch.cat((real * self.turn_real + imag * self.turn_imag, imag * self.turn_real - real * self.turn_imag), -2)
+        turned = torch.cat(
+            (
+                real * self.turn_real + imag * self.turn_imag,
+                imag * self.turn_real - real * self.turn_imag,
+            ),
+            -2,
+        )
         return (self.back_rows @ turned).flatten(-2)
 
     def spread(self, bins: Tensor, *, odd: bool = False) -> Tensor:
         """Bins [..., n / 2 + 1] in the transform's own order; odd for imaginary parts."""
         own = bins[..., self.spread_index]
-        return (own * self.spread_sign if odd else own).unflatten(-1, (self.rows // 2 + 1, self.columns))
+        return (own * self.spread_sign if odd else own).unflatten(
+            -1, (self.rows // 2 + 1, self.columns)
+        )
 
     def collect(self, own: Tensor, *, odd: bool = False) -> Tensor:
         """The inverse of `spread`."""

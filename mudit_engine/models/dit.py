@@ -23,18 +23,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from mudit_engine import ops
 from mudit_engine.config import DitConfig
-from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.errors import InputError
-from mudit_engine.kernels.rope import rope_table
+from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.kernels.worklist import Segments
-from mudit_engine.models.layers import EncoderBlock, fourier_features
+from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
-from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
 from mudit_engine.layouts.sharded import Exchange, ShardedLayout, shard
+from mudit_engine.models.layers import EncoderBlock, fourier_features
+from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
 
 USER_TYPES = ("none", "amateur", "professional")
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
@@ -60,8 +64,12 @@ class DitBatch:
     lyrics: Sequence[int]
     references: Tensor  # [sum of reference frames, C]
     reference_frames: Sequence[int]
-    reference_kinds: Sequence[int]  # index into REFERENCE_KINDS (any value where there are no frames)
-    outline: OutlineRows | None = None  # of all target frames; wanted by a model with config.outline
+    reference_kinds: Sequence[
+        int
+    ]  # index into REFERENCE_KINDS (any value where there are no frames)
+    outline: OutlineRows | None = (
+        None  # of all target frames; wanted by a model with config.outline
+    )
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,17 @@ class Modulation:
 def check_lyric_ids(ids: Sequence[int] | np.ndarray, config: DitConfig) -> None:
     """Raises InputError for an id outside the embedding. For ids on the host: the network would wait for the device to look at them."""
     if len(ids) and (last := int(np.max(ids))) >= config.vocabulary_size:
-        raise InputError(f"lyric token {last} is outside the model's {config.vocabulary_size}: it was made with another vocabulary")
+        raise InputError(
+            f"lyric token {last} is outside the model's {config.vocabulary_size}: it was made with another vocabulary"
+        )
 
 
 def pool_descriptions(descriptions_FE: Tensor, fragments: Sequence[int]) -> Tensor:
     """Mean description vector [B, E] of each sequence's fragments, packed end to end; zeros for a sequence without any."""
-    means = [part.mean(0) if len(part) else part.new_zeros(part.shape[1]) for part in descriptions_FE.split(list(fragments))]
+    means = [
+        part.mean(0) if len(part) else part.new_zeros(part.shape[1])
+        for part in descriptions_FE.split(list(fragments))
+    ]
     return torch.stack(means)
 
 
@@ -92,7 +105,11 @@ class DitBlock(nn.Module):
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
-        width, self.heads, self.parallel = config.width, config.heads, config.cross_attention == "parallel"
+        width, self.heads, self.parallel = (
+            config.width,
+            config.heads,
+            config.cross_attention == "parallel",
+        )
         streams = 2 if self.parallel else 1
         self.streams = streams
         self.qkv = nn.Linear(width, (streams + 2) * width, bias=False)
@@ -101,7 +118,11 @@ class DitBlock(nn.Module):
         if not self.parallel:
             self.cross_q = nn.Linear(width, width, bias=False)
             self.cross_out = nn.Linear(width, width)
-        gain = (lambda *shape: nn.Parameter(torch.ones(*shape))) if config.qk_norm else (lambda *shape: None)
+        gain = (
+            (lambda *shape: nn.Parameter(torch.ones(*shape)))
+            if config.qk_norm
+            else (lambda *shape: None)
+        )
         self.q_gain = gain(streams, config.head_dim)
         self.k_gain = gain(config.head_dim)
         self.cross_q_gain = None if self.parallel else gain(config.head_dim)
@@ -133,21 +154,38 @@ class DitBlock(nn.Module):
         """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the next one."""
         gate1, shift2, scale2, gate2 = mod[2:]
         q, k, v = ops.pack_qkv(
-            self.qkv(h_ND), self.q_gain, self.k_gain, layout.cos[0], layout.sin[0], heads=self.heads, q_streams=self.streams
+            self.qkv(h_ND),
+            self.q_gain,
+            self.k_gain,
+            layout.cos[0],
+            layout.sin[0],
+            heads=self.heads,
+            q_streams=self.streams,
         )
         if self.parallel:
             k, v = torch.cat((k, lyric_k), -3), torch.cat((v, lyric_v), -3)
-            cos, sin = torch.cat((layout.cos, layout.cross_cos)), torch.cat((layout.sin, layout.cross_sin))
+            cos, sin = (
+                torch.cat((layout.cos, layout.cross_cos)),
+                torch.cat((layout.sin, layout.cross_sin)),
+            )
             y = ops.attention(q, k, v, layout.joint_segments(layout.rows), cos, sin)
-            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(-2)), gate1, shift2, scale2, layout.runs)
+            x_ND, h_ND = ops.residual_norm(
+                x_ND, self.out(y.flatten(-2)), gate1, shift2, scale2, layout.runs
+            )
         else:
             y = ops.attention(q, k, v, layout.self_segments, layout.cos, layout.sin)
-            x_ND, h_ND = ops.residual_norm(x_ND, self.out(y.flatten(-2)), gate1, None, None, layout.runs)
+            x_ND, h_ND = ops.residual_norm(
+                x_ND, self.out(y.flatten(-2)), gate1, None, None, layout.runs
+            )
             q = self.cross_q(h_ND).unflatten(-1, (self.heads, k.shape[-1]))
             if self.cross_q_gain is not None:
                 q = ops.rms_norm(q, self.cross_q_gain)
-            y = ops.attention(q, lyric_k, lyric_v, layout.cross_segments, layout.cross_cos, layout.cross_sin)
-            x_ND, h_ND = ops.residual_norm(x_ND, self.cross_out(y.flatten(-2)), None, shift2, scale2, layout.runs)
+            y = ops.attention(
+                q, lyric_k, lyric_v, layout.cross_segments, layout.cross_cos, layout.cross_sin
+            )
+            x_ND, h_ND = ops.residual_norm(
+                x_ND, self.cross_out(y.flatten(-2)), None, shift2, scale2, layout.runs
+            )
         y = self.down(ops.linear_gelu(h_ND, self.up.weight, self.up.bias))
         return ops.residual_norm(x_ND, y, gate2, next_shift, next_scale, layout.runs)
 
@@ -166,20 +204,31 @@ class DiT(nn.Module):
         self.outline_in = nn.Linear(FEATURES, width, bias=False) if config.outline else None
         self.sung_in = nn.Linear(config.lyric_width, width, bias=False) if config.outline else None
         self.description_index = nn.Embedding(config.max_fragments, width)
-        self.time_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        self.seconds_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_in = nn.Sequential(
+            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.seconds_in = nn.Sequential(
+            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.user_type = nn.Embedding(len(USER_TYPES), width)
-        self.pooled_in = nn.Linear(config.description_width, width, bias=False) if config.pooled_description else None
+        self.pooled_in = (
+            nn.Linear(config.description_width, width, bias=False)
+            if config.pooled_description
+            else None
+        )
         self.modulation = nn.Linear(width, 6 * width) if config.modulation == "shared" else None
         self.lyric_embedding = nn.Embedding(config.vocabulary_size, config.lyric_width)
         self.lyric_blocks = nn.ModuleList(
-            EncoderBlock(config.lyric_width, head_dim=config.lyric_head_dim) for _ in range(config.lyric_blocks)
+            EncoderBlock(config.lyric_width, head_dim=config.lyric_head_dim)
+            for _ in range(config.lyric_blocks)
         )
         self.lyric_norm = nn.LayerNorm(config.lyric_width)
         self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.blocks))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, config.latent_channels)
-        self.exchange: Exchange | None = None  # with the ranks that share songs, in training (training/parallel/ulysses.py)
+        self.exchange: Exchange | None = (
+            None  # with the ranks that share songs, in training (training/parallel/ulysses.py)
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -192,8 +241,18 @@ class DiT(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.lyric_embedding.weight, std=1.0)
-        zeroed = [self.modulation, self.final_modulation, self.final, self.pooled_in, *(block.modulation for block in self.blocks)]
-        zeroed += [] if self.config.cross_attention == "parallel" else [block.cross_out for block in self.blocks]
+        zeroed = [
+            self.modulation,
+            self.final_modulation,
+            self.final,
+            self.pooled_in,
+            *(block.modulation for block in self.blocks),
+        ]
+        zeroed += (
+            []
+            if self.config.cross_attention == "parallel"
+            else [block.cross_out for block in self.blocks]
+        )
         for module in zeroed:
             if module is not None:
                 nn.init.zeros_(module.weight)
@@ -203,10 +262,16 @@ class DiT(nn.Module):
     def encode_lyrics(self, ids_L: Tensor, counts: Sequence[int]) -> Tensor:
         """Lyric tokens [L, E] of songs packed end to end. Ids outside the embedding: see check_lyric_ids."""
         position = [torch.arange(n, dtype=torch.float32, device=ids_L.device) for n in counts if n]
-        cos, sin = rope_table(torch.cat(position) if position else ids_L.float(), self.config.lyric_head_dim, base=self.config.rope_base)
+        cos, sin = rope_table(
+            torch.cat(position) if position else ids_L.float(),
+            self.config.lyric_head_dim,
+            base=self.config.rope_base,
+        )
         return self.lyric_rows(ids_L, cos, sin, Segments.self_attention(counts))
 
-    def lyric_rows(self, ids_L: Tensor, cos: Tensor, sin: Tensor, segments: Segments | DenseKeys) -> Tensor:
+    def lyric_rows(
+        self, ids_L: Tensor, cos: Tensor, sin: Tensor, segments: Segments | DenseKeys
+    ) -> Tensor:
         """Lyric tokens [L, E]; tables of each token's place in its own song."""
         x_LE = self.lyric_embedding(ids_L)
         if x_LE.shape[0]:
@@ -216,10 +281,16 @@ class DiT(nn.Module):
 
     def lyric_kv(self, lyrics_LE: Tensor, positions_L: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [L, H, K] of every block. Positions are shares of the song in (0, 1) (mudit_engine/layouts/packed.py)."""
-        cos, sin = rope_table(positions_L * self.config.lyric_rope_scale, self.config.head_dim, base=self.config.rope_base)
+        cos, sin = rope_table(
+            positions_L * self.config.lyric_rope_scale,
+            self.config.head_dim,
+            base=self.config.rope_base,
+        )
         return [block.lyric_kv(lyrics_LE, cos, sin) for block in self.blocks]
 
-    def modulate(self, times_R: Tensor, seconds_R: Tensor, user_R: Tensor, pooled_RE: Tensor | None = None) -> Modulation:
+    def modulate(
+        self, times_R: Tensor, seconds_R: Tensor, user_R: Tensor, pooled_RE: Tensor | None = None
+    ) -> Modulation:
         """Modulation of R (time, length, user type) rows; all steps of a song can be one call.
 
         pooled_RE: mean description vectors (pool_descriptions), wanted by a model with config.pooled_description. Raises InputError
@@ -228,14 +299,22 @@ class DiT(nn.Module):
         dtype = self.final.weight.dtype
         t = self.time_in(fourier_features(times_R * TIME_SCALE, TIME_FEATURES).to(dtype))
         # the logarithm: 20 s against 30 s matters as much as 200 s against 300 s
-        s = self.seconds_in(fourier_features(torch.log(seconds_R.clamp_min(0.1)) * 100.0, TIME_FEATURES).to(dtype))
+        s = self.seconds_in(
+            fourier_features(torch.log(seconds_R.clamp_min(0.1)) * 100.0, TIME_FEATURES).to(dtype)
+        )
         c = t + s + self.user_type(user_R)
         if self.pooled_in is not None:
             if pooled_RE is None:
-                raise InputError("this model's modulation takes the mean description vector: give modulate(..., pool_descriptions(...))")
+                raise InputError(
+                    "this model's modulation takes the mean description vector: give modulate(..., pool_descriptions(...))"
+                )
             c = c + self.pooled_in(pooled_RE.to(dtype))
         c = nn.functional.silu(c)
-        base = self.modulation(c) if self.modulation is not None else torch.stack([block.modulation(c) for block in self.blocks], 1)
+        base = (
+            self.modulation(c)
+            if self.modulation is not None
+            else torch.stack([block.modulation(c) for block in self.blocks], 1)
+        )
         return Modulation(base, self.final_modulation(c))
 
     def _block_modulation(self, modulation: Modulation, index: int) -> tuple[Tensor, ...]:
@@ -249,7 +328,9 @@ class DiT(nn.Module):
         if self.outline_in is None or self.sung_in is None:
             return None
         if outline is None:
-            raise InputError("this model takes an outline (beat, key, syllables) of every song: give DitBatch.outline")
+            raise InputError(
+                "this model takes an outline (beat, key, syllables) of every song: give DitBatch.outline"
+            )
         return self.outline_in(outline.features_TF) + self.sung_in(aligned(lyrics_LE, outline))
 
     def embed_conditions(
@@ -265,9 +346,16 @@ class DiT(nn.Module):
         referenced = self.reference_in(references)
         parts, d, r, t = [], 0, 0, 0
         for span, kind in zip(layout.spans, reference_kinds, strict=True):
-            parts.append(described[d : d + span.description] + self.description_index.weight[: span.description])
+            parts.append(
+                described[d : d + span.description]
+                + self.description_index.weight[: span.description]
+            )
             parts.append(referenced[r : r + span.reference] + self.reference_kind.weight[kind])
-            target = described.new_zeros(span.target, described.shape[1]) if outline_TD is None else outline_TD[t : t + span.target]
+            target = (
+                described.new_zeros(span.target, described.shape[1])
+                if outline_TD is None
+                else outline_TD[t : t + span.target]
+            )
             parts.append(target)
             d, r, t = d + span.description, r + span.reference, t + span.target
         return torch.cat(parts)
@@ -290,14 +378,20 @@ class DiT(nn.Module):
         h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], layout.runs)
         final_shift, final_scale = modulation.final.chunk(2, -1)
         for i, block in enumerate(self.blocks):
-            following = self._block_modulation(modulation, i + 1) if i + 1 < len(self.blocks) else (final_shift, final_scale)
+            following = (
+                self._block_modulation(modulation, i + 1)
+                if i + 1 < len(self.blocks)
+                else (final_shift, final_scale)
+            )
             args = (x_ND, h_ND, mod, following[0], following[1], *kv[i], layout)
             if checkpointing == "none":
                 x_ND, h_ND = block(*args)
             elif checkpointing == "full":
                 x_ND, h_ND = checkpoint(block, *args, use_reentrant=False)
             else:
-                x_ND, h_ND = checkpoint(block, *args, use_reentrant=False, context_fn=_keep_products)
+                x_ND, h_ND = checkpoint(
+                    block, *args, use_reentrant=False, context_fn=_keep_products
+                )
             mod = following
         return self.final(layout.gather_targets(h_ND))
 
@@ -307,25 +401,52 @@ class DiT(nn.Module):
         spans = [
             Span(description=d, reference=r, target=t, lyric_start=start, lyrics=count, row=row)
             for row, (d, r, t, start, count) in enumerate(
-                zip(batch.fragments, batch.reference_frames, batch.frames, starts, batch.lyrics, strict=True)
+                zip(
+                    batch.fragments,
+                    batch.reference_frames,
+                    batch.frames,
+                    starts,
+                    batch.lyrics,
+                    strict=True,
+                )
             )
         ]
         device = batch.latents_TC.device
         layout = make_layout(spans, self.config, device=device)
         lyrics_LE = self.encode_lyrics(batch.lyric_ids, batch.lyrics)
         outline = batch.outline
-        positions_L = lyric_positions(batch.lyrics, device=device) if outline is None else outline.positions_L
-        pooled_BE = pool_descriptions(batch.descriptions, batch.fragments) if self.config.pooled_description else None
+        positions_L = (
+            lyric_positions(batch.lyrics, device=device) if outline is None else outline.positions_L
+        )
+        pooled_BE = (
+            pool_descriptions(batch.descriptions, batch.fragments)
+            if self.config.pooled_description
+            else None
+        )
         modulation = self.modulate(batch.times_B, batch.seconds_B, batch.user_B, pooled_BE)
         outline_TD = self.embed_outline(outline, lyrics_LE)
-        conditions_ND = self.embed_conditions(batch.descriptions, batch.references, batch.reference_kinds, layout, outline_TD)
-        target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(device, non_blocking=True)
-        x_ND = conditions_ND.index_add(0, target_rows, self.target_in(batch.latents_TC).to(conditions_ND.dtype))
+        conditions_ND = self.embed_conditions(
+            batch.descriptions, batch.references, batch.reference_kinds, layout, outline_TD
+        )
+        target_rows = torch.cat(
+            [torch.arange(rows.start, rows.stop) for rows in layout.targets]
+        ).to(device, non_blocking=True)
+        x_ND = conditions_ND.index_add(
+            0, target_rows, self.target_in(batch.latents_TC).to(conditions_ND.dtype)
+        )
         if self.exchange is None:
-            return self.trunk(x_ND, modulation, self.lyric_kv(lyrics_LE, positions_L), layout, checkpointing=checkpointing)
+            return self.trunk(
+                x_ND,
+                modulation,
+                self.lyric_kv(lyrics_LE, positions_L),
+                layout,
+                checkpointing=checkpointing,
+            )
         own = shard(layout, self.exchange, lyric_rows=lyrics_LE.shape[0])
         kv = self.lyric_kv(own.own_lyrics(lyrics_LE), own.own_lyrics(positions_L))
-        return own.collect(self.trunk(own.own(x_ND), modulation, kv, own, checkpointing=checkpointing))
+        return own.collect(
+            self.trunk(own.own(x_ND), modulation, kv, own, checkpointing=checkpointing)
+        )
 
 
 def _keep_products() -> Any:

@@ -34,7 +34,11 @@ def model_folder(source: str | Path) -> Path:
     """The folder of an embedded model's name, or of a path. Raises ModelError when there is none."""
     folder = EMBEDDED / str(source) if str(source) in EMBEDDED_MODELS else Path(source)
     if not (folder / "config.json").is_file():
-        hint = f" ('{source}' is a preset: presets have no weights, train one with `mudit train`)" if str(source) in PRESETS else ""
+        hint = (
+            f" ('{source}' is a preset: presets have no weights, train one with `mudit train`)"
+            if str(source) in PRESETS
+            else ""
+        )
         raise ModelError(
             f"no model folder '{source}'{hint}: give one of {', '.join(embedded())} or a folder with config.json and safetensors files"
         )
@@ -62,16 +66,25 @@ def build_part(part: Part, config: ModelConfig, folder: Path | None = None) -> n
 
 
 def load_part(
-    part: Part, config: ModelConfig, folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    part: Part,
+    config: ModelConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """A part in evaluation mode. Raises ModelError that names the file and what is wrong (missing, truncated, NaN, other shapes)."""
     path = folder / f"{part}.safetensors"
     try:
         weights = load_file(path)
     except FileNotFoundError:
-        raise ModelError(f"model folder '{folder}' has no {path.name}: train that part, or copy it there") from None
+        raise ModelError(
+            f"model folder '{folder}' has no {path.name}: train that part, or copy it there"
+        ) from None
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"'{path}' is not a whole safetensors file ({error}): copy or export it again") from None
+        raise ModelError(
+            f"'{path}' is not a whole safetensors file ({error}): copy or export it again"
+        ) from None
     with _weightless(part):
         module = build_part(part, config, folder)
     expected = module.state_dict()
@@ -86,17 +99,24 @@ def load_part(
         raise ModelError(
             f"'{path}' does not fit its config.json: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} differences). Use its own config"
         )
-    broken = [name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()]
+    broken = [
+        name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()
+    ]
     if broken:
-        raise ModelError(f"'{path}' holds NaN or infinite weights in {broken[0]} ({len(broken)} tensors): use an earlier checkpoint")
+        raise ModelError(
+            f"'{path}' holds NaN or infinite weights in {broken[0]} ({len(broken)} tensors): use an earlier checkpoint"
+        )
     module.load_state_dict(weights, assign=part == "dit")
     return module.to(device=device, dtype=dtype).eval()
 
 
-def save_part(part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None) -> Path:
+def save_part(
+    part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None
+) -> Path:
     """Writes a part's weights atomically, floating-point tensors in `dtype` if given. Returns the file."""
     weights = {
-        name: (w.to(dtype) if dtype and w.is_floating_point() else w).detach().cpu().contiguous() for name, w in module.state_dict().items()
+        name: (w.to(dtype) if dtype and w.is_floating_point() else w).detach().cpu().contiguous()
+        for name, w in module.state_dict().items()
     }
     path = folder / f"{part}.safetensors"
     with atomic_path(path) as aside:
@@ -104,13 +124,17 @@ def save_part(part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype
     return path
 
 
-def save_random_model(config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> ModelConfig:
+def save_random_model(
+    config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> ModelConfig:
     """Writes a model folder with random weights, to size and time a preset that nobody has trained yet. Returns its configuration.
 
     Nothing is left at adaLN-Zero's zeros, which would make the work trivially denormal; the text encoder is the character one, which
     needs no download.
     """
-    config = config.model_copy(update={"chinmu": config.chinmu.model_copy(update={"text_encoder": "characters"})})
+    config = config.model_copy(
+        update={"chinmu": config.chinmu.model_copy(update={"text_encoder": "characters"})}
+    )
     torch.manual_seed(seed)
     save_config(config, folder)
     for part in PARTS:
@@ -121,9 +145,15 @@ def save_random_model(config: ModelConfig, folder: Path, *, dtype: torch.dtype =
     return config
 
 
-def _write_random(path: Path, part: Part, shapes: dict[str, torch.Size], dtype: torch.dtype) -> None:
+def _write_random(
+    path: Path, part: Part, shapes: dict[str, torch.Size], dtype: torch.dtype
+) -> None:
     """A safetensors file written tensor by tensor: safetensors' own writer holds a second copy of all of them."""
-    kind, size = {torch.float32: ("F32", 4), torch.bfloat16: ("BF16", 2), torch.float16: ("F16", 2)}[dtype]
+    kind, size = {
+        torch.float32: ("F32", 4),
+        torch.bfloat16: ("BF16", 2),
+        torch.float16: ("F16", 2),
+    }[dtype]
     header: dict[str, object] = {"__metadata__": {"part": part, "format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -141,7 +171,13 @@ def _random(name: str, shape: torch.Size) -> torch.Tensor:
     """Matrices of unit gain; norms' gains, scales and positive statistics near 1; the rest small."""
     if len(shape) >= 2:
         return torch.randn(shape) / math.sqrt(math.prod(shape[1:]))
-    around = 1.0 if name.endswith(("gain", "_scale", "latent_std", "norm.weight", "norm1.weight", "norm2.weight")) else 0.0
+    around = (
+        1.0
+        if name.endswith(
+            ("gain", "_scale", "latent_std", "norm.weight", "norm1.weight", "norm2.weight")
+        )
+        else 0.0
+    )
     return around + 0.02 * torch.randn(shape)
 
 
@@ -158,4 +194,14 @@ def save_config(config: ModelConfig, folder: Path) -> None:
     write_text(folder / "config.json", config.model_dump_json(indent=2) + "\n")
 
 
-__all__ = ["PARTS", "Part", "build_part", "embedded", "load_config", "load_part", "model_folder", "save_config", "save_part"]
+__all__ = [
+    "PARTS",
+    "Part",
+    "build_part",
+    "embedded",
+    "load_config",
+    "load_part",
+    "model_folder",
+    "save_config",
+    "save_part",
+]

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from mudit_engine import ops
-from mudit_engine.layouts.dense import DenseKeys
 from mudit_engine.kernels.worklist import Segments
+from mudit_engine.layouts.dense import DenseKeys
 
 
 def fourier_features(x_B: Tensor, width: int, *, max_period: float = 10000.0) -> Tensor:
     """cos and sin [B, width] of x at geometric frequencies from 1 to 1 / max_period. Computed in fp32: half precision would alias x."""
-    frequency = torch.exp(-math.log(max_period) * torch.arange(width // 2, dtype=torch.float32, device=x_B.device) / (width // 2))
+    frequency = torch.exp(
+        -math.log(max_period)
+        * torch.arange(width // 2, dtype=torch.float32, device=x_B.device)
+        / (width // 2)
+    )
     angle = x_B.float()[:, None] * frequency
     return torch.cat((angle.cos(), angle.sin()), -1)
 
@@ -38,8 +42,12 @@ class EncoderBlock(nn.Module):
         self.up = nn.Linear(width, int(mlp_ratio * width))
         self.down = nn.Linear(int(mlp_ratio * width), width)
 
-    def forward(self, x_TD: Tensor, segments: Segments | DenseKeys, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, segments: Segments | DenseKeys, cos: Tensor, sin: Tensor
+    ) -> Tensor:
         """x [T, D] (dense [B, T, D]); cos, sin fp32 [..., K/2] of each row's position in its own sequence."""
-        q, k, v = ops.pack_qkv(self.qkv(self.norm1(x_TD)), self.q_gain, self.k_gain, cos, sin, heads=self.heads)
+        q, k, v = ops.pack_qkv(
+            self.qkv(self.norm1(x_TD)), self.q_gain, self.k_gain, cos, sin, heads=self.heads
+        )
         x_TD = x_TD + self.out(ops.attention(q, k, v, segments, cos[None], sin[None]).flatten(-2))
         return x_TD + self.down(ops.linear_gelu(self.norm2(x_TD), self.up.weight, self.up.bias))

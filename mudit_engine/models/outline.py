@@ -25,12 +25,17 @@ from mudit_engine.text.harmony import key_parts
 from mudit_engine.text.outline import BEATS, Outline
 
 PERIODS = (1, BEATS, 4 * BEATS)  # beats
-KEY = 2 * len(PERIODS)  # first column of the tonic and the mode, then of the syllable, then of the chord
+KEY = 2 * len(
+    PERIODS
+)  # first column of the tonic and the mode, then of the syllable, then of the chord
 SYLLABLE = KEY + 12 + 2
 CHORD = SYLLABLE + 3
 FEATURES = CHORD + 12 + 12
 TOKENS = 4  # lyric tokens of a frame at most
-CONSONANT_SECONDS, CONSONANT_TAIL_SECONDS = 0.12, 0.03  # the first token of a syllable sounds before its vowel's beat
+CONSONANT_SECONDS, CONSONANT_TAIL_SECONDS = (
+    0.12,
+    0.03,
+)  # the first token of a syllable sounds before its vowel's beat
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,10 @@ class OutlineRows:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> OutlineRows:
         return OutlineRows(
-            self.features_TF.to(device, dtype), self.tokens_T4.to(device), self.weights_T4.to(device, dtype), self.positions_L.to(device)
+            self.features_TF.to(device, dtype),
+            self.tokens_T4.to(device),
+            self.weights_T4.to(device, dtype),
+            self.positions_L.to(device),
         )
 
 
@@ -60,7 +68,10 @@ def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: in
     if outline.bpm is not None:
         for number, period in enumerate(PERIODS):
             phase = 2 * np.pi * centre_T * outline.bpm / 60 / period
-            features_TF[:, 2 * number], features_TF[:, 2 * number + 1] = np.sin(phase), np.cos(phase)
+            features_TF[:, 2 * number], features_TF[:, 2 * number + 1] = (
+                np.sin(phase),
+                np.cos(phase),
+            )
     if outline.key is not None:
         tonic, mode = key_parts(outline.key)
         features_TF[:, KEY + tonic] = 1
@@ -72,7 +83,9 @@ def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: in
             features_TF[sounding, CHORD + 12 + pitch_class] = 1
     times = outline.token_times if outline.token_times is not None else np.full((tokens, 2), -1.0)
     if len(times) != tokens:
-        raise InputError(f"the outline has times of {len(times)} lyric tokens, the lyrics have {tokens}: plan it from the same lyrics")
+        raise InputError(
+            f"the outline has times of {len(times)} lyric tokens, the lyrics have {tokens}: plan it from the same lyrics"
+        )
     index_T4, weight_T4 = _sounding(_token_spans(times), frames, frame_rate)
     features_TF[:, SYLLABLE:CHORD] = _syllable_progress(times, centre_T)
     return OutlineRows(
@@ -88,7 +101,12 @@ def pack_outlines(rows: Sequence[OutlineRows]) -> OutlineRows:
     starts = itertools.accumulate((len(one.positions_L) for one in rows[:-1]), initial=0)
     return OutlineRows(
         torch.cat([one.features_TF for one in rows]),
-        torch.cat([torch.where(one.weights_T4 > 0, one.tokens_T4 + start, 0) for one, start in zip(rows, starts, strict=True)]),
+        torch.cat(
+            [
+                torch.where(one.weights_T4 > 0, one.tokens_T4 + start, 0)
+                for one, start in zip(rows, starts, strict=True)
+            ]
+        ),
         torch.cat([one.weights_T4 for one in rows]),
         torch.cat([one.positions_L for one in rows]),
     )
@@ -107,7 +125,11 @@ def _token_spans(times_L2: np.ndarray) -> np.ndarray:
     start = 0
     while start < len(spans):
         stop = start + 1
-        while stop < len(spans) and times_L2[stop][0] >= 0 and (times_L2[stop] == times_L2[start]).all():
+        while (
+            stop < len(spans)
+            and times_L2[stop][0] >= 0
+            and (times_L2[stop] == times_L2[start]).all()
+        ):
             stop += 1
         if times_L2[start][0] >= 0 and stop - start > 1:
             begin, end = (float(one) for one in times_L2[start])
@@ -118,7 +140,9 @@ def _token_spans(times_L2: np.ndarray) -> np.ndarray:
     return spans
 
 
-def _sounding(spans_L2: np.ndarray, frames: int, frame_rate: float) -> tuple[np.ndarray, np.ndarray]:
+def _sounding(
+    spans_L2: np.ndarray, frames: int, frame_rate: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The TOKENS tokens that fill most of each frame, and the share they fill."""
     index = np.zeros((frames, TOKENS), np.int64)
     weight = np.zeros((frames, TOKENS), np.float32)
@@ -126,7 +150,9 @@ def _sounding(spans_L2: np.ndarray, frames: int, frame_rate: float) -> tuple[np.
     if len(sung) and frames:
         left = np.arange(frames)[:, None] / frame_rate
         bounds = spans_L2[sung]
-        overlap = np.minimum(left + 1 / frame_rate, bounds[None, :, 1]) - np.maximum(left, bounds[None, :, 0])
+        overlap = np.minimum(left + 1 / frame_rate, bounds[None, :, 1]) - np.maximum(
+            left, bounds[None, :, 0]
+        )
         share = np.clip(overlap, 0, None) * frame_rate
         most = np.argsort(-share, axis=1, kind="stable")[:, :TOKENS]
         kept = most.shape[1]

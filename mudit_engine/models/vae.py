@@ -100,7 +100,9 @@ class Encoder(nn.Module):
         for block in self.latent_blocks:
             h_NTD = block(h_NTD)
         mean_NTC, logvar_NTC = self.out(self.norm(h_NTD)).chunk(2, -1)
-        return self.linear(features_NFX.unflatten(1, (-1, self.fold)).flatten(2)) + mean_NTC, logvar_NTC.clamp(*LOGVAR_RANGE)
+        return self.linear(
+            features_NFX.unflatten(1, (-1, self.fold)).flatten(2)
+        ) + mean_NTC, logvar_NTC.clamp(*LOGVAR_RANGE)
 
 
 class Decoder(nn.Module):
@@ -126,11 +128,17 @@ class Decoder(nn.Module):
         h_NTD = self.latent_in(latents_NTC)
         for block in self.latent_blocks:
             h_NTD = block(h_NTD)
-        h_NFD = self.frame_in(h_NTD).unflatten(2, (self.fold, -1)).flatten(1, 2) + self.frame_skip(linear_NFX)
+        h_NFD = self.frame_in(h_NTD).unflatten(2, (self.fold, -1)).flatten(1, 2) + self.frame_skip(
+            linear_NFX
+        )
         for block in self.frame_blocks:
             h_NFD = block(h_NFD)
         h_NFD = self.norm(h_NFD)
-        phase_NFP = self.phase_out(h_NFD) if self.phase_out is not None else h_NFD.new_zeros(*h_NFD.shape[:2], self.phases)
+        phase_NFP = (
+            self.phase_out(h_NFD)
+            if self.phase_out is not None
+            else h_NFD.new_zeros(*h_NFD.shape[:2], self.phases)
+        )
         return linear_NFX + self.feature_out(h_NFD), phase_NFP
 
 
@@ -148,7 +156,11 @@ class SpectralVAE(nn.Module):
         nn.init.orthogonal_(self.encoder.linear.weight)
         self.decoder.linear.weight.data.copy_(self.encoder.linear.weight.T)
         # until fitted: about the level and spread of music (a bin at -60 dB, 20 dB up or down)
-        mean, spread = (1e-3**config.compression, 0.5 * 1e-2**config.compression) if config.compression else (math.log(1e-3), 2.0)
+        mean, spread = (
+            (1e-3**config.compression, 0.5 * 1e-2**config.compression)
+            if config.compression
+            else (math.log(1e-3), 2.0)
+        )
         self.register_buffer("feature_mean", torch.full((features,), mean))
         self.register_buffer("feature_scale", torch.full((features,), spread))
         if self.stereo:
@@ -176,8 +188,14 @@ class SpectralVAE(nn.Module):
         return (self._raw_features(audio_NcS) - self.feature_mean) / self.feature_scale
 
     def _raw_features(self, audio_NcS: Tensor) -> Tensor:
-        if audio_NcS.dim() != 3 or audio_NcS.shape[1] != self.config.channels or audio_NcS.shape[2] == 0:
-            raise ValueError(f"audio of shape {tuple(audio_NcS.shape)} given: this VAE takes [songs, {self.config.channels}, samples > 0]")
+        if (
+            audio_NcS.dim() != 3
+            or audio_NcS.shape[1] != self.config.channels
+            or audio_NcS.shape[2] == 0
+        ):
+            raise ValueError(
+                f"audio of shape {tuple(audio_NcS.shape)} given: this VAE takes [songs, {self.config.channels}, samples > 0]"
+            )
         audio_NcS = F.pad(audio_NcS.float(), (0, -audio_NcS.shape[2] % self.config.hop))
         if not self.stereo:
             return self._compress(magnitude(*self.stft(audio_NcS[:, 0])))
@@ -202,16 +220,22 @@ class SpectralVAE(nn.Module):
         phases = phase_NFP.split(self.stft.bins, -1)
         mid = self._expand(raw_NFX[..., : self.stft.bins])
         start_FK2 = self.start_phase.repeat(latents_NTC.shape[1], 1, 1)
-        mid_real, mid_imag = with_magnitude(mid, *_turn(1.0 + phases[0], phases[1], start_FK2[..., 0], start_FK2[..., 1]))
+        mid_real, mid_imag = with_magnitude(
+            mid, *_turn(1.0 + phases[0], phases[1], start_FK2[..., 0], start_FK2[..., 1])
+        )
         if not self.stereo:
             return Spectrum(features_NFX, mid_real, mid_imag, None, None, None)
         side = self._expand(raw_NFX[..., self.stft.bins : 2 * self.stft.bins])
         # the balance gives the cosine of the angle between side and mid; only the sign of its sine is the network's own
         # a bound and not a sum: onnxscript 0.7 drops the addition of a constant this close to 0, and silence would be 0 / 0
         power = (mid.square() + side.square()).clamp_min(self.config.floor**2)
-        cosine = (raw_NFX[..., 2 * self.stft.bins :] * power / (2 * mid * side + 1e-2 * power)).clamp(-1, 1)
+        cosine = (
+            raw_NFX[..., 2 * self.stft.bins :] * power / (2 * mid * side + 1e-2 * power)
+        ).clamp(-1, 1)
         sine = (1.0 - cosine.square() + 1e-4).sqrt()
-        return Spectrum(features_NFX, mid_real, mid_imag, side, cosine + phases[2], sine + phases[3])
+        return Spectrum(
+            features_NFX, mid_real, mid_imag, side, cosine + phases[2], sine + phases[3]
+        )
 
     def synthesise(self, spectrum: Spectrum, *, refinements: int | Tensor = 0) -> Tensor:
         """Audio [N, channels, F stft_hop] of a spectrum. Griffin-Lim refines mid's phases; side follows at its angle to mid."""
@@ -219,16 +243,24 @@ class SpectralVAE(nn.Module):
         if isinstance(refinements, Tensor) or refinements:
             real, imag = self.stft.griffin_lim(magnitude(real, imag), real, imag, steps=refinements)
         mid_NS = self.stft.inverse(real, imag)
-        if spectrum.side_NFK is None or spectrum.side_real_NFK is None or spectrum.side_imag_NFK is None:
+        if (
+            spectrum.side_NFK is None
+            or spectrum.side_real_NFK is None
+            or spectrum.side_imag_NFK is None
+        ):
             return mid_NS[:, None]
         unit_real, unit_imag = with_magnitude(torch.ones_like(real), real, imag)
-        side_real, side_imag = _turn(spectrum.side_real_NFK, spectrum.side_imag_NFK, unit_real, unit_imag)
+        side_real, side_imag = _turn(
+            spectrum.side_real_NFK, spectrum.side_imag_NFK, unit_real, unit_imag
+        )
         side_NS = self.stft.inverse(*with_magnitude(spectrum.side_NFK, side_real, side_imag))
         return torch.stack((mid_NS + side_NS, mid_NS - side_NS), 1)
 
     def decode(self, latents_NTC: Tensor) -> Tensor:
         """Audio [N, channels, T hop] of latents [N, T, C] as `encode` gives them (see `denormalise`)."""
-        return self.synthesise(self.spectrum(latents_NTC), refinements=self.config.phase_refinements)
+        return self.synthesise(
+            self.spectrum(latents_NTC), refinements=self.config.phase_refinements
+        )
 
     def normalise(self, latents_NTC: Tensor) -> Tensor:
         """Latents as the DiT sees them: of zero mean, the channels that are heard most spread the widest (see `fit_latents`)."""
@@ -246,11 +278,17 @@ class SpectralVAE(nn.Module):
     def _expand(self, compressed_NFK: Tensor) -> Tensor:
         """The inverse of _compress, never negative and never above MAX_MAGNITUDE."""
         if self.config.compression:
-            return compressed_NFK.clamp(0.0, MAX_MAGNITUDE**self.config.compression).pow(1.0 / self.config.compression)
-        return (compressed_NFK.clamp_max(math.log(MAX_MAGNITUDE)).exp() - self.config.floor).clamp_min(0.0)
+            return compressed_NFK.clamp(0.0, MAX_MAGNITUDE**self.config.compression).pow(
+                1.0 / self.config.compression
+            )
+        return (
+            compressed_NFK.clamp_max(math.log(MAX_MAGNITUDE)).exp() - self.config.floor
+        ).clamp_min(0.0)
 
     @torch.no_grad()
-    def fit_linear(self, songs: Sequence[Tensor], *, patches: int = 12000, emphasis: float = 0.5, seed: int = 0) -> float:
+    def fit_linear(
+        self, songs: Sequence[Tensor], *, patches: int = 12000, emphasis: float = 0.5, seed: int = 0
+    ) -> float:
         """Sets feature statistics and the linear codec from songs [channels, S] in closed form; returns the share of variance kept.
 
         patches: how many latent frames to fit on, drawn evenly from all songs; they are held in memory (fold * X * 4 bytes each).
@@ -263,10 +301,14 @@ class SpectralVAE(nn.Module):
         drawn = []
         for song, count in zip(songs, counts, strict=True):
             pick = torch.randperm(count, generator=generator)[: math.ceil(count * share)]
-            drawn.append(self._raw_features(song[None])[0].unflatten(0, (-1, self.config.fold))[pick])
+            drawn.append(
+                self._raw_features(song[None])[0].unflatten(0, (-1, self.config.fold))[pick]
+            )
         patch_nfX = torch.cat(drawn)
         if len(patch_nfX) <= self.config.latent_channels:
-            raise ValueError(f"{len(patch_nfX)} patches cannot fit {self.config.latent_channels} components: give more audio")
+            raise ValueError(
+                f"{len(patch_nfX)} patches cannot fit {self.config.latent_channels} components: give more audio"
+            )
         std_X, mean_X = torch.std_mean(patch_nfX.flatten(0, 1), 0)
         hertz = torch.linspace(0, self.config.sample_rate / 2, self.stft.bins, device=mean_X.device)
         density = (700.0 / (700.0 + hertz)).pow(emphasis)
@@ -275,9 +317,13 @@ class SpectralVAE(nn.Module):
         self.feature_mean.copy_(mean_X)
         self.feature_scale.copy_(std_X.clamp_min(0.05 * std_X.max()) / weight)
         patch_nP = ((patch_nfX - self.feature_mean) / self.feature_scale).flatten(1)
-        with torch.random.fork_rng(devices=[]):  # the randomised decomposition draws from the global generator
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the randomised decomposition draws from the global generator
             torch.manual_seed(seed)
-            _, singular_C, basis_PC = torch.svd_lowrank(patch_nP, q=min(self.config.latent_channels + 16, *patch_nP.shape), niter=3)
+            _, singular_C, basis_PC = torch.svd_lowrank(
+                patch_nP, q=min(self.config.latent_channels + 16, *patch_nP.shape), niter=3
+            )
         keep = self.config.latent_channels
         std_C, basis_PC = singular_C[:keep] / math.sqrt(len(patch_nP)), basis_PC[:, :keep]
         self.encoder.linear.weight.copy_((basis_PC / std_C).T)
@@ -295,23 +341,36 @@ class SpectralVAE(nn.Module):
         what one standard deviation of the channel changes of the decoded features; their variances average to 1.
         """
         encoded = [self.encode(song[None]) for song in songs]
-        mean_nC, variance_nC = torch.cat([mean[0] for mean, _ in encoded]), torch.cat([logvar[0].exp() for _, logvar in encoded])
+        mean_nC, variance_nC = (
+            torch.cat([mean[0] for mean, _ in encoded]),
+            torch.cat([logvar[0].exp() for _, logvar in encoded]),
+        )
         self.latent_mean.copy_(mean_nC.mean(0))
         std_C = (mean_nC.var(0) + variance_nC.mean(0)).sqrt()
-        spread_C = self._heard(max((mean for mean, _ in encoded), key=lambda mean: mean.shape[1])[:, :HEARD_FRAMES], std_C).pow(SPREAD)
+        spread_C = self._heard(
+            max((mean for mean, _ in encoded), key=lambda mean: mean.shape[1])[:, :HEARD_FRAMES],
+            std_C,
+        ).pow(SPREAD)
         self.latent_std.copy_(std_C * spread_C.square().mean().sqrt() / spread_C)
 
     def _heard(self, latents_1TC: Tensor, std_C: Tensor) -> Tensor:
         """RMS change of the decoded features when each channel in turn moves by one standard deviation, [C]."""
         plain_1FX = self.decoder(latents_1TC)[0]
         moves_CC = torch.diag(std_C)
-        changes = [(self.decoder(latents_1TC + move_C)[0] - plain_1FX).square().mean() for move_C in moves_CC]
+        changes = [
+            (self.decoder(latents_1TC + move_C)[0] - plain_1FX).square().mean()
+            for move_C in moves_CC
+        ]
         return torch.stack(changes).sqrt().clamp_min(1e-6)
 
 
-def sample_posterior(mean_NTC: Tensor, logvar_NTC: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def sample_posterior(
+    mean_NTC: Tensor, logvar_NTC: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
     """mean + std * noise."""
-    noise = torch.randn(mean_NTC.shape, generator=generator, dtype=mean_NTC.dtype, device=mean_NTC.device)
+    noise = torch.randn(
+        mean_NTC.shape, generator=generator, dtype=mean_NTC.dtype, device=mean_NTC.device
+    )
     return mean_NTC + (0.5 * logvar_NTC).exp() * noise
 
 
@@ -325,5 +384,7 @@ def _start_phases(fold: int, stft: Stft) -> Tensor:
     A phase per place in the latent frame, and not one that runs on through the song: a chunk then starts as the whole song does. Where
     n_fft / stft_hop divides fold there is no jump between latent frames either.
     """
-    angle = 2 * math.pi * stft.hop / stft.n_fft * torch.arange(fold)[:, None] * torch.arange(stft.bins)
+    angle = (
+        2 * math.pi * stft.hop / stft.n_fft * torch.arange(fold)[:, None] * torch.arange(stft.bins)
+    )
     return torch.stack((angle.cos(), angle.sin()), -1)

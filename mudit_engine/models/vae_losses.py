@@ -44,7 +44,9 @@ def _whole_frames(audio_NS: Tensor, hop: int) -> Tensor:
 class MultiResolutionStftLoss(nn.Module):
     """Spectral convergence and log-magnitude distance, averaged over window sizes (hop a quarter of each)."""
 
-    def __init__(self, sizes: Sequence[int] = (512, 1024, 2048, 4096), *, floor: float = 1e-5) -> None:
+    def __init__(
+        self, sizes: Sequence[int] = (512, 1024, 2048, 4096), *, floor: float = 1e-5
+    ) -> None:
         super().__init__()
         self.stfts = nn.ModuleList(Stft(size, size // 4) for size in sizes)
         self.floor = floor
@@ -58,7 +60,9 @@ class MultiResolutionStftLoss(nn.Module):
             output = magnitude(*stft(_whole_frames(output_NS, stft.hop)))
             target = magnitude(*stft(_whole_frames(target_NS, stft.hop)))
             # the floor in the denominator keeps a silent batch from dividing by zero
-            total = total + (output - target).norm() / (target.norm() + self.floor * target.numel() ** 0.5)
+            total = total + (output - target).norm() / (
+                target.norm() + self.floor * target.numel() ** 0.5
+            )
             total = total + ((output + self.floor).log() - (target + self.floor).log()).abs().mean()
         return total / len(self.stfts)
 
@@ -66,14 +70,18 @@ class MultiResolutionStftLoss(nn.Module):
 class LogMelLoss(nn.Module):
     """L1 between log-mel spectra: what is heard of pitch and timbre, at about the ear's resolution."""
 
-    def __init__(self, sample_rate: int, *, n_fft: int = 2048, hop: int = 512, mels: int = 96) -> None:
+    def __init__(
+        self, sample_rate: int, *, n_fft: int = 2048, hop: int = 512, mels: int = 96
+    ) -> None:
         super().__init__()
         self.hop = hop
         self.mel = LogMel(sample_rate, n_fft, hop, mels)
 
     def forward(self, output_NcS: Tensor, target_NcS: Tensor) -> Tensor:
         """Scalar; both [N, channels, S]."""
-        output, target = (self.mel(_whole_frames(views(audio), self.hop)) for audio in (output_NcS, target_NcS))
+        output, target = (
+            self.mel(_whole_frames(views(audio), self.hop)) for audio in (output_NcS, target_NcS)
+        )
         return (output - target).abs().mean()
 
 
@@ -96,10 +104,23 @@ class StftDiscriminator(nn.Module):
         super().__init__()
         self.stft = Stft(n_fft, n_fft // 4)
         self.channels = channels
-        self.layers = nn.ModuleList([weight_norm(nn.Conv2d(2 * channels, width, (3, 9), padding=(1, 4)))])
+        self.layers = nn.ModuleList(
+            [weight_norm(nn.Conv2d(2 * channels, width, (3, 9), padding=(1, 4)))]
+        )
         # wider steps along time from layer to layer by dilation, halving the bins by stride
         for dilation in (1, 2, 4):
-            self.layers.append(weight_norm(nn.Conv2d(width, width, (3, 9), stride=(1, 2), dilation=(dilation, 1), padding=(dilation, 4))))
+            self.layers.append(
+                weight_norm(
+                    nn.Conv2d(
+                        width,
+                        width,
+                        (3, 9),
+                        stride=(1, 2),
+                        dilation=(dilation, 1),
+                        padding=(dilation, 4),
+                    )
+                )
+            )
         self.layers.append(weight_norm(nn.Conv2d(width, width, (3, 3), padding=(1, 1))))
         self.out = weight_norm(nn.Conv2d(width, 1, (3, 3), padding=(1, 1)))
 
@@ -108,7 +129,11 @@ class StftDiscriminator(nn.Module):
         real, imag = self.stft(_whole_frames(audio_NcS.flatten(0, 1), self.stft.hop))
         # |X|^0.3 with the phase kept: on linear magnitudes only the loudest bins would be judged
         squeeze = (real.square() + imag.square() + 1e-8).pow(-0.35)
-        h = torch.stack((real * squeeze, imag * squeeze), 1).unflatten(0, (-1, self.channels)).flatten(1, 2)
+        h = (
+            torch.stack((real * squeeze, imag * squeeze), 1)
+            .unflatten(0, (-1, self.channels))
+            .flatten(1, 2)
+        )
         features = []
         for layer in self.layers:
             h = F.leaky_relu(layer(h), 0.1)
@@ -119,9 +144,13 @@ class StftDiscriminator(nn.Module):
 class MultiResolutionDiscriminator(nn.Module):
     """One StftDiscriminator for each window size."""
 
-    def __init__(self, channels: int, *, sizes: Sequence[int] = (512, 1024, 2048), width: int = 32) -> None:
+    def __init__(
+        self, channels: int, *, sizes: Sequence[int] = (512, 1024, 2048), width: int = 32
+    ) -> None:
         super().__init__()
-        self.discriminators = nn.ModuleList(StftDiscriminator(size, channels, width=width) for size in sizes)
+        self.discriminators = nn.ModuleList(
+            StftDiscriminator(size, channels, width=width) for size in sizes
+        )
 
     def forward(self, audio_NcS: Tensor) -> Verdict:
         logits, features = [], []

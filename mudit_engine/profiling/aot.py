@@ -52,10 +52,22 @@ class KernelBuild:
             source.write_text(self.ptx)
             target = re.search(r"^\.target (\w+)", self.ptx, re.MULTILINE)
             assert target
-            command = [_tool("ptxas", self.arch), "-v", "-lineinfo", "--regAllocOptLevel=2", *self.ptxas_options]
-            done = subprocess.run([*command, f"--gpu-name={target[1]}", source, "-o", cubin], capture_output=True, text=True)
+            command = [
+                _tool("ptxas", self.arch),
+                "-v",
+                "-lineinfo",
+                "--regAllocOptLevel=2",
+                *self.ptxas_options,
+            ]
+            done = subprocess.run(
+                [*command, f"--gpu-name={target[1]}", source, "-o", cubin],
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
-                raise MuditError(f"ptxas rejects {self.kernel} for {self.arch}: {done.stderr.strip()}")
+                raise MuditError(
+                    f"ptxas rejects {self.kernel} for {self.arch}: {done.stderr.strip()}"
+                )
             return done.stderr + done.stdout, cubin.read_bytes()
 
     def _logged(self, pattern: str) -> int:
@@ -78,7 +90,11 @@ class KernelBuild:
     def ptxas_warnings(self) -> tuple[str, ...]:
         """Lines such as C7510, "Potential Performance Loss: wgmma.mma_async instructions are serialized"."""
         lines = (line.strip() for line in self._assembled[0].splitlines())
-        return tuple(line for line in lines if re.search(r"warning|\bC75\d\d\b|Performance Loss", line, re.IGNORECASE))
+        return tuple(
+            line
+            for line in lines
+            if re.search(r"warning|\bC75\d\d\b|Performance Loss", line, re.IGNORECASE)
+        )
 
     @cached_property
     def sass(self) -> str:
@@ -86,9 +102,13 @@ class KernelBuild:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self._assembled[1])
             file.flush()
-            done = subprocess.run([_tool("nvdisasm", self.arch), "-c", file.name], capture_output=True, text=True)
+            done = subprocess.run(
+                [_tool("nvdisasm", self.arch), "-c", file.name], capture_output=True, text=True
+            )
         if done.returncode:
-            raise MuditError(f"nvdisasm fails on {self.kernel} for {self.arch}: {done.stderr.strip()}")
+            raise MuditError(
+                f"nvdisasm fails on {self.kernel} for {self.arch}: {done.stderr.strip()}"
+            )
         return done.stdout
 
 
@@ -156,13 +176,17 @@ def compile_for(arch: str, *, all_configs: bool = False) -> Iterator[list[Kernel
     from triton.runtime.jit import JITFunction
 
     if knobs.runtime.interpret:
-        raise MuditError("TRITON_INTERPRET=1 is set, which replaces the compiler by an interpreter: unset it to compile kernels")
+        raise MuditError(
+            "TRITON_INTERPRET=1 is set, which replaces the compiler by an interpreter: unset it to compile kernels"
+        )
     builds: list[KernelBuild] = []
     stock_run, stock_tune, previous = JITFunction.run, Autotuner.run, driver._active
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
         compiled = stock_run(self, *args, grid=grid, warmup=True, **kwargs)
-        bound = self.signature.bind_partial(*args, **{k: v for k, v in kwargs.items() if k in self.signature.parameters})
+        bound = self.signature.bind_partial(
+            *args, **{k: v for k, v in kwargs.items() if k in self.signature.parameters}
+        )
         bound.apply_defaults()
         named = dict(bound.arguments)
         shape = tuple(grid(named) if callable(grid) else grid)
@@ -179,7 +203,9 @@ def compile_for(arch: str, *, all_configs: bool = False) -> Iterator[list[Kernel
                 stages=meta.num_stages,
                 shared_bytes=meta.shared,
                 scratch_bytes=meta.global_scratch_size,
-                constants={p.name: named[p.name] for p in self.params if p.is_constexpr and p.name in named},
+                constants={
+                    p.name: named[p.name] for p in self.params if p.is_constexpr and p.name in named
+                },
                 flops=sum(flops) if flops else None,
                 bytes_moved=work.get("bytes"),
                 ptx=compiled.asm["ptx"],

@@ -64,22 +64,70 @@ class Machine:
 
 MACHINES = {
     "sm_80": Machine(
-        "A100", tensor=2048, fma=64, max_warps=64, max_blocks=32, shared_bytes=164 << 10, processors=108, clock=1.41, bandwidth=2039
+        "A100",
+        tensor=2048,
+        fma=64,
+        max_warps=64,
+        max_blocks=32,
+        shared_bytes=164 << 10,
+        processors=108,
+        clock=1.41,
+        bandwidth=2039,
     ),
     "sm_86": Machine(
-        "A40", tensor=1024, fma=128, max_warps=48, max_blocks=16, shared_bytes=100 << 10, processors=84, clock=1.74, bandwidth=696
+        "A40",
+        tensor=1024,
+        fma=128,
+        max_warps=48,
+        max_blocks=16,
+        shared_bytes=100 << 10,
+        processors=84,
+        clock=1.74,
+        bandwidth=696,
     ),
     "sm_89": Machine(
-        "L40S", tensor=1024, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10, processors=142, clock=2.49, bandwidth=864
+        "L40S",
+        tensor=1024,
+        fma=128,
+        max_warps=48,
+        max_blocks=24,
+        shared_bytes=100 << 10,
+        processors=142,
+        clock=2.49,
+        bandwidth=864,
     ),
     "sm_90": Machine(
-        "H100", tensor=4096, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10, processors=132, clock=1.83, bandwidth=3350
+        "H100",
+        tensor=4096,
+        fma=128,
+        max_warps=64,
+        max_blocks=32,
+        shared_bytes=228 << 10,
+        processors=132,
+        clock=1.83,
+        bandwidth=3350,
     ),
     "sm_100": Machine(
-        "B200", tensor=8192, fma=128, max_warps=64, max_blocks=32, shared_bytes=228 << 10, processors=148, clock=1.856, bandwidth=8000
+        "B200",
+        tensor=8192,
+        fma=128,
+        max_warps=64,
+        max_blocks=32,
+        shared_bytes=228 << 10,
+        processors=148,
+        clock=1.856,
+        bandwidth=8000,
     ),
     "sm_120": Machine(
-        "RTX 5090", tensor=512, fma=128, max_warps=48, max_blocks=24, shared_bytes=100 << 10, processors=170, clock=2.407, bandwidth=1792
+        "RTX 5090",
+        tensor=512,
+        fma=128,
+        max_warps=48,
+        max_blocks=24,
+        shared_bytes=100 << 10,
+        processors=170,
+        clock=2.407,
+        bandwidth=1792,
     ),
 }
 # Loops are rated where the matrix instructions run on the warps' own issue slots; tcgen05 (sm_100) is asynchronous and is not.
@@ -89,7 +137,19 @@ PIPES = {
     "mma": ("HMMA", "HGMMA", "QGMMA", "QMMA", "IMMA", "IGMMA", "UTCHMMA", "UTCQMMA", "OMMA"),
     "mufu": ("MUFU",),
     # IMAD and the packed half operations issue to the FMA pipe
-    "fma": ("FFMA", "FMUL", "FADD", "FFMA2", "FMUL2", "FADD2", "HFMA2", "HADD2", "HMUL2", "IMAD", "IMUL"),
+    "fma": (
+        "FFMA",
+        "FMUL",
+        "FADD",
+        "FFMA2",
+        "FMUL2",
+        "FADD2",
+        "HFMA2",
+        "HADD2",
+        "HMUL2",
+        "IMAD",
+        "IMUL",
+    ),
     "convert": ("F2FP", "F2F", "I2F", "F2I", "I2FP", "FRND", "F2IP"),
     "shared": ("LDSM", "STSM", "LDS", "STS", "ATOMS"),
     "async_copy": ("LDGSTS",),
@@ -97,8 +157,31 @@ PIPES = {
     "global": ("LDG", "STG", "LD", "ST", "RED", "ATOMG", "ATOM", "REDG"),
     "local": ("LDL", "STL"),
     "shuffle": ("SHFL",),
-    "sync": ("BAR", "WARPSYNC", "WARPGROUP", "BSYNC", "BSSY", "MEMBAR", "FENCE", "SYNCS", "ARRIVES", "DEPBAR", "LDGDEPBAR"),
-    "control": ("BRA", "EXIT", "RET", "CALL", "JMP", "BRX", "NANOSLEEP", "YIELD", "NOP", "WARPGROUPDEPBAR"),
+    "sync": (
+        "BAR",
+        "WARPSYNC",
+        "WARPGROUP",
+        "BSYNC",
+        "BSSY",
+        "MEMBAR",
+        "FENCE",
+        "SYNCS",
+        "ARRIVES",
+        "DEPBAR",
+        "LDGDEPBAR",
+    ),
+    "control": (
+        "BRA",
+        "EXIT",
+        "RET",
+        "CALL",
+        "JMP",
+        "BRX",
+        "NANOSLEEP",
+        "YIELD",
+        "NOP",
+        "WARPGROUPDEPBAR",
+    ),
 }
 WAITING = ("SYNCS", "BRA", "NANOSLEEP", "YIELD", "NOP")
 """All that the retry loop of a barrier holds."""
@@ -125,13 +208,17 @@ class Instruction:
     @property
     def pipe(self) -> str:
         # what is in no list is integer, logic, comparison or move: the ALU; the U family runs on the uniform datapath
-        return PIPE_OF.get(self.base) or ("uniform" if self.base.startswith("U") or self.base in ("R2UR", "S2UR") else "alu")
+        return PIPE_OF.get(self.base) or (
+            "uniform" if self.base.startswith("U") or self.base in ("R2UR", "S2UR") else "alu"
+        )
 
     @property
     def flops(self) -> float:
         """FLOP per warp; a warp-group instruction counts a quarter for each of its four warps."""
         if found := re.search(r"\bHMMA\.(\d+)", self.opcode):
-            m, n, k = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}.get(found[1], (0, 0, 0))
+            m, n, k = {"16816": (16, 8, 16), "1688": (16, 8, 8), "1684": (16, 8, 4)}.get(
+                found[1], (0, 0, 0)
+            )
             return 2.0 * m * n * k
         if found := re.search(r"GMMA\.(\d+)x(\d+)x(\d+)", self.opcode):
             return 2.0 * int(found[1]) * int(found[2]) * int(found[3]) / 4
@@ -244,7 +331,11 @@ def _blocks(code: list[Instruction], labels: dict[str, int]) -> tuple[list[range
     """Basic blocks and their successors."""
     jumps = {"BRA", "EXIT", "RET", "JMP", "BRX"}
     # ptxas also leaves loops by a predicated CALL.REL.NOINC to a local label
-    target = {i: labels.get(t[1]) for i, ins in enumerate(code) if ins.base in ("BRA", "CALL") and (t := _TARGET.search(ins.operands))}
+    target = {
+        i: labels.get(t[1])
+        for i, ins in enumerate(code)
+        if ins.base in ("BRA", "CALL") and (t := _TARGET.search(ins.operands))
+    }
     ends = (i for i, ins in enumerate(code[:-1]) if ins.base in jumps or i in target)
     cuts = {0, *(i for i in labels.values() if i < len(code)), *(i + 1 for i in ends)}
     starts = sorted(cuts)
@@ -254,7 +345,11 @@ def _blocks(code: list[Instruction], labels: dict[str, int]) -> tuple[list[range
     for n, block in enumerate(blocks):
         last, end = code[block[-1]], block[-1]
         # besides @P, a branch may carry its condition as first operand (BRA P1, ...; BRA.DIV)
-        conditional = bool(last.predicate) or ".DIV" in last.opcode or re.match(r"!?U?P\d", last.operands) is not None
+        conditional = (
+            bool(last.predicate)
+            or ".DIV" in last.opcode
+            or re.match(r"!?U?P\d", last.operands) is not None
+        )
         out = [number[t] for t in [target.get(end)] if t is not None and t in number]
         if (last.base not in jumps or conditional) and n + 1 < len(blocks):
             out.append(n + 1)
@@ -280,13 +375,17 @@ def _dominators(successors: list[list[int]]) -> list[set[int]]:
     while changed:
         changed = False
         for b in sorted(reachable - {0}):
-            new = set.intersection(*(dominators[p] for p in predecessors[b] if p in reachable)) | {b}
+            new = set.intersection(*(dominators[p] for p in predecessors[b] if p in reachable)) | {
+                b
+            }
             changed |= new != dominators[b]
             dominators[b] = new
     return dominators
 
 
-def hot_loops(code: list[Instruction], labels: dict[str, int], *, streaming: bool = False) -> list[list[Instruction]]:
+def hot_loops(
+    code: list[Instruction], labels: dict[str, int], *, streaming: bool = False
+) -> list[list[Instruction]]:
     """Innermost natural loops with matrix instructions, most FLOP first; `streaming`: with global accesses, most bytes first.
 
     What a trip passes only while it waits for a barrier (the retries beside a try_wait) is latency, which no ceiling sees: left out.
@@ -309,7 +408,9 @@ def hot_loops(code: list[Instruction], labels: dict[str, int], *, streaming: boo
                     if b not in body:
                         body.add(b)
                         stack += [p for p, s in enumerate(successors) if b in s and dominators[p]]
-    spins = {h for h, b in bodies.items() if all(code[i].base in WAITING for n in b for i in blocks[n])}
+    spins = {
+        h for h, b in bodies.items() if all(code[i].base in WAITING for n in b for i in blocks[n])
+    }
     loops = {h: b for h, b in bodies.items() if any(hot(code[i]) for n in b for i in blocks[n])}
     found = []
     for head, body in loops.items():
@@ -317,12 +418,24 @@ def hot_loops(code: list[Instruction], labels: dict[str, int], *, streaming: boo
             continue  # not an innermost one
         latches = [n for n in body if head in successors[n]]
         asides = {g for g in spins & body if not any(g in dominators[n] for n in latches)}
-        found.append([code[i] for n in sorted(body) if not dominators[n] & asides for i in blocks[n]])
-    return sorted(found, key=lambda loop: -sum((ins.access_bytes if hot(ins) else 0) if streaming else ins.flops for ins in loop))
+        found.append(
+            [code[i] for n in sorted(body) if not dominators[n] & asides for i in blocks[n]]
+        )
+    return sorted(
+        found,
+        key=lambda loop: (
+            -sum((ins.access_bytes if hot(ins) else 0) if streaming else ins.flops for ins in loop)
+        ),
+    )
 
 
 def rate_loop(
-    loop: list[Instruction], machine: Machine, *, warps: int, useful_flops: float | None = None, live: float | None = None
+    loop: list[Instruction],
+    machine: Machine,
+    *,
+    warps: int,
+    useful_flops: float | None = None,
+    live: float | None = None,
 ) -> Loop:
     """Cycles of each pipe for one trip. useful_flops is the useful work of a block in one trip; an unrolled loop counts as several.
 
@@ -342,23 +455,37 @@ def rate_loop(
     }
     cycles["other issue"] = (len(loop) - counts["mma"]) * warps / machine.issue
     if live is not None:
-        cycles["dram"] = live * lanes * sum(ins.access_bytes for ins in loop if ins.streams) / machine.dram_bytes
+        cycles["dram"] = (
+            live * lanes * sum(ins.access_bytes for ins in loop if ins.streams) / machine.dram_bytes
+        )
     useful = 1.0
     if useful_flops and executed:
         trips = max(1, int(executed / useful_flops + 0.01))
         useful = trips * useful_flops / executed
     accesses = dict(Counter(ins.access_bytes for ins in loop if ins.streams))
-    return Loop(len(loop), dict(counts), executed, cycles, useful, accesses, "tensor" if live is None else "dram")
+    return Loop(
+        len(loop),
+        dict(counts),
+        executed,
+        cycles,
+        useful,
+        accesses,
+        "tensor" if live is None else "dram",
+    )
 
 
 def blocks_per_sm(machine: Machine, *, registers: int, warps: int, shared_bytes: int) -> int:
     """Blocks that fit one multiprocessor at once. Registers are given out per warp in units of 256."""
     warps_by_registers = machine.registers // (-(-registers * 32 // 256) * 256)
     by_shared = machine.shared_bytes // (shared_bytes + machine.reserved_shared)
-    return min(warps_by_registers // warps, by_shared, machine.max_warps // warps, machine.max_blocks)
+    return min(
+        warps_by_registers // warps, by_shared, machine.max_warps // warps, machine.max_blocks
+    )
 
 
-def analyse(build: KernelBuild, *, useful_flops: float | None = None, live: float | None = None) -> Report:
+def analyse(
+    build: KernelBuild, *, useful_flops: float | None = None, live: float | None = None
+) -> Report:
     """Reads a compiled kernel. useful_flops: useful FLOP of one trip of its hot loop by one block, None to take all as useful.
 
     live: share of the lanes that move data, which rates a kernel without matrix instructions as one that streams.
@@ -366,19 +493,30 @@ def analyse(build: KernelBuild, *, useful_flops: float | None = None, live: floa
     machine = MACHINES[build.arch]
     code, labels = parse(build.sass)
     if any(ins.pipe == "mma" for ins in code):
-        loops = [rate_loop(loop, machine, warps=build.warps, useful_flops=useful_flops) for loop in hot_loops(code, labels)]
+        loops = [
+            rate_loop(loop, machine, warps=build.warps, useful_flops=useful_flops)
+            for loop in hot_loops(code, labels)
+        ]
         loops = [loop for loop in loops if loop.flops] if build.arch in RATED else []
     elif live is None:
         loops = []
     else:
         # nothing is executed after the last EXIT but a branch to itself
-        whole = code[: max((i + 1 for i, ins in enumerate(code) if ins.base == "EXIT"), default=len(code))]
+        whole = code[
+            : max((i + 1 for i, ins in enumerate(code) if ins.base == "EXIT"), default=len(code))
+        ]
         streams = hot_loops(code, labels, streaming=True) or [whole]
-        loops = [rate_loop(loop, machine, warps=build.warps, live=live) for loop in streams if any(ins.streams for ins in loop)]
+        loops = [
+            rate_loop(loop, machine, warps=build.warps, live=live)
+            for loop in streams
+            if any(ins.streams for ins in loop)
+        ]
     return Report(
         loops=loops,
         counts=dict(Counter(ins.pipe for ins in code)),
         global_access_bytes=dict(Counter(ins.access_bytes for ins in code if ins.streams)),
         tma_loads=sum(ins.base == "UTMALDG" for ins in code),
-        blocks_per_sm=blocks_per_sm(machine, registers=build.registers, warps=build.warps, shared_bytes=build.shared_bytes),
+        blocks_per_sm=blocks_per_sm(
+            machine, registers=build.registers, warps=build.warps, shared_bytes=build.shared_bytes
+        ),
     )

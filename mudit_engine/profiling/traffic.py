@@ -31,7 +31,9 @@ class Traffic:
     addressed: int = 0
     """As requested, but with no lane masked off: their ratio is the share of lanes that do something."""
     distinct: int = 0
-    _touched: dict[bool, list[np.ndarray]] = field(default_factory=lambda: {False: [], True: []}, repr=False)
+    _touched: dict[bool, list[np.ndarray]] = field(
+        default_factory=lambda: {False: [], True: []}, repr=False
+    )
 
     @property
     def live(self) -> float:
@@ -59,15 +61,23 @@ def count_traffic() -> Iterator[list[Traffic]]:
     from mudit_engine.profiling import strict
 
     if not strict.INTERPRETED:
-        raise MuditError("traffic is counted in the interpreter: set TRITON_INTERPRET=1 before kernels are imported")
+        raise MuditError(
+            "traffic is counted in the interpreter: set TRITON_INTERPRET=1 before kernels are imported"
+        )
     strict.install()
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     launches: list[Traffic] = []
-    loads, stores, stock_call = builder.create_masked_load, builder.create_masked_store, executor.__call__
+    loads, stores, stock_call = (
+        builder.create_masked_load,
+        builder.create_masked_store,
+        executor.__call__,
+    )
 
     def visit(pointers: Any, mask: Any, *, write: bool) -> None:
         lanes = mask.data if isinstance(mask, interpreter.TensorHandle) else mask
-        launches[-1].visit(pointers.data, lanes, pointers.get_element_ty().primitive_bitwidth // 8, write=write)
+        launches[-1].visit(
+            pointers.data, lanes, pointers.get_element_ty().primitive_bitwidth // 8, write=write
+        )
 
     def load(self: Any, ptrs: Any, mask: Any, *rest: Any, **options: Any) -> Any:
         visit(ptrs, mask, write=False)
@@ -88,4 +98,8 @@ def count_traffic() -> Iterator[list[Traffic]]:
     try:
         yield launches
     finally:
-        builder.create_masked_load, builder.create_masked_store, executor.__call__ = loads, stores, stock_call
+        builder.create_masked_load, builder.create_masked_store, executor.__call__ = (
+            loads,
+            stores,
+            stock_call,
+        )

@@ -46,16 +46,28 @@ class Bucket:
 def make_bucket(config: ModelConfig, seconds: float, *, tokens: int | None = None) -> Bucket:
     """The bucket of songs of up to `seconds`. Raises InputError for a length the model does not make."""
     if not 0 < seconds <= config.max_seconds:
-        raise InputError(f"a bucket of {seconds:g} s: model '{config.name}' makes songs of up to {config.max_seconds:g} s, ask for no more")
+        raise InputError(
+            f"a bucket of {seconds:g} s: model '{config.name}' makes songs of up to {config.max_seconds:g} s, ask for no more"
+        )
     rate = config.vae.frame_rate
     frames = _up(seconds * rate)
-    return Bucket(frames, tokens or _up(seconds * TOKENS_PER_SECOND), min(frames, _up(REFERENCE_SECONDS * rate)))
+    return Bucket(
+        frames,
+        tokens or _up(seconds * TOKENS_PER_SECOND),
+        min(frames, _up(REFERENCE_SECONDS * rate)),
+    )
 
 
 def default_buckets(config: ModelConfig) -> tuple[Bucket, ...]:
     """Four lengths, each twice the one before; shorter ones than 15 s are left out."""
     lengths = [config.max_seconds / part for part in (8, 4, 2, 1)]
-    return tuple(dict.fromkeys(make_bucket(config, seconds) for seconds in lengths if seconds >= min(15.0, config.max_seconds)))
+    return tuple(
+        dict.fromkeys(
+            make_bucket(config, seconds)
+            for seconds in lengths
+            if seconds >= min(15.0, config.max_seconds)
+        )
+    )
 
 
 def parse_buckets(config: ModelConfig, texts: Sequence[str]) -> tuple[Bucket, ...]:
@@ -64,11 +76,15 @@ def parse_buckets(config: ModelConfig, texts: Sequence[str]) -> tuple[Bucket, ..
     for text in texts:
         seconds, _, tokens = text.partition(":")
         try:
-            found.append(make_bucket(config, float(seconds), tokens=_up(int(tokens)) if tokens else None))
+            found.append(
+                make_bucket(config, float(seconds), tokens=_up(int(tokens)) if tokens else None)
+            )
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"bucket '{text}' cannot be read: write SECONDS or SECONDS:TOKENS, such as 60 or 60:512") from None
+            raise InputError(
+                f"bucket '{text}' cannot be read: write SECONDS or SECONDS:TOKENS, such as 60 or 60:512"
+            ) from None
     return tuple(sorted(dict.fromkeys(found), key=lambda bucket: (bucket.frames, bucket.tokens)))
 
 
@@ -84,7 +100,9 @@ def choose(buckets: Sequence[Bucket], *, frames: int, tokens: int, reference: in
     )
 
 
-def profiles(config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, songs: int = 1) -> list[Profile]:
+def profiles(
+    config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, songs: int = 1
+) -> list[Profile]:
     """Smallest, usual and largest shapes of every input of a graph, a profile at a time; `songs` are stepped together at most."""
     c, most = config.dit, max(bucket.tokens for bucket in buckets)
     longest = max(bucket.reference for bucket in buckets)
@@ -92,33 +110,58 @@ def profiles(config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, song
         case "step":
             return [_step(config, bucket, songs) for bucket in buckets]
         case "lyric_kv":
-            widths = {"ids": (), "mask": (), "token_tables": (c.lyric_head_dim,), "share_tables": (c.head_dim,)}
+            widths = {
+                "ids": (),
+                "mask": (),
+                "token_tables": (c.lyric_head_dim,),
+                "share_tables": (c.head_dim,),
+            }
             return [{name: ((1, *w), (most // 4, *w), (most, *w)) for name, w in widths.items()}]
         case "modulation":
-            widths = {"times": (), "seconds": (), "user": ()} | ({"pooled": (c.description_width,)} if c.pooled_description else {})
-            return [{name: tuple((rows, *w) for rows in (1, 64, MODULATION_ROWS)) for name, w in widths.items()}]  # type: ignore[misc]
+            widths = {"times": (), "seconds": (), "user": ()} | (
+                {"pooled": (c.description_width,)} if c.pooled_description else {}
+            )
+            return [
+                {
+                    name: tuple((rows, *w) for rows in (1, 64, MODULATION_ROWS))
+                    for name, w in widths.items()
+                }
+            ]  # type: ignore[misc]
         case "conditions" if c.outline:
             return [_conditions(config, bucket, bucket.reference) for bucket in buckets]
         case "conditions":
             return [_conditions(config, buckets[-1], longest)]
         case "vae_decode":
-            return [{"latents": tuple((1, frames, c.latent_channels) for frames in (1, CHUNK, CHUNK))}]  # type: ignore[dict-item]
+            return [
+                {"latents": tuple((1, frames, c.latent_channels) for frames in (1, CHUNK, CHUNK))}
+            ]  # type: ignore[dict-item]
         case "chinmu_text":
             few, longest = c.max_fragments, config.chinmu.max_characters
-            sizes: tuple[Shape, ...] = ((1, 1), (few, longest), (few, longest))  # what a captured song launches
+            sizes: tuple[Shape, ...] = (
+                (1, 1),
+                (few, longest),
+                (few, longest),
+            )  # what a captured song launches
             tables = tuple((length, config.chinmu.head_dim) for _, length in sizes)
             return [dict.fromkeys(("characters", "pairs", "mask"), sizes) | {"tables": tables}]  # type: ignore[list-item]
     raise InputError(f"graph '{graph}' has no profiles")
 
 
-def step_shapes(config: ModelConfig, bucket: Bucket, *, songs: int, sequences: int, others: int) -> dict[str, Shape]:
+def step_shapes(
+    config: ModelConfig, bucket: Bucket, *, songs: int, sequences: int, others: int
+) -> dict[str, Shape]:
     """Shapes of the step graph's inputs."""
     c = config.dit
     s, b, t, e, k = songs, sequences, bucket.frames, others, bucket.lyrics
     base = (6 * c.width,) if c.modulation == "shared" else (c.blocks, 6 * c.width)
     shapes: dict[str, Shape] = dict.fromkeys(("x", "kept", "noise"), (s, t, c.latent_channels))
     shapes |= {"coefficients": (s, 7), "song": (b,), "unconditional": (s,)}
-    shapes |= {"target_rows": (b, t, c.width), "other_rows": (b, e, c.width), "target_mask": (b, t), "other_mask": (b, e)}
+    shapes |= {
+        "target_rows": (b, t, c.width),
+        "other_rows": (b, e, c.width),
+        "target_mask": (b, t),
+        "other_mask": (b, e),
+    }
     shapes |= {"target_tables": (b, t, 2 * c.head_dim), "other_tables": (b, e, 2 * c.head_dim)}
     shapes |= dict.fromkeys(("lyric_keys", "lyric_values"), (c.blocks, b, k, c.heads, c.head_dim))
     return {**shapes, "lyric_mask": (b, k), "base": (b, *base), "final": (b, 2 * c.width)}
@@ -133,7 +176,9 @@ def _step(config: ModelConfig, bucket: Bucket, songs: int) -> Profile:
     few = config.dit.max_fragments
     smallest = step_shapes(config, bucket, songs=1, sequences=1, others=few)
     usual = step_shapes(config, bucket, songs=songs, sequences=2 * songs, others=few)
-    largest = step_shapes(config, bucket, songs=songs, sequences=2 * songs, others=few + bucket.reference)
+    largest = step_shapes(
+        config, bucket, songs=songs, sequences=2 * songs, others=few + bucket.reference
+    )
     return {name: (smallest[name], usual[name], largest[name]) for name in usual}
 
 
@@ -146,8 +191,15 @@ def _conditions(config: ModelConfig, bucket: Bucket, longest: int) -> Profile:
         "reference_kind": ((1,), (1,), (1,)),
     }
     if c.outline:
-        shapes = {"features": (bucket.frames, FEATURES), "tokens": (bucket.frames, TOKENS), "weights": (bucket.frames, TOKENS)}
-        profile |= {name: (shape, shape, shape) for name, shape in {**shapes, "lyrics": (bucket.tokens, c.lyric_width)}.items()}
+        shapes = {
+            "features": (bucket.frames, FEATURES),
+            "tokens": (bucket.frames, TOKENS),
+            "weights": (bucket.frames, TOKENS),
+        }
+        profile |= {
+            name: (shape, shape, shape)
+            for name, shape in {**shapes, "lyrics": (bucket.tokens, c.lyric_width)}.items()
+        }
     return profile
 
 

@@ -54,34 +54,51 @@ class TorchDecoder:
 
 
 def decode_stream(
-    vae: LatentDecoder, latents_TC: Tensor, *, chunk_frames: int, progress: Callable[[int, int], None] | None = None
+    vae: LatentDecoder,
+    latents_TC: Tensor,
+    *,
+    chunk_frames: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
     """Yields finished audio [channels, up to chunk_frames * hop], first to last.
 
     progress(done, total) counts latent frames. Raises ValueError for other shapes than [T, C] or chunk_frames < 1.
     """
     if latents_TC.dim() != 2 or latents_TC.shape[1] != vae.config.latent_channels:
-        raise ValueError(f"latents of shape {tuple(latents_TC.shape)} given: one song is [frames, {vae.config.latent_channels}]")
+        raise ValueError(
+            f"latents of shape {tuple(latents_TC.shape)} given: one song is [frames, {vae.config.latent_channels}]"
+        )
     if chunk_frames < 1:
         raise ValueError(f"chunk_frames={chunk_frames} must be at least 1")
     return _chunks(vae, latents_TC, chunk_frames, progress)
 
 
-def _chunks(vae: LatentDecoder, latents_TC: Tensor, chunk_frames: int, progress: Callable[[int, int], None] | None) -> Iterator[Tensor]:
+def _chunks(
+    vae: LatentDecoder,
+    latents_TC: Tensor,
+    chunk_frames: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Tensor]:
     frames, hop, halo = len(latents_TC), vae.config.hop, vae.receptive_field
     for start in range(0, frames, chunk_frames):
         stop = min(start + chunk_frames, frames)
         first, last = max(start - halo, 0), min(stop + halo, frames)
         # not around the yield: the mode would leak into the code that consumes the stream
         with torch.no_grad():
-            audio_cS = vae.decode(latents_TC[None, first:last])[0, :, (start - first) * hop : (stop - first) * hop].clone()
+            audio_cS = vae.decode(latents_TC[None, first:last])[
+                0, :, (start - first) * hop : (stop - first) * hop
+            ].clone()
         if progress is not None:
             progress(stop, frames)
         yield audio_cS
 
 
 def decode_chunked(
-    vae: LatentDecoder, latents_TC: Tensor, *, chunk_frames: int, progress: Callable[[int, int], None] | None = None
+    vae: LatentDecoder,
+    latents_TC: Tensor,
+    *,
+    chunk_frames: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Audio [channels, T * hop] of one song's latents [T, C]; equals the whole decode for any chunk_frames. See `decode_stream`."""
     audio_cS = torch.empty(vae.config.channels, len(latents_TC) * vae.config.hop)

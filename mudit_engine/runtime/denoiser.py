@@ -23,9 +23,16 @@ from torch import Tensor
 from mudit_engine import ops
 from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
-from mudit_engine.kernels.guided_step import Spans
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, Modulation, check_lyric_ids, pool_descriptions
+from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
+from mudit_engine.models.dit import (
+    REFERENCE_KINDS,
+    USER_TYPES,
+    DiT,
+    Modulation,
+    check_lyric_ids,
+    pool_descriptions,
+)
 from mudit_engine.models.outline import OutlineRows, no_outline
 
 
@@ -38,7 +45,9 @@ class SongInputs:
     table: SamplerTable
     seed: int
     descriptions: Tensor  # [fragments, description_width]
-    negative: Tensor  # [fragments, description_width] of what the song should not be; may have no rows
+    negative: (
+        Tensor  # [fragments, description_width] of what the song should not be; may have no rows
+    )
     lyric_ids: Sequence[int] = ()
     user_type: str = "none"
     reference: Tensor | None = None  # [frames, C]
@@ -78,7 +87,9 @@ class SongProgress:
 class SongState(SongProgress):
     """A song in the torch runtime, with its plan."""
 
-    conditions: tuple[Tensor, Tensor]  # packed condition rows [n + T, D] of the conditional and the unconditional sequence
+    conditions: tuple[
+        Tensor, Tensor
+    ]  # packed condition rows [n + T, D] of the conditional and the unconditional sequence
     spans: tuple[Span, Span]
     modulation: tuple[Modulation, Modulation]  # a row a step
     kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block
@@ -98,7 +109,9 @@ class Runtime(Protocol[State]):
 def initial_noise(song: SongInputs, channels: int) -> tuple[torch.Generator, Tensor]:
     """The song's generator, and its latent [T, C] at the first noise level, drawn on the CPU in fp32."""
     generator = torch.Generator().manual_seed(song.seed)
-    return generator, torch.randn((song.frames, channels), generator=generator) * song.table.noise_scale
+    return generator, torch.randn(
+        (song.frames, channels), generator=generator
+    ) * song.table.noise_scale
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class _Packing:
     conditions_ND: Tensor
     target_rows: Tensor
     kv: list[tuple[Tensor, Tensor]]
-    spans: Spans
+    spans: SongRows
 
 
 @dataclass
@@ -135,18 +148,40 @@ class Denoiser:
         if dit.config.outline:
             known = (song.outline or no_outline(song.frames, len(ids))).to(device, dtype)
             unknown = no_outline(song.frames, 0).to(device, dtype)
-            outlines = (dit.embed_outline(known, lyrics_LE), dit.embed_outline(unknown, lyrics_LE[:0]))
+            outlines = (
+                dit.embed_outline(known, lyrics_LE),
+                dit.embed_outline(unknown, lyrics_LE[:0]),
+            )
             positions_L = known.positions_L
         kv = dit.lyric_kv(lyrics_LE, positions_L)
-        reference = song.reference if song.reference is not None else torch.zeros(0, dit.config.latent_channels)
-        kind, nothing = REFERENCE_KINDS.index(song.reference_kind), torch.zeros(0, dit.config.latent_channels)
+        reference = (
+            song.reference
+            if song.reference is not None
+            else torch.zeros(0, dit.config.latent_channels)
+        )
+        kind, nothing = (
+            REFERENCE_KINDS.index(song.reference_kind),
+            torch.zeros(0, dit.config.latent_channels),
+        )
         spans = (
             Span(len(song.descriptions), len(reference), song.frames, 0, len(ids), 0),
             Span(len(song.negative), 0, song.frames, 0, 0, 0),
         )
         conditions = tuple(
-            dit.embed_conditions(d.to(device, dtype), r.to(device, dtype), [kind], make_layout([span], dit.config), outline_TD)
-            for d, r, span, outline_TD in zip((song.descriptions, song.negative), (reference, nothing), spans, outlines, strict=True)
+            dit.embed_conditions(
+                d.to(device, dtype),
+                r.to(device, dtype),
+                [kind],
+                make_layout([span], dit.config),
+                outline_TD,
+            )
+            for d, r, span, outline_TD in zip(
+                (song.descriptions, song.negative),
+                (reference, nothing),
+                spans,
+                outlines,
+                strict=True,
+            )
         )
         times = song.table.times.to(device)
         seconds = torch.full_like(times, song.seconds)
@@ -155,9 +190,14 @@ class Denoiser:
                 times,
                 seconds,
                 torch.full(times.shape, user, dtype=torch.int64, device=device),
-                pool_descriptions(d.to(device), [len(d)]).expand(len(times), -1) if dit.config.pooled_description else None,
+                pool_descriptions(d.to(device), [len(d)]).expand(len(times), -1)
+                if dit.config.pooled_description
+                else None,
             )
-            for user, d in ((USER_TYPES.index(song.user_type), song.descriptions), (0, song.negative))
+            for user, d in (
+                (USER_TYPES.index(song.user_type), song.descriptions),
+                (0, song.negative),
+            )
         )
         generator, noise = initial_noise(song, dit.config.latent_channels)
         return SongState(
@@ -176,21 +216,37 @@ class Denoiser:
     def step(self, states: Sequence[SongState]) -> None:
         """Advances every song by one row of its table. No song may be done."""
         packing = self._pack(states)
-        branches = [(state, branch) for branch in (0, 1) for state in states if branch == 0 or state.guided]
-        rows = [state.modulation[branch].rows(slice(state.step, state.step + 1)) for state, branch in branches]
-        modulation = Modulation(torch.cat([r.base for r in rows]), torch.cat([r.final for r in rows]))
-        latents = self.dit.target_in(torch.cat([state.x_TC for state in states]).to(packing.conditions_ND.dtype))
+        branches = [
+            (state, branch) for branch in (0, 1) for state in states if branch == 0 or state.guided
+        ]
+        rows = [
+            state.modulation[branch].rows(slice(state.step, state.step + 1))
+            for state, branch in branches
+        ]
+        modulation = Modulation(
+            torch.cat([r.base for r in rows]), torch.cat([r.final for r in rows])
+        )
+        latents = self.dit.target_in(
+            torch.cat([state.x_TC for state in states]).to(packing.conditions_ND.dtype)
+        )
         parts = latents.split([state.frames for state in states])
         order = {state.serial: i for i, state in enumerate(states)}
-        x_ND = packing.conditions_ND.index_add(0, packing.target_rows, torch.cat([parts[order[state.serial]] for state, _ in branches]))
+        x_ND = packing.conditions_ND.index_add(
+            0, packing.target_rows, torch.cat([parts[order[state.serial]] for state, _ in branches])
+        )
         out_NC = self.dit.trunk(x_ND, modulation, packing.kv, packing.layout)
         self.update(states, out_NC, packing.spans)
 
-    def update(self, states: Sequence[SongState], out_NC: Tensor, spans: Spans) -> None:
+    def update(self, states: Sequence[SongState], out_NC: Tensor, spans: SongRows) -> None:
         """Guidance and the sampler rows, on the network's packed output."""
         noise = None
         if any(state.table.needs_noise[state.step] for state in states):
-            drawn = [state.draw() if state.table.needs_noise[state.step] else torch.zeros(state.x_TC.shape) for state in states]
+            drawn = [
+                state.draw()
+                if state.table.needs_noise[state.step]
+                else torch.zeros(state.x_TC.shape)
+                for state in states
+            ]
             noise = torch.cat(drawn).to(out_NC.device)
         rows = torch.stack([state.table.rows[state.step] for state in states]).to(out_NC.device)
         x = torch.cat([state.x_TC for state in states])
@@ -207,7 +263,9 @@ class Denoiser:
         return self._packing[1]
 
     def _lay_out(self, states: Sequence[SongState]) -> _Packing:
-        lyric_starts = list(itertools.accumulate((state.spans[0].lyrics for state in states), initial=0))
+        lyric_starts = list(
+            itertools.accumulate((state.spans[0].lyrics for state in states), initial=0)
+        )
         frame_starts = list(itertools.accumulate((state.frames for state in states), initial=0))
         spans: list[Span] = []
         conditions: list[Tensor] = []
@@ -216,23 +274,49 @@ class Denoiser:
             for i, state in enumerate(states):
                 if branch == 0 or state.guided:
                     span = state.spans[branch]
-                    spans.append(Span(span.description, span.reference, span.target, lyric_starts[i], span.lyrics, len(spans)))
+                    spans.append(
+                        Span(
+                            span.description,
+                            span.reference,
+                            span.target,
+                            lyric_starts[i],
+                            span.lyrics,
+                            len(spans),
+                        )
+                    )
                     conditions.append(state.conditions[branch])
         # the unconditional outputs lie behind all conditional ones, in the songs' order
         uncond_start = frame_starts[-1]
         for i, state in enumerate(states):
-            song_spans.append((frame_starts[i], state.frames, frame_starts[i], uncond_start if state.guided else -1))
+            song_spans.append(
+                (
+                    frame_starts[i],
+                    state.frames,
+                    frame_starts[i],
+                    uncond_start if state.guided else -1,
+                )
+            )
             uncond_start += state.frames if state.guided else 0
         layout = make_layout(spans, self.dit.config, device=self.device)
         kv = [
-            (torch.cat([state.kv[block][0] for state in states]), torch.cat([state.kv[block][1] for state in states]))
+            (
+                torch.cat([state.kv[block][0] for state in states]),
+                torch.cat([state.kv[block][1] for state in states]),
+            )
             for block in range(len(self.dit.blocks))
         ]
-        target_rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in layout.targets]).to(self.device)
-        return _Packing(layout, torch.cat(conditions), target_rows, kv, Spans(tuple(song_spans)))
+        target_rows = torch.cat(
+            [torch.arange(rows.start, rows.stop) for rows in layout.targets]
+        ).to(self.device)
+        return _Packing(layout, torch.cat(conditions), target_rows, kv, SongRows(tuple(song_spans)))
 
 
-def denoise(runtime: Runtime[State], states: Sequence[State], *, on_step: Callable[[int], None] | None = None) -> list[Tensor]:
+def denoise(
+    runtime: Runtime[State],
+    states: Sequence[State],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> list[Tensor]:
     """Runs every song to the end of its table and returns its latents [T, C]; songs leave the batch as they finish.
 
     on_step is called after each step with the number of sampler rows done. Raises ModelError when a latent is not finite.

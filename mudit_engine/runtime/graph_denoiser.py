@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from mudit_engine.config import ChinMuConfig, DitConfig, VaeConfig
 from mudit_engine.errors import InputError
-from mudit_engine.kernels.rope import rope_table
+from mudit_engine.kernels.rotary import rope_table
+from mudit_engine.layouts.packed import lyric_positions
 from mudit_engine.models.chinmu import character_rows, check_texts
 from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, check_lyric_ids, pool_descriptions
-from mudit_engine.layouts.packed import lyric_positions
 from mudit_engine.models.outline import no_outline
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
 
@@ -79,7 +79,11 @@ class GraphSong(SongProgress):
     @property
     def lengths(self) -> Lengths:
         """What the present step takes, before padding."""
-        return Lengths(self.frames, max(len(b.other_rows) for b in self.acting), 1 + max(b.keys.shape[1] for b in self.acting))
+        return Lengths(
+            self.frames,
+            max(len(b.other_rows) for b in self.acting),
+            1 + max(b.keys.shape[1] for b in self.acting),
+        )
 
 
 @dataclass
@@ -91,7 +95,9 @@ class GraphDenoiser:
     padding: Padding = unpadded
     # stepped in one call at most: a CPU gains nothing by more, and fp32 graphs hold every score of attention at once
     songs: int = 1
-    _packings: dict[tuple[tuple[int, bool], ...], dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _packings: dict[tuple[tuple[int, bool], ...], dict[str, Tensor]] = field(
+        default_factory=dict, repr=False
+    )
 
     def prepare(self, song: SongInputs) -> GraphSong:
         """Everything of a song that no step changes, and its initial noise. Raises InputError for what the graphs cannot take."""
@@ -99,7 +105,9 @@ class GraphDenoiser:
         count = len(song.lyric_ids)
         check_lyric_ids(song.lyric_ids, c)  # a runtime reads past the end of a table in silence
         if (most := max(len(song.descriptions), len(song.negative))) > c.max_fragments:
-            raise InputError(f"{most} description fragments are more than the model's {c.max_fragments}: say it in fewer")
+            raise InputError(
+                f"{most} description fragments are more than the model's {c.max_fragments}: say it in fewer"
+            )
         known = song.outline or no_outline(song.frames, count)
         positions = known.positions_L if c.outline else lyric_positions([count])
         lyrics = torch.zeros(0, c.lyric_width)
@@ -110,33 +118,62 @@ class GraphDenoiser:
                 {
                     "ids": torch.tensor(song.lyric_ids, dtype=torch.int64),
                     "mask": torch.ones(count, dtype=torch.bool),
-                    "token_tables": torch.cat(rope_table(torch.arange(count), c.lyric_head_dim, base=c.rope_base), -1),
-                    "share_tables": torch.cat(rope_table(positions * c.lyric_rope_scale, c.head_dim, base=c.rope_base), -1),
+                    "token_tables": torch.cat(
+                        rope_table(torch.arange(count), c.lyric_head_dim, base=c.rope_base), -1
+                    ),
+                    "share_tables": torch.cat(
+                        rope_table(positions * c.lyric_rope_scale, c.head_dim, base=c.rope_base), -1
+                    ),
                 },
             )
-        reference = song.reference if song.reference is not None else torch.zeros(0, c.latent_channels)
+        reference = (
+            song.reference if song.reference is not None else torch.zeros(0, c.latent_channels)
+        )
         kind = REFERENCE_KINDS.index(song.reference_kind)
         branches = []
-        for guided in (False, True):  # the unconditional sequence knows the negative description alone
+        for guided in (
+            False,
+            True,
+        ):  # the unconditional sequence knows the negative description alone
             descriptions = song.negative if guided else song.descriptions
             frames = reference[:0] if guided else reference
             outline = no_outline(song.frames, 0) if guided else known
-            inputs = {"descriptions": descriptions.float(), "reference": frames, "reference_kind": torch.tensor([kind])}
+            inputs = {
+                "descriptions": descriptions.float(),
+                "reference": frames,
+                "reference_kind": torch.tensor([kind]),
+            }
             if c.outline:
-                inputs |= {"features": outline.features_TF, "tokens": outline.tokens_T4, "weights": outline.weights_T4}
+                inputs |= {
+                    "features": outline.features_TF,
+                    "tokens": outline.tokens_T4,
+                    "weights": outline.weights_T4,
+                }
                 # a frame in which nothing sounds points at row 0 with weight 0
-                inputs["lyrics"] = lyrics if len(lyrics) and not guided else torch.zeros(1, c.lyric_width, dtype=lyrics.dtype)
+                inputs["lyrics"] = (
+                    lyrics
+                    if len(lyrics) and not guided
+                    else torch.zeros(1, c.lyric_width, dtype=lyrics.dtype)
+                )
             rows, *outlined = self.session.run("conditions", inputs)
             user = 0 if guided else USER_TYPES.index(song.user_type)
             times = song.table.times.float()
-            modulation = {"times": times, "seconds": torch.full_like(times, song.seconds), "user": torch.full(times.shape, user)}
+            modulation = {
+                "times": times,
+                "seconds": torch.full_like(times, song.seconds),
+                "user": torch.full(times.shape, user),
+            }
             if c.pooled_description:
-                modulation["pooled"] = pool_descriptions(descriptions.float(), [len(descriptions)]).expand(len(times), -1)
+                modulation["pooled"] = pool_descriptions(
+                    descriptions.float(), [len(descriptions)]
+                ).expand(len(times), -1)
             base, final = self.session.run("modulation", modulation)
             target_tables, other_tables = self._tables(song.frames, len(descriptions), len(frames))
             branches.append(
                 Branch(
-                    outlined[0] if outlined else torch.zeros(song.frames, c.width, dtype=rows.dtype),
+                    outlined[0]
+                    if outlined
+                    else torch.zeros(song.frames, c.width, dtype=rows.dtype),
                     rows,
                     target_tables,
                     other_tables,
@@ -164,7 +201,11 @@ class GraphDenoiser:
             packings[key] = self._packings.get(key) or self._pack(group)
             x, kept = self.session.run("step", self._inputs(group, packings[key]))
             for i, state in enumerate(group):
-                state.x_TC, state.kept_TC, state.step = x[i, : state.frames], kept[i, : state.frames], state.step + 1
+                state.x_TC, state.kept_TC, state.step = (
+                    x[i, : state.frames],
+                    kept[i, : state.frames],
+                    state.step + 1,
+                )
         self._packings = packings
 
     def step_inputs(self, states: Sequence[GraphSong]) -> dict[str, Tensor]:
@@ -176,15 +217,29 @@ class GraphDenoiser:
         groups: dict[int, list[GraphSong]] = {}
         for state in states:
             groups.setdefault(self.padding(state.lengths).targets, []).append(state)
-        return [group[i : i + self.songs] for group in groups.values() for i in range(0, len(group), self.songs)]
+        return [
+            group[i : i + self.songs]
+            for group in groups.values()
+            for i in range(0, len(group), self.songs)
+        ]
 
     def _inputs(self, states: Sequence[GraphSong], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
         targets = fixed["target_mask"].shape[1]
-        noise = [state.draw() if state.table.needs_noise[state.step] else torch.zeros_like(state.x_TC) for state in states]
-        changing = {"x": [state.x_TC for state in states], "kept": [state.kept_TC for state in states], "noise": noise}
+        noise = [
+            state.draw() if state.table.needs_noise[state.step] else torch.zeros_like(state.x_TC)
+            for state in states
+        ]
+        changing = {
+            "x": [state.x_TC for state in states],
+            "kept": [state.kept_TC for state in states],
+            "noise": noise,
+        }
         branches = _sequences(states)
         return {
-            **{name: torch.stack([_rows(value, targets) for value in values]) for name, values in changing.items()},
+            **{
+                name: torch.stack([_rows(value, targets) for value in values])
+                for name, values in changing.items()
+            },
             "coefficients": torch.stack([state.table.rows[state.step] for state in states]).float(),
             **fixed,
             "base": torch.stack([branch.base[states[song].step] for song, branch in branches]),
@@ -194,12 +249,21 @@ class GraphDenoiser:
     def _pack(self, states: Sequence[GraphSong]) -> dict[str, Tensor]:
         """What stays the same while the same songs run with the same guidance flags."""
         every = [state.lengths for state in states]
-        to = self.padding(Lengths(max(n.targets for n in every), max(n.others for n in every), max(n.lyrics for n in every)))
+        to = self.padding(
+            Lengths(
+                max(n.targets for n in every),
+                max(n.others for n in every),
+                max(n.lyrics for n in every),
+            )
+        )
         songs = [song for song, _ in _sequences(states)]
         branches = [branch for _, branch in _sequences(states)]
         guided = [song for song, state in enumerate(states) if state.guided]
         # a song without guidance is its own unconditional sequence: out = cond, whatever w is
-        unconditional = [len(states) + guided.index(song) if song in guided else song for song in range(len(states))]
+        unconditional = [
+            len(states) + guided.index(song) if song in guided else song
+            for song in range(len(states))
+        ]
         return {
             "song": torch.tensor(songs),
             "unconditional": torch.tensor(unconditional),
@@ -216,17 +280,24 @@ class GraphDenoiser:
 
     def _tables(self, frames: int, descriptions: int, reference: int) -> tuple[Tensor, Tensor]:
         """Positions as mudit_engine/layouts/packed.py gives them: (cos, sin) of the frame, then of the share of the song, side by side."""
-        target, other = torch.arange(frames, dtype=torch.float32), torch.arange(reference, dtype=torch.float32)
+        target, other = (
+            torch.arange(frames, dtype=torch.float32),
+            torch.arange(reference, dtype=torch.float32),
+        )
         nowhere = torch.zeros(descriptions)
         return (
             self._table(target, (target + 0.5) / max(frames, 1)),
-            self._table(torch.cat((nowhere, other)), torch.cat((nowhere, (other + 0.5) / max(reference, 1)))),
+            self._table(
+                torch.cat((nowhere, other)), torch.cat((nowhere, (other + 0.5) / max(reference, 1)))
+            ),
         )
 
     def _table(self, frame: Tensor, share: Tensor) -> Tensor:
         c = self.config
         own = rope_table(frame, c.head_dim, base=c.rope_base)
-        return torch.cat((*own, *rope_table(share * c.lyric_rope_scale, c.head_dim, base=c.rope_base)), -1)
+        return torch.cat(
+            (*own, *rope_table(share * c.lyric_rope_scale, c.head_dim, base=c.rope_base)), -1
+        )
 
 
 @dataclass(frozen=True)
@@ -259,15 +330,21 @@ class GraphTextEncoder:
         if not texts:
             return torch.zeros(0, self.config.embedding)
         length = max(len(character_rows(text, self.config.max_characters)[0]) for text in texts)
-        return self.session.run("chinmu_text", text_inputs(texts, self.config, fragments=len(texts), length=length))[0]
+        return self.session.run(
+            "chinmu_text", text_inputs(texts, self.config, fragments=len(texts), length=length)
+        )[0]
 
 
-def text_inputs(texts: Sequence[str], config: ChinMuConfig, *, fragments: int, length: int) -> dict[str, Tensor]:
+def text_inputs(
+    texts: Sequence[str], config: ChinMuConfig, *, fragments: int, length: int
+) -> dict[str, Tensor]:
     """Inputs of the graph chinmu_text: characters, pairs and mask [fragments, length], tables [length, K]; behind the texts is padding.
 
     A row of padding alone keeps one character: attention that sees no key at all would give NaN.
     """
-    inputs = {name: torch.zeros(fragments, length, dtype=torch.int64) for name in ("characters", "pairs")}
+    inputs = {
+        name: torch.zeros(fragments, length, dtype=torch.int64) for name in ("characters", "pairs")
+    }
     mask = torch.zeros(fragments, length, dtype=torch.bool)
     mask[:, 0] = True
     for row, text in enumerate(texts):
@@ -275,12 +352,20 @@ def text_inputs(texts: Sequence[str], config: ChinMuConfig, *, fragments: int, l
         for values, name in zip(found, inputs, strict=True):
             inputs[name][row, : len(values)] = torch.tensor(values)
         mask[row, : len(found[0])] = True
-    return inputs | {"mask": mask, "tables": torch.cat(rope_table(torch.arange(length), config.head_dim), -1)}
+    return inputs | {
+        "mask": mask,
+        "tables": torch.cat(rope_table(torch.arange(length), config.head_dim), -1),
+    }
 
 
 def _sequences(states: Sequence[GraphSong]) -> list[tuple[int, Branch]]:
     """(song, branch) of a call's sequences: the conditional ones of all songs, then the unconditional ones of the guided."""
-    return [(song, state.branches[branch]) for branch in (0, 1) for song, state in enumerate(states) if branch == 0 or state.guided]
+    return [
+        (song, state.branches[branch])
+        for branch in (0, 1)
+        for song, state in enumerate(states)
+        if branch == 0 or state.guided
+    ]
 
 
 def _rows(x: Tensor, length: int) -> Tensor:

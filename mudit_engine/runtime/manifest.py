@@ -32,11 +32,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"'{folder}' has no {FILE}: make a deployment folder with `mudit export onnx MODEL OUT`") from None
+        raise ModelError(
+            f"'{folder}' has no {FILE}: make a deployment folder with `mudit export onnx MODEL OUT`"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise ModelError(f"'{path}' cannot be read ({error}): export the model again") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise ModelError(f"'{path}' is no manifest of an export: make a deployment folder with `mudit export onnx MODEL OUT`")
+        raise ModelError(
+            f"'{path}' is no manifest of an export: make a deployment folder with `mudit export onnx MODEL OUT`"
+        )
     if manifest.get("schema") != SCHEMA:
         raise ModelError(
             f"'{folder}' was exported by mudit-engine {manifest.get('engine', 'of another version')} (schema {manifest.get('schema')!r}), "
@@ -50,7 +54,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differences(folder: Path, manifest: dict[str, Any], *, only: Callable[[str], bool] = lambda name: True) -> list[str]:
+def differences(
+    folder: Path, manifest: dict[str, Any], *, only: Callable[[str], bool] = lambda name: True
+) -> list[str]:
     """What of the folder is not as the manifest says: files missing, changed, or of another size. Extra files do not matter.
 
     `only` chooses files by their names in the manifest.
@@ -78,6 +84,10 @@ def folder_of_graphs(folder: Path, runtime: str) -> Path:
             f"export with `mudit export onnx MODEL OUT --flavour {flavour}`"
         )
     # the model's own files too: weights that were trained on are not those of the graphs
-    if wrong := differences(folder, manifest, only=lambda name: "/" not in name or name.startswith(f"graphs/{flavour}/")):
-        raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole")
+    if wrong := differences(
+        folder, manifest, only=lambda name: "/" not in name or name.startswith(f"graphs/{flavour}/")
+    ):
+        raise ModelError(
+            f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole"
+        )
     return folder / "graphs" / flavour

@@ -45,7 +45,11 @@ class OnnxSession:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            self.sessions[graph] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.sessions[graph] = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime raises its own unrelated exception types
-            raise ModelError(f"graph '{path}' cannot be opened ({error}): export the model again with `mudit export onnx`") from error
+            raise ModelError(
+                f"graph '{path}' cannot be opened ({error}): export the model again with `mudit export onnx`"
+            ) from error
         return self.sessions[graph]

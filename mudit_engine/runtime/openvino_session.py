@@ -32,7 +32,10 @@ class OpenVinoSession:
         """Raises ModelError for a graph that is missing, broken, or takes other inputs."""
         request = self.requests.get(graph) or self._compile(graph)
         try:
-            request.infer({name: value.contiguous().numpy() for name, value in inputs.items()}, share_inputs=True)
+            request.infer(
+                {name: value.contiguous().numpy() for name, value in inputs.items()},
+                share_inputs=True,
+            )
         except RuntimeError as error:
             message = f"graph '{graph}' of '{self.folder}' failed ({error}): export the model again with `mudit export onnx`"
             raise ModelError(message) from error
@@ -42,9 +45,17 @@ class OpenVinoSession:
         path = self.folder / f"{graph}.onnx"
         if not path.is_file():
             raise ModelError(f"no graph '{path}': export the model again with `mudit export onnx`")
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         try:
-            self.requests[graph] = self.core.compile_model(str(path), "CPU", settings).create_infer_request()
+            self.requests[graph] = self.core.compile_model(
+                str(path), "CPU", settings
+            ).create_infer_request()
         except RuntimeError as error:
-            raise ModelError(f"graph '{path}' cannot be compiled ({error}): export the model again with `mudit export onnx`") from error
+            raise ModelError(
+                f"graph '{path}' cannot be compiled ({error}): export the model again with `mudit export onnx`"
+            ) from error
         return self.requests[graph]

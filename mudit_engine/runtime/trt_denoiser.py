@@ -62,7 +62,13 @@ class TrtDenoiser:
         program.prepare()
         x = program.host["x"][0, : song.frames]
         return TrtSong(
-            frames=song.frames, table=song.table, generator=generator, x_TC=x, kept_TC=torch.zeros(0), mode=mode, program=program
+            frames=song.frames,
+            table=song.table,
+            generator=generator,
+            x_TC=x,
+            kept_TC=torch.zeros(0),
+            mode=mode,
+            program=program,
         )
 
     def step(self, states: Sequence[TrtSong]) -> None:
@@ -85,24 +91,41 @@ class TrtDenoiser:
             program.replay = self.device.capture(program.whole)
         program.replay()
         self.device.wait()
-        latents, pcm = program.final_x[: song.frames].clone(), program.pcm[:, : song.frames * self.config.vae.hop].clone()
+        latents, pcm = (
+            program.final_x[: song.frames].clone(),
+            program.pcm[:, : song.frames * self.config.vae.hop].clone(),
+        )
         self.idle[mode].append(program)
         if not torch.isfinite(latents).all():
-            raise ModelError("the song became NaN or infinite while sampling: check the weights, lower the guidance or take more steps")
+            raise ModelError(
+                "the song became NaN or infinite while sampling: check the weights, lower the guidance or take more steps"
+            )
         return latents, pcm
 
     def _take(self, song: SongInputs) -> tuple[Mode, Program]:
-        if self.reads_text and (len(song.texts), len(song.negative_texts)) != (len(song.descriptions), len(song.negative)):
+        if self.reads_text and (len(song.texts), len(song.negative_texts)) != (
+            len(song.descriptions),
+            len(song.negative),
+        ):
             raise InputError(
                 f"{len(song.descriptions)} descriptions and {len(song.negative)} negative ones, but {len(song.texts)} and "
                 f"{len(song.negative_texts)} texts: these engines read the texts themselves"
             )
         reference = 0 if song.reference is None else len(song.reference)
-        bucket = choose(self.buckets, frames=song.frames, tokens=len(song.lyric_ids), reference=reference)
+        bucket = choose(
+            self.buckets, frames=song.frames, tokens=len(song.lyric_ids), reference=reference
+        )
         mode = mode_of(song, bucket, list(self.buckets).index(bucket))
         waiting = self.idle.setdefault(mode, [])
         if not waiting:
-            return mode, Program(self.device, self.config, mode, halo=self.halo, dtype=self.dtype, reads_text=self.reads_text)
+            return mode, Program(
+                self.device,
+                self.config,
+                mode,
+                halo=self.halo,
+                dtype=self.dtype,
+                reads_text=self.reads_text,
+            )
         # a captured one first: capturing costs more than a song
         waiting.sort(key=lambda program: program.replay is not None)
         return mode, waiting.pop()
@@ -143,7 +166,9 @@ class TrtDecoder:
         """Audio [1, channels, T hop], on the CPU. Raises InputError for more frames than an engine decodes at once."""
         device, frames = self.runtime.device, latents_NTC.shape[1]
         if frames > CHUNK:
-            raise InputError(f"{frames} latent frames at once: the engine decodes {CHUNK}; use smaller chunks")
+            raise InputError(
+                f"{frames} latent frames at once: the engine decodes {CHUNK}; use smaller chunks"
+            )
         given = device.empty((1, frames, self.runtime.config.dit.latent_channels), torch.float32)
         audio = device.empty((1, self.config.channels, frames * self.config.hop), torch.float32)
         device.run(partial(given.copy_, latents_NTC))
@@ -167,11 +192,15 @@ def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
     target, entry = engines_here(manifest, config)
     require(entry["package"], f"engines of target '{target}'")
     if wrong := differences(folder, manifest):
-        raise ModelError(f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole")
+        raise ModelError(
+            f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole"
+        )
     buckets = [Bucket(**bucket) for bucket in entry["buckets"]]
     engines = engines_of(config)
     device = CudaDevice(folder / "engines" / target, entry["package"], engines)
-    return TrtDenoiser(config, device, buckets, halo, DTYPES[entry["flavour"]], TEXT_ENGINE in engines)
+    return TrtDenoiser(
+        config, device, buckets, halo, DTYPES[entry["flavour"]], TEXT_ENGINE in engines
+    )
 
 
 def engines_of(config: ModelConfig) -> tuple[str, ...]:
@@ -184,18 +213,26 @@ def engines_here(manifest: dict[str, Any], config: ModelConfig) -> tuple[str, di
     return pick_target(manifest, machine().gpus[0].compute_capability, engines_of(config))
 
 
-def pick_target(manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES) -> tuple[str, dict[str, Any]]:
+def pick_target(
+    manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES
+) -> tuple[str, dict[str, Any]]:
     """The target with all of `engines` that run on a GPU of this compute capability ("8.0"): its own first, portable ones last.
 
     Raises ModelError that names what the folder has.
     """
     targets: dict[str, dict[str, Any]] = manifest.get("engines") or {}
-    whole = {name: entry for name, entry in targets.items() if set(engines) <= set(entry["engines"])}
+    whole = {
+        name: entry for name, entry in targets.items() if set(engines) <= set(entry["engines"])
+    }
     own = {"8.0": "a100", "9.0": "h100"}.get(capability)
     for name in (own, f"rtx-sm{capability.replace('.', '')}", "rtx-portable"):
         if name in whole:
             return name, whole[name]
-    part = {name: sorted(set(engines) - set(entry["engines"])) for name, entry in targets.items() if name not in whole}
+    part = {
+        name: sorted(set(engines) - set(entry["engines"]))
+        for name, entry in targets.items()
+        if name not in whole
+    }
     lacks = "; ".join(f"{name} lacks {', '.join(missing)}" for name, missing in part.items())
     raise ModelError(
         f"no engines for a GPU of compute capability {capability}: this folder has {', '.join(whole) or 'no complete set'}"

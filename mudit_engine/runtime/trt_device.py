@@ -48,12 +48,16 @@ class CudaDevice:
         with torch.cuda.stream(self.stream):
             work()
 
-    def launch(self, graph: str, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def launch(
+        self, graph: str, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+    ) -> None:
         """Raises ModelError when the engine refuses: shapes outside its profile, or another model's tensors."""
         context = self._context(graph, profile, inputs)
         for name, tensor in (*inputs.items(), *outputs.items()):
             if not context.set_tensor_address(name, tensor.data_ptr()):
-                raise ModelError(f"engine '{graph}' has no tensor '{name}': it was built from another export")
+                raise ModelError(
+                    f"engine '{graph}' has no tensor '{name}': it was built from another export"
+                )
         if not context.execute_async_v3(self.stream.cuda_stream):
             raise ModelError(f"engine '{graph}' failed to launch with {_shapes(inputs)}")
 
@@ -61,8 +65,12 @@ class CudaDevice:
         work()  # makes all contexts and settles what a first launch defers
         self.wait()
         for key, context in self.contexts.items():  # TensorRT-RTX: a kernel may still be compiling
-            if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self.stream.cuda_stream):
-                raise ModelError(f"engine '{key[0]}' cannot be captured in a CUDA graph with these shapes: build it with this version")
+            if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(
+                self.stream.cuda_stream
+            ):
+                raise ModelError(
+                    f"engine '{key[0]}' cannot be captured in a CUDA graph with these shapes: build it with this version"
+                )
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             work()
@@ -81,16 +89,22 @@ class CudaDevice:
         if key in self.contexts:
             return self.contexts[key]
         engine = self.engines[graph]
-        context = engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = engine.create_execution_context(
+            self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
         context.set_device_memory(self.scratch.data_ptr(), self.scratch.numel())
         context.set_optimization_profile_async(profile, self.stream.cuda_stream)
         for name, tensor in inputs.items():
             if not tensor.is_contiguous():
                 raise AssertionError(f"{graph}: {name} is not contiguous")
             if not context.set_input_shape(name, tuple(tensor.shape)):
-                raise ModelError(f"engine '{graph}' does not take {name} of {tuple(tensor.shape)} in profile {profile}: build it again")
+                raise ModelError(
+                    f"engine '{graph}' does not take {name} of {tuple(tensor.shape)} in profile {profile}: build it again"
+                )
         if missing := context.infer_shapes():
-            raise ModelError(f"engine '{graph}' wants {', '.join(missing)}, which this version does not give: export and build it again")
+            raise ModelError(
+                f"engine '{graph}' wants {', '.join(missing)}, which this version does not give: export and build it again"
+            )
         self.contexts[key] = context
         return context
 

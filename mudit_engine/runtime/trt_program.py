@@ -26,9 +26,9 @@ from torch import Tensor
 
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import InputError
-from mudit_engine.kernels.rope import rope_table
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, pool_descriptions
+from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.layouts.packed import lyric_positions
+from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, pool_descriptions
 from mudit_engine.models.outline import FEATURES, TOKENS, no_outline
 from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, NULL_KEYS, Bucket
 from mudit_engine.runtime.denoiser import SongInputs, initial_noise
@@ -47,7 +47,9 @@ class Device(Protocol):
     def run(self, work: Callable[[], object]) -> None:
         """In-place torch operations on existing tensors."""
 
-    def launch(self, graph: str, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None: ...
+    def launch(
+        self, graph: str, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+    ) -> None: ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """`work` as one graph: nothing runs now, and each call of the result runs all of it."""
@@ -75,9 +77,18 @@ def mode_of(song: SongInputs, bucket: Bucket, profile: int) -> Mode:
     """The mode of a song in a bucket. Raises InputError for a sampler of too many rows."""
     rows = len(song.table.guided)
     if 2 * rows > MODULATION_ROWS:
-        raise InputError(f"a sampler of {rows} rows: the engines take at most {MODULATION_ROWS // 2}; use fewer steps")
+        raise InputError(
+            f"a sampler of {rows} rows: the engines take at most {MODULATION_ROWS // 2}; use fewer steps"
+        )
     has_reference = song.reference is not None and len(song.reference) > 0
-    return Mode(profile, bucket, song.table.guided, any(song.table.needs_noise), has_reference, min(CHUNK, song.frames))
+    return Mode(
+        profile,
+        bucket,
+        song.table.guided,
+        any(song.table.needs_noise),
+        has_reference,
+        min(CHUNK, song.frames),
+    )
 
 
 def plan_chunks(frames: int, *, bucket: int, chunk: int, halo: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +99,9 @@ def plan_chunks(frames: int, *, bucket: int, chunk: int, halo: int) -> tuple[Ten
     Raises InputError when a chunk is too short to hold a frame between two halos.
     """
     if chunk > frames or (chunk < frames and chunk <= 2 * halo):
-        raise InputError(f"chunks of {chunk} frames cannot decode {frames} frames with a halo of {halo}")
+        raise InputError(
+            f"chunks of {chunk} frames cannot decode {frames} frames with a halo of {halo}"
+        )
     own = chunk - 2 * halo
     count = 1 if chunk < CHUNK else max(1, -(-(bucket - 2 * halo) // own))
     gather, place = torch.zeros(count, chunk, dtype=torch.int64), torch.full((count, chunk), bucket)
@@ -111,16 +124,34 @@ class Program:
     """
 
     def __init__(
-        self, device: Device, config: ModelConfig, mode: Mode, *, halo: int, dtype: torch.dtype = torch.bfloat16, reads_text: bool = False
+        self,
+        device: Device,
+        config: ModelConfig,
+        mode: Mode,
+        *,
+        halo: int,
+        dtype: torch.dtype = torch.bfloat16,
+        reads_text: bool = False,
     ) -> None:
-        self.device, self.config, self.mode, self.halo, self.dtype, self.reads_text = device, config, mode, halo, dtype, reads_text
+        self.device, self.config, self.mode, self.halo, self.dtype, self.reads_text = (
+            device,
+            config,
+            mode,
+            halo,
+            dtype,
+            reads_text,
+        )
         self.replay: Callable[[], None] | None = None
         c, vae, bucket = config.dit, config.vae, mode.bucket
         b, t, few, rows = mode.branches, bucket.frames, c.max_fragments, len(mode.guided)
         reference = bucket.reference if mode.reference else 1
         e = few + reference if mode.reference else few
         f32, i64, flag = torch.float32, torch.int64, torch.bool
-        chunks = len(plan_chunks(mode.chunk if mode.chunk < CHUNK else t, bucket=t, chunk=mode.chunk, halo=halo)[0])
+        chunks = len(
+            plan_chunks(
+                mode.chunk if mode.chunk < CHUNK else t, bucket=t, chunk=mode.chunk, halo=halo
+            )[0]
+        )
         given: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "x": ((1, t, c.latent_channels), f32),
             "coefficients": ((rows, 1, 7), f32),
@@ -145,7 +176,9 @@ class Program:
             given["noise"] = ((rows, 1, t, c.latent_channels), f32)
         if reads_text:
             longest = config.chinmu.max_characters
-            given |= dict.fromkeys(("characters", "pairs"), ((b, few, longest), i64)) | {"mask": ((b, few, longest), flag)}
+            given |= dict.fromkeys(("characters", "pairs"), ((b, few, longest), i64)) | {
+                "mask": ((b, few, longest), flag)
+            }
             given["tables"] = ((longest, config.chinmu.head_dim), f32)
         else:
             given["descriptions"] = ((b, few, c.description_width), f32)
@@ -154,7 +187,11 @@ class Program:
         elif c.pooled_description:
             given["pooled"] = ((b, 1, c.description_width), f32)
         if c.outline:
-            given |= {"features": ((b, t, FEATURES), f32), "tokens": ((b, t, TOKENS), i64), "weights": ((b, t, TOKENS), f32)}
+            given |= {
+                "features": ((b, t, FEATURES), f32),
+                "tokens": ((b, t, TOKENS), i64),
+                "weights": ((b, t, TOKENS), f32),
+            }
         self.host = {name: device.pinned(*size) for name, size in given.items()}
         self.given = {name: device.empty(*size) for name, size in given.items()}
         zeros: list[Tensor] = []
@@ -163,17 +200,26 @@ class Program:
             zeros.append(device.empty(shape, kind))
             return zeros[-1]
 
-        self.descriptions = zero(b, few, c.description_width, kind=f32) if reads_text else self.given["descriptions"]
+        self.descriptions = (
+            zero(b, few, c.description_width, kind=f32)
+            if reads_text
+            else self.given["descriptions"]
+        )
         self.pooled = self.pooled_rows = None
         if c.pooled_description:
-            self.pooled = zero(b, 1, c.description_width, kind=f32) if reads_text else self.given["pooled"]
+            self.pooled = (
+                zero(b, 1, c.description_width, kind=f32) if reads_text else self.given["pooled"]
+            )
             self.pooled_rows = zero(rows, b, c.description_width, kind=f32)
         counts = sorted({1 + one for one in mode.guided})
         kv = (c.blocks, bucket.tokens, c.heads, c.head_dim)
         base = (6 * c.width,) if c.modulation == "shared" else (c.blocks, 6 * c.width)
         self.lyrics = [zero(bucket.tokens, c.lyric_width) for _ in range(b if c.outline else 1)]
         self.kv = [zero(*kv), zero(*kv)]
-        self.step_kv = {n: [zero(c.blocks, n, bucket.lyrics, c.heads, c.head_dim) for _ in range(2)] for n in counts}
+        self.step_kv = {
+            n: [zero(c.blocks, n, bucket.lyrics, c.heads, c.head_dim) for _ in range(2)]
+            for n in counts
+        }
         self.rows = zero(few + reference, c.width)
         self.other_rows, self.target_rows = zero(b, e, c.width), zero(b, t, c.width)
         self.base, self.final = zero(rows, b, *base), zero(rows, b, 2 * c.width)
@@ -181,7 +227,9 @@ class Program:
         self.kept = [zero(1, t, c.latent_channels, kind=f32) for _ in range(2)]
         self.no_noise = zero(1, t, c.latent_channels, kind=f32)
         self.song = zero(2, kind=i64)
-        self.unconditional = zero(2, kind=i64)  # [0]: of a step without guidance, [1]: of one with it
+        self.unconditional = zero(
+            2, kind=i64
+        )  # [0]: of a step without guidance, [1]: of one with it
         self.latents = zero(1, mode.chunk, c.latent_channels, kind=f32)
         self.chunk_audio = zero(1, vae.channels, mode.chunk * vae.hop, kind=f32)
         self.audio = zero(vae.channels, t + 1, vae.hop, kind=f32)
@@ -203,7 +251,9 @@ class Program:
         if mode.noise:
             for row, needed in enumerate(song.table.needs_noise):
                 if needed:  # in the order in which the other runtimes draw
-                    host["noise"][row, 0, : song.frames] = torch.randn(noise.shape, generator=generator)
+                    host["noise"][row, 0, : song.frames] = torch.randn(
+                        noise.shape, generator=generator
+                    )
         host["coefficients"][:, 0] = song.table.rows.float()
         host["times"][:] = song.table.times.float()[:, None]
         host["seconds"].fill_(song.seconds)
@@ -212,17 +262,29 @@ class Program:
         host["ids"][:count] = torch.tensor(song.lyric_ids, dtype=torch.int64)
         # an encoder that sees no key at all would give NaN; nothing sees what it makes of an instrumental's first token
         host["token_mask"][: max(count, 1)] = True
-        host["token_tables"][:count] = torch.cat(rope_table(torch.arange(count), c.lyric_head_dim, base=c.rope_base), -1)
+        host["token_tables"][:count] = torch.cat(
+            rope_table(torch.arange(count), c.lyric_head_dim, base=c.rope_base), -1
+        )
         places = known.positions_L if c.outline else lyric_positions([count])
-        host["share_tables"][:count] = torch.cat(rope_table(places * c.lyric_rope_scale, c.head_dim, base=c.rope_base), -1)
-        reference = song.reference if mode.reference and song.reference is not None else torch.zeros(0, c.latent_channels)
+        host["share_tables"][:count] = torch.cat(
+            rope_table(places * c.lyric_rope_scale, c.head_dim, base=c.rope_base), -1
+        )
+        reference = (
+            song.reference
+            if mode.reference and song.reference is not None
+            else torch.zeros(0, c.latent_channels)
+        )
         host["reference_kind"][0] = REFERENCE_KINDS.index(song.reference_kind)
-        for branch in range(mode.branches):  # the unconditional sequence knows the negative description alone
+        for branch in range(
+            mode.branches
+        ):  # the unconditional sequence knows the negative description alone
             described = song.negative if branch else song.descriptions
             frames, tokens = (0, 0) if branch else (len(reference), count)
             if self.reads_text:
                 texts = song.negative_texts if branch else song.texts
-                for name, value in text_inputs(texts, self.config.chinmu, fragments=few, length=host["mask"].shape[2]).items():
+                for name, value in text_inputs(
+                    texts, self.config.chinmu, fragments=few, length=host["mask"].shape[2]
+                ).items():
                     (host[name] if name == "tables" else host[name][branch])[:] = value
             else:
                 host["descriptions"][branch, : len(described)] = described.float()
@@ -237,15 +299,25 @@ class Program:
             host["lyric_mask"][branch, NULL_KEYS : NULL_KEYS + tokens] = True
             host["lyric_mask"][branch, 0] = not tokens
             index = torch.arange(song.frames, dtype=torch.float32)
-            host["target_tables"][branch, : song.frames] = self._table(index, (index + 0.5) / song.frames)
+            host["target_tables"][branch, : song.frames] = self._table(
+                index, (index + 0.5) / song.frames
+            )
             nowhere, index = torch.zeros(few), torch.arange(frames, dtype=torch.float32)
             places = torch.cat((nowhere, (index + 0.5) / max(frames, 1)))
-            host["other_tables"][branch, : few + frames] = self._table(torch.cat((nowhere, index)), places)
+            host["other_tables"][branch, : few + frames] = self._table(
+                torch.cat((nowhere, index)), places
+            )
             if c.outline:
                 outline = no_outline(song.frames, 0) if branch else known
-                for name, rows in (("features", outline.features_TF), ("tokens", outline.tokens_T4), ("weights", outline.weights_T4)):
+                for name, rows in (
+                    ("features", outline.features_TF),
+                    ("tokens", outline.tokens_T4),
+                    ("weights", outline.weights_T4),
+                ):
                     host[name][branch, : song.frames] = rows.to(host[name].dtype)
-        host["gather"][:], host["place"][:] = plan_chunks(song.frames, bucket=bucket.frames, chunk=mode.chunk, halo=self.halo)
+        host["gather"][:], host["place"][:] = plan_chunks(
+            song.frames, bucket=bucket.frames, chunk=mode.chunk, halo=self.halo
+        )
         return generator
 
     def prepare(self) -> None:
@@ -253,7 +325,11 @@ class Program:
         device, given, mode, outline = self.device, self.given, self.mode, self.config.dit.outline
         for name, source in self.host.items():
             device.run(partial(given[name].copy_, source, non_blocking=True))
-        lyric_inputs = {"ids": given["ids"], "mask": given["token_mask"], "token_tables": given["token_tables"]}
+        lyric_inputs = {
+            "ids": given["ids"],
+            "mask": given["token_mask"],
+            "token_tables": given["token_tables"],
+        }
         lyric_inputs["share_tables"] = given["share_tables"]
         outputs = {"lyrics": self.lyrics[0], "keys": self.kv[0], "values": self.kv[1]}
         device.launch("lyric_kv", 0, lyric_inputs, outputs)
@@ -262,12 +338,24 @@ class Program:
                 device.run(partial(target[:, 0, NULL_KEYS:].copy_, source))
         if self.reads_text:
             for branch in range(mode.branches):
-                inputs = {name: given[name][branch] for name in ("characters", "pairs", "mask")} | {"tables": given["tables"]}
+                inputs = {name: given[name][branch] for name in ("characters", "pairs", "mask")} | {
+                    "tables": given["tables"]
+                }
                 device.launch("chinmu_text", 0, inputs, {"vectors": self.descriptions[branch]})
                 if self.pooled is not None:
-                    device.run(partial(torch.mm, given["shares"][branch], self.descriptions[branch], out=self.pooled[branch]))
+                    device.run(
+                        partial(
+                            torch.mm,
+                            given["shares"][branch],
+                            self.descriptions[branch],
+                            out=self.pooled[branch],
+                        )
+                    )
         for branch in range(mode.branches):
-            inputs = {"descriptions": self.descriptions[branch], "reference": given["reference"][branch]}
+            inputs = {
+                "descriptions": self.descriptions[branch],
+                "reference": given["reference"][branch],
+            }
             inputs["reference_kind"] = given["reference_kind"]
             results = {"rows": self.rows}
             if outline:
@@ -276,12 +364,21 @@ class Program:
                 results["outlined"] = self.target_rows[branch]
             device.launch("conditions", mode.profile if outline else 0, inputs, results)
             # without a reference its one row is left out
-            device.run(partial(self.other_rows[branch].copy_, self.rows[: self.other_rows.shape[1]]))
-        flat: dict[str, Any] = {name: given[name].flatten(0, 1) for name in ("times", "seconds", "user")}
+            device.run(
+                partial(self.other_rows[branch].copy_, self.rows[: self.other_rows.shape[1]])
+            )
+        flat: dict[str, Any] = {
+            name: given[name].flatten(0, 1) for name in ("times", "seconds", "user")
+        }
         if self.pooled is not None and self.pooled_rows is not None:
             device.run(partial(self.pooled_rows.copy_, self.pooled[:, 0]))  # the same at every step
             flat["pooled"] = self.pooled_rows.flatten(0, 1)
-        device.launch("modulation", 0, flat, {"base": self.base.flatten(0, 1), "final": self.final.flatten(0, 1)})
+        device.launch(
+            "modulation",
+            0,
+            flat,
+            {"base": self.base.flatten(0, 1), "final": self.final.flatten(0, 1)},
+        )
         device.run(partial(self.x[0].copy_, given["x"]))
         device.run(self.kept[0].zero_)
 
@@ -297,13 +394,27 @@ class Program:
             "unconditional": self.unconditional[n - 1 : n],
             "target_rows": self.target_rows[:n],
             "other_rows": self.other_rows[:n],
-            **{name: given[name][:n] for name in ("target_mask", "other_mask", "target_tables", "other_tables", "lyric_mask")},
+            **{
+                name: given[name][:n]
+                for name in (
+                    "target_mask",
+                    "other_mask",
+                    "target_tables",
+                    "other_tables",
+                    "lyric_mask",
+                )
+            },
             "lyric_keys": self.step_kv[n][0],
             "lyric_values": self.step_kv[n][1],
             "base": self.base[row, :n],
             "final": self.final[row, :n],
         }
-        self.device.launch("step", self.mode.profile, inputs, {"next_x": self.x[1 - now], "next_kept": self.kept[1 - now]})
+        self.device.launch(
+            "step",
+            self.mode.profile,
+            inputs,
+            {"next_x": self.x[1 - now], "next_kept": self.kept[1 - now]},
+        )
 
     def decode(self) -> None:
         """Latents to int16 audio in pinned memory, and the latents themselves."""
@@ -316,7 +427,9 @@ class Program:
             device.launch("vae_decode", 0, {"latents": self.latents}, {"audio": self.chunk_audio})
             device.run(partial(self.audio.index_copy_, 1, place, frames))
         device.run(lambda: self.audio.clamp_(-1, 1).mul_(INT16).round_())
-        device.run(partial(self.narrow.unflatten(1, (-1, self.config.vae.hop)).copy_, self.audio[:, :-1]))
+        device.run(
+            partial(self.narrow.unflatten(1, (-1, self.config.vae.hop)).copy_, self.audio[:, :-1])
+        )
         device.run(partial(self.pcm.copy_, self.narrow, non_blocking=True))
         device.run(partial(self.final_x.copy_, x, non_blocking=True))
 
@@ -330,4 +443,6 @@ class Program:
     def _table(self, frame: Tensor, share: Tensor) -> Tensor:
         c = self.config.dit
         own = rope_table(frame, c.head_dim, base=c.rope_base)
-        return torch.cat((*own, *rope_table(share * c.lyric_rope_scale, c.head_dim, base=c.rope_base)), -1)
+        return torch.cat(
+            (*own, *rope_table(share * c.lyric_rope_scale, c.head_dim, base=c.rope_base)), -1
+        )

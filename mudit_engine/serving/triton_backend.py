@@ -28,7 +28,13 @@ from mudit_engine.config import load_config
 from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.models.outline import OutlineRows
-from mudit_engine.pipeline import SongPipeline, SongRequest, fast_dtype, load_codec_and_text, usual_device
+from mudit_engine.pipeline import (
+    SongPipeline,
+    SongRequest,
+    fast_dtype,
+    load_codec_and_text,
+    usual_device,
+)
 from mudit_engine.runtime.denoiser import SongInputs, denoise
 
 DEPLOYMENT = "deployment"  # folder beside the repository
@@ -65,16 +71,24 @@ class _Model:
         responses = []
         for result in self.answer(requests):
             if isinstance(result, MuditError):
-                responses.append(self.utils.InferenceResponse(error=self.utils.TritonError(str(result))))
+                responses.append(
+                    self.utils.InferenceResponse(error=self.utils.TritonError(str(result)))
+                )
             else:
-                responses.append(self.utils.InferenceResponse([self.utils.Tensor(name, value) for name, value in result.items()]))
+                responses.append(
+                    self.utils.InferenceResponse(
+                        [self.utils.Tensor(name, value) for name, value in result.items()]
+                    )
+                )
         return responses
 
     def given(self, request: Any, name: str) -> np.ndarray:
         """An input without its batch axis. Raises InputError unless that is 1: the server batches requests, songs of one would be lost."""
         array: np.ndarray = self.utils.get_input_tensor_by_name(request, name).as_numpy()
         if len(array) != 1:
-            raise InputError(f"{name} holds {len(array)} songs: send one song a request, the server batches them")
+            raise InputError(
+                f"{name} holds {len(array)} songs: send one song a request, the server batches them"
+            )
         return array[0]
 
     def pipeline(self) -> SongPipeline:
@@ -84,7 +98,11 @@ class _Model:
     def without_network(self, device: torch.device) -> SongPipeline:
         """What reads text and references, and decodes."""
         config = load_config(self.folder)
-        return SongPipeline(config, *load_codec_and_text(config, self.folder, device, fast_dtype(device)), runtime=NoRuntime())
+        return SongPipeline(
+            config,
+            *load_codec_and_text(config, self.folder, device, fast_dtype(device)),
+            runtime=NoRuntime(),
+        )
 
 
 class TextModel(_Model):
@@ -94,16 +112,28 @@ class TextModel(_Model):
         self.songs = self.without_network(torch.device("cpu"))
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        return [_guarded(lambda request=request: self._read(bytes(self.given(request, "REQUEST")[0]))) for request in requests]  # type: ignore[misc]
+        return [
+            _guarded(lambda request=request: self._read(bytes(self.given(request, "REQUEST")[0])))
+            for request in requests
+        ]  # type: ignore[misc]
 
     def _read(self, text: bytes) -> dict[str, np.ndarray]:
         with tempfile.TemporaryDirectory() as scratch:
             prepared = self.songs._prepare(parse_request(text, Path(scratch)))
             song = self.songs._inputs(prepared)
-        info = {"frames": prepared.frames, "seconds": prepared.seconds, "seed": prepared.seed, "notes": list(prepared.notes)}
+        info = {
+            "frames": prepared.frames,
+            "seconds": prepared.seconds,
+            "seed": prepared.seed,
+            "notes": list(prepared.notes),
+        }
         packed = np.array([[pack_song(song)]], dtype=np.object_)
         described = np.array([[json.dumps(info, ensure_ascii=False).encode()]], dtype=np.object_)
-        return {"SONG": packed, "SECONDS": np.array([[prepared.seconds]], np.float32), "INFO": described}
+        return {
+            "SONG": packed,
+            "SECONDS": np.array([[prepared.seconds]], np.float32),
+            "INFO": described,
+        }
 
 
 class DenoiseModel(_Model):
@@ -113,7 +143,10 @@ class DenoiseModel(_Model):
         self.songs = self.pipeline()
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        inputs = [_guarded(lambda request=request: unpack_song(bytes(self.given(request, "SONG")[0]))) for request in requests]  # type: ignore[misc]
+        inputs = [
+            _guarded(lambda request=request: unpack_song(bytes(self.given(request, "SONG")[0])))
+            for request in requests
+        ]  # type: ignore[misc]
         good = [song for song in inputs if not isinstance(song, MuditError)]
         try:
             found: list[Any] = list(self._latents(good))
@@ -128,14 +161,21 @@ class DenoiseModel(_Model):
             return []
         with torch.inference_mode():
             states = [self.songs.runtime.prepare(song) for song in songs]
-            return [{"LATENTS": x.float().cpu().numpy()[None]} for x in denoise(self.songs.runtime, states)]
+            return [
+                {"LATENTS": x.float().cpu().numpy()[None]}
+                for x in denoise(self.songs.runtime, states)
+            ]
 
 
 class DecodeModel(_Model):
     """Latents to audio, chunk by chunk."""
 
     def load(self) -> None:
-        self.songs = self.without_network(usual_device()) if self.runtime_name == "torch" else self.pipeline()
+        self.songs = (
+            self.without_network(usual_device())
+            if self.runtime_name == "torch"
+            else self.pipeline()
+        )
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
         return [_guarded(lambda request=request: self._decode(request)) for request in requests]  # type: ignore[misc]
@@ -153,16 +193,26 @@ def parse_request(text: bytes, scratch: Path) -> SongRequest:
     try:
         fields = json.loads(text)
     except ValueError as error:
-        raise InputError(f"REQUEST is no JSON ({error}): send an object with fields {', '.join(sorted(names))}") from None
+        raise InputError(
+            f"REQUEST is no JSON ({error}): send an object with fields {', '.join(sorted(names))}"
+        ) from None
     if not isinstance(fields, dict) or (unknown := sorted(set(fields) - names)):
-        given = f"field(s) {', '.join(unknown)}" if isinstance(fields, dict) else f"a {type(fields).__name__}"
-        raise InputError(f"REQUEST holds {given}: send an object with fields {', '.join(sorted(names))}")
+        given = (
+            f"field(s) {', '.join(unknown)}"
+            if isinstance(fields, dict)
+            else f"a {type(fields).__name__}"
+        )
+        raise InputError(
+            f"REQUEST holds {given}: send an object with fields {', '.join(sorted(names))}"
+        )
     if fields.get("reference") is not None:
         path = scratch / "reference"
         try:
             path.write_bytes(base64.b64decode(fields["reference"], validate=True))
         except (binascii.Error, TypeError, ValueError) as error:
-            raise InputError(f"'reference' is no base64 ({error}): send the bytes of an audio file in base64") from None
+            raise InputError(
+                f"'reference' is no base64 ({error}): send the bytes of an audio file in base64"
+            ) from None
         fields["reference"] = path
     try:
         return SongRequest(**fields)
@@ -180,11 +230,21 @@ def pack_song(song: SongInputs) -> bytes:
         tensors["reference"] = song.reference
     if song.outline is not None:
         tensors |= {f"outline.{name}": value for name, value in vars(song.outline).items()}
-    rest = {name: getattr(song, name) for name in ("frames", "seconds", "seed", "user_type", "reference_kind")}
-    rest |= {"lyric_ids": list(song.lyric_ids), "guided": song.table.guided, "needs_noise": song.table.needs_noise}
+    rest = {
+        name: getattr(song, name)
+        for name in ("frames", "seconds", "seed", "user_type", "reference_kind")
+    }
+    rest |= {
+        "lyric_ids": list(song.lyric_ids),
+        "guided": song.table.guided,
+        "needs_noise": song.table.needs_noise,
+    }
     rest |= {"texts": list(song.texts), "negative_texts": list(song.negative_texts)}
     rest |= {"noise_scale": song.table.noise_scale}
-    return save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"song": json.dumps(rest)})
+    return save(
+        {name: value.cpu().contiguous() for name, value in tensors.items()},
+        {"song": json.dumps(rest)},
+    )
 
 
 def unpack_song(data: bytes) -> SongInputs:
@@ -198,12 +258,20 @@ def unpack_song(data: bytes) -> SongInputs:
         rest = json.loads(header["__metadata__"]["song"])
         guided, noisy, scale = rest.pop("guided"), rest.pop("needs_noise"), rest.pop("noise_scale")
         table = SamplerTable(tensors["times"], tensors["rows"], tuple(guided), scale, tuple(noisy))
-        parts = {name.removeprefix("outline."): value for name, value in tensors.items() if name.startswith("outline.")}
+        parts = {
+            name.removeprefix("outline."): value
+            for name, value in tensors.items()
+            if name.startswith("outline.")
+        }
         outline = OutlineRows(**parts) if parts else None
-        described: dict[str, Any] = {name: tensors.get(name) for name in ("descriptions", "negative", "reference")}
+        described: dict[str, Any] = {
+            name: tensors.get(name) for name in ("descriptions", "negative", "reference")
+        }
         return SongInputs(table=table, outline=outline, **described, **rest)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"SONG cannot be read ({error}): send what the text model gave, from the same version") from None
+        raise InputError(
+            f"SONG cannot be read ({error}): send what the text model gave, from the same version"
+        ) from None
 
 
 def _guarded(work: Callable[[], Any]) -> Any:

@@ -21,8 +21,12 @@ from mudit_engine.text.mandarin import is_han
 from mudit_engine.text.numbers import chinese_value
 
 LEVELS = ("word", "phrase", "sentence")
-_SENTENCE_END = re.compile(r"[。！？!?;；\r\n]+|(?<![A-Z])\.+(?=\s|$|[\u3400-\u9fff])|(?<=[A-Z]{2})\.+(?=\s|$)")
-_PHRASE_END = re.compile(r"[，、,:：()（）\[\]【】\"“”|/]+(?=\D|$)|[，、：（）【】“”()]+|(?<=\s)[-\u2013]+(?=\s)|[\u2014…]+")
+_SENTENCE_END = re.compile(
+    r"[。！？!?;；\r\n]+|(?<![A-Z])\.+(?=\s|$|[\u3400-\u9fff])|(?<=[A-Z]{2})\.+(?=\s|$)"
+)
+_PHRASE_END = re.compile(
+    r"[，、,:：()（）\[\]【】\"“”|/]+(?=\D|$)|[，、：（）【】“”()]+|(?<=\s)[-\u2013]+(?=\s)|[\u2014…]+"
+)
 # a tempo, a key or a decade is one word
 _TERM = re.compile(
     r"bpm\s*\d+(?:\.\d+)?|\d+(?:\.\d+)?\s*bpm(?![a-z])|\d+年代"
@@ -86,11 +90,17 @@ def description_fragments(description: str, max_fragments: int) -> tuple[str, ..
     Raises InputError for a description that is only blanks and for max_fragments < 1.
     """
     if max_fragments < 1:
-        raise InputError(f"max_fragments={max_fragments} leaves nothing of a description: ask for 1 or more")
+        raise InputError(
+            f"max_fragments={max_fragments} leaves nothing of a description: ask for 1 or more"
+        )
     if not description.strip():
-        raise InputError("the description is empty: say what the song should sound like, e.g. 'warm female voice, piano, 92 bpm'")
+        raise InputError(
+            "the description is empty: say what the song should sound like, e.g. 'warm female voice, piano, 92 bpm'"
+        )
     parts = fragments(description)
-    ordered = [part.text for level in ("sentence", "phrase") for part in parts if part.level == level]
+    ordered = [
+        part.text for level in ("sentence", "phrase") for part in parts if part.level == level
+    ]
     return tuple(ordered[:max_fragments]) or (" ".join(description.split()),)
 
 
@@ -118,8 +128,12 @@ def words(text: str) -> list[str]:
 
 
 def _tidy(parts: list[str]) -> list[str]:
-    cleaned = (" ".join(part.split()).strip(" .,，、-–—:：;；\"'“”‘’()（）[]【】") for part in parts)
-    return [part for part in cleaned if any(unicodedata.category(char)[0] in "LNS" for char in part)]
+    cleaned = (
+        " ".join(part.split()).strip(" .,，、-–—:：;；\"'“”‘’()（）[]【】") for part in parts
+    )
+    return [
+        part for part in cleaned if any(unicodedata.category(char)[0] in "LNS" for char in part)
+    ]
 
 
 def _words_at(text: str) -> list[tuple[str, int]]:
@@ -131,7 +145,9 @@ def _words_at(text: str) -> list[tuple[str, int]]:
             place = match.end()
             continue
         end = place
-        while end < len(text) and is_han(text[end]) and not (end > place and _TERM.match(text, end)):
+        while (
+            end < len(text) and is_han(text[end]) and not (end > place and _TERM.match(text, end))
+        ):
             end += 1
         if end > place:
             for word in _segment(text[place:end]):
@@ -148,7 +164,9 @@ def _words_at(text: str) -> list[tuple[str, int]]:
 
 @functools.cache
 def _terms() -> frozenset[str]:
-    text = (files("mudit_engine") / "assets" / "vocabulary" / "terms_zh.txt").read_text(encoding="utf-8")
+    text = (files("mudit_engine") / "assets" / "vocabulary" / "terms_zh.txt").read_text(
+        encoding="utf-8"
+    )
     return frozenset(text.split())
 
 
@@ -163,19 +181,38 @@ def _segment(text: str) -> tuple[str, ...]:
     forward: list[str] = []
     place = 0
     while place < len(text):
-        size = next((n for n in range(min(_LONGEST_WORD, len(text) - place), 1, -1) if known(text[place : place + n])), 1)
+        size = next(
+            (
+                n
+                for n in range(min(_LONGEST_WORD, len(text) - place), 1, -1)
+                if known(text[place : place + n])
+            ),
+            1,
+        )
         forward.append(text[place : place + size])
         place += size
     backward: list[str] = []
     place = len(text)
     while place > 0:
-        size = next((n for n in range(min(_LONGEST_WORD, place), 1, -1) if known(text[place - n : place])), 1)
+        size = next(
+            (n for n in range(min(_LONGEST_WORD, place), 1, -1) if known(text[place - n : place])),
+            1,
+        )
         backward.insert(0, text[place - size : place])
         place -= size
-    best = min((backward, forward), key=lambda split: (len(split), sum(len(word) == 1 for word in split)))
+    best = min(
+        (backward, forward), key=lambda split: (len(split), sum(len(word) == 1 for word in split))
+    )
     merged: list[str] = []
     for word in best:
-        if merged and not known(word) and len(word) == 1 and merged[-1] and not known(merged[-1]) and len(merged[-1]) < 3:
+        if (
+            merged
+            and not known(word)
+            and len(word) == 1
+            and merged[-1]
+            and not known(merged[-1])
+            and len(merged[-1]) < 3
+        ):
             merged[-1] += word
         else:
             merged.append(word)
@@ -193,7 +230,10 @@ _BPM = [
         rf"[♩♪]\s*=\s*{_NUMBER}",
     )
 ]
-_CHINESE_BPM = re.compile(r"(?:每分钟|bpm|速度)\s*(?:约|大约|为|是)?\s*([一二两三四五六七八九十百零]{2,7})(?:个?节?拍)?", re.IGNORECASE)
+_CHINESE_BPM = re.compile(
+    r"(?:每分钟|bpm|速度)\s*(?:约|大约|为|是)?\s*([一二两三四五六七八九十百零]{2,7})(?:个?节?拍)?",
+    re.IGNORECASE,
+)
 SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
 
 
@@ -215,17 +255,33 @@ def _tempo(bpm: float | None) -> float | None:
     return bpm if bpm is not None and SLOWEST_BPM <= bpm <= FASTEST_BPM else None
 
 
-_ACCIDENTAL = {"": "", "#": "#", "♯": "#", "b": "b", "♭": "b", "升": "#", "降": "b", "sharp": "#", "flat": "b"}
-_CHINESE_KEY = re.compile(r"(?<![A-Za-z])([降升#♯♭b]?)\s?([A-Ga-g])([#♯♭b]?)\s?(自然|和声|旋律)?([大小]?)[调調](?!性)")
+_ACCIDENTAL = {
+    "": "",
+    "#": "#",
+    "♯": "#",
+    "b": "b",
+    "♭": "b",
+    "升": "#",
+    "降": "b",
+    "sharp": "#",
+    "flat": "b",
+}
+_CHINESE_KEY = re.compile(
+    r"(?<![A-Za-z])([降升#♯♭b]?)\s?([A-Ga-g])([#♯♭b]?)\s?(自然|和声|旋律)?([大小]?)[调調](?!性)"
+)
 _NUMBERED_KEY = re.compile(r"(?<!\d)1\s?=\s?([#♯♭b]?)([A-G])([#♯♭b]?)(?![A-Za-z])")
 _ENGLISH_KEY = re.compile(
     r"(?<![A-Za-z0-9'#♯♭])((?-i:[#♯♭b]?))([A-G])(?:\s?((?-i:[#♯♭]|b(?![a-z])))|[\s-]+(flat|sharp)\b)?[\s-]*(major|minor|maj|min|m)(?![a-z0-9])",
     re.IGNORECASE,
 )
-_KEY_OF = re.compile(r"\bkey\s*(?:of|is|:|=)\s*([A-G])(?:\s?((?-i:[#♯♭]|b(?![a-z])))|[\s-]+(flat|sharp)\b)?(?![A-Za-z])", re.IGNORECASE)
+_KEY_OF = re.compile(
+    r"\bkey\s*(?:of|is|:|=)\s*([A-G])(?:\s?((?-i:[#♯♭]|b(?![a-z])))|[\s-]+(flat|sharp)\b)?(?![A-Za-z])",
+    re.IGNORECASE,
+)
 # "a major hit" names no key; after a lone a or A, only these may follow
 _AFTER_ARTICLE = re.compile(
-    r"\s*(?:$|[^\sA-Za-z]|(?:and|with|at|for|or|key|scale|chords?|ballad|song|tune|piece|progression)\b)", re.IGNORECASE
+    r"\s*(?:$|[^\sA-Za-z]|(?:and|with|at|for|or|key|scale|chords?|ballad|song|tune|piece|progression)\b)",
+    re.IGNORECASE,
 )
 
 
@@ -245,7 +301,11 @@ def requested_key(description: str) -> str | None:
             continue  # only Am, F#m: a capital, a small m, nothing between
         if letter in "aA" and not (sign or after or spelled) and not _is_key_a(text, match):
             continue
-        return _key(letter, sign or after or (spelled or "").lower(), "minor" if mode.lower().startswith("mi") or mode == "m" else "major")
+        return _key(
+            letter,
+            sign or after or (spelled or "").lower(),
+            "minor" if mode.lower().startswith("mi") or mode == "m" else "major",
+        )
     if match := _KEY_OF.search(text):
         return _key(match[1], match[2] or (match[3] or "").lower(), "major")
     return None
@@ -254,7 +314,10 @@ def requested_key(description: str) -> str | None:
 def _is_key_a(text: str, match: re.Match[str]) -> bool:
     """Whether "a major"/"A minor" is a key: a small a only behind in, of, key or a colon (or alone), and no noun after it."""
     before = text[: match.start()].rstrip()
-    announced = not before or re.search(r"(?:\b(?:in|of|key)|[:=,，;；。.(])$", before, re.IGNORECASE) is not None
+    announced = (
+        not before
+        or re.search(r"(?:\b(?:in|of|key)|[:=,，;；。.(])$", before, re.IGNORECASE) is not None
+    )
     follows = _AFTER_ARTICLE.match(text, match.end()) is not None
     if match[2] == "A" and before and before[-1] not in ".!?。！？\n":
         return True

@@ -68,7 +68,9 @@ class Pronunciation:
 @functools.cache
 def dictionary() -> dict[str, str]:
     """Word in lower case -> phones joined by spaces, first pronunciation only (126 000 words)."""
-    text = (files("mudit_engine") / "assets" / "vocabulary" / "cmudict.txt").read_text(encoding="utf-8")
+    text = (files("mudit_engine") / "assets" / "vocabulary" / "cmudict.txt").read_text(
+        encoding="utf-8"
+    )
     entries: dict[str, str] = {}
     for line in text.splitlines():
         word, _, phones = line.partition(" ")
@@ -93,7 +95,9 @@ def pronounce(word: str) -> Pronunciation:
     """Phones of an ASCII word (letters, with apostrophes where it has them). Never empty for a word with a letter."""
     lower = word.lower().strip("-")
     bare = lower.strip("'")
-    if lower.endswith("in'") and (phones := _look_up(bare + "g")):  # lovin': the dictionary holds names spelled so
+    if lower.endswith("in'") and (
+        phones := _look_up(bare + "g")
+    ):  # lovin': the dictionary holds names spelled so
         return Pronunciation((*phones[:-1], "N"), "dictionary")
     for form in dict.fromkeys((lower, bare)):
         if phones := _look_up(form):
@@ -112,7 +116,9 @@ def pronounce(word: str) -> Pronunciation:
 
 def spell(letters: str) -> tuple[str, ...]:
     """Names of the letters: spell("dj") = D IY1 JH EY1."""
-    return tuple(phone for letter in letters.lower() if letter in _LETTERS for phone in _LETTERS[letter])
+    return tuple(
+        phone for letter in letters.lower() if letter in _LETTERS for phone in _LETTERS[letter]
+    )
 
 
 def _is_initials(word: str) -> bool:
@@ -139,7 +145,9 @@ def _derive(word: str) -> tuple[str, ...] | None:
             for stem in _stems(word[: -len(ending)], vowel_follows=ending[0] in "ieay"):
                 if found := _look_up(stem) or _compound(stem):
                     return found + phones
-    if (match := re.fullmatch(r"(.{2,}?)('s|s'|s|es)", word)) and (found := _look_up(match[1]) or _compound(match[1])):
+    if (match := re.fullmatch(r"(.{2,}?)('s|s'|s|es)", word)) and (
+        found := _look_up(match[1]) or _compound(match[1])
+    ):
         return found + _plural(found[-1])
     if match := re.fullmatch(r"(.{2,})ed", word):
         for stem in _stems(match[1], vowel_follows=True):
@@ -189,7 +197,10 @@ def syllabify(phones: Sequence[str]) -> list[int]:
     numbers = [0] * len(phones)
     for number, (left, right) in enumerate(itertools.pairwise(nuclei), start=1):
         start = right
-        while start - 1 > left and ((start == right and phones[start - 1] != "NG") or " ".join(phones[start - 1 : right]) in _ONSETS):
+        while start - 1 > left and (
+            (start == right and phones[start - 1] != "NG")
+            or " ".join(phones[start - 1 : right]) in _ONSETS
+        ):
             start -= 1
         numbers[start:] = [number] * (len(phones) - start)
     return numbers

@@ -1,11 +1,11 @@
 """Chords: symbols, Roman numerals, and the plan of a song's harmony before a note of it exists.
 
-    "C | Am F | G7"      bars between |, the chords of a bar share it evenly; without any |, a bar a chord
-    "I V vi IV"          numerals: upper case is a major triad, lower case a minor one, relative to the natural scale of the mode
+"C | Am F | G7"      bars between |, the chords of a bar share it evenly; without any |, a bar a chord
+"I V vi IV"          numerals: upper case is a major triad, lower case a minor one, relative to the natural scale of the mode
 
-    symbols = realise("I V vi IV".split(), key=9, mode="major", sevenths=False)      # A E F#m D
-    chords = planned_chords(bars, "A major", seed=1)                                 # a progression for verses, one for choruses, ...
-    chords = repeated_chords(bars, parse_chords("C | Am F | G"))
+symbols = realise("I V vi IV".split(), key=9, mode="major", sevenths=False)      # A E F#m D
+chords = planned_chords(bars, "A major", seed=1)                                 # a progression for verses, one for choruses, ...
+chords = repeated_chords(bars, parse_chords("C | Am F | G"))
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ TONIC_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 TONICS = {name: number for number, name in enumerate(TONIC_NAMES)}
 TONICS |= {"Db": 1, "Eb": 3, "Gb": 6, "Ab": 8, "Bb": 10, "Cb": 11, "Fb": 4, "E#": 5, "B#": 0}
 _NUMERALS = ("i", "ii", "iii", "iv", "v", "vi", "vii")
-_SUFFIXES = {"": "maj", "maj": "maj", "m": "min", "min": "min", "-": "min", "dim": "dim", "°": "dim"}
+_SUFFIXES = {
+    "": "maj",
+    "maj": "maj",
+    "m": "min",
+    "min": "min",
+    "-": "min",
+    "dim": "dim",
+    "°": "dim",
+}
 _SUFFIXES |= {"7": "dom7", "maj7": "maj7", "M7": "maj7", "m7": "min7", "min7": "min7", "-7": "min7"}
 _SUFFIX_OF = {quality: suffix for suffix, quality in reversed(_SUFFIXES.items())}
 _CHORD = re.compile(r"([A-G])([#b♯♭]?)([^\s/|]*)")
@@ -71,7 +79,12 @@ PROGRESSIONS: dict[str, tuple[str, ...]] = {
         "i III VI VII",
     ),
 }
-PART_OF = {"verse": 0, "intro": 0, "chorus": 1, "outro": 1}  # which of a song's three progressions a section plays
+PART_OF = {
+    "verse": 0,
+    "intro": 0,
+    "chorus": 1,
+    "outro": 1,
+}  # which of a song's three progressions a section plays
 OTHER_PART = 2  # what every other section plays
 
 
@@ -119,7 +132,9 @@ def key_parts(name: str) -> tuple[int, str]:
     """Pitch class and mode of a key such as "F# minor". Raises InputError for an unknown name."""
     tonic, _, mode = name.partition(" ")
     if tonic not in TONICS or mode not in SCALES:
-        raise InputError(f"key '{name}' is unknown: write a tonic and a mode, such as 'A minor', 'F# minor' or 'Eb major'")
+        raise InputError(
+            f"key '{name}' is unknown: write a tonic and a mode, such as 'A minor', 'F# minor' or 'Eb major'"
+        )
     return TONICS[tonic], mode
 
 
@@ -141,9 +156,15 @@ def realise(numerals: Sequence[str], *, key: int, mode: str, sevenths: bool) -> 
 
 def parse_chords(text: str) -> list[list[ChordSymbol]]:
     """The chords of each bar. Raises InputError for a symbol it does not know, an empty bar or no chord at all."""
-    bars = [bar.split() for bar in text.strip().strip("|").split("|")] if "|" in text else [[one] for one in text.split()]
+    bars = (
+        [bar.split() for bar in text.strip().strip("|").split("|")]
+        if "|" in text
+        else [[one] for one in text.split()]
+    )
     if not bars or not all(bars):
-        raise InputError(f"chords '{text}' hold an empty bar: write symbols such as 'C Am F G7', or bars as 'C | Am F | G7'")
+        raise InputError(
+            f"chords '{text}' hold an empty bar: write symbols such as 'C Am F G7', or bars as 'C | Am F | G7'"
+        )
     return [[chord_symbol(one) for one in bar] for bar in bars]
 
 
@@ -154,7 +175,9 @@ def chord_symbol(text: str) -> ChordSymbol:
         raise InputError(
             f"chord '{text}' is unknown: write a capital root, # or b, and nothing (major), m, dim, 7, maj7 or m7, such as 'F#m7'"
         )
-    return ChordSymbol(TONICS[match[1] + match[2].replace("♯", "#").replace("♭", "b")], _SUFFIXES[match[3]])
+    return ChordSymbol(
+        TONICS[match[1] + match[2].replace("♯", "#").replace("♭", "b")], _SUFFIXES[match[3]]
+    )
 
 
 def chord_names(chords: Sequence[TimedChord]) -> str | None:
@@ -173,7 +196,10 @@ def planned_chords(bars: Bars, key: str, *, seed: int) -> tuple[TimedChord, ...]
     if numerals:
         numerals[-1] = "I" if mode == "major" else "i"
     symbols = realise(numerals, key=tonic, mode=mode, sevenths=False)
-    return tuple(TimedChord(n * bars.seconds, (n + 1) * bars.seconds, symbol) for n, symbol in enumerate(symbols))
+    return tuple(
+        TimedChord(n * bars.seconds, (n + 1) * bars.seconds, symbol)
+        for n, symbol in enumerate(symbols)
+    )
 
 
 def repeated_chords(bars: Bars, asked: Sequence[Sequence[ChordSymbol]]) -> tuple[TimedChord, ...]:
@@ -183,6 +209,9 @@ def repeated_chords(bars: Bars, asked: Sequence[Sequence[ChordSymbol]]) -> tuple
         inside = asked[number % len(asked)]
         share = bars.seconds / len(inside)
         chords += [
-            TimedChord(number * bars.seconds + n * share, number * bars.seconds + (n + 1) * share, one) for n, one in enumerate(inside)
+            TimedChord(
+                number * bars.seconds + n * share, number * bars.seconds + (n + 1) * share, one
+            )
+            for n, one in enumerate(inside)
         ]
     return tuple(chords)

@@ -15,16 +15,28 @@ import unicodedata
 from dataclasses import dataclass, field
 
 from mudit_engine.errors import InputError
-from mudit_engine.text.sections import INSTRUMENTAL_KINDS, KINDS, Tag, accepted, near_miss, read_bare, read_soft, read_tag
+from mudit_engine.text.sections import (
+    INSTRUMENTAL_KINDS,
+    KINDS,
+    Tag,
+    accepted,
+    near_miss,
+    read_bare,
+    read_soft,
+    read_tag,
+)
 
 _STRICT = {"[": "]", "<": ">", "{": "}", "【": "】", "〔": "〕", "〖": "〗"}
 _SOFT = {"(": ")", "《": "》", "〈": "〉", "「": "」", "『": "』"}
 _FULL_WIDTH = str.maketrans("［］＜＞｛｝（）：", "[]<>{}():")
 _ORNAMENT = "*#=~_ \t-\u2013\u2014"
-_STAMP = re.compile(r"\[\d{1,3}:\d{1,2}(?:[.:,]\d{1,3}){0,2}\]|<\d{1,3}:\d{1,2}(?:[.:,]\d{1,3}){0,2}>|\[\d+,\d+\]|<\d+,\d+(?:,\d+)?>")
+_STAMP = re.compile(
+    r"\[\d{1,3}:\d{1,2}(?:[.:,]\d{1,3}){0,2}\]|<\d{1,3}:\d{1,2}(?:[.:,]\d{1,3}){0,2}>|\[\d+,\d+\]|<\d+,\d+(?:,\d+)?>"
+)
 _LINE_STAMP = re.compile(r"\[\d{1,3}:\d{1,2}(?:[.:,]\d{1,3}){0,2}\]")
 _LRC_HEADER = re.compile(
-    r"\[(?:ti|ar|al|au|lr|by|offset|re|tool|ve|la|id|length|hash|sign|qq|total|language|encoding|kana|#)\s*:[^\[\]]*\]", re.IGNORECASE
+    r"\[(?:ti|ar|al|au|lr|by|offset|re|tool|ve|la|id|length|hash|sign|qq|total|language|encoding|kana|#)\s*:[^\[\]]*\]",
+    re.IGNORECASE,
 )
 _CREDIT = re.compile(
     r"(?:作?词|作?曲|作?詞|编曲|編曲|词曲|詞曲|作词作曲|制作人?|製作人?|监制|監製|混音|母带|母帶|录音|錄音|原唱|演唱|歌手|专辑|"
@@ -38,7 +50,10 @@ _SINGER = re.compile(
     r"(?:男女?|女男?|合唱?|齐|齊|全体|全體|童声|童聲|男声|男聲|女声|女聲|和声|和聲|male|female|both|all|duet|boy|girl)\d?\s*[:：]\s*",
     re.IGNORECASE,
 )
-_REPEAT = re.compile(r"\s*(?:[(（\[【]\s*(?:[x×*]\s*([2-8])|([2-8])\s*[x×])\s*[)）\]】]|\s[x×]\s?([2-8])|×\s?([2-8]))\s*$", re.IGNORECASE)
+_REPEAT = re.compile(
+    r"\s*(?:[(（\[【]\s*(?:[x×*]\s*([2-8])|([2-8])\s*[x×])\s*[)）\]】]|\s[x×]\s?([2-8])|×\s?([2-8]))\s*$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,9 @@ class Section:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise InputError(f"section kind {self.kind!r} is unknown: use one of {', '.join(KINDS)}")
+            raise InputError(
+                f"section kind {self.kind!r} is unknown: use one of {', '.join(KINDS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,9 @@ def parse_lyrics(text: str, *, source: str = "lyrics") -> Lyrics:
     Raises InputError, naming the line, for an unknown or unclosed tag; for text with neither a line nor a section; for binary data.
     """
     if "\0" in text:
-        raise InputError(f"{source} holds NUL characters, so it is no plain text: save the lyrics as a UTF-8 text file")
+        raise InputError(
+            f"{source} holds NUL characters, so it is no plain text: save the lyrics as a UTF-8 text file"
+        )
     reader = _Reader(source)
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         reader.line(line, number)
@@ -115,12 +134,16 @@ class _Reader:
                 times *= int(next(group for group in repeat.groups() if group))
                 text = text[: repeat.start()]
                 if not text:
-                    self.notes.append(f"line {number}: '{repeat[0].strip()}' stands alone and is dropped: write out what is sung again")
+                    self.notes.append(
+                        f"line {number}: '{repeat[0].strip()}' stands alone and is dropped: write out what is sung again"
+                    )
             elif tagged := _leading_tag(text, number, self.source):
                 tag, text = tagged
                 for extra in tag.extras:
                     advice = "singers, instruments and moods belong in the description"
-                    self.notes.append(f"line {number}: '{extra}' in the tag [{tag.kind}] is dropped: {advice}")
+                    self.notes.append(
+                        f"line {number}: '{extra}' in the tag [{tag.kind}] is dropped: {advice}"
+                    )
                 self.sections.append((tag, number, []))
             elif _CREDIT.fullmatch(text):
                 self.drop("credits", number)
@@ -134,11 +157,15 @@ class _Reader:
         if text:
             self.sing(text, number, times=min(times, 8))
         elif times > 1 and len(self.sections) > started:
-            self.notes.append(f"line {number}: a section is not repeated by its tag: write it again to have it sung again")
+            self.notes.append(
+                f"line {number}: a section is not repeated by its tag: write it again to have it sung again"
+            )
 
     def sing(self, text: str, number: int, *, times: int) -> None:
         if times > 1:
-            self.notes.append(f"line {number}: the repeat mark is read as: sing this line {times} times")
+            self.notes.append(
+                f"line {number}: the repeat mark is read as: sing this line {times} times"
+            )
         if not self.sections:
             self.notes.append(f"line {number}: words before any tag are sung as a [verse]")
             self.sections.append((Tag("verse"), number, []))
@@ -149,10 +176,18 @@ class _Reader:
         before = None
         while text != before:
             before = text
-            text = "".join(char for char in text if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf"))
+            text = "".join(
+                char
+                for char in text
+                if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf")
+            )
             text = " ".join(unicodedata.normalize("NFC", text).split())
-            if len(_LINE_STAMP.findall(text)) > 1 and re.fullmatch(rf"(?:{_LINE_STAMP.pattern}\s*)+[^\[]+", text):
-                self.notes.append(f"line {number}: several time stamps ask for repeats, but it is sung once, where it stands")
+            if len(_LINE_STAMP.findall(text)) > 1 and re.fullmatch(
+                rf"(?:{_LINE_STAMP.pattern}\s*)+[^\[]+", text
+            ):
+                self.notes.append(
+                    f"line {number}: several time stamps ask for repeats, but it is sung once, where it stands"
+                )
             for what, pattern in (("time stamps", _STAMP), ("LRC headers", _LRC_HEADER)):
                 text, count = pattern.subn("", text)
                 if count:
@@ -166,16 +201,28 @@ class _Reader:
 
     def lyrics(self) -> Lyrics:
         if not self.sections:
-            what = f"holds nothing to sing besides {' and '.join(self.dropped)}" if self.dropped else "is empty"
-            raise InputError(f"{self.source} {what}: write at least one line, or ask for an instrumental with the single tag [inst]")
-        notes = [f"{what} are dropped ({_lines(numbers)})" for what, numbers in self.dropped.items()] + self.notes
-        sections = tuple(Section(tag.kind, tag.index, tuple(lines)) for tag, _, lines in self.sections)
+            what = (
+                f"holds nothing to sing besides {' and '.join(self.dropped)}"
+                if self.dropped
+                else "is empty"
+            )
+            raise InputError(
+                f"{self.source} {what}: write at least one line, or ask for an instrumental with the single tag [inst]"
+            )
+        notes = [
+            f"{what} are dropped ({_lines(numbers)})" for what, numbers in self.dropped.items()
+        ] + self.notes
+        sections = tuple(
+            Section(tag.kind, tag.index, tuple(lines)) for tag, _, lines in self.sections
+        )
         result = Lyrics(sections, tuple(notes))
         if result.instrumental:
             return result
         for tag, number, lines in self.sections:
             if not lines and tag.kind not in INSTRUMENTAL_KINDS:
-                notes.append(f"line {number}: [{tag.kind}] has no words, so it is played, not sung: write them out if they should be sung")
+                notes.append(
+                    f"line {number}: [{tag.kind}] has no words, so it is played, not sung: write them out if they should be sung"
+                )
         return Lyrics(sections, tuple(notes))
 
 
@@ -192,7 +239,9 @@ def _leading_tag(text: str, number: int, source: str) -> tuple[Tag, str] | None:
                 raise _unknown(plain[start : end + 1], number, source)
             return tag, text[end + 1 :].lstrip(_ORNAMENT + ":：")
         if opening in "[【":
-            raise InputError(f"{source}, line {number}: {text[:40]!r} opens a tag and does not close it: add {_STRICT[opening]!r}")
+            raise InputError(
+                f"{source}, line {number}: {text[:40]!r} opens a tag and does not close it: add {_STRICT[opening]!r}"
+            )
         return None
     trimmed = plain[start:].rstrip(_ORNAMENT + ":")
     if opening in _SOFT and trimmed.endswith(_SOFT[opening]):
@@ -209,7 +258,9 @@ def _leading_tag(text: str, number: int, source: str) -> tuple[Tag, str] | None:
 def _unknown(tag: str, number: int, source: str) -> InputError:
     meant = near_miss(tag[1:-1])
     hint = f"did you mean {meant}? " if meant else ""
-    return InputError(f"{source}, line {number}: unknown section tag {tag!r}: {hint}Accepted are {accepted()}. Backing vocals go in ( )")
+    return InputError(
+        f"{source}, line {number}: unknown section tag {tag!r}: {hint}Accepted are {accepted()}. Backing vocals go in ( )"
+    )
 
 
 def _lines(numbers: list[int]) -> str:

@@ -44,7 +44,17 @@ _SPELLINGS = {
     " yi ya yo ye yao you yan yin yang ying yong wu wa wo wai wei wan wen wang weng wong yu yue yuan yun",
 }
 # spelling -> final, where they differ; j q x, y and w are handled in _final
-_FINALS = {"iu": "iou", "ui": "uei", "un": "uen", "ê": "eh", "yo": "io", "you": "iou", "wei": "uei", "wen": "uen", "wong": "ong"}
+_FINALS = {
+    "iu": "iou",
+    "ui": "uei",
+    "un": "uen",
+    "ê": "eh",
+    "yo": "io",
+    "you": "iou",
+    "wei": "uei",
+    "wen": "uen",
+    "wong": "ong",
+}
 _APICAL = dict.fromkeys(("z", "c", "s"), "iz") | dict.fromkeys(("zh", "ch", "sh", "r"), "ir")
 INITIALS = tuple(initial for initial in _SPELLINGS if initial)
 TONES = "12345"
@@ -107,7 +117,10 @@ _SUNG_PHRASES = {
 
 def is_han(char: str) -> bool:
     """True for a Chinese character of any plane, 〇 and the repetition mark 々."""
-    return char in _HAN_EXTRA or (char > "\u2e7f" and unicodedata.name(char, "").startswith(("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH")))
+    return char in _HAN_EXTRA or (
+        char > "\u2e7f"
+        and unicodedata.name(char, "").startswith(("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH"))
+    )
 
 
 def _final(initial: str, spelling: str) -> str:
@@ -129,7 +142,11 @@ def _final(initial: str, spelling: str) -> str:
 @functools.cache
 def syllables() -> dict[str, tuple[str, str]]:
     """Every legal toneless syllable -> (initial or "", final). 430 or so entries."""
-    return {initial + rime: (initial, _final(initial, rime)) for initial, rimes in _SPELLINGS.items() for rime in rimes.split()}
+    return {
+        initial + rime: (initial, _final(initial, rime))
+        for initial, rimes in _SPELLINGS.items()
+        for rime in rimes.split()
+    }
 
 
 @functools.cache
@@ -188,7 +205,9 @@ def _expand_repetition(text: str) -> str:
 def _dictionary(text: str) -> list[str | None]:
     from pypinyin import Style, lazy_pinyin
 
-    def unknown(chunk: str) -> Any:  # one entry a character; pypinyin's annotation knows only strings
+    def unknown(
+        chunk: str,
+    ) -> Any:  # one entry a character; pypinyin's annotation knows only strings
         return ["?"] * len(chunk)
 
     def read(part: str) -> list[str]:
@@ -214,7 +233,12 @@ def _apply_phrases(text: str, readings: list[str | None]) -> None:
 
 def _adverbial(text: str, place: int) -> bool:
     """地 is de5 after a doubled character with something to modify behind it: 静静地看, 空荡荡地响."""
-    return text[place] == "地" and 2 <= place < len(text) - 1 and text[place - 1] == text[place - 2] and not text.startswith("地方", place)
+    return (
+        text[place] == "地"
+        and 2 <= place < len(text) - 1
+        and text[place - 1] == text[place - 2]
+        and not text.startswith("地方", place)
+    )
 
 
 def _complement(text: str, place: int) -> bool:
@@ -223,4 +247,7 @@ def _complement(text: str, place: int) -> bool:
 
     if text[place] != "得" or place in (0, len(text) - 1) or text[place + 1] in "到了以意知":
         return False
-    return text[place - 1 : place + 1] not in phrases_dict and text[place : place + 2] not in phrases_dict
+    return (
+        text[place - 1 : place + 1] not in phrases_dict
+        and text[place : place + 2] not in phrases_dict
+    )

@@ -23,10 +23,24 @@ NUMBER = re.compile(
 )
 _SUFFIX = re.compile(r"(?:st|nd|rd|th|'?s)$", re.IGNORECASE)
 _DIGITS = "零一二三四五六七八九"
-_MEASURES = frozenset("个天年月日号次里公米度岁分秒点块元颗朵封页首步遍种句杯夜人万亿千百路楼层小周座条张双只位支场片件多余瓶滴束根盏站道")
-_LIANG = frozenset("个天年次里度分秒点块元颗朵封页首步遍种句杯夜人万亿千小周座条张双只位支场片件瓶滴束根盏站道")
-_MONEY = {"$": ("dollar", "美元"), "£": ("pound", "英镑"), "€": ("euro", "欧元"), "¥": ("yuan", "元")}
-_FRACTIONS = {("1", "2"): "one half", ("1", "4"): "one quarter", ("3", "4"): "three quarters", ("1", "3"): "one third"}
+_MEASURES = frozenset(
+    "个天年月日号次里公米度岁分秒点块元颗朵封页首步遍种句杯夜人万亿千百路楼层小周座条张双只位支场片件多余瓶滴束根盏站道"
+)
+_LIANG = frozenset(
+    "个天年次里度分秒点块元颗朵封页首步遍种句杯夜人万亿千小周座条张双只位支场片件瓶滴束根盏站道"
+)
+_MONEY = {
+    "$": ("dollar", "美元"),
+    "£": ("pound", "英镑"),
+    "€": ("euro", "欧元"),
+    "¥": ("yuan", "元"),
+}
+_FRACTIONS = {
+    ("1", "2"): "one half",
+    ("1", "4"): "one quarter",
+    ("3", "4"): "three quarters",
+    ("1", "3"): "one third",
+}
 _PHONE = 7  # so many digits without a comma are read one by one
 
 
@@ -38,8 +52,20 @@ def in_mandarin(number: str, *, following: str = "") -> str:
         return "百分之" + _value(body[:-1])
     if ":" in body:
         hours, minutes = body.split(":")
-        spoken = _value(str(int(hours))).replace("二", "两") if int(hours) == 2 else _value(str(int(hours)))
-        return spoken + "点" + ("" if minutes == "00" else ("零" if minutes[0] == "0" else "") + _value(str(int(minutes))))
+        spoken = (
+            _value(str(int(hours))).replace("二", "两")
+            if int(hours) == 2
+            else _value(str(int(hours)))
+        )
+        return (
+            spoken
+            + "点"
+            + (
+                ""
+                if minutes == "00"
+                else ("零" if minutes[0] == "0" else "") + _value(str(int(minutes)))
+            )
+        )
     if "-" in body:
         return "".join(_DIGITS[int(digit)] for digit in body if digit.isdecimal())
     if "\u2044" in body:
@@ -68,7 +94,11 @@ def _value(body: str) -> str:
     import cn2an
 
     whole, _, decimals = body.partition(".")
-    spoken = cn2an.an2cn(str(int(whole)), "low") if len(whole) <= 16 else "".join(_DIGITS[int(digit)] for digit in whole)
+    spoken = (
+        cn2an.an2cn(str(int(whole)), "low")
+        if len(whole) <= 16
+        else "".join(_DIGITS[int(digit)] for digit in whole)
+    )
     spoken = re.sub(r"^二(?=[千万亿])", "两", re.sub(r"^一十", "十", spoken))
     return spoken + ("点" + "".join(_DIGITS[int(digit)] for digit in decimals) if decimals else "")
 
@@ -89,22 +119,31 @@ def in_english(number: str) -> str:
     if body.endswith("%"):
         return in_english(body[:-1]) + " percent"
     if ordinal := re.fullmatch(r"(\d+)(?:st|nd|rd|th)", body, re.IGNORECASE):
-        return _spell(int(ordinal[1]), "ordinal") if len(ordinal[1]) < _PHONE else _digits(ordinal[1])
+        return (
+            _spell(int(ordinal[1]), "ordinal") if len(ordinal[1]) < _PHONE else _digits(ordinal[1])
+        )
     if decade := re.fullmatch(r"(\d+)'?s", body, re.IGNORECASE):
         words = in_english(decade[1])
         return re.sub("y$", "ie", words) + "s"
     body = _SUFFIX.sub("", body)  # nobody says the plural of 12:30 or the ordinal of 1/4
     if ":" in body:
         hours, minutes = body.split(":")
-        late = "" if minutes == "00" else (" oh " if minutes[0] == "0" else " ") + _spell(int(minutes))
+        late = (
+            "" if minutes == "00" else (" oh " if minutes[0] == "0" else " ") + _spell(int(minutes))
+        )
         return _spell(int(hours)) + (late or " o'clock")
     if "-" in body:
         return _digits(body)
     if "\u2044" in body:
         top, bottom = body.split("\u2044")
-        return _FRACTIONS.get((top, bottom)) or f"{_english_value(top, plain=True)} over {_english_value(bottom, plain=True)}"
+        return (
+            _FRACTIONS.get((top, bottom))
+            or f"{_english_value(top, plain=True)} over {_english_value(bottom, plain=True)}"
+        )
     words = _english_value(body, plain=bool(money))
-    return words + (f" {money[0]}" + ("s" if body != "1" and money[0] != "yuan" else "") if money else "")
+    return words + (
+        f" {money[0]}" + ("s" if body != "1" and money[0] != "yuan" else "") if money else ""
+    )
 
 
 def _english_value(body: str, *, plain: bool) -> str:
@@ -112,7 +151,11 @@ def _english_value(body: str, *, plain: bool) -> str:
     if decimals:
         return f"{_english_value(whole, plain=True)} point {_digits(decimals)}"
     if "," in whole:
-        return _spell(int(whole.replace(",", ""))).replace(",", "") if len(whole) < 20 else _digits(whole)
+        return (
+            _spell(int(whole.replace(",", ""))).replace(",", "")
+            if len(whole) < 20
+            else _digits(whole)
+        )
     if len(whole) >= _PHONE or (len(whole) > 1 and whole[0] == "0"):
         return _digits(whole)
     if len(whole) == 4 and 1100 <= int(whole) < 2100 and not plain:

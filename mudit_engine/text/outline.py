@@ -31,8 +31,14 @@ LONGEST_NOTE_SECONDS, LONGEST_LAST_SECONDS = 0.9, 1.5
 EDGE_BARS = 1  # of an intro, an outro or another part with no words, where nothing asks for more
 TAIL_SECONDS = 0.8  # behind the last bar, for the last chord to ring
 _SLOW = re.compile(r"慢|舒缓|缓缓|抒情|\b(?:slow(?:ly)?|calm|ballad|lullaby)\b", re.IGNORECASE)
-_FAST = re.compile(r"(?<!不)(?:很|太)?快|动感|劲爆|跑起来|\b(?:fast|quick|upbeat|lively|energetic|run)\b", re.IGNORECASE)
-_MEDIUM = re.compile(r"不快不慢|中等速度|中速|散步|\b(?:medium|mid-?tempo|walking pace|not too fast)\b", re.IGNORECASE)
+_FAST = re.compile(
+    r"(?<!不)(?:很|太)?快|动感|劲爆|跑起来|\b(?:fast|quick|upbeat|lively|energetic|run)\b",
+    re.IGNORECASE,
+)
+_MEDIUM = re.compile(
+    r"不快不慢|中等速度|中速|散步|\b(?:medium|mid-?tempo|walking pace|not too fast)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ def token_times(song: PhonemeSequence, syllables: np.ndarray) -> np.ndarray:
 
 def planned_seconds(song: PhonemeSequence, *, bpm: float) -> float:
     """Whole seconds of the plan when nothing is stretched or cut."""
-    bars = sum(sum(_line_bars(count, bpm) for count in lines) or EDGE_BARS for _, lines in lines_of_sections(song))
+    bars = sum(
+        sum(_line_bars(count, bpm) for count in lines) or EDGE_BARS
+        for _, lines in lines_of_sections(song)
+    )
     return float(math.ceil(bars * BEATS * 60 / bpm + TAIL_SECONDS))
 
 
@@ -101,11 +110,24 @@ def plan_bars(song: PhonemeSequence | None, *, bpm: float, seconds: float) -> Ba
     if song is None:
         return Bars(bar, (("verse", total),))
     plan = _plan(song, bpm, seconds)
-    named = [("intro", plan.before), *((name, sum(lengths)) for (name, _), lengths in zip(plan.sections, plan.bars, strict=True))]
+    named = [
+        ("intro", plan.before),
+        *(
+            (name, sum(lengths))
+            for (name, _), lengths in zip(plan.sections, plan.bars, strict=True)
+        ),
+    ]
     needed = sum(count for _, count in named)
-    ends = [round(end * min(1.0, total / needed)) for end in itertools.accumulate(count for _, count in named)]
-    named = [(name, end - start) for (name, _), start, end in zip(named, [0, *ends], ends, strict=False)]
-    return Bars(bar, tuple((name, count) for name, count in (*named, ("outro", total - ends[-1])) if count))
+    ends = [
+        round(end * min(1.0, total / needed))
+        for end in itertools.accumulate(count for _, count in named)
+    ]
+    named = [
+        (name, end - start) for (name, _), start, end in zip(named, [0, *ends], ends, strict=False)
+    ]
+    return Bars(
+        bar, tuple((name, count) for name, count in (*named, ("outro", total - ends[-1])) if count)
+    )
 
 
 def _whole_bars(seconds: float, bar: float) -> int:
@@ -167,7 +189,11 @@ def _rhythm(syllables: int, bars: int, bpm: float) -> Sequence[tuple[int, int]]:
     longest = max(1, int(LONGEST_NOTE_SECONDS / seconds))
     lengths = [min(longest, slots // max(syllables, 1))] * syllables
     spare = slots - sum(lengths)
-    while spare and lengths[-1] * seconds + seconds <= LONGEST_LAST_SECONDS and lengths[-1] <= lengths[0]:
+    while (
+        spare
+        and lengths[-1] * seconds + seconds <= LONGEST_LAST_SECONDS
+        and lengths[-1] <= lengths[0]
+    ):
         lengths[-1], spare = lengths[-1] + 1, spare - 1
     for place in range(syllables - 2, -1, -2):  # every other note, from the end
         if spare and lengths[place] < longest:

@@ -28,13 +28,34 @@ LINE_REST_SECONDS, SHORTEST_LINE_REST_SECONDS = 0.6, 0.2  # behind every line
 SHORTEST_LINE_SECONDS = 2.0  # a comfortable line, its rest included: one bar of a slow song
 SECTION_REST_SECONDS = 1.5  # before every sung section but the first
 EDGE_SECONDS = 4.0  # before and after the words where no intro or outro asks for more
-PLAYED_SECONDS = {"intro": 8.0, "interlude": 8.0, "inst": 16.0, "solo": 12.0, "break": 4.0, "drop": 8.0, "outro": 8.0}
+PLAYED_SECONDS = {
+    "intro": 8.0,
+    "interlude": 8.0,
+    "inst": 16.0,
+    "solo": 12.0,
+    "break": 4.0,
+    "drop": 8.0,
+    "outro": 8.0,
+}
 PLAYED_SECONDS_OTHERWISE = 8.0  # a verse or chorus with no words
 INSTRUMENTAL_SECONDS = 30.0  # the least for a song with no words at all
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\u2032"), "'")
 _LATIN = str.maketrans(
-    {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ł": "l", "Ł": "L", "ı": "i"}
+    {
+        "ß": "ss",
+        "æ": "ae",
+        "Æ": "Ae",
+        "œ": "oe",
+        "Œ": "Oe",
+        "ø": "o",
+        "Ø": "O",
+        "đ": "d",
+        "Đ": "D",
+        "ł": "l",
+        "Ł": "L",
+        "ı": "i",
+    }
 )
 _BREATHS = frozenset(",;:.!?、。，；：！？…—–·|/")
 _MUTE = frozenset("~^_*=<>+\\")
@@ -64,13 +85,22 @@ class PhonemeSequence:
 def phonemize(lyrics: Lyrics, *, vocabulary: Vocabulary | None = None) -> PhonemeSequence:
     """Tokens of all sections in order. Raises InputError, naming the line, for an override in braces that is no pinyin or ARPAbet."""
     vocabulary = vocabulary or Vocabulary.load()
-    song = _Song(han=any(map(mandarin.is_han, "".join(line.text for section in lyrics.sections for line in section.lines))))
+    song = _Song(
+        han=any(
+            map(
+                mandarin.is_han,
+                "".join(line.text for section in lyrics.sections for line in section.lines),
+            )
+        )
+    )
     for section in lyrics.sections:
         song.mark(f"<{section.kind}>")
         for line in section.lines:
             _Line(line, song).read()
     ids = tuple(map(vocabulary.id, song.tokens))
-    return PhonemeSequence(ids, tuple(song.tokens), song.syllables, tuple(song.syllable_of), tuple(song.all_notes()))
+    return PhonemeSequence(
+        ids, tuple(song.tokens), song.syllables, tuple(song.syllable_of), tuple(song.all_notes())
+    )
 
 
 @dataclass
@@ -105,7 +135,11 @@ class _Song:
         self.syllables += places[-1] + 1
 
     def all_notes(self) -> list[str]:
-        ways = {"letters": "spelled out", "rules": "read by the rules of spelling", "derived": "read from the words it is made of"}
+        ways = {
+            "letters": "spelled out",
+            "rules": "read by the rules of spelling",
+            "derived": "read from the words it is made of",
+        }
         for word, (number, said) in self.guessed.items():
             phones = " ".join(said.phones)
             self.notes.append(
@@ -137,7 +171,9 @@ class _Line:
             elif match := numbers.NUMBER.match(self.text, self.place):
                 self.place = match.end()
                 self.spoken(*self.in_words(match))
-            elif char in _SYMBOLS and (words := _SYMBOLS[char][0 if self.mandarin_here(self.place, self.place + 1) else 1]):
+            elif char in _SYMBOLS and (
+                words := _SYMBOLS[char][0 if self.mandarin_here(self.place, self.place + 1) else 1]
+            ):
                 self.place += 1
                 self.spoken(words, chinese=mandarin.is_han(words[0]))
             elif char in "{}":
@@ -169,7 +205,9 @@ class _Line:
                 syllables = [self.pinyin(part, match[0]) for part in match[1].split()]
                 if not 1 <= len(syllables) <= len(chars):
                     counts = f"{len(syllables)} syllables for the {len(chars)} characters before it"
-                    raise InputError(f"line {self.number}: {match[0]} has {counts}: write one for each, at least one and no more")
+                    raise InputError(
+                        f"line {self.number}: {match[0]} has {counts}: write one for each, at least one and no more"
+                    )
                 given |= dict(enumerate(syllables, start=len(chars) - len(syllables)))
                 self.place = match.end()
             else:
@@ -189,7 +227,9 @@ class _Line:
         for place, syllable in enumerate(mandarin.read_han(text)):
             syllable = given.get(place, syllable)
             if syllable == mandarin.ERHUA and (text[place] not in "儿兒" or not self.sung):
-                raise InputError(f"line {self.number}: {{r}} is for a 儿 that colours the syllable before it on its line, as in 点儿{{r}}")
+                raise InputError(
+                    f"line {self.number}: {{r}} is for a 儿 that colours the syllable before it on its line, as in 点儿{{r}}"
+                )
             if syllable is None:
                 self.unsung.setdefault("characters with no known reading", []).append(text[place])
                 continue
@@ -230,7 +270,11 @@ class _Line:
     def in_words(self, match: re.Match[str]) -> tuple[str, bool]:
         chinese = self.mandarin_here(match.start(), match.end())
         following = self.text[match.end() : match.end() + 1]
-        return (numbers.in_mandarin(match[0], following=following) if chinese else numbers.in_english(match[0])), chinese
+        return (
+            numbers.in_mandarin(match[0], following=following)
+            if chinese
+            else numbers.in_english(match[0])
+        ), chinese
 
     def spoken(self, text: str, chinese: bool) -> None:
         if chinese:
@@ -266,18 +310,26 @@ class _Line:
     def report(self) -> None:
         for script, chars in self.unsung.items():
             shown = "".join(chars[:12]) + ("..." if len(chars) > 12 else "")
-            self.song.notes.append(f"line {self.number}: '{shown}' ({script}) cannot be sung: Mandarin and English can")
+            self.song.notes.append(
+                f"line {self.number}: '{shown}' ({script}) cannot be sung: Mandarin and English can"
+            )
         if not self.sung:
             what = "nothing else is left" if self.unsung else f"'{self.text[:20]}' has no words"
             self.song.notes.append(f"line {self.number}: {what}, so this line is not sung")
         elif "hiragana" in self.unsung or "katakana" in self.unsung:
-            self.song.notes.append(f"line {self.number}: its Chinese characters are read in Mandarin, not in Japanese")
+            self.song.notes.append(
+                f"line {self.number}: its Chinese characters are read in Mandarin, not in Japanese"
+            )
 
 
 @functools.lru_cache(maxsize=4096)
 def _fold(text: str) -> str:
     """NFKC with plain apostrophes; Latin letters lose their accents, but not inside braces, where ü and tone marks count."""
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_LATIN).translate(_APOSTROPHES)
+    text = (
+        unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
+        .translate(_LATIN)
+        .translate(_APOSTROPHES)
+    )
     folded, in_braces = [], False
     for char in text:
         in_braces = char == "{" or (in_braces and char != "}")
@@ -335,7 +387,10 @@ def seconds_for(lyrics: Lyrics | PhonemeSequence) -> float:
     song = lyrics if isinstance(lyrics, PhonemeSequence) else phonemize(lyrics)
     parts = lines_of_sections(song)
     if not song.syllables:
-        return max(INSTRUMENTAL_SECONDS, sum(PLAYED_SECONDS.get(kind, PLAYED_SECONDS_OTHERWISE) for kind, _ in parts))
+        return max(
+            INSTRUMENTAL_SECONDS,
+            sum(PLAYED_SECONDS.get(kind, PLAYED_SECONDS_OTHERWISE) for kind, _ in parts),
+        )
     total, sung_before = 0.0, False
     for kind, lines in parts:
         if not lines:
@@ -343,7 +398,9 @@ def seconds_for(lyrics: Lyrics | PhonemeSequence) -> float:
             continue
         total += SECTION_REST_SECONDS if sung_before else 0.0
         rate = COMFORTABLE_RAP_RATE if kind == "rap" else COMFORTABLE_RATE
-        total += sum(max(SHORTEST_LINE_SECONDS, count / rate + LINE_REST_SECONDS) for count in lines)
+        total += sum(
+            max(SHORTEST_LINE_SECONDS, count / rate + LINE_REST_SECONDS) for count in lines
+        )
         sung_before = True
     total += sum(EDGE_SECONDS for _, lines in (parts[0], parts[-1]) if lines)
     return float(math.ceil(total))

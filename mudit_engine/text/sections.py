@@ -1,7 +1,7 @@
 """Names of song sections: what people write in a tag -> the canonical kind, and what else the tag said.
 
-    read_tag("Verse 2: Anna")   Tag(kind='verse', index=2, extras=('Anna',))
-    read_tag("副歌")             Tag(kind='chorus', index=None, extras=())
+read_tag("Verse 2: Anna")   Tag(kind='verse', index=2, extras=('Anna',))
+read_tag("副歌")             Tag(kind='chorus', index=None, extras=())
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ _INSTRUMENTS = _bag(
     "口琴 笛子 长笛 長笛 二胡 古筝 古箏 琵琶 弦乐 弦樂 电吉他 電吉他 木吉他 音乐 音樂",
 )
 _ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 8}
-_WORDS = {word: number for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)}
+_WORDS = {
+    word: number
+    for number, word in enumerate(("one", "two", "three", "four", "five", "six"), start=1)
+}
 _WORDS |= {word: number for number, word in enumerate("一二三四五六七八九十", start=1)}
 _ORDINAL = {"first": 1, "second": 2, "third": 3, "第一": 1}
 # Sung too often to be a tag in round brackets or without any.
@@ -79,7 +82,9 @@ def _kinds() -> dict[str, str]:
 
 def normalise(text: str) -> str:
     """NFKC, lower case, one blank for every run of blanks, hyphens and underscores."""
-    return re.sub(r"[\s_\-\u2010-\u2015]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return re.sub(
+        r"[\s_\-\u2010-\u2015]+", " ", unicodedata.normalize("NFKC", text).casefold()
+    ).strip()
 
 
 def read_tag(text: str) -> Tag | None:
@@ -108,7 +113,12 @@ def read_bare(text: str, *, announced: bool = False) -> Tag | None:
     """
     tag = read_tag(text)
     name = re.sub(r"\s*[0-9]+$", "", normalise(text))
-    if tag is None or tag.extras or name in _SUNG_WORDS or (name in _BRACKETS_ONLY and tag.index is None and not announced):
+    if (
+        tag is None
+        or tag.extras
+        or name in _SUNG_WORDS
+        or (name in _BRACKETS_ONLY and tag.index is None and not announced)
+    ):
         return None
     return None if name.isascii() and len(name) < 3 else tag
 
@@ -118,7 +128,11 @@ def _read_name(text: str) -> Tag | None:
     text = normalise(text)
     extras = [inner for inner in re.findall(r"\(([^()]*)\)", text) if inner]
     text = re.sub(r"\([^()]*\)", " ", text)
-    text = re.sub(r"(?<=[\u3400-\u9fff])(?=[a-z0-9])|(?<=[a-z0-9])(?=[\u3400-\u9fff])", " ", text.replace("段 ", "段")).strip()
+    text = re.sub(
+        r"(?<=[\u3400-\u9fff])(?=[a-z0-9])|(?<=[a-z0-9])(?=[\u3400-\u9fff])",
+        " ",
+        text.replace("段 ", "段"),
+    ).strip()
     text = re.sub(r"\b([abc]) 段", r"\1段", text)
     words = [word for word in re.split(r"[\s/|,、&+]+", text) if word]
     if not words or len(words) > 6:
@@ -126,7 +140,14 @@ def _read_name(text: str) -> Tag | None:
     kind, index, unknown = None, None, []
     place = 0
     while place < len(words):
-        size = next((n for n in (3, 2, 1) if place + n <= len(words) and " ".join(words[place : place + n]) in _kinds()), 0)
+        size = next(
+            (
+                n
+                for n in (3, 2, 1)
+                if place + n <= len(words) and " ".join(words[place : place + n]) in _kinds()
+            ),
+            0,
+        )
         found = _kinds()[" ".join(words[place : place + size])] if size else None
         number = _index(words[place], after_name=kind is not None) if size <= 1 else None
         if number is not None and (kind is not None or size == 0):
@@ -182,12 +203,17 @@ def _glued(word: str) -> tuple[str, int | None] | None:
 
 def accepted() -> str:
     """The accepted tags in one line, for messages."""
-    return ", ".join(f"[{kind}]" for kind in KINDS) + ", numbered or not, also in Chinese (【主歌】, 【副歌】, ...)"
+    return (
+        ", ".join(f"[{kind}]" for kind in KINDS)
+        + ", numbered or not, also in Chinese (【主歌】, 【副歌】, ...)"
+    )
 
 
 def near_miss(text: str) -> str | None:
     """The canonical tag a misspelled one probably meant."""
     plain = re.sub(r"[\s\d:]+$", "", normalise(text))
-    names = [name for name in _kinds() if len(name) > 1 and (name.isascii() or name[0] == plain[:1])]
+    names = [
+        name for name in _kinds() if len(name) > 1 and (name.isascii() or name[0] == plain[:1])
+    ]
     found = difflib.get_close_matches(plain, names, n=1, cutoff=0.6 if plain.isascii() else 0.5)
     return f"[{_kinds()[found[0]]}]" if found else None

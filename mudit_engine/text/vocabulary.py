@@ -47,7 +47,9 @@ class Vocabulary:
         try:
             return self._ids[token]
         except KeyError:
-            raise InputError(f"token {token!r} is not in vocabulary {self.version}: was it made for another version?") from None
+            raise InputError(
+                f"token {token!r} is not in vocabulary {self.version}: was it made for another version?"
+            ) from None
 
     def token(self, id: int) -> str:
         """Token of an id in [0, len). Raises InputError outside of it."""
@@ -61,19 +63,29 @@ class Vocabulary:
 
     def tokens(self, family: str | None = None) -> tuple[str, ...]:
         """All tokens in id order, or those of one family."""
-        return tuple(token for token, kind in zip(self._tokens, self._families, strict=True) if family in (None, kind))
+        return tuple(
+            token
+            for token, kind in zip(self._tokens, self._families, strict=True)
+            if family in (None, kind)
+        )
 
     def _check(self, id: int) -> None:
         if not 0 <= id < len(self):
-            raise InputError(f"token id {id} is outside vocabulary {self.version} (0 to {len(self) - 1})")
+            raise InputError(
+                f"token id {id} is outside vocabulary {self.version} (0 to {len(self) - 1})"
+            )
 
 
 @functools.cache
 def _load(version: str) -> Vocabulary:
     folder = files("mudit_engine") / "assets" / "vocabulary"
-    shipped = sorted(entry.name.removesuffix(".tsv") for entry in folder.iterdir() if entry.name.endswith(".tsv"))
+    shipped = sorted(
+        entry.name.removesuffix(".tsv") for entry in folder.iterdir() if entry.name.endswith(".tsv")
+    )
     if version not in shipped:
-        raise InputError(f"vocabulary version {version!r} does not exist: this release has {', '.join(shipped)}")
+        raise InputError(
+            f"vocabulary version {version!r} does not exist: this release has {', '.join(shipped)}"
+        )
     rows = []
     for line in (folder / f"{version}.tsv").read_text(encoding="utf-8").splitlines():
         token, family = line.split("\t")

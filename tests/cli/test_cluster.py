@@ -18,20 +18,54 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
 
 
 FEW = ("--checkpointing", "full", "--zero-stage", "1")
-TINY = ("plan", "--preset", "tiny", "--nodes", "2", "--gpus-per-node", "4", "--batch-songs", "256", *FEW)
+TINY = (
+    "plan",
+    "--preset",
+    "tiny",
+    "--nodes",
+    "2",
+    "--gpus-per-node",
+    "4",
+    "--batch-songs",
+    "256",
+    *FEW,
+)
 
 
 def test_a_plan_of_the_tiny_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    results = document(capsys, *TINY, "--plots", str(tmp_path), "--nics", "1", "--assume", "gemm=0.5", "--songs", "1000")
+    results = document(
+        capsys,
+        *TINY,
+        "--plots",
+        str(tmp_path),
+        "--nics",
+        "1",
+        "--assume",
+        "gemm=0.5",
+        "--songs",
+        "1000",
+    )
     assert results["cluster"]["world"] == 8
-    assert (results["cluster"]["nics"], results["assumptions"]["gemm"], results["training"]["songs"]) == (1, 0.5, 1000)
-    assert {(row["zero_stage"], row["checkpointing"]) for row in results["options"]} == {(1, "full")}
+    assert (
+        results["cluster"]["nics"],
+        results["assumptions"]["gemm"],
+        results["training"]["songs"],
+    ) == (1, 0.5, 1000)
+    assert {(row["zero_stage"], row["checkpointing"]) for row in results["options"]} == {
+        (1, "full")
+    }
     best = results["best"]
     assert best["memory_bytes"] == sum(best["memory"].values())
     assert all(Path(path).is_file() for path in results["plots"])
     assert run([*TINY]) == 0
     out = capsys.readouterr().out
-    for words in ("Options, best first", "GPU-hours*", "64 GPUs x 35 days", "* modelled, assuming", "--launch slurm"):
+    for words in (
+        "Options, best first",
+        "GPU-hours*",
+        "64 GPUs x 35 days",
+        "* modelled, assuming",
+        "--launch slurm",
+    ):
         assert words in out
 
 
@@ -49,14 +83,36 @@ def test_a_plan_of_the_tiny_model(capsys: pytest.CaptureFixture[str], tmp_path: 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_planned(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_planned(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["plan", *arguments]) == 2
     assert words in capsys.readouterr().err
 
 
 def test_train_writes_launch_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    shape = ("--launch", "slurm", "--nodes", "2", "--gpus-per-node", "8", "--set", "data.packs_per_step=32", "--out", str(tmp_path))
-    results = document(capsys, "train", "tiny-dit-pretrain", *shape, "--sbatch", "partition=a100", "--env", "NCCL_IB_HCA=mlx5")
+    shape = (
+        "--launch",
+        "slurm",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "8",
+        "--set",
+        "data.packs_per_step=32",
+        "--out",
+        str(tmp_path),
+    )
+    results = document(
+        capsys,
+        "train",
+        "tiny-dit-pretrain",
+        *shape,
+        "--sbatch",
+        "partition=a100",
+        "--env",
+        "NCCL_IB_HCA=mlx5",
+    )
     assert results["command"] == ["sbatch", str(tmp_path / "launch" / "job.sbatch")]
     assert results["environment"]["NCCL_IB_HCA"] == "mlx5"
     text = (tmp_path / "launch" / "job.sbatch").read_text()
@@ -76,16 +132,33 @@ REPORT = {
     "world": 2,
     "hosts": ["n1"],
     "checks": [{"name": "clocks", "status": "failed", "found": "40 s", "mend": "chrony"}],
-    "collectives": [{"collective": "all-reduce", "mib": 1, "ms_p50": 1.0, "bus_gbs": 1.0, "right": True}],
+    "collectives": [
+        {"collective": "all-reduce", "mib": 1, "ms_p50": 1.0, "bus_gbs": 1.0, "right": True}
+    ],
     "ranks": [],
     "passed": False,
 }
 
 
-def test_an_unfit_cluster_fails_a_gate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unfit_cluster_fails_a_gate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(preflight, "preflight_here", lambda ranks, wanted: asked.append((ranks, wanted)) or REPORT)
-    options = ("--ranks", "3", "--nodes", "2", "--folder", str(tmp_path), "--min-bandwidth", "1.5", "--timeout", "9")
+    monkeypatch.setattr(
+        preflight, "preflight_here", lambda ranks, wanted: asked.append((ranks, wanted)) or REPORT
+    )
+    options = (
+        "--ranks",
+        "3",
+        "--nodes",
+        "2",
+        "--folder",
+        str(tmp_path),
+        "--min-bandwidth",
+        "1.5",
+        "--timeout",
+        "9",
+    )
     assert document(capsys, "doctor", "--cluster", *options, code=4) == REPORT
     assert asked == [(3, preflight.Wanted(tmp_path, 2, None, 1.5, 9.0))]
     assert run(["doctor", "--cluster", *options]) == 4
@@ -94,7 +167,9 @@ def test_an_unfit_cluster_fails_a_gate(capsys: pytest.CaptureFixture[str], monke
     assert "not fit to train: clocks" in captured.err
 
 
-def test_the_other_ranks_of_a_launcher_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_ranks_of_a_launcher_are_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(preflight, "preflight", lambda wanted: None)
     assert run(["doctor", "--cluster"]) == 0

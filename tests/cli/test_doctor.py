@@ -37,7 +37,9 @@ Requires-Dist: click>=8; extra == "absent"
 @pytest.fixture
 def pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Metadata with one complete extra, one of another version, and one that is missing."""
-    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: email.message_from_string(METADATA))
+    monkeypatch.setattr(
+        importlib.metadata, "metadata", lambda name: email.message_from_string(METADATA)
+    )
     availability.requirements.cache_clear()
     yield
     availability.requirements.cache_clear()
@@ -50,14 +52,21 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -
 
 
 def status(results: dict[str, Any], extra: str, package: str) -> str:
-    [row] = [row for row in results["packages"] if (row["extra"], row["package"]) == (extra, package)]
+    [row] = [
+        row for row in results["packages"] if (row["extra"], row["package"]) == (extra, package)
+    ]
     return str(row["status"])
 
 
 def test_the_core_works_here(capsys: pytest.CaptureFixture[str]) -> None:
     results = report(capsys)
     assert results["lacking"] == []
-    assert {row["package"] for row in results["packages"] if row["extra"] == "core"} >= {"torch", "numpy", "click", "pydantic"}
+    assert {row["package"] for row in results["packages"] if row["extra"] == "core"} >= {
+        "torch",
+        "numpy",
+        "click",
+        "pydantic",
+    }
     assert results["torch"]["version"].startswith("2.13.0")
     assert results["machine"]["cores"] >= 1
     assert 0 < results["machine"]["memory_available_mib"] <= results["machine"]["memory_mib"]
@@ -75,17 +84,25 @@ def test_each_package_is_held_to_its_pin(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.usefixtures("pins")
-@pytest.mark.parametrize(("extra", "code"), [("good", 0), ("old", 3), ("absent", 3), ("nonsense", 2)])
+@pytest.mark.parametrize(
+    ("extra", "code"), [("good", 0), ("old", 3), ("absent", 3), ("nonsense", 2)]
+)
 def test_require(extra: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--require", extra]) == code
     err = capsys.readouterr().err
     if code == 3:
-        assert re.search(rf"{extra} is not complete: \S+ -m pip install (rich==1\.0|no-such-package==1\.2\.3)$", err, re.MULTILINE)
+        assert re.search(
+            rf"{extra} is not complete: \S+ -m pip install (rich==1\.0|no-such-package==1\.2\.3)$",
+            err,
+            re.MULTILINE,
+        )
     if code == 2:
         assert "absent, good, old" in err
 
 
-def test_a_core_that_does_not_import_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_core_that_does_not_import_is_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def load(name: str) -> None:
         if name == "torch":
             raise OSError("libtorch.so: cannot open shared object file")
@@ -110,7 +127,10 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--preset", "tiny"]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("Machine", "Packages", "Programs", "Parameters of tiny", "==2.13.0"))
+    assert all(
+        word in out
+        for word in ("Machine", "Packages", "Programs", "Parameters of tiny", "==2.13.0")
+    )
 
 
 def test_preset_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,11 +144,19 @@ def test_sizes_of_every_preset(preset: str, capsys: pytest.CaptureFixture[str]) 
     config = load_config(preset)
     assert size["totals"]["dit"] == sum(size["parameters"]["dit"].values())
     assert size["song_frames"] == song_frames(config.vae, 260.0)
-    assert (size["parameters"]["chinmu"]["text"] is None) == (config.chinmu.text_encoder != "characters")
+    assert (size["parameters"]["chinmu"]["text"] is None) == (
+        config.chinmu.text_encoder != "characters"
+    )
     assert size["dit_training_bytes"] == 16 * size["totals"]["dit"]
 
 
-NAMED_SIZES = {"mudit-380m": 380, "musit-380m": 380, "musit-1b": 1000, "musit-3b": 3000, "published": 428}
+NAMED_SIZES = {
+    "mudit-380m": 380,
+    "musit-380m": 380,
+    "musit-1b": 1000,
+    "musit-3b": 3000,
+    "published": 428,
+}
 
 
 @pytest.mark.parametrize(("preset", "millions"), NAMED_SIZES.items(), ids=NAMED_SIZES)
@@ -145,7 +173,9 @@ def test_counts_are_those_of_the_built_network() -> None:
     config = load_config("tiny")
     counts = parameter_counts(config)
     for part, module in {"dit": DiT(config.dit), "vae": SpectralVAE(config.vae)}.items():
-        assert sum(count or 0 for count in counts[part].values()) == sum(p.numel() for p in module.parameters())
+        assert sum(count or 0 for count in counts[part].values()) == sum(
+            p.numel() for p in module.parameters()
+        )
 
 
 def test_a_full_size_song_is_2800_tokens() -> None:
@@ -157,7 +187,9 @@ def test_a_full_size_song_is_2800_tokens() -> None:
 @pytest.mark.parametrize("module", availability.PACKAGES)
 def test_every_optional_package_is_in_the_extra_it_names(module: str) -> None:
     name, extra = availability.PACKAGES[module]
-    pinned = {requirement.name for requirement in availability.requirements()[extra or availability.CORE]}
+    pinned = {
+        requirement.name for requirement in availability.requirements()[extra or availability.CORE]
+    }
     assert name in pinned
 
 

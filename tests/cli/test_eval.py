@@ -17,15 +17,21 @@ from mudit_engine.training.corpus.labels import SCHEMA_VERSION, Description, Lin
 RATE = 8000
 HELD_OUT, TRAINING = 16, 12
 needs_notes = pytest.mark.skipif(
-    not (availability.available("onnxruntime") and availability.available("basic_pitch")), reason="needs onnxruntime and basic-pitch"
+    not (availability.available("onnxruntime") and availability.available("basic_pitch")),
+    reason="needs onnxruntime and basic-pitch",
 )
 
 
 def make_song(corpus: Path, index: int, *, held_out: bool) -> None:
     sung, seconds = index % 2 == 1, 3.2
     descriptions = tuple(
-        Description(language, user, text, (f"word{index}",), ("in C major", f"phrase {index}"), (text,))  # type: ignore[arg-type]
-        for user, text in (("professional", f"Pop at 100 BPM in C major, number {index}."), ("amateur", f"I want song {index}."))
+        Description(
+            language, user, text, (f"word{index}",), ("in C major", f"phrase {index}"), (text,)
+        )  # type: ignore[arg-type]
+        for user, text in (
+            ("professional", f"Pop at 100 BPM in C major, number {index}."),
+            ("amateur", f"I want song {index}."),
+        )
         for language in ("zh", "en")
     )
     song = Song(
@@ -89,7 +95,9 @@ def evaluate(what: str, micro: Path, corpus: Path, *arguments: object) -> int:
 
 
 @needs_notes
-def test_codec_document_and_gate(micro: Path, corpus: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_codec_document_and_gate(
+    micro: Path, corpus: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = evaluate("codec", micro, corpus, "--work", work, "--songs", 4, "--gate", "--json")
     results = json.loads(capsys.readouterr().out)["results"]
     assert code == 4, "a random codec misses bars"
@@ -97,34 +105,63 @@ def test_codec_document_and_gate(micro: Path, corpus: Path, work: Path, capsys: 
     baselines = ["Griffin-Lim, mel at 43 Hz", "Griffin-Lim, mel at 21.5 Hz"]
     assert list(rows) == ["original", "codec", *baselines, "permuted requests", "shuffled", "noise"]
     for name in ("codec", *baselines):
-        assert 0 <= rows[name]["notes"]["value"] <= 1 and rows[name]["spectrum"]["value"] > 0 and rows[name]["seconds"]["value"] > 0
+        assert (
+            0 <= rows[name]["notes"]["value"] <= 1
+            and rows[name]["spectrum"]["value"] > 0
+            and rows[name]["seconds"]["value"] > 0
+        )
     for figures in rows.values():
-        assert figures["fad"]["value"] > 0 and figures["fad"]["n"] == 4 and figures["fad"]["low"] <= figures["fad"]["high"]
+        assert (
+            figures["fad"]["value"] > 0
+            and figures["fad"]["n"] == 4
+            and figures["fad"]["low"] <= figures["fad"]["high"]
+        )
     assert {v["name"]: v["passed"] for v in results["verdicts"]}["notes"] is False
     assert results["facts"]["training_songs"] == TRAINING
 
     kept = {path.name for path in (work / "cache").iterdir()}
-    assert evaluate("codec", micro, corpus, "--work", work, "--songs", 4) == 0, "without --gate it only tells"
+    assert evaluate("codec", micro, corpus, "--work", work, "--songs", 4) == 0, (
+        "without --gate it only tells"
+    )
     table = capsys.readouterr().out
     assert "MISSED" in table and "original" in table and "key among the best two of 12" in table
     assert {path.name for path in (work / "cache").iterdir()} == kept, "nothing is measured twice"
 
 
-def test_songs_document_audio_and_picture(micro: Path, corpus: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = evaluate("tiny", micro, corpus, "--work", work, "--songs", 4, "--recogniser-epochs", 1, "--json")
+def test_songs_document_audio_and_picture(
+    micro: Path, corpus: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = evaluate(
+        "tiny", micro, corpus, "--work", work, "--songs", 4, "--recogniser-epochs", 1, "--json"
+    )
     results = json.loads(capsys.readouterr().out)["results"]
     assert code == 0
     rows = {row["name"].strip(): row["figures"] for row in results["rows"]}
     users = ["professional words", "amateur words"]
-    assert list(rows) == ["original", "codec", "generated", *users, "permuted requests", "shuffled", "noise"]
+    assert list(rows) == [
+        "original",
+        "codec",
+        "generated",
+        *users,
+        "permuted requests",
+        "shuffled",
+        "noise",
+    ]
     for name, figures in rows.items():
-        assert {"fad", "tempo", "key", "drums", "vocals", "instrumental", "style", "per"} <= set(figures), name
-    assert rows["amateur words"]["tempo"]["value"] is None and rows["professional words"]["tempo"]["n"] == 4
+        assert {"fad", "tempo", "key", "drums", "vocals", "instrumental", "style", "per"} <= set(
+            figures
+        ), name
+    assert (
+        rows["amateur words"]["tempo"]["value"] is None
+        and rows["professional words"]["tempo"]["n"] == 4
+    )
     assert rows["generated"]["seconds"]["value"] > 0
     made = sorted(path.name for path in (work / "songs").glob("*.flac"))
     assert len(made) == 8 and made[0].endswith("-amateur.flac")
     assert (work / "spectrograms.png").read_bytes()[:4] == b"\x89PNG"
-    assert {v["name"] for v in results["verdicts"] if v["measured"] is None} >= {"seconds"}, "the micro model makes no 30 s"
+    assert {v["name"] for v in results["verdicts"] if v["measured"] is None} >= {"seconds"}, (
+        "the micro model makes no 30 s"
+    )
 
 
 def test_retrieval(micro: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +201,11 @@ def test_bad_input(
 
 
 def test_without_the_note_network_the_gate_says_how_to_install_it(
-    micro: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    micro: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("mudit_engine.metrics.notes.MODEL_FILE", Path("absent.onnx"))
     monkeypatch.setattr("mudit_engine.availability.available", lambda module: True)

@@ -35,10 +35,24 @@ def generate(micro: Path, *arguments: object) -> int:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_song_sidecar_and_picture(micro: Path, lyrics: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_song_sidecar_and_picture(
+    micro: Path, lyrics: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / f"song.{suffix}"
     code = generate(
-        micro, "--description", "流行抒情，钢琴", "--lyrics", lyrics, "--seconds", 6, "--seed", 7, "--out", out, "--spectrogram", "--json"
+        micro,
+        "--description",
+        "流行抒情，钢琴",
+        "--lyrics",
+        lyrics,
+        "--seconds",
+        6,
+        "--seed",
+        7,
+        "--out",
+        out,
+        "--spectrogram",
+        "--json",
     )
     document = json.loads(capsys.readouterr().out)
     assert code == 0 and document["schema_version"] == 1
@@ -47,22 +61,47 @@ def test_song_sidecar_and_picture(micro: Path, lyrics: Path, tmp_path: Path, suf
     audio, rate = soundfile.read(out)
     assert rate == 8000 and abs(len(audio) / rate - 6) < 0.3
     sidecar = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-    assert sidecar["request"]["seed"] == 7 and sidecar["sampler"]["steps"] == 2 and sidecar["model"]["name"] == "micro"
+    assert (
+        sidecar["request"]["seed"] == 7
+        and sidecar["sampler"]["steps"] == 2
+        and sidecar["model"]["name"] == "micro"
+    )
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-    assert {p.name for p in tmp_path.iterdir()} == {"lyrics.txt", f"song.{suffix}", "song.json", "song.png"}, "nothing else is left behind"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "lyrics.txt",
+        f"song.{suffix}",
+        "song.json",
+        "song.png",
+    }, "nothing else is left behind"
 
 
-def test_same_seed_same_file_other_seed_other_file(micro: Path, lyrics: Path, tmp_path: Path) -> None:
+def test_same_seed_same_file_other_seed_other_file(
+    micro: Path, lyrics: Path, tmp_path: Path
+) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert (
-            generate(micro, "--description", "rock", "--lyrics", lyrics, "--seconds", 3, "--seed", seed, "--out", tmp_path / f"{name}.wav")
+            generate(
+                micro,
+                "--description",
+                "rock",
+                "--lyrics",
+                lyrics,
+                "--seconds",
+                3,
+                "--seed",
+                seed,
+                "--out",
+                tmp_path / f"{name}.wav",
+            )
             == 0
         )
     a, b, c = ((tmp_path / f"{name}.wav").read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_length_follows_the_lyrics_and_standard_input_works(micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_length_follows_the_lyrics_and_standard_input_works(
+    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import io
 
     monkeypatch.setattr("sys.stdin", io.StringIO("[verse]\n" + "月亮升起来\n" * 3))
@@ -71,10 +110,28 @@ def test_length_follows_the_lyrics_and_standard_input_works(micro: Path, tmp_pat
     assert 6 < seconds <= 20
 
 
-def test_a_length_that_was_planned_is_not_called_too_short(micro: Path, lyrics: Path, tmp_path: Path) -> None:
+def test_a_length_that_was_planned_is_not_called_too_short(
+    micro: Path, lyrics: Path, tmp_path: Path
+) -> None:
     def notes(*arguments: str) -> list[str]:
         out = tmp_path / "s.wav"
-        assert generate(micro, "--description", "rock", "--bpm", 100, "--lyrics", lyrics, "--seed", 1, *arguments, "--out", out) == 0
+        assert (
+            generate(
+                micro,
+                "--description",
+                "rock",
+                "--bpm",
+                100,
+                "--lyrics",
+                lyrics,
+                "--seed",
+                1,
+                *arguments,
+                "--out",
+                out,
+            )
+            == 0
+        )
         return list(json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["notes"])
 
     assert not any("hurried" in note for note in notes())
@@ -83,12 +140,34 @@ def test_a_length_that_was_planned_is_not_called_too_short(micro: Path, lyrics: 
 
 def test_manifest_equals_single_songs(micro: Path, lyrics: Path, tmp_path: Path) -> None:
     lines = [
-        {"description": "rock", "lyrics_file": "lyrics.txt", "seconds": 4, "seed": 3, "out": "a.wav"},
-        {"description": "慢歌", "seconds": 9, "seed": 4, "steps": 3, "sampler": "sde-euler", "out": "b.wav"},
-        {"lyrics": "[chorus]\n啊啊啊啊", "seconds": 2, "seed": 5, "user_type": "amateur", "guidance": 1, "out": "c.wav"},
+        {
+            "description": "rock",
+            "lyrics_file": "lyrics.txt",
+            "seconds": 4,
+            "seed": 3,
+            "out": "a.wav",
+        },
+        {
+            "description": "慢歌",
+            "seconds": 9,
+            "seed": 4,
+            "steps": 3,
+            "sampler": "sde-euler",
+            "out": "b.wav",
+        },
+        {
+            "lyrics": "[chorus]\n啊啊啊啊",
+            "seconds": 2,
+            "seed": 5,
+            "user_type": "amateur",
+            "guidance": 1,
+            "out": "c.wav",
+        },
     ]
     manifest = tmp_path / "songs.jsonl"
-    manifest.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
+    manifest.write_text(
+        "\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8"
+    )
     assert generate(micro, "--manifest", manifest, "--out", tmp_path / "songs") == 0
     assert (
         generate(
@@ -108,16 +187,29 @@ def test_manifest_equals_single_songs(micro: Path, lyrics: Path, tmp_path: Path)
         )
         == 0
     )
-    together, alone = soundfile.read(tmp_path / "songs/b.wav")[0], soundfile.read(tmp_path / "alone.wav")[0]
+    together, alone = (
+        soundfile.read(tmp_path / "songs/b.wav")[0],
+        soundfile.read(tmp_path / "alone.wav")[0],
+    )
     assert abs(together - alone).max() < 1e-3
-    assert sorted(p.name for p in (tmp_path / "songs").iterdir()) == ["a.json", "a.wav", "b.json", "b.wav", "c.json", "c.wav"]
+    assert sorted(p.name for p in (tmp_path / "songs").iterdir()) == [
+        "a.json",
+        "a.wav",
+        "b.json",
+        "b.wav",
+        "c.json",
+        "c.wav",
+    ]
 
 
 def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path) -> None:
     """Each changes the audio of one base request: an ignored option would not."""
     base = ["--description", "rock", "--lyrics", str(lyrics), "--seconds", "4", "--seed", "1"]
     reference = tmp_path / "reference.wav"
-    assert generate(micro, "--description", "other", "--seconds", 4, "--seed", 9, "--out", reference) == 0
+    assert (
+        generate(micro, "--description", "other", "--seconds", 4, "--seed", 9, "--out", reference)
+        == 0
+    )
     changes = {
         "base": [], "description": ["--description", "jazz"], "user": ["--user-type", "professional"], "negative": ["--negative", "noise"],
         "guidance": ["--guidance", "5"], "interval": ["--guidance-interval", "0.0", "0.4"],
@@ -133,20 +225,66 @@ def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path
     assert len(set(files.values())) == len(files), "two different requests gave the same song"
 
 
-def test_chords_are_planned_in_the_key_and_can_be_asked_for_again(micro: Path, lyrics: Path, tmp_path: Path) -> None:
-    base = ["--description", "rock in A minor", "--lyrics", str(lyrics), "--seconds", "6", "--seed", "3"]
+def test_chords_are_planned_in_the_key_and_can_be_asked_for_again(
+    micro: Path, lyrics: Path, tmp_path: Path
+) -> None:
+    base = [
+        "--description",
+        "rock in A minor",
+        "--lyrics",
+        str(lyrics),
+        "--seconds",
+        "6",
+        "--seed",
+        "3",
+    ]
     assert generate(micro, *base, "--out", tmp_path / "planned.wav") == 0
     outline = json.loads((tmp_path / "planned.json").read_text(encoding="utf-8"))["outline"]
     assert outline["key"] == "A minor" and outline["chords"].split()[-1] == "Am"
-    assert generate(micro, *base, "--chords", outline["chords"], "--out", tmp_path / "asked.wav") == 0
+    assert (
+        generate(micro, *base, "--chords", outline["chords"], "--out", tmp_path / "asked.wav") == 0
+    )
     assert (tmp_path / "planned.wav").read_bytes() == (tmp_path / "asked.wav").read_bytes()
-    assert generate(micro, "--description", "rock", "--seconds", 2, "--seed", 3, "--out", tmp_path / "free.wav") == 0
-    assert json.loads((tmp_path / "free.json").read_text(encoding="utf-8"))["outline"]["chords"] is None
+    assert (
+        generate(
+            micro,
+            "--description",
+            "rock",
+            "--seconds",
+            2,
+            "--seed",
+            3,
+            "--out",
+            tmp_path / "free.wav",
+        )
+        == 0
+    )
+    assert (
+        json.loads((tmp_path / "free.json").read_text(encoding="utf-8"))["outline"]["chords"]
+        is None
+    )
 
 
-def test_a_model_without_an_outline_says_what_it_does_not_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_an_outline_says_what_it_does_not_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = save_micro(tmp_path / "plain", outline=False)
-    assert generate(model, "--description", "rock", "--seconds", 2, "--chords", "C G", "--bpm", 90, "--out", tmp_path / "s.wav") == 0
+    assert (
+        generate(
+            model,
+            "--description",
+            "rock",
+            "--seconds",
+            2,
+            "--chords",
+            "C G",
+            "--bpm",
+            90,
+            "--out",
+            tmp_path / "s.wav",
+        )
+        == 0
+    )
     assert "bpm and chords are not followed" in " ".join(capsys.readouterr().err.split())
 
 
@@ -179,7 +317,11 @@ def test_a_model_without_an_outline_says_what_it_does_not_follow(tmp_path: Path,
         (["--manifest", "bad.jsonl", "--out", "o"], 2, "line 2: not JSON"),
         (["--manifest", "field.jsonl", "--out", "o"], 2, "did you mean 'description'"),
         (["--manifest", "twice.jsonl", "--out", "o"], 2, "written by an earlier line"),
-        (["--manifest", "chords.jsonl", "--out", "o"], 2, "line 1: chords .*write them as one text"),
+        (
+            ["--manifest", "chords.jsonl", "--out", "o"],
+            2,
+            "line 1: chords .*write them as one text",
+        ),
         (["--manifest", "empty.txt", "--out", "o"], 2, "has no songs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -200,7 +342,9 @@ def test_bad_input(
     Path("broken.wav").write_bytes(b"RIFF....not audio")
     Path("bad.jsonl").write_text('{"description": "x"}\n{oops\n')
     Path("field.jsonl").write_text('{"desciption": "x"}\n')
-    Path("twice.jsonl").write_text('{"description": "x", "out": "a.wav"}\n{"description": "y", "out": "a.wav"}\n')
+    Path("twice.jsonl").write_text(
+        '{"description": "x", "out": "a.wav"}\n{"description": "y", "out": "a.wav"}\n'
+    )
     Path("chords.jsonl").write_text('{"description": "x", "chords": ["C", "G"]}\n')
     before = set(tmp_path.iterdir())
     assert run(["generate", "--model", str(micro), *arguments]) == code
@@ -217,21 +361,30 @@ def test_bad_input(
     [
         (lambda folder: (folder / "vae.safetensors").unlink(), "has no vae.safetensors"),
         (
-            lambda folder: (folder / "dit.safetensors").write_bytes((folder / "dit.safetensors").read_bytes()[:1000]),
+            lambda folder: (folder / "dit.safetensors").write_bytes(
+                (folder / "dit.safetensors").read_bytes()[:1000]
+            ),
             "not a whole safetensors file",
         ),
         (
-            lambda folder: (folder / "dit.safetensors").write_bytes((folder / "vae.safetensors").read_bytes()),
+            lambda folder: (folder / "dit.safetensors").write_bytes(
+                (folder / "vae.safetensors").read_bytes()
+            ),
             "does not fit its config.json",
         ),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
     ],
     ids=["missing", "truncated", "other part", "config"],
 )
-def test_damaged_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: object, message: str) -> None:
+def test_damaged_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: object, message: str
+) -> None:
     folder = save_micro(tmp_path / "model")
     damage(folder)  # type: ignore[operator]
-    assert generate(folder, "--description", "x", "--seconds", 2, "--out", tmp_path / "s.wav") in (1, 2)
+    assert generate(folder, "--description", "x", "--seconds", 2, "--out", tmp_path / "s.wav") in (
+        1,
+        2,
+    )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "s.wav").exists()
 
@@ -269,7 +422,9 @@ def test_interrupt_exits_130_and_leaves_nothing(micro: Path, tmp_path: Path) -> 
         f"arguments = ['generate', '--model', {str(micro)!r}, '--description', 'x', '--out', {str(tmp_path / 's.wav')!r}]\n"
         "sys.exit(run(arguments))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "stepping\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -285,22 +440,40 @@ def test_atomic_path_cleans_up_when_the_writer_fails(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_dry_run_writes_nothing_and_warns_about_the_budget(micro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing_and_warns_about_the_budget(
+    micro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lyrics = tmp_path / "long.txt"
     lyrics.write_text("[verse]\n" + "月亮升起来照着小河流\n" * 30, encoding="utf-8")
-    assert generate(micro, "--lyrics", lyrics, "--seconds", 10, "--dry-run", "--out", tmp_path / "s.wav") == 0
+    assert (
+        generate(
+            micro, "--lyrics", lyrics, "--seconds", 10, "--dry-run", "--out", tmp_path / "s.wav"
+        )
+        == 0
+    )
     assert "song" not in {p.stem for p in tmp_path.iterdir()}
     assert "300" in capsys.readouterr().err
 
 
 def test_the_embedded_model_plays_the_chords_that_were_asked_for(tmp_path: Path) -> None:
     asked = "F# D# B C#"
-    request = ["--description", "a calm pop song, piano, bass and drums", "--bpm", "120", "--seconds", "8.8", "--seed", "1"]
+    request = [
+        "--description",
+        "a calm pop song, piano, bass and drums",
+        "--bpm",
+        "120",
+        "--seconds",
+        "8.8",
+        "--seed",
+        "1",
+    ]
     assert run(["generate", *request, "--chords", asked, "--out", str(tmp_path / "song.wav")]) == 0
     samples, rate = soundfile.read(tmp_path / "song.wav", dtype="float32", always_2d=True)
     triads = [ChordSymbol(root, quality) for root in range(12) for quality in ("maj", "min")]
     heard = []
     for bar in torch.from_numpy(samples.T).split(2 * rate, 1)[:4]:
         energy = chroma(bar, rate)
-        heard.append(max(triads, key=lambda triad: float(energy[list(triad.pitch_classes)].sum())).name)
+        heard.append(
+            max(triads, key=lambda triad: float(energy[list(triad.pitch_classes)].sum())).name
+        )
     assert " ".join(heard) == asked

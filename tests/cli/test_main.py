@@ -20,16 +20,34 @@ import mudit_engine
 from mudit_engine.cli import main as cli_main
 from mudit_engine.cli._console import emit_json, json_option, print_table, progress
 from mudit_engine.cli.main import COMMANDS, LazyGroup, run
-from mudit_engine.errors import ConfigError, GateError, InputError, MissingError, ModelError, OutputError
+from mudit_engine.errors import (
+    ConfigError,
+    GateError,
+    InputError,
+    MissingError,
+    ModelError,
+    OutputError,
+)
 
 FOLDER = Path(cli_main.__file__).parent
-FILES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "main") and not file.stem.startswith("_"))
+FILES = sorted(
+    file.stem
+    for file in FOLDER.glob("*.py")
+    if file.stem not in ("__init__", "main") and not file.stem.startswith("_")
+)
 HELP_SECONDS = 0.5
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -48,7 +66,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], N
     return add
 
 
-def test_help_lists_exactly_the_commands_that_have_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_exactly_the_commands_that_have_a_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert run(["--help"]) == 0
     rows = capsys.readouterr().out.split("Commands:\n")[1].splitlines()
     listed = [row.split()[0] for row in rows if re.match(r"  \S", row)]
@@ -70,7 +90,11 @@ sys.exit(f"imported {{heavy}}" if heavy else code)
     assert "Usage: mudit" in done.stdout
 
 
-@pytest.mark.parametrize("command", [["-c", "import mudit_engine"], ["-m", "mudit_engine", "--help"]], ids=["import", "help"])
+@pytest.mark.parametrize(
+    "command",
+    [["-c", "import mudit_engine"], ["-m", "mudit_engine", "--help"]],
+    ids=["import", "help"],
+)
 def test_answers_at_once(command: list[str]) -> None:
     seconds = []
     for _ in range(5):
@@ -89,19 +113,47 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 RAISED = {
     "input": (InputError("seconds=-1 is too short: ask for at least 1"), 2, "ask for at least 1"),
-    "config": (ConfigError("unknown field 'widht': did you mean 'width'?"), 2, "did you mean 'width'?"),
+    "config": (
+        ConfigError("unknown field 'widht': did you mean 'width'?"),
+        2,
+        "did you mean 'width'?",
+    ),
     "model": (ModelError("dit.safetensors is cut off"), 1, "dit.safetensors is cut off"),
     "output": (OutputError("'a.wav' could not be written"), 1, "could not be written"),
     "missing": (MissingError("needs deepspeed: pip install deepspeed"), 3, "pip install deepspeed"),
     "gate": (GateError("parity 1e-2 is above 1e-4"), 4, "above 1e-4"),
-    "full": (OSError(errno.ENOSPC, "No space left on device", "a.wav"), 1, "no space left on the device: 'a.wav'"),
-    "denied": (PermissionError(errno.EACCES, "Permission denied", "b.wav"), 1, "permission denied: 'b.wav'"),
-    "absent": (FileNotFoundError(errno.ENOENT, "No such file or directory", "c.wav"), 1, "No such file or directory: 'c.wav'"),
+    "full": (
+        OSError(errno.ENOSPC, "No space left on device", "a.wav"),
+        1,
+        "no space left on the device: 'a.wav'",
+    ),
+    "denied": (
+        PermissionError(errno.EACCES, "Permission denied", "b.wav"),
+        1,
+        "permission denied: 'b.wav'",
+    ),
+    "absent": (
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "c.wav"),
+        1,
+        "No such file or directory: 'c.wav'",
+    ),
     "memory": (MemoryError(), 1, "out of memory"),
-    "torch-memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
+    "torch-memory": (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        1,
+        "out of memory",
+    ),
     "interrupt": (KeyboardInterrupt(), 130, "interrupted"),
-    "usage": (click.BadParameter("'x' is not a number", param_hint="--seed"), 2, "'x' is not a number"),
-    "bug": (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero (a bug: MUDIT_DEBUG=1 shows the traceback)"),
+    "usage": (
+        click.BadParameter("'x' is not a number", param_hint="--seed"),
+        2,
+        "'x' is not a number",
+    ),
+    "bug": (
+        ZeroDivisionError("division by zero"),
+        1,
+        "ZeroDivisionError: division by zero (a bug: MUDIT_DEBUG=1 shows the traceback)",
+    ),
     "exit": (SystemExit(5), 5, ""),
 }
 
@@ -109,7 +161,12 @@ RAISED = {
 @pytest.mark.parametrize(("error", "code", "message"), RAISED.values(), ids=RAISED)
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_every_failure_has_an_exit_code_and_a_short_message(
-    error: BaseException, code: int, message: str, as_json: bool, install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    code: int,
+    message: str,
+    as_json: bool,
+    install: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail() -> None:
         raise error
@@ -123,14 +180,18 @@ def test_every_failure_has_an_exit_code_and_a_short_message(
         document = json.loads(out)
         assert set(document) == {"schema_version", "env", "error"}
         assert document["error"]["exit_code"] == code
-        assert document["error"]["type"] == type(error).__name__ or isinstance(error, KeyboardInterrupt)
+        assert document["error"]["type"] == type(error).__name__ or isinstance(
+            error, KeyboardInterrupt
+        )
         assert document["env"]["command"] == "mudit boom --json"
     else:
         assert out == ""
 
 
 def test_debug_shows_the_traceback(
-    install: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    install: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MUDIT_DEBUG", "1")
     install(lambda: 1 / 0)  # type: ignore[arg-type]
@@ -138,7 +199,9 @@ def test_debug_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_failed_gate_keeps_its_results(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_gate_keeps_its_results(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     def gate() -> None:
         emit_json({"error": 1e-2})
         raise GateError("parity 1e-2 is above 1e-4")
@@ -152,10 +215,17 @@ def test_a_failed_gate_keeps_its_results(install: Callable[..., None], capsys: p
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["doctr"], "did you mean 'doctor'?"), (["xyz"], "known are doctor"), (["doctor", "--jsn"], "--json"), ([], "Usage: mudit")],
+    [
+        (["doctr"], "did you mean 'doctor'?"),
+        (["xyz"], "known are doctor"),
+        (["doctor", "--jsn"], "--json"),
+        ([], "Usage: mudit"),
+    ],
     ids=["near", "far", "option", "nothing"],
 )
-def test_usage_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(arguments) == 2
     out, err = capsys.readouterr()
     assert message in err
@@ -191,7 +261,11 @@ def test_nan_is_not_json(install: Callable[..., None], capsys: pytest.CaptureFix
 
 
 def test_a_terminal_without_unicode_gets_valid_json() -> None:
-    done = python("from mudit_engine.cli.main import run; run(['月亮', '--json'])", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = python(
+        "from mudit_engine.cli.main import run; run(['月亮', '--json'])",
+        PYTHONIOENCODING="ascii",
+        PYTHONUTF8="0",
+    )
     assert "月亮" in json.loads(done.stdout)["error"]["message"]
     assert "Traceback" not in done.stderr
 
@@ -201,7 +275,9 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "mudit_engine", "--help"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mudit_engine.diffusion.paths import Path
 from mudit_engine.diffusion.samplers import SamplerTable, Steps
-from mudit_engine.kernels.guided_step import Spans, guided_step_reference
+from mudit_engine.kernels.guided_step import SongRows, guided_step_reference
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Mixture:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=generator)
-        return self.means[k] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(self.covariances)[k], noise)
+        return self.means[k] + torch.einsum(
+            "nij,nj->ni", torch.linalg.cholesky(self.covariances)[k], noise
+        )
 
     def log_density(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """log p_t at x [N, C]."""
@@ -59,8 +61,16 @@ class Mixture:
         spread = alpha**2 * variances + sigma**2
         offset = torch.einsum("kji,nkj->nki", axes, x[:, None] - alpha * self.means)
         scaled = offset / spread
-        logits = self.weights.log() - 0.5 * (spread.log() + math.log(2 * math.pi)).sum(1) - 0.5 * (offset * scaled).sum(-1)
-        return torch.einsum("kij,nkj->nki", axes, scaled), torch.einsum("kij,nkj->nki", axes, variances * scaled), logits
+        logits = (
+            self.weights.log()
+            - 0.5 * (spread.log() + math.log(2 * math.pi)).sum(1)
+            - 0.5 * (offset * scaled).sum(-1)
+        )
+        return (
+            torch.einsum("kij,nkj->nki", axes, scaled),
+            torch.einsum("kij,nkj->nki", axes, variances * scaled),
+            logits,
+        )
 
     @functools.cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
@@ -72,7 +82,8 @@ TRIO = Mixture(
     weights=torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
     means=torch.tensor([[1.0, 0.4], [-1.0, 0.6], [0.1, -1.2]], dtype=torch.float64),
     covariances=torch.tensor(
-        [[[0.20, 0.08], [0.08, 0.10]], [[0.10, -0.04], [-0.04, 0.16]], [[0.30, 0.0], [0.0, 0.08]]], dtype=torch.float64
+        [[[0.20, 0.08], [0.08, 0.10]], [[0.10, -0.04], [-0.04, 0.16]], [[0.30, 0.0], [0.0, 0.08]]],
+        dtype=torch.float64,
     ),
 )
 
@@ -93,18 +104,28 @@ def perfect(path: Path, mixture: Mixture = TRIO) -> Network:
 
 def level(path: Path, time: Tensor) -> Tensor:
     """The float64 noise level that a table's network_time stands for."""
-    return time.double() if path.config.kind != "ddpm" else time.double() + 1 / path.config.train_steps
+    return (
+        time.double() if path.config.kind != "ddpm" else time.double() + 1 / path.config.train_steps
+    )
 
 
 def follow(
-    path: Path, table: SamplerTable | Steps, network: Network, x: Tensor, *, generator: torch.Generator | None = None
+    path: Path,
+    table: SamplerTable | Steps,
+    network: Network,
+    x: Tensor,
+    *,
+    generator: torch.Generator | None = None,
 ) -> list[Tensor]:
     """x after every row of a table, through the reference of the fused step."""
     if isinstance(table, Steps):
-        levels, rows = table.t, torch.cat([table.coefficients, torch.ones(len(table.t), 1, dtype=torch.float64)], 1)
+        levels, rows = (
+            table.t,
+            torch.cat([table.coefficients, torch.ones(len(table.t), 1, dtype=torch.float64)], 1),
+        )
     else:
         levels, rows = level(path, table.times), table.rows
-    spans = Spans(((0, len(x), 0, -1),))
+    spans = SongRows(((0, len(x), 0, -1),))
     kept, states = torch.full_like(x, math.nan), []
     for t, row in zip(levels, rows, strict=True):
         noise = torch.randn(x.shape, dtype=x.dtype, generator=generator) if row[3] != 0 else None
@@ -113,7 +134,15 @@ def follow(
     return states
 
 
-def flow(path: Path, x: Tensor, mixture: Mixture = TRIO, *, start: float = 1.0, end: float = 0.0, steps: int = 100) -> Tensor:
+def flow(
+    path: Path,
+    x: Tensor,
+    mixture: Mixture = TRIO,
+    *,
+    start: float = 1.0,
+    end: float = 0.0,
+    steps: int = 100,
+) -> Tensor:
     """The state at level `end` of the exact probability-flow ODE through x [N, C] at level `start` (Runge-Kutta 4 in omega)."""
     ends = torch.tensor([start, end], dtype=torch.float64)
     alpha, sigma = path.alpha(ends), path.sigma(ends)

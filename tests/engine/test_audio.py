@@ -12,18 +12,34 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mudit_engine.audio import check_audio_path, load_audio, resample, save_audio, save_spectrogram, to_channels, to_int16
+from mudit_engine.audio import (
+    check_audio_path,
+    load_audio,
+    resample,
+    save_audio,
+    save_spectrogram,
+    to_channels,
+    to_int16,
+)
 from mudit_engine.errors import InputError, OutputError
 
 
-def tone(channels: int = 1, *, rate: int = 22050, seconds: float = 0.5, level: float = 0.5) -> Tensor:
+def tone(
+    channels: int = 1, *, rate: int = 22050, seconds: float = 0.5, level: float = 0.5
+) -> Tensor:
     time = torch.arange(int(rate * seconds)) / rate
-    return torch.stack([level * torch.sin(2 * math.pi * (440 + 110 * c) * time) for c in range(channels)])
+    return torch.stack(
+        [level * torch.sin(2 * math.pi * (440 + 110 * c) * time) for c in range(channels)]
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2], ids=["mono", "stereo"])
-@pytest.mark.parametrize(("suffix", "tolerance"), [(".wav", 2e-5), (".flac", 2e-5), (".ogg", 0.05), (".mp3", 0.05)])
-def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, tolerance: float, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "tolerance"), [(".wav", 2e-5), (".flac", 2e-5), (".ogg", 0.05), (".mp3", 0.05)]
+)
+def test_what_is_saved_is_loaded(
+    tmp_path: Path, suffix: str, tolerance: float, channels: int
+) -> None:
     audio = tone(channels)
     assert save_audio(tmp_path / f"song{suffix}", audio, 22050) == 0
     back, rate = load_audio(tmp_path / f"song{suffix}")
@@ -55,13 +71,22 @@ def test_clipping_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_int16_rounds_to_nearest_and_a_load_and_save_changes_nothing(tmp_path: Path) -> None:
     assert to_int16(torch.tensor([[0.6, -0.6, 0.4]]) / 32768)[0][:, 0].tolist() == [1, -1, 0]
-    save_audio(tmp_path / "a.wav", 0.3 * torch.randn(2, 999, generator=torch.Generator().manual_seed(0)), 44100)
+    save_audio(
+        tmp_path / "a.wav",
+        0.3 * torch.randn(2, 999, generator=torch.Generator().manual_seed(0)),
+        44100,
+    )
     save_audio(tmp_path / "b.flac", load_audio(tmp_path / "a.wav")[0], 44100)
-    first, second = (soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("a.wav", "b.flac"))
+    first, second = (
+        soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("a.wav", "b.flac")
+    )
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("name", ["missing.wav", "folder", "empty.wav", "words.wav", "nothing.mp3", "movie.m4a", "cut.flac"])
+@pytest.mark.parametrize(
+    "name",
+    ["missing.wav", "folder", "empty.wav", "words.wav", "nothing.mp3", "movie.m4a", "cut.flac"],
+)
 def test_broken_input_is_an_input_error_that_names_the_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "folder":
@@ -119,7 +144,9 @@ def test_shapes_that_are_no_song_are_refused(tmp_path: Path, shape: tuple[int, .
         save_audio(tmp_path / "song.wav", torch.zeros(shape), 22050)
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_audio(tmp_path / "song.wav", tone(), 22050)
     before = (tmp_path / "song.wav").read_bytes()
 
@@ -133,7 +160,14 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
     assert (tmp_path / "song.wav").read_bytes() == before
 
 
-RATES = [(44100, 22050), (48000, 44100), (22050, 44100), (16000, 22050), (44100, 16000), (11025, 48000)]
+RATES = [
+    (44100, 22050),
+    (48000, 44100),
+    (22050, 44100),
+    (16000, 22050),
+    (44100, 16000),
+    (11025, 48000),
+]
 
 
 @pytest.mark.parametrize(("source", "target"), [*RATES, (4410, 4409)], ids=str)
@@ -149,7 +183,9 @@ def test_resampled_partials_lie_on_their_closed_form(source: int, target: int) -
     result = resample(partials(source, samples)[None], source, target)[0]
     assert len(result) == -(-samples * target // source)
     edge = len(result) // 8
-    torch.testing.assert_close(result[edge:-edge], partials(target, len(result))[edge:-edge], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        result[edge:-edge], partials(target, len(result))[edge:-edge], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("source", "target"), [(44100, 22050), (48000, 16000)], ids=str)
@@ -166,7 +202,9 @@ def test_resample_agrees_with_scipy_on_band_limited_noise(source: int, target: i
     low = min(1.0, target / source) * 0.7
     audio = signal.sosfiltfilt(signal.butter(10, low, output="sos"), noise) * 0.1
     divisor = math.gcd(source, target)
-    expected = signal.resample_poly(audio, target // divisor, source // divisor, window=("kaiser", 12.0))
+    expected = signal.resample_poly(
+        audio, target // divisor, source // divisor, window=("kaiser", 12.0)
+    )
     got = resample(torch.from_numpy(audio).float()[None], source, target)[0].numpy()
     assert len(got) == len(expected)
     middle = slice(len(got) // 8, -len(got) // 8)

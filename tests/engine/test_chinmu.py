@@ -11,7 +11,15 @@ from mudit_engine.config import ChinMuConfig
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.models.chinmu import ChinMu, info_nce
 
-CONFIG = ChinMuConfig(text_encoder="characters", text_width=64, text_blocks=1, audio_width=64, audio_blocks=1, embedding=32, head_dim=32)
+CONFIG = ChinMuConfig(
+    text_encoder="characters",
+    text_width=64,
+    text_blocks=1,
+    audio_width=64,
+    audio_blocks=1,
+    embedding=32,
+    head_dim=32,
+)
 TEXTS = ["女声", "流行抒情，钢琴", "a fast rock song, 150 bpm", "🎹" * 300]
 
 
@@ -36,10 +44,19 @@ def test_word_order_and_case(chinmu: ChinMu) -> None:
 
 def test_audio_of_any_length_and_rate(chinmu: ChinMu) -> None:
     g = torch.Generator().manual_seed(0)
-    songs = [torch.randn(1, 100, generator=g) * 0.1, torch.randn(2, 22050, generator=g) * 0.1, torch.randn(40000, generator=g) * 0.1]
+    songs = [
+        torch.randn(1, 100, generator=g) * 0.1,
+        torch.randn(2, 22050, generator=g) * 0.1,
+        torch.randn(40000, generator=g) * 0.1,
+    ]
     together = chinmu.encode_audio(songs, 22050)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(together, torch.cat([chinmu.encode_audio([song], 22050) for song in songs]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together,
+        torch.cat([chinmu.encode_audio([song], 22050) for song in songs]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_a_tone_is_the_same_at_another_sample_rate(chinmu: ChinMu) -> None:
@@ -52,20 +69,32 @@ def test_a_tone_is_the_same_at_another_sample_rate(chinmu: ChinMu) -> None:
 
 def test_info_nce_against_its_definition() -> None:
     g = torch.Generator().manual_seed(0)
-    text, audio = (torch.nn.functional.normalize(torch.randn(5, 8, generator=g), dim=1) for _ in range(2))
+    text, audio = (
+        torch.nn.functional.normalize(torch.randn(5, 8, generator=g), dim=1) for _ in range(2)
+    )
     scale = torch.tensor(7.0)
     logits = (scale * text @ audio.T).double().exp()
-    by_hand = -sum(torch.log(logits[i, i] / logits[i].sum()) + torch.log(logits[i, i] / logits[:, i].sum()) for i in range(5)) / 2
+    by_hand = (
+        -sum(
+            torch.log(logits[i, i] / logits[i].sum()) + torch.log(logits[i, i] / logits[:, i].sum())
+            for i in range(5)
+        )
+        / 2
+    )
     torch.testing.assert_close(info_nce(text, audio, scale).double(), by_hand)
     # the same song twice is no negative: with all songs alike nothing is left to tell apart
-    assert float(info_nce(text, audio, scale, groups=torch.zeros(5))) == pytest.approx(0.0, abs=1e-6)
+    assert float(info_nce(text, audio, scale, groups=torch.zeros(5))) == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_training_pulls_pairs_together() -> None:
     torch.manual_seed(0)
     model = ChinMu(CONFIG)
     rate = CONFIG.sample_rate
-    songs = [torch.sin(2 * torch.pi * f * torch.arange(rate // 2) / rate) for f in (110.0, 440.0, 1760.0)]
+    songs = [
+        torch.sin(2 * torch.pi * f * torch.arange(rate // 2) / rate) for f in (110.0, 440.0, 1760.0)
+    ]
     texts = ["低", "中", "高"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
@@ -86,17 +115,31 @@ def test_empty_fragment_is_an_error(chinmu: ChinMu) -> None:
 
 def test_transformers_text_encoder_from_a_folder(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "流", "行", "女", "声"]), encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "流", "行", "女", "声"]),
+        encoding="utf-8",
+    )
     tokenizer = transformers.BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"))
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
     encoder = transformers.BertModel(
-        transformers.BertConfig(vocab_size=9, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        transformers.BertConfig(
+            vocab_size=9,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
     )
     encoder.save_pretrained(tmp_path)
     model = ChinMu(CONFIG.model_copy(update={"text_encoder": str(tmp_path)})).eval()
     together = model.encode_text(["流行", "女声流行流行"])
-    torch.testing.assert_close(together, torch.cat([model.encode_text([t]) for t in ("流行", "女声流行流行")]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together,
+        torch.cat([model.encode_text([t]) for t in ("流行", "女声流行流行")]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_unreachable_text_encoder_is_explained(tmp_path: Path) -> None:

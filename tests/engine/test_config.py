@@ -9,7 +9,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mudit_engine.config import PRESETS, DitConfig, ModelConfig, SamplerConfig, load_config, parse_config
+from mudit_engine.config import (
+    PRESETS,
+    DitConfig,
+    ModelConfig,
+    SamplerConfig,
+    load_config,
+    parse_config,
+)
 from mudit_engine.errors import ConfigError
 from mudit_engine.models.dit import DiT
 
@@ -25,7 +32,13 @@ def test_presets_load_and_round_trip(preset: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("preset", "millions", "share"),
-    [("mudit-380m", 380, 0.03), ("musit-380m", 380, 0.03), ("musit-1b", 1000, 0.1), ("musit-3b", 3000, 0.1), ("published", 428, 0.05)],
+    [
+        ("mudit-380m", 380, 0.03),
+        ("musit-380m", 380, 0.03),
+        ("musit-1b", 1000, 0.1),
+        ("musit-3b", 3000, 0.1),
+        ("published", 428, 0.05),
+    ],
 )
 def test_preset_sizes(preset: str, millions: int, share: float) -> None:
     with torch.device("meta"):
@@ -41,8 +54,14 @@ def test_preset_sizes(preset: str, millions: int, share: float) -> None:
         ({"name": "x", "dit": {"width": 100, "heads": 3}}, "width=100 does not split into heads=3"),
         ({"name": "x", "dit": {"width": -4}}, r"dit\.width: .*greater than 0.*-4"),
         ({"name": "x", "path": {"kind": "ddpm"}}, "ddpm takes eps, v or x0"),
-        ({"name": "x", "vae": {"latent_channels": 5}}, r"dit\.latent_channels=96 differs from vae\.latent_channels=5"),
-        ({"name": "x", "path": {"kind": "ddpm", "prediction": "v"}}, "'ode-euler' needs a linear or bezier path"),
+        (
+            {"name": "x", "vae": {"latent_channels": 5}},
+            r"dit\.latent_channels=96 differs from vae\.latent_channels=5",
+        ),
+        (
+            {"name": "x", "path": {"kind": "ddpm", "prediction": "v"}},
+            "'ode-euler' needs a linear or bezier path",
+        ),
         ({"name": "x", "sampler": {"guidance_interval": [0.9, 0.1]}}, "0 <= low <= high <= 1"),
         ({}, "name: Field required"),
     ],
@@ -53,7 +72,10 @@ def test_bad_fields_are_explained(fields: dict[str, object], message: str) -> No
         parse_config(ModelConfig, fields, source="config.json")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ("[1]", "must be a JSON object"), ("\xff", "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "cannot be read"), ("[1]", "must be a JSON object"), ("\xff", "cannot be read")],
+)
 def test_broken_files_are_explained(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=message):

@@ -53,17 +53,23 @@ def whole(vae: SpectralVAE, latents_TC: Tensor) -> Tensor:
     refinements=st.integers(0, 5),
     seed=st.integers(0, 99),
 )
-def test_any_chunk_size_gives_the_whole_decode(frames: int, chunk: int, channels: int, refinements: int, seed: int) -> None:
+def test_any_chunk_size_gives_the_whole_decode(
+    frames: int, chunk: int, channels: int, refinements: int, seed: int
+) -> None:
     vae, song = small(channels, refinements), latents(frames, seed=seed)
     expected = whole(vae, song)
     assert expected.abs().max() > 1e-3, "silence would prove nothing"
-    torch.testing.assert_close(decode_chunked(vae, song, chunk_frames=chunk), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        decode_chunked(vae, song, chunk_frames=chunk), expected, atol=TOLERANCE, rtol=0
+    )
 
 
 @pytest.mark.parametrize("fold", [1, 3, 6], ids="fold{}".format)
 def test_exact_where_the_overlap_does_not_divide_the_fold(fold: int) -> None:
     vae, song = small(1, 2, fold), latents(60)
-    torch.testing.assert_close(decode_chunked(vae, song, chunk_frames=7), whole(vae, song), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        decode_chunked(vae, song, chunk_frames=7), whole(vae, song), atol=TOLERANCE, rtol=0
+    )
 
 
 @pytest.mark.parametrize("transform", ["fft", "matrix"])
@@ -71,7 +77,9 @@ def test_exact_with_many_refinements_on_loud_latents(transform: str) -> None:
     vae, song = randomised(small(1, 24).config), 4 * latents(150)
     vae.stft.set_transform(transform)
     expected = whole(vae, song)
-    error = (decode_chunked(vae, song, chunk_frames=64) - expected).abs().max() / expected.abs().max().clamp_min(1.0)
+    error = (
+        decode_chunked(vae, song, chunk_frames=64) - expected
+    ).abs().max() / expected.abs().max().clamp_min(1.0)
     assert error <= TOLERANCE
 
 
@@ -82,14 +90,18 @@ def test_a_halo_one_receptive_field_too_short_would_be_noticed() -> None:
         decode = staticmethod(small(2, 2).decode)
 
     song = latents(40)
-    assert (decode_chunked(Short(), song, chunk_frames=8) - whole(small(2, 2), song)).abs().max() > 100 * TOLERANCE
+    assert (
+        decode_chunked(Short(), song, chunk_frames=8) - whole(small(2, 2), song)
+    ).abs().max() > 100 * TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_full_size_is_exact_too(chunk: int) -> None:
     vae, song = full_size(), latents(72 if chunk > 1 else 5, channels=96)
-    torch.testing.assert_close(decode_chunked(vae, song, chunk_frames=chunk), whole(vae, song), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        decode_chunked(vae, song, chunk_frames=chunk), whole(vae, song), atol=TOLERANCE, rtol=0
+    )
 
 
 @cache
@@ -98,17 +110,25 @@ def full_size() -> SpectralVAE:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc"
+)
 def test_memory_does_not_grow_with_the_song_beyond_its_audio() -> None:
     from mudit_engine.benchmarks.decode_memory import in_new_process
 
     short, long = (in_new_process("tiny", seconds, 64, 1) for seconds in (20.0, 120.0))
-    assert long["peak_mib"] - long["audio_mib"] < 1.3 * (short["peak_mib"] - short["audio_mib"]) + 20
+    assert (
+        long["peak_mib"] - long["audio_mib"] < 1.3 * (short["peak_mib"] - short["audio_mib"]) + 20
+    )
 
 
 def test_stream_yields_the_song_in_order_and_tells_progress() -> None:
     vae, song, seen = small(2, 1), latents(20), []
-    chunks = list(decode_stream(vae, song, chunk_frames=8, progress=lambda done, total: seen.append((done, total))))
+    chunks = list(
+        decode_stream(
+            vae, song, chunk_frames=8, progress=lambda done, total: seen.append((done, total))
+        )
+    )
     assert [chunk.shape[1] // vae.config.hop for chunk in chunks] == [8, 8, 4]
     assert seen == [(8, 20), (16, 20), (20, 20)]
     torch.testing.assert_close(torch.cat(chunks, 1), whole(vae, song), atol=TOLERANCE, rtol=0)

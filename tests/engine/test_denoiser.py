@@ -92,7 +92,9 @@ SHORT = [s for s in CONTINUOUS if s.frames < 200]
     ],
     ids=["bezier", "bezier-parallel", "bezier-per_block", "bezier-pooled", "ddpm"],
 )
-def test_mixed_batch_equals_each_song_alone(songs: list[SongInputs], changes: dict[str, object]) -> None:
+def test_mixed_batch_equals_each_song_alone(
+    songs: list[SongInputs], changes: dict[str, object]
+) -> None:
     denoiser = make_denoiser(**changes)
     together = denoise(denoiser, [denoiser.prepare(s) for s in songs])
     for s, latents in zip(songs, together, strict=True):
@@ -108,7 +110,9 @@ def test_step_equals_the_training_forward_and_the_formula() -> None:
     state = denoiser.prepare(s)
     x = state.x_TC.clone()
 
-    def forward(descriptions: torch.Tensor, lyrics: list[int], user: int, reference: torch.Tensor) -> torch.Tensor:
+    def forward(
+        descriptions: torch.Tensor, lyrics: list[int], user: int, reference: torch.Tensor
+    ) -> torch.Tensor:
         batch = DitBatch(
             x, [40], s.table.times[:1], torch.tensor([s.seconds]), torch.tensor([user]), descriptions, [len(descriptions)],
             torch.tensor(lyrics, dtype=torch.int64), [len(lyrics)], reference, [len(reference)], [1],
@@ -120,7 +124,9 @@ def test_step_equals_the_training_forward_and_the_formula() -> None:
     uncond = forward(s.negative, [], 0, torch.zeros(0, 8))
     a, b, *_, w = s.table.rows[0]
     denoiser.step([state])
-    torch.testing.assert_close(state.x_TC, a * x + b * (uncond + w * (cond - uncond)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        state.x_TC, a * x + b * (uncond + w * (cond - uncond)), rtol=1e-4, atol=1e-5
+    )
     assert s.table.rows[0, 6] == 2.5
 
 
@@ -151,9 +157,11 @@ def test_nan_weights_are_named_when_they_show() -> None:
 
 
 def test_kept_may_hold_nan_before_it_is_written() -> None:
-    from mudit_engine.kernels.guided_step import Spans
+    from mudit_engine.kernels.guided_step import SongRows
 
     x, out = torch.ones(4, 2), torch.ones(4, 2)
     rows = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0]])
-    new, kept = guided_step_reference(x, torch.full_like(x, float("nan")), out, None, rows, Spans(((0, 4, 0, -1),)))
+    new, kept = guided_step_reference(
+        x, torch.full_like(x, float("nan")), out, None, rows, SongRows(((0, 4, 0, -1),))
+    )
     assert torch.equal(new, torch.full_like(x, 2.0)) and torch.equal(kept, out)

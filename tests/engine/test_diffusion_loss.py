@@ -23,7 +23,10 @@ def test_packed_loss_is_the_sum_of_the_songs_alone(rows):
     out, target = rows
     total, frames = diffusion_loss(out, target, LENGTHS)
     assert frames == 69
-    alone = [diffusion_loss(o, t, [len(o)])[0] for o, t in zip(out.split(LENGTHS), target.split(LENGTHS), strict=True)]
+    alone = [
+        diffusion_loss(o, t, [len(o)])[0]
+        for o, t in zip(out.split(LENGTHS), target.split(LENGTHS), strict=True)
+    ]
     torch.testing.assert_close(total, torch.stack(alone).sum())
     torch.testing.assert_close(total / frames, torch.nn.functional.mse_loss(out, target))
 
@@ -32,18 +35,30 @@ def test_weights_multiply_the_error_and_not_the_count(rows):
     out, target = rows
     per_frame = (out - target).square().mean(1)
     song_weights, frame_weights = torch.tensor([2.0, 5.0, 0.5, 0.0]), torch.linspace(0, 1, 69)
-    total, frames = diffusion_loss(out, target, torch.tensor(LENGTHS), frame_weights=frame_weights, song_weights=song_weights)
-    by_hand = sum((w * (e * f).sum()) for w, e, f in zip(song_weights, per_frame.split(LENGTHS), frame_weights.split(LENGTHS), strict=True))
+    total, frames = diffusion_loss(
+        out, target, torch.tensor(LENGTHS), frame_weights=frame_weights, song_weights=song_weights
+    )
+    by_hand = sum(
+        (w * (e * f).sum())
+        for w, e, f in zip(
+            song_weights, per_frame.split(LENGTHS), frame_weights.split(LENGTHS), strict=True
+        )
+    )
     torch.testing.assert_close(total, by_hand)
     assert frames == 69
 
 
 def test_low_precision_outputs_are_summed_in_float32():
-    out, target = torch.zeros(4096, 8, dtype=torch.bfloat16), torch.full((4096, 8), 1.0, dtype=torch.bfloat16)
+    out, target = (
+        torch.zeros(4096, 8, dtype=torch.bfloat16),
+        torch.full((4096, 8), 1.0, dtype=torch.bfloat16),
+    )
     total, _ = diffusion_loss(out.requires_grad_(), target, [4096])
     assert total.dtype == torch.float32 and total.item() == 4096
     total.backward()
-    assert out.grad is not None and out.grad.dtype == torch.bfloat16 and torch.all(out.grad == -0.25)
+    assert (
+        out.grad is not None and out.grad.dtype == torch.bfloat16 and torch.all(out.grad == -0.25)
+    )
 
 
 def test_a_batch_with_no_frames_is_zero():
@@ -85,24 +100,34 @@ def test_logit_normal_times_and_their_uniform_share():
     path, g = make_path(PathConfig(kind="linear")), torch.Generator().manual_seed(1)
     t = sample_times(40000, path, generator=g, distribution="logit-normal", uniform_share=0.0)
     assert abs((t < 0.5).double().mean() - 0.5) < 0.01
-    assert abs(((t > 0.2689) & (t < 0.7311)).double().mean() - 0.6827) < 0.01  # one standard deviation of the logit
+    assert (
+        abs(((t > 0.2689) & (t < 0.7311)).double().mean() - 0.6827) < 0.01
+    )  # one standard deviation of the logit
     rare = (t < 0.01).double().mean()
     t = sample_times(40000, path, generator=g, distribution="logit-normal", uniform_share=0.5)
     assert rare < 1e-3 < 4e-3 < (t < 0.01).double().mean()
-    t = sample_times(40000, path, generator=g, distribution="logit-normal", logit_mean=1.0, uniform_share=0.0)
+    t = sample_times(
+        40000, path, generator=g, distribution="logit-normal", logit_mean=1.0, uniform_share=0.0
+    )
     assert abs(t.median() - torch.sigmoid(torch.tensor(1.0))) < 0.01
 
 
 def test_times_repeat_with_their_generator():
     path = make_path(PathConfig(kind="bezier"))
-    first, second = (sample_times(5, path, generator=torch.Generator().manual_seed(9)) for _ in range(2))
+    first, second = (
+        sample_times(5, path, generator=torch.Generator().manual_seed(9)) for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (PathConfig(kind="ddpm", prediction="eps"), {"distribution": "logit-normal"}, "ddpm trains on uniform discrete steps"),
+        (
+            PathConfig(kind="ddpm", prediction="eps"),
+            {"distribution": "logit-normal"},
+            "ddpm trains on uniform discrete steps",
+        ),
         (PathConfig(kind="linear"), {"distribution": "beta"}, "use 'uniform' or 'logit-normal'"),
         (PathConfig(kind="linear"), {"logit_std": 0.0}, "logit_std=0.0"),
         (PathConfig(kind="linear"), {"uniform_share": 1.5}, "uniform_share=1.5"),
@@ -137,6 +162,16 @@ def test_min_snr_weights_weigh_the_error_of_x0(config):
     path = make_path(config)
     t = torch.tensor([path.t_min, 0.3, 0.9, 1.0])
     weights = min_snr_weights(path, t)
-    assert weights.dtype == torch.float32 and weights.isfinite().all() and (weights >= 0).all() and weights[-1] == 0
+    assert (
+        weights.dtype == torch.float32
+        and weights.isfinite().all()
+        and (weights >= 0).all()
+        and weights[-1] == 0
+    )
     _, q = path.x0_coefficients(t[:3])
-    torch.testing.assert_close(weights[:3], (path.alpha(t[:3]) / path.sigma(t[:3])).square().clamp(max=5) * q**2, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        weights[:3],
+        (path.alpha(t[:3]) / path.sigma(t[:3])).square().clamp(max=5) * q**2,
+        rtol=1e-4,
+        atol=0,
+    )

@@ -34,7 +34,9 @@ def levels(config: PathConfig) -> torch.Tensor:
 @pytest.fixture
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(3)
-    return torch.randn(19, 4, dtype=torch.float64, generator=g), torch.randn(19, 4, dtype=torch.float64, generator=g)
+    return torch.randn(19, 4, dtype=torch.float64, generator=g), torch.randn(
+        19, 4, dtype=torch.float64, generator=g
+    )
 
 
 @every_path
@@ -47,7 +49,9 @@ def test_data_and_noise_come_back_from_the_training_target(config, pair):
     torch.testing.assert_close(back_eps, noise, atol=1e-10, rtol=0)
     velocity = path.dalpha(t)[:, None] * x0 + path.dsigma(t)[:, None] * noise
     torch.testing.assert_close(path.to_velocity(x, out, t), velocity, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(path.to_score(x, out, t), -noise / path.sigma(t)[:, None], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        path.to_score(x, out, t), -noise / path.sigma(t)[:, None], atol=1e-9, rtol=1e-9
+    )
 
 
 @every_path
@@ -55,9 +59,15 @@ def test_score_of_a_perfect_network_is_the_gradient_of_the_log_density(config):
     path = make_path(config)
     network = perfect(path)
     for t in levels(config)[::3]:
-        x = torch.randn(32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_()
-        (gradient,) = torch.autograd.grad(TRIO.log_density(x, float(path.alpha(t)), float(path.sigma(t))).sum(), x)
-        torch.testing.assert_close(path.to_score(x.detach(), network(x.detach(), t), t), gradient, atol=1e-9, rtol=1e-8)
+        x = torch.randn(
+            32, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+        ).requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            TRIO.log_density(x, float(path.alpha(t)), float(path.sigma(t))).sum(), x
+        )
+        torch.testing.assert_close(
+            path.to_score(x.detach(), network(x.detach(), t), t), gradient, atol=1e-9, rtol=1e-8
+        )
 
 
 def test_predictions_of_one_schedule_agree(pair):
@@ -67,7 +77,12 @@ def test_predictions_of_one_schedule_agree(pair):
         path = make_path(PathConfig(kind="ddpm", prediction=prediction))
         network = perfect(path)
         out = torch.cat([network(row[None], level) for row, level in zip(x, t, strict=True)])
-        answers.append(torch.cat([*path.to_x0_eps(x, out, t), path.to_velocity(x, out, t), path.to_score(x, out, t)], dim=1))
+        answers.append(
+            torch.cat(
+                [*path.to_x0_eps(x, out, t), path.to_velocity(x, out, t), path.to_score(x, out, t)],
+                dim=1,
+            )
+        )
     torch.testing.assert_close(answers[0], answers[1], atol=1e-10, rtol=1e-9)
     torch.testing.assert_close(answers[0], answers[2], atol=1e-10, rtol=1e-9)
 
@@ -75,11 +90,15 @@ def test_predictions_of_one_schedule_agree(pair):
 @every_path
 def test_derivatives_of_the_schedule(config):
     path, t, h = make_path(config), levels(config), 1e-6
-    if config.kind == "ddpm":  # one-sided at a step, below the snap that absorbs float32 rounding of t
+    if (
+        config.kind == "ddpm"
+    ):  # one-sided at a step, below the snap that absorbs float32 rounding of t
         t, h = t - 0.5 / config.train_steps, 0.1 / config.train_steps
     tolerance = 1e-3 if config.kind == "ddpm" else 1e-8
     for value, slope in ((path.alpha, path.dalpha), (path.sigma, path.dsigma)):
-        torch.testing.assert_close((value(t + h) - value(t - h)) / (2 * h), slope(t), atol=1e-8, rtol=tolerance)
+        torch.testing.assert_close(
+            (value(t + h) - value(t - h)) / (2 * h), slope(t), atol=1e-8, rtol=tolerance
+        )
 
 
 @every_path
@@ -99,13 +118,20 @@ def test_bezier_with_control_0_is_linear_at_the_square_of_t():
     torch.testing.assert_close(bezier.alpha(t), linear.alpha(t**2))
     torch.testing.assert_close(bezier.sigma(t), linear.sigma(t**2))
     g = torch.Generator().manual_seed(0)
-    x, v = torch.randn(50, 3, dtype=torch.float64, generator=g), torch.randn(50, 3, dtype=torch.float64, generator=g)
-    for ours, theirs in zip(bezier.to_x0_eps(x, 2 * t[:, None] * v, t), linear.to_x0_eps(x, v, t**2), strict=True):
+    x, v = (
+        torch.randn(50, 3, dtype=torch.float64, generator=g),
+        torch.randn(50, 3, dtype=torch.float64, generator=g),
+    )
+    for ours, theirs in zip(
+        bezier.to_x0_eps(x, 2 * t[:, None] * v, t), linear.to_x0_eps(x, v, t**2), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)  # dx/dt = 2 t dx/du
 
 
 def test_bezier_formulas_of_the_paper():
-    path = make_path(PathConfig(kind="bezier", bezier_control=2 / 3))  # c = cos(pi/3) = 1/2: alpha = (1 - t)^2 + t (1 - t) = 1 - t
+    path = make_path(
+        PathConfig(kind="bezier", bezier_control=2 / 3)
+    )  # c = cos(pi/3) = 1/2: alpha = (1 - t)^2 + t (1 - t) = 1 - t
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     torch.testing.assert_close(path.alpha(t), 1 - t)
     torch.testing.assert_close(path.sigma(t), t**2)
@@ -132,8 +158,12 @@ def test_ddpm_schedule_equals_diffusers(betas, zero_snr):
 def test_network_time_of_ddpm_is_the_index_over_train_steps():
     path = make_path(PATHS["ddpm-eps"])
     t = ((torch.arange(500) + 1).double() / 500).float()
-    assert torch.equal(path.network_time(t), torch.arange(500, dtype=torch.float64).div(500).float())
-    torch.testing.assert_close(path.alpha(t.double()), ddpm_alphas(path.config), atol=1e-12, rtol=0)  # float32 t still means its step
+    assert torch.equal(
+        path.network_time(t), torch.arange(500, dtype=torch.float64).div(500).float()
+    )
+    torch.testing.assert_close(
+        path.alpha(t.double()), ddpm_alphas(path.config), atol=1e-12, rtol=0
+    )  # float32 t still means its step
     t = torch.tensor([0.25, 1.0], dtype=torch.float64)
     assert make_path(PATHS["linear"]).network_time(t).dtype == torch.float32
 
@@ -148,14 +178,18 @@ def test_dtypes_and_broadcasting(pair):
     same = torch.full((19,), 0.3)
     assert torch.equal(path.target(*pair, scalar), path.target(*pair, same))
     assert torch.equal(
-        path.add_noise(pair[0].T, pair[1].T, t[:4]).T, path.alpha(t[:4].double()) * pair[0] + path.sigma(t[:4].double()) * pair[1]
+        path.add_noise(pair[0].T, pair[1].T, t[:4]).T,
+        path.alpha(t[:4].double()) * pair[0] + path.sigma(t[:4].double()) * pair[1],
     )
 
 
 def test_eps_at_pure_noise_is_the_state_itself():
     for config in (PATHS["linear"], PathConfig(kind="bezier", bezier_control=1.0)):
         one = torch.ones(1, dtype=torch.float64)
-        x, out = torch.full((1, 2), 3.0, dtype=torch.float64), torch.full((1, 2), 7.0, dtype=torch.float64)
+        x, out = (
+            torch.full((1, 2), 3.0, dtype=torch.float64),
+            torch.full((1, 2), 7.0, dtype=torch.float64),
+        )
         assert torch.equal(make_path(config).to_x0_eps(x, out, one)[1], x)
 
 

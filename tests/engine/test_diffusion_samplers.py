@@ -16,9 +16,15 @@ from hypothesis import strategies as st
 from diffusion_oracle import TRIO, follow, level, perfect
 from mudit_engine.config import PathConfig, SamplerConfig
 from mudit_engine.diffusion.paths import make_path
-from mudit_engine.diffusion.samplers import continuous_levels, ddim_steps, dpmpp_steps, euler_steps, sampler_table
+from mudit_engine.diffusion.samplers import (
+    continuous_levels,
+    ddim_steps,
+    dpmpp_steps,
+    euler_steps,
+    sampler_table,
+)
 from mudit_engine.errors import ConfigError
-from mudit_engine.kernels.guided_step import COLUMNS, Spans, guided_step_reference
+from mudit_engine.kernels.guided_step import COLUMNS, SongRows, guided_step_reference
 
 LINEAR = PathConfig(kind="linear")
 SAMPLERS = ("ddim", "dpmpp-2m", "ode-euler", "ode-heun", "sde-euler")
@@ -49,7 +55,13 @@ def one_thread() -> Iterator[None]:
 
 def ddpm(name: str) -> PathConfig:
     prediction, betas, zero_snr, train_steps = DDPM[name]
-    return PathConfig(kind="ddpm", prediction=prediction, betas=betas, zero_terminal_snr=zero_snr, train_steps=train_steps)
+    return PathConfig(
+        kind="ddpm",
+        prediction=prediction,
+        betas=betas,
+        zero_terminal_snr=zero_snr,
+        train_steps=train_steps,
+    )
 
 
 def their_arguments(config: PathConfig, spacing: str) -> dict[str, object]:
@@ -75,10 +87,17 @@ def with_wide_schedule(scheduler, config: PathConfig):
 
     if config.betas == "linear" and not config.zero_terminal_snr:
         return scheduler
-    betas = torch.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64)
+    betas = torch.linspace(
+        config.beta_start, config.beta_end, config.train_steps, dtype=torch.float64
+    )
     if config.betas == "cosine":
-        edges = [math.cos((i / config.train_steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(config.train_steps + 1)]
-        betas = torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(edges)], dtype=torch.float64)
+        edges = [
+            math.cos((i / config.train_steps + 0.008) / 1.008 * math.pi / 2) ** 2
+            for i in range(config.train_steps + 1)
+        ]
+        betas = torch.tensor(
+            [min(1 - b / a, 0.999) for a, b in itertools.pairwise(edges)], dtype=torch.float64
+        )
     if config.zero_terminal_snr:
         betas = rescale_zero_terminal_snr(betas)
     wide = (1 - betas).cumprod(0)
@@ -94,17 +113,21 @@ def assert_same_chain(config: PathConfig, table, scheduler, steps: int, step) ->
     path = make_path(config)
     network = perfect(path)
     scheduler.set_timesteps(steps)
-    assert (table.times.double() * config.train_steps).round().long().tolist() == scheduler.timesteps.tolist()
+    assert (
+        table.times.double() * config.train_steps
+    ).round().long().tolist() == scheduler.timesteps.tolist()
     g = torch.Generator().manual_seed(7)
     ours = theirs = torch.randn(64, 2, dtype=torch.float64, generator=g)
-    kept, spans = torch.full_like(ours, torch.nan), Spans(((0, 64, 0, -1),))
+    kept, spans = torch.full_like(ours, torch.nan), SongRows(((0, 64, 0, -1),))
     for i, (row, timestep) in enumerate(zip(table.rows, scheduler.timesteps, strict=True)):
         t = level(path, table.times[i])
         noise = torch.randn(64, 2, dtype=torch.float64, generator=g)
         ours, kept = guided_step_reference(ours, kept, network(ours, t), noise, row[None], spans)
         theirs = step(network(theirs, t), timestep, theirs, noise)
         difference = float((ours - theirs).abs().max())
-        assert difference <= 1e-5, f"step {i} (timestep {int(timestep)}) differs by {difference:.2e}"
+        assert difference <= 1e-5, (
+            f"step {i} (timestep {int(timestep)}) differs by {difference:.2e}"
+        )
 
 
 @pytest.mark.parametrize("steps", [20, 30], ids="steps{}".format)
@@ -115,11 +138,17 @@ def test_ddim_equals_diffusers(name, spacing, eta, steps):
     from diffusers import DDIMScheduler
 
     config = ddpm(name)
-    table = sampler_table(config, SamplerConfig(name="ddim", steps=steps, eta=eta, spacing=spacing, guidance=1))
-    scheduler = with_wide_schedule(DDIMScheduler(**their_arguments(config, spacing), clip_sample=False), config)
+    table = sampler_table(
+        config, SamplerConfig(name="ddim", steps=steps, eta=eta, spacing=spacing, guidance=1)
+    )
+    scheduler = with_wide_schedule(
+        DDIMScheduler(**their_arguments(config, spacing), clip_sample=False), config
+    )
 
     def step(out, timestep, x, noise):
-        return scheduler.step(out, timestep, x, eta=eta, variance_noise=noise if eta else None).prev_sample
+        return scheduler.step(
+            out, timestep, x, eta=eta, variance_noise=noise if eta else None
+        ).prev_sample
 
     assert_same_chain(config, table, scheduler, steps, step)
 
@@ -132,10 +161,25 @@ def test_dpmpp_2m_equals_diffusers(name, spacing, steps):
     from diffusers import DPMSolverMultistepScheduler
 
     config = ddpm(name)
-    table = sampler_table(config, SamplerConfig(name="dpmpp-2m", steps=steps, spacing=spacing, guidance=1))
-    solver = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "lower_order_final": True}
-    scheduler = with_wide_schedule(DPMSolverMultistepScheduler(**their_arguments(config, spacing), **solver), config)
-    assert_same_chain(config, table, scheduler, steps, lambda out, timestep, x, noise: scheduler.step(out, timestep, x).prev_sample)
+    table = sampler_table(
+        config, SamplerConfig(name="dpmpp-2m", steps=steps, spacing=spacing, guidance=1)
+    )
+    solver = {
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+    }
+    scheduler = with_wide_schedule(
+        DPMSolverMultistepScheduler(**their_arguments(config, spacing), **solver), config
+    )
+    assert_same_chain(
+        config,
+        table,
+        scheduler,
+        steps,
+        lambda out, timestep, x, noise: scheduler.step(out, timestep, x).prev_sample,
+    )
 
 
 def test_published_sampler_visits_its_twenty_steps():
@@ -166,7 +210,12 @@ def test_one_step_is_the_mean_of_the_data(name, config):
     """At t = 1 a state of pure noise says nothing, so the estimate of x0 is the mean."""
     table = sampler_table(config, SamplerConfig(name=name, steps=1, guidance=1))
     path = make_path(config)
-    (end,) = follow(path, table, perfect(path), torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    (end,) = follow(
+        path,
+        table,
+        perfect(path),
+        torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
     torch.testing.assert_close(end, TRIO.mean.expand(8, 2), atol=1e-5, rtol=0)
 
 
@@ -194,10 +243,17 @@ def test_one_known_song_is_found_exactly(name):
 def test_sde_is_stable_where_the_score_is_stiffest(config, diffusion):
     """Data on a point, much noise, few steps: the distance from alpha x0 stays that of the marginal, sigma, at every level."""
     path = make_path(config)
-    table = sampler_table(config, SamplerConfig(name="sde-euler", steps=20, guidance=1, diffusion=diffusion, diffusion_norm=8.0))
+    table = sampler_table(
+        config,
+        SamplerConfig(
+            name="sde-euler", steps=20, guidance=1, diffusion=diffusion, diffusion_norm=8.0
+        ),
+    )
     network = lambda x, t: path.target(torch.zeros_like(x), x / path.sigma(t), t)  # noqa: E731
     g = torch.Generator().manual_seed(0)
-    states = follow(path, table, network, torch.randn(4096, 1, dtype=torch.float64, generator=g), generator=g)
+    states = follow(
+        path, table, network, torch.randn(4096, 1, dtype=torch.float64, generator=g), generator=g
+    )
     for x, sigma in zip(states[:-1], path.sigma(table.times[1:].double()), strict=True):
         assert 0.9 * sigma < x.square().mean().sqrt() < 1.4 * sigma
 
@@ -205,17 +261,26 @@ def test_sde_is_stable_where_the_score_is_stiffest(config, diffusion):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_guidance_scales_the_difference_of_the_branches(name):
     config = SamplerConfig(name=name, steps=6, guidance=3.5)
-    guided, plain = sampler_table(LINEAR, config), sampler_table(LINEAR, config.model_copy(update={"guidance": 1.0}))
-    assert guided.guided == (True,) * len(guided.rows) and plain.guided == (False,) * len(plain.rows)
+    guided, plain = (
+        sampler_table(LINEAR, config),
+        sampler_table(LINEAR, config.model_copy(update={"guidance": 1.0})),
+    )
+    assert guided.guided == (True,) * len(guided.rows) and plain.guided == (False,) * len(
+        plain.rows
+    )
     assert torch.equal(guided.rows[:, :6], plain.rows[:, :6])
     g = torch.Generator().manual_seed(0)
     x, kept, noise = (torch.randn(5, 3, generator=g) for _ in range(3))
     both = torch.randn(10, 3, generator=g)
     cond, uncond = both[:5], both[5:]
     for i in range(len(guided.rows)):
-        new, new_kept = guided_step_reference(x, kept, both, noise, guided.rows[i : i + 1], Spans(((0, 5, 0, 5),)))
+        new, new_kept = guided_step_reference(
+            x, kept, both, noise, guided.rows[i : i + 1], SongRows(((0, 5, 0, 5),))
+        )
         mixed = uncond + 3.5 * (cond - uncond)
-        old, old_kept = guided_step_reference(x, kept, mixed, noise, plain.rows[i : i + 1], Spans(((0, 5, 0, -1),)))
+        old, old_kept = guided_step_reference(
+            x, kept, mixed, noise, plain.rows[i : i + 1], SongRows(((0, 5, 0, -1),))
+        )
         torch.testing.assert_close(new, old)
         torch.testing.assert_close(new_kept, old_kept)
 
@@ -223,12 +288,19 @@ def test_guidance_scales_the_difference_of_the_branches(name):
 def test_guidance_interval_is_in_noise_levels():
     config = SamplerConfig(name="ode-euler", steps=10, guidance=4.0, guidance_interval=(0.25, 0.75))
     table = sampler_table(LINEAR, config)
-    assert table.rows[:, 6].tolist() == [4.0 if 0.25 <= t <= 0.75 else 1.0 for t in table.times.tolist()]
+    assert table.rows[:, 6].tolist() == [
+        4.0 if 0.25 <= t <= 0.75 else 1.0 for t in table.times.tolist()
+    ]
     assert table.guided == (False, False, False, True, True, True, True, True, False, False)
     heun = sampler_table(LINEAR, config.model_copy(update={"name": "ode-heun"}))
     assert heun.guided == tuple(0.25 <= t <= 0.75 for t in heun.times.tolist())
-    ends = sampler_table(ddpm("published"), SamplerConfig(name="ddim", steps=20, guidance=2.0, guidance_interval=(0.5, 1.0)))
-    assert ends.guided == (True,) * 11 + (False,) * 9  # t = 1, .95, ... .5: both ends of the interval are inside
+    ends = sampler_table(
+        ddpm("published"),
+        SamplerConfig(name="ddim", steps=20, guidance=2.0, guidance_interval=(0.5, 1.0)),
+    )
+    assert (
+        ends.guided == (True,) * 11 + (False,) * 9
+    )  # t = 1, .95, ... .5: both ends of the interval are inside
     off = sampler_table(LINEAR, SamplerConfig(name="ode-euler", steps=3, guidance=0.0))
     assert off.guided == (True,) * 3  # w = 0 is the unconditional branch alone, which must be run
 
@@ -238,7 +310,9 @@ def test_shift_keeps_the_ends_and_moves_levels_to_noise():
     plain, warped = continuous_levels(path, 8), continuous_levels(path, 8, shift=3.0)
     assert warped[0] == plain[0] == 1 and warped[-1] == plain[-1] == 0
     assert (warped[1:-1] > plain[1:-1]).all()
-    torch.testing.assert_close(warped[4], path.t_min + (1 - path.t_min) * torch.tensor(3 * 0.5 / 2, dtype=torch.float64))
+    torch.testing.assert_close(
+        warped[4], path.t_min + (1 - path.t_min) * torch.tensor(3 * 0.5 / 2, dtype=torch.float64)
+    )
     table = sampler_table(LINEAR, SamplerConfig(name="ode-euler", steps=8, shift=3.0))
     torch.testing.assert_close(table.times, warped[:-1].float())
 
@@ -265,14 +339,18 @@ def test_ddim_is_euler_on_the_linear_path():
     path = make_path(LINEAR)
     levels = continuous_levels(path, 10)
     table = sampler_table(LINEAR, SamplerConfig(name="ddim", steps=10))
-    torch.testing.assert_close(table.rows[:, :6], euler_steps(path, levels).coefficients.float(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        table.rows[:, :6], euler_steps(path, levels).coefficients.float(), atol=1e-6, rtol=1e-6
+    )
 
 
 @st.composite
 def paths(draw) -> PathConfig:
     kind = draw(st.sampled_from(["linear", "bezier", "ddpm"]))
     if kind != "ddpm":
-        return PathConfig(kind=kind, bezier_control=draw(st.floats(0, 0.999)), t_min=draw(st.floats(1e-5, 0.3)))
+        return PathConfig(
+            kind=kind, bezier_control=draw(st.floats(0, 0.999)), t_min=draw(st.floats(1e-5, 0.3))
+        )
     prediction = draw(st.sampled_from(["eps", "v", "x0"]))
     return PathConfig(
         kind=kind,
@@ -294,7 +372,11 @@ def configurations(draw) -> tuple[PathConfig, SamplerConfig]:
         guidance_interval=(low, draw(st.floats(low, 1))),
         eta=draw(st.sampled_from([0.0, 0.5, 1.0])),
         spacing=draw(st.sampled_from(["trailing", "leading", "linspace"])),
-        diffusion=draw(st.sampled_from(["sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing"])),
+        diffusion=draw(
+            st.sampled_from(
+                ["sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing"]
+            )
+        ),
         diffusion_norm=draw(st.floats(0.1, 4)),
         shift=1.0 if path.kind == "ddpm" else draw(st.floats(0.2, 5)),
     )
@@ -314,7 +396,9 @@ def test_every_table_is_sound(configuration):
     try:
         table = sampler_table(path, sampler)
     except ConfigError as error:
-        assert sampler.name == "dpmpp-2m" and "twice" in str(error), "a grid too fine for its spacing is the only refusal here"
+        assert sampler.name == "dpmpp-2m" and "twice" in str(error), (
+            "a grid too fine for its spacing is the only refusal here"
+        )
         return
     count = 2 * sampler.steps - 1 if sampler.name == "ode-heun" else sampler.steps
     assert table.rows.shape == (count, len(COLUMNS)) and table.times.shape == (count,)
@@ -322,14 +406,18 @@ def test_every_table_is_sound(configuration):
     assert table.rows.isfinite().all() and table.noise_scale == 1
     _, _, c, d, p, q, w = table.rows.unbind(1)
     assert ((table.times >= 0) & (table.times <= 1)).all() and (table.times.diff() <= 0).all()
-    assert table.guided == tuple((w != 1).tolist()) and table.needs_noise == tuple((d != 0).tolist())
+    assert table.guided == tuple((w != 1).tolist()) and table.needs_noise == tuple(
+        (d != 0).tolist()
+    )
     t = torch.stack([level(make_path(path), time) for time in table.times])
     low, high = sampler.guidance_interval
     sure = ((t - low).abs() > 1e-6) & ((t - high).abs() > 1e-6)
     expected = torch.where((t >= low) & (t <= high), sampler.guidance, 1.0).float()
     assert torch.equal(w[sure], expected[sure])
     assert c[0] == 0, "nothing has been kept before the first row"
-    assert d[-1] == 0 or (path.kind == "ddpm" and path.train_steps % sampler.steps), "the last row is deterministic"
+    assert d[-1] == 0 or (path.kind == "ddpm" and path.train_steps % sampler.steps), (
+        "the last row is deterministic"
+    )
     if sampler.name not in ("ddim", "sde-euler") or (sampler.name == "ddim" and sampler.eta == 0):
         assert not any(table.needs_noise)
     if sampler.name == "dpmpp-2m":
@@ -341,16 +429,52 @@ def test_every_table_is_sound(configuration):
 @pytest.mark.parametrize(
     ("path", "sampler", "message"),
     [
-        ({"kind": "ddpm", "prediction": "eps"}, {"name": "ode-heun"}, "a ddpm model takes ddim or dpmpp-2m"),
+        (
+            {"kind": "ddpm", "prediction": "eps"},
+            {"name": "ode-heun"},
+            "a ddpm model takes ddim or dpmpp-2m",
+        ),
         ({"kind": "ddpm", "prediction": "eps"}, {"name": "ddim", "steps": 501}, "at most 500"),
-        ({"kind": "ddpm", "prediction": "eps"}, {"name": "ddim", "shift": 2.0}, "leave it at 1 for a ddpm model"),
-        ({"kind": "ddpm", "prediction": "eps"}, {"name": "dpmpp-2m", "steps": 500, "spacing": "leading"}, "take fewer steps or 'trailing'"),
-        ({"kind": "ddpm", "prediction": "eps", "beta_end": 0.5}, {"name": "ddim"}, "predict v or x0"),
-        ({"kind": "ddpm", "prediction": "v", "beta_start": 0.9, "beta_end": 0.99}, {"name": "dpmpp-2m"}, "not finite on this ddpm path"),
-        ({"kind": "linear"}, {"name": "dpmpp-2m", "shift": 1e300}, "too close together to tell apart"),
-        ({"kind": "bezier", "bezier_control": 1.0}, {"name": "ddim"}, "says nothing about x0 at t = 1"),
-        ({"kind": "bezier", "bezier_control": 1.0}, {"name": "dpmpp-2m"}, "a bezier_control below 1"),
-        ({"kind": "bezier", "bezier_control": 1.0}, {"name": "ode-euler", "steps": 1}, "2 or more steps"),
+        (
+            {"kind": "ddpm", "prediction": "eps"},
+            {"name": "ddim", "shift": 2.0},
+            "leave it at 1 for a ddpm model",
+        ),
+        (
+            {"kind": "ddpm", "prediction": "eps"},
+            {"name": "dpmpp-2m", "steps": 500, "spacing": "leading"},
+            "take fewer steps or 'trailing'",
+        ),
+        (
+            {"kind": "ddpm", "prediction": "eps", "beta_end": 0.5},
+            {"name": "ddim"},
+            "predict v or x0",
+        ),
+        (
+            {"kind": "ddpm", "prediction": "v", "beta_start": 0.9, "beta_end": 0.99},
+            {"name": "dpmpp-2m"},
+            "not finite on this ddpm path",
+        ),
+        (
+            {"kind": "linear"},
+            {"name": "dpmpp-2m", "shift": 1e300},
+            "too close together to tell apart",
+        ),
+        (
+            {"kind": "bezier", "bezier_control": 1.0},
+            {"name": "ddim"},
+            "says nothing about x0 at t = 1",
+        ),
+        (
+            {"kind": "bezier", "bezier_control": 1.0},
+            {"name": "dpmpp-2m"},
+            "a bezier_control below 1",
+        ),
+        (
+            {"kind": "bezier", "bezier_control": 1.0},
+            {"name": "ode-euler", "steps": 1},
+            "2 or more steps",
+        ),
     ],
     ids=[
         "ode-on-ddpm",

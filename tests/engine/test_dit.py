@@ -28,12 +28,21 @@ SMALL = DitConfig(
 def make_model(**changes: object) -> DiT:
     torch.manual_seed(0)
     model = DiT(SMALL.model_copy(update=changes))
-    for parameter in model.parameters():  # adaLN-Zero starts as the identity, which would hide any mistake
+    for (
+        parameter
+    ) in model.parameters():  # adaLN-Zero starts as the identity, which would hide any mistake
         nn.init.normal_(parameter, std=0.05)
     return model
 
 
-def make_batch(frames: list[int], lyrics: list[int], fragments: list[int], references: list[int], *, seed: int = 1) -> DitBatch:
+def make_batch(
+    frames: list[int],
+    lyrics: list[int],
+    fragments: list[int],
+    references: list[int],
+    *,
+    seed: int = 1,
+) -> DitBatch:
     g = torch.Generator().manual_seed(seed)
     n = len(frames)
     return DitBatch(
@@ -68,7 +77,15 @@ MIXED = make_batch([1, 63, 17, 40], [5, 0, 12, 7], [0, 3, 1, 4], [0, 10, 17, 3])
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}, {"qk_norm": False}, {"pooled_description": True}], ids=str
+    "changes",
+    [
+        {},
+        {"modulation": "per_block"},
+        {"cross_attention": "parallel"},
+        {"qk_norm": False},
+        {"pooled_description": True},
+    ],
+    ids=str,
 )
 def test_song_in_a_mixed_batch_is_the_song_alone(changes: dict[str, object]) -> None:
     model = make_model(**changes)
@@ -96,7 +113,14 @@ CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "full", "selective")
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"modulation": "per_block"}, {"cross_attention": "parallel"}, {"pooled_description": True}], ids=str
+    "changes",
+    [
+        {},
+        {"modulation": "per_block"},
+        {"cross_attention": "parallel"},
+        {"pooled_description": True},
+    ],
+    ids=str,
 )
 def test_every_parameter_trains_and_checkpointing_agrees(changes: dict[str, object]) -> None:
     model = make_model(**changes)
@@ -104,7 +128,9 @@ def test_every_parameter_trains_and_checkpointing_agrees(changes: dict[str, obje
     for checkpointing in CHECKPOINTING:
         model.zero_grad()
         model(MIXED, checkpointing=checkpointing).square().sum().backward()
-        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        grads.append(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
     missing = {name for name, _ in model.named_parameters()} - grads[0].keys()
     assert not missing, f"no gradient for {missing}"
     for name, grad in grads[0].items():
@@ -125,8 +151,19 @@ def test_the_mean_description_reaches_the_modulation_alone_too() -> None:
     model = make_model(pooled_description=True)
     nn.init.zeros_(model.description_in.weight)
     nn.init.zeros_(model.description_in.bias)
-    before, after = model(MIXED), model(replace(MIXED, descriptions=MIXED.descriptions.clone().index_fill_(0, torch.tensor([3]), 2.0)))
-    changed = [not torch.equal(a, b) for a, b in zip(before.split(MIXED.frames), after.split(MIXED.frames), strict=True)]
+    before, after = (
+        model(MIXED),
+        model(
+            replace(
+                MIXED,
+                descriptions=MIXED.descriptions.clone().index_fill_(0, torch.tensor([3]), 2.0),
+            )
+        ),
+    )
+    changed = [
+        not torch.equal(a, b)
+        for a, b in zip(before.split(MIXED.frames), after.split(MIXED.frames), strict=True)
+    ]
     assert changed == [False, False, True, False]
     with pytest.raises(InputError, match="mean description vector"):
         model.modulate(MIXED.times_B, MIXED.seconds_B, MIXED.user_B)

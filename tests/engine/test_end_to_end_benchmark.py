@@ -22,7 +22,9 @@ def test_flops_equal_torchs_own_count() -> None:
     # the counter does not know the CPU's fused attention, but it does know the products it is made of
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         denoiser.step(states)
-    assert step_flops(load_config("tiny").dit, SMALL.songs, guidance=True) == counter.get_total_flops()
+    assert (
+        step_flops(load_config("tiny").dit, SMALL.songs, guidance=True) == counter.get_total_flops()
+    )
 
 
 def test_rows_hold_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +33,9 @@ def test_rows_hold_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = end_to_end.run(["small"], rounds=2)
     assert row.workload == "small" and row.rounds == 2 and row.threads == torch.get_num_threads()
     assert 0 < row.seconds_p20 <= row.seconds_p50 <= row.seconds_p80
-    assert row.gemm_peak_fraction == pytest.approx(row.tflop * 1e3 / row.seconds_p50 / row.gemm_peak_gflops)
+    assert row.gemm_peak_fraction == pytest.approx(
+        row.tflop * 1e3 / row.seconds_p50 / row.gemm_peak_gflops
+    )
     assert row.peer_seconds_p50 > 0 and row.ratio_to_peer > 0 and row.peak_memory_mib > 100
 
 

@@ -18,11 +18,18 @@ from mudit_engine.text.harmony import (
     repeated_chords,
 )
 
-BARS = Bars(2.0, (("intro", 2), ("verse", 4), ("chorus", 4), ("verse", 4), ("bridge", 2), ("outro", 1)))
+BARS = Bars(
+    2.0, (("intro", 2), ("verse", 4), ("chorus", 4), ("verse", 4), ("bridge", 2), ("outro", 1))
+)
 
 
 def test_symbols_and_bars_are_read() -> None:
-    assert parse_chords("C G Am F") == [[ChordSymbol(0, "maj")], [ChordSymbol(7, "maj")], [ChordSymbol(9, "min")], [ChordSymbol(5, "maj")]]
+    assert parse_chords("C G Am F") == [
+        [ChordSymbol(0, "maj")],
+        [ChordSymbol(7, "maj")],
+        [ChordSymbol(9, "min")],
+        [ChordSymbol(5, "maj")],
+    ]
     assert parse_chords("| F#m7 | Bb♭ |".replace("b♭", "♭") + " Gdim E7 Dmaj7 |") == [
         [ChordSymbol(6, "min7")],
         [ChordSymbol(10, "maj")],
@@ -30,7 +37,9 @@ def test_symbols_and_bars_are_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "  ", "|", "C || F", "C | | F", "H", "Csus", "c", "C/E", "C G a"])
+@pytest.mark.parametrize(
+    "text", ["", "  ", "|", "C || F", "C | | F", "H", "Csus", "c", "C/E", "C G a"]
+)
 def test_what_is_no_chord_is_named(text: str) -> None:
     with pytest.raises(InputError, match="chord"):
         parse_chords(text)
@@ -52,9 +61,14 @@ def test_a_plan_stays_in_its_key_and_ends_at_home(key: str) -> None:
         assert [(c.start, c.end) for c in chords] == [(2.0 * n, 2.0 * n + 2) for n in range(17)]
         # chords of one section name follow one progression of the mode
         verse = [c.symbol.roman for c in chords[2:6]]
-        assert " ".join(verse) in PROGRESSIONS[mode] and verse == [c.symbol.roman for c in chords[10:14]]
+        assert " ".join(verse) in PROGRESSIONS[mode] and verse == [
+            c.symbol.roman for c in chords[10:14]
+        ]
         assert verse != [c.symbol.roman for c in chords[6:10]]
-        assert chords[-1].symbol == realise(["I" if mode == "major" else "i"], key=tonic, mode=mode, sevenths=False)[0]
+        assert (
+            chords[-1].symbol
+            == realise(["I" if mode == "major" else "i"], key=tonic, mode=mode, sevenths=False)[0]
+        )
     assert len({chord_names(chords) for chords in plans}) > 10
     assert planned_chords(BARS, key, seed=3) == plans[3]
 

@@ -29,14 +29,22 @@ def module_name(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-ENGINE = [file for file in sources(ROOT / "mudit_engine") if not any(file.is_relative_to(ROOT / "mudit_engine" / name) for name in LINKED)]
+ENGINE = [
+    file
+    for file in sources(ROOT / "mudit_engine")
+    if not any(file.is_relative_to(ROOT / "mudit_engine" / name) for name in LINKED)
+]
 FILES = ENGINE + [file for name in LINKED for file in sources(ROOT / name)]
 MODULES = [module_name(file) for file in FILES]
 
 
 def imported(file: Path) -> Iterator[str]:
     """Full names of what a file imports, wherever in it."""
-    package = module_name(file).split(".") if file.name == "__init__.py" else module_name(file).split(".")[:-1]
+    package = (
+        module_name(file).split(".")
+        if file.name == "__init__.py"
+        else module_name(file).split(".")[:-1]
+    )
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -53,7 +61,9 @@ def within(name: str, package: str) -> bool:
 
 @pytest.mark.parametrize("name", LINKED)
 def test_top_level_folders_are_namespaces_under_the_package(name: str) -> None:
-    assert not (ROOT / name / "__init__.py").exists(), "a regular package at the root would shadow a third-party one"
+    assert not (ROOT / name / "__init__.py").exists(), (
+        "a regular package at the root would shadow a third-party one"
+    )
     link = ROOT / "mudit_engine" / name
     assert link.is_symlink()
     assert link.resolve() == ROOT / name
@@ -66,19 +76,32 @@ def test_every_other_package_says_what_it_is() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    assert [str(file) for file in FILES if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))] == []
+    assert [
+        str(file)
+        for file in FILES
+        if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    ] == []
 
 
 @pytest.mark.parametrize("file", sources(ROOT / "kernels"), ids=lambda file: file.stem)
 def test_kernels_import_torch_and_triton_only(file: Path) -> None:
     allowed = {"torch", "triton", "__future__", *sys.stdlib_module_names}
-    foreign = {name for name in imported(file) if name.split(".")[0] not in allowed and not within(name, "mudit_engine.kernels")}
+    foreign = {
+        name
+        for name in imported(file)
+        if name.split(".")[0] not in allowed and not within(name, "mudit_engine.kernels")
+    }
     assert not foreign
 
 
-BELOW_THE_COMMANDS = [file for file in FILES if "cli" not in file.parts and file.name != "__main__.py"]
+BELOW_THE_COMMANDS = [
+    file for file in FILES if "cli" not in file.parts and file.name != "__main__.py"
+]
 ARROWS = {
-    "engine": ([file for file in BELOW_THE_COMMANDS if file in ENGINE], ("training", "export", "benchmarks")),
+    "engine": (
+        [file for file in BELOW_THE_COMMANDS if file in ENGINE],
+        ("training", "export", "benchmarks"),
+    ),
     "training": (sources(ROOT / "training"), ("export", "benchmarks")),
     "export": (sources(ROOT / "export"), ("training", "benchmarks")),
     "all": (BELOW_THE_COMMANDS, ("cli",)),
@@ -88,12 +111,19 @@ ARROWS = {
 @pytest.mark.parametrize(("files", "above"), ARROWS.values(), ids=ARROWS)
 def test_arrows_point_one_way(files: list[Path], above: tuple[str, ...]) -> None:
     up = tuple(f"mudit_engine.{name}" for name in above)
-    assert {(module_name(file), name) for file in files for name in imported(file) if any(within(name, package) for package in up)} == set()
+    assert {
+        (module_name(file), name)
+        for file in files
+        for name in imported(file)
+        if any(within(name, package) for package in up)
+    } == set()
 
 
 def test_no_module_is_named_like_a_package() -> None:
     """A folder of ours on sys.path (a script's own folder, a test's) would otherwise hide that package."""
-    taken = {name for name in importlib.metadata.packages_distributions() if name != "mudit_engine"} | PACKAGES.keys()
+    taken = {
+        name for name in importlib.metadata.packages_distributions() if name != "mudit_engine"
+    } | PACKAGES.keys()
     assert [str(file) for file in FILES if file.stem in taken] == []
 
 
@@ -133,20 +163,31 @@ def test_every_module_imports_without_optional_packages_and_side_effects(tmp_pat
     blocked = {module for module, (_, extra) in PACKAGES.items() if extra is not None}
     modules = [module for module in MODULES if module != "mudit_engine.__main__"]
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nBLOCKED = {blocked!r}\nMODULES = {modules!r}\n{IMPORT_ALL}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
 
 
 # written in pieces, so that this file does not hold what it looks for
-MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.~\w])/(wo" + r"rk|ro" + r"ot|ho" + r"me/\w+|Us" + r"ers/\w+)/")
+MACHINE_PATH = re.compile(
+    r"(^|[^A-Za-z0-9_.~\w])/(wo" + r"rk|ro" + r"ot|ho" + r"me/\w+|Us" + r"ers/\w+)/"
+)
 HOSTS = [("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("deb", "debian", "org")]
 REGISTRIES = re.compile("|".join(re.escape(".".join(host)) for host in HOSTS))
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
 def test_no_file_names_a_machine_or_a_registry() -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     found = []
     for name in filter(None, listed):
         file = ROOT / name
@@ -156,5 +197,9 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:  # audio, weights
             continue
-        found += [f"{name}: {match[0]}" for pattern in (MACHINE_PATH, REGISTRIES) if (match := pattern.search(text))]
+        found += [
+            f"{name}: {match[0]}"
+            for pattern in (MACHINE_PATH, REGISTRIES)
+            if (match := pattern.search(text))
+        ]
     assert not found

@@ -7,9 +7,16 @@ import torch
 
 from mudit_engine.errors import InputError
 from mudit_engine.metrics import ctc
-from mudit_engine.metrics.ctc import FRAME_RATE, Example, edit_distance, syllable_phonemes, symbols, train
-from mudit_engine.evaluation.listening import MELS
-from mudit_engine.metrics.songs import SungSyllable
+from mudit_engine.metrics.ctc import (
+    FRAME_RATE,
+    MELS,
+    Example,
+    SungSyllable,
+    edit_distance,
+    syllable_phonemes,
+    symbols,
+    train,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +40,11 @@ def test_phonemes_have_neither_tone_nor_stress() -> None:
     assert syllable_phonemes("yue4") == ("ve",)
     assert syllable_phonemes("liang4") == syllable_phonemes("liang") == ("l", "iang")
     assert syllable_phonemes("M EH M") == ("en:M", "en:EH", "en:M")
-    assert {*syllable_phonemes("yue4"), *syllable_phonemes("hua1"), *syllable_phonemes("HH OW L D")} <= set(symbols())
+    assert {
+        *syllable_phonemes("yue4"),
+        *syllable_phonemes("hua1"),
+        *syllable_phonemes("HH OW L D"),
+    } <= set(symbols())
 
 
 TOY = ["yue4", "liang4", "tian1", "kong1", "hai3", "feng1", "shan1", "he2"]
@@ -48,17 +59,26 @@ def toy_songs(count: int, seed: int) -> tuple[list[Example], list[list[str]]]:
         frames, sung, truth = [torch.zeros(100, MELS)], [], []
         for _ in range(4):
             for _ in range(6):
-                phonemes = syllable_phonemes(TOY[int(torch.randint(len(TOY), (), generator=generator))])
+                phonemes = syllable_phonemes(
+                    TOY[int(torch.randint(len(TOY), (), generator=generator))]
+                )
                 start = sum(map(len, frames))
                 for phoneme in phonemes:
                     truth.append(phoneme)
-                    frames += [patterns[symbols().index(phoneme)].expand(5, -1), torch.zeros(1, MELS)]
+                    frames += [
+                        patterns[symbols().index(phoneme)].expand(5, -1),
+                        torch.zeros(1, MELS),
+                    ]
                 # a consonant comes before its vowel's beat: the label starts at the last phoneme
                 onset = start + 6 * (len(phonemes) - 1)
-                sung.append(SungSyllable(phonemes, onset / FRAME_RATE, sum(map(len, frames)) / FRAME_RATE))
+                sung.append(
+                    SungSyllable(phonemes, onset / FRAME_RATE, sum(map(len, frames)) / FRAME_RATE)
+                )
             frames.append(torch.zeros(40, MELS))
         mel = torch.cat(frames) - 5
-        songs.append(Example((mel + 0.3 * torch.randn(mel.shape, generator=generator)).half(), tuple(sung)))
+        songs.append(
+            Example((mel + 0.3 * torch.randn(mel.shape, generator=generator)).half(), tuple(sung))
+        )
         truths.append(truth)
     return songs, truths
 
@@ -66,7 +86,11 @@ def toy_songs(count: int, seed: int) -> tuple[list[Example], list[list[str]]]:
 @pytest.fixture(scope="module")
 def recogniser() -> ctc.Recogniser:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"BATCH_FRAMES": 1200, "WIDTH": 96, "BLOCKS": 2}.items():  # as big as the toy needs
+        for name, value in {
+            "BATCH_FRAMES": 1200,
+            "WIDTH": 96,
+            "BLOCKS": 2,
+        }.items():  # as big as the toy needs
             patch.setattr(ctc, name, value)
         return train(toy_songs(12, seed=0)[0], epochs=16)
 
@@ -74,8 +98,13 @@ def recogniser() -> ctc.Recogniser:
 def test_toy_words_are_learned_and_other_words_are_told_apart(recogniser: ctc.Recogniser) -> None:
     songs, truths = toy_songs(6, seed=1)
     read = [recogniser.read(song.mel_FM) for song in songs]
-    own = sum(edit_distance(truth, heard) for truth, heard in zip(truths, read, strict=True)) / sum(map(len, truths))
-    other = sum(edit_distance(truth, heard) for truth, heard in zip(truths[1:] + truths[:1], read, strict=True)) / sum(map(len, truths))
+    own = sum(edit_distance(truth, heard) for truth, heard in zip(truths, read, strict=True)) / sum(
+        map(len, truths)
+    )
+    other = sum(
+        edit_distance(truth, heard)
+        for truth, heard in zip(truths[1:] + truths[:1], read, strict=True)
+    ) / sum(map(len, truths))
     assert own < 0.1, "a whole song is read as its crops were"
     assert other > 0.4
 
@@ -87,7 +116,10 @@ def test_silence_says_nothing(recogniser: ctc.Recogniser) -> None:
 def test_training_repeats_itself() -> None:
     songs, _ = toy_songs(2, seed=0)
     a, b = (train(songs, epochs=2, seed=3) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_nothing_sung_is_refused() -> None:
@@ -100,7 +132,9 @@ def test_crops_grow_from_single_syllables_to_lines() -> None:
     ids = {symbol: number for number, symbol in enumerate(symbols(), 1)}
     sizes = []
     for progress in (0.0, 0.2, 1.0):
-        crops = ctc._crops(songs, ids, torch.Generator().manual_seed(0), longest=ctc._longest(progress))
+        crops = ctc._crops(
+            songs, ids, torch.Generator().manual_seed(0), longest=ctc._longest(progress)
+        )
         asked = [target for _, target in crops if target]
         # nothing sung is lost or asked twice
         assert sum(map(len, asked)) == sum(map(len, truths))

@@ -11,14 +11,21 @@ from mudit_engine.metrics import probes as module
 from mudit_engine.metrics.probes import RidgeProbe
 
 
-def blobs(counts: dict[str, int], gap: float, *, d: int = 40, seed: int = 0) -> tuple[torch.Tensor, list[str]]:
+def blobs(
+    counts: dict[str, int], gap: float, *, d: int = 40, seed: int = 0
+) -> tuple[torch.Tensor, list[str]]:
     """Unit noise around class centres `gap` apart, on features of very different size, with one that never changes."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(len(counts), d, generator=torch.Generator().manual_seed(99))
-    rows = [gap * centre + torch.randn(n, d, generator=generator) for centre, n in zip(centres, counts.values(), strict=True)]
+    rows = [
+        gap * centre + torch.randn(n, d, generator=generator)
+        for centre, n in zip(centres, counts.values(), strict=True)
+    ]
     scale = 10.0 ** torch.linspace(-4, 4, d)
     x = torch.cat(rows) * scale + 7
-    return torch.cat((x, torch.full((len(x), 1), 3.0)), 1), [label for label, n in counts.items() for _ in range(n)]
+    return torch.cat((x, torch.full((len(x), 1), 3.0)), 1), [
+        label for label, n in counts.items() for _ in range(n)
+    ]
 
 
 def accuracy(probe: RidgeProbe, x: torch.Tensor, labels: list[str]) -> float:
@@ -69,7 +76,9 @@ def test_leave_one_out_in_closed_form_is_leaving_one_out(monkeypatch: pytest.Mon
     assert probe.left_out == pytest.approx(right)
 
 
-@pytest.mark.parametrize("labels", [["a"] * 6, ["a"] * 5 + ["b"]], ids=["one-class", "one-song-of-a-class"])
+@pytest.mark.parametrize(
+    "labels", [["a"] * 6, ["a"] * 5 + ["b"]], ids=["one-class", "one-song-of-a-class"]
+)
 def test_too_few_examples_are_refused(labels: list[str]) -> None:
     with pytest.raises(InputError, match="two songs of each"):
         RidgeProbe.fit(torch.randn(6, 3), labels)

@@ -13,17 +13,22 @@ from torch import Tensor
 
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.bars import missed
-from mudit_engine.metrics.retrieval import CUTOFFS, chance, first_right, judge_retrieval
-from mudit_engine.metrics.songs import LEVELS, EvalSong
+from mudit_engine.evaluation.retrieval import CUTOFFS, judge_retrieval
+from mudit_engine.evaluation.songs import LEVELS, EvalSong
+from mudit_engine.metrics.retrieval import chance, first_right
 from mudit_engine.models.chinmu import ChinMu
 
 RATE = 8000
 
 
-@pytest.mark.parametrize(("candidates", "right", "k"), [(6, 1, 2), (6, 2, 3), (7, 3, 5), (5, 5, 1), (5, 0, 3), (4, 4, 4)])
+@pytest.mark.parametrize(
+    ("candidates", "right", "k"), [(6, 1, 2), (6, 2, 3), (7, 3, 5), (5, 5, 1), (5, 0, 3), (4, 4, 4)]
+)
 def test_chance_by_counting(candidates: int, right: int, k: int) -> None:
     ways = list(itertools.combinations(range(candidates), k))
-    assert chance(candidates, right, k) == pytest.approx(sum(any(i < right for i in way) for way in ways) / len(ways))
+    assert chance(candidates, right, k) == pytest.approx(
+        sum(any(i < right for i in way) for way in ways) / len(ways)
+    )
 
 
 def test_chance_with_fewer_candidates_than_answers() -> None:
@@ -60,25 +65,50 @@ def songs(folder: Path, count: int, *, shared_words: bool = False) -> list[EvalS
 
     made = []
     for number in range(count):
-        soundfile.write(folder / f"{number}.wav", np.full(100, number / 1000), RATE, subtype="FLOAT")
+        soundfile.write(
+            folder / f"{number}.wav", np.full(100, number / 1000), RATE, subtype="FLOAT"
+        )
         texts = {level: tuple(f"{level} {i} {number}" for i in range(3)) for level in LEVELS}
         if shared_words:
             texts["word"] = (f"slow {number % 2}",)
         path = folder / f"{number}.wav"
-        made.append(EvalSong(str(number), path, True, 1.0, "pop", 100, "C major", True, "none", "none", "", fragments=texts))
+        made.append(
+            EvalSong(
+                str(number),
+                path,
+                True,
+                1.0,
+                "pop",
+                100,
+                "C major",
+                True,
+                "none",
+                "none",
+                "",
+                fragments=texts,
+            )
+        )
     return made
 
 
 def test_a_perfect_embedding_finds_everything(tmp_path: Path) -> None:
     rows, found = judge_retrieval(cast(ChinMu, Oracle(20, blind=False)), songs(tmp_path, 20))
-    assert {(r.direction, r.level, r.k) for r in rows} == set(itertools.product(("text to audio", "audio to text"), LEVELS, CUTOFFS))
+    assert {(r.direction, r.level, r.k) for r in rows} == set(
+        itertools.product(("text to audio", "audio to text"), LEVELS, CUTOFFS)
+    )
     for row in rows:
-        assert row.accuracy.value == 1.0 and row.accuracy.n == 20 and row.chance == pytest.approx(row.k / 20)
+        assert (
+            row.accuracy.value == 1.0
+            and row.accuracy.n == 20
+            and row.chance == pytest.approx(row.k / 20)
+        )
     assert missed(found) == []
 
 
 def test_a_blind_embedding_is_at_chance(tmp_path: Path) -> None:
-    rows, found = judge_retrieval(cast(ChinMu, Oracle(60, blind=True)), songs(tmp_path, 60, shared_words=True))
+    rows, found = judge_retrieval(
+        cast(ChinMu, Oracle(60, blind=True)), songs(tmp_path, 60, shared_words=True)
+    )
     for row in rows:
         assert row.accuracy.value is not None
         assert abs(row.accuracy.value - row.chance) < 0.15

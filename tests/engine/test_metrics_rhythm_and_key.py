@@ -8,17 +8,28 @@ import pytest
 import torch
 
 from mudit_engine.errors import InputError
-from mudit_engine.metrics.rhythm_and_key import chroma, key_rank, octave_error, parse_key, tempo, tempo_error
+from mudit_engine.metrics.rhythm_and_key import (
+    chroma,
+    key_rank,
+    octave_error,
+    parse_key,
+    tempo,
+    tempo_error,
+)
 from mudit_engine.text.harmony import SCALES, TONIC_NAMES
 
 RATE = 22050
 
 
-def clicks(bpm: float, seconds: float = 12.0, *, noise: float = 0.0, rate: int = RATE) -> torch.Tensor:
+def clicks(
+    bpm: float, seconds: float = 12.0, *, noise: float = 0.0, rate: int = RATE
+) -> torch.Tensor:
     """Decaying bursts on the beat, every fourth louder."""
     generator = torch.Generator().manual_seed(round(bpm))
     audio = noise * torch.randn(round(seconds * rate), generator=generator)
-    burst = torch.randn(rate // 20, generator=generator) * torch.exp(-torch.arange(rate // 20) / (rate / 100))
+    burst = torch.randn(rate // 20, generator=generator) * torch.exp(
+        -torch.arange(rate // 20) / (rate / 100)
+    )
     for beat in range(int(seconds * bpm / 60)):
         start = round(beat * 60 / bpm * rate)
         piece = audio[start : start + len(burst)]
@@ -33,7 +44,9 @@ def scale(tonic: int, mode: str, seconds: float = 0.3) -> torch.Tensor:
     for octave in (0, 12):
         for step in SCALES[mode]:
             f = 440 * 2 ** ((48 + tonic + step + octave - 69) / 12)  # from C3 up
-            tone = sum(torch.sin(2 * math.pi * f * h * time) / h**2 for h in range(1, 6)) * torch.exp(-2 * time)
+            tone = sum(
+                torch.sin(2 * math.pi * f * h * time) / h**2 for h in range(1, 6)
+            ) * torch.exp(-2 * time)
             tones += [tone] * (2 if step == 0 else 1)
     return torch.cat(tones)
 
@@ -69,7 +82,9 @@ def test_silence_has_neither_tempo_nor_key() -> None:
 def test_key_of_a_scale(tonic: int, mode: str) -> None:
     audio = scale(tonic, mode)
     assert key_rank(audio, RATE, f"{TONIC_NAMES[tonic]} {mode}") == 1
-    assert key_rank(audio, RATE, f"{TONIC_NAMES[(tonic + 6) % 12]} {mode}") >= 10, "six semitones off shares two notes of seven"
+    assert key_rank(audio, RATE, f"{TONIC_NAMES[(tonic + 6) % 12]} {mode}") >= 10, (
+        "six semitones off shares two notes of seven"
+    )
 
 
 def test_key_is_heard_through_drums() -> None:
@@ -80,12 +95,21 @@ def test_key_is_heard_through_drums() -> None:
 def test_chroma_of_one_tone_is_its_pitch_class() -> None:
     time = torch.arange(2 * RATE) / RATE
     shares = chroma(torch.sin(2 * math.pi * 440 * time), RATE)
-    assert int(shares.argmax()) == 9 and float(shares[9]) > 0.9 and float(shares.sum()) == pytest.approx(1)
+    assert (
+        int(shares.argmax()) == 9
+        and float(shares[9]) > 0.9
+        and float(shares.sum()) == pytest.approx(1)
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("A minor", (9, "minor")), ("Eb major", (3, "major")), ("Cb major", (11, "major")), (" F# minor ", (6, "minor"))],
+    [
+        ("A minor", (9, "minor")),
+        ("Eb major", (3, "major")),
+        ("Cb major", (11, "major")),
+        (" F# minor ", (6, "minor")),
+    ],
 )
 def test_names_of_keys(name: str, expected: tuple[int, str]) -> None:
     assert parse_key(name) == expected

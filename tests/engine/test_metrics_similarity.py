@@ -21,7 +21,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "initializer_range": 0.5}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "initializer_range": 0.5,
+    }
     convolutions = {
         "conv_dim": (8, 8),
         "conv_kernel": (10, 8),
@@ -57,12 +63,24 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "depths": [1, 1],
         "num_attention_heads": [2, 2],
     }
-    config = ClapConfig(text_config=text, audio_config={**audio, "projection_dim": 8, "window_size": 4, "num_classes": 4}, projection_dim=8)
+    config = ClapConfig(
+        text_config=text,
+        audio_config={**audio, "projection_dim": 8, "window_size": 4, "num_classes": 4},
+        projection_dim=8,
+    )
     ClapModel(config).save_pretrained(folder)
-    ClapFeatureExtractor(feature_size=16, sampling_rate=RATE, max_length_s=10, truncation="rand_trunc").save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"<pad>": 1, "<unk>": 2, "slow": 3, "fast": 4, "piano": 5}, unk_token="<unk>"))
+    ClapFeatureExtractor(
+        feature_size=16, sampling_rate=RATE, max_length_s=10, truncation="rand_trunc"
+    ).save_pretrained(folder)
+    words = Tokenizer(
+        models.WordLevel(
+            {"<pad>": 1, "<unk>": 2, "slow": 3, "fast": 4, "piano": 5}, unk_token="<unk>"
+        )
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -70,7 +88,13 @@ def song(seed: int, seconds: float = 3.0, rate: int = RATE) -> torch.Tensor:
     """A chord of low tones, the same sound at any rate."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(round(seconds * rate)) / rate
-    return sum(torch.sin(6.2832 * f * time) for f in (200 + 600 * torch.rand(3, generator=generator)).tolist())[None] / 6
+    return (
+        sum(
+            torch.sin(6.2832 * f * time)
+            for f in (200 + 600 * torch.rand(3, generator=generator)).tolist()
+        )[None]
+        / 6
+    )
 
 
 def test_fixed_asoa_of_equal_audio_is_one_whatever_its_rate(encoder: Path) -> None:
@@ -87,7 +111,10 @@ def test_paper_asoa_is_the_mean_of_the_layer_matrix_of_the_first_samples(encoder
     a, b = song(0, 7.0, 44100), song(1, 7.0, 44100)
     model = HubertModel.from_pretrained(encoder).eval()
     with torch.inference_mode():
-        states = [torch.stack(model(x[:, :80_000], output_hidden_states=True).hidden_states)[:, 0].mean(1) for x in (a, b)]
+        states = [
+            torch.stack(model(x[:, :80_000], output_hidden_states=True).hidden_states)[:, 0].mean(1)
+            for x in (a, b)
+        ]
     pairs = [float(F.cosine_similarity(x, y, dim=0)) for x in states[0] for y in states[1]]
     assert asoa(a, 44100, b, 44100) == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
     assert asoa(a, 44100, a, 44100) < 0.9999, "layers differ, so even equal audio stays below 1"
@@ -107,11 +134,17 @@ def test_sst_is_the_cosine_of_both_towers(clap: Path) -> None:
     found = sst(texts, songs, RATE)
     with torch.inference_mode():
         ids = torch.tensor([[3, 5]])
-        text = sst.model.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids)).pooler_output
+        text = sst.model.get_text_features(
+            input_ids=ids, attention_mask=torch.ones_like(ids)
+        ).pooler_output
         heard = sst.extractor([songs[0][0].numpy()], sampling_rate=RATE, return_tensors="pt")
-        audio = sst.model.get_audio_features(input_features=heard["input_features"], is_longer=heard["is_longer"]).pooler_output
+        audio = sst.model.get_audio_features(
+            input_features=heard["input_features"], is_longer=heard["is_longer"]
+        ).pooler_output
     assert found[0] == pytest.approx(float(F.cosine_similarity(text, audio)), abs=1e-5)
-    assert found[1] == pytest.approx(sst(texts[1:], songs[1:], RATE)[0], abs=1e-5), "songs do not look at each other"
+    assert found[1] == pytest.approx(sst(texts[1:], songs[1:], RATE)[0], abs=1e-5), (
+        "songs do not look at each other"
+    )
 
 
 def test_long_audio_is_not_cut_at_random(clap: Path) -> None:

@@ -15,13 +15,14 @@ from torch import Tensor
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation import bars
 from mudit_engine.evaluation.codec import mel_griffin_lim, spectral_distance
+from mudit_engine.evaluation.listening import Heard, Listener
+from mudit_engine.evaluation.song_tables import lyric_position, twins
+from mudit_engine.evaluation.songs import EvalSong, noise_like, parted, shuffled
+from mudit_engine.evaluation.tables import Judge, Pair, Row, fit_probes, permuted
+from mudit_engine.metrics.ctc import MELS, SungSyllable
 from mudit_engine.metrics.fad import FrechetReference
 from mudit_engine.metrics.figures import Figure
-from mudit_engine.evaluation.listening import MELS, Heard, Listener
 from mudit_engine.metrics.rhythm_and_key import SCALES, key_rank
-from mudit_engine.evaluation.song_tables import lyric_position, twins
-from mudit_engine.metrics.songs import EvalSong, SungSyllable, noise_like, parted, shuffled
-from mudit_engine.evaluation.tables import Judge, Pair, Row, fit_probes, permuted
 
 RATE = 22050
 
@@ -40,7 +41,9 @@ def song(number: int, **labels: object) -> EvalSong:
         voice="female" if sung else "none",
         language="zh" if sung else "none",
         lyrics="",
-        syllables=(SungSyllable(("l", "iang") if number % 4 == 1 else ("k", "ong"), 1.0, 2.0),) if sung else (),
+        syllables=(SungSyllable(("l", "iang") if number % 4 == 1 else ("k", "ong"), 1.0, 2.0),)
+        if sung
+        else (),
         prompts={"professional": "pop at 100 BPM in C major", "amateur": "something slow"},
     )
     return dataclasses.replace(base, **labels)  # type: ignore[arg-type]
@@ -54,15 +57,25 @@ def heard(wanted: EvalSong, *, tempo: float | None = None, seed: int = 0) -> Hea
     timbre[1] += wanted.sung
     timbre[2] += wanted.style == "pop"
     shares = torch.zeros(12)
-    shares[[(step + (6 if wanted.key.startswith("F#") else 0)) % 12 for step in SCALES["major"]]] = 1 / 7
-    return Heard(torch.randn(6, 5, generator=generator), timbre, tempo or wanted.bpm, shares, torch.zeros(50, MELS))
+    shares[
+        [(step + (6 if wanted.key.startswith("F#") else 0)) % 12 for step in SCALES["major"]]
+    ] = 1 / 7
+    return Heard(
+        torch.randn(6, 5, generator=generator),
+        timbre,
+        tempo or wanted.bpm,
+        shares,
+        torch.zeros(50, MELS),
+    )
 
 
 @pytest.fixture
 def judge() -> Judge:
     training = [song(n) for n in range(24)]
     probes = fit_probes(training, [heard(s, seed=n) for n, s in enumerate(training)])
-    assert set(probes) == {"drums", "vocals", "style"}, "one voice only: that probe cannot be trained"
+    assert set(probes) == {"drums", "vocals", "style"}, (
+        "one voice only: that probe cannot be trained"
+    )
     return Judge(FrechetReference(torch.randn(200, 5)), probes)
 
 
@@ -72,12 +85,17 @@ def pairs(songs: list[EvalSong], text: str | None = None) -> list[Pair]:
 
 def test_own_requests_are_met_and_permuted_ones_are_not(judge: Judge) -> None:
     songs = [song(n) for n in range(12)]
-    own, other = judge.row("own", pairs(songs)), judge.row("permuted", permuted(pairs(songs), songs))
+    own, other = (
+        judge.row("own", pairs(songs)),
+        judge.row("permuted", permuted(pairs(songs), songs)),
+    )
     for column in ("tempo", "key", "drums", "vocals", "style", "instrumental"):
         assert own.value(column) == 1.0
         assert 0.1 < other.value(column) < 0.8, column  # type: ignore[operator]
     assert own.songs == other.songs == 12
-    assert other.figures["fad"] == own.figures["fad"], "the same sounds, whatever they are held against"
+    assert other.figures["fad"] == own.figures["fad"], (
+        "the same sounds, whatever they are held against"
+    )
 
 
 def test_what_the_words_do_not_name_is_not_judged(judge: Judge) -> None:
@@ -85,13 +103,25 @@ def test_what_the_words_do_not_name_is_not_judged(judge: Judge) -> None:
     named = judge.row("named", pairs(songs, "pop at 100 BPM in C major"))
     assert named.figures["tempo"].n == named.figures["key"].n == 6
     vague = judge.row("vague", pairs(songs, "something slow"))
-    assert vague.value("tempo") is None and vague.value("key") is None and vague.value("drums") is not None
+    assert (
+        vague.value("tempo") is None
+        and vague.value("key") is None
+        and vague.value("drums") is not None
+    )
 
 
-@pytest.mark.parametrize(("tempo", "share"), [(103.9, 1.0), (104.1, 0.0), (50.0, 1.0), (200.0, 1.0), (75.0, 0.0), (float("nan"), 0.0)])
+@pytest.mark.parametrize(
+    ("tempo", "share"),
+    [(103.9, 1.0), (104.1, 0.0), (50.0, 1.0), (200.0, 1.0), (75.0, 0.0), (float("nan"), 0.0)],
+)
 def test_tempo_tolerance(judge: Judge, tempo: float, share: float) -> None:
     wanted = song(1, bpm=100.0)
-    assert judge.row("x", [Pair(n, heard(wanted, tempo=tempo), wanted, ()) for n in range(2)]).value("tempo") == share
+    assert (
+        judge.row("x", [Pair(n, heard(wanted, tempo=tempo), wanted, ()) for n in range(2)]).value(
+            "tempo"
+        )
+        == share
+    )
 
 
 def test_phoneme_errors_use_the_lyrics_held_against(judge: Judge) -> None:
@@ -101,10 +131,16 @@ def test_phoneme_errors_use_the_lyrics_held_against(judge: Judge) -> None:
 
     songs = [song(n) for n in range(8)]
     judge.recogniser = Parrot()  # type: ignore[assignment]
-    right = [pair for pair in pairs(songs) if pair.syllables and pair.syllables[0].phonemes == ("l", "iang")]
+    right = [
+        pair
+        for pair in pairs(songs)
+        if pair.syllables and pair.syllables[0].phonemes == ("l", "iang")
+    ]
     assert judge.row("x", right).value("per") == 0.0
     wrong = permuted([pair for pair in pairs(songs) if pair.song == 1], songs)
-    assert {pair.syllables[0].phonemes[0] for pair in wrong} == {"l", "k"} and all(pair.wanted.id != "1" for pair in wrong)
+    assert {pair.syllables[0].phonemes[0] for pair in wrong} == {"l", "k"} and all(
+        pair.wanted.id != "1" for pair in wrong
+    )
     assert 0.3 < judge.row("x", wrong).value("per") < 1.0  # type: ignore[operator]
 
 
@@ -114,7 +150,10 @@ def test_measurements_are_kept_by_content(tmp_path: Path) -> None:
     first = listener.hear(path)
     (tmp_path / "b.wav").write_bytes(path.read_bytes())
     files = list((tmp_path / "work" / "cache").iterdir())
-    assert torch.equal(listener.hear(tmp_path / "b.wav").mel_FM, first.mel_FM) and list((tmp_path / "work" / "cache").iterdir()) == files
+    assert (
+        torch.equal(listener.hear(tmp_path / "b.wav").mel_FM, first.mel_FM)
+        and list((tmp_path / "work" / "cache").iterdir()) == files
+    )
     calls: list[int] = []
 
     def make() -> tuple[Tensor, int]:
@@ -123,7 +162,11 @@ def test_measurements_are_kept_by_content(tmp_path: Path) -> None:
 
     for _ in range(2):
         again = listener.hear_made(("made", "x"), make)
-    assert calls == [1] and math.isnan(again.tempo) and torch.equal(again.mel_FM, listener.measure(*make()).mel_FM)
+    assert (
+        calls == [1]
+        and math.isnan(again.tempo)
+        and torch.equal(again.mel_FM, listener.measure(*make()).mel_FM)
+    )
     for file in (tmp_path / "work" / "cache").iterdir():
         file.write_bytes(file.read_bytes()[:50])
     assert torch.equal(listener.hear(path).mel_FM, first.mel_FM), "a file cut short is made again"
@@ -135,12 +178,18 @@ def test_shuffling_keeps_the_samples_and_noise_keeps_the_level() -> None:
     assert not torch.equal(mixed, audio) and torch.equal(mixed.sort(1).values, audio.sort(1).values)
     assert torch.equal(mixed, shuffled(audio, RATE))
     noise = noise_like(audio)
-    assert noise.shape == audio.shape and float(noise.square().mean()) == pytest.approx(float(audio.square().mean()), rel=0.05)
+    assert noise.shape == audio.shape and float(noise.square().mean()) == pytest.approx(
+        float(audio.square().mean()), rel=0.05
+    )
 
 
 def test_parted_draws_evenly_and_refuses_a_small_corpus() -> None:
     test, train = parted([song(n) for n in range(80)], held_out=5, training=10)
-    assert [s.id for s in test] == ["0", "16", "32", "48", "64"] and len(train) == 10 and not any(s.held_out for s in train)
+    assert (
+        [s.id for s in test] == ["0", "16", "32", "48", "64"]
+        and len(train) == 10
+        and not any(s.held_out for s in train)
+    )
     with pytest.raises(InputError, match="2 held-out and 6 training"):
         parted([song(n) for n in range(8)], held_out=5, training=10)
 
@@ -149,7 +198,10 @@ def test_parted_draws_evenly_and_refuses_a_small_corpus() -> None:
 def test_griffin_lim_from_enough_mel_bands_keeps_a_melody(frame_rate: float) -> None:
     time = torch.arange(round(0.35 * RATE)) / RATE
     tones = [440 * 2 ** ((48 + step - 69) / 12) for step in (*SCALES["major"], 12, 7, 4, 0)]
-    plucked = [sum(torch.sin(2 * math.pi * f * h * time) / h**2 for h in (1, 2, 3)) * torch.exp(-2 * time) for f in tones]
+    plucked = [
+        sum(torch.sin(2 * math.pi * f * h * time) / h**2 for h in (1, 2, 3)) * torch.exp(-2 * time)
+        for f in tones
+    ]
     audio = 0.2 * torch.cat(plucked)[None]
     rich, rate = mel_griffin_lim(audio, RATE, values_per_second=12000, frame_rate=frame_rate)
     poor, _ = mel_griffin_lim(audio, RATE, values_per_second=200, frame_rate=frame_rate)
@@ -175,17 +227,27 @@ def test_twins() -> None:
 
 def test_lyrics_count_only_when_the_recogniser_can_read_the_codec() -> None:
     def rows(codec: float, generated: Figure, other: float) -> dict[str, Row]:
-        figures = {"codec": Figure(codec), "generated": generated, "permuted requests": Figure(other)}
+        figures = {
+            "codec": Figure(codec),
+            "generated": generated,
+            "permuted requests": Figure(other),
+        }
         return {name: Row(name, 4, {"per": figure}) for name, figure in figures.items()}
 
     assert lyric_position(rows(0.2, Figure(0.3, 0.25, 0.4, 4), 0.8)) == pytest.approx(1 / 3)
     assert lyric_position(rows(0.78, Figure(0.78, 0.7, 0.8, 4), 0.8)) is None
 
 
-@pytest.mark.parametrize("table", [bars.CODEC, bars.TINY, bars.RETRIEVAL], ids=["codec", "tiny", "retrieval"])
+@pytest.mark.parametrize(
+    "table", [bars.CODEC, bars.TINY, bars.RETRIEVAL], ids=["codec", "tiny", "retrieval"]
+)
 def test_bars(table: tuple[bars.Bar, ...]) -> None:
-    at: Callable[[float], dict[str, float | None]] = lambda off: {b.name: b.limit + (off if b.at_least else -off) for b in table}  # noqa: E731
+    at: Callable[[float], dict[str, float | None]] = lambda off: {
+        b.name: b.limit + (off if b.at_least else -off) for b in table
+    }  # noqa: E731
     assert bars.missed(bars.verdicts(table, at(0.0))) == [], "the limit itself passes"
     assert bars.missed(bars.verdicts(table, at(-0.01))) == [b.name for b in table]
     for absent in (None, float("nan")):
-        assert bars.missed(bars.verdicts(table, {b.name: absent for b in table})) == [b.name for b in table], "not measured is missed"
+        assert bars.missed(bars.verdicts(table, {b.name: absent for b in table})) == [
+            b.name for b in table
+        ], "not measured is missed"

@@ -9,14 +9,23 @@ from torch import Tensor
 from mudit_engine import ops
 from mudit_engine.errors import InputError, MissingError
 from mudit_engine.kernels.attention import attention_reference
-from mudit_engine.kernels.rope import rope_table
+from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.layouts.flash import varlen_attention
 
 HEADS, WIDTH = 2, 32
 
 
-def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float) -> Tensor:
+def plain_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+) -> Tensor:
     """What a varlen kernel promises, from its definition."""
     assert cu_q.dtype == cu_k.dtype == torch.int32
     out = torch.empty_like(q)
@@ -24,7 +33,9 @@ def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, ma
     assert max_q == max(q_counts) and max_k == max(k_counts) and min(q_counts + k_counts) > 0
     for i in range(len(q_counts)):
         rows, keys = slice(int(cu_q[i]), int(cu_q[i + 1])), slice(int(cu_k[i]), int(cu_k[i + 1]))
-        weights = (torch.einsum("qhd,khd->hqk", q[rows].float(), k[keys].float()) * scale).softmax(-1)
+        weights = (torch.einsum("qhd,khd->hqk", q[rows].float(), k[keys].float()) * scale).softmax(
+            -1
+        )
         out[rows] = torch.einsum("hqk,khd->qhd", weights, v[keys].float()).to(q.dtype)
     return out
 
@@ -45,7 +56,9 @@ def test_flash_packing_against_the_reference(segments: Segments) -> None:
     k, v = (torch.randn(17, HEADS, WIDTH, generator=g).bfloat16() for _ in range(2))
     cos, sin = (t.expand(segments.streams, -1, -1) for t in rope_table(torch.arange(17.0), WIDTH))
     out = varlen_attention(q, k, v, segments, cos, sin, scale=None, kernel=plain_varlen)
-    torch.testing.assert_close(out, attention_reference(q, k, v, segments, cos, sin), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        out, attention_reference(q, k, v, segments, cos, sin), rtol=2e-2, atol=2e-2
+    )
 
 
 def test_flash_refuses_what_it_cannot_serve() -> None:

@@ -7,10 +7,26 @@ import pytest
 import torch
 
 from mudit_engine.errors import InputError
-from mudit_engine.models.outline import CHORD, FEATURES, SYLLABLE, TOKENS, aligned, no_outline, outline_rows, pack_outlines
+from mudit_engine.models.outline import (
+    CHORD,
+    FEATURES,
+    SYLLABLE,
+    TOKENS,
+    aligned,
+    no_outline,
+    outline_rows,
+    pack_outlines,
+)
 from mudit_engine.text.harmony import Bars, ChordSymbol, TimedChord
 from mudit_engine.text.lyrics import parse_lyrics
-from mudit_engine.text.outline import Outline, plan_bars, plan_syllables, planned_bpm, planned_seconds, token_times
+from mudit_engine.text.outline import (
+    Outline,
+    plan_bars,
+    plan_syllables,
+    planned_bpm,
+    planned_seconds,
+    token_times,
+)
 from mudit_engine.text.phonemes import phonemize
 
 LYRICS = "[intro]\n\n[verse]\n月亮照着窗\n风轻轻唱\n\n[chorus]\n一起飞\n\n[outro]\n"
@@ -32,7 +48,9 @@ def test_plan_is_monotonic_on_the_grid_and_leaves_room_for_breath(bpm: int) -> N
 def test_lines_begin_on_bars_behind_the_intro() -> None:
     song = phonemize(parse_lyrics(LYRICS))
     times = plan_syllables(song, bpm=80, seconds=planned_seconds(song, bpm=80))
-    assert times[[0, 5, 9], 0] == pytest.approx([3.0, 6.0, 9.0], abs=1e-4)  # bars of 3 s, one of them played
+    assert times[[0, 5, 9], 0] == pytest.approx(
+        [3.0, 6.0, 9.0], abs=1e-4
+    )  # bars of 3 s, one of them played
 
 
 def test_spare_bars_go_to_played_parts() -> None:
@@ -49,7 +67,14 @@ def test_too_little_time_shrinks_everything() -> None:
 
 @pytest.mark.parametrize(
     ("text", "bpm"),
-    [("流行, 112 BPM", 112), ("慢慢的钢琴曲", 76), ("节奏很快", 128), ("不快不慢", 100), ("something sad", 100), ("fast and loud", 128)],
+    [
+        ("流行, 112 BPM", 112),
+        ("慢慢的钢琴曲", 76),
+        ("节奏很快", 128),
+        ("不快不慢", 100),
+        ("something sad", 100),
+        ("fast and loud", 128),
+    ],
 )
 def test_tempo_from_words(text: str, bpm: float) -> None:
     assert planned_bpm(text) == bpm
@@ -58,14 +83,18 @@ def test_tempo_from_words(text: str, bpm: float) -> None:
 def test_frames_know_beat_key_and_syllable() -> None:
     song = phonemize(parse_lyrics("[verse]\n月亮\n"))
     times = token_times(song, np.array([[1.0, 2.0], [2.0, 3.0]], np.float32))
-    rows = outline_rows(Outline(60.0, "F# minor", times), frames=40, frame_rate=RATE, tokens=len(song))
+    rows = outline_rows(
+        Outline(60.0, "F# minor", times), frames=40, frame_rate=RATE, tokens=len(song)
+    )
     assert rows.features_TF.shape == (40, FEATURES) and rows.tokens_T4.shape == (40, TOKENS)
     centre = (np.arange(40) + 0.5) / RATE
     assert np.allclose(rows.features_TF[:, 0], np.sin(2 * np.pi * centre), atol=1e-5)
     assert rows.features_TF[0, 6:20].nonzero().flatten().tolist() == [6, 13]
     # the syllable in the middle of its second is its last token alone
     middle = int(2.5 * RATE)
-    assert song.syllable_of[rows.tokens_T4[middle, 0]] == 1 and rows.weights_T4[middle].tolist() == pytest.approx([1, 0, 0, 0])
+    assert song.syllable_of[rows.tokens_T4[middle, 0]] == 1 and rows.weights_T4[
+        middle
+    ].tolist() == pytest.approx([1, 0, 0, 0])
     assert rows.weights_T4[: int(0.8 * RATE)].sum() == 0 and rows.features_TF[middle, SYLLABLE] == 1
     assert (rows.positions_L.diff() >= 0).all()
 
@@ -77,9 +106,14 @@ def test_packing_shifts_tokens_and_alignment_averages_them() -> None:
     both = pack_outlines([one, one])
     lyrics_LE = torch.randn(2 * len(song), 5, generator=torch.Generator().manual_seed(0))
     together = aligned(lyrics_LE, both)
-    assert torch.equal(together[20:], aligned(lyrics_LE[len(song) :], one)) and not torch.equal(together[:20], together[20:])
+    assert torch.equal(together[20:], aligned(lyrics_LE[len(song) :], one)) and not torch.equal(
+        together[:20], together[20:]
+    )
     # an instrumental behind a song with words has no rows of its own to point at
-    assert aligned(lyrics_LE[: len(song)], pack_outlines([one, no_outline(7, 0)]))[20:].abs().sum() == 0
+    assert (
+        aligned(lyrics_LE[: len(song)], pack_outlines([one, no_outline(7, 0)]))[20:].abs().sum()
+        == 0
+    )
     assert aligned(lyrics_LE[:0], no_outline(7, 0)).abs().sum() == 0
 
 
@@ -93,27 +127,42 @@ def test_bars_hold_the_plan_of_the_syllables_and_fill_the_song() -> None:
     song = phonemize(parse_lyrics(LYRICS))
     bars = plan_bars(song, bpm=80, seconds=15.8 + 6)
     assert bars == Bars(3.0, (("intro", 2), ("verse", 2), ("chorus", 1), ("outro", 2)))
-    assert plan_bars(song, bpm=80, seconds=15.8 + 7.5) == bars, "half a bar more is for the last chord to ring"
+    assert plan_bars(song, bpm=80, seconds=15.8 + 7.5) == bars, (
+        "half a bar more is for the last chord to ring"
+    )
     times = plan_syllables(song, bpm=80, seconds=15.8 + 6)
-    assert times[[0, 9], 0] == pytest.approx([6.0, 12.0], abs=1e-4)  # verse and chorus begin where their bars do
+    assert times[[0, 9], 0] == pytest.approx(
+        [6.0, 12.0], abs=1e-4
+    )  # verse and chorus begin where their bars do
     assert plan_bars(None, bpm=60, seconds=30.0) == Bars(4.0, (("verse", 7),))
     assert plan_bars(None, bpm=20, seconds=5.0).sections == (("verse", 1),)
 
 
 def test_chords_of_hurried_lyrics_keep_the_tempo() -> None:
     song = phonemize(parse_lyrics(LYRICS))  # needs five bars
-    assert plan_bars(song, bpm=80, seconds=9.8) == Bars(3.0, (("intro", 1), ("verse", 1), ("outro", 1)))
+    assert plan_bars(song, bpm=80, seconds=9.8) == Bars(
+        3.0, (("intro", 1), ("verse", 1), ("outro", 1))
+    )
     assert sum(count for _, count in plan_bars(song, bpm=20, seconds=2.0).sections) == 1
 
 
 def test_bars_of_lyrics_without_played_parts_have_edges() -> None:
     song = phonemize(parse_lyrics("[verse]\n月亮照着窗\n"))
-    assert plan_bars(song, bpm=80, seconds=0.8 + 4 * 3).sections == (("intro", 2), ("verse", 1), ("outro", 1))
+    assert plan_bars(song, bpm=80, seconds=0.8 + 4 * 3).sections == (
+        ("intro", 2),
+        ("verse", 1),
+        ("outro", 1),
+    )
 
 
 def test_frames_know_their_chord() -> None:
-    chords = [TimedChord(0.0, 1.0, ChordSymbol(9, "min7")), TimedChord(1.0, 2.0, ChordSymbol(0, "maj"))]
-    features = outline_rows(Outline(chords=chords), frames=30, frame_rate=10.0, tokens=0).features_TF.numpy()
+    chords = [
+        TimedChord(0.0, 1.0, ChordSymbol(9, "min7")),
+        TimedChord(1.0, 2.0, ChordSymbol(0, "maj")),
+    ]
+    features = outline_rows(
+        Outline(chords=chords), frames=30, frame_rate=10.0, tokens=0
+    ).features_TF.numpy()
     assert features[5].nonzero()[0].tolist() == [CHORD + 9, *(CHORD + 12 + p for p in (0, 4, 7, 9))]
     assert features[15].nonzero()[0].tolist() == [CHORD, *(CHORD + 12 + p for p in (0, 4, 7))]
     assert not features[20:].any() and features.shape[1] == FEATURES

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 LINKED = ("kernels", "training", "export", "benchmarks")
 NOT_SHIPPED = {"ruff.toml"}
 
-pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout to know which files belong to it")
+pytestmark = pytest.mark.skipif(
+    not (ROOT / ".git").exists(), reason="needs a git checkout to know which files belong to it"
+)
 
 # what each kind of install must be able to do in another folder
 USE = """
@@ -37,7 +39,9 @@ print(os.path.realpath(mudit_engine.kernels.attention.__file__))
 
 
 def run_in(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -71,9 +75,24 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shipped(tree: Path) -> list[str]:
     """Every file of the package, by its path inside it."""
-    own = [file.relative_to(tree) for file in (tree / "mudit_engine").rglob("*") if file.is_file() and not _linked(file, tree)]
-    linked = [Path("mudit_engine") / file.relative_to(tree) for name in LINKED for file in (tree / name).rglob("*") if file.is_file()]
-    return sorted({str(file) for file in own + linked if file.name not in NOT_SHIPPED and not file.name.startswith(".")})
+    own = [
+        file.relative_to(tree)
+        for file in (tree / "mudit_engine").rglob("*")
+        if file.is_file() and not _linked(file, tree)
+    ]
+    linked = [
+        Path("mudit_engine") / file.relative_to(tree)
+        for name in LINKED
+        for file in (tree / name).rglob("*")
+        if file.is_file()
+    ]
+    return sorted(
+        {
+            str(file)
+            for file in own + linked
+            if file.name not in NOT_SHIPPED and not file.name.startswith(".")
+        }
+    )
 
 
 def _linked(file: Path, tree: Path) -> bool:
@@ -86,7 +105,19 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_wheel(tree: Path, target: Path) -> Path:
-    run_in(target, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(target), str(tree))
+    run_in(
+        target,
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(target),
+        str(tree),
+    )
     [file] = target.glob("mudit_engine-*.whl")
     return file
 
@@ -97,17 +128,31 @@ def contents(wheel: Path) -> list[str]:
 
 def test_the_wheel_holds_every_file_once(wheel: Path, shipped: list[str]) -> None:
     assert [name for name, count in Counter(contents(wheel)).items() if count > 1] == []
-    assert contents(wheel) == shipped, "a kind of file that is new belongs into package_data of setup.py"
-    assert any(name.endswith(("licenses/LICENSE", "dist-info/LICENSE")) for name in zipfile.ZipFile(wheel).namelist())
+    assert contents(wheel) == shipped, (
+        "a kind of file that is new belongs into package_data of setup.py"
+    )
+    assert any(
+        name.endswith(("licenses/LICENSE", "dist-info/LICENSE"))
+        for name in zipfile.ZipFile(wheel).namelist()
+    )
 
 
-def test_the_source_archive_builds_the_same_wheel(tree: Path, shipped: list[str], tmp_path: Path) -> None:
-    run_in(tree, sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})")
+def test_the_source_archive_builds_the_same_wheel(
+    tree: Path, shipped: list[str], tmp_path: Path
+) -> None:
+    run_in(
+        tree,
+        sys.executable,
+        "-c",
+        f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})",
+    )
     [archive] = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = tar.getnames()
         # Python 3.11.2 and 3.11.3 have no filters yet
-        tar.extractall(tmp_path / "sources", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        tar.extractall(
+            tmp_path / "sources", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )
     assert [name for name, count in Counter(names).items() if count > 1] == []
     [sources] = (tmp_path / "sources").iterdir()
     assert contents(build_wheel(sources, tmp_path)) == shipped
@@ -123,7 +168,12 @@ def test_the_wheel_imports_from_another_folder(wheel: Path, tmp_path: Path) -> N
 def test_an_editable_install_imports_from_another_folder(tree: Path, tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run_in(tree, sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})")
+    run_in(
+        tree,
+        sys.executable,
+        "-c",
+        f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})",
+    )
     [built] = tmp_path.glob("*.whl")
     zipfile.ZipFile(built).extractall(site)
     assert use(elsewhere, f"site.addsitedir({str(site)!r})") == tree / "kernels" / "attention.py"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mudit_engine.config import DitConfig
-from mudit_engine.models.dit import DiT
 from mudit_engine.layouts.packed import Span, make_layout
 from mudit_engine.layouts.sharded import Local, shard
+from mudit_engine.models.dit import DiT
 from test_dit import MIXED, make_model
 
 
@@ -75,7 +75,9 @@ def on_ranks(model: DiT, ranks: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("changes", [{}, {"cross_attention": "parallel"}], ids=["serial", "parallel"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"cross_attention": "parallel"}], ids=["serial", "parallel"]
+)
 def test_every_rank_has_the_whole_output(changes: dict[str, object], ranks: int) -> None:
     model = make_model(heads=4, width=64, **changes)
     with torch.no_grad():
@@ -92,7 +94,21 @@ def test_rows_are_dealt_out_once() -> None:
     assert [one.rows for one in shards] == [4] * 4 and [one.lyric_rows for one in shards] == [2] * 4
     rows = torch.arange(13.0)[:, None]
     assert torch.cat([one.own(rows) for one in shards])[:13].equal(rows)
-    assert torch.cat([one.own_lyrics(rows[:5]) for one in shards]).flatten().tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
-    assert [one.runs.items for one in shards] == [((4, 0),), ((3, 0), (1, 1)), ((4, 1),), ((1, 1), (3, 0))]
+    assert torch.cat([one.own_lyrics(rows[:5]) for one in shards]).flatten().tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        0,
+        0,
+        0,
+    ]
+    assert [one.runs.items for one in shards] == [
+        ((4, 0),),
+        ((3, 0), (1, 1)),
+        ((4, 1),),
+        ((1, 1), (3, 0)),
+    ]
     assert shards[0].target_counts == (1, 4, 4, 1) and sum(len(one.targets) for one in shards) == 10
     assert torch.cat([one.cos for one in shards], 1)[:, :13].equal(layout.cos)

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mudit_engine.errors import InputError
-from mudit_engine.text.descriptions import LEVELS, description_fragments, fragments, requested_bpm, requested_key, words
+from mudit_engine.text.descriptions import (
+    LEVELS,
+    description_fragments,
+    fragments,
+    requested_bpm,
+    requested_key,
+    words,
+)
 
 
 def level(description: str, name: str) -> list[str]:
@@ -17,24 +24,54 @@ def level(description: str, name: str) -> list[str]:
 def test_chinese_description() -> None:
     description = "温暖的女声，钢琴和弦乐，缓慢的节奏。BPM 92，A小调。"
     assert level(description, "sentence") == ["温暖的女声，钢琴和弦乐，缓慢的节奏", "BPM 92，A小调"]
-    assert level(description, "phrase") == ["温暖的女声", "钢琴", "弦乐", "缓慢的节奏", "BPM 92", "A小调"]
+    assert level(description, "phrase") == [
+        "温暖的女声",
+        "钢琴",
+        "弦乐",
+        "缓慢的节奏",
+        "BPM 92",
+        "A小调",
+    ]
     assert level(description, "word") == ["温暖", "女声", "缓慢", "节奏"]
 
 
 def test_english_description() -> None:
-    description = "Warm female vocals with piano and soft strings, 92.5 bpm. Lo-fi hip-hop; R&B, in A minor"
+    description = (
+        "Warm female vocals with piano and soft strings, 92.5 bpm. Lo-fi hip-hop; R&B, in A minor"
+    )
     assert level(description, "sentence") == [
         "Warm female vocals with piano and soft strings, 92.5 bpm",
         "Lo-fi hip-hop",
         "R&B, in A minor",
     ]
-    assert level(description, "phrase") == ["Warm female vocals", "piano", "soft strings", "92.5 bpm", "R&B", "in A minor"]
-    assert level(description, "word") == ["Warm", "female", "vocals", "soft", "strings", "Lo-fi", "hip-hop", "A minor"]
+    assert level(description, "phrase") == [
+        "Warm female vocals",
+        "piano",
+        "soft strings",
+        "92.5 bpm",
+        "R&B",
+        "in A minor",
+    ]
+    assert level(description, "word") == [
+        "Warm",
+        "female",
+        "vocals",
+        "soft",
+        "strings",
+        "Lo-fi",
+        "hip-hop",
+        "A minor",
+    ]
 
 
 def test_mixed_description() -> None:
     description = "带有中国风的电子舞曲 with heavy bass，节奏感强 but 不要太吵"
-    assert level(description, "phrase") == ["带有中国风的电子舞曲", "heavy bass", "节奏感强", "不要太吵"]
+    assert level(description, "phrase") == [
+        "带有中国风的电子舞曲",
+        "heavy bass",
+        "节奏感强",
+        "不要太吵",
+    ]
     assert {"中国风", "电子", "舞曲", "heavy", "bass", "节奏感"} <= set(level(description, "word"))
 
 
@@ -55,7 +92,13 @@ def test_chinese_words(text: str, split: list[str]) -> None:
 
 def test_conditioning_fragments_are_sentences_then_phrases_capped_without_doubles() -> None:
     description = "悲伤，钢琴。悲伤！钢琴，女声"
-    assert description_fragments(description, 9) == ("悲伤，钢琴", "悲伤", "钢琴，女声", "钢琴", "女声")
+    assert description_fragments(description, 9) == (
+        "悲伤，钢琴",
+        "悲伤",
+        "钢琴，女声",
+        "钢琴",
+        "女声",
+    )
     assert description_fragments(description, 2) == ("悲伤，钢琴", "悲伤")
     assert description_fragments("Piano", 3) == ("Piano",)
     assert description_fragments("🎸🔥", 3) == ("🎸🔥",)
@@ -70,7 +113,11 @@ def test_empty_description_and_impossible_cap_are_input_errors() -> None:
 
 
 @given(
-    st.text(st.sampled_from(list("温暖的女声和弦乐钢琴，。！a bpmBPMand92.5;-–(#b♭大调😀\n")) | st.characters(), max_size=40),
+    st.text(
+        st.sampled_from(list("温暖的女声和弦乐钢琴，。！a bpmBPMand92.5;-–(#b♭大调😀\n"))
+        | st.characters(),
+        max_size=40,
+    ),
     st.integers(1, 6),
 )
 @settings(max_examples=300, deadline=None)
@@ -78,7 +125,10 @@ def test_any_description_is_handled(description: str, cap: int) -> None:
     found = fragments(description)
     assert found == fragments(description)
     assert len({fragment.text.casefold() for fragment in found}) == len(found)
-    assert all(fragment.level in LEVELS and fragment.text == fragment.text.strip() != "" for fragment in found)
+    assert all(
+        fragment.level in LEVELS and fragment.text == fragment.text.strip() != ""
+        for fragment in found
+    )
     if description.strip():
         assert 1 <= len(description_fragments(description, cap)) <= cap
     key, bpm = requested_key(description), requested_bpm(description)

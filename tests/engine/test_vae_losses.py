@@ -27,13 +27,22 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(params=["stft", "mel"])
 def spectral_loss(request: pytest.FixtureRequest) -> torch.nn.Module:
-    return MultiResolutionStftLoss(SIZES) if request.param == "stft" else LogMelLoss(8000, n_fft=256, hop=64, mels=24)
+    return (
+        MultiResolutionStftLoss(SIZES)
+        if request.param == "stft"
+        else LogMelLoss(8000, n_fft=256, hop=64, mels=24)
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_spectral_losses_are_zero_at_equality_and_grow_with_damage(spectral_loss: torch.nn.Module, channels: int) -> None:
+def test_spectral_losses_are_zero_at_equality_and_grow_with_damage(
+    spectral_loss: torch.nn.Module, channels: int
+) -> None:
     clean = noise(2, channels, 3001)
-    losses = [spectral_loss(clean + level * noise(2, channels, 3001, seed=1), clean).item() for level in (0.0, 0.1, 0.5, 1.0)]
+    losses = [
+        spectral_loss(clean + level * noise(2, channels, 3001, seed=1), clean).item()
+        for level in (0.0, 0.1, 0.5, 1.0)
+    ]
     assert losses[0] == 0.0 and losses == sorted(set(losses))
 
 
@@ -60,7 +69,9 @@ def test_a_side_channel_of_the_wrong_level_is_heard_in_the_side_view() -> None:
 def test_kl_equals_torch_distributions(mean: float, logvar: float) -> None:
     posterior = torch.distributions.Normal(torch.tensor(mean), torch.tensor(logvar / 2).exp())
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
-    torch.testing.assert_close(kl_divergence(torch.full((2, 3, 4), mean), torch.full((2, 3, 4), logvar)), expected)
+    torch.testing.assert_close(
+        kl_divergence(torch.full((2, 3, 4), mean), torch.full((2, 3, 4), logvar)), expected
+    )
 
 
 @pytest.mark.parametrize("kind", ["hinge", "least-squares"])

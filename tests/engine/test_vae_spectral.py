@@ -11,7 +11,9 @@ from torch import Tensor
 from mudit_engine.models import spectral
 from mudit_engine.models.spectral import LogMel, Stft, magnitude, mel_filters, with_magnitude
 
-SIZES = [pytest.param(n, h, id=f"n{n}-hop{h}") for n, h in ((64, 16), (64, 32), (96, 16), (256, 32))]
+SIZES = [
+    pytest.param(n, h, id=f"n{n}-hop{h}") for n, h in ((64, 16), (64, 32), (96, 16), (256, 32))
+]
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -25,7 +27,12 @@ def test_analysis_equals_torch_stft(n_fft: int, hop: int) -> None:
     side = (n_fft - hop) // 2
     window = torch.hann_window(n_fft)
     padded = torch.nn.functional.pad(audio, (side, side))
-    expected = torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True).transpose(1, 2) / window.sum()
+    expected = (
+        torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True).transpose(
+            1, 2
+        )
+        / window.sum()
+    )
     centred = expected * (-1.0) ** torch.arange(n_fft // 2 + 1)
     torch.testing.assert_close(torch.complex(real, imag), centred, atol=1e-6, rtol=0)
 
@@ -33,7 +40,9 @@ def test_analysis_equals_torch_stft(n_fft: int, hop: int) -> None:
 @pytest.mark.parametrize("transform", ["fft", "matrix"])
 @pytest.mark.parametrize("frames", [1, 2, 3, 50])
 @pytest.mark.parametrize(("n_fft", "hop"), SIZES)
-def test_inverse_gives_every_sample_back_to_both_ends(n_fft: int, hop: int, frames: int, transform: str) -> None:
+def test_inverse_gives_every_sample_back_to_both_ends(
+    n_fft: int, hop: int, frames: int, transform: str
+) -> None:
     stft = Stft(n_fft, hop, transform=transform)
     audio = noise(2, frames * hop)
     torch.testing.assert_close(stft.inverse(*stft(audio)), audio, atol=2e-6, rtol=0)
@@ -52,10 +61,16 @@ def test_a_sine_peaks_at_half_its_amplitude_with_one_phase_over_its_peak() -> No
 @pytest.mark.parametrize(("n_fft", "hop"), SIZES)
 def test_matrix_form_equals_fft(n_fft: int, hop: int) -> None:
     fft, matrix = Stft(n_fft, hop), Stft(n_fft, hop, transform="matrix")
-    audio, real, imag = noise(2, 30 * hop), noise(2, 30, fft.bins, seed=1), noise(2, 30, fft.bins, seed=2)
+    audio, real, imag = (
+        noise(2, 30 * hop),
+        noise(2, 30, fft.bins, seed=1),
+        noise(2, 30, fft.bins, seed=2),
+    )
     for a, b in zip(fft(audio), matrix(audio), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
-    torch.testing.assert_close(fft.inverse(real, imag), matrix.inverse(real, imag), atol=1e-5 * n_fft, rtol=1e-5)
+    torch.testing.assert_close(
+        fft.inverse(real, imag), matrix.inverse(real, imag), atol=1e-5 * n_fft, rtol=1e-5
+    )
 
 
 def test_nothing_of_the_transform_is_saved_with_a_model() -> None:
@@ -74,12 +89,19 @@ def test_sizes_that_cannot_overlap_are_refused(n_fft: int, hop: int) -> None:
 def test_griffin_lim_makes_the_spectrum_consistent() -> None:
     stft = Stft(256, 64)
     time = torch.arange(128 * 64) / 8000
-    audio = sum(torch.sin(2 * math.pi * f * time * (1 + 0.05 * time)) for f in (220.0, 331.0, 890.0))[None] / 3
+    audio = (
+        sum(torch.sin(2 * math.pi * f * time * (1 + 0.05 * time)) for f in (220.0, 331.0, 890.0))[
+            None
+        ]
+        / 3
+    )
     wanted = magnitude(*stft(audio))
 
     def distance(steps: int, momentum: float) -> float:
         start = with_magnitude(wanted, noise(*wanted.shape, seed=3), noise(*wanted.shape, seed=4))
-        got = magnitude(*stft(stft.inverse(*stft.griffin_lim(wanted, *start, steps=steps, momentum=momentum))))
+        got = magnitude(
+            *stft(stft.inverse(*stft.griffin_lim(wanted, *start, steps=steps, momentum=momentum)))
+        )
         return float((got - wanted).norm() / wanted.norm())
 
     before, plain, fast = distance(0, 0.0), distance(30, 0.0), distance(30, 0.99)
@@ -119,7 +141,9 @@ def test_griffin_lim_is_the_same_by_fft_and_by_matrices(steps: int) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_griffin_lim_adds_in_one_order_wherever_a_block_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_griffin_lim_adds_in_one_order_wherever_a_block_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A difference in rounding would grow with every step, and a song decoded in chunks would be another one."""
     stft = Stft(64, 16)
     level = noise(1, 150, stft.bins).abs() + 0.1

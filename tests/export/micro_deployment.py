@@ -9,10 +9,33 @@ import torch
 from mudit_engine.config import ModelConfig
 from mudit_engine.models.folder import PARTS, build_part, save_config, save_part
 
-VAE = {"sample_rate": 8000, "channels": 1, "n_fft": 256, "stft_hop": 128, "fold": 4, "latent_channels": 8, "phase_refinements": 1}
+VAE = {
+    "sample_rate": 8000,
+    "channels": 1,
+    "n_fft": 256,
+    "stft_hop": 128,
+    "fold": 4,
+    "latent_channels": 8,
+    "phase_refinements": 1,
+}
 VAE |= {"frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1}
-DIT = {"latent_channels": 8, "width": 64, "blocks": 2, "heads": 2, "lyric_width": 64, "lyric_blocks": 1, "description_width": 32}
-CHINMU = {"text_encoder": "characters", "text_width": 64, "text_blocks": 1, "audio_width": 64, "audio_blocks": 1, "embedding": 32}
+DIT = {
+    "latent_channels": 8,
+    "width": 64,
+    "blocks": 2,
+    "heads": 2,
+    "lyric_width": 64,
+    "lyric_blocks": 1,
+    "description_width": 32,
+}
+CHINMU = {
+    "text_encoder": "characters",
+    "text_width": 64,
+    "text_blocks": 1,
+    "audio_width": 64,
+    "audio_blocks": 1,
+    "embedding": 32,
+}
 CHINMU |= {"head_dim": 32}
 
 
@@ -36,7 +59,9 @@ def save_model(folder: Path, config: ModelConfig) -> Path:
     save_config(config, folder)
     for part in PARTS:
         module = build_part(part, config)
-        for parameter in module.parameters():  # adaLN-Zero starts as the identity, which hears no condition
+        for (
+            parameter
+        ) in module.parameters():  # adaLN-Zero starts as the identity, which hears no condition
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
         save_part(part, module, folder)

@@ -27,19 +27,39 @@ from mudit_engine.runtime import manifest as runtime_manifest
 from mudit_engine.runtime import sessions, trt_denoiser
 from mudit_engine.runtime.load import usual_runtime
 
-SONG = ["generate", "--description", "piano", "--seconds", "2", "--seed", "1", "--steps", "2", "--json"]
+SONG = [
+    "generate",
+    "--description",
+    "piano",
+    "--seconds",
+    "2",
+    "--seed",
+    "1",
+    "--steps",
+    "2",
+    "--json",
+]
 
 
-@pytest.mark.parametrize(("asked", "runs"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("auto", "torch")])
-def test_generate_through_a_deployment_folder(deployed: Path, tmp_path: Path, asked: str, runs: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "runs"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("auto", "torch")]
+)
+def test_generate_through_a_deployment_folder(
+    deployed: Path, tmp_path: Path, asked: str, runs: str
+) -> None:
     out = tmp_path / "song.wav"
     assert run([*SONG, "--model", str(deployed), "--runtime", asked, "--out", str(out)]) == 0
     assert json.loads(out.with_suffix(".json").read_text())["runtime"] == runs
 
 
-def test_what_runs_where_nobody_asked(deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_where_nobody_asked(
+    deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = SimpleNamespace(compute_capability="8.0")
-    whole = {"package": "tensorrt", "engines": {name: {} for name in trt_denoiser.engines_of(load_config(deployed))}}
+    whole = {
+        "package": "tensorrt",
+        "engines": {name: {} for name in trt_denoiser.engines_of(load_config(deployed))},
+    }
     manifest = {**runtime_manifest.read_manifest(deployed), "engines": {"a100": whole}}
     part = {**manifest, "engines": {"a100": {**whole, "engines": {"step": {}}}}}
     for here, found, package, expected in (
@@ -60,7 +80,11 @@ def test_what_runs_where_nobody_asked(deployed: Path, model: Path, tmp_path: Pat
 
 
 def test_a_model_is_exported_once_for_a_runtime(
-    deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    deployed: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     calls: list[Path] = []
 
@@ -71,25 +95,47 @@ def test_a_model_is_exported_once_for_a_runtime(
     monkeypatch.setattr(onnx_export, "export_onnx", export)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):
-        assert run([*SONG, "--model", str(model), "--runtime", "onnxruntime", "--out", str(tmp_path / "song.wav")]) == 0
+        assert (
+            run(
+                [
+                    *SONG,
+                    "--model",
+                    str(model),
+                    "--runtime",
+                    "onnxruntime",
+                    "--out",
+                    str(tmp_path / "song.wav"),
+                ]
+            )
+            == 0
+        )
     assert len(calls) == 1 and tmp_path / "cache" in calls[0].parents
     assert "once" in capsys.readouterr().err
     other = shutil.copytree(model, tmp_path / model.name)
     save_random_model(micro_config(outline=True, blocks=1), other, seed=5)
-    assert _deployed.deployed(str(other), runtime="onnxruntime") != calls[0], "other weights are another export"
+    assert _deployed.deployed(str(other), runtime="onnxruntime") != calls[0], (
+        "other weights are another export"
+    )
     assert len(calls) == 2
 
 
-def test_a_runtime_that_is_not_installed_says_how(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_is_not_installed_says_how(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(availability, "available", lambda module: module != "openvino")
     with pytest.raises(MissingError, match="pip install openvino=="):
         _deployed.deployed(str(model), runtime="openvino")
     assert run([*SONG, "--model", str(model), "--runtime", "openvino"]) == 3
 
 
-@pytest.mark.parametrize(("flavour", "next_step"), [("fp32", "--runtime onnxruntime"), ("bf16", "mudit export tensorrt")])
+@pytest.mark.parametrize(
+    ("flavour", "next_step"), [("fp32", "--runtime onnxruntime"), ("bf16", "mudit export tensorrt")]
+)
 def test_an_export_says_what_runs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flavour: str, next_step: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flavour: str,
+    next_step: str,
 ) -> None:
     """Graphs for TensorRT alone run in no CPU runtime."""
     manifest = {"flavours": {flavour: {"opset": 23, "graphs": {}}}, "files": {}}
@@ -102,28 +148,42 @@ def test_an_export_says_what_runs_it(
 def test_runtimes_are_timed_after_a_check(deployed: Path) -> None:
     rows = cpu_runtimes.run(deployed, lengths=(2.0,), rounds=2)
     own = ("torch", "torch-bf16", *cpu_runtimes.RUNTIMES)
-    expected = [(work, name) for work in ("step", "decode", "song") for name in (*own, *(["torch.stft"] if work == "decode" else []))]
+    expected = [
+        (work, name)
+        for work in ("step", "decode", "song")
+        for name in (*own, *(["torch.stft"] if work == "decode" else []))
+    ]
     assert [(row.work, row.runtime) for row in rows] == expected
     assert all(row.seconds_p50 > 0 and row.cpu_seconds_p50 > 0 and row.rounds == 2 for row in rows)
-    assert all(row.ratio_to_torch == row.cpu_ratio_to_torch == 1 and row.difference == 0 for row in rows if row.runtime == "torch")
+    assert all(
+        row.ratio_to_torch == row.cpu_ratio_to_torch == 1 and row.difference == 0
+        for row in rows
+        if row.runtime == "torch"
+    )
     limits = {"torch": 0.0, "torch-bf16": 2e-1, "onnxruntime": 1e-4, "openvino": 1e-4}
     for row in rows:
         if row.runtime == cpu_runtimes.PEER:
             assert row.difference is None
         else:
             assert row.difference is not None and row.difference <= limits[row.runtime]
-            assert (row.difference > 0) == (row.runtime != "torch"), "something else than PyTorch in fp32 ran"
+            assert (row.difference > 0) == (row.runtime != "torch"), (
+                "something else than PyTorch in fp32 ran"
+            )
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", "float32"), ("bf16", "bfloat16")])
-def test_precision_of_the_networks(model: Path, tmp_path: Path, precision: str, expected: str) -> None:
+def test_precision_of_the_networks(
+    model: Path, tmp_path: Path, precision: str, expected: str
+) -> None:
     out = tmp_path / "song.wav"
     assert run([*SONG, "--model", str(model), "--precision", precision, "--out", str(out)]) == 0
     assert json.loads(out.with_suffix(".json").read_text())["precision"] == expected
     pipeline = SongPipeline.from_pretrained(model, device="cpu", dtype=getattr(torch, expected))
     half = (*pipeline.vae.decoder.parameters(), *pipeline.runtime.dit.parameters())
     assert {str(p.dtype) for p in half} == {f"torch.{expected}"}
-    assert {p.dtype for p in (*pipeline.vae.encoder.parameters(), *pipeline.chinmu.parameters())} == {torch.float32}
+    assert {
+        p.dtype for p in (*pipeline.vae.encoder.parameters(), *pipeline.chinmu.parameters())
+    } == {torch.float32}
 
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +197,16 @@ def test_precision_is_not_for_graphs(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert run([*SONG, "--model", str(model), "--runtime", "onnxruntime", "--precision", "bf16"]) == 2
+    assert (
+        run([*SONG, "--model", str(model), "--runtime", "onnxruntime", "--precision", "bf16"]) == 2
+    )
     assert not (tmp_path / "cache").exists(), "refused before anything is exported"
     assert "--precision bf16 is for --runtime torch" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_peer_that_does_other_work_is_refused(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_does_other_work_is_refused(
+    deployed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(PlainPhaseSearch, "inconsistency", lambda self, latents: (0.2, 0.3))
     with pytest.raises(GateError, match="equal work"):
         cpu_runtimes.run(deployed, runtimes=(), lengths=(2.0,), rounds=1, works=("decode",))

@@ -22,7 +22,7 @@ from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
 from mudit_engine.kernels.adaln import Runs, residual_norm_reference
 from mudit_engine.kernels.attention import attention_reference
-from mudit_engine.kernels.guided_step import Spans, guided_step_reference
+from mudit_engine.kernels.guided_step import SongRows, guided_step_reference
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.profiling import strict
@@ -34,8 +34,16 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not usable, reason=ABSENT)]
 
 REQUESTS = [
     SongRequest(description="slow piano", lyrics="你好世界", seconds=6.0, seed=1),
-    SongRequest(description="rock", seconds=3.0, seed=2, negative="noise", sampler={"guidance": 3.0, "guidance_interval": (0.3, 0.8)}),
-    SongRequest(description="drums", seconds=18.0, seed=3, sampler={"name": "sde-euler", "steps": 6}),
+    SongRequest(
+        description="rock",
+        seconds=3.0,
+        seed=2,
+        negative="noise",
+        sampler={"guidance": 3.0, "guidance_interval": (0.3, 0.8)},
+    ),
+    SongRequest(
+        description="drums", seconds=18.0, seed=3, sampler={"name": "sde-euler", "steps": 6}
+    ),
     SongRequest(description="strings", seconds=5.0, seed=4, sampler={"guidance": 1.0}),
 ]
 
@@ -44,24 +52,50 @@ REQUESTS = [
 def engines(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu") / "deploy"
     major, minor = torch.cuda.get_device_capability()
-    target = {"tensorrt_rtx": "rtx-portable", "tensorrt": {(8, 0): "a100", (9, 0): "h100"}.get((major, minor))}[str(PACKAGE)]
+    target = {
+        "tensorrt_rtx": "rtx-portable",
+        "tensorrt": {(8, 0): "a100", (9, 0): "h100"}.get((major, minor)),
+    }[str(PACKAGE)]
     if target is None:
-        pytest.skip(f"tensorrt has no target for compute capability {major}.{minor}: install tensorrt-rtx")
+        pytest.skip(
+            f"tensorrt has no target for compute capability {major}.{minor}: install tensorrt-rtx"
+        )
     assert run(["export", "onnx", str(model), str(folder), "--flavour", "bf16", "--no-parity"]) == 0
-    assert run(["export", "tensorrt", str(folder), "--target", target, "--bucket", "8:64", "--bucket", "20"]) == 0
+    assert (
+        run(
+            [
+                "export",
+                "tensorrt",
+                str(folder),
+                "--target",
+                target,
+                "--bucket",
+                "8:64",
+                "--bucket",
+                "20",
+            ]
+        )
+        == 0
+    )
     return folder
 
 
 def test_every_engine_is_timed(engines: Path) -> None:
     for report in (engines / "engines").rglob("report.json"):
         for row in json.loads(report.read_text()):
-            assert row["measured"] and all(0 < one["p50_ms"] <= one["p90_ms"] <= one["p99_ms"] for one in row["measured"])
+            assert row["measured"] and all(
+                0 < one["p50_ms"] <= one["p90_ms"] <= one["p99_ms"] for one in row["measured"]
+            )
 
 
 def test_songs_equal_pytorch_to_bf16(engines: Path, model: Path) -> None:
     found = SongPipeline.from_pretrained(engines, runtime="tensorrt").generate(REQUESTS)
-    wanted = SongPipeline.from_pretrained(model, device="cpu", dtype=torch.float32).generate(REQUESTS)
-    in_torch = SongPipeline.from_pretrained(model, device="cuda", dtype=torch.bfloat16).generate(REQUESTS)
+    wanted = SongPipeline.from_pretrained(model, device="cpu", dtype=torch.float32).generate(
+        REQUESTS
+    )
+    in_torch = SongPipeline.from_pretrained(model, device="cuda", dtype=torch.bfloat16).generate(
+        REQUESTS
+    )
     for song, expected, same_type in zip(found, wanted, in_torch, strict=True):
         a, b, c = (torch.from_numpy(one.latents) for one in (song, expected, same_type))
         # the error of bf16 itself, doubled
@@ -71,7 +105,9 @@ def test_songs_equal_pytorch_to_bf16(engines: Path, model: Path) -> None:
 def test_a_captured_graph_gives_the_same_bits_again_and_serves_other_songs(engines: Path) -> None:
     pipeline = SongPipeline.from_pretrained(engines, runtime="tensorrt")
     first = pipeline.generate([REQUESTS[0]])[0]
-    other = pipeline.generate([SongRequest(description="else", lyrics="再见", seconds=6.0, seed=9)])[0]
+    other = pipeline.generate(
+        [SongRequest(description="else", lyrics="再见", seconds=6.0, seed=9)]
+    )[0]
     again = pipeline.generate([REQUESTS[0]])[0]
     assert (first.latents == again.latents).all() and (first.audio == again.audio).all()
     assert (first.latents != other.latents).any()
@@ -95,7 +131,15 @@ def test_plugins_compute_what_their_kernels_compute() -> None:
     from mudit_engine.export.tensorrt_plugins import register
 
     major, minor = torch.cuda.get_device_capability()
-    register(trtp, arch=f"sm_{major}{minor}", dtypes={trt.bfloat16: torch.bfloat16, trt.float32: torch.float32, trt.float16: torch.float16})
+    register(
+        trtp,
+        arch=f"sm_{major}{minor}",
+        dtypes={
+            trt.bfloat16: torch.bfloat16,
+            trt.float32: torch.float32,
+            trt.float16: torch.float16,
+        },
+    )
     ops = trtp.op.mudit
     torch.manual_seed(0)
 
@@ -108,49 +152,80 @@ def test_plugins_compute_what_their_kernels_compute() -> None:
 
     block = forward_config(128, torch.bfloat16, min(10 * major + minor, 89)).block_q
     tiles = segments.query_tiles(block, "cuda")
-    out, _ = _run(trt, ops.attention, {"q": q, "k": k, "v": v, "tiles": tiles}, {"scale": 128**-0.5})
+    out, _ = _run(
+        trt, ops.attention, {"q": q, "k": k, "v": v, "tiles": tiles}, {"scale": 128**-0.5}
+    )
     attended = attention_reference(*(x.cpu().float() for x in (q, k, v)), segments)
     torch.testing.assert_close(out.cpu().float(), attended, atol=2e-2, rtol=2e-2)
 
     runs = Runs(((200, 1), (100, 0)))
-    x, y, gate, shift, scale = made(300, 1536), made(300, 1536), made(2, 1536), made(2, 1536), made(2, 1536)
+    x, y, gate, shift, scale = (
+        made(300, 1536),
+        made(300, 1536),
+        made(2, 1536),
+        made(2, 1536),
+        made(2, 1536),
+    )
     norm_tiles, _ = runs.tiles("cuda", tile_rows=8, table_rows=2)
     given = {"x": x, "y": y, "gate": gate, "shift": shift, "scale": scale, "tiles": norm_tiles}
     results = _run(trt, ops.residual_norm, given, {})
-    wanted = residual_norm_reference(*(one.cpu().float() for one in (x, y, gate, shift, scale)), runs)
+    wanted = residual_norm_reference(
+        *(one.cpu().float() for one in (x, y, gate, shift, scale)), runs
+    )
     for result, expected in zip(results, wanted, strict=True):
         torch.testing.assert_close(result.cpu().float(), expected, atol=6e-2, rtol=2e-2)
 
-    spans = Spans(((0, 200, 0, 300), (200, 100, 200, -1)))
+    spans = SongRows(((0, 200, 0, 300), (200, 100, 200, -1)))
     state, kept, noise = (made(300, 96, kind=torch.float32) for _ in range(3))
     network, rows = made(500, 96), made(2, 7, kind=torch.float32)
-    given = {"x": state, "kept": kept, "out": network, "noise": noise, "rows": rows, "spans": spans.tensor("cuda")}
+    given = {
+        "x": state,
+        "kept": kept,
+        "out": network,
+        "noise": noise,
+        "rows": rows,
+        "spans": spans.tensor("cuda"),
+    }
     results = _run(trt, ops.guided_step, given, {})
-    wanted = guided_step_reference(*(one.cpu() for one in (state, kept, network.float(), noise, rows)), spans)
+    wanted = guided_step_reference(
+        *(one.cpu() for one in (state, kept, network.float(), noise, rows)), spans
+    )
     for result, expected in zip(results, wanted, strict=True):
         torch.testing.assert_close(result.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
-def _run(trt: Any, plugin: Any, inputs: dict[str, torch.Tensor], attributes: dict[str, Any]) -> list[torch.Tensor]:
+def _run(
+    trt: Any, plugin: Any, inputs: dict[str, torch.Tensor], attributes: dict[str, Any]
+) -> list[torch.Tensor]:
     """A network of one plugin, built and run on these inputs."""
     kinds = {torch.bfloat16: trt.bfloat16, torch.float32: trt.float32, torch.int32: trt.int32}
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    flags = [getattr(trt.NetworkDefinitionCreationFlag, name, None) for name in ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")]
+    flags = [
+        getattr(trt.NetworkDefinitionCreationFlag, name, None)
+        for name in ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
+    ]
     network = builder.create_network(sum(1 << int(flag) for flag in flags if flag is not None))
-    tensors = [network.add_input(name, kinds[value.dtype], tuple(value.shape)) for name, value in inputs.items()]
+    tensors = [
+        network.add_input(name, kinds[value.dtype], tuple(value.shape))
+        for name, value in inputs.items()
+    ]
     layer = network.add_plugin(plugin(*tensors, **attributes), aot=True)
     for index in range(layer.num_outputs):
         layer.get_output(index).name = f"result{index}"
         network.mark_output(layer.get_output(index))
-    engine = trt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(network, builder.create_builder_config()))
+    engine = trt.Runtime(logger).deserialize_cuda_engine(
+        builder.build_serialized_network(network, builder.create_builder_config())
+    )
     context = engine.create_execution_context()
     results = []
     types = {theirs: ours for ours, theirs in kinds.items()}
     for index in range(layer.num_outputs):
         name = f"result{index}"
         shape = tuple(context.get_tensor_shape(name))
-        results.append(torch.empty(shape, dtype=types[engine.get_tensor_dtype(name)], device="cuda"))
+        results.append(
+            torch.empty(shape, dtype=types[engine.get_tensor_dtype(name)], device="cuda")
+        )
         context.set_tensor_address(name, results[-1].data_ptr())
     for name, value in inputs.items():
         context.set_tensor_address(name, value.contiguous().data_ptr())

@@ -26,14 +26,21 @@ from mudit_engine.export.unroll import unroll
 from mudit_engine.models.folder import load_part
 from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.runtime import graph_denoiser
-from mudit_engine.runtime.manifest import differences, read_manifest
 from mudit_engine.runtime.load import open_session
+from mudit_engine.runtime.manifest import differences, read_manifest
 
 RUNTIMES = ("onnxruntime", "openvino")
 ALL_GRAPHS = {"modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text"}
 MODES = {
     *(f"sampler {name}" for name in parity.SAMPLERS),
-    *("no guidance", "guidance interval", "negative description", "reference audio", "instrumental", "nothing said"),
+    *(
+        "no guidance",
+        "guidance interval",
+        "negative description",
+        "reference audio",
+        "instrumental",
+        "nothing said",
+    ),
     *("songs of several lengths", "decode", "text"),
 }
 _CASES = parity.cases
@@ -47,7 +54,11 @@ NETWORKS = {
 
 def _parts(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
     config = load_config(folder)
-    return load_part("dit", config, folder, dtype=dtype), load_part("vae", config, folder), load_part("chinmu", config, folder)
+    return (
+        load_part("dit", config, folder, dtype=dtype),
+        load_part("vae", config, folder),
+        load_part("chinmu", config, folder),
+    )
 
 
 def _broken(deployed: Path, to: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
@@ -79,13 +90,24 @@ def test_the_dense_layout_is_the_ragged_one(network: Path, expanded: bool) -> No
     session = TorchGraphs(dit, vae, chinmu, expanded=expanded)
     rows = parity.session_rows("graphs", session, load_config(network), dit, vae, chinmu)
     assert {row["case"] for row in rows} == MODES
-    worst = {name: max(row.get(name, 0.0) for row in rows) for name in ("latents", "padding", "audio", "text")}
-    assert 0 < worst["latents"] < 1e-5 and worst["padding"] < 1e-5 and worst["audio"] < 1e-4 and worst["text"] < 1e-5
+    worst = {
+        name: max(row.get(name, 0.0) for row in rows)
+        for name in ("latents", "padding", "audio", "text")
+    }
+    assert (
+        0 < worst["latents"] < 1e-5
+        and worst["padding"] < 1e-5
+        and worst["audio"] < 1e-4
+        and worst["text"] < 1e-5
+    )
 
 
 def test_the_ddpm_path_too(tmp_path: Path) -> None:
     config = micro_config()
-    ddpm = {"path": {"kind": "ddpm", "prediction": "eps"}, "sampler": {"name": "ddim", "steps": 3, "guidance": 2.0}}
+    ddpm = {
+        "path": {"kind": "ddpm", "prediction": "eps"},
+        "sampler": {"name": "ddim", "steps": 3, "guidance": 2.0},
+    }
     config = type(config).model_validate({**config.model_dump(), **ddpm})
     dit, vae, chinmu = _parts(save_model(tmp_path, config))
     rows = parity.session_rows("graphs", TorchGraphs(dit, vae, chinmu), config, dit, vae, chinmu)
@@ -105,7 +127,9 @@ def test_songs_of_one_bucket_are_one_call(deployed: Path) -> None:
             return graphs_.run(graph, inputs)
 
     config = load_config(deployed)
-    songs = next(case.songs for case in parity.cases(config) if case.name == "songs of several lengths")
+    songs = next(
+        case.songs for case in parity.cases(config) if case.name == "songs of several lengths"
+    )
     padded = graph_denoiser.GraphDenoiser(config.dit, Counted(), padding=parity._bucket, songs=8)
     padded.step([padded.prepare(song) for song in songs])
     assert calls == [3]
@@ -116,14 +140,22 @@ def test_songs_of_one_bucket_are_one_call(deployed: Path) -> None:
 
 def test_whole_songs_equal_pytorch_in_every_mode(rows: list[dict[str, Any]]) -> None:
     assert parity.faults(rows) == []
-    assert {(row["runtime"], row["case"]) for row in rows} == {(runtime, mode) for runtime in RUNTIMES for mode in MODES}
+    assert {(row["runtime"], row["case"]) for row in rows} == {
+        (runtime, mode) for runtime in RUNTIMES for mode in MODES
+    }
     assert max(row["latents"] for row in rows if "latents" in row) < 1e-5, "fp32 rounding, no more"
 
 
-def test_padding_that_is_attended_to_is_noticed(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_denoiser, "_first", lambda count, length, skipped=0: torch.arange(length) >= skipped)
+def test_padding_that_is_attended_to_is_noticed(
+    deployed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        graph_denoiser, "_first", lambda count, length, skipped=0: torch.arange(length) >= skipped
+    )
     dit, vae, chinmu = _parts(deployed)
-    rows = parity.session_rows("graphs", TorchGraphs(dit, vae, chinmu), load_config(deployed), dit, vae, chinmu)
+    rows = parity.session_rows(
+        "graphs", TorchGraphs(dit, vae, chinmu), load_config(deployed), dit, vae, chinmu
+    )
     assert any("padding differ" in fault for fault in parity.faults(rows))
 
 
@@ -150,11 +182,17 @@ def test_graphs_are_of_their_flavour(deployed: Path) -> None:
     assert inputs["lyric_keys"]["shape"] == [1, "sequences", "lyrics", 2, 32]
     assert differences(deployed, manifest) == []
     assert manifest["samplers"].keys() == {"default", *parity.SAMPLERS}
-    assert {"torch", "onnx"} <= manifest["versions"].keys() and manifest["licence"] == "Apache-2.0" and manifest["limits"]["fragments"] == 4
+    assert (
+        {"torch", "onnx"} <= manifest["versions"].keys()
+        and manifest["licence"] == "Apache-2.0"
+        and manifest["limits"]["fragments"] == 4
+    )
 
 
 @pytest.mark.parametrize("flavour", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
-def test_tensorrt_flavour_is_attention_with_boolean_masks(deployed: Path, tmp_path: Path, flavour: str) -> None:
+def test_tensorrt_flavour_is_attention_with_boolean_masks(
+    deployed: Path, tmp_path: Path, flavour: str
+) -> None:
     dit, vae, chinmu = _parts(deployed, DTYPES[flavour])
     maker = graphs(dit, vae, chinmu, precision=flavour, expanded=True)["step"]  # type: ignore[arg-type]
     path = tmp_path / "graphs" / flavour / "step.onnx"
@@ -165,7 +203,9 @@ def test_tensorrt_flavour_is_attention_with_boolean_masks(deployed: Path, tmp_pa
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     attentions = [node for node in graph.node if node.op_type == "Attention"]
     assert len(attentions) == 2 * len(dit.blocks), "self and cross of every block"
-    kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input]}
+    kinds = {
+        value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input]
+    }
     half = onnx.TensorProto.BFLOAT16 if flavour == "bf16" else onnx.TensorProto.FLOAT16
     assert {kinds[node.input[0]] for node in attentions} == {half}
     assert {kinds[node.input[3]] for node in attentions} == {onnx.TensorProto.BOOL}
@@ -174,8 +214,16 @@ def test_tensorrt_flavour_is_attention_with_boolean_masks(deployed: Path, tmp_pa
 def test_weights_keep_their_names_and_shapes(deployed: Path) -> None:
     """What refits an engine finds weights by name."""
     flavour = read_manifest(deployed)["flavours"]["fp32"]["graphs"]
-    for graph, part in (("step", "dit"), ("lyric_kv", "dit"), ("vae_decode", "vae"), ("chinmu_text", "chinmu")):
-        held = {tensor.name: tensor for tensor in onnx.load(str(deployed / f"graphs/fp32/{graph}.onnx")).graph.initializer}
+    for graph, part in (
+        ("step", "dit"),
+        ("lyric_kv", "dit"),
+        ("vae_decode", "vae"),
+        ("chinmu_text", "chinmu"),
+    ):
+        held = {
+            tensor.name: tensor
+            for tensor in onnx.load(str(deployed / f"graphs/fp32/{graph}.onnx")).graph.initializer
+        }
         weights = load_file(deployed / f"{part}.safetensors")
         prefix = "" if part == "chinmu" else f"{part}."
         assert flavour[graph]["weights"]
@@ -183,8 +231,14 @@ def test_weights_keep_their_names_and_shapes(deployed: Path) -> None:
             own = weights[name.removeprefix(prefix)].numpy()
             assert list(own.shape) == shape, name
             assert np.array_equal(onnx.numpy_helper.to_array(held[name]), own), name
-        matrices = {name for name, tensor in held.items() if len(tensor.dims) == 2 and np.prod(tensor.dims) >= 4096}
-        assert not {name for name in matrices if name.startswith("val_")}, "a weight under another name"
+        matrices = {
+            name
+            for name, tensor in held.items()
+            if len(tensor.dims) == 2 and np.prod(tensor.dims) >= 4096
+        }
+        assert not {name for name in matrices if name.startswith("val_")}, (
+            "a weight under another name"
+        )
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -201,7 +255,12 @@ def test_an_unrolled_loop_computes_the_same(count: int) -> None:
         make.make_node("Identity", ["going"], ["goes"], name="go"),
     ]
     states = [value("state", kind.FLOAT, [2])]
-    body = make.make_graph(inner, "body", [turn, going, *states], [value("goes", kind.BOOL, []), value("next", kind.FLOAT, [2])])
+    body = make.make_graph(
+        inner,
+        "body",
+        [turn, going, *states],
+        [value("goes", kind.BOOL, []), value("next", kind.FLOAT, [2])],
+    )
     nodes = [
         make.make_node("Not", ["off"], ["on"], name="not"),
         make.make_node("Loop", ["count", "on", "x"], ["y"], name="loop", body=body),
@@ -218,11 +277,15 @@ def test_an_unrolled_loop_computes_the_same(count: int) -> None:
 
     def result() -> np.ndarray:
         onnx.checker.check_model(model, full_check=True)
-        return np.asarray(onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)[0])
+        return np.asarray(
+            onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)[0]
+        )
 
     expected = result()
     unroll(model, count)
-    assert {node.op_type for node in model.graph.node} == {"Mul", "Add", "Cast", "Identity"}, "no loop, nothing that only decided"
+    assert {node.op_type for node in model.graph.node} == {"Mul", "Add", "Cast", "Identity"}, (
+        "no loop, nothing that only decided"
+    )
     np.testing.assert_array_equal(result(), expected)
 
 
@@ -233,39 +296,70 @@ def test_faults_of_graphs_are_named() -> None:
     node = make.make_node("Attention", ["a", "a", "a", "", "", "", "a"], ["y"], name="attn")
     values = [tensor("a", onnx.TensorProto.FLOAT, [3]), tensor("b", onnx.TensorProto.FLOAT, [3])]
     body = make.make_graph([node], "g", values, [tensor("y", onnx.TensorProto.FLOAT, [3])], weights)
-    model = make.make_model(body, opset_imports=[make.make_opsetid("", 18), make.make_opsetid("com.microsoft", 1)])
+    model = make.make_model(
+        body, opset_imports=[make.make_opsetid("", 18), make.make_opsetid("com.microsoft", 1)]
+    )
     faults = "; ".join(check_graph(model, {"a": ["rows"], "c": [3]}, opset=23, floats={"FLOAT"}))
-    expected = ("opset 18 instead of 23", "com.microsoft", "unused inputs b", "a, b instead of a, c", "a is [3] instead of ['rows']")
+    expected = (
+        "opset 18 instead of 23",
+        "com.microsoft",
+        "unused inputs b",
+        "a, b instead of a, c",
+        "a is [3] instead of ['rows']",
+    )
     for fault in (*expected, "one name: w", "DOUBLE", "nonpad_kv_seqlen"):
         assert fault in faults
     named = {"dit.final.weight": (1,), "w": (2,)}
     assert "2 weights without their names and shapes (dit.final.weight, w)" in "; ".join(
         check_graph(model, {}, opset=18, floats={"DOUBLE"}, weights=named)
     )
-    good = make.make_graph([make.make_node("Neg", ["a"], ["y"])], "g", values[:1], [tensor("y", onnx.TensorProto.FLOAT, [3])])
-    assert check_graph(make.make_model(good, opset_imports=[make.make_opsetid("", 23)]), {"a": [3]}, opset=23, floats={"FLOAT"}) == []
+    good = make.make_graph(
+        [make.make_node("Neg", ["a"], ["y"])],
+        "g",
+        values[:1],
+        [tensor("y", onnx.TensorProto.FLOAT, [3])],
+    )
+    assert (
+        check_graph(
+            make.make_model(good, opset_imports=[make.make_opsetid("", 23)]),
+            {"a": [3]},
+            opset=23,
+            floats={"FLOAT"},
+        )
+        == []
+    )
 
 
-def test_large_weights_lie_beside_the_graph(deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_lie_beside_the_graph(
+    deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx_export, "EXTERNAL_BYTES", 1000)
     maker = graphs(*_parts(deployed))["modulation"]
     (tmp_path / "graphs" / "fp32").mkdir(parents=True)
     with torch.no_grad():
-        described = export_graph(maker(), tmp_path / "graphs" / "fp32" / "modulation.onnx", flavour="fp32")
-    assert (tmp_path / "graphs/fp32/modulation.onnx.data").stat().st_size > 5 * (tmp_path / "graphs/fp32/modulation.onnx").stat().st_size
+        described = export_graph(
+            maker(), tmp_path / "graphs" / "fp32" / "modulation.onnx", flavour="fp32"
+        )
+    assert (tmp_path / "graphs/fp32/modulation.onnx.data").stat().st_size > 5 * (
+        tmp_path / "graphs/fp32/modulation.onnx"
+    ).stat().st_size
     assert check_file(tmp_path, "fp32", "modulation", described) == []
     (tmp_path / "graphs/fp32/modulation.onnx.data").unlink()
     assert check_file(tmp_path, "fp32", "modulation", described) != []
 
 
-def test_a_faulty_graph_leaves_no_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_graph_leaves_no_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx_export, "check_graph", lambda *args, **kwargs: ["something"])
     with pytest.raises(GateError, match="something"):
         export_onnx(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unfaithful_export_leaves_no_folder(deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfaithful_export_leaves_no_folder(
+    deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def copied(source: Path, folder: Path, **options: Any) -> dict[str, Any]:
         shutil.copytree(deployed / "graphs" / "fp32", folder)
         flavours: dict[str, Any] = read_manifest(deployed)["flavours"]
@@ -274,12 +368,19 @@ def test_an_unfaithful_export_leaves_no_folder(deployed: Path, model: Path, tmp_
     monkeypatch.setattr(onnx_export, "export_graphs", copied)
     monkeypatch.setattr(parity, "cases", lambda config: list(_CASES(config))[-1:])
     monkeypatch.setattr(parity, "LATENTS_LIMIT", 0.0)
-    with pytest.raises(GateError, match="nothing was written: onnxruntime, songs of several lengths: latents differ"):
+    with pytest.raises(
+        GateError,
+        match="nothing was written: onnxruntime, songs of several lengths: latents differ",
+    ):
         export_onnx(model, tmp_path / "out", runtimes=("onnxruntime",))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(parity, "LATENTS_LIMIT", 1e-4)
     export_onnx(model, tmp_path / "out", runtimes=("onnxruntime",))
-    assert [row["case"] for row in read_manifest(tmp_path / "out")["parity"]] == ["songs of several lengths", "decode", "text"]
+    assert [row["case"] for row in read_manifest(tmp_path / "out")["parity"]] == [
+        "songs of several lengths",
+        "decode",
+        "text",
+    ]
 
 
 def test_a_folder_with_something_else_is_kept(model: Path, tmp_path: Path) -> None:
@@ -295,8 +396,12 @@ def test_a_folder_with_something_else_is_kept(model: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_pipeline_makes_the_same_song(deployed: Path, runtime: str) -> None:
-    request = SongRequest(description="piano, slow", lyrics="[verse]\n月亮升起来", negative="drums", seconds=4, seed=3)
-    expected = SongPipeline.from_pretrained(deployed, device="cpu", dtype=torch.float32).generate([request])[0]
+    request = SongRequest(
+        description="piano, slow", lyrics="[verse]\n月亮升起来", negative="drums", seconds=4, seed=3
+    )
+    expected = SongPipeline.from_pretrained(deployed, device="cpu", dtype=torch.float32).generate(
+        [request]
+    )[0]
     song = SongPipeline.from_pretrained(deployed, runtime=runtime).generate([request])[0]
     assert np.linalg.norm(song.latents - expected.latents) < 1e-5 * np.linalg.norm(expected.latents)
     assert np.abs(song.audio - expected.audio).max() < 1e-3 * np.abs(expected.audio).max()
@@ -319,10 +424,16 @@ def test_what_graphs_cannot_take_is_refused(deployed: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(lambda data: data[:1000], "step.onnx has 1000 bytes"), (_flip, "step.onnx has changed"), (None, "step.onnx is missing")],
+    [
+        (lambda data: data[:1000], "step.onnx has 1000 bytes"),
+        (_flip, "step.onnx has changed"),
+        (None, "step.onnx is missing"),
+    ],
     ids=["cut", "flipped", "gone"],
 )
-def test_a_broken_graph_is_named(deployed: Path, tmp_path: Path, change: Callable[[bytes], bytes] | None, message: str) -> None:
+def test_a_broken_graph_is_named(
+    deployed: Path, tmp_path: Path, change: Callable[[bytes], bytes] | None, message: str
+) -> None:
     name = "graphs/fp32/step.onnx"
     folder = _broken(deployed, tmp_path / "folder", name, change or (lambda data: data))
     if change is None:
@@ -332,18 +443,31 @@ def test_a_broken_graph_is_named(deployed: Path, tmp_path: Path, change: Callabl
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_graph_that_was_broken_before_it_was_hashed_is_named(deployed: Path, tmp_path: Path, runtime: str) -> None:
+def test_a_graph_that_was_broken_before_it_was_hashed_is_named(
+    deployed: Path, tmp_path: Path, runtime: str
+) -> None:
     from mudit_engine.export.manifest import add_to_manifest
 
-    folder = _broken(deployed, tmp_path / "folder", "graphs/fp32/vae_decode.onnx", lambda data: data[: len(data) // 2])
+    folder = _broken(
+        deployed,
+        tmp_path / "folder",
+        "graphs/fp32/vae_decode.onnx",
+        lambda data: data[: len(data) // 2],
+    )
     add_to_manifest(folder)
-    with pytest.raises(ModelError, match=r"(?s)vae_decode.onnx' cannot be .*: export the model again"):
+    with pytest.raises(
+        ModelError, match=r"(?s)vae_decode.onnx' cannot be .*: export the model again"
+    ):
         open_session(folder, runtime).run("vae_decode", {"latents": torch.zeros(1, 9, 8)})
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_inputs_that_a_graph_does_not_take_are_an_error_of_ours(deployed: Path, runtime: str) -> None:
-    with pytest.raises(ModelError, match=r"(?s)graph 'vae_decode' of .* failed .*: export the model again"):
+def test_inputs_that_a_graph_does_not_take_are_an_error_of_ours(
+    deployed: Path, runtime: str
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"(?s)graph 'vae_decode' of .* failed .*: export the model again"
+    ):
         open_session(deployed, runtime).run("vae_decode", {"latents": torch.zeros(1, 9, 7)})
 
 
@@ -364,8 +488,15 @@ def test_weights_that_are_not_of_the_graphs_are_named(deployed: Path, tmp_path: 
     ],
     ids=["version", "kind", "flavour"],
 )
-def test_a_manifest_of_something_else_is_refused(deployed: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    folder = _broken(deployed, tmp_path / "folder", "manifest.json", lambda data: json.dumps({**json.loads(data), **change}).encode())
+def test_a_manifest_of_something_else_is_refused(
+    deployed: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = _broken(
+        deployed,
+        tmp_path / "folder",
+        "manifest.json",
+        lambda data: json.dumps({**json.loads(data), **change}).encode(),
+    )
     with pytest.raises(ModelError, match=message):
         open_session(folder, "openvino")
 
@@ -377,9 +508,16 @@ def test_a_model_folder_is_no_deployment_folder(model: Path) -> None:
         open_session(model, "tensorflow")
 
 
-def test_verify_command(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_command(
+    deployed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert run(["export", "verify", str(deployed), "--no-parity", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["results"]["flavours"]["fp32"]["graphs"] == sorted(ALL_GRAPHS)
+    assert json.loads(capsys.readouterr().out)["results"]["flavours"]["fp32"]["graphs"] == sorted(
+        ALL_GRAPHS
+    )
     row = {"runtime": "onnxruntime", "case": "instrumental", "latents": 2e-4, "padding": 0.0}
     monkeypatch.setattr(parity, "measure_parity", lambda folder, runtimes: [row])
     assert run(["export", "verify", str(deployed)]) == 4
@@ -389,7 +527,9 @@ def test_verify_command(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "vae_decode.onnx has changed" in capsys.readouterr().err
 
 
-def test_verify_finds_a_graph_of_another_opset(deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_a_graph_of_another_opset(
+    deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from mudit_engine.export.manifest import add_to_manifest
 
     folder = shutil.copytree(deployed, tmp_path / "folder")
@@ -403,7 +543,9 @@ def test_verify_finds_a_graph_of_another_opset(deployed: Path, tmp_path: Path, c
 
 
 @pytest.mark.slow
-def test_export_command_on_a_random_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command_on_a_random_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Both flavours of a model that nobody has trained, then again over itself."""
     config = tmp_path / "config.json"
     config.write_text(micro_config(outline=True).model_dump_json())
@@ -412,13 +554,17 @@ def test_export_command_on_a_random_preset(tmp_path: Path, capsys: pytest.Captur
     for _ in range(2):
         assert run(arguments) == 0
         results = json.loads(capsys.readouterr().out)["results"]
-        assert set(results["flavours"]) == {"fp32", "bf16"} and parity.faults(results["parity"]) == []
+        assert (
+            set(results["flavours"]) == {"fp32", "bf16"} and parity.faults(results["parity"]) == []
+        )
         assert len(results["parity"]) == len(RUNTIMES) * len(MODES)
         assert read_manifest(tmp_path / "out")["parity"] == results["parity"]
 
 
 @pytest.mark.slow
-def test_the_embedded_model_exports_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_embedded_model_exports_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By the command: its phase search is one loop in the graph, and every mode in every runtime is PyTorch's song."""
     out = tmp_path / "out"
     assert run(["export", "onnx", "tiny", str(out), "--json"]) == 0
@@ -426,8 +572,12 @@ def test_the_embedded_model_exports_whole(tmp_path: Path, capsys: pytest.Capture
     assert parity.faults(results["parity"]) == []
     searched = [row for row in results["parity"] if "search" in row]
     assert {row["runtime"] for row in searched} == set(RUNTIMES), "all phase steps, too"
-    assert read_manifest(out)["flavours"]["fp32"]["graphs"]["vae_decode"]["inputs"]["refinements"] == {"type": "int64", "shape": []}
-    assert [node.op_type for node in onnx.load(str(out / "graphs/fp32/vae_decode.onnx")).graph.node].count("Loop") == 1
+    assert read_manifest(out)["flavours"]["fp32"]["graphs"]["vae_decode"]["inputs"][
+        "refinements"
+    ] == {"type": "int64", "shape": []}
+    assert [
+        node.op_type for node in onnx.load(str(out / "graphs/fp32/vae_decode.onnx")).graph.node
+    ].count("Loop") == 1
 
 
 def test_a_phase_search_is_held_to_float64(deployed: Path) -> None:

@@ -25,10 +25,23 @@ from mudit_engine.cli.main import run
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, ModelError, MuditError
 from mudit_engine.export import tensorrt_build, tensorrt_engine
-from mudit_engine.export.fusion import fusion_reports, mask_faults, network_counts, parse_kernels, wanted
+from mudit_engine.export.fusion import (
+    fusion_reports,
+    mask_faults,
+    network_counts,
+    parse_kernels,
+    wanted,
+)
 from mudit_engine.export.graphs import GRAPHS
 from mudit_engine.export.manifest import new_manifest, write_manifest
-from mudit_engine.export.tensorrt_build import TARGETS, Options, build_engines, build_script, make_plan, polygraphy_commands
+from mudit_engine.export.tensorrt_build import (
+    TARGETS,
+    Options,
+    build_engines,
+    build_script,
+    make_plan,
+    polygraphy_commands,
+)
 from mudit_engine.models.folder import save_config
 from mudit_engine.runtime.buckets import parse_buckets, profiles
 from mudit_engine.runtime.manifest import differences, read_manifest
@@ -38,7 +51,9 @@ needs_rtx = pytest.mark.skipif(not available("tensorrt_rtx"), reason="needs tens
 COUNTS = {"attentions": 1, "qkv": 1, "norms": 1}
 
 
-def block(*, attention: str = "fused", mask: str = "mask", kind: int = TensorProto.BFLOAT16) -> onnx.ModelProto:
+def block(
+    *, attention: str = "fused", mask: str = "mask", kind: int = TensorProto.BFLOAT16
+) -> onnx.ModelProto:
     """x + Out(Attention(QKV(LayerNorm x))) over `tokens`, under the boolean mask of the keys.
 
     attention: "fused" is ONNX's own, "parts" the same as products and softmax in fp32, which no kernel of the builder fuses.
@@ -53,7 +68,14 @@ def block(*, attention: str = "fused", mask: str = "mask", kind: int = TensorPro
         return output
 
     def weight(name: str, *shape: int) -> str:
-        weights.append(helper.make_tensor(name, kind, shape, draw.normal(0, 0.1, int(np.prod(shape))).astype(np.float32).tolist()))
+        weights.append(
+            helper.make_tensor(
+                name,
+                kind,
+                shape,
+                draw.normal(0, 0.1, int(np.prod(shape))).astype(np.float32).tolist(),
+            )
+        )
         return name
 
     def sizes(name: str, *values: int) -> str:
@@ -65,9 +87,24 @@ def block(*, attention: str = "fused", mask: str = "mask", kind: int = TensorPro
     add("LayerNormalization", ["x", "ones"], "normed", epsilon=1e-6)
     add("Mul", ["normed", "shift"], "scaled")
     add("Add", ["scaled", "shift"], "modulated")
-    add("Gemm", ["modulated", weight("blocks.0.qkv.weight", 3 * WIDTH, WIDTH)], "projected", transB=1)
-    nodes.append(helper.make_node("Split", ["projected"], ["q2", "k2", "v2"], name="node_split", axis=-1, num_outputs=3))
-    sizes("heads", 1, -1, HEADS, HEAD), sizes("rows", -1, WIDTH), sizes("front", 0, 1, 2), sizes("end", 1), sizes("query_axis", 2)
+    add(
+        "Gemm",
+        ["modulated", weight("blocks.0.qkv.weight", 3 * WIDTH, WIDTH)],
+        "projected",
+        transB=1,
+    )
+    nodes.append(
+        helper.make_node(
+            "Split", ["projected"], ["q2", "k2", "v2"], name="node_split", axis=-1, num_outputs=3
+        )
+    )
+    (
+        sizes("heads", 1, -1, HEADS, HEAD),
+        sizes("rows", -1, WIDTH),
+        sizes("front", 0, 1, 2),
+        sizes("end", 1),
+        sizes("query_axis", 2),
+    )
     for name in "qkv":
         add("Reshape", [f"{name}2", "heads"], f"{name}3")
         add("Transpose", [f"{name}3"], name, perm=[0, 2, 1, 3])
@@ -99,20 +136,41 @@ def block(*, attention: str = "fused", mask: str = "mask", kind: int = TensorPro
     add("Add", ["x", "out"], "y")
     value = helper.make_tensor_value_info
     masks = ["mask", "other"] if mask == "other" else ["mask"]
-    inputs = [value("x", kind, ["tokens", WIDTH]), *(value(name, TensorProto.BOOL, ["tokens"]) for name in masks)]
-    graph = helper.make_graph(nodes, "block", inputs, [value("y", kind, ["tokens", WIDTH])], weights)
+    inputs = [
+        value("x", kind, ["tokens", WIDTH]),
+        *(value(name, TensorProto.BOOL, ["tokens"]) for name in masks),
+    ]
+    graph = helper.make_graph(
+        nodes, "block", inputs, [value("y", kind, ["tokens", WIDTH])], weights
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
-def build(model: onnx.ModelProto, folder: Path, *, lengths: tuple[tuple[int, int, int], ...] = ((8, 64, 128),), **options: Any) -> Any:
+def build(
+    model: onnx.ModelProto,
+    folder: Path,
+    *,
+    lengths: tuple[tuple[int, int, int], ...] = ((8, 64, 128),),
+    **options: Any,
+) -> Any:
     """Builds one engine for SM80 in this process; its row and log."""
     import tensorrt_rtx
 
     onnx.save(model, folder / "block.onnx")
     names = {value.name: (WIDTH,) if value.name == "x" else () for value in model.graph.input}
-    shapes = [{name: [[n, *rest] for n in three] for name, rest in names.items()} for three in lengths]
-    entry = {"name": "block", "onnx": "block.onnx", "engine": "block.engine", "profiles": shapes, **options}
-    row = tensorrt_engine.build(tensorrt_rtx, {"capability": "SM80", "timing_cache": None}, entry, folder)
+    shapes = [
+        {name: [[n, *rest] for n in three] for name, rest in names.items()} for three in lengths
+    ]
+    entry = {
+        "name": "block",
+        "onnx": "block.onnx",
+        "engine": "block.engine",
+        "profiles": shapes,
+        **options,
+    }
+    row = tensorrt_engine.build(
+        tensorrt_rtx, {"capability": "SM80", "timing_cache": None}, entry, folder
+    )
     return row, gzip.open(folder / "block.log.gz", "rt").read()
 
 
@@ -133,7 +191,11 @@ def test_a_fused_block_passes_in_every_profile(fused: Any) -> None:
         assert (report.attentions, report.qkv, report.matrices, report.norms) == (1, 1, 2, 1)
     assert mask_faults(model, "lyric_kv") == []
     assert row["bytes"] == (folder / "block.engine").stat().st_size > 0
-    assert row["profiles"] == 2 and len(row["memory"]["Total Activation Memory"]) == 2 and row["build_seconds"] > 0
+    assert (
+        row["profiles"] == 2
+        and len(row["memory"]["Total Activation Memory"]) == 2
+        and row["build_seconds"] > 0
+    )
 
 
 @needs_rtx
@@ -166,7 +228,9 @@ def test_a_wrong_mask_fails_the_gate(tmp_path: Path, mask: str) -> None:
         return  # its kernel depends on the mask: only the values tell
     _, log = build(model, tmp_path)
     (report,) = fusion_reports(log, model, "lyric_kv", counts=COUNTS)
-    assert any("does not depend on mask" in fault for fault in report.faults), "by what the kernel reads"
+    assert any("does not depend on mask" in fault for fault in report.faults), (
+        "by what the kernel reads"
+    )
 
 
 @needs_rtx
@@ -178,10 +242,20 @@ def test_faults_of_a_log_are_named(fused: Any) -> None:
     parted = log.replace("_gemm_mha_v2", "_softmax")
     assert "0 fused kernels" in fusion_reports(parted, model, "lyric_kv")[0].faults[0]
     unmodulated = log.replace("[ONNX Layer: node_modulated]", "")
-    assert any("node_modulated in another" in fault for fault in fusion_reports(unmodulated, model, "lyric_kv")[0].faults)
-    first = next(line for line in log.splitlines() if "LayerType: " in line and "{ Name: blocks.0.out.weight" in line)
+    assert any(
+        "node_modulated in another" in fault
+        for fault in fusion_reports(unmodulated, model, "lyric_kv")[0].faults
+    )
+    first = next(
+        line
+        for line in log.splitlines()
+        if "LayerType: " in line and "{ Name: blocks.0.out.weight" in line
+    )
     twice = log + "\n" + first.replace("Name: ", "Name: again_", 1)
-    assert any("blocks.0.out.weight is read by 2 kernels" in fault for fault in fusion_reports(twice, model, "lyric_kv")[0].faults)
+    assert any(
+        "blocks.0.out.weight is read by 2 kernels" in fault
+        for fault in fusion_reports(twice, model, "lyric_kv")[0].faults
+    )
 
 
 @needs_rtx
@@ -190,16 +264,25 @@ def test_options_reach_the_builder(tmp_path: Path) -> None:
 
     logger = trt.Logger(trt.Logger.ERROR)
     spec = {"capability": "SM89", "timing_cache": None}
-    entry = {"refit": True, "weight_streaming": True, "optimization_level": 2, "profiles": [{"x": [[1, 4], [2, 4], [3, 4]]}]}
+    entry = {
+        "refit": True,
+        "weight_streaming": True,
+        "optimization_level": 2,
+        "profiles": [{"x": [[1, 4], [2, 4], [3, 4]]}],
+    }
     config = tensorrt_engine._config(trt, trt.Builder(logger), spec, entry, tmp_path)
-    assert config.get_flag(trt.BuilderFlag.REFIT) and config.get_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    assert config.get_flag(trt.BuilderFlag.REFIT) and config.get_flag(
+        trt.BuilderFlag.WEIGHT_STREAMING
+    )
     assert config.builder_optimization_level == 2 and config.num_optimization_profiles == 1
     assert config.get_compute_capability(0) == trt.ComputeCapability.SM89
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
 @needs_rtx
-def test_refit_without_a_driver_is_exit_3(deployment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refit_without_a_driver_is_exit_3(
+    deployment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["export", "tensorrt", str(deployment), "--target", "rtx-portable", "--refit"]) == 3
     assert "leave out --refit" in capsys.readouterr().err
 
@@ -210,7 +293,13 @@ def test_the_script_of_the_package_builds_alone(tmp_path: Path) -> None:
     onnx.save(block(), tmp_path / "block.onnx")
     shapes = {"x": [[8, WIDTH]] * 3, "mask": [[8]] * 3}
     entry = {"name": "block", "onnx": "block.onnx", "engine": "block.engine", "profiles": [shapes]}
-    spec = {"package": "tensorrt_rtx", "install": "pip install tensorrt-rtx", "capability": None, "timing_cache": None, "engines": [entry]}
+    spec = {
+        "package": "tensorrt_rtx",
+        "install": "pip install tensorrt-rtx",
+        "capability": None,
+        "timing_cache": None,
+        "engines": [entry],
+    }
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     script = tmp_path / "build_engines.py"
     script.write_bytes(Path(tensorrt_engine.__file__).read_bytes())
@@ -231,7 +320,11 @@ def test_the_script_of_the_package_builds_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("preset", "buckets"), [("musit-380m", 4), ("tiny", 1)])
 def test_the_committed_report_is_of_whole_networks_fully_fused(preset: str, buckets: int) -> None:
-    file = "tensorrt_rtx_engines.json" if preset == "musit-380m" else f"tensorrt_rtx_engines_{preset}.json"
+    file = (
+        "tensorrt_rtx_engines.json"
+        if preset == "musit-380m"
+        else f"tensorrt_rtx_engines_{preset}.json"
+    )
     report = json.loads((Path(__file__).parents[2] / "benchmarks/results" / file).read_text())
     config = load_config(preset)
     rows = {(row["target"], row["name"]): row for row in report["results"]["engines"]}
@@ -240,7 +333,11 @@ def test_the_committed_report_is_of_whole_networks_fully_fused(preset: str, buck
         for name in GRAPHS:
             row = rows[target, name]
             assert row["masks"] == [] and row["bytes"] > 0 and row["build_cpu_seconds"] > 0
-            assert len(row["memory"]["Total Activation Memory"]) == row["profiles"] == len(row["fusion"])
+            assert (
+                len(row["memory"]["Total Activation Memory"])
+                == row["profiles"]
+                == len(row["fusion"])
+            )
             for profile in row["fusion"]:
                 assert profile["faults"] == []
                 for figure, count in network_counts(config, name).items():
@@ -258,7 +355,11 @@ def test_counts_are_those_of_the_network() -> None:
 def test_constants_of_a_transform_are_no_weights() -> None:
     """A phase search multiplies by them at every turn; a weight that two products read is one gemm too many."""
     make, names = helper.make_node, ("vae.stft.dft.back_real", "vae.decoder.linear.weight")
-    nodes = [make("MatMul", ["x", name], [f"{name}{turn}"], name=f"{name}/{turn}") for name in names for turn in (0, 1)]
+    nodes = [
+        make("MatMul", ["x", name], [f"{name}{turn}"], name=f"{name}/{turn}")
+        for name in names
+        for turn in (0, 1)
+    ]
     weights = [helper.make_tensor(name, TensorProto.FLOAT, [1, 1], [1.0]) for name in names]
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], weights))
     assert set(wanted(model, "vae_decode").matrices) == {"vae.decoder.linear.weight"}
@@ -276,7 +377,11 @@ def test_cross_attention_is_told_from_self_attention_by_its_keys() -> None:
     ]
     model = helper.make_model(helper.make_graph(nodes, "g", [], [], []))
     found = wanted(model, "step").attentions
-    assert found == {"self0": ("target_mask", "other_mask"), "cross0": ("lyric_mask",), "self1": ("target_mask", "other_mask")}
+    assert found == {
+        "self0": ("target_mask", "other_mask"),
+        "cross0": ("lyric_mask",),
+        "self1": ("target_mask", "other_mask"),
+    }
 
 
 @pytest.fixture
@@ -285,18 +390,51 @@ def deployment(tmp_path: Path) -> Path:
     folder = tmp_path / "deploy"
     save_config(micro_config(outline=True), folder)
     names = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
-    write_manifest(folder, new_manifest(folder, {"bf16": {"opset": 23, "precision": "bf16", "graphs": {name: {} for name in names}}}))
+    write_manifest(
+        folder,
+        new_manifest(
+            folder,
+            {"bf16": {"opset": 23, "precision": "bf16", "graphs": {name: {} for name in names}}},
+        ),
+    )
     return folder
 
 
-def test_what_the_machine_lacks_is_exit_3_with_a_package(deployment: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["export", "tensorrt", str(deployment), "--target", "a100", "--bucket", "5:64", "--bucket", "20", "--refit"]) == 3
+def test_what_the_machine_lacks_is_exit_3_with_a_package(
+    deployment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(
+            [
+                "export",
+                "tensorrt",
+                str(deployment),
+                "--target",
+                "a100",
+                "--bucket",
+                "5:64",
+                "--bucket",
+                "20",
+                "--refit",
+            ]
+        )
+        == 3
+    )
     error = capsys.readouterr().err
     assert "no NVIDIA driver" in error and "pip install" in error and "build.sh" in error
     out = deployment / "engines" / "a100"
     spec = json.loads((out / "spec.json").read_text())
-    assert [entry["name"] for entry in spec["engines"]] == ["modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text"]
-    assert spec["timing_cache"] == "timing.cache" and all(entry["refit"] for entry in spec["engines"])
+    assert [entry["name"] for entry in spec["engines"]] == [
+        "modulation",
+        "lyric_kv",
+        "conditions",
+        "step",
+        "vae_decode",
+        "chinmu_text",
+    ]
+    assert spec["timing_cache"] == "timing.cache" and all(
+        entry["refit"] for entry in spec["engines"]
+    )
     assert (out / "build_engines.py").read_text() == Path(tensorrt_engine.__file__).read_text()
     assert read_manifest(deployment).get("engines") is None, "nothing was built"
 
@@ -305,7 +443,12 @@ def test_polygraphy_reads_the_commands_as_the_profiles_they_mean(deployment: Pat
     from polygraphy.tools.args import TrtConfigArgs
     from polygraphy.tools.convert import Convert
 
-    plan = make_plan(deployment, TARGETS["h100"], buckets=["5:64", "20"], options=Options(weight_streaming=True, vae_optimization_level=1))
+    plan = make_plan(
+        deployment,
+        TARGETS["h100"],
+        buckets=["5:64", "20"],
+        options=Options(weight_streaming=True, vae_optimization_level=1),
+    )
     for entry, command in zip(plan.spec["engines"], polygraphy_commands(plan), strict=True):
         tool, parser = Convert(), argparse.ArgumentParser()
         tool.setup_parser(parser.add_subparsers())
@@ -313,7 +456,10 @@ def test_polygraphy_reads_the_commands_as_the_profiles_they_mean(deployment: Pat
         for group in tool.arg_groups.values():
             group.parse(arguments)
         parsed = tool.arg_groups[TrtConfigArgs]
-        wanted_profiles = [{name: tuple(list(size) for size in three) for name, three in p.items()} for p in entry["profiles"]]
+        wanted_profiles = [
+            {name: tuple(list(size) for size in three) for name, three in p.items()}
+            for p in entry["profiles"]
+        ]
         assert [dict(profile) for profile in parsed.profile_dicts] == wanted_profiles
         assert parsed.weight_streaming and parsed.load_timing_cache == "timing.cache"
         assert parsed.builder_optimization_level == (1 if entry["name"] == "vae_decode" else None)
@@ -324,7 +470,9 @@ def test_step_has_a_profile_a_bucket_with_fixed_rows(deployment: Path) -> None:
     buckets = parse_buckets(config, ["20", "5:64"])
     short, long = profiles(config, buckets, "step", songs=2)
     assert short["x"] == ((1, 128, 8), (2, 128, 8), (2, 128, 8)) and long["x"][0][1] == 320
-    assert short["other_rows"] == ((1, 4, 64), (4, 4, 64), (4, 132, 64)), "descriptions, or with a whole reference"
+    assert short["other_rows"] == ((1, 4, 64), (4, 4, 64), (4, 132, 64)), (
+        "descriptions, or with a whole reference"
+    )
     assert short["lyric_keys"][2] == (2, 4, 72, 2, 32) and short["song"] == ((1,), (4,), (4,))
     assert len(profiles(config, buckets, "conditions")) == 2, "an outline has the bucket's frames"
 
@@ -341,7 +489,11 @@ def test_step_has_a_profile_a_bucket_with_fixed_rows(deployment: Path) -> None:
     ids=["bucket", "long", "target", "flavour", "package"],
 )
 def test_answers_name_what_to_do(
-    deployment: Path, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+    deployment: Path,
+    arguments: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(["export", "tensorrt", str(deployment), *arguments]) == code
     assert message in capsys.readouterr().err
@@ -350,11 +502,15 @@ def test_answers_name_what_to_do(
 def test_a_builder_that_fails_is_an_error_with_its_reason(deployment: Path) -> None:
     if not available("tensorrt_rtx"):
         pytest.skip("needs tensorrt-rtx")
-    with pytest.raises(MuditError, match=r"failed on 'step' for rtx-sm80"):  # there is no graph file
+    with pytest.raises(
+        MuditError, match=r"failed on 'step' for rtx-sm80"
+    ):  # there is no graph file
         build_engines(make_plan(deployment, TARGETS["rtx-sm80"], graphs=["step"]))
 
 
-def test_an_engine_that_fails_the_gate_is_removed(deployment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_the_gate_is_removed(
+    deployment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fake(plan: Any, name: str, *, measured: bool) -> dict[str, Any]:
         (plan.out / f"{name}.engine").write_bytes(b"engine")
         return {"name": name}
@@ -363,15 +519,22 @@ def test_an_engine_that_fails_the_gate_is_removed(deployment: Path, monkeypatch:
     monkeypatch.setattr(tensorrt_build, "lacking", lambda target, options: None)
     bad = {"profiles": [{"faults": ["attention 3 is 0 fused kernels"]}], "masks": []}
     good: dict[str, Any] = {"profiles": [{"faults": []}], "masks": []}
-    monkeypatch.setattr(tensorrt_build, "check_engine", lambda plan, entry: bad if entry["name"] == "step" else good)
+    monkeypatch.setattr(
+        tensorrt_build, "check_engine", lambda plan, entry: bad if entry["name"] == "step" else good
+    )
     plan = make_plan(deployment, TARGETS["rtx-sm80"], graphs=["step", "lyric_kv"])
     with pytest.raises(GateError, match="step: attention 3 is 0 fused kernels"):
         build_engines(plan)
     assert not (plan.out / "step.engine").exists() and (plan.out / "lyric_kv.engine").exists()
-    assert [row["name"] for row in json.loads((plan.out / "report.json").read_text())] == ["lyric_kv", "step"]
+    assert [row["name"] for row in json.loads((plan.out / "report.json").read_text())] == [
+        "lyric_kv",
+        "step",
+    ]
 
 
-def test_the_manifest_forgets_an_engine_whose_rebuild_failed(deployment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_forgets_an_engine_whose_rebuild_failed(
+    deployment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fake(plan: Any, name: str, *, measured: bool) -> dict[str, Any]:
         (plan.out / f"{name}.engine").write_bytes(f"engine {builds}".encode())
         figures = {"bytes": 8, "profiles": 1, "memory": {}, "version": "1", "build_seconds": 1.0}
@@ -382,11 +545,26 @@ def test_the_manifest_forgets_an_engine_whose_rebuild_failed(deployment: Path, m
     monkeypatch.setattr(tensorrt_build, "_run", fake)
     monkeypatch.setattr(tensorrt_build, "lacking", lambda target, options: None)
     monkeypatch.setattr(tensorrt_build, "check_engine", lambda plan, entry: fused)
-    command = ["export", "tensorrt", str(deployment), "--target", "rtx-sm80", "--graph", "step", "--graph", "lyric_kv", "--json"]
+    command = [
+        "export",
+        "tensorrt",
+        str(deployment),
+        "--target",
+        "rtx-sm80",
+        "--graph",
+        "step",
+        "--graph",
+        "lyric_kv",
+        "--json",
+    ]
     assert run(command) == 0
     assert set(read_manifest(deployment)["engines"]["rtx-sm80"]["engines"]) == {"step", "lyric_kv"}
     builds = 2
-    monkeypatch.setattr(tensorrt_build, "check_engine", lambda plan, entry: parted if entry["name"] == "step" else fused)
+    monkeypatch.setattr(
+        tensorrt_build,
+        "check_engine",
+        lambda plan, entry: parted if entry["name"] == "step" else fused,
+    )
     assert run(command) == 4
     manifest = read_manifest(deployment)
     assert set(manifest["engines"]["rtx-sm80"]["engines"]) == {"lyric_kv"}, "step was removed"
@@ -398,26 +576,52 @@ def test_the_manifest_forgets_an_engine_whose_rebuild_failed(deployment: Path, m
     assert read_manifest(deployment)["engines"] == {}
 
 
-def test_quantising_is_left_to_the_gpu_host(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantising_is_left_to_the_gpu_host(
+    deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     inputs = tmp_path / "inputs.npz"
     np.savez(inputs, x=np.zeros(3, np.float32))
-    arguments = ["export", "tensorrt", str(deployment), "--target", "a100", "--quantize", "int8", "--calibration", str(inputs)]
+    arguments = [
+        "export",
+        "tensorrt",
+        str(deployment),
+        "--target",
+        "a100",
+        "--quantize",
+        "int8",
+        "--calibration",
+        str(inputs),
+    ]
     assert run(arguments) == 3
-    assert available("modelopt") or "needs ModelOpt, which is not installed" in capsys.readouterr().err
+    assert (
+        available("modelopt") or "needs ModelOpt, which is not installed" in capsys.readouterr().err
+    )
     out = deployment / "engines" / "a100"
-    entries = {entry["name"]: entry for entry in json.loads((out / "spec.json").read_text())["engines"]}
+    entries = {
+        entry["name"]: entry for entry in json.loads((out / "spec.json").read_text())["engines"]
+    }
     assert {name for name, entry in entries.items() if entry["quantize"]} == {"step"}
     assert (out / entries["step"]["calibration"]).read_bytes() == inputs.read_bytes()
     script = (out / "build.sh").read_text()
-    assert script.index("--quantize-only") < script.index("polygraphy convert step.int8.onnx") and "nvidia-modelopt" in script
+    assert (
+        script.index("--quantize-only") < script.index("polygraphy convert step.int8.onnx")
+        and "nvidia-modelopt" in script
+    )
     if not available("modelopt"):
-        done = subprocess.run([sys.executable, "build_engines.py", "spec.json", "--quantize-only"], cwd=out, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "build_engines.py", "spec.json", "--quantize-only"],
+            cwd=out,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 3 and "pip install nvidia-modelopt" in done.stderr
     assert run([*arguments[:5], "--calibration", str(inputs)]) == 2
     assert run([*arguments[:7], "--calibration", str(tmp_path / "none.npz")]) == 2
 
 
-def test_attention_is_left_out_of_quantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_left_out_of_quantising(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
     module = types.ModuleType("modelopt.onnx.quantization")
     module.quantize = lambda **options: asked.update(options)  # type: ignore[attr-defined]
@@ -425,15 +629,25 @@ def test_attention_is_left_out_of_quantising(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "modelopt.onnx.quantization", module)
     np.savez(tmp_path / "calibration.npz", x=np.arange(3))
-    entry = {"name": "step", "onnx": "step.onnx", "quantize": "fp8", "calibration": "calibration.npz"}
+    entry = {
+        "name": "step",
+        "onnx": "step.onnx",
+        "quantize": "fp8",
+        "calibration": "calibration.npz",
+    }
     assert tensorrt_engine.quantize(entry, tmp_path) == tmp_path / "step.fp8.onnx"
-    assert "Attention" in asked["op_types_to_exclude"] and "Attention" not in asked["op_types_to_quantize"]
+    assert (
+        "Attention" in asked["op_types_to_exclude"]
+        and "Attention" not in asked["op_types_to_quantize"]
+    )
     assert asked["quantize_mode"] == "fp8" and asked["calibration_data"]["x"].tolist() == [0, 1, 2]
 
 
 def test_pins_are_those_of_setup_py(deployment: Path) -> None:
     plan = make_plan(deployment, TARGETS["a100"])
-    assert plan.spec["install"] == f"pip install {pinned('tensorrt')}" and sys.prefix not in build_script(plan)
+    assert plan.spec[
+        "install"
+    ] == f"pip install {pinned('tensorrt')}" and sys.prefix not in build_script(plan)
     assert f"# pip install {pinned('tensorrt')} {pinned('polygraphy')}" in build_script(plan)
 
 

@@ -29,7 +29,14 @@ from mudit_engine.runtime.buckets import CHUNK, Bucket, default_buckets, parse_b
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 from mudit_engine.runtime.graph_denoiser import text_inputs
-from mudit_engine.runtime.trt_denoiser import ENGINES, TEXT_ENGINE, NoText, TrtDecoder, TrtDenoiser, pick_target
+from mudit_engine.runtime.trt_denoiser import (
+    ENGINES,
+    TEXT_ENGINE,
+    NoText,
+    TrtDecoder,
+    TrtDenoiser,
+    pick_target,
+)
 from mudit_engine.runtime.trt_program import plan_chunks
 from mudit_engine.text.harmony import TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
@@ -38,8 +45,13 @@ from mudit_engine.text.outline import Outline
 class FakeDevice:
     """Runs launches at once, or records them while a graph is captured; refuses what a stream capture would refuse."""
 
-    def __init__(self, modules: Mapping[str, Any], config: ModelConfig, buckets: tuple[Bucket, ...]) -> None:
-        self.modules, self.profiles = modules, {name: profiles(config, buckets, name) for name in modules}
+    def __init__(
+        self, modules: Mapping[str, Any], config: ModelConfig, buckets: tuple[Bucket, ...]
+    ) -> None:
+        self.modules, self.profiles = (
+            modules,
+            {name: profiles(config, buckets, name) for name in modules},
+        )
         self.recorded: list[Callable[[], object]] | None = None
         self.owned: set[int] = set()
         self.log: list[str] = []
@@ -57,17 +69,25 @@ class FakeDevice:
     def run(self, work: Callable[[], object]) -> None:
         self._do(work)
 
-    def launch(self, graph: str, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def launch(
+        self, graph: str, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+    ) -> None:
         limits = self.profiles[graph][profile]
         assert set(limits) == set(inputs)
         for name, tensor in (*inputs.items(), *outputs.items()):
             assert tensor.is_contiguous(), f"{graph}: {name}"
-            assert tensor.untyped_storage().data_ptr() in self.owned, f"{graph}: {name} is no persistent buffer"
+            assert tensor.untyped_storage().data_ptr() in self.owned, (
+                f"{graph}: {name} is no persistent buffer"
+            )
         for name, tensor in inputs.items():
             smallest, _, largest = limits[name]
-            inside = all(a <= size <= b for a, size, b in zip(smallest, tensor.shape, largest, strict=True))
+            inside = all(
+                a <= size <= b for a, size, b in zip(smallest, tensor.shape, largest, strict=True)
+            )
             assert inside, f"{graph}: {name} {tensor.shape}"
-            assert graph != "chinmu_text" or tuple(tensor.shape) == tuple(limits[name][1]), "the builder tunes for another shape"
+            assert graph != "chinmu_text" or tuple(tensor.shape) == tuple(limits[name][1]), (
+                "the builder tunes for another shape"
+            )
 
         def work() -> None:
             self.log.append(graph)
@@ -111,21 +131,51 @@ class Setting:
         self.config = micro_config(**dit)
         save_model(folder, self.config)
         self.dit: Any
-        self.dit, self.vae, self.chinmu = (load_part(part, self.config, folder).eval() for part in ("dit", "vae", "chinmu"))
-        made = {name: make() for name, make in graphs(self.dit, self.vae, self.chinmu).items() if reads_text or name != "chinmu_text"}  # type: ignore[arg-type]
+        self.dit, self.vae, self.chinmu = (
+            load_part(part, self.config, folder).eval() for part in ("dit", "vae", "chinmu")
+        )
+        made = {
+            name: make()
+            for name, make in graphs(self.dit, self.vae, self.chinmu).items()
+            if reads_text or name != "chinmu_text"
+        }  # type: ignore[arg-type]
         self.buckets = parse_buckets(self.config, ["6:64", "20"])
-        self.device = FakeDevice({name: graph.module.eval() for name, graph in made.items()}, self.config, self.buckets)
-        self.runtime = TrtDenoiser(self.config, self.device, self.buckets, self.vae.receptive_field, torch.float32, reads_text)  # type: ignore[arg-type]
+        self.device = FakeDevice(
+            {name: graph.module.eval() for name, graph in made.items()}, self.config, self.buckets
+        )
+        self.runtime = TrtDenoiser(
+            self.config,
+            self.device,
+            self.buckets,
+            self.vae.receptive_field,
+            torch.float32,
+            reads_text,
+        )  # type: ignore[arg-type]
 
-    def song(self, frames: int = 70, *, tokens: int = 9, reference: int = 0, seed: int = 3, **sampler: Any) -> SongInputs:
+    def song(
+        self,
+        frames: int = 70,
+        *,
+        tokens: int = 9,
+        reference: int = 0,
+        seed: int = 3,
+        **sampler: Any,
+    ) -> SongInputs:
         draw = torch.Generator().manual_seed(seed)
         c = self.config.dit
         outline: OutlineRows | None = None
         if c.outline:
             rate, chords = self.config.vae.frame_rate, [TimedChord(0.5, 3.0, chord_symbol("Am7"))]
-            outline = outline_rows(Outline(100, "A minor", chords=chords), frames=frames, frame_rate=rate, tokens=tokens)
+            outline = outline_rows(
+                Outline(100, "A minor", chords=chords),
+                frames=frames,
+                frame_rate=rate,
+                tokens=tokens,
+            )
         texts, negative_texts = ("温暖的女声", f"piano, {seed * 30} BPM"), (f"noise {seed}",)
-        descriptions, negative = (self.chinmu.encode_text(one).detach() for one in (texts, negative_texts))
+        descriptions, negative = (
+            self.chinmu.encode_text(one).detach() for one in (texts, negative_texts)
+        )
         values = {"name": "ode-euler", "steps": 3, "guidance": 2.0, **sampler}
         return SongInputs(
             frames=frames,
@@ -136,7 +186,9 @@ class Setting:
             negative=negative,
             lyric_ids=torch.randint(0, 100, (tokens,), generator=draw).tolist(),
             user_type="amateur",
-            reference=torch.randn(reference, c.latent_channels, generator=draw) if reference else None,
+            reference=torch.randn(reference, c.latent_channels, generator=draw)
+            if reference
+            else None,
             reference_kind="vocals",
             outline=outline,
             texts=texts,
@@ -153,7 +205,10 @@ class Setting:
     def check(self, song: SongInputs) -> None:
         given = song
         if self.reads_text:  # the vectors are not looked at
-            nothing = {name: torch.full_like(getattr(song, name), torch.nan) for name in ("descriptions", "negative")}
+            nothing = {
+                name: torch.full_like(getattr(song, name), torch.nan)
+                for name in ("descriptions", "negative")
+            }
             given = replace(song, **nothing)  # type: ignore[arg-type]
         latents, pcm = self.runtime.render(given)
         wanted, wanted_pcm = self.expected(song)
@@ -197,23 +252,45 @@ def test_text_is_read_in_the_graph(reading: Setting, mode: str) -> None:
 
 def test_text_in_half_precision_is_nearly_the_towers(reading: Setting) -> None:
     texts = ["温暖的女声", "a very long description of a slow song with piano and strings", "x"]
-    graph = graphs(reading.dit, reading.vae, reading.chinmu, precision="bf16")["chinmu_text"]().module.eval()
+    graph = graphs(reading.dit, reading.vae, reading.chinmu, precision="bf16")[
+        "chinmu_text"
+    ]().module.eval()
     with torch.inference_mode():
         wanted = reading.chinmu.encode_text(texts)
-        found = graph(**text_inputs(texts, reading.config.chinmu, fragments=5, length=reading.config.chinmu.max_characters))
+        found = graph(
+            **text_inputs(
+                texts,
+                reading.config.chinmu,
+                fragments=5,
+                length=reading.config.chinmu.max_characters,
+            )
+        )
     assert found.isfinite().all(), "rows of padding alone"
     assert float((found[:3] - wanted).norm() / wanted.norm()) < 2e-2
 
 
 def test_a_graph_that_reads_keeps_nothing_of_the_last_text(reading: Setting) -> None:
     songs = [reading.song(seed=seed, steps=4) for seed in (1, 2)]
-    said = replace(songs[0], texts=(), negative_texts=(), descriptions=songs[0].descriptions[:0], negative=songs[0].negative[:0])
+    said = replace(
+        songs[0],
+        texts=(),
+        negative_texts=(),
+        descriptions=songs[0].descriptions[:0],
+        negative=songs[0].negative[:0],
+    )
     before = reading.device.captures
     for song in (*songs, said, songs[0]):
         reading.check(song)
     assert reading.device.captures == before + 1
     launched = reading.device.log[-(2 + 1 + 2 + 1 + 4 + 1) :]
-    assert launched[:6] == ["lyric_kv", "chinmu_text", "chinmu_text", "conditions", "conditions", "modulation"]
+    assert launched[:6] == [
+        "lyric_kv",
+        "chinmu_text",
+        "chinmu_text",
+        "conditions",
+        "conditions",
+        "modulation",
+    ]
     with pytest.raises(InputError, match="2 descriptions and 1 negative ones, but 0 and 1 texts"):
         reading.runtime.prepare(replace(songs[0], texts=()))
 
@@ -223,7 +300,9 @@ def test_whole_songs_equal_pytorch(plain: Setting, mode: str) -> None:
     plain.check(plain.song(**MODES[mode]))
 
 
-@pytest.mark.parametrize("dit", [{"outline": True}, {"modulation": "per_block"}, {"pooled_description": True}], ids=str)
+@pytest.mark.parametrize(
+    "dit", [{"outline": True}, {"modulation": "per_block"}, {"pooled_description": True}], ids=str
+)
 def test_other_networks_too(tmp_path: Path, dit: dict[str, Any]) -> None:
     setting = Setting(tmp_path, **dit)
     setting.check(setting.song(reference=5))
@@ -249,11 +328,22 @@ def test_one_wait_a_song_and_the_launches_in_order(plain: Setting) -> None:
     plain.runtime.render(song)
     assert plain.device.waits == waits + 1
     chunks = len(plan_chunks(310, bucket=320, chunk=CHUNK, halo=plain.vae.receptive_field)[0])
-    assert plain.device.log == ["lyric_kv", "conditions", "conditions", "modulation", *["step"] * 3, *["vae_decode"] * chunks]
+    assert plain.device.log == [
+        "lyric_kv",
+        "conditions",
+        "conditions",
+        "modulation",
+        *["step"] * 3,
+        *["vae_decode"] * chunks,
+    ]
 
 
 def test_row_by_row_equals_pytorch_with_songs_side_by_side(plain: Setting) -> None:
-    songs = [plain.song(frames=50, seed=1), plain.song(frames=90, seed=2), plain.song(frames=50, seed=3, steps=5)]
+    songs = [
+        plain.song(frames=50, seed=1),
+        plain.song(frames=90, seed=2),
+        plain.song(frames=50, seed=3, steps=5),
+    ]
     found = denoise(plain.runtime, [plain.runtime.prepare(song) for song in songs])
     for song, latents in zip(songs, found, strict=True):
         wanted = plain.expected(song)[0]
@@ -261,39 +351,69 @@ def test_row_by_row_equals_pytorch_with_songs_side_by_side(plain: Setting) -> No
 
 
 @pytest.mark.parametrize("reads_text", [False, True])
-def test_the_pipeline_takes_whole_songs_from_it(plain: Setting, reading: Setting, reads_text: bool) -> None:
+def test_the_pipeline_takes_whole_songs_from_it(
+    plain: Setting, reading: Setting, reads_text: bool
+) -> None:
     plain = reading if reads_text else plain
     c = plain.config
     sung = SongRequest(description="piano", lyrics="你好世界", seconds=4.0, seed=1)
     requests = [sung, SongRequest(description="drums", seconds=18.0, seed=2)]
     stages: list[tuple[str, int, int]] = []
-    decoder, text = TrtDecoder(plain.runtime), NoText(c.dit.description_width) if reads_text else None
-    engines = SongPipeline(c, plain.vae, plain.chinmu, runtime=plain.runtime, decoder=decoder, text=text, runtime_name="tensorrt")
+    decoder, text = (
+        TrtDecoder(plain.runtime),
+        NoText(c.dit.description_width) if reads_text else None,
+    )
+    engines = SongPipeline(
+        c,
+        plain.vae,
+        plain.chinmu,
+        runtime=plain.runtime,
+        decoder=decoder,
+        text=text,
+        runtime_name="tensorrt",
+    )
     found = engines.generate(requests, progress=lambda *report: stages.append(report))
-    wanted = SongPipeline(c, plain.vae, plain.chinmu, runtime=Denoiser(plain.dit)).generate(requests)
+    wanted = SongPipeline(c, plain.vae, plain.chinmu, runtime=Denoiser(plain.dit)).generate(
+        requests
+    )
     for song, expected in zip(found, wanted, strict=True):
-        assert song.audio.shape == expected.audio.shape and np.abs(song.audio - expected.audio).max() < 2e-4
+        assert (
+            song.audio.shape == expected.audio.shape
+            and np.abs(song.audio - expected.audio).max() < 2e-4
+        )
         assert song.info["runtime"] == "tensorrt"
     assert [stage for stage, _, _ in stages] == ["denoise", "decode"] * 2
     latents = torch.from_numpy(wanted[1].latents)
     audio = engines.decode(latents, 18.0)
-    assert np.abs(audio.numpy() - wanted[1].audio).max() < 2e-4, "chunk by chunk through the decode engine"
-    assert TrtDecoder(plain.runtime).chunk_frames + 2 * plain.vae.receptive_field == CHUNK, "a longer halo leaves a shorter chunk"
+    assert np.abs(audio.numpy() - wanted[1].audio).max() < 2e-4, (
+        "chunk by chunk through the decode engine"
+    )
+    assert TrtDecoder(plain.runtime).chunk_frames + 2 * plain.vae.receptive_field == CHUNK, (
+        "a longer halo leaves a shorter chunk"
+    )
 
 
 def test_generate_without_a_gpu_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert run(["generate", "--description", "piano", "--seconds", "2", "--runtime", "tensorrt"]) == 3
+    assert (
+        run(["generate", "--description", "piano", "--seconds", "2", "--runtime", "tensorrt"]) == 3
+    )
     assert "nvidia-smi names none" in capsys.readouterr().err
 
 
-def test_a_mask_that_is_not_applied_is_noticed(plain: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_that_is_not_applied_is_noticed(
+    plain: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The comparison above can fail: without the masks padding is heard."""
     step = plain.device.modules["step"]
     real = step.forward
     ones = {"target_mask": True, "other_mask": True}
-    monkeypatch.setattr(step, "forward", lambda **inputs: real(**inputs | {n: torch.ones_like(inputs[n]) for n in ones}))
+    monkeypatch.setattr(
+        step,
+        "forward",
+        lambda **inputs: real(**inputs | {n: torch.ones_like(inputs[n]) for n in ones}),
+    )
     with pytest.raises(AssertionError):
         plain.check(plain.song())
 
@@ -301,11 +421,15 @@ def test_a_mask_that_is_not_applied_is_noticed(plain: Setting, monkeypatch: pyte
 @pytest.mark.parametrize("frames", [256, 257, 300, 320])
 def test_chunks_cover_every_frame_once_with_its_halo(frames: int) -> None:
     gather, place = plan_chunks(frames, bucket=320, chunk=256, halo=20)
-    assert len(gather) == len(plan_chunks(320, bucket=320, chunk=256, halo=20)[0]), "the number depends on the bucket"
+    assert len(gather) == len(plan_chunks(320, bucket=320, chunk=256, halo=20)[0]), (
+        "the number depends on the bucket"
+    )
     numbers = torch.arange(len(gather))[:, None].expand_as(gather)
     owned = torch.stack((place, gather, numbers), -1).flatten(0, 1).tolist()
     kept = [(frame, source, number) for frame, source, number in owned if frame < 320]
-    assert sorted(frame for frame, _, _ in kept) == list(range(frames)) and all(frame == source for frame, source, _ in kept)
+    assert sorted(frame for frame, _, _ in kept) == list(range(frames)) and all(
+        frame == source for frame, source, _ in kept
+    )
     for frame, _, number in kept:
         first, last = int(gather[number].min()), int(gather[number].max())
         assert (first == 0 or frame - first >= 20) and (last == frames - 1 or last - frame >= 20)
@@ -326,7 +450,9 @@ def test_refusals_name_what_to_do(plain: Setting) -> None:
 
 def test_the_gpu_decides_which_engines_run() -> None:
     whole: dict[str, Any] = {"engines": {name: {} for name in ENGINES}}
-    manifest = {"engines": {"rtx-portable": whole, "a100": whole, "rtx-sm89": {"engines": {"step": {}}}}}
+    manifest = {
+        "engines": {"rtx-portable": whole, "a100": whole, "rtx-sm89": {"engines": {"step": {}}}}
+    }
     assert pick_target(manifest, "8.0")[0] == "a100"
     assert pick_target(manifest, "8.9")[0] == "rtx-portable", "an incomplete set is passed over"
     with pytest.raises(ModelError, match=rf"a100 lacks {TEXT_ENGINE}"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mudit_engine.kernels.rope import rope_table
+from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.kernels.worklist import Segments
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -28,7 +28,9 @@ class Case:
 
     def run(self, function, dtype: torch.dtype | None = None, **options) -> list[Tensor]:
         """Output and gradients of q, k and v, computed by `function` in `dtype`."""
-        leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in (self.q, self.k, self.v)]
+        leaves = [
+            x.detach().to(dtype or x.dtype).requires_grad_() for x in (self.q, self.k, self.v)
+        ]
         out = function(*leaves, self.segments, self.cos, self.sin, **options)
         if not out.requires_grad:  # no segment has both queries and keys
             return [out, *(torch.zeros_like(x) for x in leaves)]
@@ -45,7 +47,14 @@ class Case:
 
 
 def make_case(
-    lengths, *, keys=None, head_dim: int = 64, heads: int = 1, dtype: torch.dtype = torch.float32, rotate: bool = True, device: str = "cpu"
+    lengths,
+    *,
+    keys=None,
+    head_dim: int = 64,
+    heads: int = 1,
+    dtype: torch.dtype = torch.float32,
+    rotate: bool = True,
+    device: str = "cpu",
 ) -> Case:
     """Songs of `lengths` attending to themselves (stream 0) and, with `keys`, to lyrics behind them in the key buffer (stream 1)."""
     rows, streams = sum(lengths), 1 if keys is None else 2
@@ -59,25 +68,44 @@ def make_case(
 
     cos = sin = None
     if rotate:
-        positions = torch.cat([torch.arange(n) for n in lengths]).float() if lengths else torch.zeros(0)
+        positions = (
+            torch.cat([torch.arange(n) for n in lengths]).float() if lengths else torch.zeros(0)
+        )
         # another table for each stream, as for self- and length-aware cross-attention
-        tables = [rope_table(positions * (1.0 + 0.37 * stream), head_dim) for stream in range(streams)]
+        tables = [
+            rope_table(positions * (1.0 + 0.37 * stream), head_dim) for stream in range(streams)
+        ]
         cos, sin = (torch.stack(x).to(device) for x in zip(*tables, strict=True))
     key_rows = rows + sum(keys or ())
     q, d_out = random(rows, streams * heads, head_dim), random(rows, streams * heads, head_dim)
-    return Case(q, random(key_rows, heads, head_dim), random(key_rows, heads, head_dim), d_out, segments, cos, sin)
+    return Case(
+        q,
+        random(key_rows, heads, head_dim),
+        random(key_rows, heads, head_dim),
+        d_out,
+        segments,
+        cos,
+        sin,
+    )
 
 
 def assert_close(
-    kernel: list[Tensor], eager: list[Tensor], truth: list[Tensor], cancelling: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    kernel: list[Tensor],
+    eager: list[Tensor],
+    truth: list[Tensor],
+    cancelling: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
 ) -> None:
     """err(kernel) <= 2 err(eager in the same dtype) + rounding of the result, in L2 and in the largest element; bf16 within 3e-3.
 
     A gradient that is exactly 0 has no rounding of its own: it may keep the fp32 rounding of what cancels (Case.cancelling).
     """
-    for name, got, same, want, terms in zip(("out", "dq", "dk", "dv"), kernel, eager, truth, cancelling, strict=False):
+    for name, got, same, want, terms in zip(
+        ("out", "dq", "dk", "dv"), kernel, eager, truth, cancelling, strict=False
+    ):
         assert got.dtype == same.dtype and got.shape == want.shape
-        assert got.isfinite().all(), f"{name} has {int((~got.isfinite()).sum())} elements that are not finite"
+        assert got.isfinite().all(), (
+            f"{name} has {int((~got.isfinite()).sum())} elements that are not finite"
+        )
         got, same, eps = got.double(), same.double(), torch.finfo(got.dtype).eps
         # half a unit for the cast at the store; and probabilities come from exp(s - lse) with both in fp32, so an exponent of size 8 that
         # eager (which keeps its probabilities) never forms leaves 4 fp32 units
@@ -86,6 +114,8 @@ def assert_close(
             error, bound = norm(got - want), 2 * norm(same - want) + rounding * norm(want)
             if not want.any():
                 bound = bound + 4 * torch.finfo(torch.float32).eps * terms
-            assert error <= bound, f"{name}: error {error:.3e} exceeds {bound:.3e} (eager {norm(same - want):.3e})"
+            assert error <= bound, (
+                f"{name}: error {error:.3e} exceeds {bound:.3e} (eager {norm(same - want):.3e})"
+            )
         if name == "out" and eps == torch.finfo(torch.bfloat16).eps and want.norm():
             assert (got - want).norm() / want.norm() <= 3e-3

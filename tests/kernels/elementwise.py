@@ -16,7 +16,9 @@ def error(actual: Tensor, exact: Tensor) -> float:
     return float((actual.double() - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
-def hold(names: Sequence[str], kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+def hold(
+    names: Sequence[str], kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]
+) -> None:
     """err(kernel) <= 2 err(eager) + rounding for every tensor, against float64; bf16 at most 3e-3 where an average means something."""
     for name, k, e, x in zip(names, kernel, eager, exact, strict=True):
         assert k.dtype == e.dtype and k.shape == e.shape, name
@@ -28,23 +30,36 @@ def hold(names: Sequence[str], kernel: Sequence[Tensor], eager: Sequence[Tensor]
 
 
 def results(
-    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], upstream: Sequence[Tensor], dtype: torch.dtype
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+    dtype: torch.dtype,
 ) -> list[Tensor]:
     """Outputs of function(*inputs) and the gradients of all inputs, everything computed in `dtype`."""
     leaves = [t.detach().to(dtype).clone().requires_grad_() for t in inputs]
     outputs = function(*leaves)
-    return [o.detach() for o in outputs] + list(torch.autograd.grad(outputs, leaves, [g.to(dtype) for g in upstream]))
+    return [o.detach() for o in outputs] + list(
+        torch.autograd.grad(outputs, leaves, [g.to(dtype) for g in upstream])
+    )
 
 
 def compare(
-    names: Sequence[str], kernel: Callable[..., tuple[Tensor, ...]], reference: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]
+    names: Sequence[str],
+    kernel: Callable[..., tuple[Tensor, ...]],
+    reference: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
 ) -> list[Tensor]:
     """Holds outputs and every gradient of `kernel` to the bar; returns them."""
     dtype = inputs[0].dtype
     with torch.no_grad():
         upstream = [torch.randn_like(o) for o in reference(*inputs)]
     got = results(kernel, inputs, upstream, dtype)
-    hold(names, got, results(reference, inputs, upstream, dtype), results(reference, inputs, upstream, torch.float64))
+    hold(
+        names,
+        got,
+        results(reference, inputs, upstream, dtype),
+        results(reference, inputs, upstream, torch.float64),
+    )
     return got
 
 
@@ -56,5 +71,11 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     odd_address = x.new_full((rows * width + 1,), float("nan"))[1:].view(rows, width)
     odd_stride = x.new_full((rows, width + 1), float("nan"))[:, :width]
     transposed = x.new_empty(width, rows).t()
-    made = {"rows": every_other, "columns": column_slice, "odd_address": odd_address, "odd_stride": odd_stride, "transposed": transposed}
+    made = {
+        "rows": every_other,
+        "columns": column_slice,
+        "odd_address": odd_address,
+        "odd_stride": odd_stride,
+        "transposed": transposed,
+    }
     return {name: view.copy_(x) for name, view in made.items()}

@@ -76,7 +76,13 @@ class KernelLaunchParams:
 class Plugins:
     """The module: `register` checks annotations as the real one does."""
 
-    TensorDesc, ShapeExprs, SymInt32, SymIntExprs, KernelLaunchParams = TensorDesc, ShapeExprs, SymInt32, SymIntExprs, KernelLaunchParams
+    TensorDesc, ShapeExprs, SymInt32, SymIntExprs, KernelLaunchParams = (
+        TensorDesc,
+        ShapeExprs,
+        SymInt32,
+        SymIntExprs,
+        KernelLaunchParams,
+    )
 
     def __init__(self) -> None:
         self.described: dict[str, Any] = {}
@@ -95,7 +101,9 @@ class Plugins:
             assert notes.pop("return") == tuple[TensorDesc, TensorDesc]
             assert list(notes) == list(names), "every argument is annotated, tensors first"
             kinds = [notes[one] is TensorDesc for one in names]
-            assert kinds == sorted(kinds, reverse=True) and all(notes[one] in (TensorDesc, int, float, str, bool) for one in names)
+            assert kinds == sorted(kinds, reverse=True) and all(
+                notes[one] in (TensorDesc, int, float, str, bool) for one in names
+            )
             self.described[name] = function
             return function
 
@@ -113,7 +121,9 @@ class Plugins:
     def build(self, name: str, inputs: list[TensorDesc], **attributes: Any) -> dict[str, Any]:
         """What TensorRT learns of a plugin: its outputs, kernel, launch."""
         outputs = self.described[name](*inputs, *attributes.values())
-        kernel, ptx, launch, scalars = self.implemented[name](*inputs, *attributes.values(), outputs, None)
+        kernel, ptx, launch, scalars = self.implemented[name](
+            *inputs, *attributes.values(), outputs, None
+        )
         return {
             "plugin": name,
             "outputs": [[number(size) for size in one.shape_expr] for one in outputs],
@@ -132,7 +142,11 @@ def main(arch: str) -> None:
     from mudit_engine.profiling.aot import _tool
 
     trtp = Plugins()
-    names = register(trtp, arch=arch, dtypes={"BF16": torch.bfloat16, "FLOAT": torch.float32, "HALF": torch.float16})
+    names = register(
+        trtp,
+        arch=arch,
+        dtypes={"BF16": torch.bfloat16, "FLOAT": torch.float32, "HALF": torch.float16},
+    )
     assert names == ("mudit::attention", "mudit::residual_norm", "mudit::guided_step")
 
     def desc(kind: str, *sizes: Any) -> TensorDesc:
@@ -140,22 +154,50 @@ def main(arch: str) -> None:
 
     rows, songs = Size(832, constant=False), Size(2, constant=False)
     q, kv = desc("BF16", rows, 12, 128), desc("BF16", Size(264, constant=False), 12, 128)
-    built = [trtp.build("mudit::attention", [q, kv, kv, desc("INT32", Size(7, constant=False), 6)], scale=0.0884)]
+    built = [
+        trtp.build(
+            "mudit::attention", [q, kv, kv, desc("INT32", Size(7, constant=False), 6)], scale=0.0884
+        )
+    ]
     x, table = desc("BF16", rows, 1536), desc("BF16", songs, 1536)
-    built.append(trtp.build("mudit::residual_norm", [x, x, table, table, table, desc("INT32", Size(53, constant=False), 3)]))
-    state, out = desc("FLOAT", Size(768, constant=False), 96), desc("BF16", Size(1536, constant=False), 96)
-    built.append(trtp.build("mudit::guided_step", [state, state, out, state, desc("FLOAT", songs, 7), desc("INT32", songs, 4)]))
+    built.append(
+        trtp.build(
+            "mudit::residual_norm",
+            [x, x, table, table, table, desc("INT32", Size(53, constant=False), 3)],
+        )
+    )
+    state, out = (
+        desc("FLOAT", Size(768, constant=False), 96),
+        desc("BF16", Size(1536, constant=False), 96),
+    )
+    built.append(
+        trtp.build(
+            "mudit::guided_step",
+            [state, state, out, state, desc("FLOAT", songs, 7), desc("INT32", songs, 4)],
+        )
+    )
     for one in built:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "kernel.ptx")
             source.write_text(one["ptx"])
             target = re.search(r"^\.target (\w+)", one["ptx"], re.MULTILINE)
             assert target
-            command = [_tool("ptxas", arch), "-v", f"--gpu-name={target[1]}", source, "-o", f"{folder}/cubin"]
+            command = [
+                _tool("ptxas", arch),
+                "-v",
+                f"--gpu-name={target[1]}",
+                source,
+                "-o",
+                f"{folder}/cubin",
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             one["ptxas"] = done.returncode, done.stderr + done.stdout
     try:
-        trtp.build("mudit::attention", [desc("BF16", rows, 12, Size(128, constant=False)), kv, kv, desc("INT32", 7, 6)], scale=1.0)
+        trtp.build(
+            "mudit::attention",
+            [desc("BF16", rows, 12, Size(128, constant=False)), kv, kv, desc("INT32", 7, 6)],
+            scale=1.0,
+        )
         refused = ""
     except ValueError as error:
         refused = str(error)

@@ -10,13 +10,24 @@ from torch.library import opcheck
 
 from elementwise import DTYPES, NAMES, compare, layouts, results
 from mudit_engine.kernels import adaln
-from mudit_engine.kernels.adaln import Runs, layer_norm_modulate, layer_norm_modulate_reference, residual_norm, residual_norm_reference
+from mudit_engine.kernels.adaln import (
+    Runs,
+    layer_norm_modulate,
+    layer_norm_modulate_reference,
+    residual_norm,
+    residual_norm_reference,
+)
 from mudit_engine.profiling import strict
 
 TABLE_ROWS = 4
 MIXED = ((63, 2), (0, 1), (100, 0), (1, 2), (65, 3))
 # (gate, shift and scale)
-KINDS = {"plain": (False, False), "modulated": (False, True), "gated": (True, False), "gated_modulated": (True, True)}
+KINDS = {
+    "plain": (False, False),
+    "modulated": (False, True),
+    "gated": (True, False),
+    "gated_modulated": (True, True),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +51,9 @@ def residual_cases(runs, gated, modulated):
             return lambda x, y: function(x, y, None, None, None, None)
         if not modulated:
             return lambda x, y, mod: function(x, y, mod[:, 0], None, None, runs)
-        return lambda x, y, mod: function(x, y, mod[:, 0] if gated else None, mod[:, 1], mod[:, 2], runs)
+        return lambda x, y, mod: function(
+            x, y, mod[:, 0] if gated else None, mod[:, 1], mod[:, 2], runs
+        )
 
     return call(residual_norm), call(residual_norm_reference)
 
@@ -52,14 +65,22 @@ def draw(rows, width, dtype, device):
 
 def check_norm(items, width, dtype, device, *, modulated=True):
     x, _, mod = draw(sum(n for n, _ in items), width, dtype, device)
-    compare(("h", "dx", "dmod")[: 2 + modulated], *norm_cases(Runs(items), modulated), (x, mod) if modulated else (x,))
+    compare(
+        ("h", "dx", "dmod")[: 2 + modulated],
+        *norm_cases(Runs(items), modulated),
+        (x, mod) if modulated else (x,),
+    )
 
 
 def check_residual(items, width, dtype, device, kind="gated_modulated"):
     *inputs, mod = draw(sum(n for n, _ in items), width, dtype, device)
     if kind != "plain":
         inputs.append(mod[: 1 + max(r for _, r in items)])
-    compare(("sum", "h", "dx", "dy", "dmod")[: 2 + len(inputs)], *residual_cases(Runs(items), *KINDS[kind]), inputs)
+    compare(
+        ("sum", "h", "dx", "dy", "dmod")[: 2 + len(inputs)],
+        *residual_cases(Runs(items), *KINDS[kind]),
+        inputs,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
@@ -87,7 +108,9 @@ def test_every_width_that_8_divides(width, device):
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
-    items=st.lists(st.tuples(st.integers(0, 40), st.integers(0, TABLE_ROWS - 1)), min_size=1, max_size=5).map(tuple),
+    items=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, TABLE_ROWS - 1)), min_size=1, max_size=5
+    ).map(tuple),
     eighths=st.integers(1, 16),
     dtype=st.sampled_from(DTYPES),
     kind=st.sampled_from([k for k in KINDS if k != "plain"]),
@@ -108,7 +131,10 @@ def test_strided_inputs(layout, device):
     strided = tuple(layouts(t.contiguous())[layout] for t in tables)
     with torch.no_grad():
         expected = residual_norm(x, y, *tables, runs)
-        for got in (residual_norm(layouts(x)[layout], layouts(y)[layout], *strided, runs), residual_norm(x, y, *strided, runs)):
+        for got in (
+            residual_norm(layouts(x)[layout], layouts(y)[layout], *strided, runs),
+            residual_norm(x, y, *strided, runs),
+        ):
             assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
@@ -130,15 +156,22 @@ def test_one_output_used_gives_the_gradients_of_that_one(device):
         got, exact = (
             torch.autograd.grad(function(*leaves)[output].sin().sum(), leaves)
             for function, dtype in ((kernel, torch.float32), (reference, torch.float64))
-            for leaves in [[t.to(dtype).requires_grad_() for t in (x.clone(), y.clone(), mod.clone())]]
+            for leaves in [
+                [t.to(dtype).requires_grad_() for t in (x.clone(), y.clone(), mod.clone())]
+            ]
         )
         torch.testing.assert_close([g.double() for g in got], list(exact), rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.skipif(not strict.INTERPRETED, reason="the order of programs is chosen by the interpreter")
+@pytest.mark.skipif(
+    not strict.INTERPRETED, reason="the order of programs is chosen by the interpreter"
+)
 def test_order_of_programs_does_not_matter(device):
     inputs = draw(sum(n for n, _ in MIXED), 72, torch.bfloat16, device)
-    kernel, upstream = residual_cases(Runs(MIXED), True, True)[0], [torch.randn_like(inputs[0]) for _ in range(2)]
+    kernel, upstream = (
+        residual_cases(Runs(MIXED), True, True)[0],
+        [torch.randn_like(inputs[0]) for _ in range(2)],
+    )
     with strict.shuffled(1):
         shuffled = results(kernel, inputs, upstream, torch.bfloat16)
     for a, b in zip(results(kernel, inputs, upstream, torch.bfloat16), shuffled, strict=True):
@@ -167,7 +200,10 @@ def test_custom_ops_are_sound(device):
     plain = [t.detach() for t in (x, y, gate, shift, scale)]
     opcheck(ops.residual_norm_.default, (*plain, tiles, 4, 1e-6))
     stats = torch.stack((x.detach().mean(1), 1 / x.detach().std(1)))
-    opcheck(ops.norm_backward.default, (plain[1], plain[0], plain[0], stats, plain[1], plain[2], plain[4], tiles, offsets, 4))
+    opcheck(
+        ops.norm_backward.default,
+        (plain[1], plain[0], plain[0], stats, plain[1], plain[2], plain[4], tiles, offsets, 4),
+    )
 
 
 def test_traces_whole(device):
@@ -177,14 +213,22 @@ def test_traces_whole(device):
     def block(x, y, mod):
         return residual_norm(x, y, mod[:, 0], mod[:, 1], mod[:, 2], runs)[1]
 
-    torch.testing.assert_close(torch.compile(block, backend="aot_eager", fullgraph=True)(x, y, mod), block(x, y, mod))
+    torch.testing.assert_close(
+        torch.compile(block, backend="aot_eager", fullgraph=True)(x, y, mod), block(x, y, mod)
+    )
 
 
 def test_gradcheck_of_the_references():
-    x, y, gate, shift, scale = (t.double().requires_grad_() for t in (*torch.randn(2, 5, 8), *torch.randn(3, 2, 8)))
+    x, y, gate, shift, scale = (
+        t.double().requires_grad_() for t in (*torch.randn(2, 5, 8), *torch.randn(3, 2, 8))
+    )
     runs = Runs(((2, 1), (3, 0)))
-    assert torch.autograd.gradcheck(lambda *a: residual_norm_reference(*a, runs), (x, y, gate, shift, scale))
-    assert torch.autograd.gradcheck(lambda *a: layer_norm_modulate_reference(*a, runs), (x, shift, scale))
+    assert torch.autograd.gradcheck(
+        lambda *a: residual_norm_reference(*a, runs), (x, y, gate, shift, scale)
+    )
+    assert torch.autograd.gradcheck(
+        lambda *a: layer_norm_modulate_reference(*a, runs), (x, shift, scale)
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,9 +241,21 @@ def test_gradcheck_of_the_references():
         (lambda x, t: layer_norm_modulate(x, t, t.half(), Runs(((4, 0),))), "of one type"),
         (lambda x, t: residual_norm(x, x, t, None, None, None), "needs runs"),
         (lambda x, t: residual_norm(x, x[:2], None, None, None, None), "equal shapes"),
-        (lambda x, t: residual_norm(x.requires_grad_(), x, None, None, None, None, inplace=True), "inplace=False"),
+        (
+            lambda x, t: residual_norm(x.requires_grad_(), x, None, None, None, None, inplace=True),
+            "inplace=False",
+        ),
     ],
-    ids=["width", "too_wide", "rows", "table_row", "table_dtype", "no_runs", "y_shape", "inplace_grad"],
+    ids=[
+        "width",
+        "too_wide",
+        "rows",
+        "table_row",
+        "table_dtype",
+        "no_runs",
+        "y_shape",
+        "inplace_grad",
+    ],
 )
 def test_refuses_what_it_cannot_do(call, says):
     with pytest.raises(ValueError, match=says):

@@ -15,10 +15,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "benchmarks/results/static_attention.json"
-COMMITTED = {(r["op"], r["variant"], r["head_dim"], r["arch"]): r for r in json.loads(FILE.read_text())["rows"]}
+COMMITTED = {
+    (r["op"], r["variant"], r["head_dim"], r["arch"]): r
+    for r in json.loads(FILE.read_text())["rows"]
+}
 OURS = {key: r for key, r in COMMITTED.items() if not r["variant"].startswith("peer")}
 # (arch, head width) -> least overlap and serial ceiling of the forward pass
-FORWARD_BARS = {("sm_80", 96): (0.95, 0.65), ("sm_80", 128): (0.80, 0.72), ("sm_90", 96): (0.95, 0.55), ("sm_90", 128): (0.95, 0.62)}
+FORWARD_BARS = {
+    ("sm_80", 96): (0.95, 0.65),
+    ("sm_80", 128): (0.80, 0.72),
+    ("sm_90", 96): (0.95, 0.55),
+    ("sm_90", 128): (0.95, 0.62),
+}
 # FlashAttention's Sm80 template at head width 96: 816 instructions for 192 matrix products
 TEMPLATE_INSTRUCTIONS_PER_MMA = 816 / 192
 SHARED_LIMIT = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
@@ -57,12 +65,21 @@ def hold_committed(row: dict) -> None:
         assert row[figure] <= bar[figure], f"{figure} {row[figure]}, committed {bar[figure]}"
     assert row["blocks_per_sm"] >= bar["blocks_per_sm"]
     for figure in ("ceiling_overlap", "ceiling_serial"):
-        assert (row[figure] or 0) >= (bar[figure] or 0) - 0.005, f"{figure} {row[figure]}, committed {bar[figure]}"
+        assert (row[figure] or 0) >= (bar[figure] or 0) - 0.005, (
+            f"{figure} {row[figure]}, committed {bar[figure]}"
+        )
 
 
 def compiled(folder: Path, *options: str) -> list[dict]:
     out = folder / "static.json"
-    command = [sys.executable, "-m", "mudit_engine.benchmarks.static_attention", "--out", str(out), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "mudit_engine.benchmarks.static_attention",
+        "--out",
+        str(out),
+        *options,
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -76,16 +93,25 @@ def test_committed_figures_hold_the_bars(key):
 
 def test_every_architecture_and_head_width_is_committed():
     kernels = ("attention_fwd", "attention_bwd_dq", "attention_bwd_dkv")
-    wanted = {(op, "bf16", k, arch) for op in kernels for k in (64, 96, 128) for arch in SHARED_LIMIT}
+    wanted = {
+        (op, "bf16", k, arch) for op in kernels for k in (64, 96, 128) for arch in SHARED_LIMIT
+    }
     assert wanted <= OURS.keys()
 
 
-@pytest.mark.parametrize("key", [key for key in OURS if (key[0], "peer:tutorial", *key[2:]) in COMMITTED and key[1] == "bf16"], ids=name)
+@pytest.mark.parametrize(
+    "key",
+    [key for key in OURS if (key[0], "peer:tutorial", *key[2:]) in COMMITTED and key[1] == "bf16"],
+    ids=name,
+)
 def test_no_figure_is_below_the_tutorials_algorithm(key):
     """At the same tile: no more wasted or spilled, and both ceilings at least as high."""
     row, peer = COMMITTED[key], COMMITTED[key[0], "peer:tutorial", *key[2:]]
     assert row["tile"] == peer["tile"]
-    assert row["mma_useful_ratio"] <= peer["mma_useful_ratio"] and row["spill_bytes"] <= peer["spill_bytes"]
+    assert (
+        row["mma_useful_ratio"] <= peer["mma_useful_ratio"]
+        and row["spill_bytes"] <= peer["spill_bytes"]
+    )
     assert row["ceiling_overlap"] >= peer["ceiling_overlap"]
     assert row["ceiling_serial"] >= peer["ceiling_serial"]
 
@@ -100,7 +126,9 @@ def test_compiles_to_the_committed_figures(arch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", list(SHARED_LIMIT))
 def test_every_head_width_compiles_to_the_committed_figures(arch, tmp_path):
-    variants = ",".join(v for v in ("bf16", "fp16", "tf32", "ieee") if ("attention_fwd", v, 96, arch) in OURS)
+    variants = ",".join(
+        v for v in ("bf16", "fp16", "tf32", "ieee") if ("attention_fwd", v, 96, arch) in OURS
+    )
     for row in compiled(tmp_path, "--arch", arch, "--variants", variants):
         hold_bars(row)
         hold_committed(row)

@@ -26,9 +26,23 @@ KEY = ("op", "variant", "dtype", "arch")
 def figures(arch: str, variants: str, dtypes: str, folder: Path) -> list[dict]:
     """Compiled in a process of its own: this one interprets."""
     out = folder / "static.json"
-    command = [sys.executable, "-m", "mudit_engine.benchmarks.static_elementwise", "--arch", arch, "--variants", variants]
+    command = [
+        sys.executable,
+        "-m",
+        "mudit_engine.benchmarks.static_elementwise",
+        "--arch",
+        arch,
+        "--variants",
+        variants,
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--dtypes", dtypes, "--out", str(out)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--dtypes", dtypes, "--out", str(out)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())["rows"]
 
@@ -37,7 +51,9 @@ def hold_bars(row: dict) -> None:
     name = "-".join(row[k] for k in KEY)
     assert row["spill_bytes"] == 0 and row["loop_local_accesses"] == 0, f"{name} spills"
     assert not row["ptxas_warnings"], name
-    assert row["wide_in_loops"] > 0 and row["narrow_in_loops"] <= row["scalars"], f"{name} has accesses below 16 bytes"
+    assert row["wide_in_loops"] > 0 and row["narrow_in_loops"] <= row["scalars"], (
+        f"{name} has accesses below 16 bytes"
+    )
 
 
 def hold_committed(rows: list[dict]) -> None:
@@ -46,8 +62,12 @@ def hold_committed(rows: list[dict]) -> None:
         hold_bars(row)
         bar = committed[tuple(row[k] for k in KEY)]
         for figure in ("wide_in_loops", "narrow_in_loops", "shared_bytes"):
-            assert row[figure] <= bar[figure], f"{'-'.join(row[k] for k in KEY)}: {figure} {row[figure]}, committed {bar[figure]}"
-        assert row["blocks_per_sm"] >= bar["blocks_per_sm"], f"{'-'.join(row[k] for k in KEY)}: fewer blocks fit a multiprocessor"
+            assert row[figure] <= bar[figure], (
+                f"{'-'.join(row[k] for k in KEY)}: {figure} {row[figure]}, committed {bar[figure]}"
+            )
+        assert row["blocks_per_sm"] >= bar["blocks_per_sm"], (
+            f"{'-'.join(row[k] for k in KEY)}: fewer blocks fit a multiprocessor"
+        )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -58,7 +78,10 @@ def test_committed_figures_hold_the_bars(arch):
         hold_bars(row)
 
 
-@pytest.mark.parametrize(("arch", "variants"), [("sm_80", "residual_norm,pack/96"), ("sm_90", "bias_gelu,pack/96,guided_step")])
+@pytest.mark.parametrize(
+    ("arch", "variants"),
+    [("sm_80", "residual_norm,pack/96"), ("sm_90", "bias_gelu,pack/96,guided_step")],
+)
 def test_compiles_to_the_committed_figures(arch, variants, tmp_path):
     hold_committed(figures(arch, variants, "bf16", tmp_path))
 
@@ -84,7 +107,9 @@ def row_bytes(dtype: torch.dtype = torch.bfloat16, width: int = WIDTH) -> int:
 def pack_bytes(head_dim: int, streams: int = 1) -> int:
     tables, section, gains = 4 * SHARE * head_dim, SHARE * row_bytes(), 2 * (streams + 1) * head_dim
     # forward: qkv in; q, k, v out. Backward: q and k of qkv and all gradients in, dqkv out
-    return (2 * (streams + 2) * section + tables + gains) + ((3 * streams + 5) * section + tables + 2 * gains)
+    return (2 * (streams + 2) * section + tables + gains) + (
+        (3 * streams + 5) * section + tables + 2 * gains
+    )
 
 
 MINIMUM = {
@@ -102,12 +127,20 @@ MINIMUM = {
 
 
 @pytest.mark.skipif(not strict.INTERPRETED, reason="the interpreter counts the bytes")
-@pytest.mark.parametrize("variant", [pytest.param(name, marks=[pytest.mark.slow] if name == "pack/96x2" else []) for name in MINIMUM])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "pack/96x2" else [])
+        for name in MINIMUM
+    ],
+)
 def test_bytes_moved_are_within_5_percent_of_the_minimum(variant):
     launches = traffic(variant, "bf16")
     ratio = sum(launch.requested for launch in launches) / MINIMUM[variant]
     assert 0.999 <= ratio <= 1.05, f"{ratio:.3f} x the minimum: {launches}"
     # what the ceilings take from tile sizes is what is counted, but for scalars and half-filled last tiles
-    live = {"residual_norm": 0.75, "residual_norm/in_place": 0.75, "layer_norm_modulate": 0.75}.get(variant)
+    live = {"residual_norm": 0.75, "residual_norm/in_place": 0.75, "layer_norm_modulate": 0.75}.get(
+        variant
+    )
     if live:
         assert launches[0].live == pytest.approx(live, rel=0.02)

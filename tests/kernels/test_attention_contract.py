@@ -8,7 +8,13 @@ from torch.utils.checkpoint import checkpoint
 
 from attention_cases import Case, assert_close, make_case
 from mudit_engine.kernels import attention_forward
-from mudit_engine.kernels.attention import _blocks, attention, attention_bwd, attention_fwd, attention_reference
+from mudit_engine.kernels.attention import (
+    _blocks,
+    attention,
+    attention_bwd,
+    attention_fwd,
+    attention_reference,
+)
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling import strict
 
@@ -16,10 +22,14 @@ from mudit_engine.profiling import strict
 def test_programs_in_any_order_give_the_same_bits(device):
     if not strict.INTERPRETED:
         pytest.skip("the order of programs is the GPU's")
-    case = make_case([130, 0, 20], keys=[20, 5, 0], head_dim=64, heads=2, dtype=torch.bfloat16, device=device)
+    case = make_case(
+        [130, 0, 20], keys=[20, 5, 0], head_dim=64, heads=2, dtype=torch.bfloat16, device=device
+    )
     straight = case.run(attention)
     with strict.shuffled(1):
-        for name, a, b in zip(("out", "dq", "dk", "dv"), straight, case.run(attention), strict=True):
+        for name, a, b in zip(
+            ("out", "dq", "dk", "dv"), straight, case.run(attention), strict=True
+        ):
             assert torch.equal(a, b), name
 
 
@@ -64,7 +74,9 @@ def test_rows_outside_every_segment_are_zero(device):
     case.segments = Segments((case.segments.items[0], case.segments.items[2]))
     kernel = case.run(attention, precision="ieee")
     assert all(x[40:70].eq(0).all() for x in kernel)
-    assert_close(kernel, case.run(attention_reference), case.run(attention_reference, torch.float64))
+    assert_close(
+        kernel, case.run(attention_reference), case.run(attention_reference, torch.float64)
+    )
 
 
 def test_nothing_at_all(device):
@@ -77,7 +89,9 @@ def test_shared_keys_serve_inference_only(device):
     case.segments = Segments(((0, 20, 0, 40, 0), (20, 20, 0, 40, 0)))
     with torch.no_grad():
         out = attention(case.q, case.k, case.v, case.segments, case.cos, case.sin, precision="ieee")
-        torch.testing.assert_close(out, attention_reference(case.q, case.k, case.v, case.segments, case.cos, case.sin))
+        torch.testing.assert_close(
+            out, attention_reference(case.q, case.k, case.v, case.segments, case.cos, case.sin)
+        )
     with pytest.raises(ValueError, match="share key rows from 0.*no_grad"):
         case.run(attention)
 
@@ -85,7 +99,11 @@ def test_shared_keys_serve_inference_only(device):
 def operator_arguments(case: Case) -> tuple:
     block_q, block_dq, block_dkv = _blocks(64, torch.float32, "ieee", case.q.device)
     device, segments = case.q.device, case.segments
-    tiles = segments.query_tiles(block_q, device), segments.query_tiles(block_dq, device), segments.key_tiles(block_dkv, device)
+    tiles = (
+        segments.query_tiles(block_q, device),
+        segments.query_tiles(block_dq, device),
+        segments.key_tiles(block_dkv, device),
+    )
     leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
     return *leaves, case.cos, case.sin, *tiles, 0.125, "ieee", True, True
 
@@ -110,14 +128,23 @@ def test_opcheck(device):
     torch.library.opcheck(attention_fwd, arguments)
     with torch.no_grad():
         out, lse = attention_fwd(*arguments)
-    q, k, v, cos, sin, _, *rest = (x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
-    torch.library.opcheck(attention_bwd, (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, cos, sin, *rest))
+    q, k, v, cos, sin, _, *rest = (
+        x.detach() if isinstance(x, torch.Tensor) else x for x in arguments
+    )
+    torch.library.opcheck(
+        attention_bwd,
+        (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, cos, sin, *rest),
+    )
 
 
 def test_reference_gradcheck():
     case = make_case([5, 0, 3], keys=[2, 1, 0], head_dim=96)
     leaves = [x.double().requires_grad_() for x in (case.q, case.k, case.v)]
-    assert torch.autograd.gradcheck(lambda *x: attention_reference(*x, case.segments, case.cos, case.sin), leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *x: attention_reference(*x, case.segments, case.cos, case.sin),
+        leaves,
+        fast_mode=True,
+    )
 
 
 @pytest.mark.parametrize("wrapper", ["compile", "checkpoint"])
@@ -134,8 +161,14 @@ def test_torch_sees_one_operator(wrapper, device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.zeros(8, 1, 80), "k": torch.zeros(8, 1, 80), "v": torch.zeros(8, 1, 80)}, "head_dim=80 has no triton kernel"),
-        ({"q": torch.zeros(8, 3, 64), "k": torch.zeros(8, 2, 64), "v": torch.zeros(8, 2, 64)}, "pass q \\[T, streams x H, K\\]"),
+        (
+            {"q": torch.zeros(8, 1, 80), "k": torch.zeros(8, 1, 80), "v": torch.zeros(8, 1, 80)},
+            "head_dim=80 has no triton kernel",
+        ),
+        (
+            {"q": torch.zeros(8, 3, 64), "k": torch.zeros(8, 2, 64), "v": torch.zeros(8, 2, 64)},
+            "pass q \\[T, streams x H, K\\]",
+        ),
         ({"k": torch.zeros(8, 1, 64, dtype=torch.bfloat16)}, "pass all three as"),
         ({"precision": "fast"}, "precision='fast' is not known"),
         ({"scale": -1.0}, "pass a positive number"),
@@ -144,9 +177,23 @@ def test_torch_sees_one_operator(wrapper, device):
         ({"segments": Segments.self_attention([9])}, "leaves the buffers"),
         ({"segments": Segments.self_attention([8], stream=1)}, "segment of stream 1"),
     ],
-    ids=["head-width", "heads", "mixed-dtypes", "precision", "scale", "half-a-table", "table-shape", "too-long", "stream"],
+    ids=[
+        "head-width",
+        "heads",
+        "mixed-dtypes",
+        "precision",
+        "scale",
+        "half-a-table",
+        "table-shape",
+        "too-long",
+        "stream",
+    ],
 )
 def test_errors_say_what_to_do(change, message):
-    given = {name: torch.zeros(8, 1, 64) for name in "qkv"} | {"segments": Segments.self_attention([8])} | change
+    given = (
+        {name: torch.zeros(8, 1, 64) for name in "qkv"}
+        | {"segments": Segments.self_attention([8])}
+        | change
+    )
     with pytest.raises(ValueError, match=message):
         attention(given.pop("q"), given.pop("k"), given.pop("v"), given.pop("segments"), **given)

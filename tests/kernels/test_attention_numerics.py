@@ -69,7 +69,16 @@ def test_tf32_is_between_fp32_and_bf16(head_dim, device):
 @pytest.mark.parametrize("head_dim", HEADS, ids="K{}".format)
 @pytest.mark.parametrize("length", LENGTHS, ids="T{}".format)
 def test_every_length_head_and_dtype(length, head_dim, dtype, heads, capability, device):
-    check(make_case([length, 17], keys=[33, length], head_dim=head_dim, dtype=dtype, heads=heads, device=device))
+    check(
+        make_case(
+            [length, 17],
+            keys=[33, length],
+            head_dim=head_dim,
+            dtype=dtype,
+            heads=heads,
+            device=device,
+        )
+    )
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
@@ -84,12 +93,19 @@ def test_drawn_shapes(songs, head_dim, dtype, rotate):
         device = "cpu" if strict.INTERPRETED else "cuda"
         lengths, keys = (list(x) for x in zip(*songs, strict=True))
         with torch.enable_grad():
-            check(make_case(lengths, keys=keys, head_dim=head_dim, dtype=dtype, rotate=rotate, device=device))
+            check(
+                make_case(
+                    lengths, keys=keys, head_dim=head_dim, dtype=dtype, rotate=rotate, device=device
+                )
+            )
 
 
 def test_scale_and_no_rotation(device):
     case = make_case([70], head_dim=64, rotate=False, device=device)
-    kernel, eager = case.run(attention, scale=0.4, precision="ieee"), case.run(attention_reference, scale=0.4)
+    kernel, eager = (
+        case.run(attention, scale=0.4, precision="ieee"),
+        case.run(attention_reference, scale=0.4),
+    )
     assert_close(kernel, eager, case.run(attention_reference, torch.float64, scale=0.4))
 
 
@@ -113,14 +129,22 @@ def test_strided_inputs(layout, capability, device):
         fused = torch.cat((case.q, case.k, case.v), 1)
         case.q, case.k, case.v = fused.split(2, 1)
     elif layout == "heads-first":
-        case.q, case.k, case.v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (case.q, case.k, case.v))
+        case.q, case.k, case.v = (
+            x.transpose(0, 1).contiguous().transpose(0, 1) for x in (case.q, case.k, case.v)
+        )
     elif layout == "odd-address":  # 2 bytes off: no descriptor may point there
-        case.k, case.v = (torch.cat((x.new_zeros(1), x.flatten()))[1:].view_as(x) for x in (case.k, case.v))
+        case.k, case.v = (
+            torch.cat((x.new_zeros(1), x.flatten()))[1:].view_as(x) for x in (case.k, case.v)
+        )
     else:
-        case.q, case.k, case.v = (x.repeat_interleave(2, 2)[..., ::2] for x in (case.q, case.k, case.v))
+        case.q, case.k, case.v = (
+            x.repeat_interleave(2, 2)[..., ::2] for x in (case.q, case.k, case.v)
+        )
     plain = Case(*(x.contiguous() for x in (case.q, case.k, case.v)), case.d_out.transpose(0, 1).contiguous().transpose(0, 1),
                  case.segments, case.cos, case.sin)  # fmt: skip
     with torch.no_grad():
-        assert torch.equal(*(attention(c.q, c.k, c.v, c.segments, c.cos, c.sin) for c in (case, plain)))
+        assert torch.equal(
+            *(attention(c.q, c.k, c.v, c.segments, c.cos, c.sin) for c in (case, plain))
+        )
     check(case)
     check(plain)

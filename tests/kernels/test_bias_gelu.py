@@ -24,7 +24,9 @@ def reference(x, bias):
 
 
 def inputs(rows, width, dtype, device):
-    return (2 * torch.randn(rows, width, device=device)).to(dtype), torch.randn(width, device=device).to(dtype)
+    return (2 * torch.randn(rows, width, device=device)).to(dtype), torch.randn(
+        width, device=device
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
@@ -41,7 +43,12 @@ def test_every_width_that_8_divides(width, device):
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(rows=st.integers(0, 70), eighths=st.integers(1, 40), dtype=st.sampled_from(DTYPES))
 def test_any_shape(rows, eighths, dtype):
-    compare(OUTPUTS, kernel, reference, inputs(rows, 8 * eighths, dtype, "cpu" if strict.INTERPRETED else "cuda"))
+    compare(
+        OUTPUTS,
+        kernel,
+        reference,
+        inputs(rows, 8 * eighths, dtype, "cpu" if strict.INTERPRETED else "cuda"),
+    )
 
 
 def test_far_values_stay_finite(device):
@@ -62,7 +69,9 @@ def test_expanded_gradient(device):
     torch.testing.assert_close((dx, dbias), exact)
 
 
-@pytest.mark.skipif(not strict.INTERPRETED, reason="the order of programs is chosen by the interpreter")
+@pytest.mark.skipif(
+    not strict.INTERPRETED, reason="the order of programs is chosen by the interpreter"
+)
 def test_order_of_programs_does_not_matter(device):
     x, bias = inputs(130, 264, torch.bfloat16, device)
     upstream = [torch.randn_like(x)]
@@ -75,11 +84,16 @@ def test_order_of_programs_does_not_matter(device):
 def test_custom_ops_are_sound(device):
     x, bias = inputs(20, 64, torch.float32, device)
     opcheck(torch.ops.mudit.bias_gelu.default, (x.requires_grad_(), bias.requires_grad_()))
-    opcheck(torch.ops.mudit.bias_gelu_backward.default, (torch.randn_like(x), x.detach(), bias.detach()))
+    opcheck(
+        torch.ops.mudit.bias_gelu_backward.default, (torch.randn_like(x), x.detach(), bias.detach())
+    )
 
 
 def test_gradcheck_of_the_reference():
-    x, bias = torch.randn(3, 8, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64, requires_grad=True)
+    x, bias = (
+        torch.randn(3, 8, dtype=torch.float64, requires_grad=True),
+        torch.randn(8, dtype=torch.float64, requires_grad=True),
+    )
     assert torch.autograd.gradcheck(bias_gelu_reference, (x, bias))
 
 

@@ -10,9 +10,10 @@ import torch
 from triton.runtime.interpreter import GridExecutor
 
 from attention_cases import make_case
-from mudit_engine.kernels import adaln, attention, bias_gelu, guided_step, rope, rows
+from mudit_engine.kernels import adaln, attention, bias_gelu, guided_step, rows
+from mudit_engine.kernels import pack_qkv as packing
 from mudit_engine.kernels.adaln import Runs
-from mudit_engine.kernels.guided_step import Spans
+from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.kernels.rows import on_device
 from mudit_engine.profiling import strict
 
@@ -25,32 +26,50 @@ def normalise() -> None:
     x, mod = torch.randn(5, 16, requires_grad=True), torch.randn(1, 3, 16, requires_grad=True)
     runs = Runs(((5, 0),))
     adaln.layer_norm_modulate(x, mod[:, 0], mod[:, 1], runs).sum().backward()
-    torch.autograd.backward(adaln.residual_norm(x, x, mod[:, 2], mod[:, 0], mod[:, 1], runs), [torch.ones(5, 16)] * 2)
+    torch.autograd.backward(
+        adaln.residual_norm(x, x, mod[:, 2], mod[:, 0], mod[:, 1], runs), [torch.ones(5, 16)] * 2
+    )
     with torch.no_grad():
         adaln.residual_norm(torch.randn(5, 16), x, None, None, None, None, inplace=True)
 
 
 def pack() -> None:
-    qkv, gain, table = torch.randn(5, 96, requires_grad=True), torch.randn(1, 16, requires_grad=True), torch.randn(5, 8)
-    q, k, v = rope.pack_qkv(qkv, gain, gain[0], table, table, heads=2)
+    qkv, gain, table = (
+        torch.randn(5, 96, requires_grad=True),
+        torch.randn(1, 16, requires_grad=True),
+        torch.randn(5, 8),
+    )
+    q, k, v = packing.pack_qkv(qkv, gain, gain[0], table, table, heads=2)
     (q.sum() + k.sum() + v.sum()).backward()
     with torch.no_grad():
-        rope.pack_kv(torch.randn(5, 64), None, table, table, heads=2)
+        packing.pack_kv(torch.randn(5, 64), None, table, table, heads=2)
 
 
 def gelu() -> None:
-    bias_gelu.bias_gelu(torch.randn(5, 16, requires_grad=True), torch.randn(16, requires_grad=True)).sum().backward()
+    bias_gelu.bias_gelu(
+        torch.randn(5, 16, requires_grad=True), torch.randn(16, requires_grad=True)
+    ).sum().backward()
 
 
 def step() -> None:
     x, kept, out = torch.randn(3, 4, 8)
     for inplace in (False, True):
-        guided_step.guided_step(x, kept, out, None, torch.tensor([[1.0, 1, 0, 0, 0, 0, 1]]), Spans(((0, 4, 0, -1),)), inplace=inplace)
+        guided_step.guided_step(
+            x,
+            kept,
+            out,
+            None,
+            torch.tensor([[1.0, 1, 0, 0, 0, 0, 1]]),
+            SongRows(((0, 4, 0, -1),)),
+            inplace=inplace,
+        )
 
 
 @pytest.mark.skipif(not strict.INTERPRETED, reason="launches are watched in the interpreter")
 @pytest.mark.parametrize("operation", [attend, normalise, pack, gelu, step])
-def test_every_launch_is_on_the_device_of_its_tensors(operation: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_launch_is_on_the_device_of_its_tensors(
+    operation: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     current: list[torch.device] = []
     launched: list[str] = []
 
@@ -67,7 +86,7 @@ def test_every_launch_is_on_the_device_of_its_tensors(operation: Callable[[], No
         launched.append(self.fn.__name__)
         stock(self, *args, **kwargs)
 
-    for module in (adaln, attention, bias_gelu, guided_step, rope, rows):
+    for module in (adaln, attention, bias_gelu, guided_step, packing, rows):
         monkeypatch.setattr(module, "on_device", enter)
     monkeypatch.setattr(GridExecutor, "__call__", launch)
     operation()

@@ -63,7 +63,10 @@ def test_forward_and_every_gradient_equal_eager(changes: dict[str, object], devi
         with ops.use(backend):
             out = model(batch)
             out.square().sum().backward()
-        results[backend] = (out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        results[backend] = (
+            out.detach(),
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+        )
     (eager, eager_grads), (triton, triton_grads) = results["eager"], results["triton"]
     # the kernels multiply fp32 as tf32: 10 bits of mantissa
     assert (triton - eager).norm() <= 3e-3 * eager.norm()
@@ -79,7 +82,9 @@ def test_sampling_equals_eager(device: str) -> None:
         SongInputs(
             frames=frames,
             seconds=frames / 10.77,
-            table=sampler_table(PathConfig(), SamplerConfig(name="sde-euler", steps=2, guidance=guidance)),
+            table=sampler_table(
+                PathConfig(), SamplerConfig(name="sde-euler", steps=2, guidance=guidance)
+            ),
             seed=frames,
             descriptions=torch.randn(2, 16, generator=g),
             negative=torch.zeros(0, 16),

@@ -9,7 +9,14 @@ import pytest
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.profiling.aot import compile_for
-from mudit_engine.profiling.sass import MACHINES, Instruction, blocks_per_sm, hot_loops, parse, rate_loop
+from mudit_engine.profiling.sass import (
+    MACHINES,
+    Instruction,
+    blocks_per_sm,
+    hot_loops,
+    parse,
+    rate_loop,
+)
 
 LISTING = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -70,7 +77,9 @@ def test_cycles_and_ceilings_of_a_loop():
     (loop,) = hot_loops(*parse(LISTING))
     rated = rate_loop(loop, MACHINES["sm_80"], warps=4, useful_flops=4 * 4096)
     # 2 HMMA of 4096 FLOP in 4 warps at 2048 FLOP a clock; one MUFU in 128 lanes at 16 a clock; one ldmatrix.x4 of 512 bytes a warp
-    assert rated.cycles["tensor"] == 16 and rated.cycles["mufu"] == 8 and rated.cycles["shared"] == 16
+    assert (
+        rated.cycles["tensor"] == 16 and rated.cycles["mufu"] == 8 and rated.cycles["shared"] == 16
+    )
     assert rated.flops == 32768 and rated.useful == 1.0  # two tile pairs of 4 * 4096 in a trip
     assert rated.overlap == 1.0 and rated.serial == pytest.approx(16 / 24)
     padded = rate_loop(loop, MACHINES["sm_80"], warps=4, useful_flops=0.75 * 32768)
@@ -100,18 +109,34 @@ def test_wgmma_reads_shared_memory():
 
 
 @pytest.mark.parametrize(
-    ("registers", "warps", "shared", "blocks"), [(255, 4, 49152, 2), (128, 4, 0, 4), (32, 4, 163 << 10, 1), (16, 4, 0, 16)]
+    ("registers", "warps", "shared", "blocks"),
+    [(255, 4, 49152, 2), (128, 4, 0, 4), (32, 4, 163 << 10, 1), (16, 4, 0, 16)],
 )
 def test_occupancy(registers, warps, shared, blocks):
-    assert blocks_per_sm(MACHINES["sm_80"], registers=registers, warps=warps, shared_bytes=shared) == blocks
+    assert (
+        blocks_per_sm(MACHINES["sm_80"], registers=registers, warps=warps, shared_bytes=shared)
+        == blocks
+    )
 
 
 def test_unknown_architecture_is_named():
-    with pytest.raises(InputError, match="arch='sm_70' is not known: choose from sm_80"), compile_for("sm_70"):
+    with (
+        pytest.raises(InputError, match="arch='sm_70' is not known: choose from sm_80"),
+        compile_for("sm_70"),
+    ):
         pass
 
 
 def test_compiling_under_the_interpreter_says_what_to_unset():
     program = "from mudit_engine.profiling.aot import compile_for\nwith compile_for('sm_80'): pass"
-    done = subprocess.run([sys.executable, "-c", program], env={"TRITON_INTERPRET": "1", "PATH": ""}, capture_output=True, text=True)
-    assert done.returncode != 0 and "TRITON_INTERPRET=1 is set" in done.stderr and issubclass(MuditError, Exception)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"TRITON_INTERPRET": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode != 0
+        and "TRITON_INTERPRET=1 is set" in done.stderr
+        and issubclass(MuditError, Exception)
+    )

@@ -50,7 +50,14 @@ def test_ceilings_of_a_loop_that_streams():
 
 @pytest.mark.parametrize("arch", MACHINES)
 def test_machines_reach_what_their_data_sheets_say(arch):
-    tflops = {"sm_80": 312, "sm_86": 149.7, "sm_89": 362, "sm_90": 989.4, "sm_100": 2250, "sm_120": 209.5}
+    tflops = {
+        "sm_80": 312,
+        "sm_86": 149.7,
+        "sm_89": 362,
+        "sm_90": 989.4,
+        "sm_100": 2250,
+        "sm_120": 209.5,
+    }
     assert MACHINES[arch].tensor_tflops == pytest.approx(tflops[arch], rel=0.003)
 
 
@@ -61,7 +68,10 @@ def test_traffic_counts_lanes_and_bytes():
         bias_gelu(x, bias)
     (launch,) = launches
     # two blocks of 256 columns, each with the bias; a tile of 8 rows has 5
-    assert (launch.kernel, launch.requested, launch.distinct) == ("_bias_gelu_fwd_kernel", *2 * [4 * 264 * (5 + 1 + 5)])
+    assert (launch.kernel, launch.requested, launch.distinct) == (
+        "_bias_gelu_fwd_kernel",
+        *2 * [4 * 264 * (5 + 1 + 5)],
+    )
     assert launch.live == pytest.approx(264 * 11 / (512 * (8 + 1 + 8)))
 
 
@@ -70,13 +80,17 @@ def test_bytes_read_by_every_tile_count_every_time():
     x, bias = torch.randn(130, 64), torch.randn(64)
     with count_traffic() as (launches):
         bias_gelu(x, bias)
-    assert launches[0].requested - launches[0].distinct == 2 * 64 * 4  # three tiles of 64 rows, one bias
+    assert (
+        launches[0].requested - launches[0].distinct == 2 * 64 * 4
+    )  # three tiles of 64 rows, one bias
 
 
 @interpreted
 @pytest.mark.parametrize("rotate", [True, False], ids=["rotated", "plain"])
 def test_attention_asks_for_what_its_worklist_says(rotate):
-    case = make_case([70, 33], keys=[20, 5], head_dim=64, heads=2, dtype=torch.bfloat16, rotate=rotate)
+    case = make_case(
+        [70, 33], keys=[20, 5], head_dim=64, heads=2, dtype=torch.bfloat16, rotate=rotate
+    )
     with count_traffic() as launches:
         case.run(attention)
     by_query, by_key = backward_configs(64, torch.bfloat16, 80)
@@ -102,7 +116,13 @@ def test_traffic_needs_the_interpreter(monkeypatch):
 def test_a_peer_that_cannot_be_had_is_a_row_with_the_reason(monkeypatch):
     monkeypatch.setattr(peers_kernels, "available", lambda module: False)
     monkeypatch.delenv(peers_kernels.FLASH_ATTN, raising=False)
-    jobs, missing = plan(arches=("sm_80",), ops=("attention", "norm"), head_dims=(64, 96), dtypes=("bf16",), peers=True)
+    jobs, missing = plan(
+        arches=("sm_80",),
+        ops=("attention", "norm"),
+        head_dims=(64, 96),
+        dtypes=("bf16",),
+        peers=True,
+    )
     assert {job.kind for job in jobs} == {"attention", "tutorial", "elementwise"}
     assert {(r["op"], r["variant"], r["head_dim"]) for r in missing} == {
         ("norm_fwd", "peer:liger", None), ("norm_bwd", "peer:liger", None), ("norm_fwd", "peer:flash-attn", None),
@@ -113,11 +133,20 @@ def test_a_peer_that_cannot_be_had_is_a_row_with_the_reason(monkeypatch):
 
 def test_a_folder_without_flash_attn_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv(peers_kernels.FLASH_ATTN, str(tmp_path))
-    assert peers_kernels._flash_missing() == f"{peers_kernels.FLASH_ATTN}={tmp_path} holds no flash_attn/flash_attn_triton.py"
+    assert (
+        peers_kernels._flash_missing()
+        == f"{peers_kernels.FLASH_ATTN}={tmp_path} holds no flash_attn/flash_attn_triton.py"
+    )
 
 
 def test_the_plan_takes_only_what_was_asked_for():
-    jobs, _ = plan(arches=("sm_80",), ops=("pack", "gelu"), head_dims=(96,), dtypes=("bf16", "fp32"), peers=False)
+    jobs, _ = plan(
+        arches=("sm_80",),
+        ops=("pack", "gelu"),
+        head_dims=(96,),
+        dtypes=("bf16", "fp32"),
+        peers=False,
+    )
     assert {job.name for job in jobs} == {"bias_gelu", "pack/96", "pack/96x2", "pack/96/joint"}
     assert len(jobs) == 4 * 2 * 2  # each compiled and counted in each dtype
 
@@ -132,37 +161,93 @@ def row(op, variant, *, arch="sm_80", overlap=1.0, serial=0.7, goal="dram", head
 
 
 def test_rows_meet_their_bytes_and_peers_their_work():
-    attention_job, tutorial = Job("attention", "attention", "sm_80", "bf16", 96), Job("tutorial", "tutorial", "sm_80", "bf16", 96)
-    gelu, count = Job("elementwise", "bias_gelu", "sm_80", "bf16"), Job("elementwise", "bias_gelu", None, "bf16")
-    ours = row("attention_fwd", "bf16", goal="tensor", head_dim=96, flops=8.0, bytes_minimum=2.0, bytes_moved=5.0)
+    attention_job, tutorial = (
+        Job("attention", "attention", "sm_80", "bf16", 96),
+        Job("tutorial", "tutorial", "sm_80", "bf16", 96),
+    )
+    gelu, count = (
+        Job("elementwise", "bias_gelu", "sm_80", "bf16"),
+        Job("elementwise", "bias_gelu", None, "bf16"),
+    )
+    ours = row(
+        "attention_fwd",
+        "bf16",
+        goal="tensor",
+        head_dim=96,
+        flops=8.0,
+        bytes_minimum=2.0,
+        bytes_moved=5.0,
+    )
     theirs = row("attention_fwd", "peer:tutorial", goal="tensor", head_dim=96, intensity=None)
     found = merge(
         [attention_job, tutorial, gelu, count],
-        {attention_job: [ours], tutorial: [theirs], gelu: [row("bias_gelu_fwd", "bias_gelu")], count: [(110, 100)]},
+        {
+            attention_job: [ours],
+            tutorial: [theirs],
+            gelu: [row("bias_gelu_fwd", "bias_gelu")],
+            count: [(110, 100)],
+        },
     )
     assert [r["variant"] for r in found] == ["bf16", "bias_gelu", "peer:tutorial"]
     assert (found[1]["bytes_moved"], found[1]["bytes_minimum"]) == (110, 100)
-    assert (found[2]["flops"], found[2]["bytes_minimum"], found[2]["bytes_moved"]) == (8.0, 2.0, None)
+    assert (found[2]["flops"], found[2]["bytes_minimum"], found[2]["bytes_moved"]) == (
+        8.0,
+        2.0,
+        None,
+    )
 
 
 def test_the_second_pass_of_sums_is_listed_once():
-    sums = [row("segment_sum", variant, width=width) for variant, width in (("a", 64), ("b", 64), ("b", 96))]
-    assert distinct([*sums, row("norm_fwd", "a"), row("norm_fwd", "b")]) == [sums[0], sums[2], row("norm_fwd", "a"), row("norm_fwd", "b")]
+    sums = [
+        row("segment_sum", variant, width=width)
+        for variant, width in (("a", 64), ("b", 64), ("b", 96))
+    ]
+    assert distinct([*sums, row("norm_fwd", "a"), row("norm_fwd", "b")]) == [
+        sums[0],
+        sums[2],
+        row("norm_fwd", "a"),
+        row("norm_fwd", "b"),
+    ]
 
 
 ROWS = [
     row("attention_fwd", "bf16", goal="tensor", head_dim=96, arch="sm_90"),
-    row("attention_fwd", "peer:tutorial", goal="tensor", head_dim=96, overlap=0.75, serial=0.5, arch="sm_90"),
+    row(
+        "attention_fwd",
+        "peer:tutorial",
+        goal="tensor",
+        head_dim=96,
+        overlap=0.75,
+        serial=0.5,
+        arch="sm_90",
+    ),
     row("norm_fwd", "residual_norm", arch="sm_90", ptxas_warnings=["<C7510>"]),
-    skipped(op="attention_fwd", variant="peer:flash-attn", arch="sm_90", dtype="bf16", head_dim=96, reason="not <here>"),
+    skipped(
+        op="attention_fwd",
+        variant="peer:flash-attn",
+        arch="sm_90",
+        dtype="bf16",
+        head_dim=96,
+        reason="not <here>",
+    ),
 ]
-ENV = {"versions": {"torch": "2"}, "commit": "abc", "cpu": "x", "gpus": [], "command": "mudit bench kernels"}
+ENV = {
+    "versions": {"torch": "2"},
+    "commit": "abc",
+    "cpu": "x",
+    "gpus": [],
+    "command": "mudit bench kernels",
+}
 
 
 def test_plots_are_pictures_with_something_on_them():
     for png in (roofline(ROWS), ceilings(ROWS)):
         pixels = matplotlib.image.imread(io.BytesIO(png), format="png")
-        assert pixels.shape[0] > 100 and pixels.shape[1] > 500 and 0.001 < (pixels[..., :3].min(2) < 0.7).mean() < 0.2
+        assert (
+            pixels.shape[0] > 100
+            and pixels.shape[1] > 500
+            and 0.001 < (pixels[..., :3].min(2) < 0.7).mean() < 0.2
+        )
     assert roofline(ROWS[-1:]) is None and ceilings(ROWS[2:]) is None
 
 

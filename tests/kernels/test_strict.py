@@ -31,11 +31,17 @@ def _bf16_kernel(a_ptr, b_ptr, out_ptr, N: tl.constexpr):
 @triton.jit
 def _copy_kernel(x_ptr, out_ptr, n, SHIFT: tl.constexpr, FILL: tl.constexpr, N: tl.constexpr):
     cols = tl.program_id(0) * N + tl.arange(0, N)
-    x = tl.load(x_ptr + cols, mask=cols < n, other=0.0) if FILL else tl.load(x_ptr + cols, mask=cols < n)
+    x = (
+        tl.load(x_ptr + cols, mask=cols < n, other=0.0)
+        if FILL
+        else tl.load(x_ptr + cols, mask=cols < n)
+    )
     tl.store(out_ptr + cols - tl.program_id(0) * SHIFT, x)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"]
+)
 def test_dot_matches_float64(dtype):
     a, b = torch.randn(2, 32, 32).to(dtype)
     out = torch.empty(32, 32, dtype=torch.float32)
@@ -60,7 +66,10 @@ def test_bf16_elementwise_equals_torch():
 
 def test_bf16_rounds_to_nearest_even():
     x = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.0e38, float("nan"), 1e-40])
-    assert torch.equal(torch.from_numpy(strict.widen(strict.round_bf16(x.numpy()))).nan_to_num(7), x.bfloat16().float().nan_to_num(7))
+    assert torch.equal(
+        torch.from_numpy(strict.widen(strict.round_bf16(x.numpy()))).nan_to_num(7),
+        x.bfloat16().float().nan_to_num(7),
+    )
     assert strict.cut_tf32(np.float32([1 + 2**-11]))[0] == 1
 
 
@@ -71,7 +80,10 @@ def test_masked_load_without_other_is_nan():
 
 
 def test_fresh_memory_is_nan():
-    assert torch.empty(4).isnan().all() and torch.empty_like(torch.ones(3, dtype=torch.bfloat16)).isnan().all()
+    assert (
+        torch.empty(4).isnan().all()
+        and torch.empty_like(torch.ones(3, dtype=torch.bfloat16)).isnan().all()
+    )
 
 
 @pytest.mark.parametrize(

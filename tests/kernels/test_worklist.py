@@ -16,12 +16,24 @@ FRAMES_PER_SECOND = 10.77
 SONGS = [round(seconds * FRAMES_PER_SECOND) for seconds in (30, 60, 120, 260)]
 
 
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 200)), max_size=6), st.sampled_from([32, 64, 128]))
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 200)), max_size=6),
+    st.sampled_from([32, 64, 128]),
+)
 def test_tiles_cover_every_row_once_and_longest_first(songs, block):
     q, k = [s[0] for s in songs], [s[1] for s in songs]
-    segments = Segments.self_attention(q) + Segments.cross_attention(q, k, k_offset=sum(q), stream=1)
-    for tiles, rows in ((segments.query_tiles(block, "cpu"), 2 * sum(q)), (segments.key_tiles(block, "cpu"), sum(q) + sum(k))):
-        seen = [(tile[4] if rows == 2 * sum(q) else 0, tile[0] + i) for tile in tiles.tolist() for i in range(min(block, tile[1]))]
+    segments = Segments.self_attention(q) + Segments.cross_attention(
+        q, k, k_offset=sum(q), stream=1
+    )
+    for tiles, rows in (
+        (segments.query_tiles(block, "cpu"), 2 * sum(q)),
+        (segments.key_tiles(block, "cpu"), sum(q) + sum(k)),
+    ):
+        seen = [
+            (tile[4] if rows == 2 * sum(q) else 0, tile[0] + i)
+            for tile in tiles.tolist()
+            for i in range(min(block, tile[1]))
+        ]
         if tiles is segments.query_tiles(block, "cpu"):
             assert len(seen) == len(set(seen)) == rows
         else:
@@ -56,9 +68,15 @@ def test_longest_first_keeps_the_machine_busy():
     """Songs drawn between 30 and 260 s on 108 processors with two blocks each: at least 90 % of the slots' time is work, on average."""
     busy, unsorted = [], []
     for seed in range(10):
-        lengths = [round(FRAMES_PER_SECOND * random.Random(100 * seed + i).uniform(30, 260)) for i in range(8)]
+        lengths = [
+            round(FRAMES_PER_SECOND * random.Random(100 * seed + i).uniform(30, 260))
+            for i in range(8)
+        ]
         tiles = Segments.self_attention(lengths).query_tiles(128, "cpu")[:, 3].tolist()
-        ordered, given_order = [t for t in tiles for _ in range(12)], [n for n in lengths for _ in range(-(-n // 128) * 12)]
+        ordered, given_order = (
+            [t for t in tiles for _ in range(12)],
+            [n for n in lengths for _ in range(-(-n // 128) * 12)],
+        )
         busy.append(sum(ordered) / (216 * makespan(ordered, 216)))
         unsorted.append(sum(given_order) / (216 * makespan(given_order, 216)))
     assert sum(busy) / len(busy) >= 0.9
@@ -77,6 +95,8 @@ def test_shared_keys_are_named():
 
 
 def test_covers():
-    both = Segments.self_attention([4, 6]) + Segments.cross_attention([4, 6], [3, 0], k_offset=10, stream=1)
+    both = Segments.self_attention([4, 6]) + Segments.cross_attention(
+        [4, 6], [3, 0], k_offset=10, stream=1
+    )
     assert both.covers(q_rows=10, k_rows=13, streams=2) == (True, True)
     assert both.covers(q_rows=10, k_rows=14, streams=3) == (False, False)

@@ -58,7 +58,11 @@ def recipe_for(data: Path, *, stage: int | None) -> Recipe:
         "steps": STEPS, "checkpoint__every": EVERY, "checkpoint__keep": KEEP, "data__packs_per_step": 3, "log__songs": True,
     }  # fmt: skip
     if stage is not None:
-        changes |= {"strategy": "deepspeed", "parallel__zero_stage": stage, "parallel__timeout_seconds": TIMEOUT}
+        changes |= {
+            "strategy": "deepspeed",
+            "parallel__zero_stage": stage,
+            "parallel__timeout_seconds": TIMEOUT,
+        }
     return small_recipe(data, **changes)
 
 
@@ -144,7 +148,9 @@ def arm(trainer: Any, place: str, count: int) -> None:
         checkpoint.write_text = before(checkpoint.write_text)
 
 
-def run_ranks(recipe: Recipe, out: Path, world: int, log: Path, fault: dict[str, Any]) -> dict[int, int]:
+def run_ranks(
+    recipe: Recipe, out: Path, world: int, log: Path, fault: dict[str, Any]
+) -> dict[int, int]:
     def body(rank: int) -> None:
         from mudit_engine.errors import OutputError
         from mudit_engine.training.trainer import InterruptedRun, Trainer
@@ -207,7 +213,9 @@ def limit_files(trainer: Any, count: int) -> None:
 def damage(run: Path, choose: random.Random, *, age: int) -> str | None:
     """Spoils one file of a checkpoint (age 0: the newest), as long as a good older one is left. Returns what was done."""
     tags = Checkpoints(run / "checkpoints").tags()
-    if all(find_fault(tag) for tag in tags[age + 1 :]):  # starts that die before they save may have left several spoilt ones
+    if all(
+        find_fault(tag) for tag in tags[age + 1 :]
+    ):  # starts that die before they save may have left several spoilt ones
         return None
     path = choose.choice(sorted(tags[age].iterdir()))
     size = path.stat().st_size
@@ -224,14 +232,19 @@ def damage(run: Path, choose: random.Random, *, age: int) -> str | None:
 
 
 def songs_of(run: Path) -> list[list[str]]:
-    return [sorted(json.loads(line)["songs"]) for line in (run / "songs.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        sorted(json.loads(line)["songs"])
+        for line in (run / "songs.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def last_loss(run: Path) -> float:
     return float(read_metrics(run)[0][-1]["loss"])
 
 
-def disturbed_training(data: Path, out: Path, choose: random.Random, worlds: list[int], log: Path) -> tuple[Counter[str], int]:
+def disturbed_training(
+    data: Path, out: Path, choose: random.Random, worlds: list[int], log: Path
+) -> tuple[Counter[str], int]:
     """One training with a fault at (nearly) every start, until it is done: (faults by kind, starts)."""
     faults: Counter[str] = Counter()
     starts = 0
@@ -250,9 +263,18 @@ def disturbed_training(data: Path, out: Path, choose: random.Random, worlds: lis
         codes = run_ranks(recipe_for(data, stage=stage), out, world, log, fault)
         done = set(codes.values()) == {0}
         if not done:
-            expected = {"kill": {0, KILLED_RANK, 1}, "full disk": {FULL_DISK}, "preemption": {PREEMPTED}, "none": {0}}[fault["kind"]]
+            expected = {
+                "kill": {0, KILLED_RANK, 1},
+                "full disk": {FULL_DISK},
+                "preemption": {PREEMPTED},
+                "none": {0},
+            }[fault["kind"]]
             # 1: a collective whose other end died; the launcher may end those that outlive the cause
-            if not set(codes.values()) - {KILLED_RANK} <= expected or codes[fault["rank"]] not in (KILLED_RANK, PREEMPTED, FULL_DISK):
+            if not set(codes.values()) - {KILLED_RANK} <= expected or codes[fault["rank"]] not in (
+                KILLED_RANK,
+                PREEMPTED,
+                FULL_DISK,
+            ):
                 start = f"start {starts} ({world} ranks, stage {stage}, {fault})"
                 raise AssertionError(f"{start} ended with {codes}: {log.read_text()[-3000:]}")
             faults[f"kill: {fault['place']}" if fault["kind"] == "kill" else fault["kind"]] += 1
@@ -287,9 +309,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         root = Path(folder)
         data = write_songs(root / "songs")
         log = root / "ranks.log"
-        codes = run_ranks(recipe_for(data, stage=1), root / "undisturbed", 2, log, {"kind": "none", "modules": str(root / "modules")})
+        codes = run_ranks(
+            recipe_for(data, stage=1),
+            root / "undisturbed",
+            2,
+            log,
+            {"kind": "none", "modules": str(root / "modules")},
+        )
         assert set(codes.values()) == {0}, log.read_text()[-3000:]
-        for name in (root / "modules").read_text().split():  # what a run imports on its way: once here, and not in every fork
+        for name in (
+            (root / "modules").read_text().split()
+        ):  # what a run imports on its way: once here, and not in every fork
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         songs, loss = songs_of(root / "undisturbed"), last_loss(root / "undisturbed")
@@ -300,7 +330,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             worst = max(worst, error)
             if songs_of(out) != songs or error > 1e-6:
                 losses += 1
-                print(f"training {trainings} lost something: relative error of its last loss {error:.2e}", file=sys.stderr)
+                print(
+                    f"training {trainings} lost something: relative error of its last loss {error:.2e}",
+                    file=sys.stderr,
+                )
             total += faults
             starts, trainings = starts + more, trainings + 1
             cpu = sum(os.times()[:4])

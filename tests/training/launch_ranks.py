@@ -21,11 +21,17 @@ def start(world: int, script: str, *arguments: str, log: Path) -> list[subproces
         env = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         with log.with_suffix(f".{place['RANK']}").open("wb") as output:
             command = [sys.executable, str(HERE / script), *arguments]
-            processes.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=HERE))
+            processes.append(
+                subprocess.Popen(
+                    command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=HERE
+                )
+            )
     return processes
 
 
-def run_jobs(world: int, jobs: list[dict[str, Any]], folder: Path, *, timeout: float = 1800) -> None:
+def run_jobs(
+    world: int, jobs: list[dict[str, Any]], folder: Path, *, timeout: float = 1800
+) -> None:
     """Runs the jobs of run_ranks.py. Raises AssertionError with the end of a log when a rank fails."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -37,4 +43,7 @@ def run_jobs(world: int, jobs: list[dict[str, Any]], folder: Path, *, timeout: f
         for process in processes:
             process.kill()
     for rank, code in enumerate(codes):
-        assert code == 0, f"rank {rank} of {world} ended with {code}:\n" + log.with_suffix(f".{rank}").read_text()[-3000:]
+        assert code == 0, (
+            f"rank {rank} of {world} ended with {code}:\n"
+            + log.with_suffix(f".{rank}").read_text()[-3000:]
+        )

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from mudit_engine.training.recipe import Recipe, parse_recipe
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks.task import Task, make_task
+from mudit_engine.training.recipe import Recipe, parse_recipe
+from mudit_engine.training.tasks.choose import make_task
+from mudit_engine.training.tasks.task import Task
 from mudit_engine.training.trainer import Trainer
 from small_songs import small_recipe
 

@@ -17,8 +17,13 @@ LEGS = ((4, 1, 2), (2, 3, 4), (3, 2, 9))  # ranks, stage, the step that the leg 
 def leg(data: Path, stage: int | None, steps: int) -> Recipe:
     """A run that ends early: its learning rate does not ask for the number of steps."""
     recipe = recipe_for(data, stage=stage)
-    fields = {"steps": steps, "schedule": recipe.schedule.model_copy(update={"kind": "constant", "warmup": 2})}
-    return recipe.model_copy(update=fields | {"data": recipe.data.model_copy(update={"pack_size": 64})})
+    fields = {
+        "steps": steps,
+        "schedule": recipe.schedule.model_copy(update={"kind": "constant", "warmup": 2}),
+    }
+    return recipe.model_copy(
+        update=fields | {"data": recipe.data.model_copy(update={"pack_size": 64})}
+    )
 
 
 def main(data: Path, out: Path) -> None:

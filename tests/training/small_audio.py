@@ -7,14 +7,36 @@ from pathlib import Path
 
 import numpy as np
 
-from mudit_engine.training.recipe import Recipe, load_recipe
 from mudit_engine.training.dataset.shards import ShardWriter, audio_fields
+from mudit_engine.training.recipe import Recipe, load_recipe
 
 RATE = 8000
-SMALL_VAE = {"sample_rate": RATE, "channels": 1, "n_fft": 256, "stft_hop": 64, "fold": 4, "latent_channels": 8, "phase_refinements": 0}
-SMALL_VAE |= {"phase_head": True, "frame_width": 16, "frame_blocks": 1, "latent_width": 16, "latent_blocks": 1}
+SMALL_VAE = {
+    "sample_rate": RATE,
+    "channels": 1,
+    "n_fft": 256,
+    "stft_hop": 64,
+    "fold": 4,
+    "latent_channels": 8,
+    "phase_refinements": 0,
+}
+SMALL_VAE |= {
+    "phase_head": True,
+    "frame_width": 16,
+    "frame_blocks": 1,
+    "latent_width": 16,
+    "latent_blocks": 1,
+}
 WORDS = ("bass", "low", "middle", "high")
-SMALL_CHINMU = {"text_width": 32, "text_blocks": 1, "audio_width": 32, "audio_blocks": 1, "head_dim": 16, "sample_rate": RATE, "mels": 32}
+SMALL_CHINMU = {
+    "text_width": 32,
+    "text_blocks": 1,
+    "audio_width": 32,
+    "audio_blocks": 1,
+    "head_dim": 16,
+    "sample_rate": RATE,
+    "mels": 32,
+}
 CORPUS_ATTRIBUTES = load_recipe("tiny-chinmu").chinmu.attributes
 
 
@@ -24,10 +46,17 @@ def write_chords(folder: Path) -> Path:
     with ShardWriter(folder, audio_fields(channels=1)) as writer:
         for number in range(14):
             t = np.arange(1000 if number == 0 else 12000) / RATE
-            wave = sum(np.sin(2 * np.pi * hertz * t) for hertz in rng.uniform(100, 2000, 3)) * 0.2 * np.exp(-t)
+            wave = (
+                sum(np.sin(2 * np.pi * hertz * t) for hertz in rng.uniform(100, 2000, 3))
+                * 0.2
+                * np.exp(-t)
+            )
             split = "train" if number < 12 else "validation"
             writer.add(
-                f"chord-{number:02d}", {"audio": (wave[:, None] * 32767).astype(np.int16)}, metadata={"sample_rate": RATE}, split=split
+                f"chord-{number:02d}",
+                {"audio": (wave[:, None] * 32767).astype(np.int16)},
+                metadata={"sample_rate": RATE},
+                split=split,
             )
     return folder
 
@@ -52,7 +81,9 @@ def vae_recipe(data: Path, **changes: object) -> Recipe:
         "log.curve": False,
         **changes,
     }
-    return load_recipe("tiny-vae", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])
+    return load_recipe(
+        "tiny-vae", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()]
+    )
 
 
 def write_tones(folder: Path) -> Path:
@@ -61,9 +92,18 @@ def write_tones(folder: Path) -> Path:
     with ShardWriter(folder, audio_fields(channels=1)) as writer:
         for number in range(24):
             height = number % 4
-            wave = np.sin(np.arange(RATE * 2) * 2 * np.pi * 200 * 2**height / RATE + rng.uniform(0, 6)) * 0.3
+            wave = (
+                np.sin(np.arange(RATE * 2) * 2 * np.pi * 200 * 2**height / RATE + rng.uniform(0, 6))
+                * 0.3
+            )
             described = [
-                {"language": "en", "user": "amateur", "word": [WORDS[height]], "phrase": [f"a {WORDS[height]} tone"], "sentence": []}
+                {
+                    "language": "en",
+                    "user": "amateur",
+                    "word": [WORDS[height]],
+                    "phrase": [f"a {WORDS[height]} tone"],
+                    "sentence": [],
+                }
             ]
             samples = (wave[:, None] * 32767).astype(np.int16)
             split = "train" if number < 20 else "validation"
@@ -73,7 +113,12 @@ def write_tones(folder: Path) -> Path:
                 metadata={"sample_rate": RATE, "descriptions": described, "height": WORDS[height]},
                 split=split,
             )
-        writer.add("unknown", {"audio": samples}, metadata={"sample_rate": RATE, "descriptions": []}, split="test")
+        writer.add(
+            "unknown",
+            {"audio": samples},
+            metadata={"sample_rate": RATE, "descriptions": []},
+            split="test",
+        )
     return folder
 
 
@@ -93,4 +138,6 @@ def chinmu_recipe(data: Path, **changes: object) -> Recipe:
         "log.curve": False,
         **changes,
     }
-    return load_recipe("tiny-chinmu", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])
+    return load_recipe(
+        "tiny-chinmu", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()]
+    )

@@ -8,22 +8,40 @@ from typing import Any
 
 import numpy as np
 
-from mudit_engine.training.recipe import Recipe, load_recipe
 from mudit_engine.training.dataset.shards import ShardWriter, song_fields
+from mudit_engine.training.recipe import Recipe, load_recipe
 
 CHANNELS = 8
-SMALL_DIT = {"latent_channels": CHANNELS, "width": 16, "blocks": 1, "heads": 2, "lyric_width": 16, "lyric_head_dim": 8, "lyric_blocks": 1}
+SMALL_DIT = {
+    "latent_channels": CHANNELS,
+    "width": 16,
+    "blocks": 1,
+    "heads": 2,
+    "lyric_width": 16,
+    "lyric_head_dim": 8,
+    "lyric_blocks": 1,
+}
 
 
-def write_songs(folder: Path, count: int = 24, *, seed: int = 0, validation: int = 4, shard_bytes: int = 40_000) -> Path:
+def write_songs(
+    folder: Path, count: int = 24, *, seed: int = 0, validation: int = 4, shard_bytes: int = 40_000
+) -> Path:
     """A DiT data set of `count` training songs of 8 to 40 frames, and a few for validation."""
     rng = np.random.default_rng(seed)
-    with ShardWriter(folder, song_fields(latent_channels=CHANNELS), shard_bytes=shard_bytes) as writer:
+    with ShardWriter(
+        folder, song_fields(latent_channels=CHANNELS), shard_bytes=shard_bytes
+    ) as writer:
         for number in range(count + validation):
-            frames, tokens, fragments = int(rng.integers(8, 41)), int(rng.integers(0, 12)), int(rng.integers(0, 7))
+            frames, tokens, fragments = (
+                int(rng.integers(8, 41)),
+                int(rng.integers(0, 12)),
+                int(rng.integers(0, 7)),
+            )
             tokens = min(tokens, frames // 2)
             phase = rng.uniform(0, 6, CHANNELS)
-            latents = np.sin(np.arange(frames)[:, None] * 0.4 + phase) + 0.1 * rng.normal(size=(frames, CHANNELS))
+            latents = np.sin(np.arange(frames)[:, None] * 0.4 + phase) + 0.1 * rng.normal(
+                size=(frames, CHANNELS)
+            )
             user = rng.integers(1, 3, 2)
             description = np.sort(rng.integers(0, 2, fragments))
             description -= description[:1].sum()
@@ -38,7 +56,11 @@ def write_songs(folder: Path, count: int = 24, *, seed: int = 0, validation: int
             if number % 3 == 0:
                 arrays["stem.vocals"] = latents * 0.5
             split = "train" if number < count else "validation"
-            metadata = {"seconds": frames / 10.77, "bpm": 90 + number, "chords": [(0.0, 1.0, "Dm7"), (1.0, 9.0, "G7")]}
+            metadata = {
+                "seconds": frames / 10.77,
+                "bpm": 90 + number,
+                "chords": [(0.0, 1.0, "Dm7"), (1.0, 9.0, "G7")],
+            }
             writer.add(f"song-{number:03d}", arrays, metadata=metadata, split=split)
     return folder
 
@@ -62,4 +84,7 @@ def small_recipe(data: Path, **changes: Any) -> Recipe:
         "dit.reference": 0.5,
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
-    return load_recipe("tiny-dit-finetune", overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()])
+    return load_recipe(
+        "tiny-dit-finetune",
+        overrides=[f"{name}={json.dumps(value)}" for name, value in fields.items()],
+    )

@@ -19,8 +19,16 @@ settings.load_profile("sampler")
 lengths = st.lists(st.integers(1, 100), min_size=1, max_size=80)
 
 
-@given(lengths, st.integers(0, 5), st.integers(100, 400), st.integers(1, 7), st.sampled_from([1, 2, 8, 256]))
-def test_every_song_once_in_packs_that_fit(costs: list[int], epoch: int, budget: int, packs: int, window: int) -> None:
+@given(
+    lengths,
+    st.integers(0, 5),
+    st.integers(100, 400),
+    st.integers(1, 7),
+    st.sampled_from([1, 2, 8, 256]),
+)
+def test_every_song_once_in_packs_that_fit(
+    costs: list[int], epoch: int, budget: int, packs: int, window: int
+) -> None:
     sampler = Sampler(np.array(costs), seed=3, budget=budget, packs_per_step=packs, window=window)
     seen = [pack for step in range(sampler.steps(epoch)) for pack in sampler.batch(epoch, step)]
     assert sorted(np.concatenate(seen).tolist()) == list(range(len(costs)))
@@ -29,7 +37,9 @@ def test_every_song_once_in_packs_that_fit(costs: list[int], epoch: int, budget:
 
 
 @given(lengths, st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 6), st.data())
-def test_world_size_may_change_in_the_middle_of_an_epoch(costs: list[int], worlds: list[int], packs: int, data: st.DataObject) -> None:
+def test_world_size_may_change_in_the_middle_of_an_epoch(
+    costs: list[int], worlds: list[int], packs: int, data: st.DataObject
+) -> None:
     """4 -> 2 -> 3 ranks: nothing is lost or repeated, and each step holds the same packs as with one rank."""
     alone = Sampler(np.array(costs), seed=1, budget=130, packs_per_step=packs)
     step, seen = 0, []
@@ -37,11 +47,22 @@ def test_world_size_may_change_in_the_middle_of_an_epoch(costs: list[int], world
         left = alone.steps(0) - step
         count = left if place == len(worlds) - 1 else data.draw(st.integers(0, left))
         # every rank plans for itself, as after a restart
-        ranks = [Sampler(np.array(costs), seed=1, budget=130, packs_per_step=packs) for _ in range(world)]
+        ranks = [
+            Sampler(np.array(costs), seed=1, budget=130, packs_per_step=packs) for _ in range(world)
+        ]
         for now in range(step, step + count):
-            local = [sampler.local(0, now, rank=rank, world=world) for rank, sampler in enumerate(ranks)]
-            assert len({len(batches) for batches in local}) == 1, "collectives need as many micro-batches on every rank"
-            together = [pack for batches in itertools.zip_longest(*local) for pack in batches if pack is not None and len(pack)]
+            local = [
+                sampler.local(0, now, rank=rank, world=world) for rank, sampler in enumerate(ranks)
+            ]
+            assert len({len(batches) for batches in local}) == 1, (
+                "collectives need as many micro-batches on every rank"
+            )
+            together = [
+                pack
+                for batches in itertools.zip_longest(*local)
+                for pack in batches
+                if pack is not None and len(pack)
+            ]
             assert [p.tolist() for p in together] == [p.tolist() for p in alone.batch(0, now)]
             seen += [number for pack in together for number in pack.tolist()]
         step += count
@@ -92,19 +113,31 @@ FIRST_SONGS = [227, 169, 94, 279, 218, 21]
 def test_walk_goes_through_epochs() -> None:
     sampler = Sampler(np.full(10, 50), seed=0, budget=100, packs_per_step=2)
     assert sampler.steps(0) == 3
-    assert list(itertools.islice(sampler.walk(0, 1), 6)) == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert list(itertools.islice(sampler.walk(0, 1), 6)) == [
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+    ]
     assert next(sampler.walk(0, 3)) == (1, 0)
     with pytest.raises(ValueError, match="has 3 steps"):
         sampler.batch(0, 3)
 
 
 def test_only_the_songs_asked_for() -> None:
-    sampler = Sampler(np.full(10, 50), seed=0, budget=100, packs_per_step=2, numbers=np.array([1, 4, 7]))
+    sampler = Sampler(
+        np.full(10, 50), seed=0, budget=100, packs_per_step=2, numbers=np.array([1, 4, 7])
+    )
     assert sorted(sampler.plan(0).songs.tolist()) == [1, 4, 7]
 
 
 def test_songs_that_fit_no_pack_are_named() -> None:
-    with pytest.raises(InputError, match=r"2 song\(s\) do not fit.*number 1 with a length of 200.*data.pack_size to 200"):
+    with pytest.raises(
+        InputError,
+        match=r"2 song\(s\) do not fit.*number 1 with a length of 200.*data.pack_size to 200",
+    ):
         Sampler(np.array([50, 200, 0]), seed=0, budget=100, packs_per_step=1)
     with pytest.raises(InputError, match="no song"):
         Sampler(np.array([], np.int64), seed=0, budget=100, packs_per_step=1)

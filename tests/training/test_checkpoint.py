@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 
 from mudit_engine.errors import ConfigError, InputError, OutputError
-from mudit_engine.training.parallel import strategy
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints, find_fault
+from mudit_engine.training.parallel import strategy
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.trainer import InterruptedRun, Trainer
 from small_songs import small_recipe, write_songs
@@ -51,10 +51,15 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same_run(run: Path, whole: Path) -> None:
     """Weights, optimiser, average and the metrics of every step are those of the undisturbed run."""
-    mine, theirs = Checkpoints(run / "checkpoints").named("12"), Checkpoints(whole / "checkpoints").named("12")
+    mine, theirs = (
+        Checkpoints(run / "checkpoints").named("12"),
+        Checkpoints(whole / "checkpoints").named("12"),
+    )
     for name in STATE:
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
-    rows, expected = ([{k: row[k] for k in SAME} for row in read_metrics(folder)[0]] for folder in (run, whole))
+    rows, expected = (
+        [{k: row[k] for k in SAME} for row in read_metrics(folder)[0]] for folder in (run, whole)
+    )
     assert rows == expected and [row["step"] for row in rows] == list(range(12))
 
 
@@ -71,12 +76,18 @@ def stop_at(trainer: Trainer, step: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)], ids=["term", "usr1", "ctrl-c"]
+    "number, code",
+    [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)],
+    ids=["term", "usr1", "ctrl-c"],
 )
-def test_signal_saves_and_stops(data: Path, whole: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_signal_saves_and_stops(
+    data: Path, whole: Path, tmp_path: Path, number: int, code: int
+) -> None:
     trainer = Trainer(small_recipe(data), tmp_path, quiet=True)
     stop_at(trainer, 5, number)
-    with pytest.raises(InterruptedRun, match="after step 6 of 12; saved as step-00000006") as stopped:
+    with pytest.raises(
+        InterruptedRun, match="after step 6 of 12; saved as step-00000006"
+    ) as stopped:
         trainer.run()
     assert stopped.value.exit_code == code
     assert signal.getsignal(number) is not trainer, "handlers are put back"
@@ -84,7 +95,9 @@ def test_signal_saves_and_stops(data: Path, whole: Path, tmp_path: Path, number:
     assert_same_run(tmp_path, whole)
 
 
-def test_signal_on_the_last_step_stops_what_follows(data: Path, whole: Path, tmp_path: Path) -> None:
+def test_signal_on_the_last_step_stops_what_follows(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
     trainer = Trainer(small_recipe(data), tmp_path, quiet=True)
     stop_at(trainer, 11, signal.SIGTERM)
     with pytest.raises(InterruptedRun, match="after step 12 of 12"):
@@ -111,12 +124,31 @@ def test_second_ctrl_c_stops_at_once(data: Path, whole: Path, tmp_path: Path) ->
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize("place, step, newest", [("backward", 6, 4), ("save", 8, 4), ("rename", 8, 4), ("latest", 8, 8)])
-def test_kill_9(data: Path, whole: Path, tmp_path: Path, place: str, step: int, newest: int) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("run_and_die.py")), str(data), str(tmp_path), place, str(step)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+@pytest.mark.parametrize(
+    "place, step, newest", [("backward", 6, 4), ("save", 8, 4), ("rename", 8, 4), ("latest", 8, 8)]
+)
+def test_kill_9(
+    data: Path, whole: Path, tmp_path: Path, place: str, step: int, newest: int
+) -> None:
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("run_and_die.py")),
+        str(data),
+        str(tmp_path),
+        place,
+        str(step),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert Checkpoints(tmp_path / "checkpoints").tags()[0].name == f"step-{newest:08d}", "at most one interval is lost"
+    assert Checkpoints(tmp_path / "checkpoints").tags()[0].name == f"step-{newest:08d}", (
+        "at most one interval is lost"
+    )
     Trainer(small_recipe(data), tmp_path, quiet=True).run()
     assert_same_run(tmp_path, whole)
     assert not list((tmp_path / "checkpoints").glob(".*")), "nothing half-written is left"
@@ -129,14 +161,28 @@ def flip_bit(path: Path) -> None:
 
 
 DAMAGE = {
-    "bit-flip": (lambda tag: flip_bit(tag / "model.optimizer.safetensors"), "model.optimizer.safetensors has changed"),
-    "truncated": (lambda tag: os.truncate(tag / "model.safetensors", 1000), "model.safetensors has 1000 bytes instead of"),
-    "missing": (lambda tag: (tag / "model.ema.safetensors").unlink(), "model.ema.safetensors is missing"),
+    "bit-flip": (
+        lambda tag: flip_bit(tag / "model.optimizer.safetensors"),
+        "model.optimizer.safetensors has changed",
+    ),
+    "truncated": (
+        lambda tag: os.truncate(tag / "model.safetensors", 1000),
+        "model.safetensors has 1000 bytes instead of",
+    ),
+    "missing": (
+        lambda tag: (tag / "model.ema.safetensors").unlink(),
+        "model.ema.safetensors is missing",
+    ),
     "state": (
-        lambda tag: (tag / "trainer.json").write_text((tag / "trainer.json").read_text().replace('"step": 12', '"step": 13')),
+        lambda tag: (tag / "trainer.json").write_text(
+            (tag / "trainer.json").read_text().replace('"step": 12', '"step": 13')
+        ),
         "trainer.json has changed",
     ),
-    "manifest": (lambda tag: (tag / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+    "manifest": (
+        lambda tag: (tag / "manifest.json").write_text("{"),
+        "manifest.json cannot be read",
+    ),
     "renamed": (lambda tag: None, "manifest.json belongs to step 12"),
 }
 
@@ -180,14 +226,18 @@ def test_named_and_missing_tags(whole: Path, data: Path, tmp_path: Path) -> None
     shutil.copytree(whole, tmp_path / "run")
     Trainer(small_recipe(data), tmp_path / "run", quiet=True).run(resume="4")
     assert_same_run(tmp_path / "run", whole)
-    with pytest.raises(InputError, match="no checkpoint '7' .* there are step-00000012, step-00000008"):
+    with pytest.raises(
+        InputError, match="no checkpoint '7' .* there are step-00000012, step-00000008"
+    ):
         Trainer(small_recipe(data), tmp_path / "run", quiet=True).run(resume="7")
     with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
         Trainer(small_recipe(data), tmp_path / "run", quiet=True).run(resume="never")
 
 
 def test_keeps_the_newest(data: Path, tmp_path: Path) -> None:
-    Trainer(small_recipe(data, checkpoint__keep=2, checkpoint__every=2, steps=8), tmp_path, quiet=True).run()
+    Trainer(
+        small_recipe(data, checkpoint__keep=2, checkpoint__every=2, steps=8), tmp_path, quiet=True
+    ).run()
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert [tag.name for tag in checkpoints.tags()] == ["step-00000008", "step-00000006"]
     assert (checkpoints.folder / "latest").read_text().strip() == "step-00000008"
@@ -212,7 +262,9 @@ def test_longer_run_goes_on_from_a_finished_one(data: Path, tmp_path: Path) -> N
     ],
     ids=["pack-size", "seed", "model"],
 )
-def test_another_run_is_refused(whole: Path, data: Path, tmp_path: Path, change: dict[str, float], message: str) -> None:
+def test_another_run_is_refused(
+    whole: Path, data: Path, tmp_path: Path, change: dict[str, float], message: str
+) -> None:
     import shutil
 
     shutil.copytree(whole, tmp_path / "run")
@@ -229,17 +281,24 @@ def test_changed_data_is_refused(whole: Path, tmp_path: Path) -> None:
         Trainer(small_recipe(other), tmp_path / "run", quiet=True).run()
 
 
-def test_full_disk_leaves_the_older_checkpoint(data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_older_checkpoint(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(small_recipe(data), tmp_path, quiet=True)
     save = strategy.save_file
 
     def full(tensors: Any, path: Path, *rest: Any) -> None:
         if trainer.progress.step == 8 and "optimizer" in str(path):
-            raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})")
+            raise SafetensorError(
+                f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"
+            )
         save(tensors, path, *rest)
 
     monkeypatch.setattr(strategy, "save_file", full)
-    with pytest.raises(OutputError, match="step-00000008' could not be written: the disk is full. Older checkpoints are untouched"):
+    with pytest.raises(
+        OutputError,
+        match="step-00000008' could not be written: the disk is full. Older checkpoints are untouched",
+    ):
         trainer.run()
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.newest_good() == checkpoints.folder / "step-00000004"
@@ -265,5 +324,7 @@ def test_write_that_the_system_cuts_short(tmp_path: Path) -> None:
             strategy.save_file({"weights": torch.zeros(10_000)}, folder / "model.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [tag.name for tag in checkpoints.tags()] == ["step-00000001"] and find_fault(checkpoints.tags()[0]) is None
+    assert [tag.name for tag in checkpoints.tags()] == ["step-00000001"] and find_fault(
+        checkpoints.tags()[0]
+    ) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]

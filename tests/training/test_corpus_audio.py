@@ -37,7 +37,10 @@ def why_not() -> str | None:
 
 
 MISSING = why_not()
-corpus_programs = [pytest.mark.corpus, pytest.mark.skipif(MISSING is not None, reason=MISSING or "")]
+corpus_programs = [
+    pytest.mark.corpus,
+    pytest.mark.skipif(MISSING is not None, reason=MISSING or ""),
+]
 
 
 def needs_programs(test):
@@ -47,7 +50,11 @@ def needs_programs(test):
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +74,17 @@ def corpus(request_):
 @pytest.fixture(scope="module")
 def songs(corpus):
     """[(label, {name: audio})]"""
-    return [(Song.load(f), {p.stem: soundfile.read(p)[0] for p in f.glob("*.flac")}) for f in song_folders(corpus)]
+    return [
+        (Song.load(f), {p.stem: soundfile.read(p)[0] for p in f.glob("*.flac")})
+        for f in song_folders(corpus)
+    ]
 
 
 def frames_of(song: Song, times: np.ndarray) -> np.ndarray:
     """True where a syllable is sung, from its consonant to the end of the reverb."""
-    return np.any([(times >= s.start - 0.2) & (times < s.end + 0.6) for s in song.syllables], axis=0)
+    return np.any(
+        [(times >= s.start - 0.2) & (times < s.end + 0.6) for s in song.syllables], axis=0
+    )
 
 
 @needs_programs
@@ -84,7 +96,9 @@ def test_two_workers_make_the_same_bytes(corpus, request_):
 
 @needs_programs
 def test_an_error_in_a_worker_is_the_callers(request_, tmp_path):
-    broken = dataclasses.replace(request_, out=tmp_path / "broken", soundfont=tmp_path / "broken.sf2")
+    broken = dataclasses.replace(
+        request_, out=tmp_path / "broken", soundfont=tmp_path / "broken.sf2"
+    )
     broken.soundfont.write_bytes(b"RIFF\x20\0\0\0sfbk" + bytes(64))
     with pytest.raises(MuditError, match="fluidsynth played nothing"):
         make_corpus(broken, workers=2)
@@ -108,7 +122,9 @@ def test_a_lost_song_is_made_again_alone_and_the_same(corpus, request_):
 
 @needs_programs
 def test_other_settings_do_not_mix_into_a_corpus(corpus, request_):
-    with pytest.raises(InputError, match="sample_rate 22050 \\(asked: 16000\\).*Choose another --out"):
+    with pytest.raises(
+        InputError, match="sample_rate 22050 \\(asked: 16000\\).*Choose another --out"
+    ):
         make_corpus(dataclasses.replace(request_, sample_rate=16000))
 
 
@@ -120,7 +136,10 @@ def test_files_are_what_the_label_says(songs):
         assert set(audio) == {"mix", *song.stems}
         assert all(len(sound) == round(song.seconds * song.sample_rate) for sound in audio.values())
         # Each file is rounded to 16 bits by itself.
-        assert np.abs(sum(audio[stem] for stem in song.stems) - audio["mix"]).max() <= (len(song.stems) + 1) / 2 / 32768 + 1e-9
+        assert (
+            np.abs(sum(audio[stem] for stem in song.stems) - audio["mix"]).max()
+            <= (len(song.stems) + 1) / 2 / 32768 + 1e-9
+        )
         assert np.abs(audio["mix"]).max() <= 0.951
         assert -18.5 < loudness(audio["mix"], song.sample_rate) < -17.9
 
@@ -128,7 +147,12 @@ def test_files_are_what_the_label_says(songs):
 @needs_programs
 def test_flac_is_16_bit_mono(corpus):
     info = soundfile.info(next(song_folders(corpus)) / "mix.flac")
-    assert (info.format, info.subtype, info.channels, info.samplerate) == ("FLAC", "PCM_16", 1, 22050)
+    assert (info.format, info.subtype, info.channels, info.samplerate) == (
+        "FLAC",
+        "PCM_16",
+        1,
+        22050,
+    )
 
 
 @needs_programs
@@ -164,7 +188,9 @@ def test_syllables_begin_where_the_label_says(songs):
     for song, audio in songs:
         energy = np.cumsum(np.concatenate([[0.0], audio["vocals"] ** 2]))
 
-        def between(a: float, b: float, energy: np.ndarray = energy, rate: int = song.sample_rate) -> float:
+        def between(
+            a: float, b: float, energy: np.ndarray = energy, rate: int = song.sample_rate
+        ) -> float:
             first, last = max(0, round(a * rate)), round(b * rate)
             return (energy[last] - energy[first]) / max(1, last - first)
 
@@ -181,7 +207,9 @@ def test_chords_are_heard_in_the_chord_stem(songs):
     from scipy import signal
 
     for song, audio in songs:
-        frequencies, times, spectrum = signal.stft(audio["chords"], song.sample_rate, nperseg=4096, noverlap=2048)
+        frequencies, times, spectrum = signal.stft(
+            audio["chords"], song.sample_rate, nperseg=4096, noverlap=2048
+        )
         used = (frequencies > 70) & (frequencies < 1500)
         classes = np.round(69 + 12 * np.log2(frequencies[used] / 440)).astype(int) % 12
         chroma = np.zeros((12, len(times)))
@@ -190,7 +218,9 @@ def test_chords_are_heard_in_the_chord_stem(songs):
         for chord in song.chords:
             inside = (times > chord.start + 0.1) & (times < chord.end - 0.1)
             strongest = set(np.argsort(chroma[:, inside].sum(1))[-3:])
-            shares.append(len(strongest & {(chord.root + step) % 12 for step in QUALITIES[chord.quality]}) / 3)
+            shares.append(
+                len(strongest & {(chord.root + step) % 12 for step in QUALITIES[chord.quality]}) / 3
+            )
         assert np.mean(shares) > 0.75
 
 
@@ -235,7 +265,10 @@ def test_midi_holds_every_note_at_its_time(tmp_path):
     from mudit_engine.training.corpus.compose import compose
 
     score = compose(seed=SEED, index=0, sample_rate=22050)
-    segments = [band.Segment(score.parts[stem], score.song.seconds, score.kit) for stem in ("chords", "drums")]
+    segments = [
+        band.Segment(score.parts[stem], score.song.seconds, score.kit)
+        for stem in ("chords", "drums")
+    ]
     starts, end = band.write_midi(segments, tmp_path / "a.mid")
     file = mido.MidiFile(tmp_path / "a.mid")
     assert abs(file.length - end) < 1e-6 and starts[1] - starts[0] > score.song.seconds
@@ -244,7 +277,11 @@ def test_midi_holds_every_note_at_its_time(tmp_path):
         now += message.time
         if message.type == "note_on":
             heard.append((round(now, 3), message.note, message.channel == 9))
-    wanted = [(round(starts[k] + note.start, 3), note.pitch, k == 1) for k, segment in enumerate(segments) for note in segment.notes]
+    wanted = [
+        (round(starts[k] + note.start, 3), note.pitch, k == 1)
+        for k, segment in enumerate(segments)
+        for note in segment.notes
+    ]
     assert len(heard) == len(wanted)
     for (at, pitch, drum), (when, key, is_drum) in zip(
         sorted(heard, key=lambda e: (e[2], e)), sorted(wanted, key=lambda e: (e[2], e)), strict=True
@@ -256,10 +293,31 @@ def test_midi_holds_every_note_at_its_time(tmp_path):
 def test_command_makes_and_counts(corpus, tmp_path, capsys, monkeypatch, request_):
     monkeypatch.setenv("MUDIT_CACHE", str(request_.cache.parent))
     out = tmp_path / "made"
-    assert run(["data", "synth", "--out", str(out), "--songs", "1", "--seed", str(SEED), "--no-stems", "--json"]) == 0
+    assert (
+        run(
+            [
+                "data",
+                "synth",
+                "--out",
+                str(out),
+                "--songs",
+                "1",
+                "--seed",
+                str(SEED),
+                "--no-stems",
+                "--json",
+            ]
+        )
+        == 0
+    )
     results = json.loads(capsys.readouterr().out)["results"]
-    assert (results["made"], results["skipped"]) == (1, 0) and results["statistics"]["all"]["all"]["songs"] == 1
-    assert sorted(path.name for path in (out / "songs" / "000000").iterdir()) == ["mix.flac", "song.json"]
+    assert (results["made"], results["skipped"]) == (1, 0) and results["statistics"]["all"]["all"][
+        "songs"
+    ] == 1
+    assert sorted(path.name for path in (out / "songs" / "000000").iterdir()) == [
+        "mix.flac",
+        "song.json",
+    ]
     assert Song.load(out / "songs" / "000000").stems == ()
     assert run(["data", "stats", str(corpus)]) == 0
     assert "jazz" in capsys.readouterr().out
@@ -270,12 +328,29 @@ def test_command_makes_and_counts(corpus, tmp_path, capsys, monkeypatch, request
 def test_ctrl_c_leaves_whole_songs_and_exit_code_130(tmp_path, request_):
     out = tmp_path / "stopped"
     command = [sys.executable, "-c", "from mudit_engine.cli.main import main; main()"]
-    command += ["data", "synth", "--out", str(out), "--songs", "400", "--seed", str(SEED), "--workers", "2"]
+    command += [
+        "data",
+        "synth",
+        "--out",
+        str(out),
+        "--songs",
+        "400",
+        "--seed",
+        str(SEED),
+        "--workers",
+        "2",
+    ]
     environment = {**os.environ, "MUDIT_CACHE": str(request_.cache.parent), "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 240
-        while not list(out.glob("songs/.*.part")) and not list(out.glob("songs/*/song.json")) and time.monotonic() < deadline:
+        while (
+            not list(out.glob("songs/.*.part"))
+            and not list(out.glob("songs/*/song.json"))
+            and time.monotonic() < deadline
+        ):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
@@ -285,5 +360,7 @@ def test_ctrl_c_leaves_whole_songs_and_exit_code_130(tmp_path, request_):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, said
     assert "of 400 songs are finished" in said and "Traceback" not in said
-    assert not list(out.glob("songs/.*")) and all((folder / "song.json").is_file() for folder in out.glob("songs/*"))
+    assert not list(out.glob("songs/.*")) and all(
+        (folder / "song.json").is_file() for folder in out.glob("songs/*")
+    )
     assert not list(tmp_path.glob("mudit-band-*"))

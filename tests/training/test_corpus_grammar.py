@@ -19,11 +19,19 @@ def songs(language: str, count: int, *, held_out: bool = False, bpm: int = 100):
     for number in range(count):
         rng = np.random.default_rng([number, held_out])
         plan = draw_form(rng, bpm=bpm, target_seconds=float(rng.uniform(14, 36)))
-        yield plan, lyrics.write_lyrics(rng, plan, language=language, held_out=held_out, most_syllables=9)
+        yield (
+            plan,
+            lyrics.write_lyrics(rng, plan, language=language, held_out=held_out, most_syllables=9),
+        )
 
 
 def texts(language: str, count: int, *, held_out: bool) -> set[str]:
-    return {line.text for _, words in songs(language, count, held_out=held_out) for part in words for line in part}
+    return {
+        line.text
+        for _, words in songs(language, count, held_out=held_out)
+        for part in words
+        for line in part
+    }
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -101,10 +109,15 @@ def test_syllables_are_those_the_engine_sings(language):
         assert phonemes.syllables == len(sung) and not phonemes.notes
         for number, syllable in enumerate(sung):
             tokens = [
-                token for token, owner in zip(phonemes.tokens, phonemes.syllable_of, strict=True) if owner == number and token != "<space>"
+                token
+                for token, owner in zip(phonemes.tokens, phonemes.syllable_of, strict=True)
+                if owner == number and token != "<space>"
             ]
             if language == "en":
-                assert " ".join(token.removeprefix("en:").rstrip("012") for token in tokens) == syllable.phonemes
+                assert (
+                    " ".join(token.removeprefix("en:").rstrip("012") for token in tokens)
+                    == syllable.phonemes
+                )
             else:
                 assert syllable.phonemes[-1] == tokens[-1][-1]  # the tone
 

@@ -36,12 +36,18 @@ def tune(tmp_path):
 
 def test_only_midi_music_of_an_archive_is_taken_once(tmp_path, tune):
     path = tmp_path / "game.wad"
-    path.write_bytes(wad([("D_ONE", tune), ("D_TWO", tune), ("D_OLD", b"MUS\x1a1234"), ("TITLEPIC", tune)]))
+    path.write_bytes(
+        wad([("D_ONE", tune), ("D_TWO", tune), ("D_OLD", b"MUS\x1a1234"), ("TITLEPIC", tune)])
+    )
     assert [name for name, _ in wad_lumps(path)] == ["D_ONE", "D_TWO", "D_OLD", "TITLEPIC"]
     assert [(piece.name, piece.data) for piece in find_pieces([path])] == [("game-D_ONE", tune)]
 
 
-@pytest.mark.parametrize("data", [b"", b"words and words", b"IWAD" + struct.pack("<ii", 9, 12)], ids=["empty", "text", "directory-outside"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"words and words", b"IWAD" + struct.pack("<ii", 9, 12)],
+    ids=["empty", "text", "directory-outside"],
+)
 def test_damaged_archives_are_refused(tmp_path, data):
     path = tmp_path / "bad.wad"
     path.write_bytes(data)
@@ -63,7 +69,16 @@ def test_excerpts_are_loud_enough_and_listed(tmp_path, tune, capsys):
     except MuditError as error:
         pytest.skip(str(error))
     out = tmp_path / "midi"
-    command = ["data", "midi", str(tmp_path / "tune.mid"), "--out", str(out), "--excerpt", "8", "--json"]
+    command = [
+        "data",
+        "midi",
+        str(tmp_path / "tune.mid"),
+        "--out",
+        str(out),
+        "--excerpt",
+        "8",
+        "--json",
+    ]
     assert run(command) == 0
     made = json.loads(capsys.readouterr().out)["results"]
     rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
@@ -74,4 +89,6 @@ def test_excerpts_are_loud_enough_and_listed(tmp_path, tune, capsys):
         assert -19 < loudness(audio, rate) < -17.5
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.flac")}
     assert run(command) == 0
-    assert times == {path.name: path.stat().st_mtime_ns for path in out.glob("*.flac")} and not list(out.glob("*.part"))
+    assert times == {
+        path.name: path.stat().st_mtime_ns for path in out.glob("*.flac")
+    } and not list(out.glob("*.part"))

@@ -41,7 +41,9 @@ def test_labels_survive_json(songs):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"schema": 99}, "schema 99"), ({"tempo": 3}, "unknown \\['tempo'\\]")], ids=["other-schema", "unknown-field"]
+    ("change", "said"),
+    [({"schema": 99}, "schema 99"), ({"tempo": 3}, "unknown \\['tempo'\\]")],
+    ids=["other-schema", "unknown-field"],
 )
 def test_labels_of_another_kind_are_refused(songs, change, said):
     with pytest.raises(InputError, match=said):
@@ -51,8 +53,12 @@ def test_labels_of_another_kind_are_refused(songs, change, said):
 def test_splits_share_no_line_and_no_progression(songs):
     train, test = ([song for song in songs if split(song) == side] for side in ("train", "test"))
     assert 8 <= len(test) <= 40
-    assert not frozenset().union(*(s.line_ids for s in train)) & frozenset().union(*(s.line_ids for s in test))
-    assert not {p for s in train for p in s.progressions} & {p for s in test for p in s.progressions}
+    assert not frozenset().union(*(s.line_ids for s in train)) & frozenset().union(
+        *(s.line_ids for s in test)
+    )
+    assert not {p for s in train for p in s.progressions} & {
+        p for s in test for p in s.progressions
+    }
 
 
 def test_progression_lists_do_not_overlap_even_when_rotated():
@@ -79,7 +85,11 @@ def test_controls_are_spread_and_separable(songs):
 def test_every_style_has_two_instrument_sets_and_drum_patterns():
     for style in STYLE_BOOK.values():
         assert len(style.sets) >= 2 and len(style.drums) >= 2
-        assert all(len(steps) == 16 or steps == "swing" for pattern in style.drums for steps in pattern.values())
+        assert all(
+            len(steps) == 16 or steps == "swing"
+            for pattern in style.drums
+            for steps in pattern.values()
+        )
 
 
 def test_times_are_consistent(songs):
@@ -87,17 +97,27 @@ def test_times_are_consistent(songs):
         assert MIN_SECONDS <= song.seconds <= MAX_SECONDS
         bar = 240 / song.bpm
         assert np.allclose(np.diff(song.bars), bar, atol=2e-4)
-        assert song.form[0].start == 0 and all(abs(a.end - b.start) < 1e-3 for a, b in pairwise(song.form))
+        assert song.form[0].start == 0 and all(
+            abs(a.end - b.start) < 1e-3 for a, b in pairwise(song.form)
+        )
         assert abs(song.form[-1].end - song.bars[-1] - bar) < 1e-3
         assert song.chords[0].start == 0 and abs(song.chords[-1].end - song.form[-1].end) < 1e-3
         assert all(a.end <= b.start + 1e-4 for a, b in pairwise(song.melody))
-        assert all(song.form[line.section].start - 1e-3 <= line.start < line.end <= song.form[line.section].end for line in song.lines)
+        assert all(
+            song.form[line.section].start - 1e-3
+            <= line.start
+            < line.end
+            <= song.form[line.section].end
+            for line in song.lines
+        )
 
 
 def test_syllables_fit_melody_lines_and_voice(songs):
     for song in (song for song in songs if song.voice != "none"):
         low = VOICE_LOW[song.voice]
-        assert [(s.start, s.end, s.midi) for s in song.syllables] == [(n.start, n.end, n.midi) for n in song.melody]
+        assert [(s.start, s.end, s.midi) for s in song.syllables] == [
+            (n.start, n.end, n.midi) for n in song.melody
+        ]
         assert all(low <= s.midi <= low + melody.RANGE for s in song.syllables)
         assert min(s.end - s.start for s in song.syllables) >= 0.19
         for number, line in enumerate(song.lines):
@@ -118,7 +138,8 @@ def test_strong_notes_belong_to_their_chord(songs):
         for song in songs
         for note in song.melody
         for chord in song.chords
-        if chord.start - 1e-3 <= note.start < chord.end - 1e-3 and any(abs(note.start - bar) < 1e-3 for bar in song.bars)
+        if chord.start - 1e-3 <= note.start < chord.end - 1e-3
+        and any(abs(note.start - bar) < 1e-3 for bar in song.bars)
     ]
     # The tonic under the last line replaces the chord that a repeated chorus was written for.
     assert np.mean(on_beat) > 0.97
@@ -128,14 +149,21 @@ def test_band_plays_inside_the_song_and_drums_only_where_labelled(scores):
     for score in scores:
         assert bool(score.parts["drums"]) == score.song.drums == ("drums" in score.song.stems)
         for notes in score.parts.values():
-            assert all(0 <= note.start < note.end <= score.song.seconds and 0 < note.velocity < 128 for note in notes)
+            assert all(
+                0 <= note.start < note.end <= score.song.seconds and 0 < note.velocity < 128
+                for note in notes
+            )
 
 
 def test_voicings_are_chords_in_range_that_move_little():
-    chords = realise(["I", "V", "vi", "IV", "ii", "V", "I", "I"], key=10, mode="major", sevenths=True)
+    chords = realise(
+        ["I", "V", "vi", "IV", "ii", "V", "I", "I"], key=10, mode="major", sevenths=True
+    )
     voicings = harmony.voice_leading(chords, low=52, high=72)
     for chord, voicing in zip(chords, voicings, strict=True):
-        assert {pitch % 12 for pitch in voicing} == set(chord.pitch_classes) and 52 <= voicing[0] < voicing[-1] <= 72
+        assert {pitch % 12 for pitch in voicing} == set(chord.pitch_classes) and 52 <= voicing[
+            0
+        ] < voicing[-1] <= 72
     assert max(abs(np.mean(a) - np.mean(b)) for a, b in pairwise(voicings)) < 4
     with pytest.raises(ValueError, match="too narrow"):
         harmony.voice_leading(chords, low=60, high=70)
@@ -152,7 +180,9 @@ def test_forms_come_near_the_wanted_length(bpm):
 def test_rhythms_leave_a_breath_and_do_not_overlap(bpm):
     bars = 1 if bpm <= 88 else 2
     for syllables in range(5, melody.most_syllables(bpm, bars, swing=False) + 1):
-        rhythm = melody.draw_rhythm(np.random.default_rng(syllables), syllables=syllables, bars=bars, bpm=bpm, swing=False)
+        rhythm = melody.draw_rhythm(
+            np.random.default_rng(syllables), syllables=syllables, bars=bars, bpm=bpm, swing=False
+        )
         assert len(rhythm) == syllables and rhythm[0][0] == 0
         assert all(a + length <= b for (a, length), (b, _) in pairwise(rhythm))
         assert sum(rhythm[-1]) < bars * melody.GRID
@@ -160,7 +190,10 @@ def test_rhythms_leave_a_breath_and_do_not_overlap(bpm):
 
 def test_descriptions_say_what_is_controlled(songs):
     for song in songs:
-        assert [(d.language, d.user) for d in song.descriptions] == [("zh", "professional"), ("zh", "amateur")] * 2 + [
+        assert [(d.language, d.user) for d in song.descriptions] == [
+            ("zh", "professional"),
+            ("zh", "amateur"),
+        ] * 2 + [
             ("en", "professional"),
             ("en", "amateur"),
         ] * 2
@@ -168,15 +201,21 @@ def test_descriptions_say_what_is_controlled(songs):
             assert d.words and d.phrases and d.sentences
             assert d.text == ("" if d.language == "zh" else " ").join(d.sentences)
             if d.user == "professional":
-                assert str(song.bpm) in d.text and all(name in d.text for name in song.instruments if d.language == "en")
+                assert str(song.bpm) in d.text and all(
+                    name in d.text for name in song.instruments if d.language == "en"
+                )
                 assert d.language == "zh" or song.key_name in d.text
             elif d.language == "en":
-                assert {"slow": "slow", "mid": "medium speed", "fast": "fast"}[tempo_word(song.bpm)] in d.words
+                assert {"slow": "slow", "mid": "medium speed", "fast": "fast"}[
+                    tempo_word(song.bpm)
+                ] in d.words
                 assert ("sad" in d.words) == (song.mode == "minor")
                 assert ("no drums" in d.words) == (not song.drums)
                 assert ("nobody sings" in d.words) == (song.voice == "none")
             else:
-                assert ("伤感" in d.words) == (song.mode == "minor") and ("没有鼓" in d.words) == (not song.drums)
+                assert ("伤感" in d.words) == (song.mode == "minor") and ("没有鼓" in d.words) == (
+                    not song.drums
+                )
 
 
 def test_descriptions_paraphrase(songs):
@@ -186,7 +225,11 @@ def test_descriptions_paraphrase(songs):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"songs": 0}, "at least one song"), ({"seed": -1}, "seeds are 0 or more"), ({"sample_rate": 8000}, "16000, 22050")],
+    [
+        ({"songs": 0}, "at least one song"),
+        ({"seed": -1}, "seeds are 0 or more"),
+        ({"sample_rate": 8000}, "16000, 22050"),
+    ],
     ids=["no-songs", "negative-seed", "odd-rate"],
 )
 def test_impossible_requests_are_refused(tmp_path, change, said):

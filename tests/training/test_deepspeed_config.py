@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from mudit_engine.errors import ConfigError
-from mudit_engine.training.parallel.deepspeed_config import bucket_sizes, check_heads, deepspeed_config, micro_batches
+from mudit_engine.training.parallel.deepspeed_config import (
+    bucket_sizes,
+    check_heads,
+    deepspeed_config,
+    micro_batches,
+)
 from small_songs import small_recipe
 
 
@@ -25,21 +30,50 @@ def test_batches_follow_the_ranks() -> None:
 
 
 def test_buckets_let_communication_hide() -> None:
-    assert bucket_sizes(380_000_000)["reduce"] == 47_500_000 and bucket_sizes(3_000_000_000)["reduce"] == 50_000_000
+    assert (
+        bucket_sizes(380_000_000)["reduce"] == 47_500_000
+        and bucket_sizes(3_000_000_000)["reduce"] == 50_000_000
+    )
     assert bucket_sizes(3)["reduce"] == 1
-    zero = deepspeed_config(recipe(parallel__reduce_bucket=7), parameters=380_000_000, world=64)["zero_optimization"]
-    assert zero["reduce_bucket_size"] == 7 and zero["allgather_bucket_size"] == 47_500_000 and zero["overlap_comm"] is True
-    assert deepspeed_config(recipe(), parameters=8, world=2, device="cpu")["zero_optimization"]["overlap_comm"] is False
+    zero = deepspeed_config(recipe(parallel__reduce_bucket=7), parameters=380_000_000, world=64)[
+        "zero_optimization"
+    ]
+    assert (
+        zero["reduce_bucket_size"] == 7
+        and zero["allgather_bucket_size"] == 47_500_000
+        and zero["overlap_comm"] is True
+    )
+    assert (
+        deepspeed_config(recipe(), parameters=8, world=2, device="cpu")["zero_optimization"][
+            "overlap_comm"
+        ]
+        is False
+    )
 
 
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"parallel__zero_stage": 2, "parallel__offload": "optimizer"}, {"offload_optimizer": {"device": "cpu", "pin_memory": True}}),
-        ({"parallel__zero_stage": 3, "parallel__offload": "all"}, {"offload_param": {"device": "cpu", "pin_memory": True}}),
-        ({"parallel__zero_stage": 3, "parallel__hpz_partition_size": 8}, {"zero_hpz_partition_size": 8}),
-        ({"parallel__zero_stage": 3, "parallel__quantized_weights": True}, {"zero_quantized_weights": True}),
-        ({"parallel__zero_stage": 3, "parallel__persistence_threshold": 0}, {"stage3_param_persistence_threshold": 0}),
+        (
+            {"parallel__zero_stage": 2, "parallel__offload": "optimizer"},
+            {"offload_optimizer": {"device": "cpu", "pin_memory": True}},
+        ),
+        (
+            {"parallel__zero_stage": 3, "parallel__offload": "all"},
+            {"offload_param": {"device": "cpu", "pin_memory": True}},
+        ),
+        (
+            {"parallel__zero_stage": 3, "parallel__hpz_partition_size": 8},
+            {"zero_hpz_partition_size": 8},
+        ),
+        (
+            {"parallel__zero_stage": 3, "parallel__quantized_weights": True},
+            {"zero_quantized_weights": True},
+        ),
+        (
+            {"parallel__zero_stage": 3, "parallel__persistence_threshold": 0},
+            {"stage3_param_persistence_threshold": 0},
+        ),
     ],
     ids=["offload", "offload-all", "hpz", "quantized", "persistence"],
 )
@@ -51,11 +85,20 @@ def test_fields_arrive(changes: dict[str, Any], expected: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"parallel__hpz_partition_size": 8}, "hpz_partition_size=8 has an effect with zero_stage=3 only, not 1"),
+        (
+            {"parallel__hpz_partition_size": 8},
+            "hpz_partition_size=8 has an effect with zero_stage=3 only, not 1",
+        ),
         ({"parallel__offload": "all"}, "offload=all moves weights"),
         ({"parallel__zero_stage": 0, "precision": "bf16"}, "bf16 with zero_stage=0 drifts"),
-        ({"strategy": "single", "parallel__zero_stage": 2}, "section 'parallel' has no effect on strategy 'single'"),
-        ({"parallel__zero_stage": 3, "parallel__mics_shard_size": 8}, "took MiCS out before 0.19.8; parallel.hpz_partition_size"),
+        (
+            {"strategy": "single", "parallel__zero_stage": 2},
+            "section 'parallel' has no effect on strategy 'single'",
+        ),
+        (
+            {"parallel__zero_stage": 3, "parallel__mics_shard_size": 8},
+            "took MiCS out before 0.19.8; parallel.hpz_partition_size",
+        ),
     ],
     ids=["hpz", "offload", "bf16-0", "single", "mics"],
 )
@@ -67,7 +110,9 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: 
 def test_sequence_parallel_must_divide() -> None:
     with pytest.raises(ConfigError, match="sequence_parallel=2 does not divide the 3 ranks"):
         deepspeed_config(recipe(parallel__sequence_parallel=2), parameters=8, world=3)
-    with pytest.raises(ConfigError, match="must divide the model's 12 heads: use one of 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(
+        ConfigError, match="must divide the model's 12 heads: use one of 1, 2, 3, 4, 6, 12"
+    ):
         check_heads(12, 8)
 
 

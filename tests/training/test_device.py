@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from mudit_engine import ops
 from mudit_engine.errors import InputError
-from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks.task import Moment, Task, make_task, pinned, read, to_device
+from mudit_engine.training.recipe import Recipe
+from mudit_engine.training.tasks.choose import make_task
+from mudit_engine.training.tasks.task import Moment, Task, pinned, read, to_device
 from small_audio import CORPUS_ATTRIBUTES, chinmu_recipe, vae_recipe, write_chords, write_tones
 from small_songs import small_recipe, write_songs
 
@@ -31,7 +32,9 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
     return {
         "dit": small_recipe(write_songs(root / "songs")),
         "chinmu": chinmu_recipe(write_tones(root / "tones"), **{"chinmu.attributes": attributes}),
-        "vae": vae_recipe(write_chords(root / "chords"), **{"vae.adversarial": 0.1, "vae.adversarial_from": 0}),
+        "vae": vae_recipe(
+            write_chords(root / "chords"), **{"vae.adversarial": 0.1, "vae.adversarial_from": 0}
+        ),
     }
 
 
@@ -44,9 +47,15 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        copied = func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and kwargs.get("device") == META
+        copied = (
+            func is torch.ops.aten._to_copy.default
+            and args[0].device.type == "cpu"
+            and kwargs.get("device") == META
+        )
         if copied and not kwargs.get("non_blocking"):
-            self.places.append("".join(traceback.format_list(traceback.extract_stack(limit=6)[:-1])))
+            self.places.append(
+                "".join(traceback.format_list(traceback.extract_stack(limit=6)[:-1]))
+            )
         return func(*args, **kwargs)
 
 
@@ -77,7 +86,9 @@ def test_a_micro_batch_never_waits_for_the_device(recipes: dict[str, Recipe], na
     assert not copies.places, copies.places[0]
 
 
-def test_what_loads_a_batch_locks_its_pages(recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_loads_a_batch_locks_its_pages(
+    recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.to(META))  # which needs a GPU
     for recipe in recipes.values():
         _, inputs = loaded(recipe)
@@ -88,7 +99,9 @@ def test_figures_are_read_at_once() -> None:
     class Reads(TorchDispatchMode):
         count = 0
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             self.count += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
@@ -102,6 +115,11 @@ def test_figures_are_read_at_once() -> None:
 def test_lyrics_of_another_vocabulary_are_refused_on_the_host(recipes: dict[str, Recipe]) -> None:
     """An id outside the embedding ends a GPU's context."""
     task = make_task(recipes["dit"], Shards(recipes["dit"].data.folder))
-    task.config = task.config.model_copy(update={"dit": task.config.dit.model_copy(update={"vocabulary_size": 50})})
-    with pytest.raises(InputError, match=r"lyric token \d+ is outside the model's 50: it was made with another vocabulary"):
+    task.config = task.config.model_copy(
+        update={"dit": task.config.dit.model_copy(update={"vocabulary_size": 50})}
+    )
+    with pytest.raises(
+        InputError,
+        match=r"lyric token \d+ is outside the model's 50: it was made with another vocabulary",
+    ):
         task.load(task.shards.numbers("train"), Moment(0, 0, 0))

@@ -15,9 +15,17 @@ from small_songs import write_songs
 def test_counts(tmp_path: Path) -> None:
     shards = Shards(write_songs(tmp_path / "songs"))
     report = inspect(shards, verify=True)
-    assert report.songs == 28 and report.splits == {"train": 24, "validation": 4, "test": 0} and report.unit == "latents"
+    assert (
+        report.songs == 28
+        and report.splits == {"train": 24, "validation": 4, "test": 0}
+        and report.unit == "latents"
+    )
     assert report.hours == pytest.approx(shards.rows("latents").sum() / 10.77 / 3600, abs=1e-3)
-    assert report.rows["phonemes"] == shards.rows("phonemes").sum() and not report.bad and not report.damaged
+    assert (
+        report.rows["phonemes"] == shards.rows("phonemes").sum()
+        and not report.bad
+        and not report.damaged
+    )
     assert report.percentiles["p0"] <= report.percentiles["p50"] <= report.percentiles["p100"]
     draw(report, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
@@ -30,9 +38,14 @@ def test_names_what_is_wrong(tmp_path: Path) -> None:
         writer.add("empty", {}, metadata={"seconds": 2.0})
         writer.add("timeless", {"latents": latents})
         writer.add("silent", {"latents": 0 * latents}, metadata={"seconds": 2.0})
-        writer.add("hasty", {"latents": latents, "phonemes": np.arange(40)}, metadata={"seconds": 2.0})
+        writer.add(
+            "hasty", {"latents": latents, "phonemes": np.arange(40)}, metadata={"seconds": 2.0}
+        )
     report = inspect(Shards(tmp_path), verify=True)
-    assert report.bad.keys() == {"empty", "timeless", "silent", "hasty"} and "20.0 phonemes a second" in report.bad["hasty"]
+    assert (
+        report.bad.keys() == {"empty", "timeless", "silent", "hasty"}
+        and "20.0 phonemes a second" in report.bad["hasty"]
+    )
     assert "silent" not in inspect(Shards(tmp_path)).bad, "only --verify reads the latents"
     path = tmp_path / "000-00000.safetensors"
     content = bytearray(path.read_bytes())

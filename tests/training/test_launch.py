@@ -15,7 +15,14 @@ import pytest
 
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.parallel import launch as launching
-from mudit_engine.training.parallel.launch import Launch, check_launch, read_hosts, read_network, run_here, write_launch
+from mudit_engine.training.parallel.launch import (
+    Launch,
+    check_launch,
+    read_hosts,
+    read_network,
+    run_here,
+    write_launch,
+)
 from mudit_engine.training.recipe import Recipe, load_recipe
 from small_songs import small_recipe, write_songs
 
@@ -29,24 +36,61 @@ def launch(kind: str, out: Path, **fields: object) -> Launch:
 
 
 def test_torchrun_on_one_machine(tmp_path: Path) -> None:
-    files = write_launch(launch("local", tmp_path, gpus_per_node=4, overrides=("steps=5",), max_restarts=2))
+    files = write_launch(
+        launch("local", tmp_path, gpus_per_node=4, overrides=("steps=5",), max_restarts=2)
+    )
     words = list(files.command)
     assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
-    assert words[3:11] == ["--standalone", "--nproc-per-node", "4", "--max-restarts", "2", "--shutdown-timeout", "120", "-m"]
-    assert words[11:] == ["mudit_engine", "train", "tiny-dit-pretrain", "--set", "steps=5", "--out", str(tmp_path)]
+    assert words[3:11] == [
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+        "--max-restarts",
+        "2",
+        "--shutdown-timeout",
+        "120",
+        "-m",
+    ]
+    assert words[11:] == [
+        "mudit_engine",
+        "train",
+        "tiny-dit-pretrain",
+        "--set",
+        "steps=5",
+        "--out",
+        str(tmp_path),
+    ]
     assert files.runs_here
     assert files.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
 def test_torchrun_on_nodes_meets_at_the_first(tmp_path: Path) -> None:
-    files = write_launch(launch("torchrun", tmp_path, nodes=8, gpus_per_node=8, hosts=("n1", *[f"n{i}" for i in range(2, 9)]), port=1234))
+    files = write_launch(
+        launch(
+            "torchrun",
+            tmp_path,
+            nodes=8,
+            gpus_per_node=8,
+            hosts=("n1", *[f"n{i}" for i in range(2, 9)]),
+            port=1234,
+        )
+    )
     line = " ".join(files.command)
     assert "--nnodes 8 --rdzv-backend c10d --rdzv-endpoint n1:1234" in line
     assert not files.runs_here
 
 
 def test_deepspeed_gets_a_hostfile_and_its_environment(tmp_path: Path) -> None:
-    files = write_launch(launch("deepspeed", tmp_path, nodes=2, gpus_per_node=8, hosts=("a", "b"), network={"NCCL_IB_HCA": "mlx5"}))
+    files = write_launch(
+        launch(
+            "deepspeed",
+            tmp_path,
+            nodes=2,
+            gpus_per_node=8,
+            hosts=("a", "b"),
+            network={"NCCL_IB_HCA": "mlx5"},
+        )
+    )
     assert (tmp_path / "launch" / "hostfile").read_text() == "a slots=8\nb slots=8\n"
     settings = (tmp_path / "launch" / "deepspeed_env").read_text().splitlines()
     assert "NCCL_IB_HCA=mlx5" in settings
@@ -56,7 +100,9 @@ def test_deepspeed_gets_a_hostfile_and_its_environment(tmp_path: Path) -> None:
     assert files.environment["DS_ENV_FILE"] == str(tmp_path / "launch" / "deepspeed_env")
 
 
-def test_infiniband_devices_of_a_node_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infiniband_devices_of_a_node_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("mlx5_1", "mlx5_0"):
         (tmp_path / "infiniband" / name).mkdir(parents=True)
     monkeypatch.setattr(launching, "INFINIBAND", tmp_path / "infiniband")
@@ -66,11 +112,15 @@ def test_infiniband_devices_of_a_node_are_named(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("kind", ["local", "torchrun", "deepspeed", "slurm"])
 def test_scripts_are_bash(kind: str, tmp_path: Path) -> None:
-    files = write_launch(launch(kind, tmp_path / "a folder", gpus_per_node=2, overrides=("name=it's",)))
+    files = write_launch(
+        launch(kind, tmp_path / "a folder", gpus_per_node=2, overrides=("name=it's",))
+    )
     scripts = [path for path in files.written if path.suffix in (".sh", ".sbatch", ".env")]
     assert len(scripts) == 2
     for script in scripts:
-        done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-n", str(script)], capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -85,8 +135,15 @@ exit "${TRAIN:-0}"
 
 def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
     """Runs a job file with stand-ins for Slurm's programs, from another folder: (exit code, what they were given)."""
-    shape: dict[str, object] = {"nodes": 2, "gpus_per_node": 4, "slurm": ("partition=a100", "exclusive"), "minutes": 90}
-    job = os.path.abspath(write_launch(launch("slurm", Path(os.path.relpath(tmp_path)), **shape)).command[1])
+    shape: dict[str, object] = {
+        "nodes": 2,
+        "gpus_per_node": 4,
+        "slurm": ("partition=a100", "exclusive"),
+        "minutes": 90,
+    }
+    job = os.path.abspath(
+        write_launch(launch("slurm", Path(os.path.relpath(tmp_path)), **shape)).command[1]
+    )
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
     scontrol = '#!/bin/bash\nif [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> "$NOTES"; fi\n'
@@ -94,9 +151,20 @@ def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     notes = tmp_path / "notes"
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(notes), "SLURM_JOB_NODELIST": "node[7-8]"}
-    environment |= {"SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "12", **{name: str(code) for name, code in codes.items()}}
-    done = subprocess.run(["bash", job], env=environment, cwd="/", capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "NOTES": str(notes),
+        "SLURM_JOB_NODELIST": "node[7-8]",
+    }
+    environment |= {
+        "SLURM_JOB_ID": "17",
+        "SLURM_CPUS_PER_TASK": "12",
+        **{name: str(code) for name, code in codes.items()},
+    }
+    done = subprocess.run(
+        ["bash", job], env=environment, cwd="/", capture_output=True, text=True, check=False
+    )
     assert done.stderr == ""
     return done.returncode, notes.read_text()
 
@@ -136,7 +204,12 @@ def test_a_slurm_job_starts_dead_ranks_again(tmp_path: Path, code: int, runs: in
 def test_a_recipe_for_one_process_becomes_one_for_ranks(tmp_path: Path) -> None:
     checked = check_launch(launch("slurm", tmp_path, nodes=8, gpus_per_node=8), recipe())
     assert checked.overrides == ("strategy=deepspeed",)
-    assert check_launch(launch("slurm", tmp_path, nodes=8, gpus_per_node=8), recipe("strategy=deepspeed")).overrides == ()
+    assert (
+        check_launch(
+            launch("slurm", tmp_path, nodes=8, gpus_per_node=8), recipe("strategy=deepspeed")
+        ).overrides
+        == ()
+    )
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -146,10 +219,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         check_launch(launch("deepspeed", tmp_path, nodes=2), recipe())
     with pytest.raises(InputError, match="1 hosts were named for 2 nodes"):
         check_launch(launch("torchrun", tmp_path, nodes=2, hosts=("a",)), recipe())
-    with pytest.raises(ConfigError, match=r"packs_per_step=1 leaves 1 of 2 ranks.*packs_per_step=2"):
+    with pytest.raises(
+        ConfigError, match=r"packs_per_step=1 leaves 1 of 2 ranks.*packs_per_step=2"
+    ):
         check_launch(launch("local", tmp_path, gpus_per_node=2), recipe("data.packs_per_step=1"))
     with pytest.raises(ConfigError, match="sequence_parallel=3"):
-        check_launch(launch("local", tmp_path, gpus_per_node=4), recipe("strategy=deepspeed", "parallel.sequence_parallel=3"))
+        check_launch(
+            launch("local", tmp_path, gpus_per_node=4),
+            recipe("strategy=deepspeed", "parallel.sequence_parallel=3"),
+        )
     with pytest.raises(InputError, match="NAME=VALUE"):
         read_network(["NCCL_DEBUG"])
 
@@ -162,7 +240,10 @@ def test_hosts_from_a_list_or_a_file(tmp_path: Path) -> None:
 
 def test_a_command_that_runs_here_gives_its_exit_code(tmp_path: Path) -> None:
     program = "import os, sys; sys.exit(7 if os.environ['NCCL_DEBUG'] == 'WARN' else 1)"
-    assert run_here(launching.Files((sys.executable, "-c", program), {"NCCL_DEBUG": "WARN"}, (), True)) == 7
+    assert (
+        run_here(launching.Files((sys.executable, "-c", program), {"NCCL_DEBUG": "WARN"}, (), True))
+        == 7
+    )
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert run_here(launching.Files((sys.executable, "-c", killed), {}, (), True)) == 137
 
@@ -196,9 +277,25 @@ def test_two_ranks_train_here(tmp_path: Path) -> None:
     small = small_recipe(write_songs(tmp_path / "data"), steps=3)
     file = tmp_path / "small.json"
     file.write_text(json.dumps(small.resolved()))
-    arguments = ["train", str(file), "--launch", "local", "--gpus-per-node", "2", "--out", str(tmp_path / "run"), "--json"]
+    arguments = [
+        "train",
+        str(file),
+        "--launch",
+        "local",
+        "--gpus-per-node",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+    ]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([sys.executable, "-m", "mudit_engine", *arguments], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mudit_engine", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["results"]["steps"] == 3
     assert (tmp_path / "run" / "deepspeed.json").exists()

@@ -17,8 +17,8 @@ from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training.dataset import encode
 from mudit_engine.training.dataset import transcribe as listen
 from mudit_engine.training.dataset.encode import TextVectors
-from mudit_engine.training.dataset.transcribe import Ears, tidy
 from mudit_engine.training.dataset.sources import SourceDescription, SourceSong
+from mudit_engine.training.dataset.transcribe import Ears, tidy
 
 
 class Demucs:
@@ -56,7 +56,12 @@ def demucs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(mix=mix, **options)
         return torch.stack([mix * share for share in model.shares], 1)
 
-    stand_in(monkeypatch, demucs={}, demucs__pretrained={"get_model": get_model}, demucs__apply={"apply_model": apply_model})
+    stand_in(
+        monkeypatch,
+        demucs={},
+        demucs__pretrained={"get_model": get_model},
+        demucs__apply={"apply_model": apply_model},
+    )
     return seen
 
 
@@ -80,7 +85,9 @@ def test_an_unknown_separator_is_named(demucs: dict[str, Any]) -> None:
         Ears("nope", None)
 
 
-def test_words_are_heard_in_the_vocals(demucs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_heard_in_the_vocals(
+    demucs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Whisper:
         def __init__(self, name: str, *, device: str, device_index: int) -> None:
             assert (name, device, device_index) == ("large-v3", "cuda", 1)
@@ -88,13 +95,18 @@ def test_words_are_heard_in_the_vocals(demucs: dict[str, Any], monkeypatch: pyte
         def transcribe(self, audio: np.ndarray, **options: Any) -> tuple[Any, None]:
             assert audio.dtype == np.float32 and audio.shape == (16000,) and options["vad_filter"]
             loud.append(float(np.abs(audio).max()))
-            return (types.SimpleNamespace(text=text) for text in (" hello moon", "[Music]", " ♪ hello again ♪")), None
+            return (
+                types.SimpleNamespace(text=text)
+                for text in (" hello moon", "[Music]", " ♪ hello again ♪")
+            ), None
 
     loud: list[float] = []
     stand_in(monkeypatch, faster_whisper={"WhisperModel": Whisper})
     song = torch.sin(torch.arange(2000) * 0.05).repeat(2, 1)
     monkeypatch.setattr(Demucs, "to", lambda self, device: self)
-    monkeypatch.setattr(listen.Separator, "separate", lambda self, audio, rate: {"vocals": audio * 0.4})
+    monkeypatch.setattr(
+        listen.Separator, "separate", lambda self, audio, rate: {"vocals": audio * 0.4}
+    )
     heard = Ears("htdemucs", "faster-whisper", device="cuda:1").hear(song, 2000)
     assert heard.lyrics == "hello moon\nhello again" and loud[0] == pytest.approx(0.4, abs=0.02)
     assert Ears(None, "faster-whisper", device="cuda:1").hear(song, 2000, lyrics=False).lyrics == ""
@@ -116,12 +128,17 @@ def test_phrases_become_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_installed_and_what_is_unknown() -> None:
-    wanted = {"demucs": ("demucs", "htdemucs", None), "faster_whisper": ("faster-whisper", None, "faster-whisper")}
+    wanted = {
+        "demucs": ("demucs", "htdemucs", None),
+        "faster_whisper": ("faster-whisper", None, "faster-whisper"),
+    }
     for module, (package, separate, transcribe) in wanted.items():
         if not available(module):
             with pytest.raises(MissingError, match=f"pip install '?{package}"):
                 Ears(separate, transcribe)
-    with pytest.raises(InputError, match="--transcribe 'whisper' is unknown: use faster-whisper or funasr"):
+    with pytest.raises(
+        InputError, match="--transcribe 'whisper' is unknown: use faster-whisper or funasr"
+    ):
         Ears(None, "whisper")
 
 

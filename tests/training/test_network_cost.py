@@ -23,21 +23,42 @@ def config(**changes: Any) -> ModelConfig:
 @pytest.mark.parametrize("cross_attention", ["serial", "parallel"])
 def test_fake_tensors_cost_what_real_ones_do(checkpointing: Any, cross_attention: str) -> None:
     given: Any = {"precision": "fp32", "checkpointing": checkpointing, "backend": "eager"}
-    fake, real = (run_once(config(cross_attention=cross_attention), PACK, fake=one, **given) for one in (True, False))
-    for name in ("saved_bytes", "kept_bytes", "peak_bytes", "gemm_flops", "gemm_bytes", "launches", "recomputed_attention"):
+    fake, real = (
+        run_once(config(cross_attention=cross_attention), PACK, fake=one, **given)
+        for one in (True, False)
+    )
+    for name in (
+        "saved_bytes",
+        "kept_bytes",
+        "peak_bytes",
+        "gemm_flops",
+        "gemm_bytes",
+        "launches",
+        "recomputed_attention",
+    ):
         assert getattr(fake, name) == getattr(real, name), name
 
 
 def test_a_model_with_an_outline_runs_too() -> None:
-    fake, real = (run_once(config(outline=True), PACK, precision="fp32", backend="eager", fake=one) for one in (True, False))
-    assert fake.saved_bytes == real.saved_bytes > run_once(config(), PACK, precision="fp32", backend="eager").saved_bytes
+    fake, real = (
+        run_once(config(outline=True), PACK, precision="fp32", backend="eager", fake=one)
+        for one in (True, False)
+    )
+    assert (
+        fake.saved_bytes
+        == real.saved_bytes
+        > run_once(config(), PACK, precision="fp32", backend="eager").saved_bytes
+    )
 
 
 @pytest.mark.parametrize("preset", ["mudit-380m", "published"])
 def test_ddpm_and_per_block_modulation_run_on_the_path_of_a_gpu(preset: str) -> None:
     base = load_config(preset)
     shallow = base.model_copy(update={"dit": base.dit.model_copy(update={"blocks": 3})})
-    two, three = (run_once(shallow, Pack.of(frames, [40] * len(frames)), checkpointing="full") for frames in ([100, 100], [100, 100, 100]))
+    two, three = (
+        run_once(shallow, Pack.of(frames, [40] * len(frames)), checkpointing="full")
+        for frames in ([100, 100], [100, 100, 100])
+    )
     assert 0 < two.saved_bytes < three.saved_bytes < 1.6 * two.saved_bytes
 
 
@@ -52,7 +73,10 @@ def test_the_fit_gives_other_sizes_and_depths(checkpointing: Any) -> None:
 
 def test_checkpointing_trades_bytes_for_products() -> None:
     """On the kernels' path in bf16; a full recomputation repeats the blocks' forward pass, a selective one no product of matrices."""
-    none, selective, full = (run_once(config(), Pack.of([700], [90]), checkpointing=mode) for mode in ("none", "selective", "full"))
+    none, selective, full = (
+        run_once(config(), Pack.of([700], [90]), checkpointing=mode)
+        for mode in ("none", "selective", "full")
+    )
     assert none.saved_bytes > full.saved_bytes
     assert none.kept_bytes > selective.kept_bytes > full.kept_bytes >= full.saved_bytes
     assert none.peak_bytes > selective.peak_bytes > full.peak_bytes
@@ -74,12 +98,16 @@ def test_flops_are_those_of_the_matrices() -> None:
     ends = 2 * d.latent_channels * d.width * frames + d.description_width * d.width * 4
     found = run_once(base, pack).forward_gemm_flops
     assert found == pytest.approx(2 * (rows + conditions + ends), rel=0.01)
-    assert pack.attention_flops(d)[0] == 4 * d.blocks * d.width * (pack.rows**2 + pack.rows * lyrics)
+    assert pack.attention_flops(d)[0] == 4 * d.blocks * d.width * (
+        pack.rows**2 + pack.rows * lyrics
+    )
 
 
 def test_a_token_budget_holds_its_pack() -> None:
     fitted = fit(config(), unit=256)
     budget = 3e8
     rows = fitted.largest_rows(budget, tokens_per_row=0.25)
-    assert fitted.at(Pack.of([rows - 8], [round(0.25 * rows)], 8)).peak_bytes == pytest.approx(budget, rel=1e-3)
+    assert fitted.at(Pack.of([rows - 8], [round(0.25 * rows)], 8)).peak_bytes == pytest.approx(
+        budget, rel=1e-3
+    )
     assert fitted.largest_rows(0, tokens_per_row=0.25) == 0

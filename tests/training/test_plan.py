@@ -11,13 +11,13 @@ import pytest
 
 from mudit_engine.config import load_config
 from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.training.dataset.lengths import Lengths, read_lengths
 from mudit_engine.training.planning import plan as planning
 from mudit_engine.training.planning.clusters import GIB, Assumptions, Cluster, assume, make_cluster
-from mudit_engine.training.dataset.lengths import Lengths, read_lengths
-from mudit_engine.training.planning.state_bytes import state_bytes
-from mudit_engine.training.planning.step_cost import LINEAR, CostModel
 from mudit_engine.training.planning.plan import Plan, Request, make_plan, report, scaling
 from mudit_engine.training.planning.plots import save_plots
+from mudit_engine.training.planning.state_bytes import state_bytes
+from mudit_engine.training.planning.step_cost import LINEAR, CostModel
 from small_songs import write_songs
 
 CONFIG = load_config("musit-380m")
@@ -30,9 +30,15 @@ def a100(nodes: int = 8, **links: float) -> Cluster:
 def cost_model(mode: str) -> CostModel:
     """Round figures of the size of musit-380m's: 900, 450 or 150 KB and 2.3 (3.1) GFLOPs of products a row."""
     peak = {"none": 9e5, "selective": 4.5e5, "full": 1.5e5}[mode]
-    slopes = dict.fromkeys(LINEAR, 0.0) | {"peak_bytes": peak, "saved_bytes": peak, "gemm_flops": 3.1e9 if mode == "full" else 2.3e9}
+    slopes = dict.fromkeys(LINEAR, 0.0) | {
+        "peak_bytes": peak,
+        "saved_bytes": peak,
+        "gemm_flops": 3.1e9 if mode == "full" else 2.3e9,
+    }
     slopes |= {"forward_gemm_flops": 7.7e8, "moved_bytes": 4e6 if mode == "none" else 6e6}
-    outer = {name: (0.0, slope, 0.0) for name, slope in slopes.items()} | {"launches": (1000.0, 0.0, 0.0)}
+    outer = {name: (0.0, slope, 0.0) for name, slope in slopes.items()} | {
+        "launches": (1000.0, 0.0, 0.0)
+    }
     outer["recomputed_attention"] = (0.0 if mode == "none" else 20.0, 0.0, 0.0)
     return CostModel(CONFIG.dit, mode, "bf16", outer, dict.fromkeys(LINEAR, (0.0, 0.0, 0.0)))  # type: ignore[arg-type]
 
@@ -40,7 +46,9 @@ def cost_model(mode: str) -> CostModel:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs are of test_network_cost.py: here they are round figures."""
-    monkeypatch.setattr(planning, "fit", lambda config, *, precision, checkpointing: cost_model(checkpointing))
+    monkeypatch.setattr(
+        planning, "fit", lambda config, *, precision, checkpointing: cost_model(checkpointing)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +66,22 @@ def test_a_ring_pass() -> None:
     """Three passes of 380 M bf16 gradients on 64 GPUs: 14 ms with 160 GB/s a node, eight times that with one NIC."""
     three = [3 * a100(nics=nics).pass_seconds(760e6, calls=0) for nics in (8, 1)]
     assert three == pytest.approx([0.0140, 0.1122], rel=0.01)
-    assert make_cluster("a100-80g", nodes=1, gpus_per_node=8).pass_seconds(760e6, calls=0) == pytest.approx(760e6 * 7 / 8 / 240e9)
+    assert make_cluster("a100-80g", nodes=1, gpus_per_node=8).pass_seconds(
+        760e6, calls=0
+    ) == pytest.approx(760e6 * 7 / 8 / 240e9)
     assert make_cluster("a100-80g", nodes=1, gpus_per_node=1).pass_seconds(760e6) == 0
 
 
 def test_overridden_links_and_assumptions() -> None:
-    cluster = make_cluster("h100-80g", nodes=2, gpus_per_node=4, nvlink_gbs=100, nic_gbs=12.5, nics=2, memory_gib=40)
-    assert (cluster.gpu.nvlink_gbs, cluster.gpu.nic_gbs, cluster.gpu.nics, cluster.gpu.memory_gib) == (100, 12.5, 2, 40)
+    cluster = make_cluster(
+        "h100-80g", nodes=2, gpus_per_node=4, nvlink_gbs=100, nic_gbs=12.5, nics=2, memory_gib=40
+    )
+    assert (
+        cluster.gpu.nvlink_gbs,
+        cluster.gpu.nic_gbs,
+        cluster.gpu.nics,
+        cluster.gpu.memory_gib,
+    ) == (100, 12.5, 2, 40)
     assert cluster.bus_gbs(2, 4) == 25 * 0.8
     assert assume(["gemm=0.5", "hop_us=3"]) == Assumptions(gemm=0.5, hop_us=3)
     with pytest.raises(InputError, match="did you mean 'gemm'"):
@@ -89,7 +106,11 @@ def test_lengths_from_a_mix_a_file_and_a_data_set(tmp_path: Path) -> None:
     encoded = read_lengths(str(tmp_path / "data"), CONFIG)
     assert (encoded.songs, len(encoded.frames), len(encoded.tokens)) == (24, 24, 24)
     assert 8 <= encoded.frames.min() <= encoded.frames.max() <= 40
-    for text, match in (("60\nlong\n", "line 2: 'long'"), ("", "is empty"), ("-3\n", "not a positive")):
+    for text, match in (
+        ("60\nlong\n", "line 2: 'long'"),
+        ("", "is empty"),
+        ("-3\n", "not a positive"),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=match):
             read_lengths(str(file), CONFIG)
@@ -103,7 +124,9 @@ def test_packs_of_the_mix_are_full() -> None:
     assert found.best.efficiency >= 0.97
     assert all(1 <= packing.imbalance < 1.2 for packing in found.packings.values())
     for option in found.options:
-        assert option.pack_size * option.packs_per_step == pytest.approx(found.frames_per_step, rel=0.03)
+        assert option.pack_size * option.packs_per_step == pytest.approx(
+            found.frames_per_step, rel=0.03
+        )
 
 
 def test_options_are_ranked_and_the_simplest_of_equals_is_first(lengths: Lengths) -> None:
@@ -111,13 +134,19 @@ def test_options_are_ranked_and_the_simplest_of_equals_is_first(lengths: Lengths
     fitting = [option for option in found.options if option.fits]
     assert found.best.gpu_hours <= 1.03 * min(option.gpu_hours for option in fitting)
     assert (found.best.stage, found.best.checkpointing, found.best.micro_batches) == (1, "none", 1)
-    assert [option.fits for option in found.options] == sorted((option.fits for option in found.options), reverse=True)
+    assert [option.fits for option in found.options] == sorted(
+        (option.fits for option in found.options), reverse=True
+    )
 
 
 def test_memory_decides_what_fits(lengths: Lengths) -> None:
     """16 GiB: a pack of 17,664 frames needs checkpointing or more micro-batches; 4 GiB: nothing without it."""
     found = plan(lengths, a100(memory_gib=16))
-    whole = {option.checkpointing: option.fits for option in found.options if option.stage == 1 and option.micro_batches == 1}
+    whole = {
+        option.checkpointing: option.fits
+        for option in found.options
+        if option.stage == 1 and option.micro_batches == 1
+    }
     assert whole == {"none": False, "selective": True, "full": True}
     assert found.best.checkpointing == "none" and found.best.micro_batches > 1
     assert not plan(lengths, a100(memory_gib=2)).best.fits
@@ -131,9 +160,9 @@ def test_the_parts_of_a_rank_add_up(lengths: Lengths) -> None:
     from mudit_engine.training.planning.state_bytes import Sharding
 
     state = state_bytes(found.parameters, Sharding(1, 64))
-    assert {kind: option.memory[kind] for kind in ("weights", "gradients", "moments", "average")} == {
-        kind: state[kind] for kind in ("weights", "gradients", "moments", "average")
-    }
+    assert {
+        kind: option.memory[kind] for kind in ("weights", "gradients", "moments", "average")
+    } == {kind: state[kind] for kind in ("weights", "gradients", "moments", "average")}
     # eight songs, 8 description rows each, 900 KB a row
     assert option.memory["activations"] == pytest.approx(9e5 * (option.pack_size + 64), rel=1e-3)
     tensors = sum(size for kind, size in option.memory.items() if kind != "reserve")
@@ -145,7 +174,10 @@ def test_time_goes_with_the_work_and_the_links(lengths: Lengths) -> None:
     # by hand: 2.3 GFLOPs of products a row at 65 % of 312 TFLOP/s
     rows = base.efficiency * base.pack_size * (1 + 8 / lengths.frames.mean())
     assert base.seconds["products"] == pytest.approx(2.3e9 * rows / (312e12 * 0.65), rel=0.01)
-    assert plan(lengths, make_cluster("h100-80g", nodes=8, gpus_per_node=8)).best.step_seconds < 0.6 * base.step_seconds
+    assert (
+        plan(lengths, make_cluster("h100-80g", nodes=8, gpus_per_node=8)).best.step_seconds
+        < 0.6 * base.step_seconds
+    )
     slow = plan(lengths, a100(nics=1), stages=(1,)).best
     assert slow.seconds["communication"] > 4 * base.seconds["communication"]
     assert plan(lengths, epochs=20.0).best.gpu_hours == pytest.approx(2 * base.gpu_hours)
@@ -162,11 +194,18 @@ def test_the_report_is_json_and_stands_beside_the_paper(lengths: Lengths) -> Non
     found = plan(lengths)
     document = json.loads(json.dumps(report(found)))
     assert document["paper"]["gpu_hours"] == 53_760
-    assert document["paper"]["epochs_for_as_many_gpu_hours"] == pytest.approx(10 * 53_760 / found.best.gpu_hours)
+    assert document["paper"]["epochs_for_as_many_gpu_hours"] == pytest.approx(
+        10 * 53_760 / found.best.gpu_hours
+    )
     assert "modelled" in document["kind_of_figures"]["time"]
     assert document["best"]["set"][:2] == ["strategy=deepspeed", "parallel.zero_stage=1"]
-    assert document["token_budget"]["full"] > document["token_budget"]["none"] > found.best.pack_size
-    assert {message["kind"] for message in document["best"]["messages"]} == {"all-reduce", "all-gather"}
+    assert (
+        document["token_budget"]["full"] > document["token_budget"]["none"] > found.best.pack_size
+    )
+    assert {message["kind"] for message in document["best"]["messages"]} == {
+        "all-reduce",
+        "all-gather",
+    }
 
 
 def test_what_a_plan_sets_is_a_recipe(lengths: Lengths) -> None:
@@ -183,7 +222,11 @@ def test_what_a_plan_sets_is_a_recipe(lengths: Lengths) -> None:
 
 def test_more_nodes_take_less_time_and_more_gpu_hours(lengths: Lengths) -> None:
     found = scaling(plan(lengths), (1, 4, 16, 64))
-    assert [count for count, _ in found] == [1, 4, 16]  # 64 nodes would get less than the longest song each
+    assert [count for count, _ in found] == [
+        1,
+        4,
+        16,
+    ]  # 64 nodes would get less than the longest song each
     hours = np.array([option.gpu_hours for _, option in found])
     assert (np.diff(hours) > 0).all()
     assert (np.diff(hours / np.array([8, 32, 128])) < 0).all()

@@ -60,17 +60,72 @@ def test_a_healthy_cluster_passes() -> None:
 
 
 FAULTS: dict[str, tuple[Any, str, str, str]] = {
-    "two ranks on one GPU": (lambda ranks: ranks[3].update(local_rank=0), "ranks", "failed", r"n2 has LOCAL_RANK \[0, 0\]"),
-    "another torch": (lambda r: r[2].update(versions=r[2]["versions"] | {"torch": "2.12"}), "versions", "failed", "torch: 2.12 on n2"),
-    "another commit": (lambda r: r[1].update(versions=r[1]["versions"] | {"commit": "abd"}), "versions", "failed", "abd on n1"),
-    "a clock that is late": (lambda ranks: ranks[3].update(clock_offset_s=-40.0), "clocks", "failed", "40000.00 ms.*n2"),
-    "a clock that drifts": (lambda ranks: ranks[3].update(clock_offset_s=0.4), "clocks", "warning", "n2"),
-    "a folder of one node": (lambda ranks: [ranks[i].update(token=False) for i in (2, 3)], "shared folder", "failed", "not seen on n2"),
-    "a full disk": (lambda r: r[0].update(disk=r[0]["disk"] | {"free_gib": 3.0}), "shared folder", "warning", "3 GiB free"),
-    "a GPU that throttles": (lambda ranks: ranks[2].update(compute_s=2e-3), "speed of ranks", "warning", r"rank 2 on n2 \(2.00x\)"),
-    "a port that is down": (lambda r: r[3].update(infiniband={"mlx5_1:1": "DOWN"}), "limits and ports", "warning", "n2 mlx5_1:1 is DOWN"),
-    "locked memory": (lambda ranks: ranks[0].update(locked_memory_unlimited=False), "limits and ports", "warning", "RDMA"),
-    "a small container": (lambda ranks: ranks[1].update(shm_mib=64), "limits and ports", "warning", "/dev/shm has 64 MiB on n1"),
+    "two ranks on one GPU": (
+        lambda ranks: ranks[3].update(local_rank=0),
+        "ranks",
+        "failed",
+        r"n2 has LOCAL_RANK \[0, 0\]",
+    ),
+    "another torch": (
+        lambda r: r[2].update(versions=r[2]["versions"] | {"torch": "2.12"}),
+        "versions",
+        "failed",
+        "torch: 2.12 on n2",
+    ),
+    "another commit": (
+        lambda r: r[1].update(versions=r[1]["versions"] | {"commit": "abd"}),
+        "versions",
+        "failed",
+        "abd on n1",
+    ),
+    "a clock that is late": (
+        lambda ranks: ranks[3].update(clock_offset_s=-40.0),
+        "clocks",
+        "failed",
+        "40000.00 ms.*n2",
+    ),
+    "a clock that drifts": (
+        lambda ranks: ranks[3].update(clock_offset_s=0.4),
+        "clocks",
+        "warning",
+        "n2",
+    ),
+    "a folder of one node": (
+        lambda ranks: [ranks[i].update(token=False) for i in (2, 3)],
+        "shared folder",
+        "failed",
+        "not seen on n2",
+    ),
+    "a full disk": (
+        lambda r: r[0].update(disk=r[0]["disk"] | {"free_gib": 3.0}),
+        "shared folder",
+        "warning",
+        "3 GiB free",
+    ),
+    "a GPU that throttles": (
+        lambda ranks: ranks[2].update(compute_s=2e-3),
+        "speed of ranks",
+        "warning",
+        r"rank 2 on n2 \(2.00x\)",
+    ),
+    "a port that is down": (
+        lambda r: r[3].update(infiniband={"mlx5_1:1": "DOWN"}),
+        "limits and ports",
+        "warning",
+        "n2 mlx5_1:1 is DOWN",
+    ),
+    "locked memory": (
+        lambda ranks: ranks[0].update(locked_memory_unlimited=False),
+        "limits and ports",
+        "warning",
+        "RDMA",
+    ),
+    "a small container": (
+        lambda ranks: ranks[1].update(shm_mib=64),
+        "limits and ports",
+        "warning",
+        "/dev/shm has 64 MiB on n1",
+    ),
 }
 
 
@@ -89,7 +144,10 @@ def test_a_fault_is_named(break_it: Any, name: str, status: str, words: str) -> 
 
 def test_too_few_nodes_or_ranks() -> None:
     assert "3 nodes were wanted" in found(four(), Wanted(Path("runs"), nodes=3))["ranks"].found
-    assert "n2 has 2 ranks, not 8" in found(four(), Wanted(Path("runs"), gpus_per_node=8))["ranks"].found
+    assert (
+        "n2 has 2 ranks, not 8"
+        in found(four(), Wanted(Path("runs"), gpus_per_node=8))["ranks"].found
+    )
 
 
 def test_slow_and_wrong_collectives() -> None:
@@ -104,9 +162,15 @@ def test_two_ranks_of_this_machine(tmp_path: Path) -> None:
     report = preflight_here(2, Wanted(tmp_path, nodes=1, gpus_per_node=2))
     assert report["passed"]
     assert [fact["rank"] for fact in report["ranks"]] == [0, 1]
-    assert {row["collective"] for row in report["collectives"]} == {"all-reduce", "all-gather", "reduce-scatter"}
+    assert {row["collective"] for row in report["collectives"]} == {
+        "all-reduce",
+        "all-gather",
+        "reduce-scatter",
+    }
     assert all(row["right"] and row["bus_gbs"] > 0 for row in report["collectives"])
-    assert abs(report["ranks"][1]["clock_offset_s"]) <= report["ranks"][1]["clock_error_s"] + 1e-3  # one machine, one clock
+    assert (
+        abs(report["ranks"][1]["clock_offset_s"]) <= report["ranks"][1]["clock_error_s"] + 1e-3
+    )  # one machine, one clock
     assert not list(tmp_path.iterdir())
 
 
@@ -114,7 +178,12 @@ def test_a_rank_that_stays_away_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 3,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(MuditError, match=r"2 of 3 ranks did not come in 0.5 s: 1, 2"):
         preflight(Wanted(tmp_path, timeout=0.5))

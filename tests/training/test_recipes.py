@@ -10,8 +10,8 @@ import pytest
 
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.parallel.deepspeed_config import deepspeed_config
-from mudit_engine.training.recipe import load_recipe, parse_recipe, recipe_names
 from mudit_engine.training.parallel.strategy import learning_rate
+from mudit_engine.training.recipe import load_recipe, parse_recipe, recipe_names
 
 SHIPPED = {
     "tiny-vae": ("vae", None),
@@ -40,7 +40,9 @@ def test_shipped_recipe(name: str) -> None:
     assert recipe.name == name and recipe.task == task
     if path:
         assert recipe.model_config_resolved().path.kind == path
-        assert recipe.dit.use_descriptions == recipe.dit.structured_lyrics == (task == "dit-finetune")
+        assert (
+            recipe.dit.use_descriptions == recipe.dit.structured_lyrics == (task == "dit-finetune")
+        )
     if task == "dit-finetune":
         assert recipe.dit.drop_both > 0, "without unconditional sequences there is no guidance"
     assert parse_recipe(json.loads(json.dumps(recipe.resolved())), source="again") == recipe
@@ -53,9 +55,17 @@ def test_one_recipe_from_one_process_to_64(name: str, world: int) -> None:
     recipe = load_recipe(name)
     config = deepspeed_config(recipe, parameters=380_000_000, world=world)
     passes = config["gradient_accumulation_steps"]
-    assert passes * world >= recipe.data.packs_per_step and (passes - 1) * world < recipe.data.packs_per_step
-    assert config["zero_optimization"]["stage"] == 1 and config.get("bf16", {}).get("enabled", False) == (recipe.precision == "bf16")
-    assert load_recipe(name, overrides=["strategy=single", "parallel={}", "precision=fp32"]).strategy == "single"
+    assert (
+        passes * world >= recipe.data.packs_per_step
+        and (passes - 1) * world < recipe.data.packs_per_step
+    )
+    assert config["zero_optimization"]["stage"] == 1 and config.get("bf16", {}).get(
+        "enabled", False
+    ) == (recipe.precision == "bf16")
+    assert (
+        load_recipe(name, overrides=["strategy=single", "parallel={}", "precision=fp32"]).strategy
+        == "single"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,8 +94,21 @@ def test_override_without_key_or_value(override: str) -> None:
 
 
 def test_overrides() -> None:
-    recipe = load_recipe("tiny-vae", overrides=["optimizer.betas=[0.8, 0.9]", "data.folder=my=data", "ema.enabled=false", "steps=1e4"])
-    assert recipe.optimizer.betas == (0.8, 0.9) and recipe.data.folder == "my=data" and not recipe.ema.enabled and recipe.steps == 10_000
+    recipe = load_recipe(
+        "tiny-vae",
+        overrides=[
+            "optimizer.betas=[0.8, 0.9]",
+            "data.folder=my=data",
+            "ema.enabled=false",
+            "steps=1e4",
+        ],
+    )
+    assert (
+        recipe.optimizer.betas == (0.8, 0.9)
+        and recipe.data.folder == "my=data"
+        and not recipe.ema.enabled
+        and recipe.steps == 10_000
+    )
     assert recipe.optimizer.lr == load_recipe("tiny-vae").optimizer.lr
 
 
@@ -93,14 +116,23 @@ def test_base(tmp_path: Path) -> None:
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps({"base": "tiny-vae", "name": "mine", "optimizer": {"lr": 1e-5}}))
     recipe, base = load_recipe(mine), load_recipe("tiny-vae")
-    assert recipe.optimizer.lr == 1e-5 and recipe.optimizer.betas == base.optimizer.betas and recipe.steps == base.steps
+    assert (
+        recipe.optimizer.lr == 1e-5
+        and recipe.optimizer.betas == base.optimizer.betas
+        and recipe.steps == base.steps
+    )
     mine.write_text(json.dumps({"base": str(mine)}))
     with pytest.raises(ConfigError, match="based on itself"):
         load_recipe(mine)
 
 
 @pytest.mark.parametrize(
-    "text, message", [("{", "cannot be read"), ("[1]", "must be a JSON object"), ('{"name": "x"}', "task: Field required")]
+    "text, message",
+    [
+        ("{", "cannot be read"),
+        ("[1]", "must be a JSON object"),
+        ('{"name": "x"}', "task: Field required"),
+    ],
 )
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "broken.json"
@@ -118,11 +150,27 @@ def test_unknown_recipe() -> None:
     "kind, expected",
     [
         ("constant", {0: 0.1, 9: 1.0, 10: 1.0, 60: 1.0, 99: 1.0}),
-        ("cosine", {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5 + 0.1 / 2, 99: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 89 / 90))}),
+        (
+            "cosine",
+            {
+                0: 0.1,
+                9: 1.0,
+                10: 1.0,
+                55: 0.5 + 0.1 / 2,
+                99: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 89 / 90)),
+            },
+        ),
         ("wsd", {0: 0.1, 9: 1.0, 79: 1.0, 80: 1.0, 90: 0.1 + 0.9 * 0.5, 99: 0.1 + 0.9 / 20}),
     ],
 )
 def test_schedules(kind: str, expected: dict[int, float]) -> None:
-    overrides = ["steps=100", "schedule.warmup=10", f"schedule.kind={kind}", "schedule.floor=0.1", "schedule.decay=0.2", "optimizer.lr=2.0"]
+    overrides = [
+        "steps=100",
+        "schedule.warmup=10",
+        f"schedule.kind={kind}",
+        "schedule.floor=0.1",
+        "schedule.decay=0.2",
+        "optimizer.lr=2.0",
+    ]
     recipe = load_recipe("tiny-vae", overrides=overrides)
     assert {step: learning_rate(step, recipe) / 2 for step in expected} == pytest.approx(expected)

@@ -12,9 +12,15 @@ import pytest
 from launch_ranks import start
 from mudit_engine.config import load_config
 from mudit_engine.errors import MuditError
-from mudit_engine.training.planning.state_bytes import Parameters, Sharding, messages, parameters_of, state_bytes
-from mudit_engine.training.recipe import ParallelConfig
 from mudit_engine.training.planning.rehearse import Rehearsal, compare, rehearse, rehearse_all
+from mudit_engine.training.planning.state_bytes import (
+    Parameters,
+    Sharding,
+    messages,
+    parameters_of,
+    state_bytes,
+)
+from mudit_engine.training.recipe import ParallelConfig
 
 SMALL = {"dit": {"width": 256, "heads": 2, "blocks": 3, "lyric_width": 128, "lyric_blocks": 1}}
 GIB = 1 << 30
@@ -32,7 +38,10 @@ def test_rehearsals_at_64_ranks_keep_and_send_what_the_closed_forms_say() -> Non
     """Stage 2 keeps whole tensors of its part, stage 3 has persistent ones: the two closed forms with most to get wrong."""
     pytest.importorskip("deepspeed")
     wanted = ((2, "fp32"), (3, "bf16"))
-    cases = [Rehearsal("musit-380m", 64, {"zero_stage": stage}, precision, overrides=SMALL) for stage, precision in wanted]
+    cases = [
+        Rehearsal("musit-380m", 64, {"zero_stage": stage}, precision, overrides=SMALL)
+        for stage, precision in wanted
+    ]
     for rehearsal, measured in zip(cases, rehearse_all(cases), strict=True):
         check(compare(rehearsal, measured))
 
@@ -41,14 +50,20 @@ def test_rehearsals_at_64_ranks_keep_and_send_what_the_closed_forms_say() -> Non
 @pytest.mark.parametrize("world", [2, 4])
 def test_real_ranks_keep_and_send_what_the_closed_forms_say(world: int, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    cases = [Rehearsal("musit-380m", world, {"zero_stage": stage}, overrides=SMALL) for stage in range(4)]
+    cases = [
+        Rehearsal("musit-380m", world, {"zero_stage": stage}, overrides=SMALL) for stage in range(4)
+    ]
     specs, out, log = tmp_path / "specs.json", tmp_path / "out.json", tmp_path / "log"
     specs.write_text(json.dumps([asdict(case) for case in cases]))
     script = str(Path(__file__).parents[2] / "training" / "rehearse.py")
     processes = start(world, script, str(specs), str(out), log=log)
-    assert [process.wait(600) for process in processes] == [0] * world, log.with_suffix(".0").read_text()[-2000:]
+    assert [process.wait(600) for process in processes] == [0] * world, log.with_suffix(
+        ".0"
+    ).read_text()[-2000:]
     for rank in range(world):
-        for case, measured in zip(cases, json.loads((tmp_path / f"out.json.{rank}").read_text()), strict=True):
+        for case, measured in zip(
+            cases, json.loads((tmp_path / f"out.json.{rank}").read_text()), strict=True
+        ):
             check(compare(case, measured))
 
 
@@ -89,7 +104,10 @@ def test_stage_two_counts_whole_tensors_of_a_part() -> None:
     given: dict[str, Any] = {"precision": "fp32", "average": False, "overlap": False}
     sharding = Sharding(2, 2, **given)
     # 20 elements each: the middle tensor reaches into both parts
-    assert [state_bytes(parameters, sharding, rank=rank)["gradients"] for rank in (0, 1)] == [4 * 30, 4 * 30]
+    assert [state_bytes(parameters, sharding, rank=rank)["gradients"] for rank in (0, 1)] == [
+        4 * 30,
+        4 * 30,
+    ]
     assert state_bytes(parameters, sharding, micro_batches=2)["gradients"] == 2 * 4 * 30
 
 
@@ -97,7 +115,9 @@ def test_less_live_weight_is_gathered_twice() -> None:
     parameters = parameters_of(load_config("tiny").dit)
     for live, times in ((1_000_000_000, 1), (1000, 2)):
         sharding = Sharding(3, 4, parallel=ParallelConfig(zero_stage=3, max_live_parameters=live))
-        gather = next(m for m in messages(parameters, sharding, micro_batches=2) if m.kind == "all-gather")
+        gather = next(
+            m for m in messages(parameters, sharding, micro_batches=2) if m.kind == "all-gather"
+        )
         assert gather.size == pytest.approx(2 * 2 * times * parameters.count, rel=0.05)
         assert state_bytes(parameters, sharding)["gathered"] <= 2 * live
     assert messages(parameters, Sharding(1, 1), micro_batches=1) == []

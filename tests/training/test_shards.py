@@ -27,14 +27,25 @@ def write(folder: Path, numbers: range, *, writer: int = 0, shard_bytes: int = 2
         for number in numbers:
             if f"歌-{number}" not in out:
                 out.add(
-                    f"歌-{number}", song(number), metadata={"bpm": number, "title": "月亮"}, split="test" if number % 7 == 0 else "train"
+                    f"歌-{number}",
+                    song(number),
+                    metadata={"bpm": number, "title": "月亮"},
+                    split="test" if number % 7 == 0 else "train",
                 )
 
 
 def contents(folder: Path) -> dict[str, tuple[str, str, bytes, bytes]]:
     shards = Shards(folder)
     records = [shards.read(number) for number in range(len(shards))]
-    return {r.id: (r.split, json.dumps(r.metadata, sort_keys=True), r["latents"].tobytes(), r["phonemes"].tobytes()) for r in records}
+    return {
+        r.id: (
+            r.split,
+            json.dumps(r.metadata, sort_keys=True),
+            r["latents"].tobytes(),
+            r["phonemes"].tobytes(),
+        )
+        for r in records
+    }
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -70,11 +81,19 @@ def test_writers_share_a_folder(tmp_path: Path) -> None:
 
 def test_interrupted_writer_resumes(tmp_path: Path) -> None:
     write(tmp_path / "whole", range(12))
-    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "cut", FIELDS, shard_bytes=200) as out:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ShardWriter(tmp_path / "cut", FIELDS, shard_bytes=200) as out,
+    ):
         for number in range(12):
             if number == 5:
                 raise KeyboardInterrupt
-            out.add(f"歌-{number}", song(number), metadata={"bpm": number, "title": "月亮"}, split="test" if number % 7 == 0 else "train")
+            out.add(
+                f"歌-{number}",
+                song(number),
+                metadata={"bpm": number, "title": "月亮"},
+                split="test" if number % 7 == 0 else "train",
+            )
     assert not (tmp_path / "cut" / "index.safetensors").exists()
     with ShardWriter(tmp_path / "cut", FIELDS) as out:
         assert len(out) == 5
@@ -98,7 +117,10 @@ def test_same_song_twice_is_refused(tmp_path: Path) -> None:
         out.add("a", song(1))
         with pytest.raises(InputError, match="'a' is already"):
             out.add("a", song(1))
-    with pytest.raises(InputError, match="'a' is in .* more than once"), ShardWriter(tmp_path, FIELDS, writer=1) as out:
+    with (
+        pytest.raises(InputError, match="'a' is in .* more than once"),
+        ShardWriter(tmp_path, FIELDS, writer=1) as out,
+    ):
         out._done.clear()  # two processes that do not know of each other
         out.add("a", song(1))
 
@@ -114,7 +136,9 @@ def test_same_song_twice_is_refused(tmp_path: Path) -> None:
     ],
     ids=["nan", "overflow", "width", "second-field", "unknown"],
 )
-def test_wrong_songs_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_wrong_songs_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
     with ShardWriter(tmp_path, FIELDS) as out:
         out.add("good", song(3))
         with pytest.raises(InputError, match=message):
@@ -137,7 +161,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert [name for name, good in Shards(tmp_path).verify() if not good] == [path.name]
     path.write_bytes(data[:-1])
-    with pytest.raises(InputError, match=f"{path.name}' has {len(data) - 1} bytes instead of {len(data)}"):
+    with pytest.raises(
+        InputError, match=f"{path.name}' has {len(data) - 1} bytes instead of {len(data)}"
+    ):
         Shards(tmp_path)
     path.unlink()
     with pytest.raises(InputError, match=f"{path.name}' is missing"):

@@ -15,8 +15,15 @@ TEXT = "温暖的女声，钢琴。BPM 92"
 
 
 def test_asked_fragments_are_those_of_a_request() -> None:
-    description = SourceDescription.of("zh", "amateur", TEXT, {"sentence": (TEXT, "新的一句。"), "phrase": ("钢琴",), "word": ("女声", "")})
-    assert tuple(part.text for part in description.fragments if part.asked) == description_fragments(TEXT, 32)
+    description = SourceDescription.of(
+        "zh",
+        "amateur",
+        TEXT,
+        {"sentence": (TEXT, "新的一句。"), "phrase": ("钢琴",), "word": ("女声", "")},
+    )
+    assert tuple(
+        part.text for part in description.fragments if part.asked
+    ) == description_fragments(TEXT, 32)
     others = {part.text: part.level for part in description.fragments if not part.asked}
     assert others == {TEXT: "sentence", "新的一句": "sentence", "女声": "word"}
     levels = [part.level for part in description.fragments if not part.asked]
@@ -25,7 +32,9 @@ def test_asked_fragments_are_those_of_a_request() -> None:
 
 def test_words_are_found_where_none_are_given() -> None:
     description = SourceDescription.of("en", "professional", "warm piano, slow")
-    assert {"warm", "piano", "slow"} <= {part.text for part in description.fragments if part.level in ("word", "phrase")}
+    assert {"warm", "piano", "slow"} <= {
+        part.text for part in description.fragments if part.level in ("word", "phrase")
+    }
 
 
 def test_manifest(tmp_path: Path) -> None:
@@ -44,8 +53,17 @@ def test_manifest(tmp_path: Path) -> None:
     path = tmp_path / "songs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     first, second = open_source(path)
-    assert first.id == "a/b" and first.audio == tmp_path / "a/b.flac" and first.split == "train" and not first.descriptions
-    assert second.stems == {"vocals": tmp_path / "v.wav"} and second.metadata["chords"] == [[0.0, 2.5, "Dm"]] and second.split == "test"
+    assert (
+        first.id == "a/b"
+        and first.audio == tmp_path / "a/b.flac"
+        and first.split == "train"
+        and not first.descriptions
+    )
+    assert (
+        second.stems == {"vocals": tmp_path / "v.wav"}
+        and second.metadata["chords"] == [[0.0, 2.5, "Dm"]]
+        and second.split == "test"
+    )
     assert second.descriptions[0].user == "amateur"
 
 
@@ -57,7 +75,10 @@ def test_manifest(tmp_path: Path) -> None:
         ('{"id": "x"}', "'audio' is missing"),
         ('{"audio": "a", "lyric": ""}', r"unknown fields \['lyric'\]"),
         ('{"audio": "a", "metadata": {"bpm": "fast"}}', "bpm 'fast' is no number from 20 to 400"),
-        ('{"audio": "a", "metadata": {"key": 12, "mode": "major"}}', "key 12 with mode 'major': write 0 to 11"),
+        (
+            '{"audio": "a", "metadata": {"key": 12, "mode": "major"}}',
+            "key 12 with mode 'major': write 0 to 11",
+        ),
         ('{"audio": "a", "metadata": {"key": 1}}', "key 1 with mode None"),
         ('{"audio": "a", "metadata": {"chords": [[0, 1, "H"]]}}', "chord 'H' is unknown"),
         ('{"audio": "a", "metadata": {"chords": [[2, 1, "C"]]}}', "is no .start, end, symbol."),
@@ -69,7 +90,10 @@ def test_manifest(tmp_path: Path) -> None:
         ('{"audio": "a", "metadata": ["x"]}', "metadata .'x'. is no object"),
         ('{"audio": "a", "split": "dev"}', "'dev' is none of train, validation, test"),
         ('{"audio": "a", "stems": {"piano": "p"}}', "'piano' is none of vocals"),
-        ('{"audio": "a", "descriptions": [{"text": "x", "user": "expert"}]}', "'expert' is none of none, amateur, professional"),
+        (
+            '{"audio": "a", "descriptions": [{"text": "x", "user": "expert"}]}',
+            "'expert' is none of none, amateur, professional",
+        ),
         ('{"audio": "a", "descriptions": [{"text": " "}]}', "description is empty"),
     ],
 )

@@ -31,8 +31,13 @@ def test_batches(data: Path) -> None:
     assert torch.equal(inputs.songs[3], again.songs[1]) and inputs.songs[3].shape == (RATE // 2,)
     assert not torch.equal(task.load([3], Moment(0, 0, 4)).inputs.songs[0], inputs.songs[3])
     for texts, groups in zip(inputs.texts, inputs.groups, strict=True):
-        assert [[a == b for b in groups] for a in groups] == [[a == b for b in texts] for a in texts]
-    assert len(inputs.texts) == 2 and {len(text.split()) for text in sum(inputs.texts, ())} == {1, 3}, "words and phrases"
+        assert [[a == b for b in groups] for a in groups] == [
+            [a == b for b in texts] for a in texts
+        ]
+    assert len(inputs.texts) == 2 and {len(text.split()) for text in sum(inputs.texts, ())} == {
+        1,
+        3,
+    }, "words and phrases"
 
 
 def test_equal_words_are_no_negatives(data: Path) -> None:
@@ -68,7 +73,9 @@ def test_songs_without_words_are_named(data: Path) -> None:
 
 
 def test_one_pack_a_step(data: Path) -> None:
-    with pytest.raises(ConfigError, match=r"packs_per_step=2: InfoNCE compares the songs of one pack"):
+    with pytest.raises(
+        ConfigError, match=r"packs_per_step=2: InfoNCE compares the songs of one pack"
+    ):
         ChinMuTask(recipe(data, **{"data.packs_per_step": 2}), Shards(data))
 
 
@@ -82,4 +89,10 @@ def test_labels_are_told_by_audio_and_words(data: Path, tmp_path: Path) -> None:
 
 def test_attribute_that_no_song_has_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'colour', which no song"):
-        Trainer(recipe(data, **{"chinmu.attributes": {**dict.fromkeys(CORPUS_ATTRIBUTES, 0.0), "colour": 1.0}}), tmp_path).run()
+        Trainer(
+            recipe(
+                data,
+                **{"chinmu.attributes": {**dict.fromkeys(CORPUS_ATTRIBUTES, 0.0), "colour": 1.0}},
+            ),
+            tmp_path,
+        ).run()

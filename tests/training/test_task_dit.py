@@ -41,24 +41,40 @@ def conditions(task: DitTask, number: int, steps: int = 2000) -> list[Conditions
 
 
 def test_conditions_are_dropped_by_their_odds(shards: Shards) -> None:
-    odds = {"dit__drop_descriptions": 0.2, "dit__drop_lyrics": 0.3, "dit__drop_both": 0.1, "dit__drop_user": 0.25}
+    odds = {
+        "dit__drop_descriptions": 0.2,
+        "dit__drop_lyrics": 0.3,
+        "dit__drop_both": 0.1,
+        "dit__drop_user": 0.25,
+    }
     drawn = conditions(task(shards, **odds), full_song(shards))
     cases = Counter((bool(len(c.lyrics)), bool(len(c.fragments))) for c in drawn)
     share = {case: count / len(drawn) for case, count in cases.items()}
-    assert share == pytest.approx({(True, True): 0.4, (True, False): 0.2, (False, True): 0.3, (False, False): 0.1}, abs=0.035)
-    assert all(c.user == 0 for c in drawn if not len(c.fragments)), "no description: nobody's words, user type none"
+    assert share == pytest.approx(
+        {(True, True): 0.4, (True, False): 0.2, (False, True): 0.3, (False, False): 0.1}, abs=0.035
+    )
+    assert all(c.user == 0 for c in drawn if not len(c.fragments)), (
+        "no description: nobody's words, user type none"
+    )
     described = [c for c in drawn if len(c.fragments)]
     assert sum(c.user == 0 for c in described) / len(described) == pytest.approx(0.25, abs=0.035)
 
 
 def test_chords_by_their_odds_and_half_of_them_as_triads(shards: Shards) -> None:
-    drawn = conditions(task(shards, dit__drop_chords=0.4, dit__drop_both=0.0, model_overrides__dit__outline=True), full_song(shards))
+    drawn = conditions(
+        task(shards, dit__drop_chords=0.4, dit__drop_both=0.0, model_overrides__dit__outline=True),
+        full_song(shards),
+    )
     roots = slice(CHORD, CHORD + 12)
-    cases = Counter(tuple(c.outline.features_TF[0, CHORD + 12 :].nonzero().flatten().tolist()) for c in drawn)
+    cases = Counter(
+        tuple(c.outline.features_TF[0, CHORD + 12 :].nonzero().flatten().tolist()) for c in drawn
+    )
     share = {case: count / len(drawn) for case, count in cases.items()}
     assert share == pytest.approx({(): 0.4, (2, 5, 9): 0.3, (0, 2, 5, 9): 0.3}, abs=0.035)
     for c in drawn:
-        assert c.outline.features_TF[0, roots].nonzero().flatten().tolist() == ([2] if c.outline.features_TF[0, CHORD + 12 :].any() else [])
+        assert c.outline.features_TF[0, roots].nonzero().flatten().tolist() == (
+            [2] if c.outline.features_TF[0, CHORD + 12 :].any() else []
+        )
 
 
 def test_reference_by_its_odds(shards: Shards) -> None:
@@ -73,17 +89,29 @@ def test_reference_by_its_odds(shards: Shards) -> None:
         if REFERENCE_KINDS[c.reference_kind] == "vocals":
             assert np.array_equal(c.reference, record["stem.vocals"])
         else:
-            assert len(c.reference) <= len(record["latents"]) / 2 + 1, "the whole mix would give the song away"
-    assert not any(len(c.reference) for c in conditions(task(shards, dit__reference=0.0), number, 100))
+            assert len(c.reference) <= len(record["latents"]) / 2 + 1, (
+                "the whole mix would give the song away"
+            )
+    assert not any(
+        len(c.reference) for c in conditions(task(shards, dit__reference=0.0), number, 100)
+    )
 
 
 def test_pretraining_hears_no_descriptions_and_no_sections(shards: Shards) -> None:
-    pretrain = task(shards, dit__use_descriptions=False, dit__structured_lyrics=False, dit__drop_both=0.0, dit__drop_lyrics=0.0)
+    pretrain = task(
+        shards,
+        dit__use_descriptions=False,
+        dit__structured_lyrics=False,
+        dit__drop_both=0.0,
+        dit__drop_lyrics=0.0,
+    )
     number = full_song(shards)
     for c in conditions(pretrain, number, 50):
         assert not len(c.fragments) and c.user == 0
         assert not set(c.lyrics.tolist()) & set(pretrain.sections.tolist())
-        expected = [i for i in shards.read(number)["phonemes"].tolist() if i not in pretrain.sections]
+        expected = [
+            i for i in shards.read(number)["phonemes"].tolist() if i not in pretrain.sections
+        ]
         assert c.lyrics.tolist() == expected
     assert len(pretrain.sections) > 3
 
@@ -94,16 +122,21 @@ def test_fragments_are_of_one_description() -> None:
     number = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
     kinds = np.stack([levels, number, number + 1, number, levels > 0], 1)
     draws = [choose_fragments(kinds, (1, 1, 1), 4, 0.3, Random(seed)) for seed in range(3000)]
-    assert all(len(rows) and len(set(number[rows])) == 1 and np.all(np.diff(rows) > 0) for rows in draws)
+    assert all(
+        len(rows) and len(set(number[rows])) == 1 and np.all(np.diff(rows) > 0) for rows in draws
+    )
     assert {tuple(rows) for rows in draws} >= {(0, 1, 2), (6, 7)}, "as a request would ask"
     assert max(len(rows) for rows in draws) == 4 and min(len(rows) for rows in draws) == 1
     single = Counter(int(levels[rows[0]]) for rows in draws if len(rows) == 1)
-    assert all(count / single.total() == pytest.approx(1 / 3, abs=0.07) for count in single.values()), (
-        "levels, not their sizes, have the odds"
-    )
+    assert all(
+        count / single.total() == pytest.approx(1 / 3, abs=0.07) for count in single.values()
+    ), "levels, not their sizes, have the odds"
     words = [choose_fragments(kinds, (1, 0, 0), 4, 0.0, Random(seed)) for seed in range(100)]
     assert {int(level) for rows in words for level in levels[rows]} == {0}
-    assert all(tuple(choose_fragments(kinds, (1, 1, 1), 4, 1.0, Random(seed))) in {(0, 1, 2), (6, 7)} for seed in range(50))
+    assert all(
+        tuple(choose_fragments(kinds, (1, 1, 1), 4, 1.0, Random(seed))) in {(0, 1, 2), (6, 7)}
+        for seed in range(50)
+    )
     assert len(choose_fragments(np.empty((0, 5)), (1, 1, 1), 4, 0.3, Random(0))) == 0
 
 
@@ -116,16 +149,30 @@ def test_a_song_sees_the_same_alone_and_in_company(shards: Shards) -> None:
     first, rows = company.clean.frames[0], alone.clean.frames[0]
     assert torch.equal(company.noise_TC[first : first + rows], alone.noise_TC)
     assert torch.equal(company.clean.latents_TC[first : first + rows], alone.clean.latents_TC)
-    assert company.times_B[1] == alone.times_B[0] and company.clean.fragments[1] == alone.clean.fragments[0]
+    assert (
+        company.times_B[1] == alone.times_B[0]
+        and company.clean.fragments[1] == alone.clean.fragments[0]
+    )
     for other in (Moment(1, 0, 7), Moment(0, 0, 8)):
         assert not torch.equal(one.load([number], other).inputs.noise_TC, alone.noise_TC)
 
 
 def test_evaluation_is_fixed_and_undisturbed(shards: Shards) -> None:
-    one = task(shards, dit__drop_both=0.9, dit__drop_descriptions=0.05, dit__drop_lyrics=0.05, dit__reference=0.0)
-    songs = [n for n in range(len(shards)) if shards.rows("phonemes")[n] and shards.rows("fragments")[n]][:6]
+    one = task(
+        shards,
+        dit__drop_both=0.9,
+        dit__drop_descriptions=0.05,
+        dit__drop_lyrics=0.05,
+        dit__reference=0.0,
+    )
+    songs = [
+        n for n in range(len(shards)) if shards.rows("phonemes")[n] and shards.rows("fragments")[n]
+    ][:6]
     first, again = (one.load(songs, Moment(0, 0, 0, training=False)).inputs for _ in range(2))
-    assert torch.equal(first.noise_TC, again.noise_TC) and first.clean.fragments == again.clean.fragments
+    assert (
+        torch.equal(first.noise_TC, again.noise_TC)
+        and first.clean.fragments == again.clean.fragments
+    )
     assert all(first.clean.lyrics)
     even = one.path.t_min + (1 - one.path.t_min) * (torch.arange(6) + 0.5) / 6
     torch.testing.assert_close(first.times_B, even)
@@ -134,8 +181,13 @@ def test_evaluation_is_fixed_and_undisturbed(shards: Shards) -> None:
 @pytest.mark.parametrize("kind", ["bezier", "linear", "ddpm"])
 def test_loss_of_every_path_has_gradients(shards: Shards, kind: str) -> None:
     path = {"kind": kind, "prediction": "v" if kind == "ddpm" else "velocity"}
-    changes = {"model_overrides__path": path, "model_overrides__sampler": {"name": "ddim" if kind == "ddpm" else "ode-euler"}}
-    one = task(shards, dit__times="uniform", dit__min_snr_gamma=5.0 if kind == "ddpm" else None, **changes)
+    changes = {
+        "model_overrides__path": path,
+        "model_overrides__sampler": {"name": "ddim" if kind == "ddpm" else "ode-euler"},
+    }
+    one = task(
+        shards, dit__times="uniform", dit__min_snr_gamma=5.0 if kind == "ddpm" else None, **changes
+    )
     loss, logs = one.modules["model"](one.load(range(6), Moment(0, 0, 0)).inputs)
     loss.backward()
     assert torch.isfinite(loss) and float(one.part_module().final.weight.grad.abs().max()) > 0  # type: ignore[union-attr]
@@ -150,16 +202,31 @@ def test_checkpointing_changes_nothing_but_memory(shards: Shards) -> None:
         one = task(shards, dit__checkpointing=checkpointing)
         loss, _ = one.modules["model"](one.load(range(6), Moment(0, 0, 0)).inputs)
         loss.backward()
-        results.append([loss.detach(), *(p.grad for p in one.modules["model"].parameters() if p.grad is not None)])
+        results.append(
+            [
+                loss.detach(),
+                *(p.grad for p in one.modules["model"].parameters() if p.grad is not None),
+            ]
+        )
     assert len(results[0]) == len(results[1]) == len(results[2]) > 10
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
 
 def test_songs_without_any_condition(shards: Shards) -> None:
     """A pack of songs with no lyrics, no description and no reference is a batch like any other."""
-    one = task(shards, dit__drop_both=1.0, dit__drop_descriptions=0.0, dit__drop_lyrics=0.0, dit__reference=0.0)
+    one = task(
+        shards,
+        dit__drop_both=1.0,
+        dit__drop_descriptions=0.0,
+        dit__drop_lyrics=0.0,
+        dit__reference=0.0,
+    )
     inputs = one.load(range(4), Moment(0, 0, 0)).inputs
-    assert not any(inputs.clean.lyrics) and not any(inputs.clean.fragments) and not any(inputs.clean.reference_frames)
+    assert (
+        not any(inputs.clean.lyrics)
+        and not any(inputs.clean.fragments)
+        and not any(inputs.clean.reference_frames)
+    )
     loss, _ = one.modules["model"](inputs)
     loss.backward()
     assert torch.isfinite(loss)
@@ -174,5 +241,12 @@ def test_data_of_another_stage_is_refused(tmp_path: Path) -> None:
 
 
 def test_latents_of_another_codec_are_refused(shards: Shards) -> None:
-    with pytest.raises(InputError, match="holds latents of width 8, the model takes 4: encode the songs with this model's VAE"):
-        task(shards, model_overrides__dit={"latent_channels": 4, "width": 16, "heads": 2}, model_overrides__vae__latent_channels=4)
+    with pytest.raises(
+        InputError,
+        match="holds latents of width 8, the model takes 4: encode the songs with this model's VAE",
+    ):
+        task(
+            shards,
+            model_overrides__dit={"latent_channels": 4, "width": 16, "heads": 2},
+            model_overrides__vae__latent_channels=4,
+        )

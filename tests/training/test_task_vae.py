@@ -15,10 +15,10 @@ from mudit_engine.models.folder import load_part
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.checkpoints.export_part import export_part
-from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks.vae import VaeTask
+from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.tasks.task import Moment
+from mudit_engine.training.tasks.vae import VaeTask
 from mudit_engine.training.trainer import Trainer
 from small_audio import SMALL_VAE, write_chords
 from small_audio import vae_recipe as recipe
@@ -41,21 +41,32 @@ def test_batches(data: Path) -> None:
     task = VaeTask(recipe(data), Shards(data))
     batch = task.load([0, 3, 5], Moment(0, 0, 1))
     again = task.load([5, 2], Moment(0, 4, 1))
-    assert batch.inputs.audio_NcS.shape == (3, 1, 4096) and batch.inputs.noise_NTC.shape == (3, 16, 8)
+    assert batch.inputs.audio_NcS.shape == (3, 1, 4096) and batch.inputs.noise_NTC.shape == (
+        3,
+        16,
+        8,
+    )
     assert torch.equal(batch.inputs.audio_NcS[2], again.inputs.audio_NcS[0]) and torch.equal(
         batch.inputs.noise_NTC[2], again.inputs.noise_NTC[0]
     )
     short = batch.inputs.audio_NcS[0, 0]
     assert torch.equal(short[:1000], short[1000:2000]), "a short song goes round"
     source = task.shards.read(3)["audio"][:, 0].astype(np.float32) / 32767
-    assert any(np.array_equal(source[start : start + 4096], batch.inputs.audio_NcS[1, 0]) for start in range(len(source) - 4095))
+    assert any(
+        np.array_equal(source[start : start + 4096], batch.inputs.audio_NcS[1, 0])
+        for start in range(len(source) - 4095)
+    )
     assert not task.load([3], Moment(0, 0, 1, training=False)).inputs.noise_NTC.any()
 
 
-def test_warm_start_is_better_than_none_and_training_improves_it(data: Path, tmp_path: Path) -> None:
+def test_warm_start_is_better_than_none_and_training_improves_it(
+    data: Path, tmp_path: Path
+) -> None:
     cold = Trainer(recipe(data), tmp_path / "cold", quiet=True)
     warm = Trainer(recipe(data, steps=40), tmp_path / "warm", quiet=True)
-    without = cold.validate()["mel"]  # of the audio: features are measured in units that the fit changes
+    without = cold.validate()[
+        "mel"
+    ]  # of the audio: features are measured in units that the fit changes
     warm.task.warm_start()
     start = warm.validate()
     assert start["mel"] < 0.7 * without
@@ -64,27 +75,45 @@ def test_warm_start_is_better_than_none_and_training_improves_it(data: Path, tmp
 
 
 def test_each_phase_trains_its_own_weights(data: Path) -> None:
-    task = VaeTask(recipe(data, **{"vae.adversarial": 0.5, "vae.adversarial_from": 3}), Shards(data))
+    task = VaeTask(
+        recipe(data, **{"vae.adversarial": 0.5, "vae.adversarial_from": 3}), Shards(data)
+    )
     assert task.active(2) == ("generator",) and task.active(3) == ("generator", "discriminator")
     inputs = task.load(range(4), Moment(0, 0, 0)).inputs
     generator, adversary = task.modules["generator"], task.modules["discriminator"]
     loss, logs = generator(inputs)
     loss.backward()
     assert {"adversarial", "feature_matching"} <= set(logs)
-    assert all(p.grad is None for p in adversary.parameters()) and all(p.requires_grad for p in adversary.parameters())
+    assert all(p.grad is None for p in adversary.parameters()) and all(
+        p.requires_grad for p in adversary.parameters()
+    )
     named = {name for name, _ in generator.named_parameters()}
-    assert named and all(name.startswith("vae.") for name in named), "discriminators belong to their own phase"
-    before = {name: p.grad.clone() for name, p in generator.named_parameters() if p.grad is not None}
+    assert named and all(name.startswith("vae.") for name in named), (
+        "discriminators belong to their own phase"
+    )
+    before = {
+        name: p.grad.clone() for name, p in generator.named_parameters() if p.grad is not None
+    }
     loss, _ = adversary(inputs)
     loss.backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for name, p in adversary.named_parameters() if name.endswith("original1"))
-    assert all(torch.equal(p.grad, before[name]) for name, p in generator.named_parameters() if p.grad is not None)
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0
+        for name, p in adversary.named_parameters()
+        if name.endswith("original1")
+    )
+    assert all(
+        torch.equal(p.grad, before[name])
+        for name, p in generator.named_parameters()
+        if p.grad is not None
+    )
 
 
 def test_adversarial_weight_counts(data: Path) -> None:
     losses = {}
     for weight in (0.0, 0.5):
-        task = VaeTask(recipe(data, **{"vae.adversarial": weight, "vae.feature_matching": 0.0}), Shards(data))
+        task = VaeTask(
+            recipe(data, **{"vae.adversarial": weight, "vae.feature_matching": 0.0}), Shards(data)
+        )
         task.active(0)
         loss, logs = task.modules["generator"](task.load(range(4), Moment(0, 0, 0)).inputs)
         losses[weight] = float(loss.detach()), float(logs["adversarial"][0]) if weight else 0.0
@@ -92,13 +121,26 @@ def test_adversarial_weight_counts(data: Path) -> None:
 
 
 def test_resume_with_two_optimisers(data: Path, tmp_path: Path) -> None:
-    adversarial = {"vae.adversarial": 0.1, "vae.adversarial_from": 2, "steps": 8, "schedule.kind": "constant"}
+    adversarial = {
+        "vae.adversarial": 0.1,
+        "vae.adversarial_from": 2,
+        "steps": 8,
+        "schedule.kind": "constant",
+    }
     Trainer(recipe(data, **adversarial), tmp_path / "whole", quiet=True).run()
     Trainer(recipe(data, **adversarial), tmp_path / "cut", quiet=True).run()
     Trainer(recipe(data, **adversarial), tmp_path / "cut", quiet=True).run(resume="4")
-    whole, cut = (Checkpoints(tmp_path / name / "checkpoints").named("8") for name in ("whole", "cut"))
+    whole, cut = (
+        Checkpoints(tmp_path / name / "checkpoints").named("8") for name in ("whole", "cut")
+    )
     files = sorted(path.name for path in whole.glob("*.safetensors"))
-    expected = ["discriminator.optimizer", "discriminator", "generator.ema", "generator.optimizer", "generator"]
+    expected = [
+        "discriminator.optimizer",
+        "discriminator",
+        "generator.ema",
+        "generator.optimizer",
+        "generator",
+    ]
     assert files == [f"{name}.safetensors" for name in expected]
     for name in files:
         assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
@@ -121,6 +163,8 @@ def test_latents_are_measured_with_the_exported_weights(data: Path, tmp_path: Pa
 def test_audio_of_another_kind_is_refused(data: Path) -> None:
     with pytest.raises(InputError, match="holds audio of 1 channel"):
         VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL_VAE, "channels": 2}}), Shards(data))
-    task = VaeTask(recipe(data, **{"model_overrides.vae": {**SMALL_VAE, "sample_rate": 16000}}), Shards(data))
+    task = VaeTask(
+        recipe(data, **{"model_overrides.vae": {**SMALL_VAE, "sample_rate": 16000}}), Shards(data)
+    )
     with pytest.raises(InputError, match="song 'chord-00' is at 8000 Hz, the VAE at 16000 Hz"):
         task.load([0], Moment(0, 0, 0))

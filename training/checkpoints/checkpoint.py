@@ -45,7 +45,11 @@ class Checkpoints:
 
     def tags(self) -> list[Path]:
         """Complete tags, the newest first."""
-        found = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()]
+        found = [
+            path
+            for path in self.folder.glob("step-*")
+            if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()
+        ]
         return sorted(found, key=step_of, reverse=True)
 
     @contextlib.contextmanager
@@ -59,7 +63,9 @@ class Checkpoints:
         try:
             with self._together(tag):
                 if self.ranks.main:
-                    for left_over in self.folder.glob(".step-*.partial"):  # of a run that was killed while saving
+                    for left_over in self.folder.glob(
+                        ".step-*.partial"
+                    ):  # of a run that was killed while saving
                         shutil.rmtree(left_over)
                     aside.mkdir(parents=True)
             with self._together(tag):
@@ -76,7 +82,11 @@ class Checkpoints:
             with self._together(tag):
                 if self.ranks.main:
                     files = {name: noted for note in notes for name, noted in note.items()}
-                    manifest = {"version": VERSION, "step": step, "files": dict(sorted(files.items()))}
+                    manifest = {
+                        "version": VERSION,
+                        "step": step,
+                        "files": dict(sorted(files.items())),
+                    }
                     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                     _sync(aside / MANIFEST)
                     _sync(aside)
@@ -100,7 +110,11 @@ class Checkpoints:
             yield
         except OSError as error:
             failure = error
-        failed = [(rank, message) for rank, message in enumerate(self.ranks.gather(_reason(failure))) if message is not None]
+        failed = [
+            (rank, message)
+            for rank, message in enumerate(self.ranks.gather(_reason(failure)))
+            if message is not None
+        ]
         if failed:
             rank, message = failed[0]
             where = f" by rank {rank}" if self.ranks.world > 1 else ""
@@ -125,7 +139,9 @@ class Checkpoints:
             if self.ranks.main:
                 log.warning("checkpoint '%s' is bad (%s): trying the one before it", tag, fault)
         if tags:
-            raise InputError(f"all {len(tags)} checkpoints in '{self.folder}' are bad: restore one, or start over with --resume never")
+            raise InputError(
+                f"all {len(tags)} checkpoints in '{self.folder}' are bad: restore one, or start over with --resume never"
+            )
         return None
 
     def _fault(self, tag: Path) -> str | None:
@@ -140,7 +156,9 @@ class Checkpoints:
         if tag not in tags:
             raise InputError(f"no checkpoint '{name}' in '{self.folder}': there are {known}")
         if fault := self._fault(tag):
-            raise InputError(f"checkpoint '{tag}' is bad ({fault}): use another one ({known}) or --resume auto")
+            raise InputError(
+                f"checkpoint '{tag}' is bad ({fault}): use another one ({known}) or --resume auto"
+            )
         return tag
 
 
@@ -186,7 +204,10 @@ def disk_errors() -> Iterator[None]:
 
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def _sync(path: Path) -> None:
@@ -200,4 +221,8 @@ def _sync(path: Path) -> None:
 def _reason(error: OSError | None) -> str | None:
     if error is None:
         return None
-    return "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+    return (
+        "the disk is full"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else error.strerror or str(error)
+    )

@@ -18,7 +18,12 @@ from mudit_engine.training.recipe import parse_recipe
 if TYPE_CHECKING:
     from mudit_engine.config import ModelConfig
 
-PART_OF_TASK: dict[str, Part] = {"vae": "vae", "chinmu": "chinmu", "dit-pretrain": "dit", "dit-finetune": "dit"}
+PART_OF_TASK: dict[str, Part] = {
+    "vae": "vae",
+    "chinmu": "chinmu",
+    "dit-pretrain": "dit",
+    "dit-finetune": "dit",
+}
 PHASE_OF_PART = {"vae": "generator", "chinmu": "model", "dit": "model"}
 
 
@@ -42,7 +47,10 @@ def export_part(
     found = checkpoints.newest_good() if tag is None else checkpoints.named(tag)
     if found is None:
         raise InputError(f"'{run}' holds no checkpoint: train first, or name the run's folder")
-    recipe = parse_recipe(json.loads((found / "recipe.json").read_text(encoding="utf-8")), source=str(found / "recipe.json"))
+    recipe = parse_recipe(
+        json.loads((found / "recipe.json").read_text(encoding="utf-8")),
+        source=str(found / "recipe.json"),
+    )
     part = PART_OF_TASK[recipe.task]
     config = _merged_config(load_config(found), part, folder)
     module = build_part(part, config)
@@ -53,9 +61,17 @@ def export_part(
     state |= saved.whole("weight", shapes) if saved.sharded else {}
     if weights == "ema":
         if saved.ema_updates is None:
-            raise InputError(f"'{found}' holds no averaged weights (ema.enabled was false): export with --weights raw")
+            raise InputError(
+                f"'{found}' holds no averaged weights (ema.enabled was false): export with --weights raw"
+            )
         state |= saved.whole("ema", shapes)
-    module.load_state_dict({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+    module.load_state_dict(
+        {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
+    )
     file = save_part(part, module, folder, dtype=torch.float16 if dtype == "float16" else None)
     if part == "chinmu" and hasattr(module.text, "save_assets"):
         module.text.save_assets(folder / "text_encoder")
@@ -71,6 +87,10 @@ def _merged_config(ours: ModelConfig, part: Part, folder: Path) -> ModelConfig:
     names = ("dit", "path", "sampler", "name", "max_seconds") if part == "dit" else (part,)
     ours_fields = ours.model_dump()
     try:
-        return type(there).model_validate({**there.model_dump(), **{name: ours_fields[name] for name in names}})
+        return type(there).model_validate(
+            {**there.model_dump(), **{name: ours_fields[name] for name in names}}
+        )
     except ValueError as error:
-        raise ConfigError(f"'{folder}' holds parts that do not go with this {part}: {error}. Export to another folder") from None
+        raise ConfigError(
+            f"'{folder}' holds parts that do not go with this {part}: {error}. Export to another folder"
+        ) from None

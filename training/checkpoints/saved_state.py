@@ -59,8 +59,14 @@ class SavedState:
 
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raises InputError that names the first difference between the saved parameters and `sizes` (elements of each)."""
-        saved = self.names("weight") if self.sharded else self.names("weight") & (sizes.keys() | self.names("exp_avg"))
-        wrong = [f"{name} is missing" for name in sizes.keys() - saved] + [f"{name} is unknown" for name in saved - sizes.keys()]
+        saved = (
+            self.names("weight")
+            if self.sharded
+            else self.names("weight") & (sizes.keys() | self.names("exp_avg"))
+        )
+        wrong = [f"{name} is missing" for name in sizes.keys() - saved] + [
+            f"{name} is unknown" for name in saved - sizes.keys()
+        ]
         for name in saved & sizes.keys():
             if self.numel("weight", name) != sizes[name]:
                 wrong.append(f"{name} has {self.numel('weight', name)} elements, not {sizes[name]}")
@@ -90,7 +96,11 @@ class SavedState:
     def whole(self, kind: str, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Tensors of `shapes` that are saved as `kind`."""
         known = self.names(kind)
-        return {name: self.read(kind, name, start=0, count=shape.numel()).view(shape) for name, shape in shapes.items() if name in known}
+        return {
+            name: self.read(kind, name, start=0, count=shape.numel()).view(shape)
+            for name, shape in shapes.items()
+            if name in known
+        }
 
     def step(self, name: str) -> float | None:
         """Optimiser steps of a parameter; None before the first."""
@@ -100,13 +110,22 @@ class SavedState:
 
     def buffers(self) -> dict[str, Tensor]:
         """What the module's state holds besides trained parameters (strategy single keeps everything in one file)."""
-        return load_file(self.folder / (buffers_file(self.phase) if self.sharded else f"{self.phase}.safetensors"))
+        return load_file(
+            self.folder
+            / (buffers_file(self.phase) if self.sharded else f"{self.phase}.safetensors")
+        )
 
     def _index_ranks(self) -> None:
         paths = sorted(self.folder.glob(f"{self.phase}.rank-*-of-*.safetensors"))
         worlds = {path.name.rsplit("-of-", 1)[1] for path in paths}
-        if not paths or len(worlds) != 1 or len(paths) != int(worlds.pop().removesuffix(".safetensors")):
-            raise InputError(f"checkpoint '{self.folder}' holds {len(paths)} rank files of phase '{self.phase}', not one of every rank")
+        if (
+            not paths
+            or len(worlds) != 1
+            or len(paths) != int(worlds.pop().removesuffix(".safetensors"))
+        ):
+            raise InputError(
+                f"checkpoint '{self.folder}' holds {len(paths)} rank files of phase '{self.phase}', not one of every rank"
+            )
         for path in paths:
             file = self._open(path)
             if "ema_updates" in (metadata := file.metadata() or {}):
@@ -118,10 +137,16 @@ class SavedState:
                 count = 1
                 for extent in file.get_slice(key).get_shape():
                     count *= extent
-                self._pieces.setdefault((match["kind"], match["name"]), []).append((int(match["start"]), count, path, key))
+                self._pieces.setdefault((match["kind"], match["name"]), []).append(
+                    (int(match["start"]), count, path, key)
+                )
 
     def _index_whole(self) -> None:
-        sources = {"weight": f"{self.phase}.safetensors", "": f"{self.phase}.optimizer.safetensors", "ema": f"{self.phase}.ema.safetensors"}
+        sources = {
+            "weight": f"{self.phase}.safetensors",
+            "": f"{self.phase}.optimizer.safetensors",
+            "ema": f"{self.phase}.ema.safetensors",
+        }
         for kind, filename in sources.items():
             path = self.folder / filename
             if not path.is_file():

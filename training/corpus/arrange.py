@@ -17,10 +17,25 @@ from mudit_engine.text.harmony import QUALITIES, SCALES, ChordSymbol
 from mudit_engine.training.corpus import styles
 from mudit_engine.training.corpus.form import BEATS, TAIL_SECONDS, Plan
 from mudit_engine.training.corpus.harmony import voice_leading
-from mudit_engine.training.corpus.styles import CLOSED, CRASH, LOW_TOM, SNARE, Hit, InstrumentSet, Style
+from mudit_engine.training.corpus.styles import (
+    CLOSED,
+    CRASH,
+    LOW_TOM,
+    SNARE,
+    Hit,
+    InstrumentSet,
+    Style,
+)
 
 DRUMS = -1  # program of a drum note; the kit is chosen per song
-_ENERGY = {"intro": 0.88, "verse": 0.92, "pre-chorus": 0.97, "chorus": 1.08, "bridge": 0.95, "outro": 0.9}
+_ENERGY = {
+    "intro": 0.88,
+    "verse": 0.92,
+    "pre-chorus": 0.97,
+    "chorus": 1.08,
+    "bridge": 0.95,
+    "outro": 0.9,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +61,9 @@ class Arrangement:
     key: int
     mode: str
     drums: bool
-    lead: tuple[tuple[float, float, int], ...]  # (start, end, midi) the lead instrument plays: instrumentals
+    lead: tuple[
+        tuple[float, float, int], ...
+    ]  # (start, end, midi) the lead instrument plays: instrumentals
 
 
 def swung(beats: float, style: Style) -> float:
@@ -60,10 +77,14 @@ class _Band:
         self.beat = arrangement.plan.bar_seconds / BEATS
         self.notes: dict[str, list[PartNote]] = {"chords": [], "bass": [], "drums": []}
 
-    def add(self, stem: str, at: float, length: float, pitch: int, velocity: float, program: int) -> None:
+    def add(
+        self, stem: str, at: float, length: float, pitch: int, velocity: float, program: int
+    ) -> None:
         """`at` and `length` in beats of the song."""
         loud = int(np.clip(round(velocity + self.rng.integers(-5, 6)), 20, 127))
-        self.notes[stem].append(PartNote(at * self.beat, (at + length) * self.beat, int(pitch), loud, program))
+        self.notes[stem].append(
+            PartNote(at * self.beat, (at + length) * self.beat, int(pitch), loud, program)
+        )
 
 
 def arrange(rng: np.random.Generator, arrangement: Arrangement) -> dict[str, list[PartNote]]:
@@ -80,7 +101,12 @@ def arrange(rng: np.random.Generator, arrangement: Arrangement) -> dict[str, lis
         energy = _ENERGY[part.name]
         for bar in range(part.first_bar, part.first_bar + part.bars):
             if bar == last_bar:
-                _final_bar(band, voicings[bar * arrangement.units], arrangement.chords[bar * arrangement.units], energy)
+                _final_bar(
+                    band,
+                    voicings[bar * arrangement.units],
+                    arrangement.chords[bar * arrangement.units],
+                    energy,
+                )
                 if arrangement.drums:
                     _hit(band, bar, 0.0, CRASH, 96)
                     _hit(band, bar, 0.0, styles.KICK, 104)
@@ -94,31 +120,62 @@ def arrange(rng: np.random.Generator, arrangement: Arrangement) -> dict[str, lis
                     continue
                 if first and part.name == "chorus":
                     _hit(band, bar, 0.0, CRASH, 100)
-                _drum_bar(band, bar, drums, energy, fill=last and number + 1 < len(arrangement.plan.parts))
+                _drum_bar(
+                    band, bar, drums, energy, fill=last and number + 1 < len(arrangement.plan.parts)
+                )
     for start, end, midi in arrangement.lead:
         velocity = int(np.clip(104 + rng.integers(-6, 7), 1, 127))
-        band.notes["chords"].append(PartNote(start, end, midi, velocity, arrangement.instruments.lead.program))
-    return {stem: sorted(notes, key=lambda note: (note.start, note.pitch)) for stem, notes in band.notes.items()}
+        band.notes["chords"].append(
+            PartNote(start, end, midi, velocity, arrangement.instruments.lead.program)
+        )
+    return {
+        stem: sorted(notes, key=lambda note: (note.start, note.pitch))
+        for stem, notes in band.notes.items()
+    }
 
 
 def _unit_of(arrangement: Arrangement, bar: int, beat: float) -> int:
-    return bar * arrangement.units + min(arrangement.units - 1, int(beat * arrangement.units / BEATS))
+    return bar * arrangement.units + min(
+        arrangement.units - 1, int(beat * arrangement.units / BEATS)
+    )
 
 
-def _comp_bar(band: _Band, bar: int, pattern: Sequence[Hit], voicings: Sequence[tuple[int, ...]], energy: float) -> None:
+def _comp_bar(
+    band: _Band,
+    bar: int,
+    pattern: Sequence[Hit],
+    voicings: Sequence[tuple[int, ...]],
+    energy: float,
+) -> None:
     a = band.a
     for hit in pattern:
         unit = _unit_of(a, bar, hit.beat)
         for pitch in _picked(hit.pick, voicings[unit], a.chords[unit], a.style.comp_range[0]):
-            band.add("chords", bar * BEATS + hit.beat, hit.length, pitch, hit.velocity * energy, a.instruments.comp.program)
+            band.add(
+                "chords",
+                bar * BEATS + hit.beat,
+                hit.length,
+                pitch,
+                hit.velocity * energy,
+                a.instruments.comp.program,
+            )
     if a.instruments.pad is not None:
         for place in range(a.units):
             for pitch in voicings[bar * a.units + place]:
                 length = BEATS / a.units
-                band.add("chords", bar * BEATS + place * length, length * 0.98, pitch, 62 * energy, a.instruments.pad.program)
+                band.add(
+                    "chords",
+                    bar * BEATS + place * length,
+                    length * 0.98,
+                    pitch,
+                    62 * energy,
+                    a.instruments.pad.program,
+                )
 
 
-def _picked(pick: int | str, voicing: tuple[int, ...], chord: ChordSymbol, low: int) -> tuple[int, ...]:
+def _picked(
+    pick: int | str, voicing: tuple[int, ...], chord: ChordSymbol, low: int
+) -> tuple[int, ...]:
     if isinstance(pick, int):
         return (voicing[pick % len(voicing)],)
     if pick == "all":
@@ -150,8 +207,20 @@ def _bass_bar(band: _Band, bar: int, pattern: Sequence[Hit], energy: float) -> N
             else:
                 pitch = root + tones[step % len(tones)]
         else:
-            pitch = {"root": root, "fifth": root + 7, "octave": root + 12, "third": root + tones[1]}[str(hit.pick)]
-        band.add("bass", bar * BEATS + hit.beat, hit.length, pitch, hit.velocity * energy, a.instruments.bass.program)
+            pitch = {
+                "root": root,
+                "fifth": root + 7,
+                "octave": root + 12,
+                "third": root + tones[1],
+            }[str(hit.pick)]
+        band.add(
+            "bass",
+            bar * BEATS + hit.beat,
+            hit.length,
+            pitch,
+            hit.velocity * energy,
+            a.instruments.bass.program,
+        )
 
 
 def _hit(band: _Band, bar: int, beat: float, key: int, velocity: float) -> None:
@@ -169,7 +238,9 @@ def _drum_bar(band: _Band, bar: int, pattern: dict[int, str], energy: float, *, 
                 continue
             accent = 104 if mark == "x" else 74
             if key in (CLOSED, styles.OPEN, styles.SHAKER, styles.TAMBOURINE):
-                accent -= 24 if step % 4 else 16  # cymbals keep time, kick and snare say where the beat is
+                accent -= (
+                    24 if step % 4 else 16
+                )  # cymbals keep time, kick and snare say where the beat is
             _hit(band, bar, step / 4, key, accent * energy)
     if fill:
         for place, key in enumerate((SNARE, SNARE, LOW_TOM, styles.BIG_TOM)):
@@ -182,7 +253,9 @@ def _final_bar(band: _Band, voicing: tuple[int, ...], chord: ChordSymbol, energy
     at = (a.plan.bars - 1) * BEATS
     length = BEATS + 0.5 * TAIL_SECONDS / band.beat
     for place, pitch in enumerate(voicing):
-        band.add("chords", at + 0.06 * place, length, pitch, 84 * energy, a.instruments.comp.program)
+        band.add(
+            "chords", at + 0.06 * place, length, pitch, 84 * energy, a.instruments.comp.program
+        )
         if a.instruments.pad is not None:
             band.add("chords", at, length, pitch, 66 * energy, a.instruments.pad.program)
     band.add("bass", at, length, _bass_root(chord), 90 * energy, a.instruments.bass.program)

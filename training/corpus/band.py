@@ -56,7 +56,9 @@ def find_soundfont(path: str | Path | None = None) -> Path:
     named = path or os.environ.get(SOUNDFONT_VARIABLE)
     if named:
         if not Path(named).is_file():
-            raise MissingError(f"soundfont '{named}' does not exist: apt-get install fluid-soundfont-gm, or name another .sf2/.sf3 file")
+            raise MissingError(
+                f"soundfont '{named}' does not exist: apt-get install fluid-soundfont-gm, or name another .sf2/.sf3 file"
+            )
         with Path(named).open("rb") as file:
             header = file.read(12)
         if header[:4] != b"RIFF" or header[8:] != b"sfbk":
@@ -71,7 +73,9 @@ def find_soundfont(path: str | Path | None = None) -> Path:
     )
 
 
-def _messages(segments: Sequence[Segment]) -> tuple[list[tuple[int, int, str, dict[str, int]]], list[int], int]:
+def _messages(
+    segments: Sequence[Segment],
+) -> tuple[list[tuple[int, int, str, dict[str, int]]], list[int], int]:
     """MIDI events as (tick, order, type, fields); start of each segment in seconds; end in seconds."""
     events: list[tuple[int, int, str, dict[str, int]]] = []
     starts: list[int] = []
@@ -79,20 +83,38 @@ def _messages(segments: Sequence[Segment]) -> tuple[list[tuple[int, int, str, di
     for segment in segments:
         starts.append(at)
         programs = sorted({note.program for note in segment.notes if note.program != DRUMS})
-        channels = {program: place if place < _DRUM_CHANNEL else place + 1 for place, program in enumerate(programs)}
+        channels = {
+            program: place if place < _DRUM_CHANNEL else place + 1
+            for place, program in enumerate(programs)
+        }
         early = (at * 2 - 1) * _TICKS
         for program, channel in channels.items():
             events.append((early, 0, "program_change", {"channel": channel, "program": program}))
-        events.append((early, 0, "program_change", {"channel": _DRUM_CHANNEL, "program": segment.kit}))
+        events.append(
+            (early, 0, "program_change", {"channel": _DRUM_CHANNEL, "program": segment.kit})
+        )
         for note in segment.notes:
             channel = _DRUM_CHANNEL if note.program == DRUMS else channels[note.program]
             on = at * 2 * _TICKS + round(note.start * 2 * _TICKS)
-            off = at * 2 * _TICKS + max(round(note.end * 2 * _TICKS), round(note.start * 2 * _TICKS) + 1)
-            events.append((on, 2, "note_on", {"channel": channel, "note": note.pitch, "velocity": note.velocity}))
+            off = at * 2 * _TICKS + max(
+                round(note.end * 2 * _TICKS), round(note.start * 2 * _TICKS) + 1
+            )
+            events.append(
+                (
+                    on,
+                    2,
+                    "note_on",
+                    {"channel": channel, "note": note.pitch, "velocity": note.velocity},
+                )
+            )
             # Notes end before others begin at the same tick, or a repeated pitch would be cut.
-            events.append((off, 1, "note_off", {"channel": channel, "note": note.pitch, "velocity": 0}))
+            events.append(
+                (off, 1, "note_off", {"channel": channel, "note": note.pitch, "velocity": 0})
+            )
         at += math.ceil(segment.seconds) + _GAP
-    events.sort(key=lambda event: (event[0], event[1], event[3].get("channel", 0), event[3].get("note", 0)))
+    events.sort(
+        key=lambda event: (event[0], event[1], event[3].get("channel", 0), event[3].get("note", 0))
+    )
     return events, starts, at
 
 
@@ -117,13 +139,39 @@ def write_midi(segments: Sequence[Segment], path: Path) -> tuple[list[int], int]
 def synthesise(midi: Path, wav: Path, soundfont: Path) -> None:
     """MIDI file -> stereo float WAV at RENDER_RATE. Raises MissingError without fluidsynth, OutputError when it fails."""
     program = require_tool("fluidsynth", "rendering the band")
-    command = [program, "-n", "-i", "-q", "-R", "0", "-C", "0", "-g", "0.5", "-r", str(RENDER_RATE), "-O", "float", "-T", "wav"]
+    command = [
+        program,
+        "-n",
+        "-i",
+        "-q",
+        "-R",
+        "0",
+        "-C",
+        "0",
+        "-g",
+        "0.5",
+        "-r",
+        str(RENDER_RATE),
+        "-O",
+        "float",
+        "-T",
+        "wav",
+    ]
     # Without an empty default, a soundfont that cannot be read is replaced by the system's, whatever its licence.
-    command += ["-o", "synth.default-soundfont=", "-o", "synth.dynamic-sample-loading=1", "-o", "synth.polyphony=512"]
+    command += [
+        "-o",
+        "synth.default-soundfont=",
+        "-o",
+        "synth.dynamic-sample-loading=1",
+        "-o",
+        "synth.polyphony=512",
+    ]
     command += ["-F", str(wav), str(soundfont), str(midi)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not wav.exists():
-        raise OutputError(f"fluidsynth failed ({done.returncode}) on {midi.name}: {done.stderr.strip()[-300:]}")
+        raise OutputError(
+            f"fluidsynth failed ({done.returncode}) on {midi.name}: {done.stderr.strip()[-300:]}"
+        )
 
 
 def render(segments: Sequence[Segment], soundfont: Path) -> list[np.ndarray]:
@@ -147,6 +195,8 @@ def render(segments: Sequence[Segment], soundfont: Path) -> list[np.ndarray]:
         piece = mono[start * RENDER_RATE : start * RENDER_RATE + length]
         if segment.notes and not np.any(piece):
             # fluidsynth reports success for a soundfont it cannot read.
-            raise OutputError(f"fluidsynth played nothing with soundfont '{soundfont}': is it a General MIDI .sf2 or .sf3 file?")
+            raise OutputError(
+                f"fluidsynth played nothing with soundfont '{soundfont}': is it a General MIDI .sf2 or .sf3 file?"
+            )
         rendered.append(np.pad(piece, (0, length - len(piece))))
     return rendered

@@ -19,7 +19,15 @@ from mudit_engine.training.corpus import labels, lyrics, melody
 from mudit_engine.training.corpus.arrange import Arrangement, PartNote, arrange, swung
 from mudit_engine.training.corpus.form import BEATS, Plan, draw_form
 from mudit_engine.training.corpus.harmony import progressions
-from mudit_engine.training.corpus.labels import HELD_OUT_SHARE, Chord, Line, Note, Section, Song, Syllable
+from mudit_engine.training.corpus.labels import (
+    HELD_OUT_SHARE,
+    Chord,
+    Line,
+    Note,
+    Section,
+    Song,
+    Syllable,
+)
 from mudit_engine.training.corpus.styles import STYLE_BOOK, Style
 
 # Lowest sung note of a voice. RANGE semitones above it are used, and a voice keeps to them in every key.
@@ -57,18 +65,38 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
     mode = "minor" if rng.random() < 0.5 else "major"
     drums = bool(rng.random() >= _NO_DRUMS_SHARE)
     voice = str(rng.choice(list(_VOICE_SHARES), p=list(_VOICE_SHARES.values())))
-    timbre = "none" if voice == "none" else str(rng.choice(["clear", "breathy", "bright"], p=[0.5, 0.25, 0.25]))
+    timbre = (
+        "none"
+        if voice == "none"
+        else str(rng.choice(["clear", "breathy", "bright"], p=[0.5, 0.25, 0.25]))
+    )
     language = "none" if voice == "none" else ("zh" if rng.random() < _MANDARIN_SHARE else "en")
     plan = draw_form(rng, bpm=bpm, target_seconds=float(np.clip(rng.gamma(9.0, 2.5), 12.5, 39.0)))
 
     most = melody.most_syllables(bpm, plan.bars_per_line, swing=style.swing)
     units = 2 if plan.bar_seconds > 2.9 and rng.random() < 0.5 else 1
-    chords, used = _draw_chords(rng, plan, key=key, mode=mode, units=units, held_out=held_out, sevenths=style.sevenths)
+    chords, used = _draw_chords(
+        rng, plan, key=key, mode=mode, units=units, held_out=held_out, sevenths=style.sevenths
+    )
     words: list[tuple[lyrics.LyricLine, ...]] = [() for _ in plan.parts]
     if voice != "none":
-        words = lyrics.write_lyrics(rng, plan, language=language, held_out=held_out, most_syllables=most)
+        words = lyrics.write_lyrics(
+            rng, plan, language=language, held_out=held_out, most_syllables=most
+        )
     low = _LEAD_LOW if voice == "none" else VOICE_LOW[voice]
-    tune = _draw_melody(rng, plan, words, chords, units=units, bpm=bpm, key=key, mode=mode, low=low, style=style, most=most)
+    tune = _draw_melody(
+        rng,
+        plan,
+        words,
+        chords,
+        units=units,
+        bpm=bpm,
+        key=key,
+        mode=mode,
+        low=low,
+        style=style,
+        most=most,
+    )
 
     beat = plan.bar_seconds / BEATS
     lines: list[Line] = []
@@ -79,12 +107,33 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
         if voice == "none":
             continue
         line = words[part_number][line_number]
-        lines.append(Line(line.id, line.text, part_number, line.rhyme, _ms(played[0][0] * beat), _ms(played[-1][1] * beat)))
+        lines.append(
+            Line(
+                line.id,
+                line.text,
+                part_number,
+                line.rhyme,
+                _ms(played[0][0] * beat),
+                _ms(played[-1][1] * beat),
+            )
+        )
         for syllable, note in zip(line.syllables, notes[-len(played) :], strict=True):
-            syllables.append(Syllable(note.start, note.end, note.midi, syllable.text, syllable.phonemes, syllable.word, len(lines) - 1))
+            syllables.append(
+                Syllable(
+                    note.start,
+                    note.end,
+                    note.midi,
+                    syllable.text,
+                    syllable.phonemes,
+                    syllable.word,
+                    len(lines) - 1,
+                )
+            )
 
     lead = tuple((note.start, note.end, note.midi) for note in notes) if voice == "none" else ()
-    parts = arrange(rng, Arrangement(plan, style, instruments, tuple(chords), units, key, mode, drums, lead))
+    parts = arrange(
+        rng, Arrangement(plan, style, instruments, tuple(chords), units, key, mode, drums, lead)
+    )
     playing = [instruments.comp, instruments.bass]
     if instruments.pad is not None:
         playing.append(instruments.pad)
@@ -112,11 +161,23 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
         progressions=tuple(used),
         bars=tuple(_ms(bar * plan.bar_seconds) for bar in range(plan.bars)),
         form=tuple(
-            Section(p.name, _ms(p.first_bar * plan.bar_seconds), _ms((p.first_bar + p.bars) * plan.bar_seconds), p.first_bar, p.bars)
+            Section(
+                p.name,
+                _ms(p.first_bar * plan.bar_seconds),
+                _ms((p.first_bar + p.bars) * plan.bar_seconds),
+                p.first_bar,
+                p.bars,
+            )
             for p in plan.parts
         ),
         chords=tuple(
-            Chord(_ms(n * unit_seconds), _ms((n + 1) * unit_seconds), chord.root, chord.quality, chord.roman)
+            Chord(
+                _ms(n * unit_seconds),
+                _ms((n + 1) * unit_seconds),
+                chord.root,
+                chord.quality,
+                chord.roman,
+            )
             for n, chord in enumerate(chords)
         ),
         melody=tuple(notes),
@@ -124,11 +185,17 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
         lines=tuple(lines),
         syllables=tuple(syllables),
         descriptions=(),
-        stems=tuple(stem for stem in labels.STEMS if (stem != "vocals" or voice != "none") and (stem != "drums" or drums)),
+        stems=tuple(
+            stem
+            for stem in labels.STEMS
+            if (stem != "vocals" or voice != "none") and (stem != "drums" or drums)
+        ),
     )
     from mudit_engine.training.corpus.descriptions import describe
 
-    return Score(dataclasses.replace(song, descriptions=describe(rng, song)), parts, instruments.kit)
+    return Score(
+        dataclasses.replace(song, descriptions=describe(rng, song)), parts, instruments.kit
+    )
 
 
 def _ms(seconds: float) -> float:
@@ -137,7 +204,14 @@ def _ms(seconds: float) -> float:
 
 
 def _draw_chords(
-    rng: np.random.Generator, plan: Plan, *, key: int, mode: str, units: int, held_out: bool, sevenths: bool
+    rng: np.random.Generator,
+    plan: Plan,
+    *,
+    key: int,
+    mode: str,
+    units: int,
+    held_out: bool,
+    sevenths: bool,
 ) -> tuple[list[ChordSymbol], list[str]]:
     """A chord per unit: one progression for verses, one for choruses, one for the rest; the last bar is the tonic."""
     pool = progressions(mode, held_out=held_out)
@@ -152,7 +226,12 @@ def _draw_chords(
             used.append(f"{mode}: {name}")
         # Short sections play the end of the progression, so that it still leads on.
         offset = max(0, len(numerals) - count) if part.name in ("pre-chorus", "bridge") else 0
-        chords += realise([numerals[(offset + n) % len(numerals)] for n in range(count)], key=key, mode=mode, sevenths=sevenths)
+        chords += realise(
+            [numerals[(offset + n) % len(numerals)] for n in range(count)],
+            key=key,
+            mode=mode,
+            sevenths=sevenths,
+        )
     tonic = realise(["I" if mode == "major" else "i"], key=key, mode=mode, sevenths=False)[0]
     chords[-units:] = [tonic] * units
     return chords, used
@@ -179,15 +258,28 @@ def _draw_melody(
     for part_number, part in enumerate(plan.parts):
         rhythms: dict[int, list[tuple[int, int]]] = {}
         for line in range(part.lines):
-            count = len(words[part_number][line].syllables) if words[part_number] else min(most, int(rng.integers(5, 9)))
+            count = (
+                len(words[part_number][line].syllables)
+                if words[part_number]
+                else min(most, int(rng.integers(5, 9)))
+            )
             first_bar = part.first_bar + line * plan.bars_per_line
-            if (part.name, line) in known and len(known[part.name, line][0]) == count and part.name == "chorus":
+            if (
+                (part.name, line) in known
+                and len(known[part.name, line][0]) == count
+                and part.name == "chorus"
+            ):
                 rhythm, pitches = known[part.name, line]
             else:
                 if count not in rhythms:
-                    rhythms[count] = melody.draw_rhythm(rng, syllables=count, bars=plan.bars_per_line, bpm=bpm, swing=style.swing)
+                    rhythms[count] = melody.draw_rhythm(
+                        rng, syllables=count, bars=plan.bars_per_line, bpm=bpm, swing=style.swing
+                    )
                 rhythm = rhythms[count]
-                sounding = [chords[int((first_bar + start / melody.GRID) * units + 1e-9)] for start, _ in rhythm]
+                sounding = [
+                    chords[int((first_bar + start / melody.GRID) * units + 1e-9)]
+                    for start, _ in rhythm
+                ]
                 pitches = melody.draw_pitches(
                     rng,
                     rhythm,
@@ -202,8 +294,20 @@ def _draw_melody(
             known[part.name, line] = (rhythm, pitches)
             previous = pitches[-1]
             base = first_bar * BEATS
-            times = [(base + swung(start / 2, style), base + swung((start + length) / 2, style)) for start, length in rhythm]
+            times = [
+                (base + swung(start / 2, style), base + swung((start + length) / 2, style))
+                for start, length in rhythm
+            ]
             # A rhythm never overlaps itself, swung or not.
             assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(times))
-            result.append((part_number, line, [(start, end, pitch) for (start, end), pitch in zip(times, pitches, strict=True)]))
+            result.append(
+                (
+                    part_number,
+                    line,
+                    [
+                        (start, end, pitch)
+                        for (start, end), pitch in zip(times, pitches, strict=True)
+                    ],
+                )
+            )
     return result

@@ -16,9 +16,21 @@ from mudit_engine.training.corpus.labels import KEYS, Description, Song
 from mudit_engine.training.corpus.styles import STYLE_BOOK
 
 _ZH_KEYS = ("C", "升C", "D", "降E", "E", "F", "升F", "G", "降A", "A", "降B", "B")
-_SECTION_ZH = {"intro": "前奏", "verse": "主歌", "pre-chorus": "预副歌", "chorus": "副歌", "bridge": "桥段", "outro": "尾奏"}
+_SECTION_ZH = {
+    "intro": "前奏",
+    "verse": "主歌",
+    "pre-chorus": "预副歌",
+    "chorus": "副歌",
+    "bridge": "桥段",
+    "outro": "尾奏",
+}
 _PRO_VOICE = {
-    "en": {"none": "instrumental, no vocals", "male": "male lead vocal", "female": "female lead vocal", "child": "child lead vocal"},
+    "en": {
+        "none": "instrumental, no vocals",
+        "male": "male lead vocal",
+        "female": "female lead vocal",
+        "child": "child lead vocal",
+    },
     "zh": {"none": "纯音乐无人声", "male": "男声主唱", "female": "女声主唱", "child": "童声主唱"},
 }
 _AMATEUR_VOICE = {
@@ -36,16 +48,28 @@ _AMATEUR_VOICE = {
     },
 }
 _TIMBRE = {
-    "en": {"clear": "clean, natural tone", "breathy": "breathy, airy tone", "bright": "bright, forward tone"},
+    "en": {
+        "clear": "clean, natural tone",
+        "breathy": "breathy, airy tone",
+        "bright": "bright, forward tone",
+    },
     "zh": {"clear": "音色干净自然", "breathy": "气声音色", "bright": "音色明亮靠前"},
 }
 _AMATEUR_TIMBRE = {
-    "en": {"clear": "natural voice", "breathy": "soft whispery voice", "bright": "bright sparkling voice"},
+    "en": {
+        "clear": "natural voice",
+        "breathy": "soft whispery voice",
+        "bright": "bright sparkling voice",
+    },
     "zh": {"clear": "声音自然", "breathy": "像在耳边轻轻说", "bright": "声音很亮"},
 }
 _AMATEUR_STYLE = {
     "en": {
-        "ballad": ("a tender love song", "something soft and romantic", "a slow dance kind of song"),
+        "ballad": (
+            "a tender love song",
+            "something soft and romantic",
+            "a slow dance kind of song",
+        ),
         "pop": ("a catchy radio song", "something everyone hums", "a pop song"),
         "rock": ("loud guitars", "a band jamming on stage", "something to headbang to"),
         "electronic": ("club music", "like a video game at night", "synths and neon lights"),
@@ -64,7 +88,12 @@ _AMATEUR_STYLE = {
 _MOOD = {
     "en": {
         "major": ("happy", "sunny and hopeful", "makes me smile", "warm and cheerful"),
-        "minor": ("sad", "melancholy like rain on a window", "makes me want to cry", "dark and lonely"),
+        "minor": (
+            "sad",
+            "melancholy like rain on a window",
+            "makes me want to cry",
+            "dark and lonely",
+        ),
     },
     "zh": {
         "major": ("开心", "阳光又有希望", "听了会笑", "温暖快乐"),
@@ -112,7 +141,10 @@ _PRODUCTION = {
         "jazz": "小房间干声，摇摆律动",
     },
 }
-_LANGUAGE = {"en": {"zh": "Mandarin lyrics", "en": "English lyrics"}, "zh": {"zh": "中文歌词", "en": "英文歌词"}}
+_LANGUAGE = {
+    "en": {"zh": "Mandarin lyrics", "en": "English lyrics"},
+    "zh": {"zh": "中文歌词", "en": "英文歌词"},
+}
 
 
 def tempo_word(bpm: int) -> str:
@@ -159,7 +191,16 @@ def _professional(rng: np.random.Generator, song: Song, language: str, wording: 
         tone = f" with a {_TIMBRE['en'][song.timbre]}" if sung else ""
         words_of = f", {_LANGUAGE['en'][song.language]}" if sung else ""
         together = f"{song.style} in {key}, {song.bpm} BPM"
-        phrases = [f"{song.bpm} BPM", f"in {key}", style, voice, drums, ", ".join(names), production, together]
+        phrases = [
+            f"{song.bpm} BPM",
+            f"in {key}",
+            style,
+            voice,
+            drums,
+            ", ".join(names),
+            production,
+            together,
+        ]
         if sung:
             phrases.append(_TIMBRE["en"][song.timbre])
         if wording == 0:
@@ -177,14 +218,30 @@ def _professional(rng: np.random.Generator, song: Song, language: str, wording: 
                 f"Arranged for {' and '.join(names)}; {drums}.",
                 f"Structure {form}, {production}.",
             ]
-        words = [style, str(song.bpm), key, song.mode, *names, song.voice if sung else "instrumental"]
+        words = [
+            style,
+            str(song.bpm),
+            key,
+            song.mode,
+            *names,
+            song.voice if sung else "instrumental",
+        ]
         words.append("drums" if song.drums else "drumless")
     else:
         key = f"{_ZH_KEYS[song.key]}{'大调' if song.mode == 'major' else '小调'}"
         form = "-".join(_SECTION_ZH[section.name] for section in song.form)
         tone = f"，{_TIMBRE['zh'][song.timbre]}" if sung else ""
         words_of = f"，{_LANGUAGE['zh'][song.language]}" if sung else ""
-        phrases = [f"{song.bpm} BPM", key, style, voice, drums, "、".join(names), production, f"{key}{style}，{song.bpm} BPM"]
+        phrases = [
+            f"{song.bpm} BPM",
+            key,
+            style,
+            voice,
+            drums,
+            "、".join(names),
+            production,
+            f"{key}{style}，{song.bpm} BPM",
+        ]
         if sung:
             phrases.append(_TIMBRE["zh"][song.timbre])
         if wording == 0:
@@ -206,7 +263,9 @@ def _professional(rng: np.random.Generator, song: Song, language: str, wording: 
     joint = " " if language == "en" else ""
     # The genre sentence stays first; the others come in any order in the second wording.
     ordered = sentences if wording == 0 else [sentences[0], *_shuffled(rng, sentences[1:])]
-    return Description(language, "professional", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered))  # type: ignore[arg-type]
+    return Description(
+        language, "professional", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered)
+    )  # type: ignore[arg-type]
 
 
 def _amateur(rng: np.random.Generator, song: Song, language: str, wording: int) -> Description:
@@ -217,22 +276,43 @@ def _amateur(rng: np.random.Generator, song: Song, language: str, wording: int) 
     voice = _pick(rng, _AMATEUR_VOICE[language][song.voice])
     sung = song.voice != "none"
     timbre = [_AMATEUR_TIMBRE[language][song.timbre]] if sung else []
-    plain = [_MOOD[language][song.mode][0], _TEMPO[language][tempo_word(song.bpm)][0], _AMATEUR_VOICE[language][song.voice][0]]
+    plain = [
+        _MOOD[language][song.mode][0],
+        _TEMPO[language][tempo_word(song.bpm)][0],
+        _AMATEUR_VOICE[language][song.voice][0],
+    ]
     words = [*plain, _DRUMS[language][song.drums][0]]
     phrases = [style, mood, tempo, drums, voice, *timbre]
     if language == "en":
         if wording == 0:
             singing = ", ".join([voice.capitalize(), *timbre])
-            sentences = [f"I want {style}, {mood}.", f"{tempo.capitalize()}, {drums}.", f"{singing}."]
+            sentences = [
+                f"I want {style}, {mood}.",
+                f"{tempo.capitalize()}, {drums}.",
+                f"{singing}.",
+            ]
         else:
-            sentences = [f"{mood.capitalize()}, {tempo}, {style}.", f"{voice.capitalize()}, {drums}."]
+            sentences = [
+                f"{mood.capitalize()}, {tempo}, {style}.",
+                f"{voice.capitalize()}, {drums}.",
+            ]
             sentences += [f"{part.capitalize()} please." for part in timbre]
         joint = " "
     else:
         if wording == 0:
-            sentences = [f"想要{style}，{mood}。", f"{tempo}，{drums}。", f"{'，'.join([voice, *timbre])}。"]
+            sentences = [
+                f"想要{style}，{mood}。",
+                f"{tempo}，{drums}。",
+                f"{'，'.join([voice, *timbre])}。",
+            ]
         else:
-            sentences = [f"{mood}，{tempo}，{style}。", f"{voice}，{drums}。", *[f"最好{part}。" for part in timbre]]
+            sentences = [
+                f"{mood}，{tempo}，{style}。",
+                f"{voice}，{drums}。",
+                *[f"最好{part}。" for part in timbre],
+            ]
         joint = ""
     ordered = sentences if wording == 0 else _shuffled(rng, sentences)
-    return Description(language, "amateur", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered))  # type: ignore[arg-type]
+    return Description(
+        language, "amateur", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered)
+    )  # type: ignore[arg-type]

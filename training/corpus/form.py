@@ -37,7 +37,14 @@ _SKELETONS: tuple[tuple[str, ...], ...] = (
     ("chorus", "bridge", "chorus", "outro"),
     ("intro", "chorus", "bridge", "chorus"),
 )
-_LINES = {"intro": (0,), "outro": (0,), "verse": (2, 4), "pre-chorus": (1, 2), "chorus": (2, 4), "bridge": (2,)}
+_LINES = {
+    "intro": (0,),
+    "outro": (0,),
+    "verse": (2, 4),
+    "pre-chorus": (1, 2),
+    "chorus": (2, 4),
+    "bridge": (2,),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ def progressions(mode: str, *, held_out: bool) -> tuple[str, ...]:
 def voice_leading(chords: list[ChordSymbol], *, low: int, high: int) -> list[tuple[int, ...]]:
     """MIDI pitches of each chord inside [low, high], moving as little as possible. `high - low` must be at least 16."""
     if high - low < 16:
-        raise ValueError(f"voicing range {low}..{high} is too narrow: 16 semitones are needed for every inversion")
+        raise ValueError(
+            f"voicing range {low}..{high} is too narrow: 16 semitones are needed for every inversion"
+        )
     placed: list[tuple[int, ...]] = []
     centre = (low + high) / 2
     for chord in chords:

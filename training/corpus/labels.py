@@ -177,7 +177,9 @@ def song_folders(corpus: Path | str) -> Iterator[Path]:
     """Folders of finished songs, by id. Raises InputError when `corpus` holds none."""
     folders = sorted(path.parent for path in Path(corpus).glob("songs/*/song.json"))
     if not folders:
-        raise InputError(f"'{corpus}' holds no songs: make some with `mudit data synth --out {corpus}`")
+        raise InputError(
+            f"'{corpus}' holds no songs: make some with `mudit data synth --out {corpus}`"
+        )
     yield from folders
 
 
@@ -186,7 +188,9 @@ def _build(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if set(data) != set(hints):
-            raise InputError(f"{kind.__name__} label: missing {sorted(set(hints) - set(data))}, unknown {sorted(set(data) - set(hints))}")
+            raise InputError(
+                f"{kind.__name__} label: missing {sorted(set(hints) - set(data))}, unknown {sorted(set(data) - set(hints))}"
+            )
         return kind(**{name: _build(hints[name], value) for name, value in data.items()})
     if typing.get_origin(kind) is tuple:
         return tuple(_build(typing.get_args(kind)[0], value) for value in data)

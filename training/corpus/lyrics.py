@@ -67,14 +67,22 @@ def split_syllables(text: str, language: str) -> tuple[SyllableText, ...]:
         owner = syllabify(phones)
         count = owner[-1] + 1
         for place, letters in enumerate(_share_letters(word, count)):
-            sounds = " ".join(phone.rstrip("012") for phone, syllable in zip(phones, owner, strict=True) if syllable == place)
+            sounds = " ".join(
+                phone.rstrip("012")
+                for phone, syllable in zip(phones, owner, strict=True)
+                if syllable == place
+            )
             found.append(SyllableText(letters, sounds, number))
     return tuple(found)
 
 
 def _share_letters(word: str, count: int) -> list[str]:
     """Cuts a word into `count` runs of letters before consonants that open a new vowel group; for display only."""
-    cuts = [i for i in range(1, len(word)) if word[i] not in "aeiouy" and i + 1 < len(word) and word[i + 1] in "aeiouy"]
+    cuts = [
+        i
+        for i in range(1, len(word))
+        if word[i] not in "aeiouy" and i + 1 < len(word) and word[i + 1] in "aeiouy"
+    ]
     if len(cuts) < count - 1:
         cuts = [round(len(word) * k / count) for k in range(1, count)]
     edges = [0, *cuts[: count - 1], len(word)]
@@ -93,13 +101,26 @@ def write_lyrics(
             result.append(())
             continue
         if not (part.name == "chorus" and part.name in by_name):
-            by_name[part.name] = _write_section(rng, part, language=language, held_out=held_out, most_syllables=most_syllables, used=used)
+            by_name[part.name] = _write_section(
+                rng,
+                part,
+                language=language,
+                held_out=held_out,
+                most_syllables=most_syllables,
+                used=used,
+            )
         result.append(by_name[part.name])
     return result
 
 
 def _write_section(
-    rng: np.random.Generator, part: Part, *, language: str, held_out: bool, most_syllables: int, used: set[str]
+    rng: np.random.Generator,
+    part: Part,
+    *,
+    language: str,
+    held_out: bool,
+    most_syllables: int,
+    used: set[str],
 ) -> tuple[LyricLine, ...]:
     """Lines that rhyme with each other on different last words. Adds their texts to `used`."""
     rules = grammar(language)
@@ -116,13 +137,22 @@ def _write_section(
 
         try:
             for length in lengths:
-                texts.append(rules.draw_line(rng, syllables=length, section=part.name, rhyme=str(rhyme), accept=accept))
+                texts.append(
+                    rules.draw_line(
+                        rng, syllables=length, section=part.name, rhyme=str(rhyme), accept=accept
+                    )
+                )
                 endings.add(rules.last_word(texts[-1]))
         except ValueError:
             continue
         used.update(texts)
-        return tuple(LyricLine(line_id(text), text, str(rhyme), split_syllables(text, language)) for text in texts)
-    raise ValueError(f"no rhyme has {part.lines} {language} lines of {allowed} syllables for {part.name}")
+        return tuple(
+            LyricLine(line_id(text), text, str(rhyme), split_syllables(text, language))
+            for text in texts
+        )
+    raise ValueError(
+        f"no rhyme has {part.lines} {language} lines of {allowed} syllables for {part.name}"
+    )
 
 
 def _line_lengths(rng: np.random.Generator, allowed: Sequence[int], lines: int) -> list[int]:
@@ -134,4 +164,7 @@ def _line_lengths(rng: np.random.Generator, allowed: Sequence[int], lines: int) 
 
 def canonical_text(plan: Plan, lines: list[tuple[LyricLine, ...]]) -> str:
     """Sections as `[verse]`, then their lines; a blank line between sections."""
-    return "\n\n".join("\n".join([f"[{part.name}]", *(line.text for line in own)]) for part, own in zip(plan.parts, lines, strict=True))
+    return "\n\n".join(
+        "\n".join([f"[{part.name}]", *(line.text for line in own)])
+        for part, own in zip(plan.parts, lines, strict=True)
+    )

@@ -188,7 +188,9 @@ def line_syllables(text: str) -> int:
 @functools.cache
 def _fitting(rhyme: str, section: str) -> tuple[str, ...]:
     """Templates of the section whose ending exists in the rhyme."""
-    return tuple(t for kind in SECTION_KINDS[section] for t in TEMPLATES[kind] if t[-2] in RHYMES[rhyme])
+    return tuple(
+        t for kind in SECTION_KINDS[section] for t in TEMPLATES[kind] if t[-2] in RHYMES[rhyme]
+    )
 
 
 def rhymes() -> tuple[str, ...]:
@@ -206,7 +208,14 @@ def last_word(text: str) -> str:
     return text.rsplit(" ", 1)[-1]
 
 
-def draw_line(rng: np.random.Generator, *, syllables: int, section: str, rhyme: str, accept: Callable[[str], bool]) -> str:
+def draw_line(
+    rng: np.random.Generator,
+    *,
+    syllables: int,
+    section: str,
+    rhyme: str,
+    accept: Callable[[str], bool],
+) -> str:
     """A line of `syllables` syllables ending in `rhyme` for which `accept` is true (drawn again until it is)."""
     fitting = _fitting(rhyme, section)
     for _ in range(4000):
@@ -214,7 +223,11 @@ def draw_line(rng: np.random.Generator, *, syllables: int, section: str, rhyme: 
 
         def fill(match: re.Match[str], used: set[str] = used) -> str:
             word_slot, end_slot = match.groups()
-            words = tuple(word for word in (WORDS[word_slot] if word_slot else RHYMES[rhyme][end_slot]) if word not in used)
+            words = tuple(
+                word
+                for word in (WORDS[word_slot] if word_slot else RHYMES[rhyme][end_slot])
+                if word not in used
+            )
             word = words[int(rng.integers(len(words)))]
             used.add(word)
             return word

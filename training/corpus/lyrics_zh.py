@@ -224,13 +224,20 @@ def _endings(slot: str) -> dict[str, tuple[str, ...]]:
 
 def template_syllables(template: str) -> int:
     """Characters of any line the template makes."""
-    return len(_SLOT.sub("", template)) + sum(int((word or end)[-1]) for word, end in _SLOT.findall(template))
+    return len(_SLOT.sub("", template)) + sum(
+        int((word or end)[-1]) for word, end in _SLOT.findall(template)
+    )
 
 
 @functools.cache
 def templates(syllables: int, section: str) -> tuple[str, ...]:
     """Templates of that length, repeated as SECTION_KINDS weighs them."""
-    return tuple(t for kind in SECTION_KINDS[section] for t in TEMPLATES[kind] if template_syllables(t) == syllables)
+    return tuple(
+        t
+        for kind in SECTION_KINDS[section]
+        for t in TEMPLATES[kind]
+        if template_syllables(t) == syllables
+    )
 
 
 @functools.cache
@@ -253,10 +260,19 @@ def last_word(text: str) -> str:
     return text[-2:]
 
 
-def draw_line(rng: np.random.Generator, *, syllables: int, section: str, rhyme: str, accept: Callable[[str], bool]) -> str:
+def draw_line(
+    rng: np.random.Generator,
+    *,
+    syllables: int,
+    section: str,
+    rhyme: str,
+    accept: Callable[[str], bool],
+) -> str:
     """A line of `syllables` characters ending in `rhyme` for which `accept` is true (drawn again until it is)."""
     for _ in range(2000):
-        template = templates(syllables, section)[int(rng.integers(len(templates(syllables, section))))]
+        template = templates(syllables, section)[
+            int(rng.integers(len(templates(syllables, section))))
+        ]
         used: set[str] = set()
 
         def fill(match: re.Match[str], used: set[str] = used) -> str:

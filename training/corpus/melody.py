@@ -36,7 +36,9 @@ def _unit(bpm: int, *, swing: bool) -> int:
     return 1 if 30.0 / bpm >= _FASTEST_SYLLABLE else 2
 
 
-def draw_rhythm(rng: np.random.Generator, *, syllables: int, bars: int, bpm: int, swing: bool) -> list[tuple[int, int]]:
+def draw_rhythm(
+    rng: np.random.Generator, *, syllables: int, bars: int, bpm: int, swing: bool
+) -> list[tuple[int, int]]:
     """(start, length) of every syllable in eighths. Raises ValueError when the line does not fit."""
     unit = _unit(bpm, swing=swing)
     eighth = 30.0 / bpm
@@ -50,16 +52,27 @@ def draw_rhythm(rng: np.random.Generator, *, syllables: int, bars: int, bpm: int
         lengths = [1] * syllables
         spare = slots - 1 - syllables
         while spare > 0:
-            open_places = [i for i in range(syllables) if lengths[i] < (longest_last if i == syllables - 1 else longest)]
+            open_places = [
+                i
+                for i in range(syllables)
+                if lengths[i] < (longest_last if i == syllables - 1 else longest)
+            ]
             if not open_places:
                 break
-            place = syllables - 1 if rng.random() < 0.3 and syllables - 1 in open_places else int(rng.choice(open_places))
+            place = (
+                syllables - 1
+                if rng.random() < 0.3 and syllables - 1 in open_places
+                else int(rng.choice(open_places))
+            )
             lengths[place] += 1
             spare -= 1
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         on_beat = np.mean([(start * unit) % 2 == 0 for start in starts])
         score = on_beat + 0.1 * lengths[-1] - 0.15 * float(np.std(lengths)) + 0.35 * rng.random()
-        rhythm = [(int(start) * unit, int(length) * unit) for start, length in zip(starts, lengths, strict=True)]
+        rhythm = [
+            (int(start) * unit, int(length) * unit)
+            for start, length in zip(starts, lengths, strict=True)
+        ]
         if best is None or score > best[0]:
             best = (score, rhythm)
     assert best is not None
@@ -94,7 +107,10 @@ def draw_pitches(
             allowed = scale
         choices = [pitch for pitch in range(low, low + RANGE + 1) if pitch % 12 in allowed]
         weights = np.array([np.exp(-abs(p - here) / 2.5 - abs(p - centre) / 5.0) for p in choices])
-        weights *= [(0.45 if pitches and p == pitches[-1] else 1.0) * (1.6 if p % 12 == key else 1.0) for p in choices]
+        weights *= [
+            (0.45 if pitches and p == pitches[-1] else 1.0) * (1.6 if p % 12 == key else 1.0)
+            for p in choices
+        ]
         chosen = choices[int(rng.choice(len(choices), p=weights / weights.sum()))]
         pitches.append(chosen)
         here = float(chosen)

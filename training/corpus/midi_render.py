@@ -51,7 +51,9 @@ def wad_lumps(path: Path) -> Iterator[tuple[str, bytes]]:
     for number in range(count):
         offset, size, name = struct.unpack_from("<ii8s", data, directory + 16 * number)
         if size < 0 or offset < 0 or offset + size > len(data):
-            raise InputError(f"'{path}' is a damaged WAD archive: entry {number} lies outside the file")
+            raise InputError(
+                f"'{path}' is a damaged WAD archive: entry {number} lies outside the file"
+            )
         yield name.split(b"\0")[0].decode("ascii", errors="replace"), data[offset : offset + size]
 
 
@@ -61,13 +63,19 @@ def find_pieces(sources: Sequence[Path]) -> list[Piece]:
     names: set[str] = set()
     for source in sources:
         if source.is_dir():
-            found = [(path.stem, path.read_bytes()) for path in sorted(source.rglob("*")) if path.suffix.lower() in (".mid", ".midi")]
+            found = [
+                (path.stem, path.read_bytes())
+                for path in sorted(source.rglob("*"))
+                if path.suffix.lower() in (".mid", ".midi")
+            ]
         elif source.suffix.lower() == ".wad" and source.is_file():
             found = [(name, data) for name, data in wad_lumps(source) if name.startswith("D_")]
         elif source.is_file():
             found = [(source.stem, source.read_bytes())]
         else:
-            raise InputError(f"'{source}' does not exist: name .mid files, folders of them, or .wad archives")
+            raise InputError(
+                f"'{source}' does not exist: name .mid files, folders of them, or .wad archives"
+            )
         music = [(name, data) for name, data in found if data.startswith(_MIDI_MAGIC)]
         if not music:
             raise InputError(
@@ -76,8 +84,16 @@ def find_pieces(sources: Sequence[Path]) -> list[Piece]:
         for name, data in music:
             if data in pieces:
                 continue
-            plain = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{source.stem}-{name}" if source.suffix.lower() == ".wad" else name)
-            unique = next(option for option in (plain, *(f"{plain}-{k}" for k in range(2, 10_000))) if option not in names)
+            plain = re.sub(
+                r"[^A-Za-z0-9_-]+",
+                "-",
+                f"{source.stem}-{name}" if source.suffix.lower() == ".wad" else name,
+            )
+            unique = next(
+                option
+                for option in (plain, *(f"{plain}-{k}" for k in range(2, 10_000)))
+                if option not in names
+            )
             names.add(unique)
             pieces[data] = Piece(unique, data)
     return list(pieces.values())
@@ -110,18 +126,35 @@ def render_midi(
             made = []
             for number, audio in enumerate(excerpts):
                 name = f"{piece.name}-{number:02d}"
-                soundfile.write(out / f"{name}.part", audio, sample_rate, format="FLAC", subtype="PCM_16")
+                soundfile.write(
+                    out / f"{name}.part", audio, sample_rate, format="FLAC", subtype="PCM_16"
+                )
                 os.replace(out / f"{name}.part", out / f"{name}.flac")
-                made.append({"id": name, "audio": f"{name}.flac", "seconds": len(audio) / sample_rate, "sample_rate": sample_rate})
+                made.append(
+                    {
+                        "id": name,
+                        "audio": f"{name}.flac",
+                        "seconds": len(audio) / sample_rate,
+                        "sample_rate": sample_rate,
+                    }
+                )
             _write_aside(listing, json.dumps(made))
         mine = json.loads(listing.read_text())
         if any(row["sample_rate"] != sample_rate for row in mine):
-            raise InputError(f"'{out}' holds excerpts at {mine[0]['sample_rate']} Hz, asked: {sample_rate}. Choose another --out")
+            raise InputError(
+                f"'{out}' holds excerpts at {mine[0]['sample_rate']} Hz, asked: {sample_rate}. Choose another --out"
+            )
         rows += mine
         on_piece(piece.name, sum(row["seconds"] for row in mine))
-    manifest = [json.dumps({"id": row["id"], "audio": row["audio"], "split": "train"}) for row in rows]
+    manifest = [
+        json.dumps({"id": row["id"], "audio": row["audio"], "split": "train"}) for row in rows
+    ]
     _write_aside(out / "manifest.jsonl", "".join(line + "\n" for line in manifest))
-    return {"pieces": len(pieces), "excerpts": len(rows), "minutes": sum(row["seconds"] for row in rows) / 60}
+    return {
+        "pieces": len(pieces),
+        "excerpts": len(rows),
+        "minutes": sum(row["seconds"] for row in rows) / 60,
+    }
 
 
 def _play(piece: Piece, soundfont: Path) -> np.ndarray:
@@ -147,7 +180,12 @@ def _excerpts(audio: np.ndarray, sample_rate: int, seconds: float) -> Iterator[n
         raw = audio[start : start + size]
         if len(raw) < _SHORTEST_SHARE * size:
             continue
-        piece = resample(raw.astype(np.float64), RENDER_RATE, sample_rate, round(len(raw) / RENDER_RATE * sample_rate))
+        piece = resample(
+            raw.astype(np.float64),
+            RENDER_RATE,
+            sample_rate,
+            round(len(raw) / RENDER_RATE * sample_rate),
+        )
         level = loudness(piece, sample_rate)
         if level < _QUIETEST:
             continue

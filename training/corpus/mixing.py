@@ -26,7 +26,9 @@ def room(rate: int) -> np.ndarray:
     noise = np.random.Generator(np.random.Philox(key=[7, 7])).standard_normal(count)
     response = noise * np.exp(-np.arange(count) / (0.15 * rate))
     # A room's floor and air take away the lows and the highs.
-    response = signal.sosfilt(signal.butter(1, [200, min(5000, rate * 0.45)], "bandpass", fs=rate, output="sos"), response)
+    response = signal.sosfilt(
+        signal.butter(1, [200, min(5000, rate * 0.45)], "bandpass", fs=rate, output="sos"), response
+    )
     return response / np.sqrt(np.sum(response**2))
 
 
@@ -85,7 +87,9 @@ def resample(audio: np.ndarray, source: int, target: int, samples: int) -> np.nd
     return np.pad(audio, (0, max(0, samples - len(audio))))[:samples]
 
 
-def mix_stems(stems: dict[str, np.ndarray], rate: int, *, gains: dict[str, float]) -> dict[str, np.ndarray]:
+def mix_stems(
+    stems: dict[str, np.ndarray], rate: int, *, gains: dict[str, float]
+) -> dict[str, np.ndarray]:
     """Levelled stems, float64 of equal length, whose sum is the mix. `gains` multiplies the standard level of a stem."""
     from scipy import signal
 
@@ -93,7 +97,9 @@ def mix_stems(stems: dict[str, np.ndarray], rate: int, *, gains: dict[str, float
     levelled: dict[str, np.ndarray] = {}
     for name, audio in stems.items():
         rms = active_rms(audio, rate)
-        scaled = audio.astype(np.float64) * (_LEVELS[name] * gains.get(name, 1.0) / rms if rms else 0.0)
+        scaled = audio.astype(np.float64) * (
+            _LEVELS[name] * gains.get(name, 1.0) / rms if rms else 0.0
+        )
         if name == "drums":
             # Soft saturation as of tape: three times the stem's RMS is where it starts to bend.
             knee = 6 * _LEVELS[name]

@@ -30,12 +30,17 @@ def summarise(corpus: Path | str) -> Statistics:
     table: Statistics = {"all": {"all": _count(songs)}}
     for name, group in GROUPS.items():
         values = sorted({group(song) for song in songs})
-        table[name] = {value: _count([song for song in songs if group(song) == value]) for value in values}
+        table[name] = {
+            value: _count([song for song in songs if group(song) == value]) for value in values
+        }
     for side in ("train", "test"):
         mine = [song for song in songs if split(song) == side]
         if mine:
             distinct = frozenset().union(*(song.line_ids for song in mine))
-            table.setdefault("distinct lines", {})[side] = {"songs": len(distinct), "minutes": _count(mine)["minutes"]}
+            table.setdefault("distinct lines", {})[side] = {
+                "songs": len(distinct),
+                "minutes": _count(mine)["minutes"],
+            }
     return table
 
 

@@ -81,7 +81,11 @@ def song_folder(out: Path, index: int) -> Path:
 
 def missing_songs(request: Request) -> list[int]:
     """Indices that are not finished yet."""
-    return [index for index in range(request.songs) if not (song_folder(request.out, index) / "song.json").exists()]
+    return [
+        index
+        for index in range(request.songs)
+        if not (song_folder(request.out, index) / "song.json").exists()
+    ]
 
 
 def _remove_unfinished(request: Request, process: str) -> None:
@@ -90,7 +94,12 @@ def _remove_unfinished(request: Request, process: str) -> None:
         shutil.rmtree(stray, ignore_errors=True)
 
 
-def make_corpus(request: Request, *, workers: int = 1, on_song: Callable[[int, float], None] = lambda index, seconds: None) -> int:
+def make_corpus(
+    request: Request,
+    *,
+    workers: int = 1,
+    on_song: Callable[[int, float], None] = lambda index, seconds: None,
+) -> int:
     """Makes what is missing and returns how many songs that was. `on_song(index, seconds)` is called after each, in any order.
 
     Raises what Request.check raises, and InputError when `out` holds a corpus made otherwise. KeyboardInterrupt passes through after the
@@ -116,7 +125,9 @@ def _run(request: Request, chunks: list[int], workers: int) -> Generator[tuple[i
         for chunk in chunks:
             yield from make_chunk(request, chunk)
         return
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the parent's threads (progress bar, BLAS)
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a forked child would inherit locks of the parent's threads (progress bar, BLAS)
     pipes: list[Connection] = []
     processes = []
     # Ctrl-C reaches every process of the terminal. Workers and what they start inherit the blocked signal: the parent alone decides.
@@ -151,11 +162,15 @@ def _hand_out(chunks: list[int], pipes: list[Connection]) -> Generator[tuple[int
     for pipe in pipes:
         pipe.send(next(waiting, None))
     while busy:
-        for pipe in [pipe for pipe in multiprocessing.connection.wait(busy) if isinstance(pipe, Connection)]:
+        for pipe in [
+            pipe for pipe in multiprocessing.connection.wait(busy) if isinstance(pipe, Connection)
+        ]:
             try:
                 message = pipe.recv()
             except EOFError:
-                raise OutputError("a worker process was killed (out of memory?): run the command again with fewer --workers") from None
+                raise OutputError(
+                    "a worker process was killed (out of memory?): run the command again with fewer --workers"
+                ) from None
             if isinstance(message, BaseException):
                 raise message
             if message == _CHUNK_DONE:
@@ -199,7 +214,10 @@ def make_chunk(request: Request, chunk: int) -> Iterator[tuple[int, float]]:
         return
     # Songs before a missing one are rendered again, finished or not: the synthesiser's clock then stands where it stood the first time.
     indices = range(chunk * request.chunk, wanted[-1] + 1)
-    scores = [compose(seed=request.seed, index=index, sample_rate=request.sample_rate) for index in indices]
+    scores = [
+        compose(seed=request.seed, index=index, sample_rate=request.sample_rate)
+        for index in indices
+    ]
     segments, owners = [], []
     for score in scores:
         for stem in score.song.stems:
@@ -209,12 +227,16 @@ def make_chunk(request: Request, chunk: int) -> Iterator[tuple[int, float]]:
     band = dict(zip(owners, render(segments, find_soundfont(request.soundfont)), strict=True))
     for score in scores:
         if score.song.index in wanted:
-            audio = _song_audio(score.song, band, _singer(request.cache) if score.song.voice != "none" else None)
+            audio = _song_audio(
+                score.song, band, _singer(request.cache) if score.song.voice != "none" else None
+            )
             _write_song(request, score.song, audio)
             yield score.song.index, score.song.seconds
 
 
-def _song_audio(song: Song, band: dict[tuple[int, str], np.ndarray], singer: Any) -> dict[str, np.ndarray]:
+def _song_audio(
+    song: Song, band: dict[tuple[int, str], np.ndarray], singer: Any
+) -> dict[str, np.ndarray]:
     """Mixed stems of a song, float64 at its sample rate."""
     from mudit_engine.training.corpus.band import RENDER_RATE
     from mudit_engine.training.corpus.mixing import mix_stems, resample
@@ -272,11 +294,19 @@ def _write_manifest(request: Request) -> None:
     path = request.out / "corpus.json"
     if path.exists():
         made = json.loads(path.read_text(encoding="utf-8"))
-        differing = [f"{name} {made.get(name)!r} (asked: {value!r})" for name, value in settings.items() if made.get(name) != value]
+        differing = [
+            f"{name} {made.get(name)!r} (asked: {value!r})"
+            for name, value in settings.items()
+            if made.get(name) != value
+        ]
         if differing:
-            raise InputError(f"'{request.out}' holds a corpus made with other settings: {'; '.join(differing)}. Choose another --out")
+            raise InputError(
+                f"'{request.out}' holds a corpus made with other settings: {'; '.join(differing)}. Choose another --out"
+            )
     settings["mudit_engine"] = __version__
-    settings["packages"] = {name: availability.version(name) for name in ("numpy", "scipy", "pyworld", "soundfile")}
+    settings["packages"] = {
+        name: availability.version(name) for name in ("numpy", "scipy", "pyworld", "soundfile")
+    }
     try:
         (request.out / "songs").mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".json.part")

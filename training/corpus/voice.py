@@ -53,8 +53,16 @@ class Timbre:
     vibrato: float
 
 
-_VOICES = {"male": Timbre(0.97, 0.0, 0.0, 0.30), "female": Timbre(1.16, 0.5, 0.03, 0.30), "child": Timbre(1.34, 1.0, 0.05, 0.12)}
-_COLOURS = {"clear": Timbre(1.0, 0.0, 0.0, 1.0), "breathy": Timbre(1.0, -1.5, 0.45, 0.8), "bright": Timbre(1.02, 2.5, 0.0, 1.15)}
+_VOICES = {
+    "male": Timbre(0.97, 0.0, 0.0, 0.30),
+    "female": Timbre(1.16, 0.5, 0.03, 0.30),
+    "child": Timbre(1.34, 1.0, 0.05, 0.12),
+}
+_COLOURS = {
+    "clear": Timbre(1.0, 0.0, 0.0, 1.0),
+    "breathy": Timbre(1.0, -1.5, 0.45, 0.8),
+    "bright": Timbre(1.02, 2.5, 0.0, 1.15),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +84,23 @@ def spoken_form(phonemes: str, language: str) -> tuple[str, str]:
         return "cmn-latn-pinyin", phonemes.rstrip("12345").replace("v", "ü") + "1"
     sounds = phonemes.split()
     at = next((place for place, sound in enumerate(sounds) if sound[0] in "AEIOU"), len(sounds))
-    return "en-us", "[[" + "".join(("'" if place == at else "") + _MNEMONICS[sound] for place, sound in enumerate(sounds)) + "]]"
+    return "en-us", "[[" + "".join(
+        ("'" if place == at else "") + _MNEMONICS[sound] for place, sound in enumerate(sounds)
+    ) + "]]"
 
 
 def speak(voice: str, text: str) -> np.ndarray:
     """What espeak-ng says: float64 [samples] at ANALYSIS_RATE. Raises MissingError when it is absent or has no such voice."""
     program = require_tool("espeak-ng", _PURPOSE)
-    done = subprocess.run([program, "-v", voice, "-s", "110", "-p", "50", "--stdout", text], capture_output=True, check=False)
+    done = subprocess.run(
+        [program, "-v", voice, "-s", "110", "-p", "50", "--stdout", text],
+        capture_output=True,
+        check=False,
+    )
     if done.returncode or len(done.stdout) <= 44:
-        raise MissingError(f"espeak-ng has no voice '{voice}' (version 1.51 or newer is needed): apt-get install espeak-ng espeak-ng-data")
+        raise MissingError(
+            f"espeak-ng has no voice '{voice}' (version 1.51 or newer is needed): apt-get install espeak-ng espeak-ng-data"
+        )
     # A stream has no length in its header, so the 44 bytes are skipped rather than parsed.
     return np.frombuffer(done.stdout[44:], dtype="<i2").astype(np.float64) / 32768.0
 
@@ -97,7 +113,9 @@ def _pyworld() -> Any:
             warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
             import pyworld
     except ModuleNotFoundError as error:
-        raise MissingError(f"pyworld cannot be imported ({error}): pip install 'setuptools<81'") from error
+        raise MissingError(
+            f"pyworld cannot be imported ({error}): pip install 'setuptools<81'"
+        ) from error
     return pyworld
 
 
@@ -107,16 +125,22 @@ def analyse(voice: str, text: str) -> SyllableSound:
     spoken = speak(voice, text)
     loud = np.flatnonzero(np.abs(spoken) > 0.005)
     if loud.size == 0:
-        raise MissingError(f"espeak-ng says nothing for '{text}' with voice '{voice}': apt-get install --reinstall espeak-ng-data")
+        raise MissingError(
+            f"espeak-ng says nothing for '{text}' with voice '{voice}': apt-get install --reinstall espeak-ng-data"
+        )
     spoken = np.ascontiguousarray(spoken[max(0, loud[0] - 110) : loud[-1] + 221])
     # The wide search finds where voicing begins best, but now and then loses the vowel; the narrow one around the speaker's 97 Hz does not.
     for floor, ceiling in ((60.0, 300.0), (70.0, 150.0)):
-        f0, times = world.harvest(spoken, ANALYSIS_RATE, f0_floor=floor, f0_ceil=ceiling, frame_period=FRAME * 1000)
+        f0, times = world.harvest(
+            spoken, ANALYSIS_RATE, f0_floor=floor, f0_ceil=ceiling, frame_period=FRAME * 1000
+        )
         voiced = _longest_run(f0 > 0)
         if voiced.sum() >= _SHORTEST_VOWEL:
             break
     else:
-        raise MissingError(f"'{text}' of espeak-ng voice '{voice}' has no vowel that can be sung: version 1.51 is known to work")
+        raise MissingError(
+            f"'{text}' of espeak-ng voice '{voice}' has no vowel that can be sung: version 1.51 is known to work"
+        )
     envelope = world.cheaptrick(spoken, f0, times, ANALYSIS_RATE)
     aperiodicity = world.d4c(spoken, f0, times, ANALYSIS_RATE)
     coda = len(voiced) - int(np.argmax(voiced[::-1]))
@@ -125,7 +149,13 @@ def analyse(voice: str, text: str) -> SyllableSound:
     vowel = int(np.argmax(frame_power >= 0.25 * np.quantile(frame_power[voiced], 0.75)))
     # Every syllable is sung equally loud: its vowel's mean power becomes 1.
     power = envelope[vowel:coda].mean()
-    return SyllableSound(np.log(envelope / power + _FLOOR).astype(np.float32), aperiodicity.astype(np.float32), voiced, vowel, coda)
+    return SyllableSound(
+        np.log(envelope / power + _FLOOR).astype(np.float32),
+        aperiodicity.astype(np.float32),
+        voiced,
+        vowel,
+        coda,
+    )
 
 
 def _longest_run(mask: np.ndarray) -> np.ndarray:
@@ -162,10 +192,18 @@ class Singer:
         if not path.exists():
             sound = analyse(voice, text)
             with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
-                np.savez(file, e=sound.log_envelope, a=sound.aperiodicity, v=sound.voiced, edges=np.array([sound.vowel, sound.coda]))
+                np.savez(
+                    file,
+                    e=sound.log_envelope,
+                    a=sound.aperiodicity,
+                    v=sound.voiced,
+                    edges=np.array([sound.vowel, sound.coda]),
+                )
             os.replace(file.name, path)
         with np.load(path) as data:
-            return SyllableSound(data["e"], data["a"], data["v"], int(data["edges"][0]), int(data["edges"][1]))
+            return SyllableSound(
+                data["e"], data["a"], data["v"], int(data["edges"][0]), int(data["edges"][1])
+            )
 
     def sing(self, song: Song) -> np.ndarray:
         """The vocal of a song, float64 [round(seconds * ANALYSIS_RATE)], dry, RMS of long notes near 0.1."""
@@ -182,9 +220,13 @@ class Singer:
             sound = self._sound(*spoken_form(note.phonemes, song.language))
             _place(note, before, after, sound, timbre, rng, log_envelope, aperiodicity, f0)
         envelope = np.exp(log_envelope) * _tilt(bins, timbre.tilt)
-        aperiodicity = np.clip(aperiodicity + (1 - aperiodicity) * _breath(bins, timbre.breath), 0.001, 1.0)
+        aperiodicity = np.clip(
+            aperiodicity + (1 - aperiodicity) * _breath(bins, timbre.breath), 0.001, 1.0
+        )
         # WORLD's synthesis keeps the power of the envelope; unit power per bin would be far too loud for [-1, 1].
-        audio = self._world.synthesize(f0, envelope * 1e-4, aperiodicity, ANALYSIS_RATE, FRAME * 1000)
+        audio = self._world.synthesize(
+            f0, envelope * 1e-4, aperiodicity, ANALYSIS_RATE, FRAME * 1000
+        )
         length = round(song.seconds * ANALYSIS_RATE)
         return np.pad(audio, (0, max(0, length - len(audio))))[:length]
 
@@ -192,7 +234,12 @@ class Singer:
 def _combine(voice: str, colour: str) -> Timbre:
     base, change = _VOICES[voice], _COLOURS[colour]
     breath = min(0.8, base.breath + change.breath)
-    return Timbre(base.formant * change.formant, base.tilt + change.tilt, breath, base.vibrato * change.vibrato)
+    return Timbre(
+        base.formant * change.formant,
+        base.tilt + change.tilt,
+        breath,
+        base.vibrato * change.vibrato,
+    )
 
 
 def _frequencies(bins: int) -> np.ndarray:
@@ -225,7 +272,12 @@ def _place(
     first, last = round(note.start / FRAME), round(note.end / FRAME)
     onset = sound.vowel
     # A consonant may take at most 0.15 s and a third of the note before.
-    room = 30 if before is None else round((note.start - before.end) / FRAME) + round((before.end - before.start) / FRAME / 3)
+    room = (
+        30
+        if before is None
+        else round((note.start - before.end) / FRAME)
+        + round((before.end - before.start) / FRAME / 3)
+    )
     onset = min(onset, 30, room, first)
     voiced = sound.coda - sound.vowel
     closing = min(len(sound.voiced) - sound.coda, 24, (last - first) // 3)

@@ -46,7 +46,9 @@ class EpochPlan:
         return self.songs[(self.ends[number - 1] if number else 0) : self.ends[number]]
 
 
-def plan_packs(order: np.ndarray, costs: np.ndarray, budget: int, *, window: int = WINDOW) -> EpochPlan:
+def plan_packs(
+    order: np.ndarray, costs: np.ndarray, budget: int, *, window: int = WINDOW
+) -> EpochPlan:
     """Packs the songs of `order`: each pack begins with the songs that have waited longest and ends with those that fill it best.
 
     Only the last songs of a pack are chosen by length (best fit among a window of waiting songs, single or pair), so that packs stay full
@@ -57,7 +59,9 @@ def plan_packs(order: np.ndarray, costs: np.ndarray, budget: int, *, window: int
     source = iter(order.tolist())
     cost = costs.tolist()
     waiting: deque[int] = deque()
-    pool: list[tuple[int, int]] = []  # (cost, song), sorted; `taken` marks the songs of `waiting` that have left it
+    pool: list[
+        tuple[int, int]
+    ] = []  # (cost, song), sorted; `taken` marks the songs of `waiting` that have left it
     taken: set[int] = set()
     mean = float(costs[order].mean()) if len(order) else 0.0
 
@@ -73,7 +77,9 @@ def plan_packs(order: np.ndarray, costs: np.ndarray, budget: int, *, window: int
         if not pool:
             break
         room = budget
-        while waiting and (waiting[0] in taken or room == budget or room - cost[waiting[0]] >= 2.5 * mean):
+        while waiting and (
+            waiting[0] in taken or room == budget or room - cost[waiting[0]] >= 2.5 * mean
+        ):
             song = waiting.popleft()
             if song in taken:
                 taken.remove(song)
@@ -85,7 +91,11 @@ def plan_packs(order: np.ndarray, costs: np.ndarray, budget: int, *, window: int
                 taken.add(song)
         ends.append(len(songs))
     total = int(costs[order].sum())
-    return EpochPlan(np.array(songs, np.int64), np.array(ends, np.int64), total / (len(ends) * budget) if ends else 1.0)
+    return EpochPlan(
+        np.array(songs, np.int64),
+        np.array(ends, np.int64),
+        total / (len(ends) * budget) if ends else 1.0,
+    )
 
 
 def _best_fit(pool: list[tuple[int, int]], room: int) -> tuple[int, ...]:
@@ -111,12 +121,27 @@ class Sampler:
     """Epoch plans and their slices for a rank. `costs` is int [N]; `numbers` are the songs an epoch goes through (default: all)."""
 
     def __init__(
-        self, costs: np.ndarray, *, seed: int, budget: int, packs_per_step: int, numbers: np.ndarray | None = None, window: int = WINDOW
+        self,
+        costs: np.ndarray,
+        *,
+        seed: int,
+        budget: int,
+        packs_per_step: int,
+        numbers: np.ndarray | None = None,
+        window: int = WINDOW,
     ) -> None:
-        self.costs, self.seed, self.budget, self.packs_per_step, self.window = costs, seed, budget, packs_per_step, window
+        self.costs, self.seed, self.budget, self.packs_per_step, self.window = (
+            costs,
+            seed,
+            budget,
+            packs_per_step,
+            window,
+        )
         self.numbers = np.arange(len(costs)) if numbers is None else np.asarray(numbers)
         if not len(self.numbers):
-            raise InputError("the data set holds no song to train on: encode some, or choose another split")
+            raise InputError(
+                "the data set holds no song to train on: encode some, or choose another split"
+            )
         wrong = self.numbers[(costs[self.numbers] > budget) | (costs[self.numbers] <= 0)]
         if len(wrong):
             raise InputError(
@@ -129,7 +154,9 @@ class Sampler:
         """The packs of an epoch. The two latest are kept."""
         if epoch not in self._plans:
             order = self.numbers[permutation(len(self.numbers), "epoch", self.seed, epoch)]
-            self._plans = {number: plan for number, plan in self._plans.items() if number == epoch - 1}
+            self._plans = {
+                number: plan for number, plan in self._plans.items() if number == epoch - 1
+            }
             self._plans[epoch] = plan_packs(order, self.costs, self.budget, window=self.window)
         return self._plans[epoch]
 
@@ -143,13 +170,19 @@ class Sampler:
         first = step * self.packs_per_step
         if not 0 <= first < len(plan):
             raise ValueError(f"step {step} of epoch {epoch}, which has {self.steps(epoch)} steps")
-        return [plan.pack(number) for number in range(first, min(first + self.packs_per_step, len(plan)))]
+        return [
+            plan.pack(number)
+            for number in range(first, min(first + self.packs_per_step, len(plan)))
+        ]
 
     def local(self, epoch: int, step: int, *, rank: int = 0, world: int = 1) -> list[np.ndarray]:
         """The micro-batches of a rank: as many on every rank (collectives must match), empty ones where the packs run out."""
         packs = self.batch(epoch, step)
         none = np.empty(0, np.int64)
-        return [packs[number] if number < len(packs) else none for number in range(rank, -(-len(packs) // world) * world, world)]
+        return [
+            packs[number] if number < len(packs) else none
+            for number in range(rank, -(-len(packs) // world) * world, world)
+        ]
 
     def walk(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
         """(epoch, step) from here on, for ever."""
@@ -160,7 +193,9 @@ class Sampler:
             step += 1
 
 
-def prefetch(items: Iterable[T], fetch: Callable[[T], R], *, threads: int = 1, ahead: int = 2) -> Iterator[R]:
+def prefetch(
+    items: Iterable[T], fetch: Callable[[T], R], *, threads: int = 1, ahead: int = 2
+) -> Iterator[R]:
     """fetch(item) for each item, in order, `ahead` of them being prepared by threads while the last one is used."""
     with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="loader") as pool:
         waiting: deque[Future[R]] = deque()

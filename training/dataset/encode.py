@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mudit_engine.errors import InputError, ModelError
-from mudit_engine.training.dataset.shards import LANGUAGES, LEVELS, USER_TYPES, ShardWriter, audio_fields, song_fields
+from mudit_engine.training.dataset.shards import (
+    LANGUAGES,
+    LEVELS,
+    USER_TYPES,
+    ShardWriter,
+    audio_fields,
+    song_fields,
+)
 from mudit_engine.training.dataset.sources import SourceDescription, SourceSong
 
 if TYPE_CHECKING:
@@ -75,11 +82,22 @@ def encode_audio(
                 _refuse(done, song, error)
                 continue
             described = [
-                {"language": d.language, "user": d.user, **{level: [f.text for f in d.fragments if f.level == level] for level in LEVELS}}
+                {
+                    "language": d.language,
+                    "user": d.user,
+                    **{
+                        level: [f.text for f in d.fragments if f.level == level] for level in LEVELS
+                    },
+                }
                 for d in song.descriptions
             ]
             seconds = audio.shape[1] / sample_rate
-            metadata = {**song.metadata, "seconds": seconds, "sample_rate": sample_rate, "descriptions": described}
+            metadata = {
+                **song.metadata,
+                "seconds": seconds,
+                "sample_rate": sample_rate,
+                "descriptions": described,
+            }
             writer.add(song.id, {"audio": to_int16(audio)[0]}, metadata=metadata, split=song.split)
             done.songs, done.seconds = done.songs + 1, done.seconds + seconds
             on_song(song.id, seconds)
@@ -118,7 +136,12 @@ def encode_latents(
         from mudit_engine.training.dataset.transcribe import Ears
 
         ears = Ears(separate if stems else None, transcribe, device=device)
-    done, written = Encoded(), song_fields(latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding)
+    done, written = (
+        Encoded(),
+        song_fields(
+            latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding
+        ),
+    )
     rate, channels = config.vae.sample_rate, config.vae.channels
     with ShardWriter(out, written, writer=part[0], index=index) as writer:
         for song in _share(songs, part):
@@ -127,10 +150,17 @@ def encode_latents(
                 continue
             try:
                 audio = _load(song.audio, rate, channels)
-                parts = {kind: _load(path, rate, channels) for kind, path in song.stems.items()} if stems else {}
+                parts = (
+                    {kind: _load(path, rate, channels) for kind, path in song.stems.items()}
+                    if stems
+                    else {}
+                )
                 if ears is not None:
                     heard = ears.hear(audio, rate, stems=not parts, lyrics=not song.lyrics.strip())
-                    parts, song = parts or heard.stems, _with_heard(song, heard.lyrics, vocabulary, transcribe)
+                    parts, song = (
+                        parts or heard.stems,
+                        _with_heard(song, heard.lyrics, vocabulary, transcribe),
+                    )
                 arrays = {"latents": latents_of(vae, audio), **_phonemes(song, vocabulary)}
                 for kind, part_cS in parts.items():
                     arrays[f"stem.{kind}"] = latents_of(vae, part_cS)[: len(arrays["latents"])]
@@ -140,7 +170,12 @@ def encode_latents(
             if texts is not None and song.descriptions:
                 arrays |= texts.of(song.descriptions)
             seconds = audio.shape[1] / rate
-            writer.add(song.id, arrays, metadata={**song.metadata, "seconds": seconds, "lyrics": song.lyrics}, split=song.split)
+            writer.add(
+                song.id,
+                arrays,
+                metadata={**song.metadata, "seconds": seconds, "lyrics": song.lyrics},
+                split=song.split,
+            )
             done.songs, done.seconds = done.songs + 1, done.seconds + seconds
             on_song(song.id, seconds)
     return done
@@ -154,7 +189,9 @@ def latents_of(vae: SpectralVAE, audio_cS: Tensor) -> np.ndarray:
         mean, _ = vae.encode(audio_cS[None].to(vae.latent_mean.device))
         latents: np.ndarray = vae.normalise(mean)[0].cpu().numpy().astype(np.float16)
     if not np.isfinite(latents).all():
-        raise ModelError("the VAE gives latents that are NaN or beyond 65504: train it further, or use an earlier checkpoint")
+        raise ModelError(
+            "the VAE gives latents that are NaN or beyond 65504: train it further, or use an earlier checkpoint"
+        )
     return latents
 
 
@@ -180,7 +217,13 @@ class TextVectors:
         for text in texts:  # the last in use are the last to go
             known[text] = known.pop(text)
         kinds = [
-            (LEVELS.index(part.level), LANGUAGES.index(d.language), USER_TYPES.index(d.user), number, int(part.asked))
+            (
+                LEVELS.index(part.level),
+                LANGUAGES.index(d.language),
+                USER_TYPES.index(d.user),
+                number,
+                int(part.asked),
+            )
             for part, d, number in rows
         ]
         fragments = np.stack([known[part.text] for part, _, _ in rows])
@@ -189,11 +232,15 @@ class TextVectors:
         return {"fragments": fragments, "fragment_kinds": np.array(kinds, np.uint8)}
 
 
-def _with_heard(song: SourceSong, lyrics: str, vocabulary: Vocabulary, by: str | None) -> SourceSong:
+def _with_heard(
+    song: SourceSong, lyrics: str, vocabulary: Vocabulary, by: str | None
+) -> SourceSong:
     """The song with lyrics that were heard in it. What has no phonemes (another language) leaves it without words."""
     if not lyrics:
         return song
-    named = dataclasses.replace(song, lyrics=lyrics, metadata={**song.metadata, "lyrics_heard_by": by})
+    named = dataclasses.replace(
+        song, lyrics=lyrics, metadata={**song.metadata, "lyrics_heard_by": by}
+    )
     try:
         _phonemes(named, vocabulary)
     except InputError as error:
@@ -212,11 +259,17 @@ def _phonemes(song: SourceSong, vocabulary: Vocabulary) -> dict[str, np.ndarray]
     arrays: dict[str, np.ndarray] = {"phonemes": np.array(sequence.ids, np.int32)}
     if len(song.syllables) == sequence.syllables:
         # tokens that are not sung have no time: -1
-        times = [song.syllables[number] if number >= 0 else (-1.0, -1.0) for number in sequence.syllable_of]
+        times = [
+            song.syllables[number] if number >= 0 else (-1.0, -1.0)
+            for number in sequence.syllable_of
+        ]
         arrays["phoneme_times"] = np.array(times, np.float32).reshape(-1, 2)
     elif song.syllables:
         log.warning(
-            "song '%s': %d sung syllables, %d in its lyrics; their times are left out", song.id, len(song.syllables), sequence.syllables
+            "song '%s': %d sung syllables, %d in its lyrics; their times are left out",
+            song.id,
+            len(song.syllables),
+            sequence.syllables,
         )
     return arrays
 
@@ -225,7 +278,9 @@ def _load(path: Path, sample_rate: int, channels: int) -> Tensor:
     from mudit_engine.audio import load_audio, resample, to_channels
 
     audio, rate = load_audio(path)
-    return to_channels(audio if rate == sample_rate else resample(audio, rate, sample_rate), channels)
+    return to_channels(
+        audio if rate == sample_rate else resample(audio, rate, sample_rate), channels
+    )
 
 
 def _share(songs: Iterable[SourceSong], part: tuple[int, int]) -> Iterator[SourceSong]:

@@ -44,7 +44,14 @@ class RayJob:
     def encode(self, part: tuple[int, int]) -> Encoded:
         songs = open_source(self.source)
         if self.model is None:
-            return encode_audio(songs, self.out, sample_rate=self.sample_rate, channels=self.channels, part=part, index=False)
+            return encode_audio(
+                songs,
+                self.out,
+                sample_rate=self.sample_rate,
+                channels=self.channels,
+                part=part,
+                index=False,
+            )
         return encode_latents(
             songs,
             self.out,
@@ -88,23 +95,41 @@ def encode_on_ray(
     else:
         try:
             dashboard = False if address == "local" else None
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=dashboard)
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                include_dashboard=dashboard,
+            )
         except (ConnectionError, ValueError) as error:
-            raise InputError(f"--ray {address}: no cluster there ({error}). Start one (ray start --head), or use --ray local") from None
+            raise InputError(
+                f"--ray {address}: no cluster there ({error}). Start one (ray start --head), or use --ray local"
+            ) from None
         ours = True
     try:
         kind = "GPU" if job.device.startswith("cuda") else "CPU"
         workers = workers or max(1, int(ray.cluster_resources().get(kind, 1)))
         parts = parts or PARTS_PER_WORKER * workers
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.from_items([{"part": part, "parts": parts} for part in range(parts)], override_num_blocks=parts)
+        rows = ray.data.from_items(
+            [{"part": part, "parts": parts} for part in range(parts)], override_num_blocks=parts
+        )
         done = Encoded()
-        mapped = rows.map(functools.partial(encode_part, job=job), concurrency=workers, num_gpus=1 if kind == "GPU" else 0, num_cpus=1)
+        mapped = rows.map(
+            functools.partial(encode_part, job=job),
+            concurrency=workers,
+            num_gpus=1 if kind == "GPU" else 0,
+            num_cpus=1,
+        )
         for number, row in enumerate(mapped.iter_rows(), 1):
             if row["error"]:
                 raise InputError(f"a part could not be encoded: {row['error']}")
             one = Encoded(**json.loads(row["done"]))
-            done.songs, done.skipped, done.seconds = done.songs + one.songs, done.skipped + one.skipped, done.seconds + one.seconds
+            done.songs, done.skipped, done.seconds = (
+                done.songs + one.songs,
+                done.skipped + one.skipped,
+                done.seconds + one.seconds,
+            )
             done.refused |= one.refused
             on_part(f"encoded {number} of {parts} parts")
     finally:

@@ -14,7 +14,9 @@ import numpy as np
 from mudit_engine.files import atomic_path
 from mudit_engine.training.dataset.shards import SPLITS, Shards
 
-FASTEST = 8.0  # phonemes a second: more cannot be sung (two phonemes a syllable, four syllables a second)
+FASTEST = (
+    8.0  # phonemes a second: more cannot be sung (two phonemes a syllable, four syllables a second)
+)
 
 
 @dataclass
@@ -51,13 +53,17 @@ def inspect(shards: Shards, *, verify: bool = False) -> Report:
         elif verify and float(np.abs(record[unit].astype(np.float32)).max()) == 0:
             bad[record.id] = f"its {unit} are all zero"
         elif density[number] > FASTEST:
-            bad[record.id] = f"{density[number]:.1f} phonemes a second: its lyrics do not belong to it, or only a part of it was encoded"
+            bad[record.id] = (
+                f"{density[number]:.1f} phonemes a second: its lyrics do not belong to it, or only a part of it was encoded"
+            )
     return Report(
         songs=len(shards),
         splits={split: len(shards.numbers(split)) for split in SPLITS},
         unit=unit,
         hours=round(float(seconds.sum()) / 3600, 3),
-        percentiles={f"p{p}": round(float(np.percentile(seconds, p)), 2) for p in (0, 10, 50, 90, 100)},
+        percentiles={
+            f"p{p}": round(float(np.percentile(seconds, p)), 2) for p in (0, 10, 50, 90, 100)
+        },
         rows={name: int(shards.rows(name).sum()) for name in shards.fields},
         bytes=sum(size for _, size, _ in shards.files),
         damaged=[name for name, good in shards.verify() if not good] if verify else [],

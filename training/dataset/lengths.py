@@ -62,12 +62,20 @@ def read_lengths(source: str, config: ModelConfig, *, seed: int = 0) -> Lengths:
     if path.is_dir():
         return _data_set(path, rate, seed=seed)
     if not path.exists():
-        raise InputError(f"no lengths '{source}': give '{MIX}', a folder written by `mudit data encode`, or a file of seconds, one a line")
+        raise InputError(
+            f"no lengths '{source}': give '{MIX}', a folder written by `mudit data encode`, or a file of seconds, one a line"
+        )
     seconds = _seconds(path)
     generator = np.random.default_rng(seed)
     songs = len(seconds)
     seconds = seconds[_sample(songs, generator)]
-    return Lengths(source, np.maximum(1, np.ceil(seconds * rate)).astype(np.int64), _tokens(seconds, generator), songs, rate)
+    return Lengths(
+        source,
+        np.maximum(1, np.ceil(seconds * rate)).astype(np.int64),
+        _tokens(seconds, generator),
+        songs,
+        rate,
+    )
 
 
 def _mix(config: ModelConfig, *, seed: int) -> Lengths:
@@ -83,7 +91,12 @@ def _mix(config: ModelConfig, *, seed: int) -> Lengths:
 
 
 def _tokens(seconds: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    tokens = MEDIAN_TOKENS * seconds / MEDIAN_SECONDS * np.exp(TOKEN_SPREAD * generator.standard_normal(len(seconds)))
+    tokens = (
+        MEDIAN_TOKENS
+        * seconds
+        / MEDIAN_SECONDS
+        * np.exp(TOKEN_SPREAD * generator.standard_normal(len(seconds)))
+    )
     tokens[generator.random(len(seconds)) < INSTRUMENTAL] = 0
     return np.clip(np.round(tokens), 0, MOST_TOKENS).astype(np.int64)
 
@@ -95,11 +108,15 @@ def _data_set(path: Path, rate: float, *, seed: int) -> Lengths:
     numbers = np.asarray(shards.numbers("train"))
     for name in ("latents", "phonemes"):
         if name not in shards.fields:
-            raise InputError(f"'{path}' holds no {name}: a plan for the song transformer needs a data set of latents and phonemes")
+            raise InputError(
+                f"'{path}' holds no {name}: a plan for the song transformer needs a data set of latents and phonemes"
+            )
     if not len(numbers):
         raise InputError(f"'{path}' holds no song of the split 'train'")
     chosen = numbers[_sample(len(numbers), np.random.default_rng(seed))]
-    frames, tokens = (np.asarray(shards.rows(name))[chosen].astype(np.int64) for name in ("latents", "phonemes"))
+    frames, tokens = (
+        np.asarray(shards.rows(name))[chosen].astype(np.int64) for name in ("latents", "phonemes")
+    )
     return Lengths(str(path), frames, tokens, len(numbers), rate)
 
 
@@ -113,7 +130,9 @@ def _seconds(path: Path) -> np.ndarray:
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value > 0):
-            raise InputError(f"lengths file '{path}', line {number}: {line.strip()!r} is not a positive number of seconds")
+            raise InputError(
+                f"lengths file '{path}', line {number}: {line.strip()!r} is not a positive number of seconds"
+            )
         values.append(value)
     if not values:
         raise InputError(f"lengths file '{path}' is empty: write one number of seconds a line")
@@ -121,4 +140,8 @@ def _seconds(path: Path) -> np.ndarray:
 
 
 def _sample(count: int, generator: np.random.Generator) -> np.ndarray:
-    return np.arange(count) if count <= SAMPLE else np.sort(generator.choice(count, SAMPLE, replace=False))
+    return (
+        np.arange(count)
+        if count <= SAMPLE
+        else np.sort(generator.choice(count, SAMPLE, replace=False))
+    )

@@ -41,7 +41,17 @@ LANGUAGES = ("zh", "en")
 USER_TYPES = ("none", "amateur", "professional")
 
 _IDS, _META = "ids", "metadata"
-_DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_DTYPES = {
+    "F64": "f8",
+    "F32": "f4",
+    "F16": "f2",
+    "I64": "i8",
+    "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 @dataclass(frozen=True)
@@ -105,18 +115,32 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: str | Path, fields: Mapping[str, Field], *, writer: int = 0, shard_bytes: int = 256 << 20, index: bool = True
+        self,
+        folder: str | Path,
+        fields: Mapping[str, Field],
+        *,
+        writer: int = 0,
+        shard_bytes: int = 256 << 20,
+        index: bool = True,
     ) -> None:
         reserved = {_IDS, _META} & set(fields)
         if reserved or any("/" in name for name in fields):
             raise InputError(f"field names {sorted(fields)} must not hold '/', 'ids' or 'metadata'")
-        self.folder, self.fields, self.writer, self.shard_bytes, self.index = Path(folder), dict(fields), writer, shard_bytes, index
+        self.folder, self.fields, self.writer, self.shard_bytes, self.index = (
+            Path(folder),
+            dict(fields),
+            writer,
+            shard_bytes,
+            index,
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._done: set[str] = set()
         for path in complete_shards(self.folder):
             tensors = map_safetensors(path)
             if _fields_of(tensors) != self.fields:
-                raise InputError(f"shard '{path}' holds fields {_fields_of(tensors)}, this writer {self.fields}: give another folder")
+                raise InputError(
+                    f"shard '{path}' holds fields {_fields_of(tensors)}, this writer {self.fields}: give another folder"
+                )
             self._done.update(_strings(tensors))
         self._clear()
 
@@ -127,23 +151,34 @@ class ShardWriter:
         return len(self._done)
 
     def add(
-        self, song_id: str, arrays: Mapping[str, np.ndarray], *, metadata: Mapping[str, Any] | None = None, split: str = "train"
+        self,
+        song_id: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        split: str = "train",
     ) -> None:
         """Adds a song; fields left out get 0 rows. Raises InputError for an unknown field, a wrong width, NaN, infinity, a repeated id."""
         if song_id in self._done:
             raise InputError(f"song '{song_id}' is already in '{self.folder}'")
         unknown = set(arrays) - set(self.fields)
         if unknown:
-            raise InputError(f"song '{song_id}' has fields {sorted(unknown)}: this data set takes {sorted(self.fields)}")
+            raise InputError(
+                f"song '{song_id}' has fields {sorted(unknown)}: this data set takes {sorted(self.fields)}"
+            )
         casts = {}
         for name, field in self.fields.items():
             array = np.asarray(arrays[name]) if name in arrays else field.empty()
             if array.shape[1:] != field.empty().shape[1:] or array.ndim != field.empty().ndim:
-                raise InputError(f"song '{song_id}': {name} has shape {array.shape}, this data set takes [rows, {field.width}]")
+                raise InputError(
+                    f"song '{song_id}': {name} has shape {array.shape}, this data set takes [rows, {field.width}]"
+                )
             with np.errstate(over="ignore"):  # told below
                 cast = np.ascontiguousarray(array, field.dtype)
             if cast.dtype.kind == "f" and not np.isfinite(cast).all():
-                raise InputError(f"song '{song_id}': {name} holds NaN or infinity (as {field.dtype}): leave the song out or mend it")
+                raise InputError(
+                    f"song '{song_id}': {name} holds NaN or infinity (as {field.dtype}): leave the song out or mend it"
+                )
             casts[name] = cast
         for name, cast in casts.items():
             self._parts[name].append(cast)
@@ -167,22 +202,37 @@ class ShardWriter:
         data = to_safetensors(
             tensors, {"format": f"mudit-shard-{VERSION}"}
         )  # one key: the library writes several in any order, and the sha256 would vary
-        taken = [int(path.stem.split("-")[1]) for path in complete_shards(self.folder) if path.stem.startswith(f"{self.writer:03d}-")]
+        taken = [
+            int(path.stem.split("-")[1])
+            for path in complete_shards(self.folder)
+            if path.stem.startswith(f"{self.writer:03d}-")
+        ]
         path = self.folder / f"{self.writer:03d}-{max(taken, default=-1) + 1:05d}.safetensors"
         _write(path, data)
-        note = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "songs": len(self._splits)}
+        note = {
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "songs": len(self._splits),
+        }
         write_text(path.with_suffix(".json"), json.dumps(note))
         self._clear()
 
     def _clear(self) -> None:
-        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in (*self.fields, _IDS, _META)}
+        self._parts: dict[str, list[np.ndarray]] = {
+            name: [] for name in (*self.fields, _IDS, _META)
+        }
         self._splits: list[int] = []
         self._bytes = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not isinstance(error, OutputError):
             self.flush()  # an interrupted run keeps the songs it has finished
         if error is None and self.index:
@@ -219,13 +269,20 @@ def build_index(folder: str | Path) -> Path:
     order = sorted(range(len(ids)), key=ids.__getitem__)
     twice = [ids[a] for a, b in itertools.pairwise(order) if ids[a] == ids[b]]
     if twice:
-        raise InputError(f"song '{twice[0]}' is in '{folder}' more than once ({len(twice)} repeated): remove one of the shards")
+        raise InputError(
+            f"song '{twice[0]}' is in '{folder}' more than once ({len(twice)} repeated): remove one of the shards"
+        )
     encoded = [ids[i].encode() for i in order]
     index = {name: np.concatenate(parts)[order] for name, parts in columns.items()}
     index[_IDS] = np.frombuffer(b"".join(encoded), np.uint8)
     index[f"{_IDS}/ends"] = np.cumsum([len(part) for part in encoded], dtype=np.int64)
     spec = {name: [field.dtype, field.width] for name, field in (fields or {}).items()}
-    header = {"format": "mudit-index", "version": str(VERSION), "shards": json.dumps(notes), "fields": json.dumps(spec)}
+    header = {
+        "format": "mudit-index",
+        "version": str(VERSION),
+        "shards": json.dumps(notes),
+        "fields": json.dumps(spec),
+    }
     _write(folder / INDEX, to_safetensors(index, header))
     return folder / INDEX
 
@@ -237,13 +294,22 @@ class Shards:
         self.folder = Path(folder)
         path = self.folder / INDEX
         if not path.exists():
-            raise InputError(f"no data set in '{folder}' ({INDEX} is missing): write one with `mudit data encode`")
+            raise InputError(
+                f"no data set in '{folder}' ({INDEX} is missing): write one with `mudit data encode`"
+            )
         self._columns = map_safetensors(path)
         header = safetensors_header(path)[0].get("__metadata__", {})
         if header.get("format") != "mudit-index" or header.get("version") != str(VERSION):
-            raise InputError(f"'{path}' is not a song index of version {VERSION}: encode the songs again")
-        self.files: list[tuple[str, int, str]] = [(name, size, digest) for name, size, digest in json.loads(header["shards"])]
-        self.fields = {name: Field(dtype, width) for name, (dtype, width) in json.loads(header["fields"]).items()}
+            raise InputError(
+                f"'{path}' is not a song index of version {VERSION}: encode the songs again"
+            )
+        self.files: list[tuple[str, int, str]] = [
+            (name, size, digest) for name, size, digest in json.loads(header["shards"])
+        ]
+        self.fields = {
+            name: Field(dtype, width)
+            for name, (dtype, width) in json.loads(header["fields"]).items()
+        }
         self._open_files = open_files
         self._maps: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         # a shard that was cut short or replaced is found before the first step, not in the middle of the night
@@ -251,7 +317,9 @@ class Shards:
             found = (self.folder / name).stat().st_size if (self.folder / name).exists() else None
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-                raise InputError(f"shard '{self.folder / name}' {state}: restore it, or delete it with its .json and encode again")
+                raise InputError(
+                    f"shard '{self.folder / name}' {state}: restore it, or delete it with its .json and encode again"
+                )
 
     def __len__(self) -> int:
         return len(self._columns["shard"])
@@ -259,7 +327,9 @@ class Shards:
     def rows(self, field: str) -> np.ndarray:
         """int32 [songs]: rows of `field` in every song, straight from the index."""
         if field not in self.fields:
-            raise InputError(f"'{self.folder}' holds no field '{field}': it has {sorted(self.fields)}")
+            raise InputError(
+                f"'{self.folder}' holds no field '{field}': it has {sorted(self.fields)}"
+            )
         return self._columns[f"{field}/rows"]
 
     def numbers(self, split: str) -> np.ndarray:
@@ -280,7 +350,9 @@ class Shards:
             start = int(self._columns[f"{name}/start"][number])
             arrays[name] = tensors[name][start : start + int(self._columns[f"{name}/rows"][number])]
         metadata = arrays.pop(_META)
-        return SongRecord(number, self.id(number), SPLITS[self._columns["split"][number]], arrays, metadata)
+        return SongRecord(
+            number, self.id(number), SPLITS[self._columns["split"][number]], arrays, metadata
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -340,8 +412,12 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray]:
             continue
         low, high = (start + offset for offset in spec["data_offsets"])
         if high > len(data):
-            raise InputError(f"'{path}' was cut short: tensor '{name}' ends at byte {high} of {len(data)}")
-        tensors[name] = data[low:high].view(_DTYPES[spec["dtype"]]).reshape(spec["shape"]).view(np.ndarray)
+            raise InputError(
+                f"'{path}' was cut short: tensor '{name}' ends at byte {high} of {len(data)}"
+            )
+        tensors[name] = (
+            data[low:high].view(_DTYPES[spec["dtype"]]).reshape(spec["shape"]).view(np.ndarray)
+        )
     return tensors
 
 
@@ -351,8 +427,17 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _fields_of(tensors: Mapping[str, np.ndarray]) -> dict[str, Field]:
-    names = [name.removesuffix("/ends") for name in tensors if name.endswith("/ends") and name not in (f"{_IDS}/ends", f"{_META}/ends")]
-    return {name: Field(tensors[name].dtype.name, tensors[name].shape[1] if tensors[name].ndim == 2 else None) for name in sorted(names)}
+    names = [
+        name.removesuffix("/ends")
+        for name in tensors
+        if name.endswith("/ends") and name not in (f"{_IDS}/ends", f"{_META}/ends")
+    ]
+    return {
+        name: Field(
+            tensors[name].dtype.name, tensors[name].shape[1] if tensors[name].ndim == 2 else None
+        )
+        for name in sorted(names)
+    }
 
 
 def _strings(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:

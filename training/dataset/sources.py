@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mudit_engine.errors import InputError
-from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, description_fragments, fragments
+from mudit_engine.text.descriptions import (
+    FASTEST_BPM,
+    SLOWEST_BPM,
+    description_fragments,
+    fragments,
+)
 from mudit_engine.text.harmony import SCALES, ChordSymbol, chord_symbol
 from mudit_engine.training.dataset.shards import LANGUAGES, SPLITS, STEMS, USER_TYPES
 
@@ -43,13 +48,19 @@ class SourceDescription:
     fragments: tuple[SourceFragment, ...]
 
     @classmethod
-    def of(cls, language: str, user: str, text: str, extra: Mapping[str, tuple[str, ...]] | None = None) -> SourceDescription:
+    def of(
+        cls, language: str, user: str, text: str, extra: Mapping[str, tuple[str, ...]] | None = None
+    ) -> SourceDescription:
         """Splits `text` as a request is split, in that order, then adds the `extra` fragments by level (None: the words of the text)."""
         levels = {part.text: part.level for part in fragments(text)}
         asked = description_fragments(text, MOST_FRAGMENTS)
         parts = {one: SourceFragment(one, levels.get(one, "sentence"), True) for one in asked}
         for level in ("sentence", "phrase", "word"):
-            more = [one for one, found in levels.items() if found == level] if extra is None else extra.get(level, ())
+            more = (
+                [one for one, found in levels.items() if found == level]
+                if extra is None
+                else extra.get(level, ())
+            )
             for one in (text.strip().rstrip(_FULL_STOPS) for text in more):
                 if one and one not in parts:
                     parts[one] = SourceFragment(one, level, False)
@@ -79,7 +90,9 @@ def open_source(path: str | Path) -> Iterator[SourceSong]:
         return corpus_songs(path)
     if path.is_dir():
         return folder_songs(path)
-    raise InputError(f"no songs at '{path}': give a corpus folder, a .jsonl manifest or a folder of {', '.join(AUDIO_SUFFIXES)} files")
+    raise InputError(
+        f"no songs at '{path}': give a corpus folder, a .jsonl manifest or a folder of {', '.join(AUDIO_SUFFIXES)} files"
+    )
 
 
 def corpus_songs(corpus: Path) -> Iterator[SourceSong]:
@@ -89,10 +102,27 @@ def corpus_songs(corpus: Path) -> Iterator[SourceSong]:
     for folder in labels.song_folders(corpus):
         song = labels.Song.load(folder)
         descriptions = tuple(
-            SourceDescription.of(d.language, d.user, d.text, {"sentence": d.sentences, "phrase": d.phrases, "word": d.words})
+            SourceDescription.of(
+                d.language,
+                d.user,
+                d.text,
+                {"sentence": d.sentences, "phrase": d.phrases, "word": d.words},
+            )
             for d in song.descriptions
         )
-        known = ("style", "instrument_set", "bpm", "key", "mode", "drums", "voice", "timbre", "language", "seconds", "progressions")
+        known = (
+            "style",
+            "instrument_set",
+            "bpm",
+            "key",
+            "mode",
+            "drums",
+            "voice",
+            "timbre",
+            "language",
+            "seconds",
+            "progressions",
+        )
         yield SourceSong(
             id=song.id,
             audio=folder / "mix.flac",
@@ -102,7 +132,11 @@ def corpus_songs(corpus: Path) -> Iterator[SourceSong]:
             stems={stem: path for stem in STEMS if (path := folder / f"{stem}.flac").is_file()},
             syllables=tuple((s.start, s.end) for s in song.syllables),
             metadata={name: getattr(song, name) for name in known}
-            | {"chords": [(c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords]},
+            | {
+                "chords": [
+                    (c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords
+                ]
+            },
         )
 
 
@@ -122,7 +156,9 @@ def manifest_songs(path: Path) -> Iterator[SourceSong]:
                     raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
                 song = _manifest_song(row, path.parent)
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"'{path}' line {number}: {f'{error} is missing' if isinstance(error, KeyError) else error}") from None
+                raise InputError(
+                    f"'{path}' line {number}: {f'{error} is missing' if isinstance(error, KeyError) else error}"
+                ) from None
             yield song
 
 
@@ -159,17 +195,31 @@ def _check_course(known: Any) -> None:
     """Raises ValueError for metadata that is no object, or a tempo, a key or chords that training could not read."""
     if not isinstance(known, dict):
         raise ValueError(f"metadata {known!r} is no object")
-    if "bpm" in known and not (_is_number(known["bpm"]) and SLOWEST_BPM <= known["bpm"] <= FASTEST_BPM):
-        raise ValueError(f"bpm {known['bpm']!r} is no number from {SLOWEST_BPM:g} to {FASTEST_BPM:g}")
-    if "key" in known and (type(known["key"]) is not int or known["key"] not in range(12) or known.get("mode") not in SCALES):
-        raise ValueError(f"key {known['key']!r} with mode {known.get('mode')!r}: write 0 to 11 (C = 0), and {' or '.join(SCALES)}")
+    if "bpm" in known and not (
+        _is_number(known["bpm"]) and SLOWEST_BPM <= known["bpm"] <= FASTEST_BPM
+    ):
+        raise ValueError(
+            f"bpm {known['bpm']!r} is no number from {SLOWEST_BPM:g} to {FASTEST_BPM:g}"
+        )
+    if "key" in known and (
+        type(known["key"]) is not int
+        or known["key"] not in range(12)
+        or known.get("mode") not in SCALES
+    ):
+        raise ValueError(
+            f"key {known['key']!r} with mode {known.get('mode')!r}: write 0 to 11 (C = 0), and {' or '.join(SCALES)}"
+        )
     chords = known.get("chords", [])
     for chord in chords if isinstance(chords, list) else [chords]:
         match chord:
-            case [start, end, str(symbol)] if _is_number(start) and _is_number(end) and 0 <= start < end:
+            case [start, end, str(symbol)] if (
+                _is_number(start) and _is_number(end) and 0 <= start < end
+            ):
                 chord_symbol(symbol)
             case _:
-                raise ValueError(f"chord {chord!r} is no [start, end, symbol] with 0 <= start < end")
+                raise ValueError(
+                    f"chord {chord!r} is no [start, end, symbol] with 0 <= start < end"
+                )
 
 
 def _is_number(value: Any) -> bool:

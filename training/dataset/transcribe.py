@@ -22,10 +22,20 @@ from mudit_engine.audio import resample, to_channels
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError
 
-STEM_OF = {"vocals": "vocals", "drums": "drums", "bass": "bass", "other": "chords"}  # demucs's name -> ours
-RECOGNISERS = {"faster-whisper": "large-v3", "funasr": "paraformer-zh"}  # and the model that is taken without a name
+STEM_OF = {
+    "vocals": "vocals",
+    "drums": "drums",
+    "bass": "bass",
+    "other": "chords",
+}  # demucs's name -> ours
+RECOGNISERS = {
+    "faster-whisper": "large-v3",
+    "funasr": "paraformer-zh",
+}  # and the model that is taken without a name
 SPEECH_RATE = 16000
-_ANNOTATION = re.compile(r"[\[(（【<《][^\])）】>》]*[\])）】>》]")  # [Music]: a line in brackets would be a tag of the lyrics
+_ANNOTATION = re.compile(
+    r"[\[(（【<《][^\])）】>》]*[\])）】>》]"
+)  # [Music]: a line in brackets would be a tag of the lyrics
 _PHRASE = re.compile(r"[^，。？！；、,.?!;\n]+")
 
 
@@ -38,17 +48,25 @@ class Heard:
 class Ears:
     """Loads what was asked for once. Raises MissingError with the install command, InputError for an unknown recogniser."""
 
-    def __init__(self, separate: str | None, transcribe: str | None, *, device: str = "cpu") -> None:
+    def __init__(
+        self, separate: str | None, transcribe: str | None, *, device: str = "cpu"
+    ) -> None:
         self.separator = Separator(separate, device=device) if separate else None
         self.recogniser = make_recogniser(transcribe, device=device) if transcribe else None
 
-    def hear(self, audio_cS: Tensor, rate: int, *, stems: bool = True, lyrics: bool = True) -> Heard:
+    def hear(
+        self, audio_cS: Tensor, rate: int, *, stems: bool = True, lyrics: bool = True
+    ) -> Heard:
         """Stems and lyrics of a song, of those that were asked for."""
-        found = self.separator.separate(audio_cS, rate) if self.separator is not None and stems else {}
+        found = (
+            self.separator.separate(audio_cS, rate) if self.separator is not None and stems else {}
+        )
         text = ""
         if self.recogniser is not None and lyrics:
             mono = to_channels(found.get("vocals", audio_cS), 1)
-            text = tidy(self.recogniser.lines(resample(mono, rate, SPEECH_RATE)[0].float().cpu().numpy()))
+            text = tidy(
+                self.recogniser.lines(resample(mono, rate, SPEECH_RATE)[0].float().cpu().numpy())
+            )
         return Heard(found, text)
 
 
@@ -61,8 +79,12 @@ class Separator:
 
         try:
             self.model: Any = get_model(name).to(device).eval()
-        except Exception as error:  # its own error type lives in a module that differs between releases
-            raise InputError(f"--separate {name}: demucs has no such model, or could not fetch it ({error}): try htdemucs") from None
+        except (
+            Exception
+        ) as error:  # its own error type lives in a module that differs between releases
+            raise InputError(
+                f"--separate {name}: demucs has no such model, or could not fetch it ({error}): try htdemucs"
+            ) from None
         self.device = device
 
     @torch.inference_mode()
@@ -74,7 +96,14 @@ class Separator:
         mix = to_channels(resample(audio_cS, rate, model.samplerate), model.audio_channels)
         mean, std = mix.mean(), mix.mean(0).std().clamp_min(1e-8)  # as demucs was trained
         # no random shifts: the same song gives the same stems
-        parts = apply_model(model, ((mix - mean) / std)[None], device=self.device, shifts=0, split=True, progress=False)[0].cpu()
+        parts = apply_model(
+            model,
+            ((mix - mean) / std)[None],
+            device=self.device,
+            shifts=0,
+            split=True,
+            progress=False,
+        )[0].cpu()
         stems = {}
         for name, part in zip(model.sources, parts * std + mean, strict=True):
             if name in STEM_OF:
@@ -95,7 +124,9 @@ class FasterWhisper:
 
     def lines(self, audio_S: np.ndarray) -> Iterable[str]:
         # interludes are skipped, and a line that was misheard does not repeat itself to the end
-        segments, _ = self.model.transcribe(audio_S, beam_size=5, vad_filter=True, condition_on_previous_text=False)
+        segments, _ = self.model.transcribe(
+            audio_S, beam_size=5, vad_filter=True, condition_on_previous_text=False
+        )
         return [segment.text for segment in segments]
 
 
@@ -107,7 +138,9 @@ class FunAsr:
         from funasr import AutoModel
 
         quiet = {"disable_update": True, "disable_pbar": True, "disable_log": True}
-        self.model: Any = AutoModel(model=name, vad_model="fsmn-vad", punc_model="ct-punc", device=device, **quiet)
+        self.model: Any = AutoModel(
+            model=name, vad_model="fsmn-vad", punc_model="ct-punc", device=device, **quiet
+        )
 
     def lines(self, audio_S: np.ndarray) -> Iterable[str]:
         found = self.model.generate(input=audio_S, batch_size_s=300)
@@ -118,10 +151,16 @@ def make_recogniser(name: str, *, device: str) -> FasterWhisper | FunAsr:
     """'faster-whisper', 'funasr', or either with ':MODEL'. Raises InputError."""
     kind, _, model = name.partition(":")
     if kind not in RECOGNISERS:
-        raise InputError(f"--transcribe '{name}' is unknown: use {' or '.join(RECOGNISERS)}, with :MODEL for another than the usual model")
-    return (FasterWhisper if kind == "faster-whisper" else FunAsr)(model or RECOGNISERS[kind], device=device)
+        raise InputError(
+            f"--transcribe '{name}' is unknown: use {' or '.join(RECOGNISERS)}, with :MODEL for another than the usual model"
+        )
+    return (FasterWhisper if kind == "faster-whisper" else FunAsr)(
+        model or RECOGNISERS[kind], device=device
+    )
 
 
 def tidy(lines: Iterable[str]) -> str:
     """Lyrics of lines that were heard, without annotations and empty lines."""
-    return "\n".join(line for line in (_ANNOTATION.sub(" ", line).strip(" \t♪-") for line in lines) if line)
+    return "\n".join(
+        line for line in (_ANNOTATION.sub(" ", line).strip(" \t♪-") for line in lines) if line
+    )

@@ -32,7 +32,9 @@ def data_ranks(recipe: Recipe, world: int) -> int:
     """Ranks that take different songs. Raises ConfigError when sequence_parallel does not divide the world."""
     share = recipe.parallel.sequence_parallel
     if world % share:
-        raise ConfigError(f"parallel.sequence_parallel={share} does not divide the {world} ranks: use a divisor, or other ranks")
+        raise ConfigError(
+            f"parallel.sequence_parallel={share} does not divide the {world} ranks: use a divisor, or other ranks"
+        )
     return world // share
 
 
@@ -45,16 +47,29 @@ def check_heads(heads: int, ranks: int, *, what: str = "heads") -> None:
     """Raises ConfigError when Ulysses cannot deal the heads out evenly."""
     if heads % ranks:
         fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        raise ConfigError(f"parallel.sequence_parallel={ranks} must divide the model's {heads} {what}: use one of {fitting}")
+        raise ConfigError(
+            f"parallel.sequence_parallel={ranks} must divide the model's {heads} {what}: use one of {fitting}"
+        )
 
 
 def bucket_sizes(parameters: int) -> dict[str, int]:
     """Elements of a gradient bucket, of a gather, and below which a tensor stays whole (stage 3), for a model of so many parameters."""
     bucket = int(min(LARGEST_BUCKET, max(parameters // BUCKETS, 1)))
-    return {"reduce": bucket, "gather": bucket, "persistence": int(min(100_000, parameters // 2000))}
+    return {
+        "reduce": bucket,
+        "gather": bucket,
+        "persistence": int(min(100_000, parameters // 2000)),
+    }
 
 
-def deepspeed_config(recipe: Recipe, *, parameters: int, world: int, device: str = "cuda", zero_stage: int | None = None) -> dict[str, Any]:
+def deepspeed_config(
+    recipe: Recipe,
+    *,
+    parameters: int,
+    world: int,
+    device: str = "cuda",
+    zero_stage: int | None = None,
+) -> dict[str, Any]:
     """The document that deepspeed.initialize takes.
 
     parameters: trained parameters of the network (of the phase, for a task with several); world: all ranks; device: "cuda" or "cpu".
@@ -70,13 +85,19 @@ def deepspeed_config(recipe: Recipe, *, parameters: int, world: int, device: str
         "reduce_bucket_size": reduce_bucket,
         "allgather_bucket_size": gather_bucket,
         # streams: a CPU has none
-        "overlap_comm": device != "cpu" and stage > 0 if parallel.overlap_comm is None else parallel.overlap_comm,
+        "overlap_comm": device != "cpu" and stage > 0
+        if parallel.overlap_comm is None
+        else parallel.overlap_comm,
         "contiguous_gradients": True,
     }
     if parallel.offload != "none" and stage > 0:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device != "cpu"}
     if stage == 3:
-        persistence = sizes["persistence"] if parallel.persistence_threshold is None else parallel.persistence_threshold
+        persistence = (
+            sizes["persistence"]
+            if parallel.persistence_threshold is None
+            else parallel.persistence_threshold
+        )
         zero |= {
             "stage3_prefetch_bucket_size": gather_bucket,
             "stage3_param_persistence_threshold": persistence,
@@ -104,7 +125,9 @@ def deepspeed_config(recipe: Recipe, *, parameters: int, world: int, device: str
     return config
 
 
-def save_deepspeed_config(config: dict[str, Any], folder: Path, *, phase: str | None = None) -> Path:
+def save_deepspeed_config(
+    config: dict[str, Any], folder: Path, *, phase: str | None = None
+) -> Path:
     """Writes deepspeed.json (deepspeed.PHASE.json for a task with several phases)."""
     path = folder / (FILE if phase is None else f"deepspeed.{phase}.json")
     write_json(path, config)

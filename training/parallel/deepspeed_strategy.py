@@ -22,10 +22,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mudit_engine.training.checkpoints.checkpoint import disk_errors
-from mudit_engine.training.parallel.deepspeed_config import data_ranks, deepspeed_config, save_deepspeed_config
-from mudit_engine.training.ranks import join
 from mudit_engine.training.checkpoints.saved_state import SavedState, buffers_file, rank_file
-from mudit_engine.training.parallel.strategy import Ema, Logs, Strategy, make_optimizer, no_average, trained
+from mudit_engine.training.parallel.deepspeed_config import (
+    data_ranks,
+    deepspeed_config,
+    save_deepspeed_config,
+)
+from mudit_engine.training.parallel.strategy import (
+    Ema,
+    Logs,
+    Strategy,
+    make_optimizer,
+    no_average,
+    trained,
+)
+from mudit_engine.training.ranks import join
 
 if TYPE_CHECKING:
     from mudit_engine.training.recipe import Recipe
@@ -67,22 +78,38 @@ class DeepSpeed(Strategy):
     @property
     def engines(self) -> dict[str, _Engine]:
         if not self._engines:
-            self._engines = {phase: self._engine(phase, module) for phase, module in self.modules.items()}
+            self._engines = {
+                phase: self._engine(phase, module) for phase, module in self.modules.items()
+            }
         return self._engines
 
     def _engine(self, phase: str, module: nn.Module) -> _Engine:
         # weights that another phase reads outside of this engine's own forward must lie whole on every rank
         stage = min(self.recipe.parallel.zero_stage, 2) if phase in self._asked else None
         parameters = sum(p.numel() for p in trained(module).values())
-        config = deepspeed_config(self.recipe, parameters=parameters, world=self.ranks.world, device=self.device.type, zero_stage=stage)
+        config = deepspeed_config(
+            self.recipe,
+            parameters=parameters,
+            world=self.ranks.world,
+            device=self.device.type,
+            zero_stage=stage,
+        )
         decay = self.recipe.ema.decay if phase in self._averaged else None
-        return _Engine(module, make_optimizer(module, self.recipe.optimizer), config, decay=decay, ranks=self.ranks.world)
+        return _Engine(
+            module,
+            make_optimizer(module, self.recipe.optimizer),
+            config,
+            decay=decay,
+            ranks=self.ranks.world,
+        )
 
     def describe(self, folder: Path) -> None:
         engines = self.engines  # made by all ranks together
         if self.ranks.main:
             for phase, engine in engines.items():
-                save_deepspeed_config(engine.config, folder, phase=phase if len(self.modules) > 1 else None)
+                save_deepspeed_config(
+                    engine.config, folder, phase=phase if len(self.modules) > 1 else None
+                )
 
     def begin(self, phase: str, passes: int) -> None:
         self.engines[phase].passes = passes
@@ -162,7 +189,13 @@ class _Engine:
     """DeepSpeed's engine of one phase."""
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], *, decay: float | None, ranks: int
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: dict[str, Any],
+        *,
+        decay: float | None,
+        ranks: int,
     ) -> None:
         import deepspeed
 
@@ -176,16 +209,32 @@ class _Engine:
         # a copy: DeepSpeed writes into it
         given = {**config, "zero_optimization": dict(config["zero_optimization"])}
         # DeepSpeed makes its master weights from weights it has rounded to bf16: they get theirs back below
-        exact = {name: p.detach().to("cpu", torch.float32, copy=True).view(-1) for name, p in trained(module).items()} if self.bf16 else {}
+        exact = (
+            {
+                name: p.detach().to("cpu", torch.float32, copy=True).view(-1)
+                for name, p in trained(module).items()
+            }
+            if self.bf16
+            else {}
+        )
         for p in module.parameters():
-            if p.dim() == 0:  # 0.19.8 sends weights around as bytes, which a tensor without dimensions cannot be viewed as
+            if (
+                p.dim() == 0
+            ):  # 0.19.8 sends weights around as bytes, which a tensor without dimensions cannot be viewed as
                 p.data = p.data.view(1)
-        self.engine, *_ = deepspeed.initialize(model=wrapped, optimizer=optimizer, config=given, dist_init_required=False)
+        self.engine, *_ = deepspeed.initialize(
+            model=wrapped, optimizer=optimizer, config=given, dist_init_required=False
+        )
         self.partitions = _Partitions(self.engine, self.names)
         for piece in self.partitions.pieces if exact else ():
-            self.partitions.flats[piece.group].data[piece.view] = exact[piece.name][piece.start : piece.start + piece.count]
+            self.partitions.flats[piece.group].data[piece.view] = exact[piece.name][
+                piece.start : piece.start + piece.count
+            ]
         self.gate = _Gate(self.engine.optimizer) if self.partitions.stage else None
-        flats = {str(number): cast(nn.Parameter, flat) for number, flat in enumerate(self.partitions.flats)}
+        flats = {
+            str(number): cast(nn.Parameter, flat)
+            for number, flat in enumerate(self.partitions.flats)
+        }
         self.ema = Ema(flats, decay=decay) if decay is not None else None
 
     def forward(self, batch: Any) -> tuple[Tensor, Logs]:
@@ -202,7 +251,11 @@ class _Engine:
             group["lr"] = lr
         if self.gate is None:
             # stage 0: whole gradients, averaged already, on every rank
-            norm = float(nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None]))
+            norm = float(
+                nn.utils.get_total_norm(
+                    [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+                )
+            )
             if not (math.isfinite(norm) and norm <= limit):
                 self.engine.zero_grad()
                 return norm
@@ -230,9 +283,13 @@ class _Engine:
             if self.partitions.stage == 3:
                 import deepspeed
 
-                stack.enter_context(deepspeed.zero.GatheredParameters(list(self.module.parameters())))
+                stack.enter_context(
+                    deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+                )
             if self.bf16:
-                stack.enter_context(torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16))
+                stack.enter_context(
+                    torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16)
+                )
             yield
 
     def save(self, folder: Path, phase: str, *, rank: int, world: int) -> None:
@@ -248,13 +305,19 @@ class _Engine:
         save_file(tensors, folder / rank_file(phase, rank, world), metadata)
         if rank == 0:
             state = self.module.state_dict()
-            rest = {name: value.detach().cpu().contiguous().clone() for name, value in state.items() if name not in self.sizes}
+            rest = {
+                name: value.detach().cpu().contiguous().clone()
+                for name, value in state.items()
+                if name not in self.sizes
+            }
             save_file(rest, folder / buffers_file(phase))
 
     def _kinds(self, group: int) -> dict[str, Tensor]:
         """Flat tensors of a group by the kind under which they are saved."""
         kinds = {"weight": self.partitions.flats[group]}
-        kinds |= {kind: value for kind, value in self.partitions.state(group).items() if kind in MOMENTS}
+        kinds |= {
+            kind: value for kind, value in self.partitions.state(group).items() if kind in MOMENTS
+        }
         if self.ema is not None:
             kinds["ema"] = self.ema.shadow[str(group)]
         return kinds
@@ -271,9 +334,13 @@ class _Engine:
             self.partitions.reset_state(group, moments=bool(started))
         for piece in self.partitions.pieces:
             for kind, flat in self._kinds(piece.group).items():
-                if kind in MOMENTS and piece.name not in started:  # never stepped: its moments are 0
+                if (
+                    kind in MOMENTS and piece.name not in started
+                ):  # never stepped: its moments are 0
                     continue
-                flat.data[piece.view] = saved.read(kind, piece.name, start=piece.start, count=piece.count).to(flat.device)
+                flat.data[piece.view] = saved.read(
+                    kind, piece.name, start=piece.start, count=piece.count
+                ).to(flat.device)
             if started and (steps := saved.step(piece.name)) is not None:
                 self.partitions.state(piece.group)["step"].fill_(steps)
         rest = {name: value for name, value in saved.buffers().items() if name not in self.sizes}
@@ -291,14 +358,21 @@ class _Gate:
 
     def __init__(self, optimizer: Any) -> None:
         self.limit, self.norm = math.inf, math.inf
-        self._original = optimizer._get_norm_groups if hasattr(optimizer, "_get_norm_groups") else optimizer.scaled_global_norm
+        self._original = (
+            optimizer._get_norm_groups
+            if hasattr(optimizer, "_get_norm_groups")
+            else optimizer.scaled_global_norm
+        )
         if hasattr(optimizer, "_get_norm_groups"):
             optimizer._get_norm_groups = self._groups
         else:
             optimizer.scaled_global_norm = self._total
 
     def step(self, engine: Any, limit: float) -> float:
-        self.limit, self.norm = limit, math.inf  # with bf16 a gradient that is not finite is found before its norm is taken
+        self.limit, self.norm = (
+            limit,
+            math.inf,
+        )  # with bf16 a gradient that is not finite is found before its norm is taken
         engine.step()
         return self.norm
 
@@ -316,7 +390,11 @@ class _Gate:
         norm = combine_grad_norm_groups(groups)
         judged = self._judge(norm)
         # by the host's copy: the device was asked once
-        return groups if judged is norm and math.isfinite(self.norm) else [torch.full_like(norm, math.inf)]
+        return (
+            groups
+            if judged is norm and math.isfinite(self.norm)
+            else [torch.full_like(norm, math.inf)]
+        )
 
 
 class _Partitions:
@@ -329,21 +407,33 @@ class _Partitions:
         if self.stage == 0:
             self._views = [p for _, p in parameters]
             rank, world = engine.global_rank, engine.world_size
-            self.pieces = [Piece(name, 0, i, slice(0, p.numel()), i % world == rank) for i, (name, p) in enumerate(parameters)]
+            self.pieces = [
+                Piece(name, 0, i, slice(0, p.numel()), i % world == rank)
+                for i, (name, p) in enumerate(parameters)
+            ]
             self.flats = [p.detach().view(-1) for _, p in parameters]
         elif self.stage < 3:
             self.flats = list(self.optimizer.single_partition_of_fp32_groups)
-            self.pieces = [piece for name, p in parameters if (piece := self._mapped(name, p)) is not None]
+            self.pieces = [
+                piece for name, p in parameters if (piece := self._mapped(name, p)) is not None
+            ]
         else:
             self.flats = list(self.optimizer.fp32_partitioned_groups_flat)
-            self.pieces = [piece for name, p in parameters if (piece := self._partitioned(name, p)) is not None]
+            self.pieces = [
+                piece for name, p in parameters if (piece := self._partitioned(name, p)) is not None
+            ]
 
     def _mapped(self, name: str, p: Any) -> Piece | None:
         mapping = p._hp_mapping
         if mapping is None:
             return None
         source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
-        return Piece(name, source.start, mapping.param_group_index, slice(target.start, target.start + target.numel))
+        return Piece(
+            name,
+            source.start,
+            mapping.param_group_index,
+            slice(target.start, target.start + target.numel),
+        )
 
     def _partitioned(self, name: str, p: Any) -> Piece | None:
         group, offset, count = self.optimizer.grad_position[self.optimizer.get_param_id(p)]
@@ -357,7 +447,9 @@ class _Partitions:
         key = self._views[group] if self.stage == 0 else self.flats[group]
         found: dict[str, Tensor] = base.state.get(key, {})
         if self.stage == 0:
-            return {kind: value.view(-1) if kind in MOMENTS else value for kind, value in found.items()}
+            return {
+                kind: value.view(-1) if kind in MOMENTS else value for kind, value in found.items()
+            }
         return found
 
     def reset_state(self, group: int, *, moments: bool) -> None:

@@ -41,15 +41,27 @@ GRACE = 120
 # name -> (value, why)
 NETWORK: dict[str, tuple[str, str]] = {
     "NCCL_DEBUG": ("WARN", "INFO prints rings, trees and the NICs that were chosen"),
-    "NCCL_SOCKET_IFNAME": ("^lo,docker,virbr", "never bootstrap over interfaces that other nodes cannot reach"),
+    "NCCL_SOCKET_IFNAME": (
+        "^lo,docker,virbr",
+        "never bootstrap over interfaces that other nodes cannot reach",
+    ),
     "NCCL_IB_TIMEOUT": ("22", "about 16 s: a switch that reroutes does not end the job"),
     "NCCL_IB_RETRY_CNT": ("7", "the most that InfiniBand allows"),
     "NCCL_IB_GID_INDEX": ("", "RoCE only: usually 3 (show_gids); leave empty on InfiniBand"),
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a rank that dies ends the others instead of leaving them to wait"),
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": (
+        "1",
+        "a rank that dies ends the others instead of leaving them to wait",
+    ),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "writes which collective hung on which rank"),
     "TORCH_FR_BUFFER_SIZE": ("2000", "of the last collectives, for that dump"),
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": ("1", "torchrun --max-restarts hangs with torch 2.13 otherwise"),
-    "PYTORCH_CUDA_ALLOC_CONF": ("expandable_segments:True", "ragged batches fragment fixed segments"),
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": (
+        "1",
+        "torchrun --max-restarts hangs with torch 2.13 otherwise",
+    ),
+    "PYTORCH_CUDA_ALLOC_CONF": (
+        "expandable_segments:True",
+        "ragged batches fragment fixed segments",
+    ),
     "CUDA_DEVICE_ORDER": ("PCI_BUS_ID", "LOCAL_RANK is the same GPU as nvidia-smi's"),
 }
 
@@ -95,15 +107,27 @@ class Files:
 def check_launch(launch: Launch, recipe: Recipe) -> Launch:
     """The launch with what the recipe lacks for ranks. Raises ConfigError or InputError where the two do not fit."""
     if launch.kind == "local" and launch.nodes != 1:
-        raise InputError(f"--launch local is one machine, not {launch.nodes} nodes: use slurm, deepspeed or torchrun")
+        raise InputError(
+            f"--launch local is one machine, not {launch.nodes} nodes: use slurm, deepspeed or torchrun"
+        )
     if launch.hosts and len(launch.hosts) != launch.nodes:
-        raise InputError(f"{len(launch.hosts)} hosts were named for {launch.nodes} nodes: name one a node")
+        raise InputError(
+            f"{len(launch.hosts)} hosts were named for {launch.nodes} nodes: name one a node"
+        )
     if launch.kind == "deepspeed" and launch.nodes > 1 and not launch.hosts:
-        raise InputError(f"--launch deepspeed on {launch.nodes} nodes needs their names: --hosts a,b,... or --hosts FILE")
+        raise InputError(
+            f"--launch deepspeed on {launch.nodes} nodes needs their names: --hosts a,b,... or --hosts FILE"
+        )
     if recipe.strategy == "single":
         launch = dataclasses.replace(launch, overrides=(*launch.overrides, "strategy=deepspeed"))
-        if recipe.precision == "fp32" and launch.world > 1 and recipe.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device='{recipe.device}' names one device, the launch {launch.world}: use auto, cuda or cpu")
+        if (
+            recipe.precision == "fp32"
+            and launch.world > 1
+            and recipe.device not in ("auto", "cpu", "cuda")
+        ):
+            raise ConfigError(
+                f"device='{recipe.device}' names one device, the launch {launch.world}: use auto, cuda or cpu"
+            )
     ranks = data_ranks(recipe, launch.world)
     if recipe.data.packs_per_step < ranks:
         raise ConfigError(
@@ -128,7 +152,9 @@ def read_network(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.replace("_", "").isalnum():
-            raise InputError(f"--env {text!r} must be NAME=VALUE, for example --env NCCL_IB_HCA=mlx5")
+            raise InputError(
+                f"--env {text!r} must be NAME=VALUE, for example --env NCCL_IB_HCA=mlx5"
+            )
         found[name] = value
     return found
 
@@ -147,7 +173,16 @@ def network(launch: Launch) -> dict[str, str]:
 def train_command(launch: Launch) -> list[str]:
     """`mudit train` as every rank runs it, after the interpreter."""
     sets = [word for override in launch.overrides for word in ("--set", override)]
-    return ["-m", "mudit_engine", "train", launch.recipe, *sets, "--out", str(launch.out), *launch.arguments]
+    return [
+        "-m",
+        "mudit_engine",
+        "train",
+        launch.recipe,
+        *sets,
+        "--out",
+        str(launch.out),
+        *launch.arguments,
+    ]
 
 
 def write_launch(launch: Launch) -> Files:
@@ -163,11 +198,25 @@ def write_launch(launch: Launch) -> Files:
         return Files(("sbatch", str(script)), values, (*written, script), runs_here=False)
     if launch.kind == "deepspeed":
         hostfile, settings = folder / "hostfile", folder / "deepspeed_env"
-        write_text(hostfile, "".join(f"{host} slots={launch.gpus_per_node}\n" for host in launch.hosts or ("localhost",)))
+        write_text(
+            hostfile,
+            "".join(
+                f"{host} slots={launch.gpus_per_node}\n" for host in launch.hosts or ("localhost",)
+            ),
+        )
         write_text(settings, "".join(f"{name}={value}\n" for name, value in values.items()))
-        where = ["--hostfile", str(hostfile), "--master_addr", launch.hosts[0]] if launch.hosts else []
+        where = (
+            ["--hostfile", str(hostfile), "--master_addr", launch.hosts[0]] if launch.hosts else []
+        )
         many = ["--num_nodes", str(launch.nodes)] if launch.nodes > 1 else []
-        ranks = ["--num_gpus", str(launch.gpus_per_node), "--master_port", str(launch.port), "--no_local_rank", "--module"]
+        ranks = [
+            "--num_gpus",
+            str(launch.gpus_per_node),
+            "--master_port",
+            str(launch.port),
+            "--no_local_rank",
+            "--module",
+        ]
         launcher = [python, "-m", "deepspeed.launcher.runner", *where, *many, *ranks]
         command = [*launcher, *train_command(launch)[1:]]
         environment = values | {"DS_ENV_FILE": str(settings)}
@@ -176,15 +225,33 @@ def write_launch(launch: Launch) -> Files:
         meeting = ["--standalone"]
         if launch.nodes > 1:
             head = launch.hosts[0] if launch.hosts else "HEAD_NODE"
-            meeting = ["--nnodes", str(launch.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{head}:{launch.port}"]
+            meeting = [
+                "--nnodes",
+                str(launch.nodes),
+                "--rdzv-backend",
+                "c10d",
+                "--rdzv-endpoint",
+                f"{head}:{launch.port}",
+            ]
             meeting += ["--rdzv-id", f"mudit-{launch.port}"]
-        ranks = ["--nproc-per-node", str(launch.gpus_per_node), "--max-restarts", str(launch.max_restarts)]
+        ranks = [
+            "--nproc-per-node",
+            str(launch.gpus_per_node),
+            "--max-restarts",
+            str(launch.max_restarts),
+        ]
         ranks += ["--shutdown-timeout", str(GRACE)]
         command = [python, "-m", "torch.distributed.run", *meeting, *ranks, *train_command(launch)]
         environment = values
     script = folder / "run.sh"
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items() if name not in values)
-    remark = "# to be started on every node\n" if launch.nodes > 1 and launch.kind == "torchrun" else ""
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in environment.items()
+        if name not in values
+    )
+    remark = (
+        "# to be started on every node\n" if launch.nodes > 1 and launch.kind == "torchrun" else ""
+    )
     prepare = f"cd {shlex.quote(os.getcwd())}\nset -a; source {shlex.quote(str(written[0]))}; set +a\n{exports}"
     write_text(script, f"#!/bin/bash\n{remark}{prepare}exec {shlex.join(command)}\n")
     return Files(tuple(command), environment, (*written, script), runs_here=launch.nodes == 1)
@@ -195,7 +262,11 @@ def _environment_file(values: Mapping[str, str]) -> str:
     for name, value in values.items():
         why = NETWORK.get(name, ("", "set by the launch"))[1]
         lines += [f"# {why}", f"{name}={shlex.quote(value)}"]
-    unset = [f"# {name}=    {why}" for name, (value, why) in NETWORK.items() if not value and name not in values]
+    unset = [
+        f"# {name}=    {why}"
+        for name, (value, why) in NETWORK.items()
+        if not value and name not in values
+    ]
     return "\n".join([*lines, *unset]) + "\n"
 
 
@@ -213,7 +284,10 @@ def _sbatch(launch: Launch, environment: Path) -> str:
         "signal": "USR1@300",
     }
     given = dict(line.partition("=")[::2] for line in launch.slurm)
-    lines = [f"#SBATCH --{name}={value}" if value != "" else f"#SBATCH --{name}" for name, value in (options | given).items()]
+    lines = [
+        f"#SBATCH --{name}={value}" if value != "" else f"#SBATCH --{name}"
+        for name, value in (options | given).items()
+    ]
     python = quoted(sys.executable)
     rank = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
     shape = f"--nodes {launch.nodes} --gpus-per-node {launch.gpus_per_node}"
@@ -259,7 +333,9 @@ def run_here(files: Files) -> int:
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        process.send_signal(signal.SIGTERM)  # launchers hand this one on to their ranks, and die of SIGUSR1
+        process.send_signal(
+            signal.SIGTERM
+        )  # launchers hand this one on to their ranks, and die of SIGUSR1
 
     # Ctrl-C reaches the ranks by the terminal: here it is only waited out
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}

@@ -71,14 +71,24 @@ def preflight_here(ranks: int, wanted: Wanted) -> dict[str, Any]:
         try:
             for place in local_world(ranks):
                 environment = {"OMP_NUM_THREADS": "1", **os.environ, **place}
-                command = [sys.executable, "-m", "mudit_engine.training.parallel.preflight", str(spec), str(out)]
-                processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+                command = [
+                    sys.executable,
+                    "-m",
+                    "mudit_engine.training.parallel.preflight",
+                    str(spec),
+                    str(out),
+                ]
+                processes.append(
+                    subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+                )
             last = [process.communicate()[1] for process in processes]
         finally:
             for process in processes:
                 process.kill()
         if not out.exists():
-            said = next((text.strip().splitlines()[-1] for text in last if text.strip()), "nothing was said")
+            said = next(
+                (text.strip().splitlines()[-1] for text in last if text.strip()), "nothing was said"
+            )
             raise MuditError(f"the preflight on {ranks} ranks ended without a report: {said}")
         report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return report
@@ -93,15 +103,27 @@ def preflight(wanted: Wanted) -> dict[str, Any] | None:
     from torch import distributed as dist
 
     rank, world = _place()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = _meet(rank, world, wanted.timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=wanted.timeout)
-    dist.init_process_group(backend, store=dist.PrefixStore("preflight", store), rank=rank, world_size=world, timeout=wait)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("preflight", store),
+        rank=rank,
+        world_size=world,
+        timeout=wait,
+    )
     try:
-        host = dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else dist.group.WORLD
+        host = (
+            dist.new_group(backend="gloo", timeout=wait) if backend == "nccl" else dist.group.WORLD
+        )
         everyone: list[Any] = [None] * world
         facts = _facts(rank, device) | {"disk": _disk(wanted.folder), "compute_s": _compute(device)}
         facts["token"] = _shared_file(wanted.folder, rank, host)
@@ -126,9 +148,15 @@ def preflight(wanted: Wanted) -> dict[str, Any] | None:
 
 
 def _place() -> tuple[int, int]:
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    missing = [
+        name
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if name not in os.environ
+    ]
     if missing:
-        raise InputError(f"{', '.join(missing)} not set: start with torchrun or srun, or use --ranks N for ranks on this machine")
+        raise InputError(
+            f"{', '.join(missing)} not set: start with torchrun or srun, or use --ranks N for ranks on this machine"
+        )
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
@@ -140,7 +168,13 @@ def _meet(rank: int, world: int, timeout: float) -> Any:
     # torchrun's agent keeps the store itself
     master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = dist.TCPStore(address, port, is_master=master, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+        store = dist.TCPStore(
+            address,
+            port,
+            is_master=master,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout),
+        )
     except (RuntimeError, ValueError) as error:
         raise MuditError(
             f"rank {rank} on {socket.gethostname()} cannot reach {address}:{port}: check MASTER_ADDR, the firewall and "
@@ -156,9 +190,13 @@ def _meet(rank: int, world: int, timeout: float) -> Any:
     if absent:
         came = [other for other in range(world) if other not in absent]
         hosts = {store.get(f"preflight/{other}").decode() for other in came}
-        shown = ", ".join(map(str, absent[:16])) + (f" and {len(absent) - 16} more" if len(absent) > 16 else "")
+        shown = ", ".join(map(str, absent[:16])) + (
+            f" and {len(absent) - 16} more" if len(absent) > 16 else ""
+        )
         there = ", ".join(sorted(hosts))
-        raise MuditError(f"{len(absent)} of {world} ranks did not come in {timeout:g} s: {shown} (those that did are on {there})")
+        raise MuditError(
+            f"{len(absent)} of {world} ranks did not come in {timeout:g} s: {shown} (those that did are on {there})"
+        )
     return store
 
 
@@ -171,7 +209,10 @@ def _facts(rank: int, device: Any) -> dict[str, Any]:
     from mudit_engine.hardware import commit, machine
 
     here = machine()
-    versions = {name: version(name) for name in ("torch", "triton", "deepspeed", "numpy", "safetensors", "mudit_engine")}
+    versions = {
+        name: version(name)
+        for name in ("torch", "triton", "deepspeed", "numpy", "safetensors", "mudit_engine")
+    }
     versions |= {"python": here.python, "commit": commit(), "cuda": torch.version.cuda}
     if device.type == "cuda":
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
@@ -182,13 +223,16 @@ def _facts(rank: int, device: Any) -> dict[str, Any]:
         "local_rank": int(os.environ.get("LOCAL_RANK", "0")),
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "device_memory_mib": torch.cuda.get_device_properties(device).total_memory >> 20 if device.type == "cuda" else None,
+        "device_memory_mib": torch.cuda.get_device_properties(device).total_memory >> 20
+        if device.type == "cuda"
+        else None,
         "versions": versions,
         "cores": here.cores,
         "memory_available_mib": here.memory_available_mib,
         "shm_mib": shm.f_bavail * shm.f_frsize >> 20 if shm else None,
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        "locked_memory_unlimited": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY,
+        "locked_memory_unlimited": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        == resource.RLIM_INFINITY,
         "infiniband": _infiniband(),
     }
 
@@ -197,7 +241,9 @@ def _infiniband() -> dict[str, str]:
     """{device port: state and rate}, as the kernel tells."""
     found = {}
     for port in sorted(INFINIBAND.glob("*/ports/*")) if INFINIBAND.is_dir() else []:
-        state, rate = ((port / name).read_text(encoding="ascii").strip() for name in ("state", "rate"))
+        state, rate = (
+            (port / name).read_text(encoding="ascii").strip() for name in ("state", "rate")
+        )
         found[f"{port.parts[-3]}:{port.name}"] = f"{state.split(':')[-1].strip()}, {rate}"
     return found
 
@@ -219,7 +265,11 @@ def _disk(folder: Path) -> dict[str, float]:
         while file.read(1 << 20):
             pass
         read = time.perf_counter() - start
-    return {"free_gib": free.f_bavail * free.f_frsize / 2**30, "write_mib_s": DISK_MIB / written, "read_mib_s": DISK_MIB / read}
+    return {
+        "free_gib": free.f_bavail * free.f_frsize / 2**30,
+        "write_mib_s": DISK_MIB / written,
+        "read_mib_s": DISK_MIB / read,
+    }
 
 
 def _shared_file(folder: Path, rank: int, group: Any) -> bool:
@@ -256,7 +306,13 @@ def _clocks(rank: int, world: int, group: Any) -> tuple[float, float]:
                 answer = torch.zeros(1, dtype=torch.float64)
                 dist.recv(answer, other, group=group)
                 end = time.time()
-                dist.send(torch.tensor([float(answer) - (start + end) / 2, (end - start) / 2], dtype=torch.float64), other, group=group)
+                dist.send(
+                    torch.tensor(
+                        [float(answer) - (start + end) / 2, (end - start) / 2], dtype=torch.float64
+                    ),
+                    other,
+                    group=group,
+                )
             elif rank == other:
                 dist.recv(torch.zeros(1, dtype=torch.float64), 0, group=group)
                 dist.send(torch.tensor([time.time()], dtype=torch.float64), 0, group=group)
@@ -271,7 +327,9 @@ def _compute(device: Any) -> float:
     import torch
 
     size = 4096 if device.type == "cuda" else 512
-    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    a = torch.ones(
+        size, size, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32
+    )
     best = float("inf")
     for _ in range(8):
         start = time.perf_counter()
@@ -316,7 +374,12 @@ def _collectives(device: Any, world: int) -> list[dict[str, Any]]:
                     times.append(time.perf_counter() - start)
                 total = world * (world + 1) / 2
                 if name == "all-gather":
-                    right &= bool((whole.view(world, -1).float().mean(1).cpu() == torch.arange(1, world + 1)).all())
+                    right &= bool(
+                        (
+                            whole.view(world, -1).float().mean(1).cpu()
+                            == torch.arange(1, world + 1)
+                        ).all()
+                    )
                 else:
                     result = whole if name == "all-reduce" else part
                     right &= bool((result == total).all())
@@ -326,24 +389,56 @@ def _collectives(device: Any, world: int) -> list[dict[str, Any]]:
             dist.all_reduce(wrong)
             seconds = float(slowest)
             bus = passes * count * 4 * (world - 1) / world / seconds / 1e9
-            rows.append({"collective": name, "mib": mib, "ms_p50": 1e3 * seconds, "bus_gbs": bus, "right": not float(wrong)})
+            rows.append(
+                {
+                    "collective": name,
+                    "mib": mib,
+                    "ms_p50": 1e3 * seconds,
+                    "bus_gbs": bus,
+                    "right": not float(wrong),
+                }
+            )
     return rows
 
 
-def judge(ranks: Sequence[dict[str, Any]], collectives: Sequence[dict[str, Any]], wanted: Wanted) -> list[Check]:
+def judge(
+    ranks: Sequence[dict[str, Any]], collectives: Sequence[dict[str, Any]], wanted: Wanted
+) -> list[Check]:
     """Findings from what the ranks said of themselves."""
-    checks = [_judge_ranks(ranks, wanted), *_judge_versions(ranks), _judge_clocks(ranks), *_judge_disk(ranks, wanted)]
+    checks = [
+        _judge_ranks(ranks, wanted),
+        *_judge_versions(ranks),
+        _judge_clocks(ranks),
+        *_judge_disk(ranks, wanted),
+    ]
     wrong = sorted({row["collective"] for row in collectives if not row["right"]})
     if wrong:
         mend = "a NIC, a cable or a driver corrupts data: run nccl-tests with -c 1 on halves of the nodes"
-        checks.append(Check("collectives are right", FAIL, f"wrong sums from {', '.join(wrong)}", mend))
+        checks.append(
+            Check("collectives are right", FAIL, f"wrong sums from {', '.join(wrong)}", mend)
+        )
     else:
-        checks.append(Check("collectives are right", OK, "all-reduce, all-gather and reduce-scatter give exact sums"))
-    largest = max((row for row in collectives if row["collective"] == "all-reduce"), key=lambda row: row["mib"])
+        checks.append(
+            Check(
+                "collectives are right",
+                OK,
+                "all-reduce, all-gather and reduce-scatter give exact sums",
+            )
+        )
+    largest = max(
+        (row for row in collectives if row["collective"] == "all-reduce"),
+        key=lambda row: row["mib"],
+    )
     found = f"all-reduce of {largest['mib']} MiB: {largest['bus_gbs']:.2f} GB/s bus, {largest['ms_p50']:.1f} ms"
-    if wanted.min_bandwidth_gbs is not None and largest["bus_gbs"] < wanted.min_bandwidth_gbs and len(ranks) > 1:
+    if (
+        wanted.min_bandwidth_gbs is not None
+        and largest["bus_gbs"] < wanted.min_bandwidth_gbs
+        and len(ranks) > 1
+    ):
         mend = "NCCL_DEBUG=INFO shows which NICs are used: check NCCL_IB_HCA, GPUDirect RDMA (nvidia-peermem) and the ports' rate"
-        checks.append(Check("bandwidth", FAIL, f"{found}, wanted {wanted.min_bandwidth_gbs:g}", mend))
+        checks.append(
+            Check("bandwidth", FAIL, f"{found}, wanted {wanted.min_bandwidth_gbs:g}", mend)
+        )
     else:
         checks.append(Check("bandwidth", OK, found))
     checks.append(_judge_speed(ranks))
@@ -356,14 +451,28 @@ def _judge_ranks(ranks: Sequence[dict[str, Any]], wanted: Wanted) -> Check:
     for fact in ranks:
         by_host.setdefault(fact["host"], []).append(fact["local_rank"])
     found = f"{len(ranks)} ranks on {len(by_host)} host(s), {', '.join(sorted({fact['device'] for fact in ranks}))}"
-    faults = [f"{host} has LOCAL_RANK {sorted(own)}" for host, own in by_host.items() if sorted(own) != list(range(len(own)))]
+    faults = [
+        f"{host} has LOCAL_RANK {sorted(own)}"
+        for host, own in by_host.items()
+        if sorted(own) != list(range(len(own)))
+    ]
     if wanted.nodes is not None and len(by_host) != wanted.nodes:
         faults.append(f"{wanted.nodes} nodes were wanted")
     if wanted.gpus_per_node is not None:
-        uneven = {host: len(own) for host, own in by_host.items() if len(own) != wanted.gpus_per_node}
-        faults += [f"{host} has {count} ranks, not {wanted.gpus_per_node}" for host, count in uneven.items()]
+        uneven = {
+            host: len(own) for host, own in by_host.items() if len(own) != wanted.gpus_per_node
+        }
+        faults += [
+            f"{host} has {count} ranks, not {wanted.gpus_per_node}"
+            for host, count in uneven.items()
+        ]
     if faults:
-        return Check("ranks", FAIL, f"{found}: {'; '.join(faults)}", "one process a GPU, LOCAL_RANK counting from 0 on every node")
+        return Check(
+            "ranks",
+            FAIL,
+            f"{found}: {'; '.join(faults)}",
+            "one process a GPU, LOCAL_RANK counting from 0 on every node",
+        )
     return Check("ranks", OK, found)
 
 
@@ -374,10 +483,25 @@ def _judge_versions(ranks: Sequence[dict[str, Any]]) -> list[Check]:
         for fact in ranks:
             hosts.setdefault(str(fact["versions"].get(name)), set()).add(fact["host"])
         if len(hosts) > 1:
-            faults.append(f"{name}: " + ", ".join(f"{value} on {', '.join(sorted(where)[:4])}" for value, where in sorted(hosts.items())))
+            faults.append(
+                f"{name}: "
+                + ", ".join(
+                    f"{value} on {', '.join(sorted(where)[:4])}"
+                    for value, where in sorted(hosts.items())
+                )
+            )
     if faults:
-        return [Check("versions", FAIL, "; ".join(faults), "install the same environment on every node, or start from a shared one")]
-    versions = {name: value for name, value in ranks[0]["versions"].items() if value and name != "commit"}
+        return [
+            Check(
+                "versions",
+                FAIL,
+                "; ".join(faults),
+                "install the same environment on every node, or start from a shared one",
+            )
+        ]
+    versions = {
+        name: value for name, value in ranks[0]["versions"].items() if value and name != "commit"
+    }
     return [Check("versions", OK, ", ".join(f"{name} {value}" for name, value in versions.items()))]
 
 
@@ -386,19 +510,40 @@ def _judge_clocks(ranks: Sequence[dict[str, Any]]) -> Check:
     offset = abs(worst["clock_offset_s"])
     found = f"at most {1e3 * offset:.2f} ms from rank 0 ({worst['host']}, known to {1e3 * worst['clock_error_s']:.2f} ms)"
     status = FAIL if offset > CLOCK_FAIL else WARN if offset > CLOCK_WARN else OK
-    return Check("clocks", status, found, "" if status == OK else "logs and timeouts lie: start chrony or ntpd on the nodes")
+    return Check(
+        "clocks",
+        status,
+        found,
+        "" if status == OK else "logs and timeouts lie: start chrony or ntpd on the nodes",
+    )
 
 
 def _judge_disk(ranks: Sequence[dict[str, Any]], wanted: Wanted) -> list[Check]:
     blind = sorted({fact["host"] for fact in ranks if not fact["token"]})
     if blind:
         mend = "checkpoints and shards need one file system that all nodes see: choose another --folder"
-        return [Check("shared folder", FAIL, f"'{wanted.folder}' of rank 0 is not seen on {', '.join(blind)}", mend)]
+        return [
+            Check(
+                "shared folder",
+                FAIL,
+                f"'{wanted.folder}' of rank 0 is not seen on {', '.join(blind)}",
+                mend,
+            )
+        ]
     disks = [fact["disk"] for fact in ranks]
-    free, write, read = (min(disk[name] for disk in disks) for name in ("free_gib", "write_mib_s", "read_mib_s"))
+    free, write, read = (
+        min(disk[name] for disk in disks) for name in ("free_gib", "write_mib_s", "read_mib_s")
+    )
     found = f"seen by all; {free:.0f} GiB free, {write:.0f} MiB/s written and flushed, {read:.0f} read by the slowest rank, all at once"
     if free < FREE_WARN_GIB:
-        return [Check("shared folder", WARN, found, "a checkpoint is 16 bytes a parameter: make room, or lower checkpoint.keep")]
+        return [
+            Check(
+                "shared folder",
+                WARN,
+                found,
+                "a checkpoint is 16 bytes a parameter: make room, or lower checkpoint.keep",
+            )
+        ]
     return [Check("shared folder", OK, found)]
 
 
@@ -406,10 +551,23 @@ def _judge_speed(ranks: Sequence[dict[str, Any]]) -> Check:
     median = statistics.median(fact["compute_s"] for fact in ranks)
     slow = [fact for fact in ranks if fact["compute_s"] > SLOW_WARN * median]
     if slow and ranks[0]["device"] != "cpu":
-        names = ", ".join(f"rank {fact['rank']} on {fact['host']} ({fact['compute_s'] / median:.2f}x)" for fact in slow[:8])
-        return Check("speed of ranks", WARN, f"slower than the median: {names}", "nvidia-smi -q -d PERFORMANCE,TEMPERATURE on those nodes")
+        names = ", ".join(
+            f"rank {fact['rank']} on {fact['host']} ({fact['compute_s'] / median:.2f}x)"
+            for fact in slow[:8]
+        )
+        return Check(
+            "speed of ranks",
+            WARN,
+            f"slower than the median: {names}",
+            "nvidia-smi -q -d PERFORMANCE,TEMPERATURE on those nodes",
+        )
     worst = max(fact["compute_s"] for fact in ranks) / median
-    return Check("speed of ranks", OK, f"the slowest takes {worst:.2f}x the median of a matrix product" + (" (CPU)" if slow else ""))
+    return Check(
+        "speed of ranks",
+        OK,
+        f"the slowest takes {worst:.2f}x the median of a matrix product"
+        + (" (CPU)" if slow else ""),
+    )
 
 
 def _judge_limits(ranks: Sequence[dict[str, Any]]) -> list[Check]:
@@ -418,14 +576,24 @@ def _judge_limits(ranks: Sequence[dict[str, Any]]) -> list[Check]:
     if files < 4096:
         faults.append(f"{files} open files")
         mends.append("ulimit -n 65536")
-    if any(fact["infiniband"] for fact in ranks) and not all(fact["locked_memory_unlimited"] for fact in ranks):
+    if any(fact["infiniband"] for fact in ranks) and not all(
+        fact["locked_memory_unlimited"] for fact in ranks
+    ):
         faults.append("locked memory is limited, which RDMA needs")
         mends.append("ulimit -l unlimited")
-    small = [fact for fact in ranks if fact["device"] != "cpu" and (fact["shm_mib"] or 0) < DEVICE_SHM_MIB]
+    small = [
+        fact
+        for fact in ranks
+        if fact["device"] != "cpu" and (fact["shm_mib"] or 0) < DEVICE_SHM_MIB
+    ]
     if small:
         faults.append(f"/dev/shm has {small[0]['shm_mib']} MiB on {small[0]['host']}")
         mends.append("docker run --shm-size 16g (or --ipc host)")
-    ports = {f"{fact['host']} {port}": state for fact in ranks for port, state in fact["infiniband"].items()}
+    ports = {
+        f"{fact['host']} {port}": state
+        for fact in ranks
+        for port, state in fact["infiniband"].items()
+    }
     down = [f"{port} is {state}" for port, state in ports.items() if not state.startswith("ACTIVE")]
     if down:
         faults.append("; ".join(down[:4]))

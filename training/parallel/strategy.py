@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mudit_engine.errors import InputError, MissingError
+from mudit_engine.errors import InputError
 from mudit_engine.training.checkpoints.checkpoint import disk_errors
-from mudit_engine.training.ranks import Ranks, launched_world
 from mudit_engine.training.checkpoints.saved_state import SavedState
+from mudit_engine.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from mudit_engine.training.recipe import OptimizerConfig, Recipe
@@ -127,9 +127,16 @@ class Single(Strategy):
     ) -> None:
         self.modules = {phase: module.to(self.device) for phase, module in modules.items()}
         self.clip, self.lr_scale = recipe.optimizer.clip, dict(lr_scale)
-        self.optimizers = {phase: make_optimizer(module, recipe.optimizer) for phase, module in self.modules.items()}
+        self.optimizers = {
+            phase: make_optimizer(module, recipe.optimizer)
+            for phase, module in self.modules.items()
+        }
         decay = recipe.ema.decay
-        self.emas = {phase: Ema(trained(self.modules[phase]), decay=decay) for phase in ema} if recipe.ema.enabled else {}
+        self.emas = (
+            {phase: Ema(trained(self.modules[phase]), decay=decay) for phase in ema}
+            if recipe.ema.enabled
+            else {}
+        )
 
     def begin(self, phase: str, passes: int) -> None:
         self.discard(phase)
@@ -170,9 +177,16 @@ class Single(Strategy):
         with disk_errors():
             for phase, module in self.modules.items():
                 save_file(_host(module.state_dict()), folder / f"{phase}.safetensors")
-                save_file(optimizer_tensors(module, self.optimizers[phase]), folder / f"{phase}.optimizer.safetensors")
+                save_file(
+                    optimizer_tensors(module, self.optimizers[phase]),
+                    folder / f"{phase}.optimizer.safetensors",
+                )
             for phase, ema in self.emas.items():
-                save_file(_host(ema.shadow), folder / f"{phase}.ema.safetensors", {"updates": str(ema.updates)})
+                save_file(
+                    _host(ema.shadow),
+                    folder / f"{phase}.ema.safetensors",
+                    {"updates": str(ema.updates)},
+                )
 
     def load(self, folder: Path) -> None:
         for phase, module in self.modules.items():
@@ -192,7 +206,9 @@ class Ema:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
         self.parameters, self.decay, self.updates = dict(parameters), decay, 0
-        self.shadow = {name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()}
+        self.shadow = {
+            name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()
+        }
 
     @torch.no_grad()
     def update(self) -> None:
@@ -216,34 +232,23 @@ class Ema:
         self.updates = updates
 
 
-def make_strategy(recipe: Recipe) -> Strategy:
-    """The strategy a recipe names. Raises InputError when its device or precision cannot serve."""
-    name = recipe.device if recipe.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device='{name}' is unknown: use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MissingError(
-            f"device='{name}', but torch {torch.__version__} sees no CUDA device: use --set device=cpu, or install a CUDA build of torch"
-        )
-    if recipe.strategy == "deepspeed":
-        from mudit_engine.training.parallel.deepspeed_strategy import DeepSpeed
-
-        return DeepSpeed(recipe, device)
-    if launched_world() > 1:
-        raise InputError(f"strategy 'single' was started on {launched_world()} ranks, which would all do the same: use strategy=deepspeed")
-    return Single(device, precision=recipe.precision)
-
-
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW with the fused kernel; decay on matrices only."""
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     parameters = trained(module).values()
     decayed = [p for p in parameters if p.dim() > 1 and id(p) not in embeddings]
     plain = [p for p in parameters if p.dim() <= 1 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -276,10 +281,18 @@ def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """Adam's state as named tensors: `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`, `step/<parameter>`."""
     names = {id(p): name for name, p in module.named_parameters()}
     state = optimizer.state
-    return _host({f"{kind}/{names[id(p)]}": value for p, slots in state.items() for kind, value in slots.items()})
+    return _host(
+        {
+            f"{kind}/{names[id(p)]}": value
+            for p, slots in state.items()
+            for kind, value in slots.items()
+        }
+    )
 
 
-def load_optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     parameters = dict(module.named_parameters())
     slots: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -296,14 +309,24 @@ def load_optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 def _optimizer_state(saved: SavedState, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    state = {f"{kind}/{name}": value for kind in ("exp_avg", "exp_avg_sq") for name, value in saved.whole(kind, shapes).items()}
+    state = {
+        f"{kind}/{name}": value
+        for kind in ("exp_avg", "exp_avg_sq")
+        for name, value in saved.whole(kind, shapes).items()
+    }
     unknown = (saved.names("exp_avg") | saved.names("exp_avg_sq")) - shapes.keys()
     state |= {f"exp_avg/{name}": torch.empty(0) for name in unknown}  # refused by name below
-    return state | {f"step/{name}": torch.tensor(steps) for name in shapes if (steps := saved.step(name)) is not None}
+    return state | {
+        f"step/{name}": torch.tensor(steps)
+        for name in shapes
+        if (steps := saved.step(name)) is not None
+    }
 
 
 def no_average(folder: Path) -> InputError:
-    return InputError(f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as it was trained")
+    return InputError(
+        f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as it was trained"
+    )
 
 
 def _host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -318,7 +341,9 @@ def _host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    wrong = [f"{name} is missing" for name in own.keys() - given.keys()] + [f"{name} is unknown" for name in given.keys() - own.keys()]
+    wrong = [f"{name} is missing" for name in own.keys() - given.keys()] + [
+        f"{name} is unknown" for name in given.keys() - own.keys()
+    ]
     wrong += [
         f"{name} is {tuple(given[name].shape)}, not {tuple(t.shape)}"
         for name, t in own.items()

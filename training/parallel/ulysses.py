@@ -1,7 +1,7 @@
-"""Sequence parallelism by DeepSpeed Ulysses: `shares` ranks in a row work on the same songs (mudit_engine/layouts/sharded.py has the layout).
+"""Sequence parallelism by DeepSpeed Ulysses: `shares` ranks in a row work on the same songs (layouts/sharded.py has the layout).
 
-    exchange = make_exchange(strategy)         # None when every rank has its own songs; all ranks call it
-    dit.exchange = exchange
+exchange = make_exchange(strategy)         # None when every rank has its own songs; all ranks call it
+dit.exchange = exchange
 """
 
 from __future__ import annotations

@@ -68,13 +68,21 @@ def assume(changes: list[str] | tuple[str, ...]) -> Assumptions:
         if key not in fields or not equals:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise InputError(f"--assume {text!r}: {hint}write KEY=VALUE with one of {', '.join(sorted(fields))}")
+            raise InputError(
+                f"--assume {text!r}: {hint}write KEY=VALUE with one of {', '.join(sorted(fields))}"
+            )
         try:
             given[key] = float(value)
         except ValueError:
             raise InputError(f"--assume {text!r}: '{value}' is not a number") from None
-        if not math.isfinite(given[key]) or given[key] < 0 or (key in ("gemm", "attention", "hbm", "link") and not 0 < given[key] <= 1):
-            raise InputError(f"--assume {text!r}: shares lie in (0, 1], times and reserves are not negative")
+        if (
+            not math.isfinite(given[key])
+            or given[key] < 0
+            or (key in ("gemm", "attention", "hbm", "link") and not 0 < given[key] <= 1)
+        ):
+            raise InputError(
+                f"--assume {text!r}: shares lie in (0, 1], times and reserves are not negative"
+            )
     return dataclasses.replace(Assumptions(), **given)
 
 
@@ -106,7 +114,9 @@ class Cluster:
             return 0.0
         nodes = max(1, math.ceil(ranks / self.gpus_per_node))
         bus = self.bus_gbs(nodes, min(ranks, self.gpus_per_node))
-        return size * (ranks - 1) / ranks / (bus * 1e9) + calls * self.assumptions.hop_us * 1e-6 * math.log2(ranks)
+        return size * (ranks - 1) / ranks / (
+            bus * 1e9
+        ) + calls * self.assumptions.hop_us * 1e-6 * math.log2(ranks)
 
     def peak_flops(self, precision: str) -> float:
         return (self.gpu.bf16_tflops if precision == "bf16" else self.gpu.fp32_tflops) * 1e12
@@ -125,7 +135,9 @@ def make_cluster(
 ) -> Cluster:
     """A preset with what was given in place of its figures. Raises InputError for an unknown preset or impossible numbers."""
     if gpu not in GPUS:
-        raise InputError(f"no GPU preset '{gpu}': there are {', '.join(GPUS)} (links and memory can be overridden)")
+        raise InputError(
+            f"no GPU preset '{gpu}': there are {', '.join(GPUS)} (links and memory can be overridden)"
+        )
     changes = {"nvlink_gbs": nvlink_gbs, "nic_gbs": nic_gbs, "nics": nics, "memory_gib": memory_gib}
     given = {name: value for name, value in changes.items() if value is not None}
     for name, value in {**given, "nodes": nodes, "gpus_per_node": gpus_per_node}.items():

@@ -25,9 +25,17 @@ import numpy as np
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import InputError
 from mudit_engine.training.dataset.batching import plan_packs
-from mudit_engine.training.planning.clusters import GIB, Cluster
 from mudit_engine.training.dataset.lengths import Lengths
-from mudit_engine.training.planning.state_bytes import Message, Parameters, Sharding, messages, parameters_of, state_bytes, step_bytes
+from mudit_engine.training.planning.clusters import GIB, Cluster
+from mudit_engine.training.planning.state_bytes import (
+    Message,
+    Parameters,
+    Sharding,
+    messages,
+    parameters_of,
+    state_bytes,
+    step_bytes,
+)
 from mudit_engine.training.planning.step_cost import Checkpointing, CostModel, Pack, fit
 from mudit_engine.training.recipe import ParallelConfig
 
@@ -127,7 +135,9 @@ class Plan:
         return self.request.batch_songs * float(self.lengths.frames.mean())
 
 
-def make_plan(request: Request, lengths: Lengths, *, on_step: Callable[[str], None] | None = None) -> Plan:
+def make_plan(
+    request: Request, lengths: Lengths, *, on_step: Callable[[str], None] | None = None
+) -> Plan:
     """Ranks the options. Raises InputError when the global batch is too small for the cluster, or no option holds the longest song."""
     say = on_step or (lambda text: None)
     world = request.cluster.world
@@ -149,10 +159,23 @@ def make_plan(request: Request, lengths: Lengths, *, on_step: Callable[[str], No
     options = []
     for micro_batches, pack_size in sizes:
         say(f"packing songs into {pack_size:,} frames")
-        packing = packings[pack_size] = _pack(lengths, pack_size, micro_batches, world, costs[request.modes[0]], request.cluster)
+        packing = packings[pack_size] = _pack(
+            lengths, pack_size, micro_batches, world, costs[request.modes[0]], request.cluster
+        )
         for stage in request.stages:
             for mode in request.modes:
-                options.append(_option(request, lengths, parameters, costs[mode], packing, stage, mode, micro_batches))
+                options.append(
+                    _option(
+                        request,
+                        lengths,
+                        parameters,
+                        costs[mode],
+                        packing,
+                        stage,
+                        mode,
+                        micro_batches,
+                    )
+                )
     return Plan(request, lengths, parameters, costs, packings, tuple(_ranked(options)))
 
 
@@ -163,11 +186,24 @@ def scaling(plan: Plan, nodes: Sequence[int]) -> list[tuple[int, Option]]:
         cluster = dataclasses.replace(plan.request.cluster, nodes=count)
         request = dataclasses.replace(plan.request, cluster=cluster)
         options = []
-        for micro_batches, pack_size in _pack_sizes(plan.frames_per_step, cluster.world, int(plan.lengths.frames.max())):
+        for micro_batches, pack_size in _pack_sizes(
+            plan.frames_per_step, cluster.world, int(plan.lengths.frames.max())
+        ):
             cost = plan.costs[plan.best.checkpointing]
             packing = _pack(plan.lengths, pack_size, micro_batches, cluster.world, cost, cluster)
             mode = plan.best.checkpointing
-            options.append(_option(request, plan.lengths, plan.parameters, cost, packing, plan.best.stage, mode, micro_batches))
+            options.append(
+                _option(
+                    request,
+                    plan.lengths,
+                    plan.parameters,
+                    cost,
+                    packing,
+                    plan.best.stage,
+                    mode,
+                    micro_batches,
+                )
+            )
         fitting = [option for option in options if option.fits]
         if fitting:
             found.append((count, _ranked(fitting)[0]))
@@ -197,16 +233,33 @@ def _pack_sizes(frames_per_step: float, world: int, longest: int) -> Iterator[tu
         micro_batches *= 2
 
 
-def _pack(lengths: Lengths, pack_size: int, micro_batches: int, world: int, cost: CostModel, cluster: Cluster) -> Packing:
+def _pack(
+    lengths: Lengths,
+    pack_size: int,
+    micro_batches: int,
+    world: int,
+    cost: CostModel,
+    cluster: Cluster,
+) -> Packing:
     order = np.random.default_rng(0).permutation(len(lengths.frames))
     plan = plan_packs(order, lengths.frames, pack_size)
-    rows, tokens = (lengths.frames[plan.songs] + FRAGMENTS).astype(np.float64), lengths.tokens[plan.songs].astype(np.float64)
+    rows, tokens = (
+        (lengths.frames[plan.songs] + FRAGMENTS).astype(np.float64),
+        lengths.tokens[plan.songs].astype(np.float64),
+    )
     starts = np.concatenate(([0], plan.ends[:-1]))
     squares = np.add.reduceat(rows**2 + rows * tokens, starts)
     frames = np.add.reduceat(lengths.frames[plan.songs], starts)
     # how a pack's time goes with its frames and its squares, up to a factor
     config, assumed = cost.config, cluster.assumptions
-    linear = frames * 6.0 * config.blocks * config.width * (6 * config.width + 2 * config.mlp_width) / assumed.gemm
+    linear = (
+        frames
+        * 6.0
+        * config.blocks
+        * config.width
+        * (6 * config.width + 2 * config.mlp_width)
+        / assumed.gemm
+    )
     quadratic = squares * 4.0 * 3.5 * config.blocks * config.width / assumed.attention
     times = linear + quadratic
     group = world * micro_batches
@@ -252,9 +305,13 @@ def _option(
 ) -> Option:
     cluster = request.cluster
     parallel = request.parallel.model_copy(update={"zero_stage": stage})
-    sharding = Sharding(stage, cluster.world, request.precision, request.average, stage > 0, parallel)
+    sharding = Sharding(
+        stage, cluster.world, request.precision, request.average, stage > 0, parallel
+    )
     activations = cost.at(fullest_pack(packing, lengths)).peak_bytes
-    memory = memory_by_kind(parameters, sharding, activations, micro_batches=micro_batches, cluster=cluster)
+    memory = memory_by_kind(
+        parameters, sharding, activations, micro_batches=micro_batches, cluster=cluster
+    )
     sent = tuple(messages(parameters, sharding, micro_batches=micro_batches))
     seconds, flops = step_seconds(parameters, sharding, cost, packing, sent, micro_batches, cluster)
     step, packs = sum(seconds.values()), cluster.world * micro_batches
@@ -278,7 +335,12 @@ def _option(
 
 
 def memory_by_kind(
-    parameters: Parameters, sharding: Sharding, activations: float, *, micro_batches: int, cluster: Cluster
+    parameters: Parameters,
+    sharding: Sharding,
+    activations: float,
+    *,
+    micro_batches: int,
+    cluster: Cluster,
 ) -> dict[str, int]:
     """Bytes of the fullest rank when it is fullest: in the backward pass, or in the optimiser's step where that needs more."""
     state = state_bytes(parameters, sharding, micro_batches=micro_batches)
@@ -289,7 +351,9 @@ def memory_by_kind(
         backward = {"step": step}
     memory = {kind: size for kind, size in (state | backward).items() if size}
     assumed = cluster.assumptions
-    return memory | {"reserve": round(sum(memory.values()) * assumed.fragmentation + assumed.context_gib * GIB)}
+    return memory | {
+        "reserve": round(sum(memory.values()) * assumed.fragmentation + assumed.context_gib * GIB)
+    }
 
 
 def step_seconds(
@@ -304,15 +368,28 @@ def step_seconds(
     """(seconds of a step by part, FLOPs of a mean pack's forward and backward without recomputation)."""
     assumed, peak, config = cluster.assumptions, cluster.peak_flops(sharding.precision), cost.config
     # rows and tokens of a mean pack, as one song: what is linear does not ask how they are split
-    mean = cost.at(Pack.of([round(packing.frames + FRAGMENTS * (packing.songs - 1))], [round(packing.tokens)], FRAGMENTS))
+    mean = cost.at(
+        Pack.of(
+            [round(packing.frames + FRAGMENTS * (packing.songs - 1))],
+            [round(packing.tokens)],
+            FRAGMENTS,
+        )
+    )
     calls = config.blocks * (2 if config.cross_attention == "serial" else 1)
     forward_attention = 4.0 * config.blocks * config.width * packing.attention
     products = mean.gemm_flops / (peak * assumed.gemm)
-    attention = forward_attention * (3.5 + mean.recomputed_attention / calls) / (peak * assumed.attention)
+    attention = (
+        forward_attention * (3.5 + mean.recomputed_attention / calls) / (peak * assumed.attention)
+    )
     traffic = mean.moved_bytes / (cluster.gpu.hbm_gbs * 1e9 * assumed.hbm)
     device = products + attention + traffic
     host = mean.launches * assumed.host_us * 1e-6
-    seconds = {"products": products, "attention": attention, "traffic": traffic, "host": max(0.0, host - device)}
+    seconds = {
+        "products": products,
+        "attention": attention,
+        "traffic": traffic,
+        "host": max(0.0, host - device),
+    }
     seconds = {part: value * micro_batches for part, value in seconds.items()}
     compute = sum(seconds.values())
     seconds["imbalance"] = compute * (packing.imbalance - 1)
@@ -338,7 +415,11 @@ def report(plan: Plan, *, most: int = 12) -> dict[str, Any]:
     request, cluster = plan.request, plan.request.cluster
     best = plan.best
     return {
-        "model": {"name": request.config.name, "parameters": plan.parameters.count, "precision": request.precision},
+        "model": {
+            "name": request.config.name,
+            "parameters": plan.parameters.count,
+            "precision": request.precision,
+        },
         "cluster": dataclasses.asdict(cluster.gpu)
         | {"nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node, "world": cluster.world},
         "lengths": plan.lengths.describe(),
@@ -350,13 +431,20 @@ def report(plan: Plan, *, most: int = 12) -> dict[str, Any]:
         },
         "batch": {"songs": request.batch_songs, "frames": plan.frames_per_step},
         "training": {"songs": request.songs, "epochs": request.epochs},
-        "paper": PAPER | {"epochs_for_as_many_gpu_hours": request.epochs * PAPER["gpu_hours"] / best.gpu_hours},
+        "paper": PAPER
+        | {"epochs_for_as_many_gpu_hours": request.epochs * PAPER["gpu_hours"] / best.gpu_hours},
         "token_budget": {
-            mode: cost.largest_rows(_budget(plan, best.stage), tokens_per_row=plan.lengths.tokens.sum() / plan.lengths.frames.sum())
+            mode: cost.largest_rows(
+                _budget(plan, best.stage),
+                tokens_per_row=plan.lengths.tokens.sum() / plan.lengths.frames.sum(),
+            )
             for mode, cost in plan.costs.items()
         },
-        "activation_bytes_per_frame": {mode: round(cost.per_row("peak_bytes")) for mode, cost in plan.costs.items()},
-        "best": option_row(best, cluster) | {"messages": [message_row(m, cluster) for m in best.messages], "set": best.overrides},
+        "activation_bytes_per_frame": {
+            mode: round(cost.per_row("peak_bytes")) for mode, cost in plan.costs.items()
+        },
+        "best": option_row(best, cluster)
+        | {"messages": [message_row(m, cluster) for m in best.messages], "set": best.overrides},
         "options": [option_row(option, cluster) for option in plan.options[:most]],
         "options_in_all": len(plan.options),
         "options_that_fit": sum(option.fits for option in plan.options),
@@ -367,10 +455,14 @@ def _budget(plan: Plan, stage: int) -> float:
     """Bytes that a rank's state leaves to activations."""
     request, cluster = plan.request, plan.request.cluster
     parallel = request.parallel.model_copy(update={"zero_stage": stage})
-    sharding = Sharding(stage, cluster.world, request.precision, request.average, stage > 0, parallel)
+    sharding = Sharding(
+        stage, cluster.world, request.precision, request.average, stage > 0, parallel
+    )
     state = sum(state_bytes(plan.parameters, sharding, micro_batches=2).values())
     assumed = cluster.assumptions
-    return (cluster.gpu.memory_gib - assumed.context_gib) * GIB / (1 + assumed.fragmentation) - state
+    return (cluster.gpu.memory_gib - assumed.context_gib) * GIB / (
+        1 + assumed.fragmentation
+    ) - state
 
 
 def message_row(message: Message, cluster: Cluster) -> dict[str, Any]:

@@ -45,7 +45,12 @@ MOST_BARS = 9
 
 def save_plots(plan: Plan, folder: Path) -> list[Path]:
     """Writes the pictures and returns their paths."""
-    drawings = {"memory": _memory(plan), "step": _step(plan), "scaling": _scaling(plan), "lengths": _lengths(plan)}
+    drawings = {
+        "memory": _memory(plan),
+        "step": _step(plan),
+        "scaling": _scaling(plan),
+        "lengths": _lengths(plan),
+    }
     paths = []
     for name, figure in drawings.items():
         path = folder / f"{name}.png"
@@ -85,7 +90,9 @@ def _shown(plan: Plan) -> list[Option]:
     return list(seen.values())[:MOST_BARS]
 
 
-def _bars(axis: Any, options: Sequence[Option], parts: dict[str, str], values: Any, unit: float) -> None:
+def _bars(
+    axis: Any, options: Sequence[Option], parts: dict[str, str], values: Any, unit: float
+) -> None:
     left = np.zeros(len(options))
     rows = np.arange(len(options))
     for part, colour in parts.items():
@@ -94,11 +101,21 @@ def _bars(axis: Any, options: Sequence[Option], parts: dict[str, str], values: A
             axis.barh(rows, widths, left=left, color=colour, label=part, height=0.62)
             left += widths
     for row, total in zip(rows, left, strict=True):
-        axis.annotate(f"{total:.3g}", (total, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+        axis.annotate(
+            f"{total:.3g}",
+            (total, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
     axis.set_yticks(rows, [_label(option) for option in options])
     axis.invert_yaxis()
     axis.margins(x=0.08)
-    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=INK)
+    axis.legend(
+        fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), labelcolor=INK
+    )
 
 
 def _memory(plan: Plan) -> Any:
@@ -110,8 +127,14 @@ def _memory(plan: Plan) -> Any:
         axis.axvline(capacity, color=INK, linewidth=1, linestyle="--")
         axis.annotate("the GPU's memory", (capacity, len(options) - 0.5), ha="right", xytext=(-4, 0), textcoords="offset points",
                       fontsize=8, color=MUTED)  # fmt: skip
-    axis.set_title(f"Memory of the fullest rank: {_title(plan)}", loc="left", fontsize=10, color=INK)
-    axis.set_xlabel(f"GiB, computed (of {capacity:g} GiB); reserve: context, fragmentation", fontsize=8, color=MUTED)
+    axis.set_title(
+        f"Memory of the fullest rank: {_title(plan)}", loc="left", fontsize=10, color=INK
+    )
+    axis.set_xlabel(
+        f"GiB, computed (of {capacity:g} GiB); reserve: context, fragmentation",
+        fontsize=8,
+        color=MUTED,
+    )
     return figure
 
 
@@ -119,8 +142,17 @@ def _step(plan: Plan) -> Any:
     options = [option for option in _shown(plan) if option.fits] or _shown(plan)
     figure, (axis,) = _figure(9.6, 1.5 + 0.36 * len(options))
     _bars(axis, options, TIME, lambda option: option.seconds, 1e-3)
-    axis.set_title(f"One step of {plan.request.batch_songs} songs, MODELLED: {_title(plan)}", loc="left", fontsize=10, color=INK)
-    axis.set_xlabel("ms, modelled from stated peaks and assumed shares of them; not measured", fontsize=8, color=MUTED)
+    axis.set_title(
+        f"One step of {plan.request.batch_songs} songs, MODELLED: {_title(plan)}",
+        loc="left",
+        fontsize=10,
+        color=INK,
+    )
+    axis.set_xlabel(
+        "ms, modelled from stated peaks and assumed shares of them; not measured",
+        fontsize=8,
+        color=MUTED,
+    )
     return figure
 
 
@@ -134,23 +166,49 @@ def _scaling(plan: Plan) -> Any:
     hours = np.array([option.gpu_hours for _, option in found])
     left.plot(worlds, hours / worlds, color=TIME["products"], marker="o", markersize=4)
     for world, total in zip(worlds, hours, strict=True):
-        left.annotate(f"{total / world:.3g}", (world, total / world), xytext=(5, 5), textcoords="offset points", fontsize=8, color=INK)
+        left.annotate(
+            f"{total / world:.3g}",
+            (world, total / world),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+        )
     left.tick_params(labelleft=False)
     ideal = hours[0] / worlds
     left.plot(worlds, ideal, color=MUTED, linewidth=1, linestyle="--")
-    left.annotate("ideal", (worlds[-1], ideal[-1]), xytext=(-14, 0), textcoords="offset points", ha="right", fontsize=8, color=MUTED)
+    left.annotate(
+        "ideal",
+        (worlds[-1], ideal[-1]),
+        xytext=(-14, 0),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=MUTED,
+    )
     left.set(xscale="log", yscale="log")
     left.set_ylabel("hours, modelled", fontsize=8, color=MUTED)
-    right.plot(worlds, 100 * hours[0] / hours, color=TIME["communication"], marker="o", markersize=4)
+    right.plot(
+        worlds, 100 * hours[0] / hours, color=TIME["communication"], marker="o", markersize=4
+    )
     right.set(xscale="log", ylim=(0, 105))
     right.set_ylabel("% of the smallest cluster's efficiency, modelled", fontsize=8, color=MUTED)
     for axis in (left, right):
         axis.set_xticks(worlds, [str(world) for world in worlds])
         axis.minorticks_off()
-        axis.set_xlabel(f"GPUs ({request.cluster.gpu.name}), global batch of {request.batch_songs} songs", fontsize=8, color=MUTED)
+        axis.set_xlabel(
+            f"GPUs ({request.cluster.gpu.name}), global batch of {request.batch_songs} songs",
+            fontsize=8,
+            color=MUTED,
+        )
     work = f"{request.songs:,} songs x {request.epochs:g} epochs"
     left.set_title(f"{request.config.name}: {work}", loc="left", fontsize=10, color=INK)
-    right.set_title(f"ZeRO-{plan.best.stage}, checkpointing {plan.best.checkpointing}", loc="left", fontsize=10, color=INK)
+    right.set_title(
+        f"ZeRO-{plan.best.stage}, checkpointing {plan.best.checkpointing}",
+        loc="left",
+        fontsize=10,
+        color=INK,
+    )
     return figure
 
 
@@ -165,9 +223,16 @@ def _lengths(plan: Plan) -> Any:
     names = [f"{packing.pack_size:,}\n{packing.songs:.1f} songs" for packing in packings]
     for offset, what, colour, values in (
         (-0.2, "filled", MEMORY["activations"], [100 * packing.efficiency for packing in packings]),
-        (0.2, "mean rank / slowest rank", MEMORY["gathered"], [100 / packing.imbalance for packing in packings]),
+        (
+            0.2,
+            "mean rank / slowest rank",
+            MEMORY["gathered"],
+            [100 / packing.imbalance for packing in packings],
+        ),
     ):
-        bars = right.bar(np.arange(len(packings)) + offset, values, width=0.38, color=colour, label=what)
+        bars = right.bar(
+            np.arange(len(packings)) + offset, values, width=0.38, color=colour, label=what
+        )
         right.bar_label(bars, fmt="%.1f", fontsize=8, color=INK)
     right.set_xticks(range(len(packings)), names)
     right.set_ylim(0, 118)

@@ -28,7 +28,10 @@ from typing import Any
 from mudit_engine.errors import MuditError
 from mudit_engine.files import write_json
 
-STEPS, MICRO_BATCHES = 2, 2  # the second step has moments; the first micro-batch of a step leaves its gradients
+STEPS, MICRO_BATCHES = (
+    2,
+    2,
+)  # the second step has moments; the first micro-batch of a step leaves its gradients
 SMALL = 1024  # bytes: below it a message is a norm or a flag
 
 
@@ -57,9 +60,23 @@ def rehearse_all(rehearsals: Sequence[Rehearsal], *, threads: int = 1) -> list[d
     with tempfile.TemporaryDirectory(prefix="mudit-rehearse-") as folder:
         specs, out = Path(folder) / "specs.json", Path(folder) / "out.json"
         write_json(specs, [asdict(rehearsal) for rehearsal in rehearsals])
-        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment |= {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "mudit_engine.training.planning.rehearse", str(specs), str(out)]
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        }
+        environment |= {
+            "OMP_NUM_THREADS": str(threads),
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "mudit_engine.training.planning.rehearse",
+            str(specs),
+            str(out),
+        ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or not out.exists():
             what = f"the rehearsal of {rehearsals[0].preset} at {rehearsals[0].world} ranks"
@@ -69,7 +86,9 @@ def rehearse_all(rehearsals: Sequence[Rehearsal], *, threads: int = 1) -> list[d
 
 
 def _last(text: str, lines: int = 3) -> str:
-    return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:]) or "it said nothing"
+    return (
+        " | ".join(line.strip() for line in text.strip().splitlines()[-lines:]) or "it said nothing"
+    )
 
 
 def _recipe(rehearsal: Rehearsal) -> Any:
@@ -98,7 +117,14 @@ def join_fake_world(world: int) -> None:
     from torch import distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(world), LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    os.environ.update(
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE=str(world),
+        LOCAL_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="29500",
+    )
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
 
 
@@ -125,7 +151,9 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     strategy = DeepSpeed(recipe, torch.device("cpu"))
     real = dist.get_backend() != "fake"
     if strategy.ranks.world != rehearsal.world:
-        raise MuditError(f"this world has {strategy.ranks.world} ranks, the rehearsal {rehearsal.world}: start as many, or one process")
+        raise MuditError(
+            f"this world has {strategy.ranks.world} ranks, the rehearsal {rehearsal.world}: start as many, or one process"
+        )
     torch.manual_seed(0)
     # kept alive, so that none of their addresses is given away again
     before = _tensors()
@@ -156,7 +184,8 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
         "world": rehearsal.world,
         "rank": strategy.ranks.rank,
         "real": real,
-        "parameters": strategy.engines["model"].sizes and sum(strategy.engines["model"].sizes.values()),
+        "parameters": strategy.engines["model"].sizes
+        and sum(strategy.engines["model"].sizes.values()),
         "state": state,
         "other": other,
         "peak": watch.peak,
@@ -165,12 +194,22 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     }
 
 
-NAMES = {"allreduce": "all-reduce", "allgather_base": "all-gather", "reduce_scatter_base": "reduce-scatter"}
+NAMES = {
+    "allreduce": "all-reduce",
+    "allgather_base": "all-gather",
+    "reduce_scatter_base": "reduce-scatter",
+}
 
 
 def compare(rehearsal: Rehearsal, measured: Mapping[str, Any]) -> dict[str, Any]:
     """The measurement beside the closed forms: bytes by kind with the relative error of each, in all, and bytes by collective."""
-    from mudit_engine.training.planning.state_bytes import KINDS, Sharding, messages, parameters_of, state_bytes
+    from mudit_engine.training.planning.state_bytes import (
+        KINDS,
+        Sharding,
+        messages,
+        parameters_of,
+        state_bytes,
+    )
 
     recipe = _recipe(rehearsal)
     parameters = parameters_of(recipe.model_config_resolved().dit)
@@ -178,8 +217,15 @@ def compare(rehearsal: Rehearsal, measured: Mapping[str, Any]) -> dict[str, Any]
     planned = state_bytes(parameters, sharding, rank=measured["rank"])
     # buckets and gathered weights live in the backward pass, not between two
     kinds = [kind for kind in KINDS if kind not in ("buckets", "gathered")]
-    state = {kind: _pair(planned[kind], measured["state"].get(kind, 0)) for kind in kinds if planned[kind]}
-    state["all"] = _pair(sum(planned[kind] for kind in kinds), sum(measured["state"].get(kind, 0) for kind in kinds) + measured["other"])
+    state = {
+        kind: _pair(planned[kind], measured["state"].get(kind, 0))
+        for kind in kinds
+        if planned[kind]
+    }
+    state["all"] = _pair(
+        sum(planned[kind] for kind in kinds),
+        sum(measured["state"].get(kind, 0) for kind in kinds) + measured["other"],
+    )
     wanted: dict[str, float] = {}
     for message in messages(parameters, sharding, micro_batches=MICRO_BATCHES):
         wanted[message.kind] = wanted.get(message.kind, 0.0) + message.size
@@ -193,14 +239,21 @@ def compare(rehearsal: Rehearsal, measured: Mapping[str, Any]) -> dict[str, Any]
         "precision": rehearsal.precision,
         "parameters": measured["parameters"],
         "state": state,
-        "sent": {kind: _pair(wanted.get(kind, 0.0), found.get(kind, 0)) for kind in sorted(wanted.keys() | found.keys())},
+        "sent": {
+            kind: _pair(wanted.get(kind, 0.0), found.get(kind, 0))
+            for kind in sorted(wanted.keys() | found.keys())
+        },
         "peak": measured["peak"],
         "seconds": measured["seconds"],
     }
 
 
 def _pair(planned: float, measured: float) -> dict[str, float | None]:
-    return {"planned": planned, "measured": measured, "error": planned / measured - 1 if measured else None}
+    return {
+        "planned": planned,
+        "measured": measured,
+        "error": planned / measured - 1 if measured else None,
+    }
 
 
 def _nothing() -> Any:
@@ -233,11 +286,20 @@ def _watch() -> Any:
                 self.note(tensor)
             self.peak = self.live
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func.namespace == "c10d":
                 from torch.utils._pytree import tree_leaves
 
-                size = max((t.numel() * t.element_size() for t in tree_leaves(args) if isinstance(t, torch.Tensor)), default=0)
+                size = max(
+                    (
+                        t.numel() * t.element_size()
+                        for t in tree_leaves(args)
+                        if isinstance(t, torch.Tensor)
+                    ),
+                    default=0,
+                )
                 if size > SMALL:
                     entry = self.sent.setdefault(func._opname.strip("_"), {"calls": 0, "bytes": 0})
                     entry["calls"] += 1
@@ -252,7 +314,9 @@ def _tensors() -> list[Any]:
     import torch
 
     gc.collect()
-    found = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type == "cpu"]
+    found = [
+        o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.device.type == "cpu"
+    ]
     found += [o.grad for o in found if o.is_leaf and o.grad is not None]
     return found
 
@@ -266,18 +330,26 @@ def _storages(tensors: Any = None) -> dict[int, int]:
     return out
 
 
-def _census(strategy: Any, before: Mapping[int, int], *, besides: Any) -> tuple[dict[str, int], int]:
+def _census(
+    strategy: Any, before: Mapping[int, int], *, besides: Any
+) -> tuple[dict[str, int], int]:
     """(bytes by kind, bytes of all other storages made since `before`, but for the batch in `besides`)."""
     from torch.utils._pytree import tree_leaves
 
-    fields = {**besides.__dict__, **besides.clean.__dict__, **(besides.clean.outline.__dict__ if besides.clean.outline else {})}
+    fields = {
+        **besides.__dict__,
+        **besides.clean.__dict__,
+        **(besides.clean.outline.__dict__ if besides.clean.outline else {}),
+    }
     kinds: dict[str, int] = {}
     counted = set(_storages([t for t in tree_leaves(fields) if hasattr(t, "untyped_storage")]))
     for kind, tensors in _by_kind(strategy.engines["model"]):
         own = {key: size for key, size in _storages(tensors).items() if key not in counted}
         kinds[kind] = kinds.get(kind, 0) + sum(own.values())
         counted |= own.keys()
-    rest = {key: size for key, size in _storages().items() if key not in counted and key not in before}
+    rest = {
+        key: size for key, size in _storages().items() if key not in counted and key not in before
+    }
     return kinds, sum(rest.values())
 
 
@@ -288,13 +360,20 @@ def _by_kind(engine: Any) -> Iterator[tuple[str, list[Any]]]:
     optimizer, parameters = engine.partitions.optimizer, list(engine.module.parameters())
     base = getattr(optimizer, "optimizer", optimizer)
     if engine.partitions.stage == 3:
-        yield "weights", [p.ds_tensor for p in parameters] + [p.data for p in parameters if p.data.numel() == p.ds_numel]
+        yield (
+            "weights",
+            [p.ds_tensor for p in parameters]
+            + [p.data for p in parameters if p.data.numel() == p.ds_numel],
+        )
     else:
         yield "weights", [p.data for p in parameters]
     yield "average", list(engine.ema.shadow.values()) if engine.ema is not None else []
     if engine.partitions.stage:
         yield "master", list(engine.partitions.flats)
-    yield "moments", [v for state in base.state.values() for v in state.values() if torch.is_tensor(v)]
+    yield (
+        "moments",
+        [v for state in base.state.values() for v in state.values() if torch.is_tensor(v)],
+    )
     gradients = [p.grad for p in parameters if p.grad is not None]
     for name in ("grads_in_partition", "grad_partitions_flat_buffer"):
         if getattr(optimizer, name, None) is not None:
@@ -319,7 +398,10 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     results = []
     for fields in json.loads(specs.read_text(encoding="utf-8")):
-        rehearsal = Rehearsal(**fields | {name: tuple(fields[name]) for name in ("frames", "lyrics") if name in fields})
+        rehearsal = Rehearsal(
+            **fields
+            | {name: tuple(fields[name]) for name in ("frames", "lyrics") if name in fields}
+        )
         results.append(measure(rehearsal))
         gc.collect()
     real = results[0]["real"]

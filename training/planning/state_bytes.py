@@ -43,8 +43,8 @@ def parameters_of(config: DitConfig) -> Parameters:
     import torch
 
     from mudit_engine.models.dit import DiT
-    from mudit_engine.training.recipe import OptimizerConfig
     from mudit_engine.training.parallel.strategy import make_optimizer
+    from mudit_engine.training.recipe import OptimizerConfig
 
     with torch.device("meta"):
         groups = make_optimizer(DiT(config), OptimizerConfig()).param_groups
@@ -66,8 +66,14 @@ class Sharding:
     def of(cls, recipe: Recipe, world: int, *, device: str = "cuda") -> Sharding:
         """What a recipe's DeepSpeed configuration comes to on `world` ranks."""
         parallel = recipe.parallel
-        overlap = device != "cpu" and parallel.zero_stage > 0 if parallel.overlap_comm is None else parallel.overlap_comm
-        return cls(parallel.zero_stage, world, recipe.precision, recipe.ema.enabled, overlap, parallel)
+        overlap = (
+            device != "cpu" and parallel.zero_stage > 0
+            if parallel.overlap_comm is None
+            else parallel.overlap_comm
+        )
+        return cls(
+            parallel.zero_stage, world, recipe.precision, recipe.ema.enabled, overlap, parallel
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -97,14 +103,22 @@ def _touched(sizes: Sequence[int], share: int, world: int) -> list[int]:
     return totals
 
 
-def state_bytes(parameters: Parameters, sharding: Sharding, *, rank: int | None = None, micro_batches: int = 1) -> dict[str, int]:
+def state_bytes(
+    parameters: Parameters, sharding: Sharding, *, rank: int | None = None, micro_batches: int = 1
+) -> dict[str, int]:
     """Bytes by kind (KINDS) on a rank (None: the fullest), with gradients in place: what stays while activations come and go.
 
     Ranks differ in stage 2's gradients alone. `gathered` is what stage 3 holds whole for a time; `buckets` live in the backward pass.
     """
     world, w, count = sharding.world, sharding.weight_bytes, parameters.count
     if sharding.stage == 0:
-        state = {"weights": 4 * count, "gradients": 4 * count, "master": 0, "moments": 8 * count, "average": 4 * count}
+        state = {
+            "weights": 4 * count,
+            "gradients": 4 * count,
+            "master": 0,
+            "moments": 8 * count,
+            "average": 4 * count,
+        }
         return state | {"average": 4 * count * sharding.average, "buckets": 0, "gathered": 0}
     bucket = sharding.reduce_bucket(count) * w * (2 if sharding.overlap else 1)
     if sharding.stage < 3:
@@ -113,8 +127,17 @@ def state_bytes(parameters: Parameters, sharding: Sharding, *, rank: int | None 
         gradients = w * count
         if sharding.stage == 2:
             groups = zip(parameters.groups, shares, strict=True)
-            touched = [sum(ranks) for ranks in zip(*(_touched(group, share, world) for group, share in groups), strict=True)]
-            gradients = w * (max(touched) if rank is None else touched[rank]) * (2 if micro_batches > 1 else 1)
+            touched = [
+                sum(ranks)
+                for ranks in zip(
+                    *(_touched(group, share, world) for group, share in groups), strict=True
+                )
+            ]
+            gradients = (
+                w
+                * (max(touched) if rank is None else touched[rank])
+                * (2 if micro_batches > 1 else 1)
+            )
         return _kinds(w * whole, gradients, part, bucket, 0, average=sharding.average)
     persistence = sharding.persistence(count)
     part = sum(math.ceil(size / world) for group in parameters.groups for size in group)
@@ -125,8 +148,16 @@ def state_bytes(parameters: Parameters, sharding: Sharding, *, rank: int | None 
     return _kinds(w * (part + kept), w * part, part, bucket, w * live, average=sharding.average)
 
 
-def _kinds(weights: int, gradients: int, part: int, buckets: int, gathered: int, *, average: bool) -> dict[str, int]:
-    state = {"weights": weights, "gradients": gradients, "master": 4 * part, "moments": 8 * part, "average": 4 * part * average}
+def _kinds(
+    weights: int, gradients: int, part: int, buckets: int, gathered: int, *, average: bool
+) -> dict[str, int]:
+    state = {
+        "weights": weights,
+        "gradients": gradients,
+        "master": 4 * part,
+        "moments": 8 * part,
+        "average": 4 * part * average,
+    }
     return state | {"buckets": buckets, "gathered": gathered}
 
 
@@ -155,12 +186,23 @@ def messages(parameters: Parameters, sharding: Sharding, *, micro_batches: int) 
     if sharding.world == 1:
         return []
     if stage == 0:
-        return [Message("all-reduce", "gradients", 4.0 * count, math.ceil(count / STAGE0_BUCKET), 2, False)]
+        return [
+            Message(
+                "all-reduce", "gradients", 4.0 * count, math.ceil(count / STAGE0_BUCKET), 2, False
+            )
+        ]
     calls = math.ceil(count / sharding.reduce_bucket(count))
     rounds = 1 if stage == 1 else micro_batches
     if stage < 3:
         return [
-            Message("all-reduce", "gradients", float(w * count * rounds), calls * rounds, 2, sharding.overlap),
+            Message(
+                "all-reduce",
+                "gradients",
+                float(w * count * rounds),
+                calls * rounds,
+                2,
+                sharding.overlap,
+            ),
             Message("all-gather", "weights", float(w * count), len(parameters.groups), 1, False),
         ]
     persistence = sharding.persistence(count)
@@ -169,6 +211,20 @@ def messages(parameters: Parameters, sharding: Sharding, *, micro_batches: int) 
     times = 2 - min(1.0, sharding.parallel.max_live_parameters / max(parted, 1))
     tensors = sum(size > persistence for group in parameters.groups for size in group)
     return [
-        Message("all-gather", "weights", float(w * parted * times * rounds), float(tensors * times * rounds), 1, sharding.overlap),
-        Message("reduce-scatter", "gradients", float(w * count * rounds), float(calls * rounds), 1, sharding.overlap),
+        Message(
+            "all-gather",
+            "weights",
+            float(w * parted * times * rounds),
+            float(tensors * times * rounds),
+            1,
+            sharding.overlap,
+        ),
+        Message(
+            "reduce-scatter",
+            "gradients",
+            float(w * count * rounds),
+            float(calls * rounds),
+            1,
+            sharding.overlap,
+        ),
     ]

@@ -77,7 +77,9 @@ class Pack:
 
     def attention_flops(self, config: DitConfig) -> tuple[float, float]:
         """Of one forward pass: through all blocks, and through the lyric encoder."""
-        lengths = np.array([n + f for n, f in zip(self.frames, self.fragments, strict=True)], np.float64)
+        lengths = np.array(
+            [n + f for n, f in zip(self.frames, self.fragments, strict=True)], np.float64
+        )
         lyrics = np.array(self.lyrics, np.float64)
         blocks = 4.0 * config.blocks * config.width * float((lengths**2 + lengths * lyrics).sum())
         return blocks, 4.0 * config.lyric_blocks * config.lyric_width * float((lyrics**2).sum())
@@ -120,8 +122,14 @@ class Ledger(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # most of what is dispatched, and no work
             return torch.device("cpu")
-        counting = func is torch.ops.aten.bincount.default  # of host indices; its size is data, which a fake tensor has not
-        out = args[0].new_empty(kwargs.get("minlength") or args[2]) if counting else func(*args, **kwargs)
+        counting = (
+            func is torch.ops.aten.bincount.default
+        )  # of host indices; its size is data, which a fake tensor has not
+        out = (
+            args[0].new_empty(kwargs.get("minlength") or args[2])
+            if counting
+            else func(*args, **kwargs)
+        )
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         for tensor in results:
             self.note(tensor)
@@ -137,7 +145,9 @@ class Ledger(TorchDispatchMode):
             self.gemm_bytes += moved
         elif "attention" in packet.__name__:
             # its FLOPs are counted in closed form; its traffic is small beside them
-            self.attention += "backward" not in packet.__name__ and not packet.__name__.endswith("bwd")
+            self.attention += "backward" not in packet.__name__ and not packet.__name__.endswith(
+                "bwd"
+            )
         else:
             self.moved_bytes += moved
         return out
@@ -161,11 +171,19 @@ def _bytes(tensor: Tensor) -> int:
 
 def make_inputs(config: DitConfig, pack: Pack) -> DitInputs:
     """A micro-batch of the pack's sizes, random values."""
-    songs, frames, fragments, lyrics = len(pack.frames), sum(pack.frames), sum(pack.fragments), sum(pack.lyrics)
+    songs, frames, fragments, lyrics = (
+        len(pack.frames),
+        sum(pack.frames),
+        sum(pack.fragments),
+        sum(pack.lyrics),
+    )
     outline = None
     if config.outline:
         outline = OutlineRows(
-            torch.randn(frames, FEATURES), torch.zeros(frames, TOKENS, dtype=torch.int64), torch.rand(frames, TOKENS), torch.rand(lyrics)
+            torch.randn(frames, FEATURES),
+            torch.zeros(frames, TOKENS, dtype=torch.int64),
+            torch.rand(frames, TOKENS),
+            torch.rand(lyrics),
         )
     clean = DitBatch(
         latents_TC=torch.randn(frames, config.latent_channels),
@@ -182,7 +200,9 @@ def make_inputs(config: DitConfig, pack: Pack) -> DitInputs:
         reference_kinds=[0] * songs,
         outline=outline,
     )
-    return DitInputs(clean, torch.randn(frames, config.latent_channels), torch.full((songs,), 0.5), songs)
+    return DitInputs(
+        clean, torch.randn(frames, config.latent_channels), torch.full((songs,), 0.5), songs
+    )
 
 
 @contextlib.contextmanager
@@ -235,7 +255,9 @@ def run_once(
                 saved[storage._cdata] = storage.nbytes()
             return tensor
 
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+        autocast = torch.autocast(
+            "cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+        )
         with Ledger() as ledger:
             ledger.living.update(dict.fromkeys(weights, 0))
             with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -258,7 +280,12 @@ def run_once(
 def _tensors(inputs: DitInputs) -> list[Tensor]:
     outline = inputs.clean.outline
     own = [t for t in inputs.clean.__dict__.values() if isinstance(t, Tensor)]
-    return [*own, inputs.noise_TC, inputs.times_B, *(t for t in (outline.__dict__.values() if outline is not None else ()))]
+    return [
+        *own,
+        inputs.noise_TC,
+        inputs.times_B,
+        *(t for t in (outline.__dict__.values() if outline is not None else ())),
+    ]
 
 
 @dataclass(frozen=True)
@@ -294,22 +321,42 @@ class CostModel:
     def largest_rows(self, budget: float, *, tokens_per_row: float) -> int:
         """Rows of the largest micro-batch whose peak stays within `budget` bytes; 0 when nothing fits."""
         blocks = self.config.blocks
-        a, b, c = (o + blocks * i for o, i in zip(self.outer["peak_bytes"], self.inner["peak_bytes"], strict=True))
+        a, b, c = (
+            o + blocks * i
+            for o, i in zip(self.outer["peak_bytes"], self.inner["peak_bytes"], strict=True)
+        )
         return max(0, int((budget - a) / (b + c * tokens_per_row)))
 
 
 def fit(
-    config: ModelConfig, *, precision: Precision = "bf16", checkpointing: Checkpointing = "none", backend: str = "triton", unit: int = 512
+    config: ModelConfig,
+    *,
+    precision: Precision = "bf16",
+    checkpointing: Checkpointing = "none",
+    backend: str = "triton",
+    unit: int = 512,
 ) -> CostModel:
     """Six runs on fake tensors: two depths by three sizes. The smallest has two songs of `unit` frames and half as many lyric tokens."""
     depths = (3, 5)  # below three blocks the peak may lie elsewhere
-    sizes = [Pack.of([frames] * 2, [lyrics] * 2) for frames, lyrics in ((unit, unit // 2), (2 * unit, unit // 2), (unit, unit))]
+    sizes = [
+        Pack.of([frames] * 2, [lyrics] * 2)
+        for frames, lyrics in ((unit, unit // 2), (2 * unit, unit // 2), (unit, unit))
+    ]
     solve = np.linalg.inv(np.array([[1.0, pack.rows, pack.tokens] for pack in sizes]))
     planes = []
     for blocks in depths:
-        shallow = config.model_copy(update={"dit": config.dit.model_copy(update={"blocks": blocks})})
-        runs = [run_once(shallow, pack, precision=precision, checkpointing=checkpointing, backend=backend) for pack in sizes]
-        planes.append({name: solve @ np.array([getattr(run, name) for run in runs]) for name in LINEAR})
+        shallow = config.model_copy(
+            update={"dit": config.dit.model_copy(update={"blocks": blocks})}
+        )
+        runs = [
+            run_once(
+                shallow, pack, precision=precision, checkpointing=checkpointing, backend=backend
+            )
+            for pack in sizes
+        ]
+        planes.append(
+            {name: solve @ np.array([getattr(run, name) for run in runs]) for name in LINEAR}
+        )
     inner = {name: (planes[1][name] - planes[0][name]) / (depths[1] - depths[0]) for name in LINEAR}
     outer = {name: planes[0][name] - depths[0] * inner[name] for name in LINEAR}
     return CostModel(
@@ -319,4 +366,3 @@ def fit(
         {name: tuple(float(v) for v in value) for name, value in outer.items()},  # type: ignore[misc]
         {name: tuple(float(v) for v in value) for name, value in inner.items()},  # type: ignore[misc]
     )
-

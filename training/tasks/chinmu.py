@@ -25,11 +25,11 @@ from torch.nn import functional as F
 from mudit_engine.audio import resample
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.chinmu import ChinMu, info_nce
+from mudit_engine.training.dataset.shards import LEVELS, SongRecord
+from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.ranks import Ranks, gather_rows
 from mudit_engine.training.recipe import ChinMuStage
 from mudit_engine.training.seeding import seed64
-from mudit_engine.training.dataset.shards import LEVELS, SongRecord
-from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 
 HEAD_SCALE = 10.0  # the heads read unit vectors
@@ -55,7 +55,9 @@ class Others:
     first: int
 
 
-def info_nce_share(text_nE: Tensor, audio_nE: Tensor, scale: Tensor, *, groups: Tensor, others: Others) -> Tensor:
+def info_nce_share(
+    text_nE: Tensor, audio_nE: Tensor, scale: Tensor, *, groups: Tensor, others: Others
+) -> Tensor:
     """A rank's part of models.chinmu.info_nce: its texts against the audio of all ranks, its audio against their texts."""
     mine = torch.arange(len(text_nE), device=text_nE.device)
     own = mine + others.first
@@ -63,24 +65,33 @@ def info_nce_share(text_nE: Tensor, audio_nE: Tensor, scale: Tensor, *, groups: 
     same[mine, own] = False
     to_audio = (scale * text_nE @ others.audio_NE.T).masked_fill(same, float("-inf"))
     to_text = (scale * audio_nE @ others.text_NE.T).masked_fill(same, float("-inf"))
-    return (F.cross_entropy(to_audio, own, reduction="sum") + F.cross_entropy(to_text, own, reduction="sum")) / 2
+    return (
+        F.cross_entropy(to_audio, own, reduction="sum")
+        + F.cross_entropy(to_text, own, reduction="sum")
+    ) / 2
 
 
 class ChinMuLoss(nn.Module):
     """Both towers and their loss as one module."""
 
-    def __init__(self, chinmu: ChinMu, classes: Mapping[str, int], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, chinmu: ChinMu, classes: Mapping[str, int], weights: Mapping[str, float]
+    ) -> None:
         """`classes` counts the values of each attribute. The heads serve the loss alone: they are no part of the model."""
         super().__init__()
         self.chinmu, self.weights = chinmu, dict(weights)
         self.ranks = Ranks()  # that hold the other songs of the batch
-        self.heads = nn.ModuleDict({name: nn.Linear(chinmu.config.embedding, count) for name, count in classes.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(chinmu.config.embedding, count) for name, count in classes.items()}
+        )
 
     def forward(self, inputs: ChinMuInputs) -> tuple[Tensor, Logs]:
         """(sum over songs, logs) of a batch; `recall_at_1` is how often the right song is the nearest to a text."""
         rounds, songs, scale = len(inputs.texts), inputs.real, self.chinmu.scale.reshape(())
         audio_NE = self.chinmu.audio(inputs.songs)[:songs]
-        text_RNE = self.chinmu.encode_text([text for texts in inputs.texts for text in texts]).unflatten(0, (rounds, -1))[:, :songs]
+        text_RNE = self.chinmu.encode_text(
+            [text for texts in inputs.texts for text in texts]
+        ).unflatten(0, (rounds, -1))[:, :songs]
         text_E = text_RNE.flatten(0, 1)
         labels = {name: numbers[:songs] for name, numbers in inputs.labels.items()}
         losses, hits = [], []
@@ -91,9 +102,13 @@ class ChinMuLoss(nn.Module):
             if others is None:
                 losses.append(info_nce(text_NE, audio_NE, scale, groups=groups))
             else:
-                losses.append(info_nce_share(text_NE, audio_NE, scale, groups=groups, others=others))
+                losses.append(
+                    info_nce_share(text_NE, audio_NE, scale, groups=groups, others=others)
+                )
             with torch.no_grad():
-                all_audio, first = (audio_NE, 0) if others is None else (others.audio_NE, others.first)
+                all_audio, first = (
+                    (audio_NE, 0) if others is None else (others.audio_NE, others.first)
+                )
                 nearest = (text_NE @ all_audio.T).argmax(1)
                 hits.append((groups[nearest] == groups[first : first + songs]).sum())
         loss = torch.stack(losses).mean()
@@ -118,13 +133,17 @@ class ChinMuLoss(nn.Module):
         groups = [[n for own in held for n in own[r]] for r in range(len(text_RNE))]
         return groups, [Others(text, all_audio, first) for text in all_text]
 
-    def _told(self, name: str, text_E: Tensor, audio_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _told(
+        self, name: str, text_E: Tensor, audio_NE: Tensor, labels_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of an attribute, summed over the songs, and how many songs' audio tells it."""
         audio_NK = HEAD_SCALE * self.heads[name](audio_NE)
         text_NK = HEAD_SCALE * self.heads[name](text_E)
         rounds = len(text_E) // max(len(audio_NE), 1)
         by_audio = F.cross_entropy(audio_NK, labels_N, ignore_index=-1, reduction="sum")
-        by_text = F.cross_entropy(text_NK, labels_N.repeat(rounds), ignore_index=-1, reduction="sum") / max(rounds, 1)
+        by_text = F.cross_entropy(
+            text_NK, labels_N.repeat(rounds), ignore_index=-1, reduction="sum"
+        ) / max(rounds, 1)
         return (by_audio + by_text) / 2, (audio_NK.detach().argmax(1) == labels_N).sum()
 
 
@@ -145,13 +164,23 @@ class ChinMuTask(Task):
         self.initialise(chinmu)
         weights = {name: weight for name, weight in self.stage.attributes.items() if weight > 0}
         self.classes = {name: self._values(name) for name in weights}
-        return {"model": ChinMuLoss(chinmu, {name: len(values) for name, values in self.classes.items()}, weights)}
+        return {
+            "model": ChinMuLoss(
+                chinmu, {name: len(values) for name, values in self.classes.items()}, weights
+            )
+        }
 
     def _values(self, name: str) -> dict[str, int]:
         """Number of each value that an attribute takes in the training split. Raises InputError when it has none."""
-        found = {str(m[name]) for number in self.shards.numbers("train") if name in (m := self.shards.read(number, ()).metadata)}
+        found = {
+            str(m[name])
+            for number in self.shards.numbers("train")
+            if name in (m := self.shards.read(number, ()).metadata)
+        }
         if not found:
-            raise InputError(f"chinmu.attributes names '{name}', which no song of '{self.shards.folder}' has in its metadata")
+            raise InputError(
+                f"chinmu.attributes names '{name}', which no song of '{self.shards.folder}' has in its metadata"
+            )
         return {value: number for number, value in enumerate(sorted(found))}
 
     def spread(self, strategy: Strategy) -> None:
@@ -170,15 +199,25 @@ class ChinMuTask(Task):
         records = [self.shards.read(number) for number in songs]
         texts = [self._texts(record, moment.chooser("texts", record.id)) for record in records]
         rounds = tuple(zip(*texts, strict=True))
-        groups = tuple(tuple(seed64(text) for text in drawn) for drawn in rounds)  # the same words have the same number on every rank
+        groups = tuple(
+            tuple(seed64(text) for text in drawn) for drawn in rounds
+        )  # the same words have the same number on every rank
         audio = [self._crop(record, moment) for record in records]
         labels = {
-            name: torch.tensor([values.get(str(record.metadata.get(name)), -1) for record in records])
+            name: torch.tensor(
+                [values.get(str(record.metadata.get(name)), -1) for record in records]
+            )
             for name, values in self.classes.items()
         }
         inputs = ChinMuInputs(rounds, groups, audio, labels, len(records))
         seconds = sum(len(mono) for mono in audio) / self.config.chinmu.sample_rate
-        return Batch(tuple(record.id for record in records), float(len(records)), inputs, tokens=len(records), seconds=seconds)
+        return Batch(
+            tuple(record.id for record in records),
+            float(len(records)),
+            inputs,
+            tokens=len(records),
+            seconds=seconds,
+        )
 
     def _texts(self, record: SongRecord, choose: random.Random) -> list[str]:
         described: list[dict[str, Any]] = record.metadata.get("descriptions", [])
@@ -192,7 +231,9 @@ class ChinMuTask(Task):
             description = choose.choice(described)
             levels = [level for level in LEVELS if description[level] and odds[level] > 0]
             if not levels:
-                raise InputError(f"song '{record.id}' has no fragment of the levels in chinmu.levels={self.stage.levels}")
+                raise InputError(
+                    f"song '{record.id}' has no fragment of the levels in chinmu.levels={self.stage.levels}"
+                )
             level = choose.choices(levels, weights=[odds[one] for one in levels])[0]
             drawn.append(choose.choice(description[level]))
         return drawn
@@ -200,7 +241,11 @@ class ChinMuTask(Task):
     def _crop(self, record: SongRecord, moment: Moment) -> Tensor:
         """A crop of the mix; the middle of the song in evaluation."""
         rate = int(record.metadata["sample_rate"])
-        audio = crop(record["audio"], round(self.stage.crop_seconds * rate), moment.chooser("crop", record.id) if moment.training else None)
+        audio = crop(
+            record["audio"],
+            round(self.stage.crop_seconds * rate),
+            moment.chooser("crop", record.id) if moment.training else None,
+        )
         mono = torch.from_numpy(audio.astype(np.float32)).mean(1) / 32767.0
         target = self.config.chinmu.sample_rate
         return mono if rate == target else resample(mono[None], rate, target)[0]

@@ -27,13 +27,13 @@ from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training.dataset import shards as layout
-from mudit_engine.training.parallel.deepspeed_config import check_heads
-from mudit_engine.training.recipe import DitStage
 from mudit_engine.training.dataset.shards import SongRecord
+from mudit_engine.training.parallel.deepspeed_config import check_heads
 from mudit_engine.training.parallel.strategy import Logs, Strategy
+from mudit_engine.training.parallel.ulysses import make_exchange
+from mudit_engine.training.recipe import DitStage
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 from mudit_engine.training.throughput import forward_flops
-from mudit_engine.training.parallel.ulysses import make_exchange
 
 NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
 
@@ -65,8 +65,14 @@ class DitLoss(nn.Module):
         times_T = inputs.times_B.repeat_interleave(counts, output_size=len(noise_TC))
         noisy_TC = self.path.add_noise(clean.latents_TC, noise_TC, times_T)
         target_TC = self.path.target(clean.latents_TC, noise_TC, times_T)
-        fields = {**clean.__dict__, "latents_TC": noisy_TC, "times_B": self.path.network_time(inputs.times_B)}
-        out_TC = self.dit(DitBatch(**fields), checkpointing=self.stage.checkpointing if self.training else "none")
+        fields = {
+            **clean.__dict__,
+            "latents_TC": noisy_TC,
+            "times_B": self.path.network_time(inputs.times_B),
+        }
+        out_TC = self.dit(
+            DitBatch(**fields), checkpointing=self.stage.checkpointing if self.training else "none"
+        )
         weights = None
         if self.stage.min_snr_gamma is not None:
             weights = min_snr_weights(self.path, inputs.times_B, gamma=self.stage.min_snr_gamma)
@@ -86,7 +92,10 @@ class DitLoss(nn.Module):
         logs: Logs = {"mse": (songs.sum(), float(sum(counted)))}
         for number in range(NOISE_BANDS):
             here = band == number
-            logs[f"mse_noise{number + 1}of{NOISE_BANDS}"] = ((songs * here).sum(), (frames * here).sum())
+            logs[f"mse_noise{number + 1}of{NOISE_BANDS}"] = (
+                (songs * here).sum(),
+                (frames * here).sum(),
+            )
         return logs
 
 
@@ -99,14 +108,19 @@ class DitTask(Task):
     def build(self) -> dict[str, nn.Module]:
         self.stage = self.recipe.dit
         self.path = make_path(self.config.path)
-        for name, width in (("latents", self.config.dit.latent_channels), ("fragments", self.config.dit.description_width)):
+        for name, width in (
+            ("latents", self.config.dit.latent_channels),
+            ("fragments", self.config.dit.description_width),
+        ):
             if self.shards.fields[name].width != width:
                 raise InputError(
                     f"'{self.shards.folder}' holds {name} of width {self.shards.fields[name].width}, the model takes {width}: "
                     "encode the songs with this model's VAE and ChinMu"
                 )
         vocabulary = Vocabulary.load(self.config.dit.vocabulary)
-        self.sections = np.array([i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"])
+        self.sections = np.array(
+            [i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"]
+        )
         self.dit, self.in_company = DiT(self.config.dit), False
         self.initialise(self.dit)
         return {"model": DitLoss(self.dit, self.path, self.stage)}
@@ -123,7 +137,10 @@ class DitTask(Task):
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
         records = [self.shards.read(number) for number in songs]
         conditions = [self._conditions(record, moment) for record in records]
-        latents, seconds = [record["latents"] for record in records], [float(record.metadata["seconds"]) for record in records]
+        latents, seconds = (
+            [record["latents"] for record in records],
+            [float(record.metadata["seconds"]) for record in records],
+        )
         channels = self.config.dit.latent_channels
         noise = [
             torch.randn(len(z), channels, generator=moment.generator("noise", record.id))
@@ -147,14 +164,18 @@ class DitTask(Task):
             times_B=torch.zeros(len(frames)),
             seconds_B=torch.tensor(seconds),
             user_B=torch.tensor([c.user for c in conditions]),
-            descriptions=_pack([c.fragments for c in conditions], self.config.dit.description_width),
+            descriptions=_pack(
+                [c.fragments for c in conditions], self.config.dit.description_width
+            ),
             fragments=[len(c.fragments) for c in conditions],
             lyric_ids=torch.from_numpy(lyric_ids),
             lyrics=[len(c.lyrics) for c in conditions],
             references=_pack([c.reference for c in conditions], channels),
             reference_frames=[len(c.reference) for c in conditions],
             reference_kinds=[c.reference_kind for c in conditions],
-            outline=pack_outlines([c.outline for c in conditions]) if self.config.dit.outline else None,
+            outline=pack_outlines([c.outline for c in conditions])
+            if self.config.dit.outline
+            else None,
         )
         inputs = DitInputs(clean, torch.cat(noise), times, len(records))
         return Batch(
@@ -169,7 +190,10 @@ class DitTask(Task):
     def _companion(self) -> Conditions:
         dit = self.config.dit
         outline = outline_rows(Outline(), frames=1, frame_rate=self.config.vae.frame_rate, tokens=1)
-        fragment, reference = np.zeros((1, dit.description_width), np.float16), np.zeros((1, dit.latent_channels), np.float16)
+        fragment, reference = (
+            np.zeros((1, dit.description_width), np.float16),
+            np.zeros((1, dit.latent_channels), np.float16),
+        )
         return Conditions(np.zeros(1, np.int64), fragment, 0, reference, 0, outline)
 
     def _times(self, records: Sequence[SongRecord], moment: Moment) -> Tensor:
@@ -201,27 +225,52 @@ class DitTask(Task):
         case = choose.random() if moment.training else 1.0
         no_both = case < s.drop_both
         no_description = no_both or s.drop_both <= case < s.drop_both + s.drop_descriptions
-        no_lyrics = no_both or s.drop_both + s.drop_descriptions <= case < s.drop_both + s.drop_descriptions + s.drop_lyrics
+        no_lyrics = (
+            no_both
+            or s.drop_both + s.drop_descriptions
+            <= case
+            < s.drop_both + s.drop_descriptions + s.drop_lyrics
+        )
         lyrics = record["phonemes"]
         kept = np.full(len(lyrics), not no_lyrics)
         if not s.structured_lyrics:
             kept &= ~np.isin(lyrics, self.sections)
-        lyrics, times = lyrics[kept], record["phoneme_times"][kept] if len(record["phoneme_times"]) else None
+        lyrics, times = (
+            lyrics[kept],
+            record["phoneme_times"][kept] if len(record["phoneme_times"]) else None,
+        )
         rows = np.empty(0, np.int64)
         if s.use_descriptions and not no_description:
             whole = s.whole_description if moment.training else 1.0
-            rows = choose_fragments(record["fragment_kinds"], s.levels, s.max_fragments, whole, choose)[: self.config.dit.max_fragments]
+            rows = choose_fragments(
+                record["fragment_kinds"], s.levels, s.max_fragments, whole, choose
+            )[: self.config.dit.max_fragments]
         say_user = len(rows) and not (moment.training and choose.random() < s.drop_user)
         user = layout.USER_TYPES[int(record["fragment_kinds"][rows[0], 2])] if say_user else "none"
-        kind, reference = self._reference(record, choose) if choose.random() < s.reference else ("mix", record["latents"][:0])
-        outline = self._outline(record, len(lyrics), Outline() if no_both else self._known(record, times, moment))
-        return Conditions(lyrics, record["fragments"][rows], USER_TYPES.index(user), reference, REFERENCE_KINDS.index(kind), outline)
+        kind, reference = (
+            self._reference(record, choose)
+            if choose.random() < s.reference
+            else ("mix", record["latents"][:0])
+        )
+        outline = self._outline(
+            record, len(lyrics), Outline() if no_both else self._known(record, times, moment)
+        )
+        return Conditions(
+            lyrics,
+            record["fragments"][rows],
+            USER_TYPES.index(user),
+            reference,
+            REFERENCE_KINDS.index(kind),
+            outline,
+        )
 
     def _known(self, record: SongRecord, times: np.ndarray | None, moment: Moment) -> Outline:
         """What this step says of the song's course: tempo, key and chords are left out now and then, as requests leave them out."""
         choose, known, s = moment.chooser("outline", record.id), record.metadata, self.stage
         dropped = (s.drop_tempo, s.drop_key, s.drop_chords)
-        say_tempo, say_key, say_chords = (not moment.training or choose.random() >= share for share in dropped)
+        say_tempo, say_key, say_chords = (
+            not moment.training or choose.random() >= share for share in dropped
+        )
         triads = moment.training and choose.random() < 0.5  # planned chords are triads
         bpm = float(known["bpm"]) if say_tempo and "bpm" in known else None
         key = f"{TONIC_NAMES[known['key']]} {known['mode']}" if say_key and "key" in known else None
@@ -232,11 +281,20 @@ class DitTask(Task):
         return Outline(bpm, key, times, chords)
 
     def _outline(self, record: SongRecord, tokens: int, outline: Outline) -> OutlineRows:
-        return outline_rows(outline, frames=len(record["latents"]), frame_rate=self.config.vae.frame_rate, tokens=tokens)
+        return outline_rows(
+            outline,
+            frames=len(record["latents"]),
+            frame_rate=self.config.vae.frame_rate,
+            tokens=tokens,
+        )
 
     def _reference(self, record: SongRecord, choose: random.Random) -> tuple[str, np.ndarray]:
         """One stem of the song, aligned with it; or an excerpt of the mix at another place, since the whole mix would be the answer."""
-        kinds = [kind for kind in layout.STEMS if f"stem.{kind}" in self.shards.fields and len(record[f"stem.{kind}"])]
+        kinds = [
+            kind
+            for kind in layout.STEMS
+            if f"stem.{kind}" in self.shards.fields and len(record[f"stem.{kind}"])
+        ]
         kind = choose.choice(["mix", *kinds])
         if kind != "mix":
             return kind, record[f"stem.{kind}"]
@@ -258,7 +316,9 @@ class Conditions:
     outline: OutlineRows
 
 
-def choose_fragments(kinds_F5: np.ndarray, levels: Sequence[float], most: int, whole: float, choose: random.Random) -> np.ndarray:
+def choose_fragments(
+    kinds_F5: np.ndarray, levels: Sequence[float], most: int, whole: float, choose: random.Random
+) -> np.ndarray:
     """Rows of the fragments that describe a song at one step. Empty when it has no description.
 
     One description at random; with probability `whole` the fragments that the engine makes of it in a request, else 1 to `most` of its
@@ -270,7 +330,11 @@ def choose_fragments(kinds_F5: np.ndarray, levels: Sequence[float], most: int, w
     rows = np.flatnonzero(kinds_F5[:, 3] == number)
     if choose.random() < whole:
         return rows[kinds_F5[rows, 4] == 1]
-    by_level = {level: rows[kinds_F5[rows, 0] == level].tolist() for level in range(len(levels)) if levels[level] > 0}
+    by_level = {
+        level: rows[kinds_F5[rows, 0] == level].tolist()
+        for level in range(len(levels))
+        if levels[level] > 0
+    }
     chosen: list[int] = []
     for _ in range(choose.randint(1, min(most, len(rows)))):
         left = [level for level, members in by_level.items() if members]
@@ -283,5 +347,9 @@ def choose_fragments(kinds_F5: np.ndarray, levels: Sequence[float], most: int, w
 
 def _pack(parts: Sequence[np.ndarray], width: int) -> Tensor:
     """fp32 [sum of rows, width] of fp16 arrays: the copy out of the mapped files."""
-    rows = np.concatenate([np.asarray(part).reshape(-1, width) for part in parts]) if parts else np.empty((0, width), np.float16)
+    rows = (
+        np.concatenate([np.asarray(part).reshape(-1, width) for part in parts])
+        if parts
+        else np.empty((0, width), np.float16)
+    )
     return torch.from_numpy(rows).float()

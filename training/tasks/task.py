@@ -4,7 +4,7 @@ A task hands over one module per phase whose forward(batch) returns (loss sum, l
 frames, samples, pairs), added up over the global batch. Everything random in a batch is a pure function of (seed, step, song id), so a
 resumed run and any world size see the same numbers.
 
-    task = make_task(recipe, shards)
+    task = make_task(recipe, shards)                         # training/tasks/choose.py
     batch = task.load(songs, Moment(seed=0, epoch=0, step=17))
 """
 
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import ConfigError, InputError, ModelError
 from mudit_engine.models.folder import Part, load_config, load_part, model_folder
+from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.seeding import chooser, generator
-from mudit_engine.training.dataset.shards import Shards
 
 if TYPE_CHECKING:
     from mudit_engine.training.parallel.strategy import Strategy
@@ -72,7 +72,9 @@ class Task(ABC):
     averaged: tuple[str, ...] = ("model",)  # phases with an average of the weights
     asked: tuple[str, ...] = ()  # phases whose module another phase's forward calls
     lr_scale: Mapping[str, float] = {}
-    splits_packs = False  # whether ranks share the songs of every pack, instead of taking different packs
+    splits_packs = (
+        False  # whether ranks share the songs of every pack, instead of taking different packs
+    )
 
     def __init__(self, recipe: Recipe, shards: Shards) -> None:
         self.recipe, self.shards = recipe, shards
@@ -126,7 +128,11 @@ class Task(ABC):
         trained: ModelConfig = load_config(folder)
         ours, theirs = getattr(self.config, self.part), getattr(trained, self.part)
         if ours != theirs:
-            changed = [name for name in type(ours).model_fields if getattr(ours, name) != getattr(theirs, name)]
+            changed = [
+                name
+                for name in type(ours).model_fields
+                if getattr(ours, name) != getattr(theirs, name)
+            ]
             raise ConfigError(
                 f"init='{self.recipe.init}' was trained with another {self.part} configuration (differs in {', '.join(changed)})"
             )
@@ -134,21 +140,6 @@ class Task(ABC):
             module.load_state_dict(load_part(self.part, trained, folder).state_dict())
         except RuntimeError as error:
             raise ModelError(f"init='{self.recipe.init}': {error}") from None
-
-
-def make_task(recipe: Recipe, shards: Shards) -> Task:
-    """The task that a recipe names."""
-    if recipe.task == "vae":
-        from mudit_engine.training.tasks.vae import VaeTask
-
-        return VaeTask(recipe, shards)
-    if recipe.task == "chinmu":
-        from mudit_engine.training.tasks.chinmu import ChinMuTask
-
-        return ChinMuTask(recipe, shards)
-    from mudit_engine.training.tasks.dit import DitTask
-
-    return DitTask(recipe, shards)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -167,7 +158,9 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{f.name: _each_tensor(getattr(value, f.name), change) for f in fields(value)})
+        return type(value)(
+            **{f.name: _each_tensor(getattr(value, f.name), change) for f in fields(value)}
+        )
     if isinstance(value, dict):
         return {name: _each_tensor(item, change) for name, item in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
@@ -178,8 +171,13 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def read(values: Sequence[Tensor | float]) -> Tensor:
     """fp64 host values [n] of scalars here and there, with one read of the device that holds the tensors."""
     on_device = [value for value in values if isinstance(value, Tensor)]
-    copied = iter(torch.stack([value.double() for value in on_device]).tolist() if on_device else ())
-    return torch.tensor([next(copied) if isinstance(value, Tensor) else value for value in values], dtype=torch.float64)
+    copied = iter(
+        torch.stack([value.double() for value in on_device]).tolist() if on_device else ()
+    )
+    return torch.tensor(
+        [next(copied) if isinstance(value, Tensor) else value for value in values],
+        dtype=torch.float64,
+    )
 
 
 def average(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -31,9 +31,9 @@ from mudit_engine.models.vae_losses import (
     generator_loss,
     kl_divergence,
 )
+from mudit_engine.training.parallel.strategy import Logs
 from mudit_engine.training.recipe import VaeStage
 from mudit_engine.training.seeding import permutation
-from mudit_engine.training.parallel.strategy import Logs
 from mudit_engine.training.tasks.chinmu import crop
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 
@@ -59,18 +59,24 @@ class VaeInputs:
 class GeneratorLoss(nn.Module):
     """The VAE and its loss. `adversary` is another phase's module: it is asked here, and trained there."""
 
-    def __init__(self, vae: SpectralVAE, stage: VaeStage, adversary: DiscriminatorLoss | None) -> None:
+    def __init__(
+        self, vae: SpectralVAE, stage: VaeStage, adversary: DiscriminatorLoss | None
+    ) -> None:
         super().__init__()
         self.vae, self.stage = vae, stage
         self.spectral = MultiResolutionStftLoss()
         self.mel = LogMelLoss(vae.config.sample_rate)
-        self._adversary = [adversary] if adversary is not None else []  # a list: its weights are not this module's
+        self._adversary = (
+            [adversary] if adversary is not None else []
+        )  # a list: its weights are not this module's
         self.judged = False
 
     def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:
         """(mean loss of a crop times the crops, logs)."""
         stage, vae, audio_NcS = self.stage, self.vae, inputs.audio_NcS
-        distance = nn.functional.l1_loss if stage.features_distance == "l1" else nn.functional.mse_loss
+        distance = (
+            nn.functional.l1_loss if stage.features_distance == "l1" else nn.functional.mse_loss
+        )
         mean_NTC, logvar_NTC = vae.encode(audio_NcS)
         spectrum = vae.spectrum(mean_NTC + (0.5 * logvar_NTC).exp() * inputs.noise_NTC)
         parts = {
@@ -78,21 +84,33 @@ class GeneratorLoss(nn.Module):
             "kl": (stage.kl, kl_divergence(mean_NTC, logvar_NTC)),
         }
         # two thirds of a step are synthesis and what listens to it: a codec that leaves its phases to refinement needs none of it
-        decoded_NcS = vae.synthesise(spectrum) if stage.spectral or stage.mel or self._adversary else None
+        decoded_NcS = (
+            vae.synthesise(spectrum) if stage.spectral or stage.mel or self._adversary else None
+        )
         if decoded_NcS is not None:
             parts["spectral"] = (stage.spectral, self.spectral(decoded_NcS, audio_NcS))
             parts["mel"] = (stage.mel, self.mel(decoded_NcS, audio_NcS))
         if self.judged and self.training and decoded_NcS is not None:
             # the middle of a crop: its ends have less context, and discriminators cost more than the codec
-            spare = max(0, audio_NcS.shape[2] - round(stage.adversarial_seconds * vae.config.sample_rate))
+            spare = max(
+                0, audio_NcS.shape[2] - round(stage.adversarial_seconds * vae.config.sample_rate)
+            )
             part = slice(spare // 2, audio_NcS.shape[2] - (spare - spare // 2))
             real, fake = self._adversary[0].judge(audio_NcS[..., part], decoded_NcS[..., part])
-            inputs.judged.real, inputs.judged.decoded = audio_NcS[..., part], decoded_NcS[..., part].detach()
+            inputs.judged.real, inputs.judged.decoded = (
+                audio_NcS[..., part],
+                decoded_NcS[..., part].detach(),
+            )
             parts["adversarial"] = (stage.adversarial, generator_loss(fake))
-            parts["feature_matching"] = (stage.adversarial * stage.feature_matching, feature_matching(real, fake))
+            parts["feature_matching"] = (
+                stage.adversarial * stage.feature_matching,
+                feature_matching(real, fake),
+            )
         crops = len(audio_NcS)
         loss = torch.stack([weight * value for weight, value in parts.values()]).sum() * crops
-        return loss, {name: (value.detach() * crops, float(crops)) for name, (_, value) in parts.items()}
+        return loss, {
+            name: (value.detach() * crops, float(crops)) for name, (_, value) in parts.items()
+        }
 
 
 class DiscriminatorLoss(nn.Module):
@@ -111,11 +129,17 @@ class DiscriminatorLoss(nn.Module):
             self.discriminator.requires_grad_(True)
 
     def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:
-        real, fake = self.discriminator(inputs.judged.real), self.discriminator(inputs.judged.decoded)
+        real, fake = (
+            self.discriminator(inputs.judged.real),
+            self.discriminator(inputs.judged.decoded),
+        )
         crops = float(len(inputs.audio_NcS))
         logs: Logs = {}
         for name, verdict in (("real", real), ("decoded", fake)):
-            logs[name] = (torch.stack([logits.detach().mean() for logits in verdict.logits]).mean() * crops, crops)
+            logs[name] = (
+                torch.stack([logits.detach().mean() for logits in verdict.logits]).mean() * crops,
+                crops,
+            )
         return discriminator_loss(real, fake) * crops, logs
 
 
@@ -140,7 +164,11 @@ class VaeTask(Task):
             )
         vae = SpectralVAE(config)
         self.initialise(vae)
-        adversary = DiscriminatorLoss(config.channels, self.stage.discriminator_width) if self.stage.adversarial else None
+        adversary = (
+            DiscriminatorLoss(config.channels, self.stage.discriminator_width)
+            if self.stage.adversarial
+            else None
+        )
         self.generator = GeneratorLoss(vae, self.stage, adversary)
         modules: dict[str, nn.Module] = {"generator": self.generator}
         if adversary is not None:
@@ -150,7 +178,9 @@ class VaeTask(Task):
         return modules
 
     def active(self, step: int) -> tuple[str, ...]:
-        self.generator.judged = "discriminator" in self.phases and step >= self.stage.adversarial_from
+        self.generator.judged = (
+            "discriminator" in self.phases and step >= self.stage.adversarial_from
+        )
         return self.phases if self.generator.judged else ("generator",)
 
     def costs(self) -> np.ndarray:
@@ -161,16 +191,26 @@ class VaeTask(Task):
         crops, noise = [], []
         for record in records:
             self._check_rate(record.id, int(record.metadata["sample_rate"]))
-            audio = crop(record["audio"], self.samples, moment.chooser("crop", record.id) if moment.training else None)
+            audio = crop(
+                record["audio"],
+                self.samples,
+                moment.chooser("crop", record.id) if moment.training else None,
+            )
             # a shorter song goes round: padding would teach silence
             crops.append(np.resize(audio, (self.samples, audio.shape[1])).T)
             shape = (self.frames, self.config.vae.latent_channels)
-            noise.append(torch.randn(shape, generator=moment.generator("posterior", record.id)) if moment.training else torch.zeros(shape))
+            noise.append(
+                torch.randn(shape, generator=moment.generator("posterior", record.id))
+                if moment.training
+                else torch.zeros(shape)
+            )
         audio_NcS = torch.from_numpy(np.stack(crops).astype(np.float32) / 32767.0)
         inputs = VaeInputs(audio_NcS, torch.stack(noise))
         seconds = len(records) * self.samples / self.config.vae.sample_rate
         ids = tuple(record.id for record in records)
-        return Batch(ids, float(len(records)), inputs, tokens=len(records) * self.frames, seconds=seconds)
+        return Batch(
+            ids, float(len(records)), inputs, tokens=len(records) * self.frames, seconds=seconds
+        )
 
     def _check_rate(self, song_id: str, rate: int) -> None:
         if rate != self.config.vae.sample_rate:
@@ -182,8 +222,12 @@ class VaeTask(Task):
         """Fits the linear codec in closed form on songs of the training split."""
         if self.stage.warm_start == "none" or self.recipe.init is not None:
             return
-        kept = self.generator.vae.fit_linear(self._some_songs(), emphasis=self.stage.emphasis, seed=self.recipe.seed)
-        log.info("linear codec fitted: it keeps %.1f %% of the variance of the features", 100 * kept)
+        kept = self.generator.vae.fit_linear(
+            self._some_songs(), emphasis=self.stage.emphasis, seed=self.recipe.seed
+        )
+        log.info(
+            "linear codec fitted: it keeps %.1f %% of the variance of the features", 100 * kept
+        )
 
     def finish(self) -> None:
         """Measures the latents' mean and spread with the averaged weights."""
@@ -191,7 +235,12 @@ class VaeTask(Task):
 
     def _some_songs(self) -> list[Tensor]:
         numbers = self.shards.numbers("train")[: self.recipe.data.limit_songs]
-        chosen = numbers[permutation(len(numbers), "warm-start", self.recipe.seed)][: self.stage.statistics_songs]
+        chosen = numbers[permutation(len(numbers), "warm-start", self.recipe.seed)][
+            : self.stage.statistics_songs
+        ]
         device = self.generator.vae.latent_mean.device
         records = [self.shards.read(number) for number in chosen]
-        return [torch.from_numpy(record["audio"].T.astype(np.float32) / 32767.0).to(device) for record in records]
+        return [
+            torch.from_numpy(record["audio"].T.astype(np.float32) / 32767.0).to(device)
+            for record in records
+        ]

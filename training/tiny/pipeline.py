@@ -23,7 +23,17 @@ from mudit_engine.files import atomic_path
 
 log = logging.getLogger(__name__)
 
-STEPS = ("corpus", "audio", "vae", "chinmu", "latents", "pretrain", "finetune", "pretrain-mudit", "finetune-mudit")
+STEPS = (
+    "corpus",
+    "audio",
+    "vae",
+    "chinmu",
+    "latents",
+    "pretrain",
+    "finetune",
+    "pretrain-mudit",
+    "finetune-mudit",
+)
 RECIPES = {
     "vae": "tiny-vae",
     "chinmu": "tiny-chinmu",
@@ -93,8 +103,19 @@ def _audio(plan: Plan) -> None:
     from mudit_engine.training.dataset.sources import open_source
 
     vae = load_config("tiny").vae
-    done = encode_audio(open_source(plan.corpus), plan.work / "audio", sample_rate=vae.sample_rate, channels=vae.channels)
-    log.info("%d songs, %.1f minutes encoded, %d were there, %d refused", done.songs, done.seconds / 60, done.skipped, len(done.refused))
+    done = encode_audio(
+        open_source(plan.corpus),
+        plan.work / "audio",
+        sample_rate=vae.sample_rate,
+        channels=vae.channels,
+    )
+    log.info(
+        "%d songs, %.1f minutes encoded, %d were there, %d refused",
+        done.songs,
+        done.seconds / 60,
+        done.skipped,
+        len(done.refused),
+    )
 
 
 def _latents(plan: Plan) -> None:
@@ -111,13 +132,22 @@ def _latents(plan: Plan) -> None:
     with atomic_path(note) as aside:
         aside.write_text(json.dumps(codec))
     done = encode_latents(open_source(plan.corpus), out, model=plan.codec)
-    log.info("%d songs, %.1f minutes encoded, %d were there, %d refused", done.songs, done.seconds / 60, done.skipped, len(done.refused))
+    log.info(
+        "%d songs, %.1f minutes encoded, %d were there, %d refused",
+        done.songs,
+        done.seconds / 60,
+        done.skipped,
+        len(done.refused),
+    )
 
 
 def _digest(folder: Path) -> dict[str, str]:
     import hashlib
 
-    return {part: hashlib.sha256((folder / f"{part}.safetensors").read_bytes()).hexdigest() for part in ("vae", "chinmu")}
+    return {
+        part: hashlib.sha256((folder / f"{part}.safetensors").read_bytes()).hexdigest()
+        for part in ("vae", "chinmu")
+    }
 
 
 def _train(plan: Plan, step: str) -> None:
@@ -143,16 +173,40 @@ def _train(plan: Plan, step: str) -> None:
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), default=Path("data/tiny"), show_default=True, help="Folder of everything.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("data/tiny"),
+    show_default=True,
+    help="Folder of everything.",
+)
 @click.option("--songs", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that make the corpus.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that make the corpus.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of torch.")
 @click.option("--only", default=",".join(STEPS), help="Steps to run, separated by commas.")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="STEP:KEY=VALUE", help="Change a recipe's field, for example vae:steps=500. Repeatable."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="STEP:KEY=VALUE",
+    help="Change a recipe's field, for example vae:steps=500. Repeatable.",
 )
-def main(work: Path, songs: int, seed: int, workers: int, threads: int | None, only: str, overrides: tuple[str, ...]) -> None:
+def main(
+    work: Path,
+    songs: int,
+    seed: int,
+    workers: int,
+    threads: int | None,
+    only: str,
+    overrides: tuple[str, ...],
+) -> None:
     """Make the embedded models from nothing."""
     import torch
 
@@ -163,7 +217,9 @@ def main(work: Path, songs: int, seed: int, workers: int, threads: int | None, o
     for override in overrides:
         step, colon, assignment = override.partition(":")
         if not colon or step not in RECIPES:
-            raise InputError(f"--set {override!r} must be STEP:KEY=VALUE with a step of {', '.join(RECIPES)}")
+            raise InputError(
+                f"--set {override!r} must be STEP:KEY=VALUE with a step of {', '.join(RECIPES)}"
+            )
         by_step[step] = (*by_step.get(step, ()), assignment)
     plan = Plan(work, songs=songs, seed=seed, workers=workers, threads=threads, overrides=by_step)
     try:

@@ -1,8 +1,8 @@
 """What an evaluation knows of a song: where its audio is, what was asked for, what is sung; and the edits that rows of tables are made of.
 
-    song = EvalSong(id="11-000001", audio=Path("mix.flac"), ...)
-    audio, rate = song.load()
-    shuffled(audio, rate), noise_like(audio)
+song = EvalSong(id="11-000001", audio=Path("mix.flac"), ...)
+audio, rate = song.load()
+shuffled(audio, rate), noise_like(audio)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mudit_engine.audio import load_audio
 from mudit_engine.errors import InputError
+from mudit_engine.metrics.ctc import SungSyllable
 
 T = TypeVar("T")
 USERS = ("professional", "amateur")
@@ -33,15 +34,6 @@ class Track(Protocol):
 def silent_track(items: Sequence[T], text: str) -> Iterable[T]:
     """A Track that shows nothing."""
     return items
-
-
-@dataclass(frozen=True)
-class SungSyllable:
-    """Phonemes of one syllable, without tones and stress, and when its vowel sounds, in seconds."""
-
-    phonemes: tuple[str, ...]
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -81,11 +73,18 @@ LABELS: dict[str, Callable[[EvalSong], str | None]] = {
 """What the probes are asked; None leaves the song out."""
 
 
-def parted(songs: Sequence[EvalSong], *, held_out: int, training: int) -> tuple[list[EvalSong], list[EvalSong]]:
+def parted(
+    songs: Sequence[EvalSong], *, held_out: int, training: int
+) -> tuple[list[EvalSong], list[EvalSong]]:
     """(held-out songs, training songs), at most so many of each, drawn evenly over the corpus. Raises InputError when too few are there."""
-    test, train = [song for song in songs if song.held_out], [song for song in songs if not song.held_out]
+    test, train = (
+        [song for song in songs if song.held_out],
+        [song for song in songs if not song.held_out],
+    )
     if len(test) < 4 or len(train) < 8:
-        raise InputError(f"the corpus has {len(test)} held-out and {len(train)} training songs: at least 4 and 8 are needed, make more")
+        raise InputError(
+            f"the corpus has {len(test)} held-out and {len(train)} training songs: at least 4 and 8 are needed, make more"
+        )
     return _evenly(test, held_out), _evenly(train, training)
 
 

@@ -3,15 +3,14 @@
     q = rms(x Wq) gq        k = R(p) (rms(x Wk) gk)        v = x Wv
 
 Queries are rotated inside the attention kernel, once per tile; keys here, once per song, so that cross-attention keys can be cached.
-R(p) turns the pair (a, b) by p / base^(i / n). Pairs are half-split inside the chunks of a head: 64 -> (64,), 96 -> (64, 32),
-128 -> (128,), so that a head of 96 is two matrix products of 64 and 32 with no padded columns.
+How R(p) pairs the columns of a head is defined in rotary.py.
 
     cos, sin = rope_table(positions, 96)
     q, k, v = pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=16)
 
 A program takes a tile of rows of one section (q of a stream, k or v) and walks over its heads, so that the tile's fp32 table is read once.
 Backward un-rotates, recomputes the RMS (cheaper than keeping it) and leaves one partial row of each gain's gradient per program.
-One file past 600 lines, as forward and backward must agree on where every section and pair lies.
+Forward and backward share one file, as they must agree on where every section and pair lies.
 """
 
 from __future__ import annotations
@@ -23,44 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .rotary import rope_chunks, rotate_reference
 from .rows import DTYPES, aligned, on_device, processors, row_pointers, segment_sums
 
 EPS = 1e-6
-
-
-def rope_chunks(head_dim: int) -> tuple[int, ...]:
-    """Widths of the half-split chunks of one head: the largest power of two, then the rest."""
-    chunks = []
-    while head_dim:
-        width = 1 << (head_dim.bit_length() - 1)
-        chunks.append(width)
-        head_dim -= width
-    return tuple(chunks)
-
-
-def rope_table(positions: Tensor, head_dim: int, *, base: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, K/2] in fp32 for float positions [T]. Frequency i is base^(-2i/K), i counted through the chunks."""
-    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
-    angle = positions.to(torch.float64)[:, None] * frequency
-    return angle.cos().float(), angle.sin().float()
-
-
-def rotate_reference(x_THK: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tensor:
-    """Rotates the pairs of x [..., T, H, K] by tables [..., T, K/2] (or [..., T, H, K/2], an angle per head). Returns a new tensor of
-    x's dtype."""
-    if cos.dim() < x_THK.dim():
-        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    if inverse:
-        sin = -sin
-    wide = torch.promote_types(x_THK.dtype, torch.float32)
-    halves = [width // 2 for width in rope_chunks(x_THK.shape[-1])]
-    # splits rather than slices: a slice's gradient is as large as x
-    x_parts = x_THK.to(wide).split([half for half in halves for _ in range(2)], -1)
-    parts = []
-    for number, (c, s) in enumerate(zip(cos.to(wide).split(halves, -1), sin.to(wide).split(halves, -1), strict=True)):
-        a, b = x_parts[2 * number : 2 * number + 2]
-        parts += [a * c - b * s, a * s + b * c]
-    return torch.cat(parts, -1).to(x_THK.dtype)
 
 
 def rms_norm_reference(x: Tensor, gain: Tensor | None, *, eps: float = EPS) -> Tensor:
@@ -71,7 +36,15 @@ def rms_norm_reference(x: Tensor, gain: Tensor | None, *, eps: float = EPS) -> T
 
 
 def pack_qkv_reference(
-    qkv: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, q_streams: int = 1, eps: float = EPS
+    qkv: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    q_streams: int = 1,
+    eps: float = EPS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splits qkv [..., T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams, into q [..., T, S H, K], k and v
     [..., T, H, K].
@@ -101,8 +74,13 @@ def pack_kv_reference(
 
 def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
     backward = "dx_ptr" in args
-    x, elements = args["x_ptr"], args["n_rows"] * args["SECTIONS"] * args["HEADS"] * args["HEAD_DIM"]
-    bytes_moved = elements * x.element_size() * (3 if backward else 2) + args["n_rows"] * args["HEAD_DIM"] * 4
+    x, elements = (
+        args["x_ptr"],
+        args["n_rows"] * args["SECTIONS"] * args["HEADS"] * args["HEAD_DIM"],
+    )
+    bytes_moved = (
+        elements * x.element_size() * (3 if backward else 2) + args["n_rows"] * args["HEAD_DIM"] * 4
+    )
     return {
         "name": f"pack_{'bwd' if backward else 'fwd'}_{tuple(x.shape)}",
         "flops32": elements * (14 if backward else 7),
@@ -163,7 +141,10 @@ def _pack_section_fwd(
     if ROTATE:
         cos, sin = _load_table(cos_ptr, sin_ptr, rows, mask, HEAD_DIM, BLOCK)
     for head in tl.range(0, HEADS, loop_unroll_factor=2):
-        x_head, out_head = x_ptrs + head * HEAD_DIM, out_ptrs + tl.multiple_of(head * stride_out_head, 8)
+        x_head, out_head = (
+            x_ptrs + head * HEAD_DIM,
+            out_ptrs + tl.multiple_of(head * stride_out_head, 8),
+        )
         a = tl.load(x_head + a_col, mask=mask, other=0.0).to(tl.float32)
         b = tl.load(x_head + b_col, mask=mask, other=0.0).to(tl.float32)
         if NORM:
@@ -215,19 +196,69 @@ def _pack_fwd_kernel(
     if section == key:
         k_ptrs = row_pointers(k_ptr, rows, stride_k_row) + tl.multiple_of(head * stride_k_head, 8)
         _pack_section_fwd(
-            x_ptrs, k_ptrs, k_gain_ptr, cos_ptr, sin_ptr, rows, n_rows, stride_k_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, K_NORM, True
+            x_ptrs,
+            k_ptrs,
+            k_gain_ptr,
+            cos_ptr,
+            sin_ptr,
+            rows,
+            n_rows,
+            stride_k_head,
+            0,
+            eps,
+            GROUP,
+            HEAD_DIM,
+            CHUNK,
+            BLOCK,
+            K_NORM,
+            True,
         )
     elif section == key + 1:
         if HAS_V:
-            v_ptrs = row_pointers(v_ptr, rows, stride_v_row) + tl.multiple_of(head * stride_v_head, 8)
+            v_ptrs = row_pointers(v_ptr, rows, stride_v_row) + tl.multiple_of(
+                head * stride_v_head, 8
+            )
             _pack_section_fwd(
-                x_ptrs, v_ptrs, None, None, None, rows, n_rows, stride_v_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, False, False
+                x_ptrs,
+                v_ptrs,
+                None,
+                None,
+                None,
+                rows,
+                n_rows,
+                stride_v_head,
+                0,
+                eps,
+                GROUP,
+                HEAD_DIM,
+                CHUNK,
+                BLOCK,
+                False,
+                False,
             )
     elif HAS_Q:
         stream = tl.maximum(section - 2, 0)
-        q_ptrs = row_pointers(q_ptr, rows, (SECTIONS - 2) * HEADS * HEAD_DIM) + (stream * HEADS + head) * HEAD_DIM
+        q_ptrs = (
+            row_pointers(q_ptr, rows, (SECTIONS - 2) * HEADS * HEAD_DIM)
+            + (stream * HEADS + head) * HEAD_DIM
+        )
         _pack_section_fwd(
-            x_ptrs, q_ptrs, q_gain_ptr, None, None, rows, n_rows, HEAD_DIM, stream, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, Q_NORM, False
+            x_ptrs,
+            q_ptrs,
+            q_gain_ptr,
+            None,
+            None,
+            rows,
+            n_rows,
+            HEAD_DIM,
+            stream,
+            eps,
+            GROUP,
+            HEAD_DIM,
+            CHUNK,
+            BLOCK,
+            Q_NORM,
+            False,
         )
 
 
@@ -258,11 +289,18 @@ def _pack_section_bwd(
     mask = (rows < n_rows)[:, None] & inside
     if NORM:
         gain_a, gain_b = _load_gain(gain_ptr, stream, a_col, b_col, inside, HEAD_DIM)
-        dgain_a, dgain_b = tl.zeros((TILE_ROWS, BLOCK), tl.float32), tl.zeros((TILE_ROWS, BLOCK), tl.float32)
+        dgain_a, dgain_b = (
+            tl.zeros((TILE_ROWS, BLOCK), tl.float32),
+            tl.zeros((TILE_ROWS, BLOCK), tl.float32),
+        )
     if ROTATE:
         cos, sin = _load_table(cos_ptr, sin_ptr, rows, mask, HEAD_DIM, BLOCK)
     for head in range(HEADS):
-        x_head, d_head, dx_head = x_ptrs + head * HEAD_DIM, d_ptrs + tl.multiple_of(head * stride_d_head, 8), dx_ptrs + head * HEAD_DIM
+        x_head, d_head, dx_head = (
+            x_ptrs + head * HEAD_DIM,
+            d_ptrs + tl.multiple_of(head * stride_d_head, 8),
+            dx_ptrs + head * HEAD_DIM,
+        )
         da = tl.load(d_head + a_col, mask=mask, other=0.0).to(tl.float32)
         db = tl.load(d_head + b_col, mask=mask, other=0.0).to(tl.float32)
         if ROTATE:
@@ -325,7 +363,10 @@ def _pack_bwd_kernel(
     head, part = group * GROUP, tile * groups + group
     key: tl.constexpr = 1 if HAS_Q else 0
     x_ptrs = row_pointers(x_ptr, rows, stride_x_row) + (section * HEADS + head) * HEAD_DIM
-    dx_ptrs = row_pointers(dx_ptr, rows, SECTIONS * HEADS * HEAD_DIM) + (section * HEADS + head) * HEAD_DIM
+    dx_ptrs = (
+        row_pointers(dx_ptr, rows, SECTIONS * HEADS * HEAD_DIM)
+        + (section * HEADS + head) * HEAD_DIM
+    )
     if section == key:
         dk_ptrs, part_ptr = row_pointers(dk_ptr, rows, stride_dk_row), k_parts_ptr + part * HEAD_DIM
         _pack_section_bwd(
@@ -340,14 +381,19 @@ def _pack_bwd_kernel(
         )  # fmt: skip
     elif HAS_Q:
         stream = tl.maximum(section - 2, 0)
-        dq_ptrs, part_ptr = row_pointers(dq_ptr, rows, stride_dq_row), q_parts_ptr + (stream * n_parts + part) * HEAD_DIM
+        dq_ptrs, part_ptr = (
+            row_pointers(dq_ptr, rows, stride_dq_row),
+            q_parts_ptr + (stream * n_parts + part) * HEAD_DIM,
+        )
         _pack_section_bwd(
             x_ptrs, dq_ptrs + tl.multiple_of((stream * HEADS + head) * stride_dq_head, 8), dx_ptrs, q_gain_ptr, None, None, part_ptr,
             rows, n_rows, stride_dq_head, stream, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, Q_NORM, False,
         )  # fmt: skip
 
 
-def _shape_of_program(x: Tensor, sections: int, heads: int, head_dim: int, *, per_thread: int = 8) -> dict[str, int]:
+def _shape_of_program(
+    x: Tensor, sections: int, heads: int, head_dim: int, *, per_thread: int = 8
+) -> dict[str, int]:
     """Tile of `per_thread` elements of each half; all heads (the table is read once), fewer when the rest makes too few programs."""
     block = triton.next_power_of_2(head_dim // 2)
     tile_rows = max(128 * per_thread // block, 1)
@@ -368,7 +414,12 @@ def _shape_of_program(x: Tensor, sections: int, heads: int, head_dim: int, *, pe
 
 def _aligned_heads(x: Tensor) -> Tensor:
     """x [T, H, K] with rows and heads that 16-byte accesses can reach (hints speak of 8 elements, whatever the type)."""
-    ready = x.stride(2) == 1 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
+    ready = (
+        x.stride(2) == 1
+        and x.stride(0) % 8 == 0
+        and x.stride(1) % 8 == 0
+        and x.data_ptr() % 16 == 0
+    )
     return x if ready else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -395,7 +446,9 @@ def _launch_forward(
         programs = q_streams + 1 + (v is not None)
         shape = _shape_of_program(x, programs, heads, head_dim)
         with on_device(x.device):
-            _pack_fwd_kernel[triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]](
+            _pack_fwd_kernel[
+                triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]
+            ](
                 x,
                 _gain(q_gain),
                 _gain(k_gain),
@@ -423,9 +476,18 @@ def _launch_forward(
 
 @torch.library.custom_op("mudit::pack", mutates_args=())
 def _pack(
-    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, heads: int, q_streams: int, eps: float
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    q_streams: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    k = torch.empty(x.shape[0], heads, x.shape[1] // ((q_streams + 2) * heads), dtype=x.dtype, device=x.device)
+    k = torch.empty(
+        x.shape[0], heads, x.shape[1] // ((q_streams + 2) * heads), dtype=x.dtype, device=x.device
+    )
     v = torch.empty_like(k)
     return _launch_forward(x, q_gain, k_gain, cos, sin, k, v, q_streams, eps), k, v
 
@@ -447,7 +509,15 @@ def _pack_into(
 
 @torch.library.custom_op("mudit::pack_backward", mutates_args=())
 def _pack_backward(
-    dq: Tensor, dk: Tensor, dv: Tensor, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, q_gain [S, K] and k_gain [1, K] (empty where there is no gain)."""
     rows, heads, head_dim = dk.shape
@@ -456,8 +526,13 @@ def _pack_backward(
     # one 16-byte access a thread in each half: with more, fp32 spills on sm_100
     shape = _shape_of_program(x, q_streams + 2, heads, head_dim, per_thread=16 // x.element_size())
     tiles, groups = triton.cdiv(rows, shape["TILE_ROWS"]), heads // shape["GROUP"]
-    parts = torch.empty(q_streams + 1, tiles * groups, head_dim, dtype=torch.float32, device=x.device)
-    q_parts, k_parts = parts[1:] if q_gain is not None else parts[:0], parts[:1] if k_gain is not None else parts[:0]
+    parts = torch.empty(
+        q_streams + 1, tiles * groups, head_dim, dtype=torch.float32, device=x.device
+    )
+    q_parts, k_parts = (
+        parts[1:] if q_gain is not None else parts[:0],
+        parts[:1] if k_gain is not None else parts[:0],
+    )
     if rows:
         x, dq, dk, dv = aligned(x), _aligned_heads(dq), _aligned_heads(dk), _aligned_heads(dv)
         with on_device(x.device):
@@ -496,7 +571,14 @@ def _pack_backward(
 
 @_pack.register_fake
 def _(
-    x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, heads: int, q_streams: int, eps: float
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    q_streams: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     head_dim = x.shape[1] // ((q_streams + 2) * heads)
     q = x.new_empty(x.shape[0], q_streams * heads, head_dim)
@@ -504,18 +586,40 @@ def _(
 
 
 @_pack_into.register_fake
-def _(x: Tensor, q_gain: Any, k_gain: Any, cos: Tensor, sin: Tensor, k: Tensor, v: Tensor | None, q_streams: int, eps: float) -> Tensor:
+def _(
+    x: Tensor,
+    q_gain: Any,
+    k_gain: Any,
+    cos: Tensor,
+    sin: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    q_streams: int,
+    eps: float,
+) -> Tensor:
     return x.new_empty(x.shape[0], q_streams * k.shape[1], k.shape[2])
 
 
 @_pack_backward.register_fake
 def _(
-    dq: Tensor, dk: Tensor, dv: Tensor, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cos: Tensor, sin: Tensor, eps: float
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gain, streams = q_gain if q_gain is not None else k_gain, dq.shape[1] // dk.shape[1]
     dtype = x.dtype if gain is None else gain.dtype
     dq_gain = x.new_empty(0 if q_gain is None else streams, dk.shape[2], dtype=dtype)
-    return x.new_empty(x.shape), dq_gain, x.new_empty(0 if k_gain is None else 1, dk.shape[2], dtype=dtype)
+    return (
+        x.new_empty(x.shape),
+        dq_gain,
+        x.new_empty(0 if k_gain is None else 1, dk.shape[2], dtype=dtype),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -524,9 +628,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-    x, q_gain, k_gain, cos, sin = ctx.saved_tensors  # once: a second look is an error inside a checkpoint
+    x, q_gain, k_gain, cos, sin = (
+        ctx.saved_tensors
+    )  # once: a second look is an error inside a checkpoint
     dx, dq_gain, dk_gain = _pack_backward(dq, dk, dv, x, q_gain, k_gain, cos, sin, ctx.eps)
-    return dx, None if q_gain is None else dq_gain, None if k_gain is None else dk_gain[0], None, None, None, None, None
+    return (
+        dx,
+        None if q_gain is None else dq_gain,
+        None if k_gain is None else dk_gain[0],
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _pack.register_autograd(_differentiate, setup_context=_save)
@@ -566,8 +681,12 @@ def _run(
         if given is not None and tuple(given.shape) != shape:
             raise ValueError(f"{name} of shape {tuple(given.shape)}: this projection needs {shape}")
     if cos.dtype != torch.float32 or sin.dtype != torch.float32:
-        raise ValueError(f"RoPE tables of {cos.dtype}, {sin.dtype}: pass float32 (rope_table makes them)")
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, q_gain, k_gain))
+        raise ValueError(
+            f"RoPE tables of {cos.dtype}, {sin.dtype}: pass float32 (rope_table makes them)"
+        )
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, q_gain, k_gain)
+    )
     if k_out is None and v_out is None and needs_grad:
         return _pack(x, q_gain, k_gain, cos, sin, heads, q_streams, eps)
     if needs_grad:
@@ -579,10 +698,18 @@ def _run(
             raise ValueError(
                 f"{name} of {given.dtype}, strides {given.stride()}: pass {x.dtype} with a dense last axis and 16-byte rows and heads"
             )
-    k = torch.empty(rows, heads, head_dim, dtype=x.dtype, device=x.device) if k_out is None else k_out
+    k = (
+        torch.empty(rows, heads, head_dim, dtype=x.dtype, device=x.device)
+        if k_out is None
+        else k_out
+    )
     q = _pack_into(x, q_gain, k_gain, cos, sin, k, v_out, q_streams, eps)
     # nobody asked for v elsewhere: it stays where the projection wrote it
-    v = x.view(rows, sections, heads, head_dim)[:, 2 if q_streams else 1] if v_out is None else v_out
+    v = (
+        x.view(rows, sections, heads, head_dim)[:, 2 if q_streams else 1]
+        if v_out is None
+        else v_out
+    )
     return q, k, v
 
 

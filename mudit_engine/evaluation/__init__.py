@@ -1,0 +1,1 @@
+"""What judges: rows, bars and pictures made of the figures in metrics."""

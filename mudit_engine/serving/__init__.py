@@ -1,0 +1,1 @@
+"""Servers that answer requests with songs."""
