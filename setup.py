@@ -10,8 +10,8 @@ from setuptools import find_namespace_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "mudit_engine/__init__.py").read_text())[1]
 
-# torch 2.13.0 is exact: a range lets pip take a build with several GB of CUDA libraries, and Triton 3.7.1 is the release
-# that pairs with it (3.8 and 3.9 spill registers where 3.7 does not).
+# torch 2.13.0 is exact: a range lets pip take a build with several GB of CUDA libraries, and Triton
+# 3.7.1 is the release that pairs with it (3.8 and 3.9 spill registers where 3.7 does not).
 CORE = [
     "torch==2.13.0",
     "triton==3.7.1; platform_system == 'Linux'",
@@ -57,7 +57,8 @@ EXTRAS = {
     "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],
-    # only where its GPU is; polygraphy also parses the build commands that are written for GPU hosts
+    # only where its GPU is; polygraphy also parses the build commands that are written for GPU
+    # hosts
     "quantize": [
         "nvidia-modelopt"
     ],  # in an environment of its own, on the GPU host: it wants another onnx

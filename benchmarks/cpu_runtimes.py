@@ -1,13 +1,15 @@
-"""Seconds of a denoising step, of a decoded chunk and of a whole song on the CPU, by every runtime of a deployment folder, interleaved.
+"""Seconds of a denoising step, of a decoded chunk and of a whole song on the CPU, by every runtime
+of a deployment folder, interleaved.
 
     rows = run(Path("deploy"), runtimes=("onnxruntime", "openvino"), lengths=(30.0,), rounds=5)     # or: mudit bench runtimes
 
-torch is this package in fp32, torch-bf16 the same with its networks in bf16; torch.stft, where the codec searches for phases, is the same
-search by torch.stft and torch.istft on whole songs, as torchaudio has it.
+torch is this package in fp32, torch-bf16 the same with its networks in bf16; torch.stft, where the
+codec searches for phases, is the same search by torch.stft and torch.istft on whole songs, as
+torchaudio has it.
 
-A round runs each runtime once, in an order that turns from round to round. Nothing is timed before its result was held to PyTorch's
-(export/parity.py's limits; BF16_LIMITS). CPU seconds are what the process used, all threads together: on a machine that others use too they
-say more than seconds do.
+A round runs each runtime once, in an order that turns from round to round. Nothing is timed before
+its result was held to PyTorch's (export/parity.py's limits; BF16_LIMITS). CPU seconds are what the
+process used, all threads together: on a machine that others use too they say more than seconds do.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from mudit_engine.sizes import song_frames
 RUNTIMES = ("onnxruntime", "openvino")
 BF16, PEER = "torch-bf16", "torch.stft"
 PEER_LIMIT = 1.15  # the peer's spectra may be that much nearer to those asked for, or farther
-# of latents after a step, of audio, and of latents after all steps, along which roundings to 8 bits add up
+# of latents after a step, of audio, and of latents after all steps, along which roundings to 8 bits
+# add up
 BF16_LIMITS = {"step": 1e-2, "decode": 1e-1, "song": 2e-1}
 WORKS = ("step", "decode", "song")
 TOKENS_PER_SECOND = 4.0  # lyric tokens of an ordinary song
@@ -174,11 +177,13 @@ def _decodes(
         peer = PlainPhaseSearch(pipelines["torch"].vae)
         ours, theirs = peer.inconsistency(latents)
         report(
-            f"spectra of the audio differ from those asked for by {ours:.3f}, the peer's by {theirs:.3f}"
+            f"spectra of the audio differ from those asked for by {ours:.3f}, the peer's by "
+            f"{theirs:.3f}"
         )
         if not theirs / PEER_LIMIT <= ours <= theirs * PEER_LIMIT:
             raise GateError(
-                f"the phase search ends {ours:.3f} from what was asked for, the peer's {theirs:.3f}: they do not do equal work"
+                f"the phase search ends {ours:.3f} from what was asked for, the peer's "
+                f"{theirs:.3f}: they do not do equal work"
             )
         calls[PEER] = partial(peer.decode, latents)
     return calls
@@ -187,7 +192,9 @@ def _decodes(
 def _few_steps(
     config: ModelConfig, pipelines: dict[str, SongPipeline]
 ) -> dict[str, torch.Tensor] | None:
-    """Audio to compare where the codec searches for phases: after all of its steps no two runtimes agree (export/parity.py)."""
+    """Audio to compare where the codec searches for phases: after all of its steps no two runtimes
+    agree (export/parity.py).
+    """
     if not (steps := min(config.vae.phase_refinements, FEW_STEPS)):
         return None
     vae = pipelines["torch"].vae
@@ -223,7 +230,9 @@ def _measure(
     limits: dict[str, float],
     first: dict[str, torch.Tensor] | None = None,
 ) -> list[dict[str, Any]]:
-    """What a Row says of every call, those in `limits` held to PyTorch; `first` is what to compare where it is not what the calls give."""
+    """What a Row says of every call, those in `limits` held to PyTorch; `first` is what to compare
+    where it is not what the calls give.
+    """
     results = {
         name: call().clone() for name, call in calls.items()
     }  # also the warm-up: compilation, pages, thread pools
@@ -232,7 +241,8 @@ def _measure(
     for name, error in difference.items():
         if not error <= limits[name]:
             raise GateError(
-                f"{name} differs from PyTorch by {error:.1e} (limit {limits[name]:.0e}): no speed is reported"
+                f"{name} differs from PyTorch by {error:.1e} (limit {limits[name]:.0e}): no speed "
+                f"is reported"
             )
     walls: dict[str, list[float]] = {name: [] for name in calls}
     cpus: dict[str, list[float]] = {name: [] for name in calls}

@@ -1,10 +1,12 @@
-"""Peak memory and time of the VAE decode of one song, for several chunk sizes and for the whole song at once.
+"""Peak memory and time of the VAE decode of one song, for several chunk sizes and for the whole
+song at once.
 
     python -m mudit_engine.benchmarks.decode_memory --preset musit-380m --seconds 260 --chunks 32,128,512,0 --json
 
-Each chunk size (0: the whole song in one piece) runs in a process of its own. `peak_mib` is the peak of the resident memory above what the
-process held with the weights loaded; the finished audio is part of it. Weights are random: neither memory nor time depends on them.
-Reads /proc, so it runs on Linux.
+Each chunk size (0: the whole song in one piece) runs in a process of its own. `peak_mib` is the
+peak of the resident memory above what the process held with the weights loaded; the finished audio
+is part of it. Weights are random: neither memory nor time depends on them. Reads /proc, so it runs
+on Linux.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import click
 
 
 def measure(preset: str, seconds: float, chunk_frames: int, threads: int) -> dict[str, Any]:
-    """One decode in this process: peak memory in MiB, seconds, and their ratio to the length of the audio."""
+    """One decode in this process: peak memory in MiB, seconds, and their ratio to the length of the
+    audio.
+    """
     import torch
 
     from mudit_engine.config import load_config
@@ -85,8 +89,10 @@ def main(preset: str, seconds: float, chunks: str, threads: int, as_json: bool) 
         if not as_json:
             row = rows[-1]
             click.echo(
-                f"chunk {row['chunk_frames']!s:>6}: peak {row['peak_mib']:6d} MiB above {row['weights_mib']} MiB of weights "
-                f"(audio itself {row['audio_mib']}), {row['seconds']:7.2f} s ({row['cpu_seconds']} CPU-s) for {row['seconds_of_audio']} s"
+                f"chunk {row['chunk_frames']!s:>6}: peak {row['peak_mib']:6d} MiB above "
+                f"{row['weights_mib']} MiB of weights "
+                f"(audio itself {row['audio_mib']}), {row['seconds']:7.2f} s ({row['cpu_seconds']} "
+                f"CPU-s) for {row['seconds_of_audio']} s"
             )
     if as_json:
         click.echo(json.dumps(rows, indent=2))

@@ -1,8 +1,10 @@
-"""Seconds of one denoising step against a strong peer, interleaved in one run, with the share of the GEMM peak of that same run.
+"""Seconds of one denoising step against a strong peer, interleaved in one run, with the share of
+the GEMM peak of that same run.
 
     rows = run(["published-1536"], rounds=3)         # or: mudit bench e2e
 
-Before anything is timed the engine's batch is checked against each song alone; a failure stops the run.
+Before anything is timed the engine's batch is checked against each song alone; a failure stops the
+run.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ GATE = 1e-4
 
 @dataclass(frozen=True)
 class Row:
-    """One workload. Seconds are medians over the rounds; peak memory is the process's, peer included."""
+    """One workload. Seconds are medians over the rounds; peak memory is the process's, peer
+    included.
+    """
 
     workload: str
     runtime: str
@@ -61,7 +65,9 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def make_network(preset: str) -> DiT:
-    """The preset's network with random weights; nothing is left at adaLN-Zero's zeros, which would make the work trivially denormal."""
+    """The preset's network with random weights; nothing is left at adaLN-Zero's zeros, which would
+    make the work trivially denormal.
+    """
     torch.manual_seed(0)
     dit = DiT(load_config(preset).dit).eval().requires_grad_(False)
     for parameter in dit.parameters():
@@ -102,14 +108,17 @@ def check(denoiser: Denoiser, workload: Workload) -> None:
         error = float((state.x_TC - alone.x_TC).norm() / alone.x_TC.norm())
         if error > GATE:
             raise GateError(
-                f"a song of {state.frames} frames differs from itself alone by {error:.1e} (limit {GATE:.0e}): no speed is reported"
+                f"a song of {state.frames} frames differs from itself alone by {error:.1e} (limit "
+                f"{GATE:.0e}): no speed is reported"
             )
 
 
 def run(
     names: Sequence[str], *, rounds: int = 3, progress: Callable[[str], None] | None = None
 ) -> list[Row]:
-    """Rows of the named workloads. Raises InputError for an unknown name, GateError when the engine's result is wrong."""
+    """Rows of the named workloads. Raises InputError for an unknown name, GateError when the
+    engine's result is wrong.
+    """
     for name in names:
         if name not in WORKLOADS:
             raise InputError(f"unknown workload '{name}': choose from {', '.join(WORKLOADS)}")

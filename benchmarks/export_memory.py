@@ -1,11 +1,13 @@
-"""Peak memory, time and sizes of `mudit export onnx` on a preset with random weights: the graphs of a size that nobody has trained yet.
+"""Peak memory, time and sizes of `mudit export onnx` on a preset with random weights: the graphs of
+a size that nobody has trained yet.
 
     python -m mudit_engine.benchmarks.export_memory musit-3b --flavour bf16 --out benchmarks/results/onnx_export_musit-3b.json
 
-The command runs as it is, in a process of its own, into a folder that is removed afterwards (`--folder` where /tmp is small: the weights
-and the graphs lie side by side in it). `peak_mib` is the peak of that process' resident memory (getrusage), mapped files included. No
-runtime runs: parity is measured on models that fit one (`mudit export onnx` without `--no-parity`). Exit code 4 when the peak is not
-below `--limit-gib`.
+The command runs as it is, in a process of its own, into a folder that is removed afterwards
+(`--folder` where /tmp is small: the weights and the graphs lie side by side in it). `peak_mib` is
+the peak of that process' resident memory (getrusage), mapped files included. No runtime runs:
+parity is measured on models that fit one (`mudit export onnx` without `--no-parity`). Exit code 4
+when the peak is not below `--limit-gib`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from mudit_engine.files import write_json
 
 
 def measure(preset: str, flavours: Sequence[str], folder: Path) -> dict[str, Any]:
-    """What the export of a preset into `folder` took, and the graphs it left. Raises GateError when it fails."""
+    """What the export of a preset into `folder` took, and the graphs it left. Raises GateError when
+    it fails.
+    """
     from mudit_engine.runtime.manifest import read_manifest
 
     chosen = [word for flavour in flavours for word in ("--flavour", flavour)]

@@ -1,8 +1,10 @@
-"""Kernels timed on a CUDA device against SDPA, flash-attn, Liger-Kernel and torch.compile, launch by launch in turns.
+"""Kernels timed on a CUDA device against SDPA, flash-attn, Liger-Kernel and torch.compile, launch
+by launch in turns.
 
-Results are held to float64 first: err <= 2 err(eager in the same dtype) + rounding, outputs and every gradient. Ours outside stops the
-run; a peer outside gets no time. Then each provider runs once a round with the L2 cache flushed; rows carry quantiles over the rounds,
-the share of this run's own GEMM (or copy) peak, and the peak memory.
+Results are held to float64 first: err <= 2 err(eager in the same dtype) + rounding, outputs and
+every gradient. Ours outside stops the run; a peer outside gets no time. Then each provider runs
+once a round with the L2 cache flushed; rows carry quantiles over the rounds, the share of this
+run's own GEMM (or copy) peak, and the peak memory.
 
     rows = run(ops=("attention",), head_dims=(96,), dtypes=("bf16",))          # or: mudit bench kernels
     rows = run(interpret=True)                   # no GPU: same code, tiny songs, Triton interpreted; measured is False, nothing is timed
@@ -50,7 +52,8 @@ def need_device(*, interpret: bool) -> str:
     if interpret:
         if not strict.INTERPRETED:
             raise InputError(
-                "Triton was loaded as a compiler in this process: set TRITON_INTERPRET=1 before it starts"
+                "Triton was loaded as a compiler in this process: set TRITON_INTERPRET=1 before it "
+                "starts"
             )
         strict.install()
         return "cpu"
@@ -59,13 +62,16 @@ def need_device(*, interpret: bool) -> str:
             "" if torch.version.cuda else f" (this torch {torch.__version__} is built without CUDA)"
         )
         raise MissingError(
-            f"timing kernels needs a CUDA device, and torch finds none{build}. On a machine with an NVIDIA GPU: make gpu. Here:"
+            f"timing kernels needs a CUDA device, and torch finds none{build}. On a machine with "
+            f"an NVIDIA GPU: make gpu. Here:"
             " `mudit bench kernels --static` compiles them for any GPU and reads the machine code,"
-            " `mudit bench kernels --interpret` runs this benchmark in the interpreter and checks the numbers"
+            " `mudit bench kernels --interpret` runs this benchmark in the interpreter and checks "
+            "the numbers"
         )
     if strict.INTERPRETED:
         raise InputError(
-            "TRITON_INTERPRET=1 is set, which replaces the compiler: unset it to time kernels, or pass --interpret"
+            "TRITON_INTERPRET=1 is set, which replaces the compiler: unset it to time kernels, or "
+            "pass --interpret"
         )
     return "cuda"
 
@@ -80,7 +86,9 @@ def run(
     interpret: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """A row for every op, direction and provider. Raises InputError, MissingError (no device) and GateError (our results are wrong)."""
+    """A row for every op, direction and provider. Raises InputError, MissingError (no device) and
+    GateError (our results are wrong).
+    """
     for what, given, known in (
         ("op", ops or (), OPS),
         ("dtype", dtypes, DTYPES),
@@ -139,7 +147,8 @@ def measure(
             if name == OURS:
                 raise
             missing[name] = (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}"
+                f"{type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}"
             )
             continue
         for direction in got:
@@ -211,7 +220,9 @@ def results(case: Case, provider: Provider, dtype: torch.dtype | None) -> dict[s
 def distance(
     got: Sequence[Tensor], eager: Sequence[Tensor], truth: Sequence[Tensor]
 ) -> tuple[float, float]:
-    """Largest relative L2 error, and the largest ratio of an error to its bound 2 err(eager) + rounding (above 1: wrong)."""
+    """Largest relative L2 error, and the largest ratio of an error to its bound 2 err(eager) +
+    rounding (above 1: wrong).
+    """
     worst, ratio = 0.0, 0.0
     for a, b, exact in zip(got, eager, truth, strict=True):
         norm = float(exact.norm())
@@ -247,7 +258,9 @@ def callable_of(case: Case, provider: Provider, direction: str) -> Call:
 def timed(
     calls: Mapping[Any, Call], *, rounds: int
 ) -> tuple[dict[Any, list[float]], dict[Any, int]]:
-    """Milliseconds of every call in each round, all in turns, and the memory that each holds at its peak, in MiB."""
+    """Milliseconds of every call in each round, all in turns, and the memory that each holds at its
+    peak, in MiB.
+    """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     memory = {}
     for name, call in calls.items():
@@ -289,7 +302,9 @@ def machine_peak(dtype: torch.dtype) -> dict[str, float]:
 def speeds(
     case: Case, op: str, ms: Sequence[float], ours: Sequence[float], peak: Mapping[str, float]
 ) -> dict[str, float]:
-    """Figures of one provider. Attention: useful FLOP (backward 2.5 times forward). Others: bytes that must be read and written once."""
+    """Figures of one provider. Attention: useful FLOP (backward 2.5 times forward). Others: bytes
+    that must be read and written once.
+    """
     backward = op.endswith("_bwd")
     p20, p50, p80 = quantiles(ms)
     found = {

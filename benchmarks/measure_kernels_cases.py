@@ -1,10 +1,12 @@
-"""What the kernel benchmark runs: every op on ragged songs, with its float64 truth and the other ways to compute the same.
+"""What the kernel benchmark runs: every op on ragged songs, with its float64 truth and the other
+ways to compute the same.
 
     for case in cases(FULL, ops=("attention", "norm"), head_dims=(96,), dtype=torch.bfloat16, device="cuda"):
         out = case.providers["mudit"](*case.inputs)
 
-All providers take the same packed rows and give the same tensors: what another library needs around its kernel (padding, a loop over
-songs, the rotation of queries) is part of its time, as it would be part of a model's.
+All providers take the same packed rows and give the same tensors: what another library needs around
+its kernel (padding, a loop over songs, the rotation of queries) is part of its time, as it would be
+part of a model's.
 """
 
 from __future__ import annotations
@@ -50,14 +52,17 @@ class Size:
         return [frames for frames, _ in self.songs]
 
 
-# 30, 60, 120 and 260 s at 10.77 Hz with their phonemes, each twice: four guided songs, or a training batch
+# 30, 60, 120 and 260 s at 10.77 Hz with their phonemes, each twice: four guided songs, or a
+# training batch
 FULL = Size(((323, 120), (646, 240), (1292, 480), (2800, 1024)) * 2, width=1536, channels=96)
 TINY = Size(((37, 5), (1, 0), (20, 9)), width=384, channels=8)
 
 
 @dataclass
 class Case:
-    """One op at one size. providers: name -> function of `inputs`; the eager reference also runs in float64."""
+    """One op at one size. providers: name -> function of `inputs`; the eager reference also runs in
+    float64.
+    """
 
     op: str
     head_dim: int | None
@@ -145,7 +150,9 @@ def _wide(x: Tensor) -> torch.dtype:
 def _padded_attention(
     q: Tensor, k: Tensor, v: Tensor, frames: list[int], lyrics: list[int], cos: Tensor, sin: Tensor
 ) -> Tensor:
-    """Both streams as dense batches with a mask, padded to the longest song: what a model without ragged kernels does."""
+    """Both streams as dense batches with a mask, padded to the longest song: what a model without
+    ragged kernels does.
+    """
     heads, rows = k.shape[1], sum(frames)
     outs = []
     for stream, lengths, first in ((0, frames, 0), (1, lyrics, rows)):
@@ -161,7 +168,8 @@ def _padded_attention(
             torch.arange(k_pad.shape[2], device=q.device)
             < torch.tensor(lengths, device=q.device)[:, None]
         )
-        # a song without lyrics attends to nothing: any one key keeps its softmax finite, and its result is 0
+        # a song without lyrics attends to nothing: any one key keeps its softmax finite, and its
+        # result is 0
         some = kept | (~kept.any(1, keepdim=True))
         out = F.scaled_dot_product_attention(q_pad, k_pad, v_pad, attn_mask=some[:, None, None])
         out = out * kept.any(1)[:, None, None, None]
@@ -326,7 +334,9 @@ def step_case(size: Size, dtype: torch.dtype, device: str) -> Case:
 def cases(
     size: Size, *, ops: Sequence[str], head_dims: Sequence[int], dtype: torch.dtype, device: str
 ) -> Iterator[Case]:
-    """The cases of the families in `ops` (benchmarks/static_kernels.py names them), made one at a time."""
+    """The cases of the families in `ops` (benchmarks/static_kernels.py names them), made one at a
+    time.
+    """
     for head_dim in head_dims:
         if "attention" in ops:
             yield attention_case(size, head_dim, dtype, device)

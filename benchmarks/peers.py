@@ -22,7 +22,9 @@ PEER_LATENT = 96
 
 
 class StableAudioPeer:
-    """diffusers' StableAudioDiTModel of equal width, depth and heads. A batch is padded to its longest song, as its pipeline does."""
+    """diffusers' StableAudioDiTModel of equal width, depth and heads. A batch is padded to its
+    longest song, as its pipeline does.
+    """
 
     name = "diffusers StableAudioDiTModel"
 
@@ -48,7 +50,9 @@ class StableAudioPeer:
     def prepare(
         self, songs: Sequence[tuple[int, int]], *, guidance: bool
     ) -> Callable[[], torch.Tensor]:
-        """A function that runs one step of the songs (with guidance: twice the batch, as its pipeline does)."""
+        """A function that runs one step of the songs (with guidance: twice the batch, as its
+        pipeline does).
+        """
         from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
         batch = len(songs) * (2 if guidance else 1)
@@ -78,7 +82,9 @@ class StableAudioPeer:
 
 
 class PlainPhaseSearch:
-    """Fast Griffin-Lim on a mono codec's spectra by torch.stft and torch.istft, whole songs at once, as torchaudio has it."""
+    """Fast Griffin-Lim on a mono codec's spectra by torch.stft and torch.istft, whole songs at
+    once, as torchaudio has it.
+    """
 
     def __init__(self, vae: SpectralVAE) -> None:
         self.vae = vae
@@ -91,7 +97,9 @@ class PlainPhaseSearch:
 
     @torch.inference_mode()
     def inconsistency(self, latents_NTC: Tensor) -> tuple[float, float]:
-        """Distance of the audio's magnitudes from those asked for, as a share of these: the codec's own audio, and this peer's."""
+        """Distance of the audio's magnitudes from those asked for, as a share of these: the codec's
+        own audio, and this peer's.
+        """
         asked_NFK = self._asked(latents_NTC)
         own_NFK = magnitude(
             *self.vae.stft(self.vae.decode(self.vae.denormalise(latents_NTC))[:, 0])

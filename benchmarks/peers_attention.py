@@ -1,8 +1,10 @@
-"""The attention that people know: the algorithm of Triton's fused-attention tutorial, re-implemented as a peer for static figures.
+"""The attention that people know: the algorithm of Triton's fused-attention tutorial,
+re-implemented as a peer for static figures.
 
-Dense [B, H, N, D] tensors of equal lengths that are multiples of the tile, head width padded to a power of two, no rotation, delta from a
-pass of its own. Same online softmax and same recomputation in the backward as kernels/attention_*.py, so that at equal tiles the
-difference is what the code around them costs. Source: Dao 2023, FlashAttention-2; Triton documentation, "Fused Attention".
+Dense [B, H, N, D] tensors of equal lengths that are multiples of the tile, head width padded to a
+power of two, no rotation, delta from a pass of its own. Same online softmax and same recomputation
+in the backward as kernels/attention_*.py, so that at equal tiles the difference is what the code
+around them costs. Source: Dao 2023, FlashAttention-2; Triton documentation, "Fused Attention".
 
     with compile_for("sm_80") as builds:
         peer_forward(head_dim=96, config=Config(128, 64, 4, 2))

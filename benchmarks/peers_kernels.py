@@ -1,13 +1,15 @@
-"""Triton kernels of other packages at the work of ours: Liger-Kernel's LayerNorm, RoPE, GELU; flash-attn's attention, LayerNorm, rotary.
+"""Triton kernels of other packages at the work of ours: Liger-Kernel's LayerNorm, RoPE, GELU;
+flash-attn's attention, LayerNorm, rotary.
 
-Their own host code launches them where it accepts CPU tensors, so that blocks and warps are what a user gets; flash-attn's attention is
-launched from here, at our tile. Nothing of theirs is copied here: a package that is not installed is a reason, not a figure.
+Their own host code launches them where it accepts CPU tensors, so that blocks and warps are what a
+user gets; flash-attn's attention is launched from here, at our tile. Nothing of theirs is copied
+here: a package that is not installed is a reason, not a figure.
 
     for peer in peers():
         rows = peer.compiled("sm_80", "bf16")
 
-flash-attn only installs where CUDA can be built, but its Triton files need no build: they are also taken from a folder given by
-MUDIT_FLASH_ATTN (see FLASH_ATTN_HINT).
+flash-attn only installs where CUDA can be built, but its Triton files need no build: they are also
+taken from a folder given by MUDIT_FLASH_ATTN (see FLASH_ATTN_HINT).
 """
 
 from __future__ import annotations
@@ -39,8 +41,10 @@ from mudit_engine.profiling.traffic import Traffic, count_traffic
 
 FLASH_ATTN = "MUDIT_FLASH_ATTN"
 FLASH_ATTN_HINT = (
-    "flash-attn is not installed: its Triton files need no CUDA build, FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE"
-    f" pip install --no-deps --no-build-isolation --target FOLDER flash-attn, then {FLASH_ATTN}=FOLDER"
+    "flash-attn is not installed: its Triton files need no CUDA build, "
+    "FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE"
+    f" pip install --no-deps --no-build-isolation --target FOLDER flash-attn, then "
+    f"{FLASH_ATTN}=FOLDER"
 )
 
 
@@ -106,7 +110,9 @@ def _liger_missing() -> str | None:
 
 
 def flash_attn_folder() -> Path | None:
-    """Where flash-attn's Python files lie, or None. Nothing of it is imported: that needs its CUDA extension."""
+    """Where flash-attn's Python files lie, or None. Nothing of it is imported: that needs its CUDA
+    extension.
+    """
     given = os.environ.get(FLASH_ATTN)
     found = importlib.util.find_spec("flash_attn") if available("flash_attn") else None
     places = (
@@ -137,7 +143,9 @@ _missing: dict[str, Callable[[], str | None]] = {
 
 
 def _flash_module(name: str) -> Any:
-    """A module of flash-attn, imported without its package, which would ask for the CUDA extension. For a process of its own."""
+    """A module of flash-attn, imported without its package, which would ask for the CUDA extension.
+    For a process of its own.
+    """
     folder = flash_attn_folder()
     assert folder is not None
     if "flash_attn" not in sys.modules:
@@ -152,7 +160,9 @@ def _leaves(*shapes: Sequence[int], dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 class _Epsilon(float):
-    """The interpreter hands a kernel Python floats as they are, and Liger's norm asks its epsilon for another type."""
+    """The interpreter hands a kernel Python floats as they are, and Liger's norm asks its epsilon
+    for another type.
+    """
 
     def to(self, dtype: Any) -> float:
         return float(self)
@@ -247,10 +257,11 @@ def peers(head_dims: Sequence[int] = (64, 96, 128)) -> dict[str, Peer]:
 
 
 def flash_attention(arch: str, head_dim: int) -> list[dict[str, Any]]:
-    """flash-attn's Triton forward at our tile: the varlen kernel that its ROCm backend runs, and the older dense one.
+    """flash-attn's Triton forward at our tile: the varlen kernel that its ROCm backend runs, and
+    the older dense one.
 
-    A kernel that this Triton rejects gives a row with nothing but the reason. Their host code insists on CUDA tensors or ROCm, so the
-    kernels are launched from here.
+    A kernel that this Triton rejects gives a row with nothing but the reason. Their host code
+    insists on CUDA tensors or ROCm, so the kernels are launched from here.
     """
     config = tiles(arch, head_dim)["fwd"]
     rows = []

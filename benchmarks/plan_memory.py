@@ -1,16 +1,20 @@
-"""`mudit plan` against measurement: state on real gloo ranks and on rehearsals at 64 ranks, activations at three lengths, packing.
+"""`mudit plan` against measurement: state on real gloo ranks and on rehearsals at 64 ranks,
+activations at three lengths, packing.
 
     python -m mudit_engine.benchmarks.plan_memory --out benchmarks/results/plan_memory.json
     python -m mudit_engine.benchmarks.plan_memory --parts state,packing --rehearse musit-380m:64:1:fp32
 
-state        bytes by kind on 2 and 4 real gloo ranks and on rank 0 of rehearsals, each against the closed forms: within 1 %
-activations  bytes that saved_tensors_hooks see, and the most that lives at once, of the real network on the CPU, against the plan's fit:
+state        bytes by kind on 2 and 4 real gloo ranks and on rank 0 of rehearsals, each against the
+closed forms: within 1 % activations  bytes that saved_tensors_hooks see, and the most that lives at
+once, of the real network on the CPU, against the plan's fit:
              within 10 %
-packing      the training sampler on the plan's mix of lengths, at the best option's pack size: at least 0.97 filled
+packing      the training sampler on the plan's mix of lengths, at the best option's pack size: at
+least 0.97 filled
 
-The fit is of packs of several songs. In eager mode one song alone keeps some 7 % less (no copy that joins the songs' attention outputs);
-on the kernels' path it makes no difference. Everything is counted in tensor
-storages. Exit 4 when a gate fails. The rehearsal of a network of 1 B wants 12 GB of memory.
+The fit is of packs of several songs. In eager mode one song alone keeps some 7 % less (no copy that
+joins the songs' attention outputs); on the kernels' path it makes no difference. Everything is
+counted in tensor storages. Exit 4 when a gate fails. The rehearsal of a network of 1 B wants 12 GB
+of memory.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ Row = dict[str, Any]
 
 
 def real_state(world: int) -> list[Row]:
-    """Bytes of every rank of a real gloo world against the closed forms: of each case, the row of the worst rank."""
+    """Bytes of every rank of a real gloo world against the closed forms: of each case, the row of
+    the worst rank.
+    """
     from mudit_engine.training.planning.rehearse import Rehearsal, compare
 
     cases = [
@@ -73,7 +79,8 @@ def real_state(world: int) -> list[Row]:
         ends = [process.communicate()[1] for process in processes]
         if any(process.returncode for process in processes):
             raise MuditError(
-                f"a rank of {world} failed: {next(e for e, p in zip(ends, processes, strict=True) if p.returncode)[-600:]}"
+                f"a rank of {world} failed: "
+                f"{next(e for e, p in zip(ends, processes, strict=True) if p.returncode)[-600:]}"
             )
         ranks = [
             json.loads(out.with_name(f"{out.name}.{rank}").read_text()) for rank in range(world)
@@ -205,8 +212,10 @@ def _line(part: str, row: Row) -> str:
     where = "real ranks" if row["real_ranks"] else "rehearsed ranks"
     total = row["state"]["all"]
     return (
-        f"{row['parameters'] / 1e6:,.0f} M, {row['world']} {where}, ZeRO-{row['zero_stage']} {row['precision']}: "
-        f"{total['measured'] / 2**20:,.1f} MiB ({100 * total['error']:+.3f} %), worst kind {100 * _error(row):.3f} %"
+        f"{row['parameters'] / 1e6:,.0f} M, {row['world']} {where}, ZeRO-{row['zero_stage']} "
+        f"{row['precision']}: "
+        f"{total['measured'] / 2**20:,.1f} MiB ({100 * total['error']:+.3f} %), worst kind "
+        f"{100 * _error(row):.3f} %"
     )
 
 

@@ -1,11 +1,14 @@
-"""The data path of a large run: songs read a second a core, how full packs are, and what 1.5 M songs cost in memory and planning.
+"""The data path of a large run: songs read a second a core, how full packs are, and what 1.5 M
+songs cost in memory and planning.
 
     python -m mudit_engine.benchmarks.read_shards --songs 2000 --out benchmarks/results/data_path.json
 
-`read` copies every song's latents out of the mapped shards (1,536 x 96 fp16, 288 KiB a song) in the sampler's order, on one thread; `cast`
-is the same with the widening to fp32 that a batch needs. Rates are per CPU second of the reading thread, since other work may share the
-machine, with wall seconds beside them. The files were written just before, so they come from the page cache: this is the reader's own
-speed, and a disk must deliver `bytes_per_song` times it. The planning part packs an epoch of so many songs.
+`read` copies every song's latents out of the mapped shards (1,536 x 96 fp16, 288 KiB a song) in the
+sampler's order, on one thread; `cast` is the same with the widening to fp32 that a batch needs.
+Rates are per CPU second of the reading thread, since other work may share the machine, with wall
+seconds beside them. The files were written just before, so they come from the page cache: this is
+the reader's own speed, and a disk must deliver `bytes_per_song` times it. The planning part packs
+an epoch of so many songs.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import numpy as np
 FRAMES, CHANNELS = 1536, 96
 BUDGETS = (8192, 16384, 32768)
 MUST_READ, MUST_FILL = 3000.0, 0.97
-GATED_BUDGET = 16384  # a pack of 8192 frames holds three or four songs of this mix: its figure is shown and not gated
+# a pack of 8192 frames holds three or four songs of this mix: its figure is shown and not gated
+GATED_BUDGET = 16384
 
 
 def write_data(folder: Path, songs: int) -> None:

@@ -1,4 +1,5 @@
-"""What `make gpu` runs on a machine with an NVIDIA GPU: numerics on the device, then the measurement, in one folder to hand on.
+"""What `make gpu` runs on a machine with an NVIDIA GPU: numerics on the device, then the
+measurement, in one folder to hand on.
 
     python -m mudit_engine.benchmarks.report_gpu --out out/gpu
 
@@ -8,7 +9,8 @@
         measured.json   every kernel and peer, timed              static.json     the same kernels' machine code for this device
         report.html     both, on one page
 
-Exit codes: 0 done, 3 no usable GPU, 4 numerics are red (the log is kept, and nothing is timed). A run that is interrupted leaves nothing.
+Exit codes: 0 done, 3 no usable GPU, 4 numerics are red (the log is kept, and nothing is timed). A
+run that is interrupted leaves nothing.
 """
 
 from __future__ import annotations
@@ -52,10 +54,13 @@ def device_facts() -> dict[str, Any]:
 
 
 def numerics(folder: Path) -> None:
-    """Runs the tests marked gpu with compiled kernels. Raises GateError when one fails, InputError outside a checkout."""
+    """Runs the tests marked gpu with compiled kernels. Raises GateError when one fails, InputError
+    outside a checkout.
+    """
     if not TESTS.is_dir():
         raise InputError(
-            f"{TESTS} is not there: numerics are proven by the tests of a checkout, which an installed package has not"
+            f"{TESTS} is not there: numerics are proven by the tests of a checkout, which an "
+            f"installed package has not"
         )
     command = [
         sys.executable,
@@ -112,7 +117,9 @@ def report(folder: Path, *, rounds: int) -> None:
 
 
 def run(out: Path, *, rounds: int) -> Path:
-    """Makes a new folder in `out`: written aside, named when whole; with "-red" when numerics failed."""
+    """Makes a new folder in `out`: written aside, named when whole; with "-red" when numerics
+    failed.
+    """
     from mudit_engine.benchmarks.measure_kernels import need_device
 
     need_device(interpret=False)

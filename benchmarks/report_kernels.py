@@ -1,8 +1,10 @@
-"""One self-contained page of kernel figures: a roofline of static ceilings, ours against peers, and every row in a table.
+"""One self-contained page of kernel figures: a roofline of static ceilings, ours against peers, and
+every row in a table.
 
     html(static_rows, measured_rows, env)                       # or: mudit bench kernels --static --html report.html
 
-Nothing on the page is a speed unless a GPU gave it: static points are upper bounds, in shares of the chip's peak.
+Nothing on the page is a speed unless a GPU gave it: static points are upper bounds, in shares of
+the chip's peak.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def cells(row: Row) -> dict[str, Any]:
         "tile": "x".join(map(str, row["tile"][:2])) if row.get("tile") else None,
         "mix": " ".join(f"{pipe} {n}" for pipe, n in sorted(mix.items(), key=lambda item: -item[1])),
         "ratio": f"{moved / least:.2f}" if moved and least else None,
-        "access": " ".join(f"{int(width) * 8}b x{n}" for width, n in (row.get("access_bytes") or {}).items()) or None,
+        "access": " ".join(f"{int(width) * 8}b "
+                           f"x{n}" for width, n in (row.get("access_bytes") or {}).items()) or None,
         "ptxas_warnings": "; ".join(row.get("ptxas_warnings") or ()) or None,
     }  # fmt: skip
 
@@ -71,7 +74,8 @@ def _table(columns: dict[str, str], rows: Sequence[Row]) -> str:
                 f"<td>{escape(str(row.get(key) or ''))}</td>" for key in list(columns)[:4]
             )
             body.append(
-                f'<tr class="peer">{lead}<td class="wrap" colspan="{len(columns) - 4}">{escape(row["skipped"])}</td></tr>'
+                f'<tr class="peer">{lead}<td class="wrap" '
+                f'colspan="{len(columns) - 4}">{escape(row["skipped"])}</td></tr>'
             )
             continue
         values = cells(row)
@@ -110,8 +114,10 @@ lane by lane in the interpreter; attention by its worklist (every query tile str
 <li>Peers do less per launch: Liger's and flash-attn's norms know no modulation row per song, their rotary kernels no QK-norm and no split
 of the projection; Liger's GELU is gated and adds no bias. The tutorial's attention knows no ragged batch and no rotation.</li>
 <li><b>local in loop</b>: spills that are paid on every trip. <b>spill B</b>: spill bytes in the whole text.</li></ul>""",
-    "compiled": "<p>Compiled, not measured: no GPU was used. Ceilings are bounds from instruction counts, <b>not speeds</b>.</p>",
-    "interpreted": "<p><b>Not measured:</b> interpreted at tiny sizes, to run the code and hold results to float64. No speeds.</p>",
+    "compiled": "<p>Compiled, not measured: no GPU was used. Ceilings are bounds from instruction "
+    "counts, <b>not speeds</b>.</p>",
+    "interpreted": "<p><b>Not measured:</b> interpreted at tiny sizes, to run the code and hold "
+    "results to float64. No speeds.</p>",
 }
 
 
@@ -131,7 +137,8 @@ def html(
     gpus = ", ".join(env.get("gpus") or ()) or "no GPU"
     where = " · ".join((packages, f"commit {env.get('commit')}", str(env.get("cpu")), gpus))
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>Kernels</title>",
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport "
+        "content='width=device-width'><title>Kernels</title>",
         f"<style>{STYLE}</style><h1>Kernels</h1>",
         f"<p class=muted>{escape(where)}",
         f"<br><code>{escape(str(env.get('command')))}</code></p>",

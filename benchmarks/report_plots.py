@@ -1,4 +1,5 @@
-"""Plots of the static reports as PNG: a roofline of ceilings, and the ceilings of attention against peers.
+"""Plots of the static reports as PNG: a roofline of ceilings, and the ceilings of attention against
+peers.
 
     roofline(rows), ceilings(rows)                                             # bytes, or None without a rated row
 
@@ -61,9 +62,11 @@ def _png(figure: Any) -> bytes:
 
 
 def roofline(rows: Sequence[Row]) -> bytes | None:
-    """PNG: intensity against the share of the tensor-core peak that each kernel's ceilings leave. None without a rated row.
+    """PNG: intensity against the share of the tensor-core peak that each kernel's ceilings leave.
+    None without a rated row.
 
-    A line joins a kernel's serial and overlap ceiling. What streams is drawn at its share of the bandwidth roof.
+    A line joins a kernel's serial and overlap ceiling. What streams is drawn at its share of the
+    bandwidth roof.
     """
     rated = [
         r
@@ -91,7 +94,8 @@ def roofline(rows: Sequence[Row]) -> bytes | None:
             color=MUTED,
             fontsize=8,
         )
-        axis.annotate(f"tensor cores, {machine.tensor_tflops:.0f} TFLOP/s dense bf16", (4e3, 1), xytext=(0, 5), textcoords="offset points",
+        axis.annotate(f"tensor cores, {machine.tensor_tflops:.0f} TFLOP/s dense "
+                      f"bf16", (4e3, 1), xytext=(0, 5), textcoords="offset points",
                       ha="right", color=MUTED, fontsize=8)  # fmt: skip
         for r in (r for r in rated if r["arch"] == arch):
             # head widths share an intensity: side by side instead of on top of each other
@@ -140,7 +144,9 @@ def roofline(rows: Sequence[Row]) -> bytes | None:
 
 
 def ceilings(rows: Sequence[Row]) -> bytes | None:
-    """PNG: serial to overlap ceiling of every attention kernel, ours (filled) above the peers (hollow) at the same tile."""
+    """PNG: serial to overlap ceiling of every attention kernel, ours (filled) above the peers
+    (hollow) at the same tile.
+    """
     rated = [r for r in rows if r.get("ceiling_overlap") and r["ceiling_of"] == "tensor"]
     arches = list(dict.fromkeys(r["arch"] for r in rated))
     if not arches:

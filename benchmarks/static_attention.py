@@ -1,6 +1,8 @@
-"""Static figures of the attention kernels for every architecture, with no GPU: what CI holds them to, and peers at the same tiles beside.
+"""Static figures of the attention kernels for every architecture, with no GPU: what CI holds them
+to, and peers at the same tiles beside.
 
-Ceilings are shares of the tensor-core peak that the hot loop's instruction counts allow (profiling/sass.py): not speeds.
+Ceilings are shares of the tensor-core peak that the hot loop's instruction counts allow
+(profiling/sass.py): not speeds.
 
     python -m mudit_engine.benchmarks.static_attention --arch sm_80,sm_90 --peers --out benchmarks/results/static_attention.json
 """
@@ -53,20 +55,24 @@ def tiles(arch: str, head_dim: int, variant: str = "bf16") -> dict[str, Config]:
 def requested_bytes(
     op: str, table: Tensor, config: Config, *, head_dim: int, heads: int, element: int, rotate: bool
 ) -> int:
-    """Bytes that the programs of one launch ask for, L2 hits included: every tile streams the whole other side of its segment.
+    """Bytes that the programs of one launch ask for, L2 hits included: every tile streams the whole
+    other side of its segment.
 
-    `table` are the tiles (Segments.query_tiles, or key_tiles for bwd_dkv). tests hold this to a count lane by lane.
+    `table` are the tiles (Segments.query_tiles, or key_tiles for bwd_dkv). tests hold this to a
+    count lane by lane.
     """
     block = config.block_k if op == "bwd_dkv" else config.block_q
     own, other = int(table[:, 1].clamp(max=block).sum()), int(table[:, 3].sum())
-    # what a program says of its own rows: q, out | q, o, do, dq | k, v, dk, dv; and of each of the others: k, v | q, do
+    # what a program says of its own rows: q, out | q, o, do, dq | k, v, dk, dv; and of each of the
+    # others: k, v | q, do
     row_tensors, row_floats, other_floats = {
         "fwd": (2, 1, 0),
         "bwd_dq": (4, 3, 0),
         "bwd_dkv": (4, 0, 2),
     }[op]
     if rotate and op != "bwd_dkv":
-        # rotated queries pass through memory once; a table of angles for them, and one for the gradient on its way back
+        # rotated queries pass through memory once; a table of angles for them, and one for the
+        # gradient on its way back
         row_tensors, row_floats = (
             row_tensors + 2,
             row_floats + head_dim * (2 if op == "bwd_dq" else 1),
@@ -102,7 +108,9 @@ def row(
 
 
 def ours(arch: str, head_dim: int, variant: str) -> list[dict[str, Any]]:
-    """Rows of the three kernels, launched as a fused projection hands them their inputs: strided rows, rotated queries."""
+    """Rows of the three kernels, launched as a fused projection hands them their inputs: strided
+    rows, rotated queries.
+    """
     dtype, precision = VARIANTS[variant]
     config = tiles(arch, head_dim, variant)
     segments = Segments.self_attention([ROWS])
@@ -183,7 +191,9 @@ def run(
     variants: Sequence[str] = ("bf16",),
     with_peers: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows for all combinations; the tutorial's only where loops are rated against the A100 and the H100."""
+    """Rows for all combinations; the tutorial's only where loops are rated against the A100 and the
+    H100.
+    """
     rows: list[dict[str, Any]] = []
     for arch in arches:
         for head_dim in head_dims:
@@ -203,7 +213,8 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="write or extend this file instead of printing; rows compiled again replace their elders",
+        help="write or extend this file instead of printing; rows compiled again replace their "
+        "elders",
     )
     options = parser.parse_args()
     head_dims = [int(k) for k in options.head_dims.split(",")]

@@ -1,8 +1,11 @@
-"""What the row-wise kernels compile to, for every architecture and with no GPU: registers, spills, and the width of their memory accesses.
+"""What the row-wise kernels compile to, for every architecture and with no GPU: registers, spills,
+and the width of their memory accesses.
 
-Every op is launched as training or a sampler step launches it (12,184 packed rows: eight whole songs), compiled instead of run, and its
-machine code read. `narrow_in_loops` counts the global accesses below 16 bytes inside loops (in the whole kernel where there is none).
-Ceilings are shares of the DRAM bandwidth. Bytes are counted in the interpreter over one multiprocessor's share of an A100's launch.
+Every op is launched as training or a sampler step launches it (12,184 packed rows: eight whole
+songs), compiled instead of run, and its machine code read. `narrow_in_loops` counts the global
+accesses below 16 bytes inside loops (in the whole kernel where there is none). Ceilings are shares
+of the DRAM bandwidth. Bytes are counted in the interpreter over one multiprocessor's share of an
+A100's launch.
 
     python -m mudit_engine.benchmarks.static_elementwise --arch sm_80,sm_90 --out benchmarks/results/static_elementwise.json
 """
@@ -92,7 +95,9 @@ def _pack(dtype: torch.dtype, songs: Songs, head_dim: int, *, streams: int = 1) 
 
 
 def _pack_joint(dtype: torch.dtype, songs: Songs, head_dim: int) -> None:
-    """A sampler step: frames into the buffer that already holds the lyric keys; and those lyric keys, packed once per song."""
+    """A sampler step: frames into the buffer that already holds the lyric keys; and those lyric
+    keys, packed once per song.
+    """
     rows, heads = sum(songs), WIDTH // head_dim
     lyrics = min(900, rows)
     table, gain = torch.zeros(rows, head_dim // 2), torch.zeros(head_dim, dtype=dtype)
@@ -173,7 +178,9 @@ def compiled(arch: str, variant: str, dtype: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def one_processor() -> Iterator[None]:
-    """Launches inside are cut as for a GPU with one multiprocessor, so that its share of the rows gets the tiles of the whole."""
+    """Launches inside are cut as for a GPU with one multiprocessor, so that its share of the rows
+    gets the tiles of the whole.
+    """
     with (
         mock.patch.object(adaln, "processors", lambda device: 1),
         mock.patch.object(packing, "processors", lambda device: 1),
@@ -182,7 +189,9 @@ def one_processor() -> Iterator[None]:
 
 
 def traffic(variant: str, dtype: str) -> list[Traffic]:
-    """Bytes of the same launches, in their order, over one multiprocessor's share. For a process that interprets."""
+    """Bytes of the same launches, in their order, over one multiprocessor's share. For a process
+    that interprets.
+    """
     with one_processor(), count_traffic() as launches:
         VARIANTS[variant](DTYPES[dtype], PROCESSORS_SHARE)
     return launches

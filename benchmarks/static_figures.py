@@ -1,10 +1,12 @@
-"""What is said of every compiled kernel, ours or a peer's: one row of the static reports, and how a report is written to a file.
+"""What is said of every compiled kernel, ours or a peer's: one row of the static reports, and how a
+report is written to a file.
 
     with compile_for("sm_90") as builds:
         ...
     figures(builds[0], op="norm_fwd", variant="residual_norm", dtype="bf16")
 
-Nothing here is measured: registers, spills and instructions are read from machine code, ceilings are shares of a peak (profiling/sass.py).
+Nothing here is measured: registers, spills and instructions are read from machine code, ceilings
+are shares of a peak (profiling/sass.py).
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ def figures(
     useful_flops: float | None = None,
     live: float | None = None,
 ) -> dict[str, Any]:
-    """The row of one compiled launch. useful_flops: of one trip of its hot loop by one block; live: see analyse().
+    """The row of one compiled launch. useful_flops: of one trip of its hot loop by one block; live:
+    see analyse().
 
-    Bytes are filled in by those who know them: bytes_minimum from the kernel's own metadata, bytes_moved None until counted.
+    Bytes are filled in by those who know them: bytes_minimum from the kernel's own metadata,
+    bytes_moved None until counted.
     """
     report = analyse(build, useful_flops=useful_flops, live=live)
     loop = report.loops[0] if report.loops else None

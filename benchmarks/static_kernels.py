@@ -1,9 +1,10 @@
-"""Every kernel, compiled for every architecture and read: ours and other packages', in one list of rows, on a machine with no GPU.
+"""Every kernel, compiled for every architecture and read: ours and other packages', in one list of
+rows, on a machine with no GPU.
 
     rows = run(arches=("sm_80", "sm_90"), ops=("attention", "norm"), head_dims=(96,))         # or: mudit bench kernels --static
 
-Compiling and interpreting (which counts the bytes of row-wise kernels) exclude each other in a process, so each has worker processes of
-its own, whatever TRITON_INTERPRET is here.
+Compiling and interpreting (which counts the bytes of row-wise kernels) exclude each other in a
+process, so each has worker processes of its own, whatever TRITON_INTERPRET is here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ INTERPRET = "TRITON_INTERPRET"
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker does at once. kind: "attention", "elementwise" or a peer's counterpart; arch None: count bytes."""
+    """What one worker does at once. kind: "attention", "elementwise" or a peer's counterpart; arch
+    None: count bytes.
+    """
 
     kind: str
     name: str
@@ -57,7 +60,9 @@ def plan(
     dtypes: Sequence[str],
     peers: bool,
 ) -> tuple[list[Job], list[dict[str, Any]]]:
-    """The jobs, and a row for each peer that cannot be had. Raises InputError for what is not known."""
+    """The jobs, and a row for each peer that cannot be had. Raises InputError for what is not
+    known.
+    """
     from mudit_engine.benchmarks.peers_kernels import FLASH_ATTN_HINT, flash_attn_folder
     from mudit_engine.benchmarks.peers_kernels import peers as all_peers
     from mudit_engine.benchmarks.static_elementwise import VARIANTS
@@ -140,7 +145,9 @@ def plan(
 
 
 def work(job: Job) -> list[Any]:
-    """Runs one job in a worker: rows of what was compiled, or (requested, distinct) bytes of what was interpreted."""
+    """Runs one job in a worker: rows of what was compiled, or (requested, distinct) bytes of what
+    was interpreted.
+    """
     if job.kind == "attention":
         from mudit_engine.benchmarks.static_attention import ours
 
@@ -210,8 +217,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Rows of every kernel, peers after ours; `processes` compile at once, and as many interpret.
 
-    `started` is told the number of jobs and returns what to call with the text of each that ends. Raises InputError for an unknown
-    architecture, op, head width or dtype.
+    `started` is told the number of jobs and returns what to call with the text of each that ends.
+    Raises InputError for an unknown architecture, op, head width or dtype.
     """
     jobs, missing = plan(arches=arches, ops=ops, head_dims=head_dims, dtypes=dtypes, peers=peers)
     report = started(len(jobs)) if started else lambda text: None

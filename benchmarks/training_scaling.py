@@ -1,11 +1,14 @@
-"""What DeepSpeed costs beside plain torch, and what a second rank brings, on one machine: tokens/s of the song transformer's training.
+"""What DeepSpeed costs beside plain torch, and what a second rank brings, on one machine: tokens/s
+of the song transformer's training.
 
     python -m mudit_engine.benchmarks.training_scaling --steps 10 --out benchmarks/results/training_scaling.json
 
-Every case trains the same recipe on the same songs (steps of 4 packs), each rank with one thread; the losses must agree first. The cases
-take turns in several rounds, and of each step the fastest round counts, since whatever else runs only adds. `wall` needs as many idle
-cores as ranks. `cpu` divides by the CPU seconds of all ranks together, which other work disturbs little: its ratio to `single` is what the
-engine leaves of the speed, and for two ranks the share of the work that is neither duplicated nor spent on exchanging.
+Every case trains the same recipe on the same songs (steps of 4 packs), each rank with one thread;
+the losses must agree first. The cases take turns in several rounds, and of each step the fastest
+round counts, since whatever else runs only adds. `wall` needs as many idle cores as ranks. `cpu`
+divides by the CPU seconds of all ranks together, which other work disturbs little: its ratio to
+`single` is what the engine leaves of the speed, and for two ranks the share of the work that is
+neither duplicated nor spent on exchanging.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What the end-to-end benchmark runs: one named workload a row, the same songs for the engine and its peer.
+"""What the end-to-end benchmark runs: one named workload a row, the same songs for the engine and
+its peer.
 
 WORKLOADS["published-1536"].songs          # ((frames, lyric tokens), ...)
 """
@@ -39,7 +40,8 @@ WORKLOADS = {
 
 
 def step_flops(config: DitConfig, songs: Sequence[tuple[int, int]], *, guidance: bool) -> float:
-    """Useful floating-point operations of one step: products of target rows only, lyric keys and values cached.
+    """Useful floating-point operations of one step: products of target rows only, lyric keys and
+    values cached.
 
     A product of [m, k] and [k, n] counts 2 m k n; softmax, norms and pointwise work count nothing.
     """

@@ -8,8 +8,9 @@
     fusion_reports(log_text, model, "step")[0].faults           # [] or sentences
     mask_faults(model, "step")                                  # the masks' values, computed from the graph
 
-A DETAILED log lists every kernel with its tensors, weights and the ONNX nodes it came from ("Metadata"). TensorRT 10 and 11 and
-TensorRT-RTX write the same form. What is fused says nothing about speed; what is not fused is a known loss of it.
+A DETAILED log lists every kernel with its tensors, weights and the ONNX nodes it came from
+("Metadata"). TensorRT 10 and 11 and TensorRT-RTX write the same form. What is fused says nothing
+about speed; what is not fused is a known loss of it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ATTENTION = re.compile(r"mha|fmha|flash|fused_attention", re.IGNORECASE)
 # what stands between a LayerNorm and the product that reads it
 MODULATE = frozenset({"Mul", "Add", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Flatten"})
 PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
-# key input -> masks that must decide what its attention sees; None is every other attention of the graph
+# key input -> masks that must decide what its attention sees; None is every other attention of the
+# graph
 MASKS: dict[str, dict[str | None, tuple[str, ...]]] = {
     "step": {"lyric_keys": ("lyric_mask",), None: ("target_mask", "other_mask")},
     "lyric_kv": {None: ("mask",)},
@@ -171,10 +173,12 @@ def wanted(model: Any, graph: str) -> Wanted:
             node for reader in readers.get(name, ()) for node in _through_transpose(reader, readers)
         ]
         products = tuple(node.name for node in using if node.op_type in PRODUCTS)
-        # the constants of a Fourier transform are read wherever it is computed, at every turn of a phase search
+        # the constants of a Fourier transform are read wherever it is computed, at every turn of a
+        # phase search
         if products and not (len(products) > 1 and ".dft." in name):
             matrices[name] = products
-    # the last norm's rows are cut to the targets before they are read, and that cut may part it: it is not counted
+    # the last norm's rows are cut to the targets before they are read, and that cut may part it: it
+    # is not counted
     chains = {
         node.name: _modulation(node, readers)
         for node in model.graph.node
@@ -189,7 +193,9 @@ def wanted(model: Any, graph: str) -> Wanted:
 
 
 def network_counts(config: ModelConfig, graph: str) -> dict[str, int]:
-    """How many attentions, QKV products and adaLN norms a graph must have: an exporter that takes them apart leaves none to look for."""
+    """How many attentions, QKV products and adaLN norms a graph must have: an exporter that takes
+    them apart leaves none to look for.
+    """
     c = config.dit
     match graph:
         case "step":
@@ -209,7 +215,8 @@ def network_counts(config: ModelConfig, graph: str) -> dict[str, int]:
 def fusion_reports(
     log: str, model: Any, graph: str, *, counts: Mapping[str, int] | None = None
 ) -> list[FusionReport]:
-    """A report for each profile of an engine's log. A log that lists no kernels is one report with that fault.
+    """A report for each profile of an engine's log. A log that lists no kernels is one report with
+    that fault.
 
     counts: what `network_counts` says of the graph; a graph that holds another number is a fault.
     """
@@ -247,7 +254,8 @@ def _report(profile: int, kernels: Sequence[Kernel], want: Wanted) -> FusionRepo
         attended += 1
         if lost := [mask for mask in masks if mask not in _ancestors(own[0], made_by)]:
             faults.append(
-                f"attention {node} does not depend on {', '.join(lost)}: keys of padding would be seen"
+                f"attention {node} does not depend on {', '.join(lost)}: keys of padding would be "
+                f"seen"
             )
     if len(fused) != len(want.attentions) and not faults:
         faults.append(f"{len(fused)} attention kernels for {len(want.attentions)} attentions")
@@ -302,7 +310,9 @@ def _report(profile: int, kernels: Sequence[Kernel], want: Wanted) -> FusionRepo
 
 
 def mask_faults(model: Any, graph: str, *, seed: int = 0) -> list[str]:
-    """Whether every attention's mask, computed from the graph on random key masks, is those masks for every query, and nothing else."""
+    """Whether every attention's mask, computed from the graph on random key masks, is those masks
+    for every query, and nothing else.
+    """
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -358,7 +368,8 @@ def mask_faults(model: Any, graph: str, *, seed: int = 0) -> list[str]:
             or not (found == keys).all()
         ):
             faults.append(
-                f"attention {node.name} is masked by something else than {' and '.join(want.attentions[node.name])}"
+                f"attention {node.name} is masked by something else than "
+                f"{' and '.join(want.attentions[node.name])}"
             )
     return faults
 
@@ -380,7 +391,9 @@ def _through_transpose(node: Any, readers: dict[str, list[Any]]) -> list[Any]:
 
 
 def _modulation(norm: Any, readers: dict[str, list[Any]]) -> tuple[str, ...] | None:
-    """Names of the Mul and Add between a LayerNorm and the product that reads it; None where no product reads it directly."""
+    """Names of the Mul and Add between a LayerNorm and the product that reads it; None where no
+    product reads it directly.
+    """
     found: list[str] = []
     output = norm.output[0]
     while len(using := readers.get(output, [])) == 1 and using[0].op_type in MODULATE:

@@ -1,4 +1,5 @@
-"""The graphs that leave PyTorch: the model's own forward on the dense layout (mudit_engine/layouts/dense.py), and nothing else.
+"""The graphs that leave PyTorch: the model's own forward on the dense layout
+(mudit_engine/layouts/dense.py), and nothing else.
 
     modulation   times, seconds, user types of all steps        -> modulation rows                    once a song
     lyric_kv     phonemes and their places                      -> lyric rows, rotated keys and values of every block    once a song
@@ -7,14 +8,16 @@
     vae_decode   latents, number of phase refinements           -> audio                              every chunk
     chinmu_text  characters                                     -> description vectors                once a song
 
-`step` is the network, guidance and the sampler's row: coefficients are inputs, so every sampler is this graph. A song without guidance
-at a step names its conditional sequence as its unconditional one, so guidance intervals need no second graph.
+`step` is the network, guidance and the sampler's row: coefficients are inputs, so every sampler is
+this graph. A song without guidance at a step names its conditional sequence as its unconditional
+one, so guidance intervals need no second graph.
 
     spec = graphs(model, precision="fp32", opset=20)["step"]
     torch.onnx.export(spec.module, spec.example, dynamic_shapes=spec.dynamic, ...)
 
-Shapes: S songs, B sequences, T target rows, E other rows of a sequence (descriptions, reference), L lyric keys, M blocks, H heads, K head
-width, D width, C latent channels, R modulation rows, F fragments.
+Shapes: S songs, B sequences, T target rows, E other rows of a sequence (descriptions, reference), L
+lyric keys, M blocks, H heads, K head width, D width, C latent channels, R modulation rows, F
+fragments.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
 
 
 class TorchGraphs:
-    """The graphs before they leave PyTorch, as a session (runtime/graph_denoiser.py): the layout's share of any difference."""
+    """The graphs before they leave PyTorch, as a session (runtime/graph_denoiser.py): the layout's
+    share of any difference.
+    """
 
     def __init__(
         self,
@@ -65,7 +70,8 @@ class TorchGraphs:
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to be traced. `inputs` maps a name to an example; `dynamic` to the names of its dynamic axes.
+    """A module to be traced. `inputs` maps a name to an example; `dynamic` to the names of its
+    dynamic axes.
 
     unrolled: how often the body of its loop stands in the graph instead of the loop.
     """
@@ -92,7 +98,9 @@ class ModulationGraph(nn.Module):
 
 
 class LyricGraph(nn.Module):
-    """Lyric rows [L, E], keys and values [M, L, H, K] of one song; tables are (cos, sin) side by side in fp32."""
+    """Lyric rows [L, E], keys and values [M, L, H, K] of one song; tables are (cos, sin) side by
+    side in fp32.
+    """
 
     def __init__(self, dit: DiT, *, expanded: bool) -> None:
         super().__init__()
@@ -109,7 +117,9 @@ class LyricGraph(nn.Module):
 
 
 class ConditionGraph(nn.Module):
-    """Rows of descriptions and reference frames [F + frames, D] of one song, and of its outline [T, D] for a model that takes one."""
+    """Rows of descriptions and reference frames [F + frames, D] of one song, and of its outline [T,
+    D] for a model that takes one.
+    """
 
     def __init__(self, dit: DiT) -> None:
         super().__init__()
@@ -167,10 +177,12 @@ class StepGraph(nn.Module):
         base: Tensor,
         final: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """x, kept, noise [S, T, C] fp32; coefficients [S, 7]; song [B] and unconditional [S] are rows of x and of the sequences.
+        """x, kept, noise [S, T, C] fp32; coefficients [S, 7]; song [B] and unconditional [S] are
+        rows of x and of the sequences.
 
-        target_rows [B, T, D], other_rows [B, E, D], their masks [B, T] and [B, E], their tables [B, T or E, 2 K] (cos and sin of the
-        frame, cos and sin of the share of the song); lyric_keys and lyric_values [M, B, L, H, K], lyric_mask [B, L]; modulation [B, ...].
+        target_rows [B, T, D], other_rows [B, E, D], their masks [B, T] and [B, E], their tables [B,
+        T or E, 2 K] (cos and sin of the frame, cos and sin of the share of the song); lyric_keys
+        and lyric_values [M, B, L, H, K], lyric_mask [B, L]; modulation [B, ...].
         """
         dit = self.dit
         latents_BTD = dit.target_in(x.to(dit.final.weight.dtype))[song]
@@ -191,9 +203,11 @@ class StepGraph(nn.Module):
 
 
 class DecodeGraph(nn.Module):
-    """Normalised latents [1, T, C] to audio [1, channels, T hop]. The inverse STFT is a matrix product and shifted adds.
+    """Normalised latents [1, T, C] to audio [1, channels, T hop]. The inverse STFT is a matrix
+    product and shifted adds.
 
-    A codec that refines its phases loops over Griffin-Lim's steps; their number is an input, or what the configuration says without one.
+    A codec that refines its phases loops over Griffin-Lim's steps; their number is an input, or
+    what the configuration says without one.
     """
 
     def __init__(self, vae: SpectralVAE, dtype: torch.dtype) -> None:
@@ -213,7 +227,9 @@ class DecodeGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """Character and pair rows [F, P] of fragments, padded where mask is False, to their unit vectors [F, embedding], fp32."""
+    """Character and pair rows [F, P] of fragments, padded where mask is False, to their unit
+    vectors [F, embedding], fp32.
+    """
 
     def __init__(self, text: CharacterEncoder, dtype: torch.dtype, *, expanded: bool) -> None:
         super().__init__()
@@ -239,9 +255,11 @@ def graphs(
     precision: Precision = "fp32",
     expanded: bool = False,
 ) -> dict[str, Callable[[], Graph]]:
-    """Makers of every graph of a model, by name: one at a time, so that a large model is held once. `expanded`: see DenseKeys.
+    """Makers of every graph of a model, by name: one at a time, so that a large model is held once.
+    `expanded`: see DenseKeys.
 
-    ChinMu's text tower is a graph when it reads characters; a transformers encoder is exported by its own library.
+    ChinMu's text tower is a graph when it reads characters; a transformers encoder is exported by
+    its own library.
     """
     dtype = DTYPES[precision]
     makers: dict[str, Callable[[], Graph]] = {
@@ -360,7 +378,8 @@ def _decode(vae: SpectralVAE, dtype: torch.dtype) -> Graph:
     steps = vae.config.phase_refinements
     if steps and dtype == torch.float32:
         example["refinements"] = torch.tensor(steps)
-    # a CUDA graph holds no loop that the host decides: TensorRT's flavours take the steps one after the other
+    # a CUDA graph holds no loop that the host decides: TensorRT's flavours take the steps one after
+    # the other
     return Graph(
         DecodeGraph(vae, dtype),
         example,

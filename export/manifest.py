@@ -1,4 +1,5 @@
-"""Writes the manifest of a deployment folder (read by mudit_engine/runtime/manifest.py, checked again by export/verify.py).
+"""Writes the manifest of a deployment folder (read by mudit_engine/runtime/manifest.py, checked
+again by export/verify.py).
 
 write_manifest(folder, new_manifest(folder, exported))
 """
@@ -43,7 +44,9 @@ def new_manifest(folder: Path, flavours: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampler_presets(config: ModelConfig) -> dict[str, Any]:
-    """The model's own sampler as `default`, and the others that its path takes, with the same steps and guidance."""
+    """The model's own sampler as `default`, and the others that its path takes, with the same steps
+    and guidance.
+    """
     presets = {"default": config.sampler.model_dump(mode="json")}
     for name in get_args(SamplerName):
         sampler = SamplerConfig(

@@ -1,4 +1,5 @@
-"""A model repository for NVIDIA's Triton Inference Server: text -> denoise -> decode, and the ensemble that chains them.
+"""A model repository for NVIDIA's Triton Inference Server: text -> denoise -> decode, and the
+ensemble that chains them.
 
     REPO/models/mudit_text, mudit_denoise, mudit_decode     Python models (mudit_engine/serving/triton_backend.py)
     REPO/models/mudit_song                                  the ensemble: one JSON request in, audio out
@@ -7,8 +8,8 @@
     write_repository(Path("deploy"), Path("repo"), options=RepositoryOptions(runtime="onnxruntime"))
     tritonserver --model-repository=repo/models             # in an environment that has mudit-engine
 
-Requests that wait together are batched (songs of any lengths: the engine's batches are ragged); each model is warmed up with a real
-request before the server says it is ready.
+Requests that wait together are batched (songs of any lengths: the engine's batches are ragged);
+each model is warmed up with a real request before the server says it is ready.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def write_repository(
 ) -> Path:
     """Writes the repository, which must not exist or be an earlier one. Returns it.
 
-    Raises ModelError for a folder that is no intact deployment, InputError for one that lacks what the runtime needs, GateError for a
-    configuration that the server's schema refuses.
+    Raises ModelError for a folder that is no intact deployment, InputError for one that lacks what
+    the runtime needs, GateError for a configuration that the server's schema refuses.
     """
     options = options or RepositoryOptions()
     manifest = read_manifest(deployment)
@@ -77,11 +78,13 @@ def write_repository(
         )
     if options.runtime == "tensorrt" and not manifest.get("engines"):
         raise InputError(
-            f"'{deployment}' has no engines: build them with `mudit export tensorrt {deployment} --target ...`"
+            f"'{deployment}' has no engines: build them with `mudit export tensorrt {deployment} "
+            f"--target ...`"
         )
     if options.runtime in ("onnxruntime", "openvino") and "fp32" not in manifest["flavours"]:
         raise InputError(
-            f"'{deployment}' has no fp32 graphs, which {options.runtime} takes: `mudit export onnx MODEL OUT --flavour fp32`"
+            f"'{deployment}' has no fp32 graphs, which {options.runtime} takes: `mudit export onnx "
+            f"MODEL OUT --flavour fp32`"
         )
     if (
         repository.exists()
@@ -178,7 +181,8 @@ def _python_model(
             "name": name,
             "backend": "python",
             "max_batch_size": options.max_batch,
-            # songs differ in length: requests are batched as they are, and never padded to each other
+            # songs differ in length: requests are batched as they are, and never padded to each
+            # other
             "input": [
                 {**_port(*port), **({"allow_ragged_batch": True} if -1 in port[2] else {})}
                 for port in inputs
@@ -199,7 +203,9 @@ def _port(name: str, kind: str, dims: Sequence[int]) -> dict[str, Any]:
 
 
 def pbtxt(message: Mapping[str, Any], indent: str = "") -> str:
-    """A message in protobuf's text format: lists of messages repeat the field, mappings under MAPS are key and value."""
+    """A message in protobuf's text format: lists of messages repeat the field, mappings under MAPS
+    are key and value.
+    """
     lines = []
     for name, value in message.items():
         if name in MAPS:
@@ -231,7 +237,9 @@ def _scalar(value: Any) -> str:
 
 
 def config_faults(text: str) -> str | None:
-    """Why the server's own schema refuses a config.pbtxt; None when it does not, or when the schema (tritonclient) is not installed."""
+    """Why the server's own schema refuses a config.pbtxt; None when it does not, or when the schema
+    (tritonclient) is not installed.
+    """
     if not available("tritonclient"):
         return None
     from google.protobuf import text_format
@@ -258,7 +266,9 @@ def _schema() -> Any:
 
 
 def _write_warm_up(root: Path, config: ModelConfig) -> None:
-    """Files that the server reads as inputs: raw values, and for strings a 32-bit length before each."""
+    """Files that the server reads as inputs: raw values, and for strings a 32-bit length before
+    each.
+    """
     from mudit_engine.models.folder import load_part
     from mudit_engine.pipeline import SongPipeline
     from mudit_engine.serving.triton_backend import NoRuntime, pack_song, parse_request

@@ -1,4 +1,5 @@
-"""A model folder becomes a deployment folder: ONNX graphs, the parts that stay PyTorch, and a manifest that vouches for all of it.
+"""A model folder becomes a deployment folder: ONNX graphs, the parts that stay PyTorch, and a
+manifest that vouches for all of it.
 
     OUT/config.json, *.safetensors                  the model, as it was
     OUT/graphs/fp32/*.onnx                          opset 20, any lengths: ONNX Runtime, OpenVINO
@@ -7,7 +8,8 @@
 
     export_onnx(Path("models/mine"), Path("deploy"), flavours=("fp32",))
 
-The whole folder is written aside and renamed. Every graph is checked before it is kept (`check_graph`).
+The whole folder is written aside and renamed. Every graph is checked before it is kept
+(`check_graph`).
 """
 
 from __future__ import annotations
@@ -46,12 +48,14 @@ def export_onnx(
     runtimes: Sequence[str] = (),
     report: Report = lambda text: None,
 ) -> Path:
-    """Writes the deployment folder `out`, which must not exist or must be an earlier export. Returns it.
+    """Writes the deployment folder `out`, which must not exist or must be an earlier export.
+    Returns it.
 
-    With random_weights `model` is a preset or a config.json, of which a model with random weights is made: to build and time engines of a
-    size that nobody has trained yet. fp32 graphs are held to PyTorch in `runtimes` (export/parity.py). Raises InputError for an unknown
-    flavour or a folder that holds something else, GateError for a graph that fails its checks or a runtime that makes another song; `out`
-    is then as it was.
+    With random_weights `model` is a preset or a config.json, of which a model with random weights
+    is made: to build and time engines of a size that nobody has trained yet. fp32 graphs are held
+    to PyTorch in `runtimes` (export/parity.py). Raises InputError for an unknown flavour or a
+    folder that holds something else, GateError for a graph that fails its checks or a runtime that
+    makes another song; `out` is then as it was.
     """
     require("onnx", "exporting to ONNX")
     require("onnxscript", "exporting to ONNX")
@@ -96,7 +100,8 @@ def export_onnx(
             manifest["parity"] = measure_parity(aside, runtimes=runtimes)
             if wrong := faults(manifest["parity"]):
                 raise GateError(
-                    f"the graphs are no faithful export of '{model}', nothing was written: {'; '.join(wrong)}"
+                    f"the graphs are no faithful export of '{model}', nothing was written: "
+                    f"{'; '.join(wrong)}"
                 )
             write_manifest(aside, manifest)
     return out
@@ -151,7 +156,8 @@ def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
 
     names = {axis for axes in graph.dynamic.values() for axis in axes.values()}
     dims = {name: torch.export.Dim(name, min=1) for name in names}
-    # in the order of the inputs: the exporter pairs names of axes with inputs by place, and TensorRT takes axes of one name for equal
+    # in the order of the inputs: the exporter pairs names of axes with inputs by place, and
+    # TensorRT takes axes of one name for equal
     dynamic = {
         name: {axis: dims[dim] for axis, dim in graph.dynamic.get(name, {}).items()}
         for name in graph.inputs
@@ -213,8 +219,9 @@ def _weights_read(program: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _simplify(model: Any, weights: Mapping[str, Any]) -> None:
-    """The exporter's own optimisation, but that every weight keeps its name and its shape: what replaces weights in a built engine finds
-    them by name. The exporter folds a transposed weight into a constant without a name, and lets equal weights share one.
+    """The exporter's own optimisation, but that every weight keeps its name and its shape: what
+    replaces weights in a built engine finds them by name. The exporter folds a transposed weight
+    into a constant without a name, and lets equal weights share one.
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer, rewriter
@@ -279,9 +286,11 @@ def check_graph(
     floats: set[str],
     weights: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
-    """What is wrong with an exported graph: opset, types, inputs, initialisers, operators that runtimes get silently wrong.
+    """What is wrong with an exported graph: opset, types, inputs, initialisers, operators that
+    runtimes get silently wrong.
 
-    `inputs` are the shapes that it must take, dynamic axes by name; `weights` the parameters that it must hold, by their own names.
+    `inputs` are the shapes that it must take, dynamic axes by name; `weights` the parameters that
+    it must hold, by their own names.
     """
     import onnx
 
@@ -297,7 +306,8 @@ def check_graph(
     if (given := [value.name for value in model.graph.input]) != list(inputs):
         faults.append(f"inputs {', '.join(given)} instead of {', '.join(inputs)}")
     for value in model.graph.input:
-        # the tracer fixes an axis that some code compared with a number, and TensorRT takes axes of one name for equal
+        # the tracer fixes an axis that some code compared with a number, and TensorRT takes axes of
+        # one name for equal
         shape, wanted = _described(value)["shape"], list(inputs.get(value.name, ()))
         if wanted and shape != wanted:
             faults.append(f"{value.name} is {shape} instead of {wanted}")
@@ -347,7 +357,9 @@ def _described(value: Any) -> dict[str, Any]:
 
 @contextmanager
 def _folder_aside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is removed when it does not."""
+    """A folder beside `out` that takes its place when the block ends well, and is removed when it
+    does not.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
@@ -362,7 +374,8 @@ def _folder_aside(out: Path) -> Iterator[Path]:
             aside.rename(out)
     except OSError as error:
         raise OutputError(
-            f"'{out}' could not be written: {error.strerror or error}. Free some space or name another folder"
+            f"'{out}' could not be written: {error.strerror or error}. Free some space or name "
+            f"another folder"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

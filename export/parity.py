@@ -1,13 +1,14 @@
-"""Whole songs through every runtime against PyTorch: all samplers, with and without guidance, an interval, a negative description,
-reference audio, no lyrics, and padded to buckets.
+"""Whole songs through every runtime against PyTorch: all samplers, with and without guidance, an
+interval, a negative description, reference audio, no lyrics, and padded to buckets.
 
     rows = measure_parity(folder, runtimes=("onnxruntime", "openvino"))
     rows = session_rows("onnxruntime", session, config, dit, vae, chinmu)
     faults(rows)                                                # [] when everything is within the limits
 
-Limits: latents, text and audio rel-L2 <= 1e-4; padding changes nothing above 1e-5. A codec that searches for phases is held to that in the
-first 4 steps, and after all of them to twice PyTorch's own distance from the search in float64 (`search_ratio`). The songs are short and
-made up, so that a check takes seconds on the embedded model; every path of the graphs is on them.
+Limits: latents, text and audio rel-L2 <= 1e-4; padding changes nothing above 1e-5. A codec that
+searches for phases is held to that in the first 4 steps, and after all of them to twice PyTorch's
+own distance from the search in float64 (`search_ratio`). The songs are short and made up, so that a
+check takes seconds on the embedded model; every path of the graphs is on them.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def cases(config: ModelConfig) -> Iterator[Case]:
 def measure_parity(
     folder: Path, *, runtimes: Sequence[str], threads: int | None = None
 ) -> list[dict[str, Any]]:
-    """One row a runtime and case: relative L2 of the latents against PyTorch, and the same when padded."""
+    """One row a runtime and case: relative L2 of the latents against PyTorch, and the same when
+    padded.
+    """
     config = load_config(folder)
     dit, vae, chinmu = (load_part(part, config, folder) for part in ("dit", "vae", "chinmu"))
     assert isinstance(dit, DiT) and isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
@@ -117,7 +120,9 @@ def measure_parity(
 def session_rows(
     name: str, session: Session, config: ModelConfig, dit: DiT, vae: SpectralVAE, chinmu: ChinMu
 ) -> list[dict[str, Any]]:
-    """Rows of one runtime: `latents`, `audio`, `search` and `text` against PyTorch, `padding` against the same without."""
+    """Rows of one runtime: `latents`, `audio`, `search` and `text` against PyTorch, `padding`
+    against the same without.
+    """
     graph, padded = (
         GraphDenoiser(config.dit, session),
         GraphDenoiser(config.dit, session, padding=_bucket, songs=8),
@@ -173,7 +178,9 @@ def _denoise(runtime: Any, case: Case) -> list[Tensor]:
 
 
 def _decode(config: ModelConfig, vae: SpectralVAE, session: Session) -> list[dict[str, Any]]:
-    """Audio of made-up latents. Where the codec searches for phases, of a few steps, and of all of them by `search_ratio`."""
+    """Audio of made-up latents. Where the codec searches for phases, of a few steps, and of all of
+    them by `search_ratio`.
+    """
     latents = torch.randn(
         1, FRAMES, config.vae.latent_channels, generator=torch.Generator().manual_seed(7)
     )
@@ -207,8 +214,8 @@ def synthesised(vae: SpectralVAE, latents_NTC: Tensor, *, steps: int) -> Tensor:
 def search_ratio(vae: SpectralVAE, latents_NTC: Tensor, audio_NcS: Tensor) -> float:
     """How far audio is from a phase search in float64, as a share of how far PyTorch's own fp32 is.
 
-    Roundings grow with every step of Griffin-Lim, so that two exact implementations end some 1e-3 apart: a distance between the two would
-    say nothing about either.
+    Roundings grow with every step of Griffin-Lim, so that two exact implementations end some 1e-3
+    apart: a distance between the two would say nothing about either.
     """
     steps = vae.config.phase_refinements
     with torch.no_grad():

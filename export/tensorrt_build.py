@@ -8,8 +8,9 @@
     plan = make_plan(Path("deploy"), TARGETS["rtx-sm80"], buckets=[], options=Options())
     rows = build_engines(plan)              # raises MissingError on a machine that cannot build the target
 
-TensorRT-RTX builds ahead of time, with no GPU and no driver, for Ampere and later consumer architectures and A100 (there is no SM90);
-TensorRT builds only on the GPU that will run the engine. The gate of export/fusion.py is on every engine.
+TensorRT-RTX builds ahead of time, with no GPU and no driver, for Ampere and later consumer
+architectures and A100 (there is no SM90); TensorRT builds only on the GPU that will run the engine.
+The gate of export/fusion.py is on every engine.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ NAMED = 6  # faults that an error names
 
 @dataclass(frozen=True)
 class Target:
-    """Where engines run. package is the builder's import name; capability is what TensorRT-RTX compiles for (None: any it supports)."""
+    """Where engines run. package is the builder's import name; capability is what TensorRT-RTX
+    compiles for (None: any it supports).
+    """
 
     name: str
     package: str
@@ -89,7 +92,8 @@ class Options:
             raise InputError(f"--songs {self.songs}: at least 1 song is stepped at once")
         if self.calibration and not self.quantize:
             raise InputError(
-                "--calibration is what --quantize measures ranges on: give --quantize fp8 or int8 too"
+                "--calibration is what --quantize measures ranges on: give --quantize fp8 or int8 "
+                "too"
             )
         if self.calibration and not self.calibration.is_file():
             raise InputError(
@@ -122,16 +126,19 @@ def make_plan(
     options: Options | None = None,
     graphs: Sequence[str] = (),
 ) -> Plan:
-    """Reads the deployment folder and decides every profile. `graphs`: those to build now (default all); the package has all.
+    """Reads the deployment folder and decides every profile. `graphs`: those to build now (default
+    all); the package has all.
 
-    Raises ModelError for a folder without graphs of the flavour, InputError for options that do not fit.
+    Raises ModelError for a folder without graphs of the flavour, InputError for options that do not
+    fit.
     """
     options = options or Options()
     manifest = read_manifest(folder)
     config = load_config(folder)
     if options.flavour not in manifest["flavours"]:
         raise ModelError(
-            f"'{folder}' holds graphs of {', '.join(manifest['flavours'])}; TensorRT takes {options.flavour}: "
+            f"'{folder}' holds graphs of {', '.join(manifest['flavours'])}; TensorRT takes "
+            f"{options.flavour}: "
             f"export with `mudit export onnx MODEL {folder} --flavour {options.flavour}`"
         )
     exported = tuple(
@@ -162,7 +169,8 @@ def make_plan(
     spec = {
         "target": target.name,
         "package": target.package,
-        "install": f"pip install {pinned(target.package)}",  # on the host that builds: no path of this one
+        # on the host that builds: no path of this one
+        "install": f"pip install {pinned(target.package)}",
         "capability": target.capability,
         # TensorRT-RTX picks kernels without timing them: a cache would be empty
         "timing_cache": TIMING_CACHE if options.timing_cache and not target.ahead_of_time else None,
@@ -176,7 +184,9 @@ def make_plan(
 
 
 def write_package(plan: Plan) -> Path:
-    """Writes what a GPU host needs beside the graphs: specification, script, polygraphy commands. Returns its folder."""
+    """Writes what a GPU host needs beside the graphs: specification, script, polygraphy commands.
+    Returns its folder.
+    """
     write_json(plan.out / "spec.json", plan.spec)
     source = Path(__file__).with_name("tensorrt_engine.py")
     with atomic_path(plan.out / "build_engines.py") as aside:
@@ -189,11 +199,15 @@ def write_package(plan: Plan) -> Path:
 
 
 def build_script(plan: Plan) -> str:
-    """A shell script that builds every engine with polygraphy; build_engines.py does the same and also measures."""
+    """A shell script that builds every engine with polygraphy; build_engines.py does the same and
+    also measures.
+    """
     lines = [
         "#!/bin/sh",
-        f"# Engines of model '{plan.config.name}' for target {plan.target.name}. Run it in this folder, on the GPU that will run them.",
-        "# python build_engines.py spec.json --measure   builds the same engines and times them with CUDA graphs.",
+        f"# Engines of model '{plan.config.name}' for target {plan.target.name}. Run it in this "
+        f"folder, on the GPU that will run them.",
+        "# python build_engines.py spec.json --measure   builds the same engines and times them "
+        "with CUDA graphs.",
         "set -eu",
         'cd "$(dirname "$0")"',
         f"# {plan.spec['install']}"
@@ -254,7 +268,8 @@ def lacking(target: Target, options: Options | None = None) -> str | None:
     if target.ahead_of_time:
         if not available(target.package):
             return f"the package tensorrt-rtx is not installed: {install_command(target.package)}"
-        # its builder compiles kernels of refittable engines on the device, and fails inside without one
+        # its builder compiles kernels of refittable engines on the device, and fails inside without
+        # one
         if options and options.refit and not gpus:
             return "refittable engines need an NVIDIA driver even here (leave out --refit)"
         return _lacks_modelopt(options)
@@ -263,7 +278,8 @@ def lacking(target: Target, options: Options | None = None) -> str | None:
         reasons.append("there is no NVIDIA driver or GPU (nvidia-smi answers nothing)")
     elif all(gpu.compute_capability != target.gpu for gpu in gpus):
         reasons.append(
-            f"the GPU is {gpus[0].name} (compute capability {gpus[0].compute_capability}), not {target.gpu}"
+            f"the GPU is {gpus[0].name} (compute capability {gpus[0].compute_capability}), not "
+            f"{target.gpu}"
         )
     if not available(target.package):
         reasons.append(f"the package tensorrt is not installed ({install_command(target.package)})")
@@ -285,17 +301,22 @@ def build_engines(
     report: Callable[[str], None] = lambda text: None,
     keep: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Writes the package, builds every engine in a child process each, and puts them through the gate. Returns a row an engine.
+    """Writes the package, builds every engine in a child process each, and puts them through the
+    gate. Returns a row an engine.
 
-    `report` hears the name of an engine before it is built, and `keep` its row once it has passed the gate, whatever becomes of the next.
-    `measured` also runs them (needs the GPU). Raises MissingError when the machine cannot build this target: the package is there
-    nonetheless; GateError when an attention, projection or adaLN is not fused or masked; MuditError when the builder fails.
+    `report` hears the name of an engine before it is built, and `keep` its row once it has passed
+    the gate, whatever becomes of the next. `measured` also runs them (needs the GPU). Raises
+    MissingError when the machine cannot build this target: the package is there nonetheless;
+    GateError when an attention, projection or adaLN is not fused or masked; MuditError when the
+    builder fails.
     """
     out = write_package(plan)
     if reason := lacking(plan.target, plan.options):
         raise MissingError(
-            f"engines for {plan.target.name} cannot be built here: {reason}. The build package is in '{out}': copy '{plan.folder}' to "
-            f"the GPU host and run this command again there, or `sh engines/{plan.target.name}/build.sh` in it"
+            f"engines for {plan.target.name} cannot be built here: {reason}. The build package is "
+            f"in '{out}': copy '{plan.folder}' to "
+            f"the GPU host and run this command again there, or `sh "
+            f"engines/{plan.target.name}/build.sh` in it"
         )
     rows, faults = [], []
     for entry in plan.spec["engines"]:
@@ -327,15 +348,18 @@ def build_engines(
             else ""
         )
         raise GateError(
-            f"engines for {plan.target.name} are not as they must be and were removed: {'; '.join(faults[:NAMED])}{rest}"
+            f"engines for {plan.target.name} are not as they must be and were removed: "
+            f"{'; '.join(faults[:NAMED])}{rest}"
         )
     return rows
 
 
 def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
-    """Makes the manifest say what lies in the target's folder after a build of `plan` that kept the engines of `rows`.
+    """Makes the manifest say what lies in the target's folder after a build of `plan` that kept the
+    engines of `rows`.
 
-    An engine that is gone, because its rebuild failed or it would not go together with the new ones, is no longer named.
+    An engine that is gone, because its rebuild failed or it would not go together with the new
+    ones, is no longer named.
     """
     manifest = read_manifest(plan.folder)
     known = dict(manifest.get("engines") or {})
@@ -386,7 +410,9 @@ def check_engine(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(plan: Plan, name: str, *, measured: bool) -> dict[str, Any]:
-    """Builds one engine in a child: its peak memory is its own, and a crash of the builder is a message."""
+    """Builds one engine in a child: its peak memory is its own, and a crash of the builder is a
+    message.
+    """
     command = [
         sys.executable,
         str(plan.out / "build_engines.py"),
@@ -404,7 +430,8 @@ def _run(plan: Plan, name: str, *, measured: bool) -> dict[str, Any]:
             (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1],
         )
         raise MuditError(
-            f"the builder failed on '{name}' for {plan.target.name}: {reason}. Its log: {plan.out / name}.log.gz"
+            f"the builder failed on '{name}' for {plan.target.name}: {reason}. Its log: "
+            f"{plan.out / name}.log.gz"
         )
     row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return row

@@ -1,21 +1,26 @@
-"""Builds TensorRT and TensorRT-RTX engines as a specification says. Needs the standard library and the builder's package, nothing else:
-`mudit export tensorrt` runs this file in a child process, and the build package for a GPU host holds a copy of it.
+"""Builds TensorRT and TensorRT-RTX engines as a specification says. Needs the standard library and
+the builder's package, nothing else: `mudit export tensorrt` runs this file in a child process, and
+the build package for a GPU host holds a copy of it.
 
     python build_engines.py spec.json [--only step] [--measure] [--quantize-only]
 
-Paths in the specification are relative to it. Each engine gives one JSON line on stdout: seconds, bytes, the builder's memory and its
-"Total ... Memory" figures; the whole log, with the fused kernels, lies beside the engine as NAME.log.gz.
+Paths in the specification are relative to it. Each engine gives one JSON line on stdout: seconds,
+bytes, the builder's memory and its "Total ... Memory" figures; the whole log, with the fused
+kernels, lies beside the engine as NAME.log.gz.
 
     {"package": "tensorrt" | "tensorrt_rtx", "capability": "SM80" | null, "timing_cache": "timing.cache" | null,
      "engines": [{"name": "step", "onnx": "step.onnx", "engine": "step.engine", "profiles": [{"x": [[1, 384, 96], ...min, opt, max]}],
                   "refit": false, "weight_streaming": false, "optimization_level": null, "quantize": null | "fp8" | "int8",
                   "calibration": null | "calibration.npz"}]}
 
-An entry with "quantize" goes through NVIDIA's ModelOpt first (its own environment will do: --quantize-only stops after it): products in 8
-bits, attention as it is, because a quantised attention is no longer one kernel. "calibration" holds inputs of the graph by name; without
-it ModelOpt makes them up, and ranges of made-up inputs are worth little. This project ran neither ModelOpt's pass nor such an engine.
+An entry with "quantize" goes through NVIDIA's ModelOpt first (its own environment will do:
+--quantize-only stops after it): products in 8 bits, attention as it is, because a quantised
+attention is no longer one kernel. "calibration" holds inputs of the graph by name; without it
+ModelOpt makes them up, and ranges of made-up inputs are worth little. This project ran neither
+ModelOpt's pass nor such an engine.
 
---measure runs each engine (all profiles at their optimum) with CUDA graphs and adds p50, p90 and p99 in milliseconds; it needs the GPU.
+--measure runs each engine (all profiles at their optimum) with CUDA graphs and adds p50, p90 and
+p99 in milliseconds; it needs the GPU.
 """
 
 from __future__ import annotations
@@ -92,7 +97,9 @@ def quantized_name(entry: dict[str, Any]) -> str:
 
 
 def quantize(entry: dict[str, Any], folder: Path) -> Path:
-    """Writes a graph whose products run in 8 bits, attention left out. Raises ImportError without ModelOpt."""
+    """Writes a graph whose products run in 8 bits, attention left out. Raises ImportError without
+    ModelOpt.
+    """
     from modelopt.onnx.quantization import quantize as modelopt_quantize
 
     calibration = None
@@ -146,7 +153,8 @@ def build(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path) -
                     quantize(entry, folder)
                 except ImportError as error:
                     raise BuildError(
-                        f"quantising to {entry['quantize']} needs ModelOpt ({error}): pip install nvidia-modelopt, or run this file with "
+                        f"quantising to {entry['quantize']} needs ModelOpt ({error}): pip install "
+                        f"nvidia-modelopt, or run this file with "
                         "--quantize-only in an environment that has it"
                     ) from None
         if not parser.parse_from_file(str(source)):
@@ -243,14 +251,17 @@ def _logger(trt: Any, file: Any) -> Any:
 def measure(
     trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path, *, runs: int = 100
 ) -> list[dict[str, Any]]:
-    """Milliseconds of every profile at its optimum shapes, replayed from a CUDA graph on random inputs. Raises BuildError without a GPU."""
+    """Milliseconds of every profile at its optimum shapes, replayed from a CUDA graph on random
+    inputs. Raises BuildError without a GPU.
+    """
     try:
         import torch
     except ImportError as error:
         raise BuildError(f"measuring needs torch with CUDA ({error})") from None
     if not torch.cuda.is_available():
         raise BuildError(
-            "measuring needs an NVIDIA driver and a torch built for CUDA; torch.cuda.is_available() is False"
+            "measuring needs an NVIDIA driver and a torch built for CUDA; "
+            "torch.cuda.is_available() is False"
         )
     kinds = {
         "FLOAT": torch.float32,

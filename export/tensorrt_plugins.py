@@ -1,4 +1,5 @@
-"""The Triton kernels as TensorRT plugins: compiled ahead of time to PTX and offered through tensorrt.plugin's aot_impl. Opt-in.
+"""The Triton kernels as TensorRT plugins: compiled ahead of time to PTX and offered through
+tensorrt.plugin's aot_impl. Opt-in.
 
     mudit::attention         q [N, H, K], k and v [L, H, K], tiles          -> out [N, H, K], lse [H, N]
     mudit::residual_norm     x, y [N, D], gate, shift, scale [R, D], tiles  -> x + gate y, its modulated LayerNorm
@@ -7,10 +8,12 @@
     register(importlib.import_module("tensorrt.plugin"), arch="sm_90")
     layer = network.add_plugin(trtp.op.mudit.attention(q, k, v, tiles), aot=True)
 
-TensorRT launches a kernel with its inputs, then int32 scalars (expressions of the shapes), then its outputs, and nothing else: the entry
-points here have their parameters in that order and everything else as constants. Triton appends two pointers to scratch memory, which these
-kernels do not use: they are cut from the PTX's parameter list, after a check that nothing reads them. tiles and spans are made on the host,
-as kernels/worklist.py and kernels/adaln.py make them, so rows of padding cost no work.
+TensorRT launches a kernel with its inputs, then int32 scalars (expressions of the shapes), then its
+outputs, and nothing else: the entry points here have their parameters in that order and everything
+else as constants. Triton appends two pointers to scratch memory, which these kernels do not use:
+they are cut from the PTX's parameter list, after a check that nothing reads them. tiles and spans
+are made on the host, as kernels/worklist.py and kernels/adaln.py make them, so rows of padding cost
+no work.
 """
 
 from __future__ import annotations
@@ -83,11 +86,14 @@ class Compiled:
     parameters: tuple[str, ...]  # PTX types, in order
 
     def check(self, pointers_before: int, scalars: int, pointers_after: int) -> None:
-        """Raises MuditError unless the entry takes inputs, int32 scalars and outputs, in this order."""
+        """Raises MuditError unless the entry takes inputs, int32 scalars and outputs, in this
+        order.
+        """
         wanted = ("u64",) * pointers_before + ("u32",) * scalars + ("u64",) * pointers_after
         if tuple(kind.replace("b", "u").replace("s", "u") for kind in self.parameters) != wanted:
             raise MuditError(
-                f"kernel {self.name} takes {self.parameters} and TensorRT passes {wanted}: another triton is installed"
+                f"kernel {self.name} takes {self.parameters} and TensorRT passes {wanted}: another "
+                f"triton is installed"
             )
 
 
@@ -100,9 +106,11 @@ def compile_entry(
     warps: int,
     stages: int,
 ) -> Compiled:
-    """Compiles an entry for an architecture such as sm_90, with no GPU. `kinds`: Triton types of its parameters but the constants.
+    """Compiles an entry for an architecture such as sm_90, with no GPU. `kinds`: Triton types of
+    its parameters but the constants.
 
-    Pointers are 16-byte aligned, as TensorRT's are. Raises MuditError for a kernel that needs scratch memory.
+    Pointers are 16-byte aligned, as TensorRT's are. Raises MuditError for a kernel that needs
+    scratch memory.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -124,14 +132,17 @@ def compile_entry(
     meta = built.metadata
     if meta.global_scratch_size or getattr(meta, "profile_scratch_size", 0):
         raise MuditError(
-            f"kernel {meta.name} wants scratch memory, which TensorRT does not pass: use it through torch instead"
+            f"kernel {meta.name} wants scratch memory, which TensorRT does not pass: use it "
+            f"through torch instead"
         )
     ptx, parameters = without_scratch(built.asm["ptx"], len(names))
     return Compiled(meta.name, ptx, meta.num_warps * 32, meta.shared, parameters)
 
 
 def without_scratch(ptx: str, used: int) -> tuple[str, tuple[str, ...]]:
-    """PTX whose entry has its first `used` parameters alone, and their types. Raises MuditError when a later one is read."""
+    """PTX whose entry has its first `used` parameters alone, and their types. Raises MuditError
+    when a later one is read.
+    """
     entry = re.search(r"(\.visible \.entry (\w+)\(\s*)(.*?)(\s*\))", ptx, re.DOTALL)
     if entry is None:
         raise MuditError("the compiler gave PTX without an entry: another triton is installed")
@@ -142,7 +153,8 @@ def without_scratch(ptx: str, used: int) -> tuple[str, tuple[str, ...]]:
         name = parameter.split()[-1]
         if re.search(rf"\b{re.escape(name)}\b", body):
             raise MuditError(
-                f"kernel {entry[2]} reads its parameter {name}, which TensorRT does not pass: another triton is installed"
+                f"kernel {entry[2]} reads its parameter {name}, which TensorRT does not pass: "
+                f"another triton is installed"
             )
     kinds = tuple(re.match(r"\.param \.(\w+)", one)[1] for one in kept)  # type: ignore[index]
     return ptx[: entry.start(3)] + ",\n\t".join(kept) + ptx[entry.end(3) :], kinds
@@ -209,9 +221,11 @@ def compile_guided_step(dtype: torch.dtype, channels: int, *, arch: str) -> Comp
 
 
 def register(trtp: Any, *, arch: str, dtypes: Mapping[Any, torch.dtype]) -> tuple[str, ...]:
-    """Registers the three plugins with a tensorrt.plugin module; returns their names. `dtypes`: TensorRT's types to torch's.
+    """Registers the three plugins with a tensorrt.plugin module; returns their names. `dtypes`:
+    TensorRT's types to torch's.
 
-    Head count, head width and channels must be constants of the network (they are of every exported graph).
+    Head count, head width and channels must be constants of the network (they are of every exported
+    graph).
     """
     # tensorrt.plugin reads the annotations: they must be its own classes, not strings
     one, two = trtp.TensorDesc, tuple[trtp.TensorDesc, trtp.TensorDesc]
@@ -292,7 +306,8 @@ def _constant(size: Any, what: str) -> int:
     """A size that is a constant of the network. Raises InputError where it is not."""
     if size.is_fake or not size.is_constant:
         raise InputError(
-            f"{what} of a plugin's input must be a constant of the network: it is compiled into the kernel"
+            f"{what} of a plugin's input must be a constant of the network: it is compiled into "
+            f"the kernel"
         )
     return int(size.constant_value())
 

@@ -1,8 +1,10 @@
-"""Loops of an ONNX graph whose count is known, written out: for runtimes that capture a graph only without control flow.
+"""Loops of an ONNX graph whose count is known, written out: for runtimes that capture a graph only
+without control flow.
 
     unroll(model, 64)               # every Loop becomes 64 copies of its body
 
-The body may read values of the graph around it; its trip count and condition are ignored, `count` stands for both.
+The body may read values of the graph around it; its trip count and condition are ignored, `count`
+stands for both.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from typing import Any
 
 
 def unroll(model: Any, count: int) -> None:
-    """Replaces every Loop of an onnx.ModelProto, in place. Raises ValueError for a loop that collects outputs of every turn."""
+    """Replaces every Loop of an onnx.ModelProto, in place. Raises ValueError for a loop that
+    collects outputs of every turn.
+    """
     import onnx
 
     graph = model.graph
@@ -25,7 +29,8 @@ def unroll(model: Any, count: int) -> None:
         _, *results = (value.name for value in body.output)
         if len(results) != len(carried):
             raise ValueError(
-                f"loop '{node.name}' collects outputs of every turn: only carried values are unrolled"
+                f"loop '{node.name}' collects outputs of every turn: only carried values are "
+                f"unrolled"
             )
         graph.initializer.extend(body.initializer)
         state = list(node.input[2:])

@@ -1,6 +1,7 @@
 """A deployment folder against its manifest: files, graphs and whole songs once more.
 
-report = verify(folder)                                     # {"folder": ..., "differences": [...], "parity": [rows]}
+report = verify(folder)                                     # {"folder": ..., "differences": [...],
+"parity": [rows]}
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mudit_engine.runtime.manifest import differences, read_manifest
 def verify(
     folder: Path, *, runtimes: Sequence[str] = ("onnxruntime",), parity: bool = True
 ) -> dict[str, Any]:
-    """Differences from the manifest, faults of the graphs, and parity measured again with these runtimes (of fp32 graphs).
+    """Differences from the manifest, faults of the graphs, and parity measured again with these
+    runtimes (of fp32 graphs).
 
     Raises ModelError for a folder without a readable manifest.
     """

@@ -1,4 +1,5 @@
-"""Adaptive LayerNorm and gated residuals over packed rows; the modulation row of each token is looked up.
+"""Adaptive LayerNorm and gated residuals over packed rows; the modulation row of each token is
+looked up.
 
     h = LN(x) (1 + scale[r]) + shift[r]                     layer_norm_modulate
     x' = x + gate[r] y;  h = LN(x') (1 + scale[r]) + shift[r]        residual_norm: the residual stream is read and written once
@@ -8,8 +9,9 @@ r = runs: (rows, table row) pairs that say which modulation row each run of pack
     h = layer_norm_modulate(x, shift, scale, runs)
     x, h = residual_norm(x, y, gate, shift, scale, runs)
 
-A program takes a tile of rows of one run, so that the modulation row is read once per tile; whole rows stay in registers. Backward, each
-tile also leaves one fp32 partial row of every table gradient, and rows.segment_sums adds those of a table row in a fixed order.
+A program takes a tile of rows of one run, so that the modulation row is read once per tile; whole
+rows stay in registers. Backward, each tile also leaves one fp32 partial row of every table
+gradient, and rows.segment_sums adds those of a table row in a fixed order.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ MAX_WIDTH = 8192
 
 @dataclass(frozen=True)
 class Runs:
-    """Run-length form of the row index: (number of packed rows, row of the modulation table). On a device it is int32 [T]."""
+    """Run-length form of the row index: (number of packed rows, row of the modulation table). On a
+    device it is int32 [T].
+    """
 
     items: tuple[tuple[int, int], ...]
     _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
@@ -54,7 +58,9 @@ class Runs:
     def tiles(
         self, device: torch.device | str, *, tile_rows: int, table_rows: int
     ) -> tuple[Tensor, Tensor]:
-        """int32 [N, 3] (first packed row, rows, table row), no tile across runs, sorted by table row; int32 [R + 1]: their bounds."""
+        """int32 [N, 3] (first packed row, rows, table row), no tile across runs, sorted by table
+        row; int32 [R + 1]: their bounds.
+        """
         key = (torch.device(device), tile_rows, table_rows)
         if key not in self._tiles:
             tiles = [
@@ -75,12 +81,15 @@ class Runs:
         return self._tiles[key]
 
     def check(self, *, rows: int, table_rows: int) -> None:
-        """Raises ValueError unless the runs cover exactly `rows` packed rows and name rows of a table of `table_rows`."""
+        """Raises ValueError unless the runs cover exactly `rows` packed rows and name rows of a
+        table of `table_rows`.
+        """
         if self.rows != rows or any(
             count < 0 or not 0 <= r < table_rows for count, r in self.items
         ):
             raise ValueError(
-                f"runs {self.items} for {rows} packed rows and a table of {table_rows}: the counts must add up, the table rows exist"
+                f"runs {self.items} for {rows} packed rows and a table of {table_rows}: the counts "
+                f"must add up, the table rows exist"
             )
 
     def slices(self) -> Iterator[tuple[slice, int]]:
@@ -107,7 +116,9 @@ def layer_norm_modulate_reference(
     *,
     eps: float = EPS,
 ) -> Tensor:
-    """LayerNorm without affine terms, then (1 + scale) and shift of the run's row; plain LayerNorm when they are None."""
+    """LayerNorm without affine terms, then (1 + scale) and shift of the run's row; plain LayerNorm
+    when they are None.
+    """
     width = (x_TD.shape[1],)
     if shift_RD is None or scale_RD is None or runs is None:
         return F.layer_norm(x_TD, width, eps=eps)
@@ -127,7 +138,8 @@ def residual_norm_reference(
     eps: float = EPS,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (x + gate[r] y, its modulated LayerNorm). gate None is 1; shift and scale None give the plain LayerNorm.
+    """Returns (x + gate[r] y, its modulated LayerNorm). gate None is 1; shift and scale None give
+    the plain LayerNorm.
 
     `inplace` writes the residual stream over x (inference only: autograd still needs x).
     """
@@ -256,7 +268,9 @@ def _norm_fwd_kernel(
 
 @triton.jit
 def _add_part(part_ptr, value, first, inside):
-    """Adds one block of rows to this program's partial row in memory (a row too wide for three accumulators in registers)."""
+    """Adds one block of rows to this program's partial row in memory (a row too wide for three
+    accumulators in registers).
+    """
     before = tl.load(part_ptr, mask=inside & (first > 0), other=0.0)
     tl.store(part_ptr, before + tl.sum(value, axis=0), mask=inside)
 
@@ -299,7 +313,8 @@ def _norm_bwd_kernel(
     part_ptr = parts_ptr + tl.program_id(0).to(tl.int64) * D + cols
     next_part = tl.cast(n_tiles, tl.int64) * D
     gate_part = 2 if HAS_SCALE else 0
-    # sums over the tile's rows stay two-dimensional until its end: no exchange between threads inside the loop
+    # sums over the tile's rows stay two-dimensional until its end: no exchange between threads
+    # inside the loop
     if HAS_GATE:
         gate = _table_row(gate_ptr, r, stride_gate_row, cols, inside)
         if not PARTS_IN_MEMORY:
@@ -357,7 +372,8 @@ def _norm_bwd_kernel(
             else:
                 dgate += dx * y
         if PARTS_IN_MEMORY:
-            tl.debug_barrier()  # the next block's loads may sit in other threads than this block's stores
+            # the next block's loads may sit in other threads than this block's stores
+            tl.debug_barrier()
     if not PARTS_IN_MEMORY:
         if HAS_SCALE:
             tl.store(part_ptr, tl.sum(dshift, axis=0), mask=inside)
@@ -367,7 +383,9 @@ def _norm_bwd_kernel(
 
 
 def _shape_of_program(width: int) -> dict[str, int]:
-    """8 columns a thread: one 16-byte access of bf16, and room in registers for a row's inputs and three accumulators."""
+    """8 columns a thread: one 16-byte access of bf16, and room in registers for a row's inputs and
+    three accumulators.
+    """
     block = max(triton.next_power_of_2(width), 64)
     warps = min(max(block // 256, 4), 16)
     return {
@@ -379,7 +397,9 @@ def _shape_of_program(width: int) -> dict[str, int]:
 
 
 def _tile_rows(rows: int, device: torch.device, *, training: bool) -> int:
-    """Rows of a tile: four programs a processor, since a step has few rows; training two, since every tile writes partial rows."""
+    """Rows of a tile: four programs a processor, since a step has few rows; training two, since
+    every tile writes partial rows.
+    """
     per_program = triton.cdiv(rows, (2 if training else 4) * processors(device))
     return max(8, min(per_program, 96)) if training else max(1, min(per_program, 64))
 
@@ -404,7 +424,9 @@ def _forward(
     tile_rows: int,
     eps: float,
 ) -> Tensor:
-    """Launches the forward kernel: h, and x + gate y into `total`, mean and 1 / deviation into `stats` where given."""
+    """Launches the forward kernel: h, and x + gate y into `total`, mean and 1 / deviation into
+    `stats` where given.
+    """
     rows, width = x.shape
     h = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     if rows:
@@ -438,7 +460,9 @@ def _norm_backward(
     offsets: Tensor | None,
     tile_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dy, tables): x is what was normalised; dy is empty without a gate; tables [Q, R, D] are the gradients of shift, scale, gate."""
+    """(dx, dy, tables): x is what was normalised; dy is empty without a gate; tables [Q, R, D] are
+    the gradients of shift, scale, gate.
+    """
     rows, width = x.shape
     quantities = 2 * (scale is not None) + (gate is not None)
     dx = torch.empty(rows, width, dtype=x.dtype, device=x.device)
@@ -628,7 +652,9 @@ _residual_norm.register_autograd(_differentiate_residual, setup_context=_save_re
 def _plan(
     x: Tensor, tables: tuple[Tensor | None, ...], runs: Runs | None, *, training: bool
 ) -> tuple[Tensor | None, Tensor | None, int]:
-    """(tiles, offsets, rows of a tile) of a call, after checking its arguments. Without tables every tile is alike and none is listed."""
+    """(tiles, offsets, rows of a tile) of a call, after checking its arguments. Without tables
+    every tile is alike and none is listed.
+    """
     check_rows("x", x, max_width=MAX_WIDTH)
     tile_rows = _tile_rows(x.shape[0], x.device, training=training)
     given = [table for table in tables if table is not None]
@@ -637,7 +663,8 @@ def _plan(
     shapes = {(tuple(table.shape), table.dtype) for table in given}
     if len(shapes) != 1 or given[0].dim() != 2 or given[0].shape[1] != x.shape[1]:
         raise ValueError(
-            f"modulation tables {sorted(map(str, shapes))} for width {x.shape[1]}: gate, shift and scale are [R, D] of one type"
+            f"modulation tables {sorted(map(str, shapes))} for width {x.shape[1]}: gate, shift and "
+            f"scale are [R, D] of one type"
         )
     if runs is None:
         raise ValueError("modulation needs runs: which table row each packed row takes")
@@ -657,10 +684,12 @@ def layer_norm_modulate(
     *,
     eps: float = EPS,
 ) -> Tensor:
-    """LayerNorm of x [T, D] without affine terms, then (1 + scale) and shift of the run's table row, by Triton; differentiable.
+    """LayerNorm of x [T, D] without affine terms, then (1 + scale) and shift of the run's table
+    row, by Triton; differentiable.
 
-    The tables are [R, D], rows may be strided (mod[:, 0] of [R, 6, D]); None for both gives the plain LayerNorm. Raises ValueError for
-    widths that are no multiple of 8 or above 8192. Source: Peebles and Xie 2023, section 3.2 (adaLN).
+    The tables are [R, D], rows may be strided (mod[:, 0] of [R, 6, D]); None for both gives the
+    plain LayerNorm. Raises ValueError for widths that are no multiple of 8 or above 8192. Source:
+    Peebles and Xie 2023, section 3.2 (adaLN).
     """
     if shift_RD is None or scale_RD is None or runs is None:
         shift_RD = scale_RD = runs = None
@@ -681,10 +710,12 @@ def residual_norm(
     eps: float = EPS,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(x + gate[r] y, its modulated LayerNorm) in one pass by Triton: the residual stream is read and written once; differentiable.
+    """(x + gate[r] y, its modulated LayerNorm) in one pass by Triton: the residual stream is read
+    and written once; differentiable.
 
-    gate None is 1; shift and scale None give the plain LayerNorm. `inplace` writes the sum over x (no gradients). Raises ValueError as
-    layer_norm_modulate does. Source: Peebles and Xie 2023, section 3.2 (adaLN-Zero).
+    gate None is 1; shift and scale None give the plain LayerNorm. `inplace` writes the sum over x
+    (no gradients). Raises ValueError as layer_norm_modulate does. Source: Peebles and Xie 2023,
+    section 3.2 (adaLN-Zero).
     """
     if gate_RD is not None and runs is None:
         raise ValueError("a gate needs runs: which modulation row each packed row takes")
@@ -702,6 +733,7 @@ def residual_norm(
         )[:2]
     if training:
         raise ValueError(
-            "inplace=True writes over x, which backward needs: pass inplace=False or use torch.no_grad()"
+            "inplace=True writes over x, which backward needs: pass inplace=False or use "
+            "torch.no_grad()"
         )
     return x_TD, _residual_norm_(x_TD, y_TD, gate_RD, shift_RD, scale_RD, tiles, tile_rows, eps)

@@ -2,8 +2,9 @@
 
     o_i = sum_j softmax_j(scale R(p_i) q_i . k_j) v_j        over the key rows j of i's segment; no keys give 0
 
-Keys arrive rotated (kernels/pack_qkv.py); scale is 1 / sqrt(K) unless given. The Triton kernels are in attention_forward.py and
-attention_backward.py; here is what one calls, as custom operators that torch.compile, export and activation checkpointing can see.
+Keys arrive rotated (kernels/pack_qkv.py); scale is 1 / sqrt(K) unless given. The Triton kernels are
+in attention_forward.py and attention_backward.py; here is what one calls, as custom operators that
+torch.compile, export and activation checkpointing can see.
 
     out = attention(q, k, v, segments, cos, sin)                    # q [T, S H, K], k and v [L, H, K] -> [T, S H, K]
 """
@@ -32,9 +33,11 @@ def attention_reference(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of every segment. cos, sin are fp32 [S, T, K/2], a table for each stream (None: queries are not rotated).
+    """Attention of every segment. cos, sin are fp32 [S, T, K/2], a table for each stream (None:
+    queries are not rotated).
 
-    Rows of q that no segment covers come back 0. Source: Vaswani et al. 2017, eq. 1; Su et al. 2021 for the rotation.
+    Rows of q that no segment covers come back 0. Source: Vaswani et al. 2017, eq. 1; Su et al. 2021
+    for the rotation.
     """
     heads = k.shape[1]
     outs = []
@@ -67,7 +70,8 @@ def attention_reference(
 def split_rows(x: Tensor, spans: Sequence[tuple[int, ...]]) -> tuple[Sequence[Tensor], bool]:
     """Views of x at (start, count) spans, and whether they are all of x, end to end.
 
-    Then it is one split, whose gradient is one concatenation; a slice's gradient is as large as x, for every slice.
+    Then it is one split, whose gradient is one concatenation; a slice's gradient is as large as x,
+    for every slice.
     """
     ends = [start + count for start, count in spans]
     if [start for start, _ in spans] == [0, *ends[:-1]] and ends and ends[-1] == x.shape[0]:
@@ -85,7 +89,9 @@ def attention_fwd(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, q_tiles: Tensor, dq_tiles: Tensor, dkv_tiles: Tensor,
     scale: float, precision: str, q_covered: bool, k_covered: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out [T, S H, K] and lse [S H, T] (natural logarithm of the softmax sums, -inf without keys). dq_tiles, dkv_tiles: for gradients."""
+    """out [T, S H, K] and lse [S H, T] (natural logarithm of the softmax sums, -inf without keys).
+    dq_tiles, dkv_tiles: for gradients.
+    """
     from .attention_forward import forward, forward_config, target_capability
 
     with on_device(q.device):
@@ -181,7 +187,8 @@ def _check(
         raise ValueError(f"{given}: pass q [T, streams x H, K], and k and v [L, H, K]")
     if q.shape[2] not in HEAD_DIMS:
         raise ValueError(
-            f"head_dim={q.shape[2]} has no triton kernel ({', '.join(map(str, HEAD_DIMS))}): pass backend='eager'"
+            f"head_dim={q.shape[2]} has no triton kernel ({', '.join(map(str, HEAD_DIMS))}): pass "
+            f"backend='eager'"
         )
     if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(
@@ -189,7 +196,8 @@ def _check(
         )
     if precision not in PRECISIONS:
         raise ValueError(
-            f"precision={precision!r} is not known: pass 'tf32' (tensor cores) or 'ieee' (exact fp32 products)"
+            f"precision={precision!r} is not known: pass 'tf32' (tensor cores) or 'ieee' (exact "
+            f"fp32 products)"
         )
     if (cos is None) != (sin is None):
         raise ValueError(
@@ -200,7 +208,8 @@ def _check(
     for name, table in (("cos", cos), ("sin", sin)):
         if table is not None and (table.shape != wanted or table.dtype != torch.float32):
             raise ValueError(
-                f"{name} is {table.dtype} {tuple(table.shape)}: pass a float32 table [streams, T, K/2] = {wanted}"
+                f"{name} is {table.dtype} {tuple(table.shape)}: pass a float32 table [streams, T, "
+                f"K/2] = {wanted}"
             )
     segments.check(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
 
@@ -222,7 +231,8 @@ def _blocks(
     )
 
 
-# what torch.compiler.assume_constant_result sets; calling it would import all of dynamo along with this module
+# what torch.compiler.assume_constant_result sets; calling it would import all of dynamo along with
+# this module
 _blocks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -237,11 +247,13 @@ def attention(
     scale: float | None = None,
     precision: str = "tf32",
 ) -> Tensor:
-    """Attention of every segment by the Triton kernels; what attention_reference() computes. Returns a contiguous [T, S H, K].
+    """Attention of every segment by the Triton kernels; what attention_reference() computes.
+    Returns a contiguous [T, S H, K].
 
-    q [T, S H, K], k and v [L, H, K] in bf16, fp16 or fp32, K 64, 96 or 128; rows and heads may be strided, the last axis is copied if it
-    is. cos, sin fp32 [S, T, K/2]. precision is of fp32 products. Differentiable in q, k and v, if no two segments share key rows.
-    Raises ValueError for anything else. Source: Dao 2023, FlashAttention-2.
+    q [T, S H, K], k and v [L, H, K] in bf16, fp16 or fp32, K 64, 96 or 128; rows and heads may be
+    strided, the last axis is copied if it is. cos, sin fp32 [S, T, K/2]. precision is of fp32
+    products. Differentiable in q, k and v, if no two segments share key rows. Raises ValueError for
+    anything else. Source: Dao 2023, FlashAttention-2.
     """
     _check(q, k, v, segments, cos, sin, precision)
     streams, head_dim = q.shape[1] // k.shape[1], q.shape[2]

@@ -1,11 +1,12 @@
-"""Backward kernels of ragged attention (kernels/attention.py): gradients of queries and of keys and values, without atomics.
+"""Backward kernels of ragged attention (kernels/attention.py): gradients of queries and of keys and
+values, without atomics.
 
     delta = rowsum(do o),  p = exp2(scale log2(e) R(q) k^T - lse log2(e)),  ds = p (do v^T - delta)
     dq = R^-1(scale ds k),  dk = scale ds^T R(q),  dv = p^T do
 
-Two launches, each program writing rows that are its own, so that results do not depend on the order of programs. The first, over query
-tiles, gives dq, and leaves (lse log2(e), delta) pairs and the rotated queries for the second, over key tiles. Source: Dao 2023,
-FlashAttention-2, algorithm 2.
+Two launches, each program writing rows that are its own, so that results do not depend on the order
+of programs. The first, over query tiles, gives dq, and leaves (lse log2(e), delta) pairs and the
+rotated queries for the second, over key tiles. Source: Dao 2023, FlashAttention-2, algorithm 2.
 
     dq, dk, dv = backward(d_out, None, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs, scale=K**-0.5, precision="tf32")
 """
@@ -82,7 +83,9 @@ def _store_unrotated(
     WIDTH: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """Writes R^-1(dq) of one column chunk. The halves of a pair lie in the same thread of an accumulator, so the split moves nothing."""
+    """Writes R^-1(dq) of one column chunk. The halves of a pair lie in the same thread of an
+    accumulator, so the split moves nothing.
+    """
     HALF: tl.constexpr = WIDTH // 2
     a, b = tl.split(dq.reshape(rows.shape[0], 2, HALF).permute(0, 2, 1))
     cos = load_rows(cos_ptr + angles, rows, end, HEAD_DIM // 2, COL // 2, HALF, True)
@@ -95,7 +98,9 @@ def _metadata(name: str, products: float) -> Any:
     def launch_metadata(
         grid: tuple[int, ...], metadata: Any, args: dict[str, Any]
     ) -> dict[str, Any]:
-        """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is attached."""
+        """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while
+        one is attached.
+        """
         table, q, head_dim, heads = (
             args["tiles_ptr"].cpu().long(),
             args["do_ptr"],
@@ -108,7 +113,8 @@ def _metadata(name: str, products: float) -> Any:
             table[:, 3],
         )
         element, read_once = q.element_size(), int(other[table[:, 5] == 0].sum())
-        # by query: q, o, do in, R(q), dq out, k, v in; by key: k, v in, dk, dv out, R(q), do in; lse and delta are fp32
+        # by query: q, o, do in, R(q), dq out, k, v in; by key: k, v in, dk, dv out, R(q), do in;
+        # lse and delta are fp32
         rows = (
             (5 * int(own.sum()) + 2 * read_once)
             if by_query
@@ -198,8 +204,9 @@ def attention_bwd_dq_kernel(
     keys = tl.arange(0, BLOCK_K)
     column = head * HEAD_DIM
     whole = k_rows // BLOCK_K * BLOCK_K
-    # By pointers the masked tile comes first, while no accumulator has to survive it. By descriptors it comes last: the loop's wgmma must
-    # find accumulators that nothing else has written, or ptxas serialises them (C7515).
+    # By pointers the masked tile comes first, while no accumulator has to survive it. By
+    # descriptors it comes last: the loop's wgmma must find accumulators that nothing else has
+    # written, or ptxas serialises them (C7515).
     if not TMA:  # noqa: SIM102 - decided at compile time
         if whole < k_rows:
             dq1, dq2 = _query_gradient_tile(
@@ -353,8 +360,8 @@ def attention_bwd_dkv_kernel(
     # PAIRED: a trip takes two query tiles, whose descriptor loads share one wait
     TRIP: tl.constexpr = 2 * BLOCK_Q if PAIRED else BLOCK_Q
     whole = q_rows // TRIP * TRIP
-    # What is left of the segment comes first. Padding queries need no mask of their own: their q, do, lse and delta are 0, so p is finite
-    # and every product with them is 0.
+    # What is left of the segment comes first. Padding queries need no mask of their own: their q,
+    # do, lse and delta are 0, so p is finite and every product with them is 0.
     for i in tl.static_range(TRIP // BLOCK_Q):
         left = whole + i * BLOCK_Q
         if left < q_rows:
@@ -394,8 +401,9 @@ def attention_bwd_dkv_kernel(
                 p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION
             )
 
-    # All loads stand before the first product, so that descriptor loads wait on one barrier. The loop counts rows of the buffer and carries
-    # the address of the states: were one derived from the other, LLVM would count in 64 bits, which costs registers and instructions.
+    # All loads stand before the first product, so that descriptor loads wait on one barrier. The
+    # loop counts rows of the buffer and carries the address of the states: were one derived from
+    # the other, LLVM would count in 64 bits, which costs registers and instructions.
     states = state_ptr + tl.arange(0, 2 * BLOCK_Q)
     for row in tl.range(q_start, q_start + whole, TRIP):
         lse, delta = tl.split(tl.load(states).reshape(BLOCK_Q, 2))
@@ -497,7 +505,8 @@ def attention_bwd_dkv_kernel(
         store_rows(dk_ptr + own, dk2 * scale, out_rows, k_end, stride_dk_row, MAIN, REST)
 
 
-# (family, head width) -> tiles of the query-gradient and of the key-gradient kernel for 16-bit inputs
+# (family, head width) -> tiles of the query-gradient and of the key-gradient kernel for 16-bit
+# inputs
 _TILES = {
     (80, 64): (Config(128, 32, 4, 2), Config(32, 128, 4, 2)),
     (80, 96): (Config(128, 32, 4, 2), Config(32, 128, 8, 2)),
@@ -505,7 +514,8 @@ _TILES = {
     (86, 64): (Config(128, 32, 4, 2), Config(64, 64, 4, 2)),
     (86, 96): (Config(128, 32, 4, 2), Config(32, 128, 8, 2)),
     (86, 128): (Config(64, 64, 4, 2), Config(32, 64, 4, 2)),
-    # two query tiles a trip halve the waits and address arithmetic of the descriptors; at width 128 registers do not suffice
+    # two query tiles a trip halve the waits and address arithmetic of the descriptors; at width 128
+    # registers do not suffice
     (90, 64): (Config(128, 64, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True, paired=True)),
     (90, 96): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True, paired=True)),
     (90, 128): (Config(128, 128, 8, 2, tma=True), Config(64, 128, 8, 2, tma=True)),
@@ -519,9 +529,12 @@ _TILES = {
 def backward_configs(
     head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32"
 ) -> tuple[Config, Config]:
-    """Tiles of the query-gradient and of the key-gradient kernel for a device, chosen like forward_config()."""
+    """Tiles of the query-gradient and of the key-gradient kernel for a device, chosen like
+    forward_config().
+    """
     target = family(capability)
-    # where 32 query rows spill: sm_120 leaves ptxas fewer registers than sm_86, and tf32 keeps four bytes an element
+    # where 32 query rows spill: sm_120 leaves ptxas fewer registers than sm_86, and tf32 keeps four
+    # bytes an element
     narrow = Config(16, 64, 4, 2)
     if dtype != torch.float32:
         by_query, by_key = _TILES[target, head_dim]
@@ -529,8 +542,8 @@ def backward_configs(
     if precision == "ieee":
         return Config(32, 32, 4, 1), Config(32, 32, 4, 1)
     if target >= 90:
-        # keys of one warp group: two would share the 64 rows of a wgmma and compute some of them twice
-        # sm_100 keeps more of a tile in shared memory, of which 227 KB are there
+        # keys of one warp group: two would share the 64 rows of a wgmma and compute some of them
+        # twice sm_100 keeps more of a tile in shared memory, of which 227 KB are there
         rows = 64 if target == 100 and head_dim == 128 else 128
         return Config(rows, 32, 4 if rows == 64 else 8, 2, tma=True), Config(
             32, 32 if head_dim == 128 else 64, 4, 2, tma=True
@@ -544,10 +557,12 @@ def backward(
     d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None,
     q_tiles: Tensor, k_tiles: Tensor, configs: tuple[Config, Config], *, scale: float, precision: str, q_covered: bool, k_covered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq of q's shape, dk and dv of k's, all contiguous. d_lse is the gradient of lse, or None; out and lse are what forward() returned.
+    """dq of q's shape, dk and dv of k's, all contiguous. d_lse is the gradient of lse, or None; out
+    and lse are what forward() returned.
 
-    q_tiles and k_tiles are Segments.query_tiles(configs[0].block_q) and Segments.key_tiles(configs[1].block_k); covered says that they
-    reach every row, so that nothing has to be cleared first.
+    q_tiles and k_tiles are Segments.query_tiles(configs[0].block_q) and
+    Segments.key_tiles(configs[1].block_k); covered says that they reach every row, so that nothing
+    has to be cleared first.
     """
     n_rows, _, head_dim = q.shape
     heads = k.shape[1]

@@ -1,10 +1,12 @@
-"""Forward kernel of ragged attention (kernels/attention.py): online softmax over key tiles, one program for each (query tile, head).
+"""Forward kernel of ragged attention (kernels/attention.py): online softmax over key tiles, one
+program for each (query tile, head).
 
     m' = max(m, rowmax(s)),  p = exp2(s - m'),  total = total exp2(m - m') + rowsum(p),  o = o exp2(m - m') + p v
     s = scale log2(e) R(q) k^T,  out = o / total
 
-A head of 96 is kept as columns 64 + 32 in two tensor-core products each, so that nothing is padded to 128. The main loop sees whole key
-tiles and has no masks; what is left of the segment is one masked tile after it. Source: Dao 2023, FlashAttention-2, algorithm 1.
+A head of 96 is kept as columns 64 + 32 in two tensor-core products each, so that nothing is padded
+to 128. The main loop sees whole key tiles and has no masks; what is left of the segment is one
+masked tile after it. Source: Dao 2023, FlashAttention-2, algorithm 1.
 
     out, lse = forward(q, k, v, cos, sin, tiles, config, scale=K**-0.5, precision="tf32")
 """
@@ -28,7 +30,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 class Config:
     """Tile sizes and launch options of one kernel.
 
-    tma: the streamed side arrives by tensor descriptors (sm_90 and later). paired: a trip of the key-gradient kernel takes two query tiles.
+    tma: the streamed side arrives by tensor descriptors (sm_90 and later). paired: a trip of the
+    key-gradient kernel takes two query tiles.
     """
 
     block_q: int
@@ -55,9 +58,11 @@ def load_tile(
     ptr, desc, rows, n_rows, first_row, column,
     STRIDE: tl.constexpr, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """One column chunk of a tile: by descriptor (rows from first_row of the buffer, the head's columns from `column`) or by pointers.
+    """One column chunk of a tile: by descriptor (rows from first_row of the buffer, the head's
+    columns from `column`) or by pointers.
 
-    A masked tile always comes by pointers, because rows of the next song must not enter, not even times 0.
+    A masked tile always comes by pointers, because rows of the next song must not enter, not even
+    times 0.
     """
     return (
         desc.load([first_row, column + COL])
@@ -99,7 +104,9 @@ def rotate_rows(
 
 @triton.jit
 def _softmax_step(s, m, total, scale_log2):
-    """One tile of the online softmax: the new maximum and sum, the probabilities, and the factor for what was summed before."""
+    """One tile of the online softmax: the new maximum and sum, the probabilities, and the factor
+    for what was summed before.
+    """
     m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
     p = tl.math.exp2(s * scale_log2 - m_new[:, None])
     alpha = tl.math.exp2(m - m_new)
@@ -139,7 +146,9 @@ def _attend_tile(
 
 
 def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is attached."""
+    """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is
+    attached.
+    """
     table, q, head_dim, heads = (
         args["tiles_ptr"].cpu().long(),
         args["q_ptr"],
@@ -212,9 +221,10 @@ def attention_fwd_kernel(
 
     rows = tl.arange(0, BLOCK_Q)
     if ROTATE:
-        # The output tile is this program's alone, and holds the rotated queries until the result overwrites it. A detour of one tile
-        # through L1, but what arrives by a load may stay in shared memory as tensor-core operand; values computed in registers would be
-        # kept there through the loop, at the price of spills (sm_80) and of serialised wgmma (sm_90).
+        # The output tile is this program's alone, and holds the rotated queries until the result
+        # overwrites it. A detour of one tile through L1, but what arrives by a load may stay in
+        # shared memory as tensor-core operand; values computed in registers would be kept there
+        # through the loop, at the price of spills (sm_80) and of serialised wgmma (sm_90).
         scratch = out_ptr + q_start * stride_out_row + q_head * HEAD_DIM
         rotate_rows(
             q_ptr,
@@ -302,7 +312,9 @@ def target_capability() -> int:
 
 
 def family(capability: int) -> int:
-    """The architecture that tiles are chosen for: 80, 86 (and 89, 120: 99 KB of shared memory, half the tensor rate), 90 or 100."""
+    """The architecture that tiles are chosen for: 80, 86 (and 89, 120: 99 KB of shared memory, half
+    the tensor rate), 90 or 100.
+    """
     if capability < 86:
         return 80
     return 86 if capability < 90 or capability >= 120 else 90 if capability < 100 else 100
@@ -311,7 +323,9 @@ def family(capability: int) -> int:
 def forward_config(
     head_dim: int, dtype: torch.dtype, capability: int, precision: str = "tf32"
 ) -> Config:
-    """Tiles for a device, chosen by instruction counts: the most tensor-core work per shared-memory and issue slot without a spill."""
+    """Tiles for a device, chosen by instruction counts: the most tensor-core work per shared-memory
+    and issue slot without a spill.
+    """
     target = family(capability)
     if dtype == torch.float32 and precision == "ieee":
         return Config(
@@ -331,12 +345,15 @@ def forward_config(
         return Config(128, 128, 8, 2, tma=True)
     if target == 86:
         return Config(128, 64, 4 if head_dim == 64 else 8, 2)
-    # On sm_80, 8 warps are bound by ldmatrix unless the key tile is as long as the query tile, and 4 do not hold 128 accumulator columns
+    # On sm_80, 8 warps are bound by ldmatrix unless the key tile is as long as the query tile, and
+    # 4 do not hold 128 accumulator columns
     return Config(128, 128, 8, 2) if head_dim == 128 else Config(128, 64, 4, 2)
 
 
 def describable(x: Tensor) -> bool:
-    """Whether the rows of x [L, H, K] can be a 2-D tensor descriptor: heads side by side, 16-byte aligned rows, not empty."""
+    """Whether the rows of x [L, H, K] can be a 2-D tensor descriptor: heads side by side, 16-byte
+    aligned rows, not empty.
+    """
     aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
     return x.shape[0] > 0 and x.stride(1) == x.shape[2] and aligned
 
@@ -356,7 +373,8 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, tiles: Tensor, config: Config,
     *, scale: float, precision: str, covered: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out [T, S H, K] in q's dtype and lse [S H, T] in fp32 (natural logarithm). `tiles` are Segments.query_tiles(config.block_q).
+    """out [T, S H, K] in q's dtype and lse [S H, T] in fp32 (natural logarithm). `tiles` are
+    Segments.query_tiles(config.block_q).
 
     covered: every (stream, row) of q lies in a segment, so that nothing has to be cleared first.
     """

@@ -5,7 +5,8 @@
 
     h = bias_gelu(x, bias)
 
-A program takes a block of columns of 64 rows: the bias is read once, and backward leaves one partial row of its gradient.
+A program takes a block of columns of 64 rows: the bias is read once, and backward leaves one
+partial row of its gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch.nn import functional as F
 
 from .rows import aligned, check_rows, on_device, row_pointers, segment_sums
 
-# 64 rows amortise the bias and, backward, one fp32 partial row of its gradient to 2-3 % of the traffic
+# 64 rows amortise the bias and, backward, one fp32 partial row of its gradient to 2-3 % of the
+# traffic
 TILE_ROWS = 64
 BLOCK_D = 256
 
@@ -32,7 +34,9 @@ def bias_gelu_reference(x_TD: Tensor, bias_D: Tensor) -> Tensor:
 
 @triton.jit
 def _exp_minus_2z(u):
-    """e = exp(-2 z), so that s = 1 / (1 + e) and 1 - s = e s without cancellation. The clamp (s ~ 1e-35) keeps e s finite."""
+    """e = exp(-2 z), so that s = 1 / (1 + e) and 1 - s = e s without cancellation. The clamp (s ~
+    1e-35) keeps e s finite.
+    """
     return tl.exp(tl.minimum(-1.5957691216057308 * u * (1.0 + 0.044715 * u * u), 80.0))
 
 
@@ -191,13 +195,15 @@ _bias_gelu.register_autograd(_differentiate, setup_context=_save)
 
 
 def bias_gelu(x_TD: Tensor, bias_D: Tensor) -> Tensor:
-    """tanh-GELU of x [T, D] + bias [D] by Triton, differentiable; D a multiple of 8. Rows of x may be strided.
+    """tanh-GELU of x [T, D] + bias [D] by Triton, differentiable; D a multiple of 8. Rows of x may
+    be strided.
 
     Raises ValueError for another width or type. Source: Hendrycks and Gimpel 2016, eq. 2.
     """
     check_rows("x", x_TD)
     if bias_D.shape != x_TD.shape[1:]:
         raise ValueError(
-            f"bias of shape {tuple(bias_D.shape)} for x {tuple(x_TD.shape)}: pass one value per column"
+            f"bias of shape {tuple(bias_D.shape)} for x {tuple(x_TD.shape)}: pass one value per "
+            f"column"
         )
     return _bias_gelu(x_TD, bias_D)

@@ -2,11 +2,13 @@
 
     out = uncond + w (cond - uncond)        x' = a x + b out + c kept + d noise        kept' = p x + q out
 
-Every sampler of the engine is a table of rows (a, b, c, d, p, q, w): DDIM of any eta, Euler, Heun, Euler-Maruyama, DPM-Solver++ 2M.
+Every sampler of the engine is a table of rows (a, b, c, d, p, q, w): DDIM of any eta, Euler, Heun,
+Euler-Maruyama, DPM-Solver++ 2M.
 
     x, kept = guided_step(x, kept, out, noise, rows, spans)
 
-Each program takes a run of one song's elements, rows end to end, so that latents of any multiple of 8 channels fill whole 16-byte accesses.
+Each program takes a run of one song's elements, rows end to end, so that latents of any multiple of
+8 channels fill whole 16-byte accesses.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ COLUMNS = ("a", "b", "c", "d", "p", "q", "w")
 
 @dataclass(frozen=True)
 class SongRows:
-    """Where each song lies: (start, rows, cond_start, uncond_start), the first in x, kept and noise, the last two in the network's output.
+    """Where each song lies: (start, rows, cond_start, uncond_start), the first in x, kept and
+    noise, the last two in the network's output.
 
-    uncond_start is -1 for a song that is not guided at this step (its output is cond, whatever w says).
+    uncond_start is -1 for a song that is not guided at this step (its output is cond, whatever w
+    says).
     """
 
     items: tuple[tuple[int, int, int, int], ...]
@@ -46,7 +50,9 @@ class SongRows:
         return self._tensors[device]
 
     def check(self, *, rows: int, out_rows: int) -> None:
-        """Raises ValueError when a span leaves the latents or the network's output, or two spans write the same rows."""
+        """Raises ValueError when a span leaves the latents or the network's output, or two spans
+        write the same rows.
+        """
         for start, count, cond, uncond in self.items:
             if (
                 min(start, count, cond) < 0
@@ -54,7 +60,8 @@ class SongRows:
                 or max(cond, uncond) + count > out_rows
             ):
                 raise ValueError(
-                    f"span {(start, count, cond, uncond)} leaves the buffers of {rows} latent and {out_rows} output rows"
+                    f"span {(start, count, cond, uncond)} leaves the buffers of {rows} latent and "
+                    f"{out_rows} output rows"
                 )
         placed = sorted(item[:2] for item in self.items if item[1])
         for (start, count), (after, _) in pairwise(placed):
@@ -72,11 +79,12 @@ def guided_step_reference(
     rows_B7: Tensor,
     spans: SongRows,
 ) -> tuple[Tensor, Tensor]:
-    """One update of packed latents; returns new (x', kept') of x's dtype (fp32; float64 stays float64).
+    """One update of packed latents; returns new (x', kept') of x's dtype (fp32; float64 stays
+    float64).
 
-    x, kept, noise are [T, C]; out_NC [N, C] is the network's packed output (any float dtype), conditional and unconditional sequences of
-    all songs in one buffer. rows_B7 are the songs' coefficients. noise may be None when every d is 0. Rows no span covers are returned
-    unchanged.
+    x, kept, noise are [T, C]; out_NC [N, C] is the network's packed output (any float dtype),
+    conditional and unconditional sequences of all songs in one buffer. rows_B7 are the songs'
+    coefficients. noise may be None when every d is 0. Rows no span covers are returned unchanged.
     """
     new_x, new_kept = x_TC.clone(), kept_TC.clone()
     for (start, count, cond_start, uncond_start), row in zip(spans.items, rows_B7, strict=True):
@@ -150,7 +158,8 @@ def _guided_step_kernel(
         row_starts(out_ptr, uncond_start + row, stride_out_row) + col, mask=guided, other=0.0
     ).to(tl.float32)
     out = tl.where(guided, uncond + w * (out - uncond), out)
-    # kept may be unwritten memory and noise is often unused: neither is read unless its coefficient says so
+    # kept may be unwritten memory and noise is often unused: neither is read unless its coefficient
+    # says so
     kept = tl.load(
         row_starts(kept_ptr, start + row, stride_kept_row) + col, mask=live & (c != 0.0), other=0.0
     )
@@ -182,7 +191,9 @@ def _launch(
     new_kept: Tensor,
     max_rows: int,
 ) -> None:
-    """One launch over [songs, blocks of the longest song]; programs past the end of a shorter song return at once."""
+    """One launch over [songs, blocks of the longest song]; programs past the end of a shorter song
+    return at once.
+    """
     if max_rows:
         channels = x.shape[1]
         with on_device(x.device):
@@ -286,23 +297,28 @@ def guided_step(
     *,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One guided sampler update of packed latents in one pass by Triton; (x', kept'), new tensors or, `inplace`, x and kept themselves.
+    """One guided sampler update of packed latents in one pass by Triton; (x', kept'), new tensors
+    or, `inplace`, x and kept themselves.
 
-    x, kept, noise are fp32 [T, C], C a multiple of 8; out [N, C] is the network's packed output of any float type; rows [B, 7] are the
-    songs' coefficients, fp32. kept is not read where c is 0 (it may hold NaN). Without noise, a song whose row has d != 0 becomes NaN.
-    Rows no span covers stay as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the buffers.
+    x, kept, noise are fp32 [T, C], C a multiple of 8; out [N, C] is the network's packed output of
+    any float type; rows [B, 7] are the songs' coefficients, fp32. kept is not read where c is 0 (it
+    may hold NaN). Without noise, a song whose row has d != 0 becomes NaN. Rows no span covers stay
+    as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the
+    buffers.
     """
     check_rows("x", x_TC)
     check_rows("out", out_NC)
     for name, given in (("x", x_TC), ("kept", kept_TC), ("noise", noise_TC)):
         if given is not None and (given.dtype != torch.float32 or given.shape != x_TC.shape):
             raise ValueError(
-                f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 {tuple(x_TC.shape)} (float64: eager)"
+                f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 "
+                f"{tuple(x_TC.shape)} (float64: eager)"
             )
     for name, given in (("x", x_TC), ("kept", kept_TC)):
         if inplace and aligned(given) is not given:
             raise ValueError(
-                f"{name} with strides {given.stride()} cannot be updated in place: rows must be dense and 16-byte aligned"
+                f"{name} with strides {given.stride()} cannot be updated in place: rows must be "
+                f"dense and 16-byte aligned"
             )
     if (
         out_NC.shape[1] != x_TC.shape[1]
@@ -310,7 +326,8 @@ def guided_step(
         or rows_B7.dtype != torch.float32
     ):
         raise ValueError(
-            f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x {tuple(x_TC.shape)} and"
+            f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x "
+            f"{tuple(x_TC.shape)} and"
             f" {len(spans.items)} songs: pass out [N, C] and float32 [B, 7]"
         )
     if noise_TC is None and rows_B7.device.type == "cpu" and bool((rows_B7[:, 3] != 0).any()):

@@ -1,16 +1,18 @@
-"""Packing prologue of attention: split the fused projection, RMS-normalise queries and keys, rotate the keys.
+"""Packing prologue of attention: split the fused projection, RMS-normalise queries and keys, rotate
+the keys.
 
     q = rms(x Wq) gq        k = R(p) (rms(x Wk) gk)        v = x Wv
 
-Queries are rotated inside the attention kernel, once per tile; keys here, once per song, so that cross-attention keys can be cached.
-How R(p) pairs the columns of a head is defined in rotary.py.
+Queries are rotated inside the attention kernel, once per tile; keys here, once per song, so that
+cross-attention keys can be cached. How R(p) pairs the columns of a head is defined in rotary.py.
 
     cos, sin = rope_table(positions, 96)
     q, k, v = pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=16)
 
-A program takes a tile of rows of one section (q of a stream, k or v) and walks over its heads, so that the tile's fp32 table is read once.
-Backward un-rotates, recomputes the RMS (cheaper than keeping it) and leaves one partial row of each gain's gradient per program.
-Forward and backward share one file, as they must agree on where every section and pair lies.
+A program takes a tile of rows of one section (q of a stream, k or v) and walks over its heads, so
+that the tile's fp32 table is read once. Backward un-rotates, recomputes the RMS (cheaper than
+keeping it) and leaves one partial row of each gain's gradient per program. Forward and backward
+share one file, as they must agree on where every section and pair lies.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ def pack_qkv_reference(
     q_streams: int = 1,
     eps: float = EPS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits qkv [..., T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams, into q [..., T, S H, K], k and v
-    [..., T, H, K].
+    """Splits qkv [..., T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams, into
+    q [..., T, S H, K], k and v [..., T, H, K].
 
-    Gains are [K] for k and [S, K] for q (one per stream), or None for no normalisation. k comes back rotated by cos, sin [..., T, K/2];
-    q does not.
+    Gains are [K] for k and [S, K] for q (one per stream), or None for no normalisation. k comes
+    back rotated by cos, sin [..., T, K/2]; q does not.
     """
     x = qkv.unflatten(-1, (q_streams + 2, heads, qkv.shape[-1] // ((q_streams + 2) * heads)))
     q0, k, v, *others = x.unbind(-3)
@@ -65,7 +67,9 @@ def pack_qkv_reference(
 def pack_kv_reference(
     kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int, eps: float = EPS
 ) -> tuple[Tensor, Tensor]:
-    """Splits kv [..., L, 2 H K] into a normalised, rotated k and v, both [..., L, H, K]: the cached side of cross-attention."""
+    """Splits kv [..., L, 2 H K] into a normalised, rotated k and v, both [..., L, H, K]: the cached
+    side of cross-attention.
+    """
     k, v = kv.unflatten(-1, (2, heads, kv.shape[-1] // (2 * heads))).unbind(-3)
     if k_gain is not None:
         k = rms_norm_reference(k, k_gain, eps=eps)
@@ -90,10 +94,11 @@ def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dic
 
 @triton.jit
 def _pair_columns(HEAD_DIM: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """Pair i of a head: columns of its two elements, [1, BLOCK] each, and which i exist. CHUNK is the width of the first chunk.
+    """Pair i of a head: columns of its two elements, [1, BLOCK] each, and which i exist. CHUNK is
+    the width of the first chunk.
 
-    A head of two chunks (64 + 32) is one tile of 48 pairs in 64 lanes: lanes cost nothing where memory is the limit, and runs of
-    8 columns stay whole, so that accesses stay 16 bytes wide.
+    A head of two chunks (64 + 32) is one tile of 48 pairs in 64 lanes: lanes cost nothing where
+    memory is the limit, and runs of 8 columns stay whole, so that accesses stay 16 bytes wide.
     """
     i = tl.arange(0, BLOCK)[None, :]
     first = i < CHUNK // 2
@@ -133,7 +138,9 @@ def _pack_section_fwd(
     NORM: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
-    """HEADS heads of one section, from rows at x_ptrs to rows at out_ptrs [R, 1]: copied, normalised (NORM), rotated (ROTATE)."""
+    """HEADS heads of one section, from rows at x_ptrs to rows at out_ptrs [R, 1]: copied,
+    normalised (NORM), rotated (ROTATE).
+    """
     a_col, b_col, inside = _pair_columns(HEAD_DIM, CHUNK, BLOCK)
     mask = (rows < n_rows)[:, None] & inside
     if NORM:
@@ -284,7 +291,9 @@ def _pack_section_bwd(
     NORM: tl.constexpr,
     ROTATE: tl.constexpr,
 ):
-    """Gradients of HEADS heads of one section from d_ptrs to dx_ptrs, and this program's part of the gain's gradient to part_ptr."""
+    """Gradients of HEADS heads of one section from d_ptrs to dx_ptrs, and this program's part of
+    the gain's gradient to part_ptr.
+    """
     a_col, b_col, inside = _pair_columns(HEAD_DIM, CHUNK, BLOCK)
     mask = (rows < n_rows)[:, None] & inside
     if NORM:
@@ -394,7 +403,9 @@ def _pack_bwd_kernel(
 def _shape_of_program(
     x: Tensor, sections: int, heads: int, head_dim: int, *, per_thread: int = 8
 ) -> dict[str, int]:
-    """Tile of `per_thread` elements of each half; all heads (the table is read once), fewer when the rest makes too few programs."""
+    """Tile of `per_thread` elements of each half; all heads (the table is read once), fewer when
+    the rest makes too few programs.
+    """
     block = triton.next_power_of_2(head_dim // 2)
     tile_rows = max(128 * per_thread // block, 1)
     programs = triton.cdiv(x.shape[0], tile_rows) * sections
@@ -413,7 +424,9 @@ def _shape_of_program(
 
 
 def _aligned_heads(x: Tensor) -> Tensor:
-    """x [T, H, K] with rows and heads that 16-byte accesses can reach (hints speak of 8 elements, whatever the type)."""
+    """x [T, H, K] with rows and heads that 16-byte accesses can reach (hints speak of 8 elements,
+    whatever the type).
+    """
     ready = (
         x.stride(2) == 1
         and x.stride(0) % 8 == 0
@@ -438,7 +451,9 @@ def _launch_forward(
     q_streams: int,
     eps: float,
 ) -> Tensor:
-    """Packs x [T, sections H K] into k and v [T, H, K], which may be strided (v None: left where it is); returns q [T, S H, K]."""
+    """Packs x [T, sections H K] into k and v [T, H, K], which may be strided (v None: left where it
+    is); returns q [T, S H, K].
+    """
     rows, heads, head_dim = k.shape
     q = torch.empty(rows, q_streams * heads, head_dim, dtype=x.dtype, device=x.device)
     if rows:
@@ -662,12 +677,14 @@ def _run(
     rows, sections = x.shape[0], q_streams + 2
     if x.dim() != 2 or x.shape[1] % (sections * heads):
         raise ValueError(
-            f"projection {tuple(x.shape)} does not split into {sections} sections of {heads} heads: pass [T, {sections} x heads x K]"
+            f"projection {tuple(x.shape)} does not split into {sections} sections of {heads} "
+            f"heads: pass [T, {sections} x heads x K]"
         )
     head_dim = x.shape[1] // (sections * heads)
     if head_dim % 16 or len(rope_chunks(head_dim)) > 2 or x.dtype not in DTYPES:
         raise ValueError(
-            f"head_dim={head_dim} of {x.dtype} has no triton kernel (64, 96, 128, or another sum of two powers of two from 16 up,"
+            f"head_dim={head_dim} of {x.dtype} has no triton kernel (64, 96, 128, or another sum "
+            f"of two powers of two from 16 up,"
             " of bfloat16, float16, float32): use the eager backend"
         )
     for name, given, shape in (
@@ -691,12 +708,14 @@ def _run(
         return _pack(x, q_gain, k_gain, cos, sin, heads, q_streams, eps)
     if needs_grad:
         raise ValueError(
-            "k_out and v_out are written in place, which autograd cannot follow: concatenate the returned k and v, or use no_grad"
+            "k_out and v_out are written in place, which autograd cannot follow: concatenate the "
+            "returned k and v, or use no_grad"
         )
     for name, given in (("k_out", k_out), ("v_out", v_out)):
         if given is not None and (given.dtype != x.dtype or _aligned_heads(given) is not given):
             raise ValueError(
-                f"{name} of {given.dtype}, strides {given.stride()}: pass {x.dtype} with a dense last axis and 16-byte rows and heads"
+                f"{name} of {given.dtype}, strides {given.stride()}: pass {x.dtype} with a dense "
+                f"last axis and 16-byte rows and heads"
             )
     k = (
         torch.empty(rows, heads, head_dim, dtype=x.dtype, device=x.device)
@@ -726,12 +745,14 @@ def pack_qkv(
     k_out: Tensor | None = None,
     v_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q [T, S H, K], k and v [T, H, K] from qkv [T, (S + 2) H K], laid out q of stream 0, k, v, q of the other streams; differentiable.
+    """q [T, S H, K], k and v [T, H, K] from qkv [T, (S + 2) H K], laid out q of stream 0, k, v, q
+    of the other streams; differentiable.
 
-    q and k are RMS-normalised with gains [S, K] and [K] (None: not), k is rotated by fp32 tables cos, sin [T, K/2] and written to
-    `k_out`, v to `v_out` where given: strided [T, H, K], such as rows of a buffer that already holds lyric keys (no gradients then).
-    Without v_out and gradients v is a view of qkv. Raises ValueError for head widths that are no sum of at most two powers of two from
-    16 up. Sources: Su et al. 2021 (rotation), Henry et al. 2020 (QK-norm).
+    q and k are RMS-normalised with gains [S, K] and [K] (None: not), k is rotated by fp32 tables
+    cos, sin [T, K/2] and written to `k_out`, v to `v_out` where given: strided [T, H, K], such as
+    rows of a buffer that already holds lyric keys (no gradients then). Without v_out and gradients
+    v is a view of qkv. Raises ValueError for head widths that are no sum of at most two powers of
+    two from 16 up. Sources: Su et al. 2021 (rotation), Henry et al. 2020 (QK-norm).
     """
     return _run(qkv, q_gain, k_gain, cos, sin, k_out, v_out, heads, q_streams, eps)
 
@@ -747,5 +768,7 @@ def pack_kv(
     k_out: Tensor | None = None,
     v_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised, rotated k and v [L, H, K] from kv [L, 2 H K]: the cached side of cross-attention. As pack_qkv without queries."""
+    """Normalised, rotated k and v [L, H, K] from kv [L, 2 H K]: the cached side of cross-attention.
+    As pack_qkv without queries.
+    """
     return _run(kv, None, k_gain, cos, sin, k_out, v_out, heads, 0, eps)[1:]

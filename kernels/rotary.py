@@ -2,8 +2,9 @@
 
     (a, b) -> (a cos - b sin, a sin + b cos)          angle of pair i at position p: p / base^(2 i / K)
 
-Pairs are half-split inside the chunks of a head: 64 -> (64,), 96 -> (64, 32), 128 -> (128,), so that a head of 96 is two matrix products
-of 64 and 32 with no padded columns. Angles are computed in fp64 and kept in fp32: in bf16 they drift over a song of minutes.
+Pairs are half-split inside the chunks of a head: 64 -> (64,), 96 -> (64, 32), 128 -> (128,), so
+that a head of 96 is two matrix products of 64 and 32 with no padded columns. Angles are computed in
+fp64 and kept in fp32: in bf16 they drift over a song of minutes.
 
     cos, sin = rope_table(positions, 96)
     rotated = rotate_reference(x_THK, cos, sin)
@@ -28,7 +29,9 @@ def rope_chunks(head_dim: int) -> tuple[int, ...]:
 
 
 def rope_table(positions: Tensor, head_dim: int, *, base: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, K/2] in fp32 for float positions [T]. Frequency i is base^(-2i/K), i counted through the chunks."""
+    """cos and sin [T, K/2] in fp32 for float positions [T]. Frequency i is base^(-2i/K), i counted
+    through the chunks.
+    """
     frequency = base ** (
         -torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
     )
@@ -37,8 +40,8 @@ def rope_table(positions: Tensor, head_dim: int, *, base: float = 10000.0) -> tu
 
 
 def rotate_reference(x_THK: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tensor:
-    """Rotates the pairs of x [..., T, H, K] by tables [..., T, K/2] (or [..., T, H, K/2], an angle per head). Returns a new tensor of
-    x's dtype."""
+    """Rotates the pairs of x [..., T, H, K] by tables [..., T, K/2] (or [..., T, H, K/2], an angle
+    per head). Returns a new tensor of x's dtype."""
     if cos.dim() < x_THK.dim():
         cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     if inverse:

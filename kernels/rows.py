@@ -1,9 +1,11 @@
-"""What kernels share: the device they launch on, 16-byte rows, how much work a program takes, the second pass of deterministic sums.
+"""What kernels share: the device they launch on, 16-byte rows, how much work a program takes, the
+second pass of deterministic sums.
 
     out[q, g] = sum of parts[q, i] over offsets[g] <= i < offsets[g + 1], in a fixed order        segment_sums
 
-Kernels that sum over tokens (gradients of gains, biases and modulation rows) write one partial row per program; a second launch adds
-them in a fixed order. No atomics, so a gradient has the same bits however the programs were scheduled.
+Kernels that sum over tokens (gradients of gains, biases and modulation rows) write one partial row
+per program; a second launch adds them in a fixed order. No atomics, so a gradient has the same bits
+however the programs were scheduled.
 
     x = aligned(x)
     with on_device(x.device): kernel[grid](x, ...)
@@ -24,7 +26,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x itself when 16-byte accesses can reach every row (last axis dense, strides and address multiples of 16 bytes), else a copy."""
+    """x itself when 16-byte accesses can reach every row (last axis dense, strides and address
+    multiples of 16 bytes), else a copy.
+    """
     size = x.element_size()
     if (
         x.stride(-1) == 1
@@ -36,25 +40,33 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Launches inside go to `device`. Triton compiles for and launches on the current one, wherever the pointers lead."""
+    """Launches inside go to `device`. Triton compiles for and launches on the current one, wherever
+    the pointers lead.
+    """
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def check_rows(name: str, x: Tensor, *, max_width: int | None = None) -> None:
-    """Raises ValueError unless x is [T, D] of a float type the kernels take, D a multiple of 8 (up to `max_width`)."""
+    """Raises ValueError unless x is [T, D] of a float type the kernels take, D a multiple of 8 (up
+    to `max_width`).
+    """
     if x.dim() != 2 or x.shape[1] % 8 or not x.shape[1] or (max_width and x.shape[1] > max_width):
         limit = f" up to {max_width}" if max_width else ""
         raise ValueError(
-            f"{name} of shape {tuple(x.shape)} has no triton kernel ([T, D], D a multiple of 8{limit}): use the eager backend"
+            f"{name} of shape {tuple(x.shape)} has no triton kernel ([T, D], D a multiple of "
+            f"8{limit}): use the eager backend"
         )
     if x.dtype not in DTYPES:
         raise ValueError(
-            f"{name} of {x.dtype} has no triton kernel (bfloat16, float16, float32): use the eager backend"
+            f"{name} of {x.dtype} has no triton kernel (bfloat16, float16, float32): use the eager "
+            f"backend"
         )
 
 
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of `device`; an A100's count where there is no GPU (interpreter, compilation ahead of time)."""
+    """Streaming multiprocessors of `device`; an A100's count where there is no GPU (interpreter,
+    compilation ahead of time).
+    """
     return (
         torch.cuda.get_device_properties(device).multi_processor_count
         if device.type == "cuda"
@@ -64,7 +76,9 @@ def processors(device: torch.device) -> int:
 
 @triton.jit
 def row_starts(ptr, rows, stride_row):
-    """Pointers to the starts of rows (a scalar or a vector). The launcher has made rows multiples of 16 bytes, which no stride tells."""
+    """Pointers to the starts of rows (a scalar or a vector). The launcher has made rows multiples
+    of 16 bytes, which no stride tells.
+    """
     vector: tl.constexpr = 128 // ptr.dtype.element_ty.primitive_bitwidth
     return ptr + tl.multiple_of(rows.to(tl.int64) * stride_row, vector)
 
@@ -118,7 +132,9 @@ def _segment_sum_kernel(
 
 
 def segment_sums(parts: Tensor, offsets: Tensor | None = None, *, dtype: torch.dtype) -> Tensor:
-    """Sums fp32 parts [Q, N, D] over runs of N into [Q, G, D]. int32 offsets [G + 1] bound them (None: one of all); empty ones give 0."""
+    """Sums fp32 parts [Q, N, D] over runs of N into [Q, G, D]. int32 offsets [G + 1] bound them
+    (None: one of all); empty ones give 0.
+    """
     quantities, n_parts, width = parts.shape
     groups = 1 if offsets is None else offsets.shape[0] - 1
     out = torch.empty(quantities, groups, width, dtype=dtype, device=parts.device)

@@ -1,8 +1,9 @@
 """Ragged attention as a list of segments: which query rows see which key rows.
 
-A segment is (q_start, q_rows, k_start, k_rows, stream): rows [q_start, q_start + q_rows) of q attend to rows
-[k_start, k_start + k_rows) of k and v, with the heads of stream s being heads [s H, (s + 1) H) of q. Songs, guidance branches, self-
-and cross-attention are all just segments, so one launch serves any mix of them.
+A segment is (q_start, q_rows, k_start, k_rows, stream): rows [q_start, q_start + q_rows) of q
+attend to rows [k_start, k_start + k_rows) of k and v, with the heads of stream s being heads [s H,
+(s + 1) H) of q. Songs, guidance branches, self- and cross-attention are all just segments, so one
+launch serves any mix of them.
 
     segments = Segments.self_attention([176, 352])          # two songs packed end to end
 """
@@ -19,7 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Segments on the host (for launch sizes, never read back from the device) and, on demand, as an int32 tensor [N, 5]."""
+    """Segments on the host (for launch sizes, never read back from the device) and, on demand, as
+    an int32 tensor [N, 5].
+    """
 
     items: tuple[tuple[int, int, int, int, int], ...]
     _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
@@ -45,7 +48,9 @@ class Segments:
         k_offset: int = 0,
         stream: int = 0,
     ) -> Segments:
-        """Sequence i of q attends to sequence i of k; the keys start at row `k_offset`. Zero keys give zero output."""
+        """Sequence i of q attends to sequence i of k; the keys start at row `k_offset`. Zero keys
+        give zero output.
+        """
         items, q_start, k_start = [], 0, k_offset
         for q_rows, k_rows in zip(q_lengths, k_lengths, strict=True):
             items.append((q_start, q_rows, k_start, k_rows, stream))
@@ -77,7 +82,9 @@ class Segments:
         )
 
     def check(self, *, q_rows: int, k_rows: int, streams: int) -> None:
-        """Raises ValueError when a segment leaves the buffers, or two segments write the same rows of the output."""
+        """Raises ValueError when a segment leaves the buffers, or two segments write the same rows
+        of the output.
+        """
         seen: list[tuple[int, int, int]] = []
         for q_start, q_count, k_start, k_count, stream in self.items:
             if (
@@ -91,7 +98,8 @@ class Segments:
                 )
             if stream >= streams:
                 raise ValueError(
-                    f"segment of stream {stream}, but q has {streams} stream(s): q heads = streams x key heads"
+                    f"segment of stream {stream}, but q has {streams} stream(s): q heads = streams "
+                    f"x key heads"
                 )
             if q_count:
                 seen.append((stream, q_start, q_start + q_count))
@@ -101,40 +109,51 @@ class Segments:
                 raise ValueError(f"two segments of stream {s1} share query rows from {start}")
 
     def check_keys_apart(self) -> None:
-        """Raises ValueError when two segments share key rows: their gradients would have to be summed across programs."""
+        """Raises ValueError when two segments share key rows: their gradients would have to be
+        summed across programs.
+        """
         ranges = sorted(
             (k_start, k_start + k_rows) for _, _, k_start, k_rows, _ in self.items if k_rows
         )
         for (_, end), (start, _) in pairwise(ranges):
             if start < end:
                 raise ValueError(
-                    f"two segments share key rows from {start}, which has no gradient kernel: give each its own copy of the rows "
+                    f"two segments share key rows from {start}, which has no gradient kernel: give "
+                    f"each its own copy of the rows "
                     "(torch.cat, index_select), run under torch.no_grad(), or pass backend='eager'"
                 )
 
     def covers(self, *, q_rows: int, k_rows: int, streams: int) -> tuple[bool, bool]:
-        """Whether the segments reach every row of q in every stream, and every row of k (if no two share one)."""
+        """Whether the segments reach every row of q in every stream, and every row of k (if no two
+        share one).
+        """
         return sum(item[1] for item in self.items) == q_rows * streams, sum(
             item[3] for item in self.items
         ) == k_rows
 
     def executed_pairs(self, block_q: int, block_k: int) -> tuple[int, int]:
-        """(query, key) pairs that tiles of block_q x block_k compute, and those that count. Their ratio is the work lost to tile edges."""
+        """(query, key) pairs that tiles of block_q x block_k compute, and those that count. Their
+        ratio is the work lost to tile edges.
+        """
         executed = sum(
             -(-q // block_q) * block_q * -(-k // block_k) * block_k for _, q, _, k, _ in self.items
         )
         return executed, sum(q * k for _, q, _, k, _ in self.items)
 
     def query_tiles(self, block: int, device: torch.device | str) -> Tensor:
-        """int32 [n, 6]: tiles of at most `block` query rows, most keys first: (first q row, q rows left, k start, k rows, stream, index).
+        """int32 [n, 6]: tiles of at most `block` query rows, most keys first: (first q row, q rows
+        left, k start, k rows, stream, index).
 
-        "Rows left" counts to the end of the segment, so it exceeds `block` on all but the last tile; index is the tile's place in it.
-        Longest first keeps a long song's last tile from running alone at the end of the launch.
+        "Rows left" counts to the end of the segment, so it exceeds `block` on all but the last
+        tile; index is the tile's place in it. Longest first keeps a long song's last tile from
+        running alone at the end of the launch.
         """
         return self._tiles(block, torch.device(device), by_keys=False)
 
     def key_tiles(self, block: int, device: torch.device | str) -> Tensor:
-        """int32 [n, 6]: tiles of at most `block` key rows, most queries first: (first k row, rows left, q start, q rows, stream, index)."""
+        """int32 [n, 6]: tiles of at most `block` key rows, most queries first: (first k row, rows
+        left, q start, q rows, stream, index).
+        """
         return self._tiles(block, torch.device(device), by_keys=True)
 
     def _tiles(self, block: int, device: torch.device, *, by_keys: bool) -> Tensor:

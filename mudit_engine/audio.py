@@ -36,7 +36,9 @@ CJK_FONTS = (
     "Microsoft YaHei",
     "PingFang SC",
 )
-BLOCK = 65536  # samples written at once: libsndfile's Vorbis writer puts a whole block on the stack and overflows it on a song
+# samples written at once: libsndfile's Vorbis writer puts a whole block on the stack and overflows
+# it on a song
+BLOCK = 65536
 
 PHASES = 64  # of a resampler, in one convolution
 
@@ -44,7 +46,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_audio_path(path: str | Path) -> None:
-    """Raises InputError when `save_audio` could not write there: unknown suffix, a folder, or a parent that is a file."""
+    """Raises InputError when `save_audio` could not write there: unknown suffix, a folder, or a
+    parent that is a file.
+    """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise InputError(
@@ -60,7 +64,8 @@ def check_audio_path(path: str | Path) -> None:
 def load_audio(path: str | Path) -> tuple[Tensor, int]:
     """(float32 [channels, samples], samples per second) of a WAV, FLAC, OGG or MP3 file.
 
-    Raises InputError for a missing, broken, empty or unsupported file, and for samples that are not finite.
+    Raises InputError for a missing, broken, empty or unsupported file, and for samples that are not
+    finite.
     """
     import soundfile
     import torch
@@ -82,7 +87,8 @@ def load_audio(path: str | Path) -> tuple[Tensor, int]:
             ".flac" if path.suffix.lower() == ".wav" else ".wav"
         )  # ffmpeg does not write into what it reads
         raise InputError(
-            f"audio file '{path}' cannot be decoded ({reason}): WAV, FLAC, OGG and MP3 are accepted; "
+            f"audio file '{path}' cannot be decoded ({reason}): WAV, FLAC, OGG and MP3 are "
+            f"accepted; "
             f"convert it, for example with: ffmpeg -i '{path.name}' '{other}'"
         ) from None
     if not len(samples):
@@ -94,10 +100,11 @@ def load_audio(path: str | Path) -> tuple[Tensor, int]:
 
 
 def save_audio(path: str | Path, audio_cS: Tensor, sample_rate: int) -> int:
-    """Writes float audio [channels, samples] in the format of the suffix, aside and then renamed; returns how many samples were clipped.
+    """Writes float audio [channels, samples] in the format of the suffix, aside and then renamed;
+    returns how many samples were clipped.
 
-    WAV and FLAC are 16 bit. Raises InputError for a suffix, rate or shape that the format does not have, OutputError when nothing can be
-    written or the audio is not finite.
+    WAV and FLAC are 16 bit. Raises InputError for a suffix, rate or shape that the format does not
+    have, OutputError when nothing can be written or the audio is not finite.
     """
     import soundfile
 
@@ -107,11 +114,13 @@ def save_audio(path: str | Path, audio_cS: Tensor, sample_rate: int) -> int:
     if kind == "MP3" and sample_rate not in MP3_RATES:
         accepted = ", ".join(map(str, MP3_RATES))
         raise InputError(
-            f"MP3 has no sample rate {sample_rate}: write .wav, .flac or .ogg, or resample to one of {accepted}"
+            f"MP3 has no sample rate {sample_rate}: write .wav, .flac or .ogg, or resample to one "
+            f"of {accepted}"
         )
     if audio_cS.dim() != 2 or not 1 <= audio_cS.shape[0] <= 2 or audio_cS.shape[1] == 0:
         raise InputError(
-            f"audio of shape {tuple(audio_cS.shape)} cannot be saved: it must be [1 or 2 channels, samples > 0]"
+            f"audio of shape {tuple(audio_cS.shape)} cannot be saved: it must be [1 or 2 channels, "
+            f"samples > 0]"
         )
     if not audio_cS.isfinite().all():
         raise OutputError(f"'{path}' was not written: the audio holds NaN or infinite samples")
@@ -134,13 +143,15 @@ def save_audio(path: str | Path, audio_cS: Tensor, sample_rate: int) -> int:
                     file.write(block[start : start + BLOCK])
         except soundfile.LibsndfileError as error:
             raise OutputError(
-                f"'{path}' could not be written: {error.error_string}. Free some space or choose another file"
+                f"'{path}' could not be written: {error.error_string}. Free some space or choose "
+                f"another file"
             ) from error
     return clipped
 
 
 def to_int16(audio_cS: Tensor) -> tuple[np.ndarray, int]:
-    """(int16 [samples, channels] of float audio [channels, samples], number of samples clipped): rounded to nearest, no dither.
+    """(int16 [samples, channels] of float audio [channels, samples], number of samples clipped):
+    rounded to nearest, no dither.
 
     1.0 is 32768 as in libsndfile, so that loading and saving a 16-bit file changes nothing.
     """
@@ -159,12 +170,15 @@ def resample(
     rolloff: float = 0.945,
     beta: float = 11.0,
 ) -> Tensor:
-    """Audio [..., ceil(S target / source)] at another sample rate, by a Kaiser-windowed sinc low-pass (exact for any pair of rates).
+    """Audio [..., ceil(S target / source)] at another sample rate, by a Kaiser-windowed sinc
+    low-pass (exact for any pair of rates).
 
-    y[m] = sum_n x[n] h(m source / target - n),   h(t) = c sinc(c t) kaiser(c t / zeros),   c = rolloff min(1, target / source)
+    y[m] = sum_n x[n] h(m source / target - n),   h(t) = c sinc(c t) kaiser(c t / zeros),   c =
+    rolloff min(1, target / source)
 
-    zeros: zero crossings of the sinc on each side; rolloff: the pass band's share of the lower Nyquist frequency; beta: of the Kaiser
-    window (11: stop band below -100 dB). Differentiable. Raises ValueError for rates < 1.
+    zeros: zero crossings of the sinc on each side; rolloff: the pass band's share of the lower
+    Nyquist frequency; beta: of the Kaiser window (11: stop band below -100 dB). Differentiable.
+    Raises ValueError for rates < 1.
     """
     import torch
     import torch.nn.functional as F
@@ -179,7 +193,8 @@ def resample(
     width = math.ceil(zeros / cutoff)
     samples = -(-audio_cS.shape[-1] * up // down)
     per_phase = -(-samples // up)
-    # output m = k up + p reads around input k down + p down / up: a strided convolution for each phase p, PHASES of them at once
+    # output m = k up + p reads around input k down + p down / up: a strided convolution for each
+    # phase p, PHASES of them at once
     flat = audio_cS.reshape(-1, 1, audio_cS.shape[-1])
     padded = F.pad(flat, (width, per_phase * down + width + down - audio_cS.shape[-1] + 1))
     phases = []
@@ -210,7 +225,9 @@ def resample(
 
 
 def to_channels(audio_cS: Tensor, channels: int) -> Tensor:
-    """Audio [channels, samples]: the mean of all channels for 1; mono doubled, or the first two (front left and right), for 2."""
+    """Audio [channels, samples]: the mean of all channels for 1; mono doubled, or the first two
+    (front left and right), for 2.
+    """
     if audio_cS.shape[0] == channels:
         return audio_cS
     if channels == 1:
@@ -221,7 +238,9 @@ def to_channels(audio_cS: Tensor, channels: int) -> Tensor:
 
 
 def save_spectrogram(path: str | Path, audio_cS: Tensor, sample_rate: int, title: str = "") -> None:
-    """Writes a PNG: level in dB below full scale over time (s) and frequency (Hz, log scale), all channels averaged in power."""
+    """Writes a PNG: level in dB below full scale over time (s) and frequency (Hz, log scale), all
+    channels averaged in power.
+    """
     import numpy as np
     import torch
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -229,14 +248,16 @@ def save_spectrogram(path: str | Path, audio_cS: Tensor, sample_rate: int, title
 
     n_fft = 4096 if sample_rate > 32000 else 2048
     audio_cS = audio_cS.detach().cpu().float()
-    # about 1,600 columns whatever the length: more would not be seen, and a 260 s song must not take 1 GB
+    # about 1,600 columns whatever the length: more would not be seen, and a 260 s song must not
+    # take 1 GB
     hop = max(n_fft // 8, -(-audio_cS.shape[-1] // 1600))
     window = torch.hann_window(n_fft)
     spectrum = torch.stft(
         audio_cS, n_fft, hop, window=window, return_complex=True, pad_mode="constant"
     ).abs() * (2.0 / window.sum())
     power_KF = spectrum.square().mean(0).numpy()
-    # rows evenly spaced in log frequency, each the loudest of its bins: a thin partial stays visible
+    # rows evenly spaced in log frequency, each the loudest of its bins: a thin partial stays
+    # visible
     lowest, highest, rows = 40.0, sample_rate / 2, 420
     edges = np.floor(
         np.geomspace(lowest, highest, rows, endpoint=False) * n_fft / sample_rate
@@ -270,7 +291,9 @@ def save_spectrogram(path: str | Path, audio_cS: Tensor, sample_rate: int, title
 
 
 def _set_title(axes: Axes, title: str) -> None:
-    """matplotlib's own font has no CJK: name an installed one that does, or show ? for what cannot be drawn."""
+    """matplotlib's own font has no CJK: name an installed one that does, or show ? for what cannot
+    be drawn.
+    """
     from matplotlib import font_manager
 
     fonts = ["DejaVu Sans"]

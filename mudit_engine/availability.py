@@ -1,4 +1,5 @@
-"""Which optional packages are here, and the command that installs the others. Nothing is imported to find out.
+"""Which optional packages are here, and the command that installs the others. Nothing is imported
+to find out.
 
 if available("onnxruntime"): ...
 require("deepspeed", "training with ZeRO")
@@ -83,7 +84,9 @@ def version(module: str) -> str | None:
 
 @functools.cache
 def requirements() -> dict[str, tuple[Requirement, ...]]:
-    """What each extra (and CORE) pins for this platform, from the installed metadata. Empty in a checkout that is not installed."""
+    """What each extra (and CORE) pins for this platform, from the installed metadata. Empty in a
+    checkout that is not installed.
+    """
     import importlib.metadata
 
     from packaging.requirements import Requirement
@@ -104,7 +107,9 @@ def requirements() -> dict[str, tuple[Requirement, ...]]:
 
 
 def pip_install(*wanted: str) -> str:
-    """The pip command that installs into the environment that runs now: `pip` on the PATH may belong to another."""
+    """The pip command that installs into the environment that runs now: `pip` on the PATH may
+    belong to another.
+    """
     first = shutil.which("python")
     python = (
         "python"
@@ -117,7 +122,9 @@ def pip_install(*wanted: str) -> str:
 
 
 def pinned(module: str) -> str:
-    """`module` as this project pins it, in pip's form; its bare name in a checkout that is not installed."""
+    """`module` as this project pins it, in pip's form; its bare name in a checkout that is not
+    installed.
+    """
     name, extra = PACKAGES.get(module, (module, None))
     stated = requirements()
     pins = [*stated.get(extra or CORE, ()), *(pin for more in stated.values() for pin in more)]
@@ -133,16 +140,20 @@ def require(module: str, purpose: str) -> None:
     """Raises MissingError with the install command when `module` is not installed."""
     if not available(module):
         raise MissingError(
-            f"{purpose} needs the package '{module}', which is not installed: {install_command(module)}"
+            f"{purpose} needs the package '{module}', which is not installed: "
+            f"{install_command(module)}"
         )
 
 
 def require_tool(command: str, purpose: str) -> str:
-    """Path of an external program. Raises MissingError with the install command when it is not on the PATH."""
+    """Path of an external program. Raises MissingError with the install command when it is not on
+    the PATH.
+    """
     path = shutil.which(command)
     if path is None:
         package = TOOLS.get(command, command)
         raise MissingError(
-            f"{purpose} needs the program '{command}', which is not on the PATH: apt-get install {package}"
+            f"{purpose} needs the program '{command}', which is not on the PATH: apt-get install "
+            f"{package}"
         )
     return path

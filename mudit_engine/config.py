@@ -1,4 +1,5 @@
-"""Typed configuration: frozen, unknown fields refused with the nearest known name, read from and written to JSON.
+"""Typed configuration: frozen, unknown fields refused with the nearest known name, read from and
+written to JSON.
 
     config = load_config("musit-380m")            # a preset, a config.json, or a model folder
     config.dit.width
@@ -75,11 +76,13 @@ class DitConfig(_Config):
     def _check(self) -> Self:
         if self.width % self.heads or self.head_dim % 2:
             raise ValueError(
-                f"width={self.width} does not split into heads={self.heads} of an even size: make width a multiple of 2 x heads"
+                f"width={self.width} does not split into heads={self.heads} of an even size: make "
+                f"width a multiple of 2 x heads"
             )
         if self.lyric_width % self.lyric_head_dim:
             raise ValueError(
-                f"lyric_width={self.lyric_width} is not a multiple of lyric_head_dim={self.lyric_head_dim}"
+                f"lyric_width={self.lyric_width} is not a multiple of "
+                f"lyric_head_dim={self.lyric_head_dim}"
             )
         return self
 
@@ -112,7 +115,8 @@ class VaeConfig(_Config):
     )
     phase_head: bool = Field(
         True,
-        description="the decoder predicts phases; if not, refinement starts from each bin's own frequency",
+        description="the decoder predicts phases; if not, refinement starts from each bin's own "
+        "frequency",
     )
     phase_refinements: int = Field(0, ge=0, description="Griffin-Lim steps on the phases")
 
@@ -130,23 +134,28 @@ class VaeConfig(_Config):
     def _check(self) -> Self:
         if self.n_fft % self.stft_hop or self.n_fft // self.stft_hop < 2:
             raise ValueError(
-                f"n_fft={self.n_fft} must be a multiple of stft_hop={self.stft_hop}, at least twice it"
+                f"n_fft={self.n_fft} must be a multiple of stft_hop={self.stft_hop}, at least "
+                f"twice it"
             )
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size} must be odd")
         if not self.phase_head and not self.phase_refinements:
             raise ValueError(
-                "phase_head=false needs phase_refinements: 32 or more, or the phases would be nobody's"
+                "phase_head=false needs phase_refinements: 32 or more, or the phases would be "
+                "nobody's"
             )
         if not self.phase_head and self.channels == 2:
             raise ValueError(
-                "phase_head=false is for one channel: the sides of a stereo sound take their angle from it"
+                "phase_head=false is for one channel: the sides of a stereo sound take their angle "
+                "from it"
             )
         return self
 
 
 class ChinMuConfig(_Config):
-    """The text-audio contrastive encoder. `text_encoder` is 'characters' or the path or hub id of a transformers encoder."""
+    """The text-audio contrastive encoder. `text_encoder` is 'characters' or the path or hub id of a
+    transformers encoder.
+    """
 
     text_encoder: str = "hfl/chinese-roberta-wwm-ext"
     text_width: int = Field(
@@ -191,15 +200,18 @@ class PathConfig(_Config):
     def _check(self) -> Self:
         if self.kind == "ddpm" and self.prediction == "velocity":
             raise ValueError(
-                "prediction='velocity' belongs to the linear and bezier paths: ddpm takes eps, v or x0"
+                "prediction='velocity' belongs to the linear and bezier paths: ddpm takes eps, v "
+                "or x0"
             )
         if self.kind != "ddpm" and self.prediction != "velocity":
             raise ValueError(
-                f"prediction={self.prediction!r} belongs to ddpm: the {self.kind} path takes velocity"
+                f"prediction={self.prediction!r} belongs to ddpm: the {self.kind} path takes "
+                f"velocity"
             )
         if self.zero_terminal_snr and self.prediction == "eps":
             raise ValueError(
-                "zero_terminal_snr cannot be used with prediction='eps' (eps says nothing at zero SNR): use v or x0"
+                "zero_terminal_snr cannot be used with prediction='eps' (eps says nothing at zero "
+                "SNR): use v or x0"
             )
         return self
 
@@ -249,11 +261,13 @@ class ModelConfig(_Config):
     def _check(self) -> Self:
         if self.dit.latent_channels != self.vae.latent_channels:
             raise ValueError(
-                f"dit.latent_channels={self.dit.latent_channels} differs from vae.latent_channels={self.vae.latent_channels}"
+                f"dit.latent_channels={self.dit.latent_channels} differs from "
+                f"vae.latent_channels={self.vae.latent_channels}"
             )
         if self.dit.description_width != self.chinmu.embedding:
             raise ValueError(
-                f"dit.description_width={self.dit.description_width} differs from chinmu.embedding={self.chinmu.embedding}"
+                f"dit.description_width={self.dit.description_width} differs from "
+                f"chinmu.embedding={self.chinmu.embedding}"
             )
         check_sampler(self.path, self.sampler)
         return self
@@ -263,12 +277,15 @@ def check_sampler(path: PathConfig, sampler: SamplerConfig) -> None:
     """Raises ValueError where a sampler does not run on a path."""
     if path.kind == "ddpm" and sampler.name not in ("ddim", "dpmpp-2m"):
         raise ValueError(
-            f"sampler {sampler.name!r} needs a linear or bezier path: a ddpm model takes ddim or dpmpp-2m"
+            f"sampler {sampler.name!r} needs a linear or bezier path: a ddpm model takes ddim or "
+            f"dpmpp-2m"
         )
 
 
 def parse_config(kind: type[C], fields: dict[str, Any], *, source: str) -> C:
-    """Validates `fields` as `kind`. ConfigError names the field, what was given, what is accepted and the nearest known name."""
+    """Validates `fields` as `kind`. ConfigError names the field, what was given, what is accepted
+    and the nearest known name.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

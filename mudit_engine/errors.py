@@ -1,13 +1,17 @@
-"""What a user can cause, as exceptions with an exit code. Every message says what was given, what is accepted, what to do.
+"""What a user can cause, as exceptions with an exit code. Every message says what was given, what
+is accepted, what to do.
 
-raise InputError("lyrics file 'a.txt' is empty: write at least one line, or pass --lyrics - to type it")
+raise InputError("lyrics file 'a.txt' is empty: write at least one line, or pass --lyrics - to type
+it")
 """
 
 from __future__ import annotations
 
 
 class MuditError(Exception):
-    """Base of every error the engine raises on purpose. `exit_code` is what the command line returns for it."""
+    """Base of every error the engine raises on purpose. `exit_code` is what the command line
+    returns for it.
+    """
 
     exit_code = 1
 
@@ -31,7 +35,9 @@ class OutputError(MuditError):
 
 
 class MissingError(MuditError):
-    """The machine lacks something that was asked for by name (exit 3). The message holds the command that installs it."""
+    """The machine lacks something that was asked for by name (exit 3). The message holds the
+    command that installs it.
+    """
 
     exit_code = 3
 

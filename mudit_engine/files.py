@@ -20,9 +20,11 @@ from mudit_engine.errors import InputError, OutputError
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A path to write to in the same folder; it replaces `path` when the block ends well and is deleted when it does not.
+    """A path to write to in the same folder; it replaces `path` when the block ends well and is
+    deleted when it does not.
 
-    The name keeps its suffix, since writers choose the format by it. Raises OutputError for a full disk or a lack of permission.
+    The name keeps its suffix, since writers choose the format by it. Raises OutputError for a full
+    disk or a lack of permission.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -35,7 +37,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.replace(aside, path)
     except OSError as error:
         raise OutputError(
-            f"'{path}' could not be written: {error.strerror or error}. Free some space or choose another --out"
+            f"'{path}' could not be written: {error.strerror or error}. Free some space or choose "
+            f"another --out"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -1,7 +1,9 @@
-"""What machine this is, and the record of versions, commit and command that every result carries. Imports no torch.
+"""What machine this is, and the record of versions, commit and command that every result carries.
+Imports no torch.
 
-env = environment(["generate", "--seed", "1"])      # {"versions": {...}, "commit": ..., "command": "mudit generate --seed 1"}
-machine().gpus                                      # from nvidia-smi, which also answers where torch is broken or has no CUDA
+env = environment(["generate", "--seed", "1"])      # {"versions": {...}, "commit": ..., "command":
+"mudit generate --seed 1"} machine().gpus                                      # from nvidia-smi,
+which also answers where torch is broken or has no CUDA
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def disk_free_mib(path: str | Path) -> int:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of the checkout this package runs from, with '+' when files differ from it; None outside a checkout."""
+    """Commit of the checkout this package runs from, with '+' when files differ from it; None
+    outside a checkout.
+    """
     if not (CHECKOUT / ".git").exists():
         return None
     head = _output(["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"])
@@ -104,7 +108,9 @@ def commit() -> str | None:
 
 
 def environment(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Versions, commit, machine and exact command, as JSON. `arguments` are those of `mudit`; default: this process's own command line."""
+    """Versions, commit, machine and exact command, as JSON. `arguments` are those of `mudit`;
+    default: this process's own command line.
+    """
     here = machine()
     versions = {"mudit-engine": mudit_engine.__version__, "python": here.python}
     versions |= {PACKAGES[module][0]: found for module in PACKAGES if (found := version(module))}
@@ -173,7 +179,9 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def _output(command: Sequence[str]) -> str | None:
-    """Standard output of a command; None where it is absent, fails or hangs (nvidia-smi does with a broken driver)."""
+    """Standard output of a command; None where it is absent, fails or hangs (nvidia-smi does with a
+    broken driver).
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,11 +1,13 @@
-"""The one door to the kernels: every hot op, on the backend that fits the tensors or the one that was named.
+"""The one door to the kernels: every hot op, on the backend that fits the tensors or the one that
+was named.
 
     out = ops.attention(q, k, v, segments, cos, sin)
     with ops.use("eager"):                     # or "triton", "flash"
         ...
 
-Left alone, CUDA tensors take `triton` and all others `eager` (the plain references of kernels/). A named backend that cannot
-serve a call raises: nothing falls back in silence. `flash` is a backend of attention alone; other ops then run as if nothing was named.
+Left alone, CUDA tensors take `triton` and all others `eager` (the plain references of kernels/). A
+named backend that cannot serve a call raises: nothing falls back in silence. `flash` is a backend
+of attention alone; other ops then run as if nothing was named.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ def attention(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """Ragged attention: q [T, S H, K], k and v [L, H, K], tables [S, T, K/2] or None -> [T, S H, K] (kernels/attention.py)."""
+    """Ragged attention: q [T, S H, K], k and v [L, H, K], tables [S, T, K/2] or None -> [T, S H, K]
+    (kernels/attention.py).
+    """
     if isinstance(segments, ShardedSegments):
         return sharded.attention(q, k, v, segments, cos, sin, scale=scale, whole=attention)
     if not isinstance(segments, Segments):
@@ -139,7 +143,9 @@ def residual_norm(
     scale: Tensor | None,
     runs: Runs | PerSequence | None,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x itself when nothing needs a gradient."""
+    """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x
+    itself when nothing needs a gradient.
+    """
     if isinstance(runs, PerSequence):
         return dense.residual_norm(x, y, gate, shift, scale)
     if _triton(x):

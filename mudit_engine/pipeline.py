@@ -4,7 +4,8 @@
     songs = pipeline.generate([SongRequest(description="流行抒情，钢琴，女声", lyrics=Path("song.txt").read_text(), seconds=30, seed=1)])
     songs[0].save("song.wav")                    # song.wav and song.json
 
-The same song comes out alone or in any batch: lengths are never padded and every song has its own noise generator.
+The same song comes out alone or in any batch: lengths are never padded and every song has its own
+noise generator.
 """
 
 from __future__ import annotations
@@ -64,15 +65,19 @@ Progress = Callable[[str, int, int], None]
 
 
 def decode_frames(receptive_field: int) -> int:
-    """Latent frames decoded at once. What a chunk reads beyond itself is decoded in vain: at most a quarter as much again."""
+    """Latent frames decoded at once. What a chunk reads beyond itself is decoded in vain: at most a
+    quarter as much again.
+    """
     return max(DECODE_FRAMES, 8 * receptive_field)
 
 
 @dataclass(frozen=True)
 class SongRequest:
-    """What somebody asks for. lyrics None or '' is an instrumental; seconds None is as long as the lyrics need.
+    """What somebody asks for. lyrics None or '' is an instrumental; seconds None is as long as the
+    lyrics need.
 
-    bpm and key ("C minor") None are as the description says; chords ("C | Am F | G", text/harmony.py) None are planned in that key.
+    bpm and key ("C minor") None are as the description says; chords ("C | Am F | G",
+    text/harmony.py) None are planned in that key.
     """
 
     description: str = ""
@@ -97,7 +102,8 @@ class SongRequest:
             )
         if self.reference_kind not in REFERENCE_KINDS:
             raise InputError(
-                f"reference_kind '{self.reference_kind}' is unknown: use one of {', '.join(REFERENCE_KINDS)}"
+                f"reference_kind '{self.reference_kind}' is unknown: use one of "
+                f"{', '.join(REFERENCE_KINDS)}"
             )
         if not self.description.strip() and not (self.lyrics or "").strip():
             raise InputError("the request is empty: give a description, lyrics, or both")
@@ -113,7 +119,8 @@ class SongRequest:
             )
         if self.key is not None and requested_key(self.key) is None:
             raise InputError(
-                f"key '{self.key}' is unknown: write a tonic and a mode, such as 'C major', 'F# minor' or '降E大调'"
+                f"key '{self.key}' is unknown: write a tonic and a mode, such as 'C major', 'F# "
+                f"minor' or '降E大调'"
             )
         if self.chords is not None:
             if not isinstance(self.chords, str):
@@ -129,7 +136,9 @@ class SongRequest:
 
 @dataclass(frozen=True)
 class Song:
-    """A finished song. audio is float32 [channels, samples] within [-1, 1]; info is what the sidecar JSON holds."""
+    """A finished song. audio is float32 [channels, samples] within [-1, 1]; info is what the
+    sidecar JSON holds.
+    """
 
     audio: np.ndarray
     sample_rate: int
@@ -141,7 +150,9 @@ class Song:
         return self.audio.shape[1] / self.sample_rate
 
     def save(self, path: str | Path, *, spectrogram: bool = False) -> list[Path]:
-        """Writes the audio (format by suffix: .wav .flac .ogg .mp3), its sidecar .json and, if asked, a .png. Returns the files."""
+        """Writes the audio (format by suffix: .wav .flac .ogg .mp3), its sidecar .json and, if
+        asked, a .png. Returns the files.
+        """
         path = Path(path)
         save_audio(path, torch.from_numpy(self.audio), self.sample_rate)
         files = [path, path.with_suffix(".json")]
@@ -199,7 +210,9 @@ class SongPipeline:
         runtime_name: str = "torch",
         precision: torch.dtype = torch.float32,
     ) -> None:
-        """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE), `text` reads descriptions (None: ChinMu)."""
+        """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE), `text`
+        reads descriptions (None: ChinMu).
+        """
         self.config, self.vae, self.chinmu = config, vae, chinmu
         self.runtime, self.runtime_name, self.precision = runtime, runtime_name, precision
         self.decoder, self.text = decoder or TorchDecoder(vae), text or chinmu
@@ -213,16 +226,19 @@ class SongPipeline:
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> SongPipeline:
-        """Loads an embedded model by name, a model folder, or for other runtimes than torch a folder made by `mudit export`.
+        """Loads an embedded model by name, a model folder, or for other runtimes than torch a
+        folder made by `mudit export`.
 
-        torch runs on CUDA where there is one, else on the CPU, its networks in `dtype` (None: fast_dtype); tensorrt on the GPU its engines
-        were built for; the other runtimes (mudit_engine/runtime/load.py) on the CPU in fp32. All but torch take no device or dtype.
+        torch runs on CUDA where there is one, else on the CPU, its networks in `dtype` (None:
+        fast_dtype); tensorrt on the GPU its engines were built for; the other runtimes
+        (mudit_engine/runtime/load.py) on the CPU in fp32. All but torch take no device or dtype.
         """
         folder = model_folder(source)
         config = load_config(folder)
         if runtime != "torch" and (device is not None or dtype is not None):
             raise InputError(
-                f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime 'torch'"
+                f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take "
+                f"runtime 'torch'"
             )
         if runtime == "tensorrt":
             from mudit_engine.runtime.trt_denoiser import NoText, TrtDecoder, open_tensorrt
@@ -265,7 +281,9 @@ class SongPipeline:
         )
 
     def check(self, request: SongRequest) -> list[str]:
-        """Reads a request without running a network: the notes and warnings `generate` would give. Raises what it would raise."""
+        """Reads a request without running a network: the notes and warnings `generate` would give.
+        Raises what it would raise.
+        """
         return list(self._prepare(request).notes)
 
     def generate(
@@ -277,9 +295,11 @@ class SongPipeline:
     def stream(
         self, requests: Sequence[SongRequest], *, progress: Progress | None = None
     ) -> Iterator[Song]:
-        """Yields the songs in the requests' order, each as soon as it is decoded. All requests are read before any network runs.
+        """Yields the songs in the requests' order, each as soon as it is decoded. All requests are
+        read before any network runs.
 
-        progress(stage, amount, total) counts up 'denoise' (sampler rows) and 'decode' (latent frames).
+        progress(stage, amount, total) counts up 'denoise' (sampler rows) and 'decode' (latent
+        frames).
         """
         prepared = [self._prepare(request) for request in requests]
         report = progress or (lambda stage, amount, total: None)
@@ -356,7 +376,8 @@ class SongPipeline:
         )
         if seconds > config.max_seconds:
             raise InputError(
-                f"seconds={seconds:g} is longer than model '{config.name}' makes (at most {config.max_seconds:g} s): "
+                f"seconds={seconds:g} is longer than model '{config.name}' makes (at most "
+                f"{config.max_seconds:g} s): "
                 "ask for less, or use a larger model"
             )
         if (
@@ -376,7 +397,8 @@ class SongPipeline:
             name for name in ("bpm", "key", "chords") if getattr(request, name) is not None
         ]:
             notes.append(
-                f"model '{config.name}' takes no outline: {' and '.join(asked)} are not followed, only what the description says"
+                f"model '{config.name}' takes no outline: {' and '.join(asked)} are not followed, "
+                f"only what the description says"
             )
         sampler = self._sampler(request.sampler)
         return _Prepared(
@@ -499,7 +521,9 @@ class SongPipeline:
 def _outline(
     request: SongRequest, phonemes: PhonemeSequence | None, *, bpm: float, seconds: float, seed: int
 ) -> Outline:
-    """When what is sung over which chord. Without a key there is no plan of chords: the description's mood decides."""
+    """When what is sung over which chord. Without a key there is no plan of chords: the
+    description's mood decides.
+    """
     key = requested_key(request.key or request.description)
     bars = plan_bars(phonemes, bpm=bpm, seconds=seconds)
     chords = (
@@ -525,7 +549,9 @@ def usual_device(name: str | None = None) -> torch.device:
 def load_codec_and_text(
     config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[SpectralVAE, ChinMu]:
-    """The decoder's network in `dtype`; spectra keep fp32, as do the encoders, which are a small share of the work."""
+    """The decoder's network in `dtype`; spectra keep fp32, as do the encoders, which are a small
+    share of the work.
+    """
     vae, chinmu = (load_part(part, config, folder, device=device) for part in ("vae", "chinmu"))
     assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
     vae.decoder.to(dtype)

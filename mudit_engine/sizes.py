@@ -1,10 +1,12 @@
-"""How big a configuration is, before it is trained or rented for: parameters by part, state in bytes, frames of a song.
+"""How big a configuration is, before it is trained or rented for: parameters by part, state in
+bytes, frames of a song.
 
     parameter_counts(load_config("musit-380m"))["dit"]      # {"blocks": 346234880, "lyric_blocks": 12603904, ...}
     song_frames(config.vae, 260.0)                          # 2800
     lyric_cache_bytes(config.dit, tokens=1000, bytes_per_value=2)
 
-Counts come from the network classes themselves, built with parameters on torch's meta device: a 3 B network takes no memory.
+Counts come from the network classes themselves, built with parameters on torch's meta device: a 3 B
+network takes no memory.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ if TYPE_CHECKING:
 
     from mudit_engine.config import DitConfig
 
-# AdamW at any precision: fp32 weights + gradients + two moments (4 + 4 + 4 + 4), or bf16 weights and gradients beside fp32 master
-# weights and moments (2 + 2 + 4 + 4 + 4)
+# AdamW at any precision: fp32 weights + gradients + two moments (4 + 4 + 4 + 4), or bf16 weights
+# and gradients beside fp32 master weights and moments (2 + 2 + 4 + 4 + 4)
 TRAINING_BYTES_PER_PARAMETER = 16
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, dict[str, int | None]]:
-    """Parameters of each child module of dit, vae and chinmu. None: a pretrained text encoder, whose size only its own files tell."""
+    """Parameters of each child module of dit, vae and chinmu. None: a pretrained text encoder,
+    whose size only its own files tell.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -34,7 +38,9 @@ def parameter_counts(config: ModelConfig) -> dict[str, dict[str, int | None]]:
     from mudit_engine.models.vae import SpectralVAE
 
     class EmptyOnMeta(TorchFunctionMode):
-        """torch.empty, which layers make parameters with, takes no memory; filters are made from values and stay real."""
+        """torch.empty, which layers make parameters with, takes no memory; filters are made from
+        values and stay real.
+        """
 
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None

@@ -1,9 +1,11 @@
-"""Metrics to services that keep them: Weights & Biases and MLflow, when the recipe names a project or an experiment there.
+"""Metrics to services that keep them: Weights & Biases and MLflow, when the recipe names a project
+or an experiment there.
 
     for service in open_services(folder, recipe):
         service.log({"train/loss": 0.61}, step=100)
 
-A run that resumes goes on in the run that the service knows already: its id is kept in the run's folder.
+A run that resumes goes on in the run that the service knows already: its id is kept in the run's
+folder.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ class Mlflow:
 
 
 def open_services(folder: Path, recipe: Recipe) -> list[Service]:
-    """The services that the recipe names. Raises MissingError, with the install command, for one that is not installed."""
+    """The services that the recipe names. Raises MissingError, with the install command, for one
+    that is not installed.
+    """
     services: list[Service] = []
     if recipe.log.wandb is not None:
         services.append(Wandb(folder, recipe, recipe.log.wandb))

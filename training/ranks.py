@@ -1,9 +1,11 @@
-"""What ranks tell each other besides gradients: sums of figures, signals, errors, notes on files. Small, on the host, in fp64.
+"""What ranks tell each other besides gradients: sums of figures, signals, errors, notes on files.
+Small, on the host, in fp64.
 
     ranks = join(device, timeout_seconds=1800)          # under torchrun or any launcher that sets RANK and WORLD_SIZE
     total = ranks.sum(torch.tensor([loss], dtype=torch.float64))
 
-`Ranks` itself is a world of one. `Spread` speaks over a gloo group of its own, so that host values never wait for a device.
+`Ranks` itself is a world of one. `Spread` speaks over a gloo group of its own, so that host values
+never wait for a device.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ T = TypeVar("T")
 
 
 def local_world(world: int) -> list[dict[str, str]]:
-    """What a launcher sets in the environment of each of `world` ranks on this machine, on a port that is free now."""
+    """What a launcher sets in the environment of each of `world` ranks on this machine, on a port
+    that is free now.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {
@@ -141,9 +145,11 @@ def _wanted(record: logging.LogRecord) -> bool:
 
 
 def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
-    """Joins DeepSpeed's process group: nccl for CUDA devices, gloo for the CPU. Raises MissingError without DeepSpeed.
+    """Joins DeepSpeed's process group: nccl for CUDA devices, gloo for the CPU. Raises MissingError
+    without DeepSpeed.
 
-    Without a launcher it is a world of one that opens no port. Raises InputError when a launcher's environment is half set.
+    Without a launcher it is a world of one that opens no port. Raises InputError when a launcher's
+    environment is half set.
     """
     require("deepspeed", "strategy 'deepspeed'")
     from torch import distributed as dist
@@ -167,7 +173,8 @@ def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
             if name not in os.environ
         ]:
             raise InputError(
-                f"RANK is set, but {', '.join(missing)} is not: start with torchrun, deepspeed or `mudit train --launch`"
+                f"RANK is set, but {', '.join(missing)} is not: start with torchrun, deepspeed or "
+                f"`mudit train --launch`"
             )
     # its logger takes the standard output it finds, where our results go
     with contextlib.redirect_stdout(sys.stderr):
@@ -184,8 +191,8 @@ def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
     if device.type == "cpu":
         # (deepspeed.comm.torch as an attribute is torch itself)
         backend: Any = importlib.import_module("deepspeed.comm.torch")
-        # 0.19.8 compiles an all-reduce over shared memory at the first start, for minutes, and a killed compile blocks every later
-        # run: it serves inference on CPUs, and gloo does its work
+        # 0.19.8 compiles an all-reduce over shared memory at the first start, for minutes, and a
+        # killed compile blocks every later run: it serves inference on CPUs, and gloo does its work
         backend.build_shm_op = lambda: None
     deepspeed.init_distributed(
         "nccl" if device.type == "cuda" else "gloo", timeout=wait, verbose=False
@@ -194,7 +201,9 @@ def join(device: torch.device, *, timeout_seconds: float) -> Ranks:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int], group: Any = None) -> Tensor:
-    """Rows [counts[r], ...] of every rank of a group end to end, with gradient: what any rank's loss asks of a row reaches its owner."""
+    """Rows [counts[r], ...] of every rank of a group end to end, with gradient: what any rank's
+    loss asks of a row reaches its owner.
+    """
     gathered: Tensor = _GatherRows.apply(rows, tuple(counts), group)
     return gathered
 

@@ -1,8 +1,10 @@
-"""A training run as one typed document: model, data, optimiser, schedule, checkpoints. Unknown fields are refused with the nearest name.
+"""A training run as one typed document: model, data, optimiser, schedule, checkpoints. Unknown
+fields are refused with the nearest name.
 
     recipe = load_recipe("tiny-dit-pretrain", overrides=["steps=2000", "optimizer.lr=1e-3", "model_overrides.path.kind=linear"])
 
-A recipe is JSON: a name from training/recipes or a file. `base` names a recipe whose fields it changes.
+A recipe is JSON: a name from training/recipes or a file. `base` names a recipe whose fields it
+changes.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class DataConfig(_Section):
     pack_size: int = Field(
         4096,
         gt=0,
-        description="cost of one micro-batch at most: latent frames (dit), crops (vae), songs (chinmu)",
+        description="cost of one micro-batch at most: latent frames (dit), crops (vae), songs "
+        "(chinmu)",
     )
     packs_per_step: int = Field(
         1, ge=1, description="micro-batches of a global batch, whatever the number of ranks"
@@ -55,7 +58,9 @@ class OptimizerConfig(_Section):
 
 
 class ScheduleConfig(_Section):
-    """Learning rate: linear warm-up, then constant, a cosine to `floor`, or warm-up / stable / decay (linear, the last `decay` share)."""
+    """Learning rate: linear warm-up, then constant, a cosine to `floor`, or warm-up / stable /
+    decay (linear, the last `decay` share).
+    """
 
     kind: Literal["constant", "cosine", "wsd"] = "cosine"
     warmup: int = Field(100, ge=0, description="steps")
@@ -64,7 +69,9 @@ class ScheduleConfig(_Section):
 
 
 class ParallelConfig(_Section):
-    """How DeepSpeed spreads a run over ranks. Sizes that are null follow from the model's size (deepspeed_config.py)."""
+    """How DeepSpeed spreads a run over ranks. Sizes that are null follow from the model's size
+    (deepspeed_config.py).
+    """
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="what is partitioned: 0 nothing, 1 optimiser, 2 and gradients, 3 and weights"
@@ -117,16 +124,19 @@ class ParallelConfig(_Section):
         for name, off in third.items():
             if getattr(self, name) != off and self.zero_stage != 3:
                 raise ValueError(
-                    f"parallel.{name}={getattr(self, name)} has an effect with zero_stage=3 only, not {self.zero_stage}"
+                    f"parallel.{name}={getattr(self, name)} has an effect with zero_stage=3 only, "
+                    f"not {self.zero_stage}"
                 )
         if self.mics_shard_size:
             raise ValueError(
-                f"parallel.mics_shard_size={self.mics_shard_size}: DeepSpeed took MiCS out before 0.19.8; parallel.hpz_partition_size "
+                f"parallel.mics_shard_size={self.mics_shard_size}: DeepSpeed took MiCS out before "
+                f"0.19.8; parallel.hpz_partition_size "
                 "(ZeRO++) keeps the gathering of weights inside a node too"
             )
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(
-                f"parallel.offload=all moves weights, which zero_stage={self.zero_stage} does not partition: use optimizer"
+                f"parallel.offload=all moves weights, which zero_stage={self.zero_stage} does not "
+                f"partition: use optimizer"
             )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("parallel.offload=optimizer needs a zero_stage of 1 to 3")
@@ -149,7 +159,8 @@ class LogConfig(_Section):
     every: int = Field(
         20,
         gt=0,
-        description="steps between lines on the terminal and TensorBoard (metrics.jsonl has every step)",
+        description="steps between lines on the terminal and TensorBoard (metrics.jsonl has every "
+        "step)",
     )
     tensorboard: bool = True
     wandb: str | None = Field(
@@ -178,7 +189,8 @@ class GuardConfig(_Section):
     max_bad_steps: int = Field(
         8,
         ge=0,
-        description="steps skipped (NaN, infinity, spikes) among the last 100 before training stops",
+        description="steps skipped (NaN, infinity, spikes) among the last 100 before training "
+        "stops",
     )
     spike_factor: float = Field(
         5.0, gt=1, description="a loss or gradient norm this many times its running mean is a spike"
@@ -227,7 +239,8 @@ class ChinMuStage(_Section):
     )
     attributes: dict[str, float] = Field(
         default_factory=dict,
-        description="metadata fields (style, voice, ...) that both vectors must tell, and their weights in the loss",
+        description="metadata fields (style, voice, ...) that both vectors must tell, and their "
+        "weights in the loss",
     )
     texts: int = Field(
         2, ge=1, description="texts of a song in a step; each makes a pair with the song's audio"
@@ -260,7 +273,8 @@ class DitStage(_Section):
         0.1,
         ge=0,
         le=1,
-        description="the unconditional sequence of guidance: no description, user type none, no lyrics",
+        description="the unconditional sequence of guidance: no description, user type none, no "
+        "lyrics",
     )
     drop_user: float = Field(
         0.2, ge=0, le=1, description="a description is kept, its user type is not said"
@@ -276,7 +290,8 @@ class DitStage(_Section):
     )
     checkpointing: Literal["none", "full", "selective"] = Field(
         "none",
-        description="recomputed in the backward pass: full, whole blocks; selective, all but the products of matrices",
+        description="recomputed in the backward pass: full, whole blocks; selective, all but the "
+        "products of matrices",
     )
 
     @field_validator("checkpointing", mode="before")
@@ -289,7 +304,8 @@ class DitStage(_Section):
     def _check(self) -> Self:
         if self.drop_descriptions + self.drop_lyrics + self.drop_both > 1:
             raise ValueError(
-                "drop_descriptions + drop_lyrics + drop_both must be at most 1: they are exclusive cases"
+                "drop_descriptions + drop_lyrics + drop_both must be at most 1: they are exclusive "
+                "cases"
             )
         if not any(self.levels) or min(self.levels) < 0:
             raise ValueError(
@@ -309,7 +325,8 @@ class Recipe(_Section):
     )
     init: str | None = Field(
         None,
-        description="model folder (or run folder) whose weights of this part the training starts from",
+        description="model folder (or run folder) whose weights of this part the training starts "
+        "from",
     )
     data: DataConfig
     steps: int = Field(gt=0)
@@ -333,7 +350,8 @@ class Recipe(_Section):
         for section in set(_SECTIONS.values()) - {_SECTIONS[self.task]}:
             if section in self.model_fields_set:
                 raise ValueError(
-                    f"section '{section}' has no effect on task '{self.task}': remove it (its section is '{_SECTIONS[self.task]}')"
+                    f"section '{section}' has no effect on task '{self.task}': remove it (its "
+                    f"section is '{_SECTIONS[self.task]}')"
                 )
         if (
             self.strategy == "single"
@@ -341,11 +359,13 @@ class Recipe(_Section):
             and self.parallel != ParallelConfig()
         ):
             raise ValueError(
-                "section 'parallel' has no effect on strategy 'single': set strategy=deepspeed, or remove it"
+                "section 'parallel' has no effect on strategy 'single': set strategy=deepspeed, or "
+                "remove it"
             )
         if self.parallel.sequence_parallel > 1 and _SECTIONS[self.task] != "dit":
             raise ValueError(
-                f"parallel.sequence_parallel={self.parallel.sequence_parallel} is for the dit tasks, not '{self.task}'"
+                f"parallel.sequence_parallel={self.parallel.sequence_parallel} is for the dit "
+                f"tasks, not '{self.task}'"
             )
         if (
             self.strategy == "deepspeed"
@@ -353,16 +373,20 @@ class Recipe(_Section):
             and self.parallel.zero_stage == 0
         ):
             raise ValueError(
-                "bf16 with zero_stage=0 drifts (DeepSpeed accumulates gradients in bf16 there): use zero_stage 1, 2 or 3"
+                "bf16 with zero_stage=0 drifts (DeepSpeed accumulates gradients in bf16 there): "
+                "use zero_stage 1, 2 or 3"
             )
         if self.schedule.warmup > self.steps:
             raise ValueError(
-                f"schedule.warmup={self.schedule.warmup} is longer than steps={self.steps}: lower the one or raise the other"
+                f"schedule.warmup={self.schedule.warmup} is longer than steps={self.steps}: lower "
+                f"the one or raise the other"
             )
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Every field with its value, without the sections of other tasks: a document that load_recipe takes back."""
+        """Every field with its value, without the sections of other tasks: a document that
+        load_recipe takes back.
+        """
         return self.model_dump(
             mode="json", exclude=set(_SECTIONS.values()) - {_SECTIONS[self.task]}
         )
@@ -379,7 +403,9 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(source: str | Path, *, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """A recipe by name or path with `key=value` overrides (dots go into sections; values are JSON, or else text). Raises ConfigError."""
+    """A recipe by name or path with `key=value` overrides (dots go into sections; values are JSON,
+    or else text). Raises ConfigError.
+    """
     fields = _read(source)
     for override in overrides:
         fields = merge(fields, _parse_override(override))
@@ -389,7 +415,9 @@ def load_recipe(source: str | Path, *, overrides: list[str] | tuple[str, ...] = 
 
 
 def parse_recipe(fields: dict[str, Any], *, source: str) -> Recipe:
-    """A recipe from its fields. Raises ConfigError that names the field, what was given and the nearest known name."""
+    """A recipe from its fields. Raises ConfigError that names the field, what was given and the
+    nearest known name.
+    """
     return parse_config(Recipe, fields, source=source)
 
 
@@ -413,7 +441,8 @@ def _read(source: str | Path, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
             near = difflib.get_close_matches(str(source), recipe_names(), n=1, cutoff=0.4)
             hint = f"did you mean '{near[0]}'? " if near else ""
             raise ConfigError(
-                f"no recipe '{source}': {hint}known are {', '.join(recipe_names())}, or give a .json file"
+                f"no recipe '{source}': {hint}known are {', '.join(recipe_names())}, or give a "
+                f".json file"
             )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

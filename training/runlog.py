@@ -1,4 +1,5 @@
-"""What a run leaves to read: metrics.jsonl with every step, TensorBoard when it is installed, a progress bar, the loss curve as a picture.
+"""What a run leaves to read: metrics.jsonl with every step, TensorBoard when it is installed, a
+progress bar, the loss curve as a picture.
 
 with RunLog(folder, recipe, start_step=0) as log:
     log.step({"step": 0, "loss": 1.9, ...})
@@ -30,7 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writers of one run. A resumed run cuts metrics.jsonl at the step it resumes from, so that the file reads as one uninterrupted run."""
+    """Writers of one run. A resumed run cuts metrics.jsonl at the step it resumes from, so that the
+    file reads as one uninterrupted run.
+    """
 
     def __init__(
         self, folder: Path, recipe: Recipe, *, start_step: int, quiet: bool = False
@@ -86,12 +89,16 @@ class RunLog:
         )
 
     def songs(self, step: int, ids: list[str]) -> None:
-        """The songs of a step: an account of what was seen, which a resumed run cuts as it cuts the metrics."""
+        """The songs of a step: an account of what was seen, which a resumed run cuts as it cuts the
+        metrics.
+        """
         if self._songs is not None:
             self._songs.write(json.dumps({"step": step, "songs": ids}, ensure_ascii=False) + "\n")
 
     def flush(self) -> None:
-        """To the disk: called before a checkpoint is published, so that the metrics of a kept step are kept too."""
+        """To the disk: called before a checkpoint is published, so that the metrics of a kept step
+        are kept too.
+        """
         for file in (self._file, self._songs):
             if file is not None:
                 file.flush()
@@ -179,7 +186,9 @@ def open_log(folder: Path, recipe: Recipe, *, start_step: int, quiet: bool, main
 
 
 def describe_run(folder: Path, recipe: Recipe, extra: dict[str, Any]) -> None:
-    """Writes recipe.json (resolved: `mudit train` takes it back) and run.json (versions, commit, machine, command)."""
+    """Writes recipe.json (resolved: `mudit train` takes it back) and run.json (versions, commit,
+    machine, command).
+    """
     write_json(folder / "recipe.json", recipe.resolved())
     write_json(folder / "run.json", {**environment(), **extra})
 
@@ -195,7 +204,9 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 
 def plot_curves(folder: Path) -> Path | None:
-    """loss.png: the loss of every step, its running median, validation, gradient norm, learning rate. None: nothing to draw."""
+    """loss.png: the loss of every step, its running median, validation, gradient norm, learning
+    rate. None: nothing to draw.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,8 @@
-"""How fast a run is: tokens/s, seconds of audio a second a device, MFU against a stated peak, memory, time spent waiting for data.
+"""How fast a run is: tokens/s, seconds of audio a second a device, MFU against a stated peak,
+memory, time spent waiting for data.
 
-MFU = 3 forward FLOPs of the global batch / (step seconds * devices * peak)        recomputation is not useful work
+MFU = 3 forward FLOPs of the global batch / (step seconds * devices * peak)        recomputation is
+not useful work
 
 meter = Meter(recipe, device, world=8)
 meter.step(tokens=16384, seconds=1520.0, flops=3.1e14, step_seconds=0.9)
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from mudit_engine.training.recipe import Recipe
 
 BACKWARD = 2  # of a forward's FLOPs
-# dense matrix products, TFLOP/s of one device by its data sheet: (name in the driver, bf16, fp32 without TF32)
+# dense matrix products, TFLOP/s of one device by its data sheet: (name in the driver, bf16, fp32
+# without TF32)
 PEAKS = (
     ("B200", 2250.0, 75.0),
     ("H200", 989.4, 66.9),
@@ -37,7 +40,9 @@ PEAKS = (
 
 
 def stated_peak(recipe: Recipe, device: torch.device) -> float | None:
-    """FLOP/s of one device at the recipe's precision: what the recipe states, or else the data sheet's. None: unknown."""
+    """FLOP/s of one device at the recipe's precision: what the recipe states, or else the data
+    sheet's. None: unknown.
+    """
     if recipe.log.peak_tflops is not None:
         return recipe.log.peak_tflops * 1e12
     if device.type != "cuda":
@@ -80,9 +85,11 @@ class Meter:
 
 
 def counting() -> AbstractContextManager[Any]:
-    """Counts the FLOPs of torch's own products and convolutions inside: `with counting() as c: ...; c.get_total_flops()`.
+    """Counts the FLOPs of torch's own products and convolutions inside: `with counting() as c: ...;
+    c.get_total_flops()`.
 
-    It does not know the CPU's fused attention and our Triton kernels, which are a small part of the codec and of ChinMu.
+    It does not know the CPU's fused attention and our Triton kernels, which are a small part of the
+    codec and of ChinMu.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -91,7 +98,9 @@ def counting() -> AbstractContextManager[Any]:
 
 
 def forward_flops(config: DitConfig, batch: DitBatch) -> float:
-    """FLOPs of matrix products and attention in one forward pass of the song transformer (2 a multiply-add)."""
+    """FLOPs of matrix products and attention in one forward pass of the song transformer (2 a
+    multiply-add).
+    """
     width, streams = config.width, 2 if config.cross_attention == "parallel" else 1
     target, lyrics, songs = sum(batch.frames), sum(batch.lyrics), len(batch.frames)
     rows = [

@@ -1,11 +1,13 @@
-"""The loop of every stage: batches in, steps out, and a state from which a resumed run equals an uninterrupted one bit for bit.
+"""The loop of every stage: batches in, steps out, and a state from which a resumed run equals an
+uninterrupted one bit for bit.
 
     gradient = grad of (sum over micro-batches and ranks of the loss sum) / (weight of the global batch)
 
     summary = Trainer(recipe, Path("runs/a")).run(resume="auto")
 
-What changes from step to step is held by the weights, the optimiser, the average and `Progress`; batches, noise, dropout and the learning
-rate are pure functions of (seed, step), so there is no random state to keep.
+What changes from step to step is held by the weights, the optimiser, the average and `Progress`;
+batches, noise, dropout and the learning rate are pure functions of (seed, step), so there is no
+random state to keep.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class DivergedError(MuditError):
 
 
 class InterruptedRun(MuditError):
-    """A signal asked the run to stop; its state was saved. `exit_code` is 130 for Ctrl-C, 128 + signal for others."""
+    """A signal asked the run to stop; its state was saved. `exit_code` is 130 for Ctrl-C, 128 +
+    signal for others.
+    """
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
@@ -62,7 +66,9 @@ class InterruptedRun(MuditError):
 
 @dataclass
 class Progress:
-    """The trainer's own state. `step` counts finished steps; (epoch, epoch_step) is the next global batch."""
+    """The trainer's own state. `step` counts finished steps; (epoch, epoch_step) is the next global
+    batch.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -128,7 +134,8 @@ class Trainer:
         self._counted: dict[str, float] = {}
         self._signal: int | None = None
 
-    # what must not change between a checkpoint and its continuation, for the sequence of songs to be the same
+    # what must not change between a checkpoint and its continuation, for the sequence of songs to
+    # be the same
     def _identity(self) -> dict[str, Any]:
         data = self.recipe.data
         return {
@@ -142,9 +149,11 @@ class Trainer:
         }
 
     def run(self, *, resume: str = "auto") -> dict[str, Any]:
-        """Trains to recipe.steps; returns the summary that `--json` prints. `resume` is auto, never or a tag.
+        """Trains to recipe.steps; returns the summary that `--json` prints. `resume` is auto, never
+        or a tag.
 
-        Raises DivergedError, InterruptedRun (state saved), OutputError (older checkpoints intact), InputError.
+        Raises DivergedError, InterruptedRun (state saved), OutputError (older checkpoints intact),
+        InputError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         tag = self._resume(resume)
@@ -214,7 +223,8 @@ class Trainer:
         if resume == "never":
             if self.ranks.first(self.checkpoints.tags()):
                 raise InputError(
-                    f"'{self.folder}' holds checkpoints of an earlier run: choose another --out, or remove it, or use --resume auto"
+                    f"'{self.folder}' holds checkpoints of an earlier run: choose another --out, "
+                    f"or remove it, or use --resume auto"
                 )
             return None
         tag = self.checkpoints.newest_good() if resume == "auto" else self.checkpoints.named(resume)
@@ -240,7 +250,8 @@ class Trainer:
         if changed:
             raise ConfigError(
                 f"checkpoint '{tag}' belongs to another run: {', '.join(changed)}. "
-                "Undo the change, or start a new run from its weights (export it, then --set init=FOLDER and another --out)"
+                "Undo the change, or start a new run from its weights (export it, then --set "
+                "init=FOLDER and another --out)"
             )
         self.progress = Progress(**state["progress"])
         self.strategy.load(tag)
@@ -271,8 +282,9 @@ class Trainer:
             local = [pack[rank::world] for pack in packs]
         else:
             local = self.sampler.local(epoch, epoch_step, rank=rank, world=world)
-        # a rank without songs of its own runs some at weight 0: collectives of sharded weights need every rank in every pass.
-        # Ranks that share songs (sequence parallelism) each count their part of them.
+        # a rank without songs of its own runs some at weight 0: collectives of sharded weights need
+        # every rank in every pass. Ranks that share songs (sequence parallelism) each count their
+        # part of them.
         batches = [
             (self.task.load(songs, moment), 1.0 / shares)
             if len(songs)
@@ -359,7 +371,9 @@ class Trainer:
     def _accumulate(
         self, phase: str, work: Work, weight: float
     ) -> tuple[float, dict[str, float], list[str]]:
-        """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches whose loss is not finite)."""
+        """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches
+        whose loss is not finite).
+        """
         self.strategy.begin(phase, len(work.batches))
         sums: dict[str, list[Any]] = {}  # tensors on the device, or host numbers
         losses = []
@@ -397,7 +411,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _counting(self, phase: str, batch: Batch) -> Iterator[None]:
-        """The first forward of a phase whose batches do not know their FLOPs is counted, as FLOPs per weight."""
+        """The first forward of a phase whose batches do not know their FLOPs is counted, as FLOPs
+        per weight.
+        """
         if batch.flops is not None or phase in self._counted or self.meter.peak is None:
             yield
             return
@@ -406,7 +422,9 @@ class Trainer:
         self._counted[phase] = counter.get_total_flops() / batch.weight
 
     def _limit(self, known: float | None) -> float:
-        """What a value may be at most not to be a spike, by the logarithm of its running (geometric) mean."""
+        """What a value may be at most not to be a spike, by the logarithm of its running
+        (geometric) mean.
+        """
         if known is None or self.progress.step <= SPIKE_WARMUP:
             return math.inf
         return math.exp(known) * self.recipe.guard.spike_factor
@@ -414,7 +432,9 @@ class Trainer:
     def _spikes(
         self, phase: str, what: str, value: float, means: dict[str, float], work: Work
     ) -> bool:
-        """Whether a value is far above its running mean, which it then joins; a spike is reported with its songs."""
+        """Whether a value is far above its running mean, which it then joins; a spike is reported
+        with its songs.
+        """
         if value <= 0:  # an adversarial loss may be: it has no logarithm
             return False
         known = means.get(phase)
@@ -452,9 +472,12 @@ class Trainer:
             )
         if len(progress.bad_steps) > guard.max_bad_steps:
             raise DivergedError(
-                f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN, infinity or a spike "
-                f"(guard.max_bad_steps={guard.max_bad_steps}); the last batch held songs {_names(ids)}. Check "
-                "them with `mudit data inspect`, lower optimizer.lr, and resume: the newest checkpoint is from before"
+                f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN, infinity or a "
+                f"spike "
+                f"(guard.max_bad_steps={guard.max_bad_steps}); the last batch held songs "
+                f"{_names(ids)}. Check "
+                "them with `mudit data inspect`, lower optimizer.lr, and resume: the newest "
+                "checkpoint is from before"
             )
 
     def _after_step(self, runlog: RunLog) -> None:
@@ -474,19 +497,23 @@ class Trainer:
         if self._signal is not None:  # on the last step too: whatever was to follow must not begin
             name = signal.Signals(self._signal).name
             raise InterruptedRun(
-                f"stopped by {name} after step {step} of {recipe.steps}; saved as {self.checkpoints.tags()[0].name} in '{self.folder}': "
+                f"stopped by {name} after step {step} of {recipe.steps}; saved as "
+                f"{self.checkpoints.tags()[0].name} in '{self.folder}': "
                 "the same command resumes",
                 signal_number=self._signal,
             )
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss of the averaged weights on fixed batches of the validation split (fixed noise and noise levels, no dropped conditions)."""
+        """Loss of the averaged weights on fixed batches of the validation split (fixed noise and
+        noise levels, no dropped conditions).
+        """
         split = self.recipe.log.validation_split
         numbers = self.shards.numbers(split)
         if not len(numbers):
             raise InputError(
-                f"log.validate_every is set, but '{self.shards.folder}' holds no song of the split '{split}': encode some, or set it to 0"
+                f"log.validate_every is set, but '{self.shards.folder}' holds no song of the split "
+                f"'{split}': encode some, or set it to 0"
             )
         plan = plan_packs(numbers, self.task.costs(), self.recipe.data.pack_size)
         moment = Moment(self.recipe.seed, 0, 0, training=False)
@@ -559,7 +586,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGUSR1 save after the step that runs and stop; a second SIGINT stops at once."""
+        """SIGINT, SIGTERM and SIGUSR1 save after the step that runs and stop; a second SIGINT stops
+        at once.
+        """
 
         def note(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT and self._signal == signal.SIGINT:

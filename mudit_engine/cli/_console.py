@@ -1,4 +1,5 @@
-"""How commands speak: results on stdout (a table, or one JSON document with --json), everything else on stderr.
+"""How commands speak: results on stdout (a table, or one JSON document with --json), everything
+else on stderr.
 
     @click.command()
     @json_option
@@ -10,7 +11,8 @@
         else:
             print_table("Decoding", ["part", "ms"], [["attention", 1.2]])
 
-The document is {"schema_version": 1, "env": {...}, "results": ...}, with "error" in place of results that a command did not live to print.
+The document is {"schema_version": 1, "env": {...}, "results": ...}, with "error" in place of
+results that a command did not live to print.
 """
 
 from __future__ import annotations
@@ -47,12 +49,16 @@ class Invocation:
 
 
 def emit_json(results: Any) -> None:
-    """The command's one document on stdout. Takes JSON values, dataclasses and paths; NaN is a bug (a figure that is missing is None)."""
+    """The command's one document on stdout. Takes JSON values, dataclasses and paths; NaN is a bug
+    (a figure that is missing is None).
+    """
     _emit(click.get_current_context().find_object(Invocation), "results", results)
 
 
 def emit_error(invocation: Invocation, error: BaseException, exit_code: int, message: str) -> None:
-    """The document of a command that failed. Silent when the results are out already: stdout stays one document."""
+    """The document of a command that failed. Silent when the results are out already: stdout stays
+    one document.
+    """
     if not invocation.emitted:
         _emit(
             invocation,
@@ -83,7 +89,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(
-        f"{type(value).__name__} has no JSON form: emit_json takes JSON values, dataclasses and paths"
+        f"{type(value).__name__} has no JSON form: emit_json takes JSON values, dataclasses and "
+        f"paths"
     )
 
 
@@ -103,7 +110,8 @@ def print_table(
     *,
     numeric: Sequence[str] = (),
 ) -> None:
-    """A table on stdout: drawn on a terminal, plain aligned columns (never cut) in a pipe. Columns in `numeric` are right-aligned.
+    """A table on stdout: drawn on a terminal, plain aligned columns (never cut) in a pipe. Columns
+    in `numeric` are right-aligned.
 
     A cell is a value, None for nothing, or (text, rich style).
     """
@@ -137,7 +145,9 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def progress(description: str, *, total: float | None, quiet: bool = False) -> Iterator[Advance]:
-    """A bar with the time left, on stderr; nothing if stderr is no terminal or `quiet`. Yields advance(amount=1, text=new description)."""
+    """A bar with the time left, on stderr; nothing if stderr is no terminal or `quiet`. Yields
+    advance(amount=1, text=new description).
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,

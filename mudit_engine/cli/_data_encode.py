@@ -1,9 +1,10 @@
-"""`mudit data encode` and `mudit data inspect`: songs into training shards, and a look at what is in them.
+"""`mudit data encode` and `mudit data inspect`: songs into training shards, and a look at what is
+in them.
 
-mudit data encode corpus --out data/latents --model models/mine
-mudit data encode songs/ --out data/latents --model models/mine --separate htdemucs --transcribe faster-whisper --device cuda
-mudit data encode corpus --out data/audio --audio-only --sample-rate 22050 --channels 1
-mudit data inspect data/latents --picture lengths.png --verify
+mudit data encode corpus --out data/latents --model models/mine mudit data encode songs/ --out
+data/latents --model models/mine --separate htdemucs --transcribe faster-whisper --device cuda mudit
+data encode corpus --out data/audio --audio-only --sample-rate 22050 --channels 1 mudit data inspect
+data/latents --picture lengths.png --verify
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def encode(
 ) -> None:
     """Encode SOURCE (a corpus, a .jsonl manifest, a folder of audio) into shards.
 
-    Stop it with Ctrl-C and run it again: it goes on where it was. Parts may run at the same time into one folder.
+    Stop it with Ctrl-C and run it again: it goes on where it was. Parts may run at the same time
+    into one folder.
     """
     from mudit_engine.training.dataset.sources import open_source
 
@@ -119,7 +121,8 @@ def encode(
         raise click.UsageError("give either --model FOLDER (latents) or --audio-only")
     if audio_only and (separate or transcribe):
         raise click.UsageError(
-            "--separate and --transcribe make stems and phonemes, which --audio-only has no place for"
+            "--separate and --transcribe make stems and phonemes, which --audio-only has no place "
+            "for"
         )
     if separate and not stems:
         raise click.UsageError("--separate makes the stems that --no-stems leaves out")
@@ -203,7 +206,9 @@ def encode(
 )
 @json_option
 def inspect(folder: Path, verify: bool, picture: Path | None, as_json: bool) -> None:
-    """Count songs, hours and lengths of a data set, and name what is wrong with it (exit 4 when something is)."""
+    """Count songs, hours and lengths of a data set, and name what is wrong with it (exit 4 when
+    something is).
+    """
     from mudit_engine.training.dataset import inspect_shards
     from mudit_engine.training.dataset.shards import Shards
 

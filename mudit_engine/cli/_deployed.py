@@ -1,6 +1,8 @@
-"""The deployment folder of a model: the folder itself where it is one, else an export that is kept in the user's cache.
+"""The deployment folder of a model: the folder itself where it is one, else an export that is kept
+in the user's cache.
 
-folder = deployed("tiny", runtime="onnxruntime")            # exported the first time, found again after
+folder = deployed("tiny", runtime="onnxruntime")            # exported the first time, found again
+after
 """
 
 from __future__ import annotations

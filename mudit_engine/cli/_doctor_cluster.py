@@ -1,4 +1,6 @@
-"""mudit doctor --cluster: the preflight of a training on many ranks (training/parallel/preflight.py)."""
+"""mudit doctor --cluster: the preflight of a training on many ranks
+(training/parallel/preflight.py).
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def cluster_options(function: F) -> F:
 
 
 def examine_cluster(options: dict[str, Any], *, as_json: bool) -> bool:
-    """Runs the preflight when it was asked for and prints it on rank 0; False when it was not. Exit 4 when the cluster is not fit."""
+    """Runs the preflight when it was asked for and prints it on rank 0; False when it was not. Exit
+    4 when the cluster is not fit.
+    """
     given = [name for name, value in options.items() if name != "cluster" and value is not None]
     if not options["cluster"]:
         if given:
@@ -76,7 +80,8 @@ def examine_cluster(options: dict[str, Any], *, as_json: bool) -> bool:
     if "RANK" in os.environ:
         if options["ranks"] is not None:
             raise click.UsageError(
-                f"--ranks starts processes here, but a launcher did already (RANK={os.environ['RANK']})"
+                f"--ranks starts processes here, but a launcher did already "
+                f"(RANK={os.environ['RANK']})"
             )
         report = preflight(wanted)
         if report is None:  # rank 0 speaks for all

@@ -25,7 +25,8 @@ FLAVOURS = ("fp32", "bf16", "fp16")
     "flavours",
     multiple=True,
     type=click.Choice(FLAVOURS),
-    help="fp32 (opset 20) is for ONNX Runtime and OpenVINO; bf16 and fp16 (opset 23) for TensorRT. Repeatable.  [default: fp32]",
+    help="fp32 (opset 20) is for ONNX Runtime and OpenVINO; bf16 and fp16 (opset 23) for TensorRT. "
+    "Repeatable.  [default: fp32]",
 )
 @click.option(
     "--random-weights",
@@ -44,7 +45,9 @@ def command(
     no_parity: bool,
     as_json: bool,
 ) -> None:
-    """Write graphs and manifest of MODEL (a name or folder) to the folder OUT. Fails when a runtime differs from PyTorch."""
+    """Write graphs and manifest of MODEL (a name or folder) to the folder OUT. Fails when a runtime
+    differs from PyTorch.
+    """
     from mudit_engine.export.onnx_export import export_onnx
     from mudit_engine.runtime.manifest import read_manifest
 

@@ -1,4 +1,5 @@
-"""`mudit export tensorrt`: engines for a GPU, built here where that is possible, else the package that builds them there.
+"""`mudit export tensorrt`: engines for a GPU, built here where that is possible, else the package
+that builds them there.
 
 mudit export tensorrt deploy --target rtx-sm80 --target rtx-portable
 mudit export tensorrt deploy --target a100 --bucket 60:512 --refit
@@ -26,7 +27,8 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
     multiple=True,
     required=True,
     type=click.Choice(("a100", "h100", *RTX)),
-    help="a100 and h100 are built on that GPU; rtx-* (TensorRT-RTX) anywhere, without a GPU. Repeatable.",
+    help="a100 and h100 are built on that GPU; rtx-* (TensorRT-RTX) anywhere, without a GPU. "
+    "Repeatable.",
 )
 @click.option(
     "--bucket",
@@ -103,10 +105,12 @@ def command(
     as_json: bool,
     **chosen: Any,
 ) -> None:
-    """Build TensorRT engines of the deployment folder OUT (made by `mudit export onnx --flavour bf16`).
+    """Build TensorRT engines of the deployment folder OUT (made by `mudit export onnx --flavour
+    bf16`).
 
-    Every engine must have all its attentions, projections and adaLN norms fused, or it is removed (exit code 4). A target that this
-    machine cannot build leaves a build package in OUT/engines/TARGET, and the exit code is 3.
+    Every engine must have all its attentions, projections and adaLN norms fused, or it is removed
+    (exit code 4). A target that this machine cannot build leaves a build package in
+    OUT/engines/TARGET, and the exit code is 3.
     """
     from mudit_engine.export.tensorrt_build import (
         TARGETS,
@@ -166,7 +170,8 @@ def _show(
     if package_only:
         for plan in plans:
             note(
-                f"build package for {plan.target.name}: {plan.out} (run build.sh or build_engines.py on the GPU host)"
+                f"build package for {plan.target.name}: {plan.out} (run build.sh or "
+                f"build_engines.py on the GPU host)"
             )
         return
     cells = [

@@ -56,7 +56,8 @@ def command(
     instances: int,
     as_json: bool,
 ) -> None:
-    """Write the model repository REPO of the deployment folder OUT: text -> denoise -> decode, batched and warmed up.
+    """Write the model repository REPO of the deployment folder OUT: text -> denoise -> decode,
+    batched and warmed up.
 
     Serve it with `tritonserver --model-repository=REPO/models` where mudit-engine is installed.
     """

@@ -1,4 +1,5 @@
-"""`mudit export verify`: a deployment folder against its manifest, and its songs against PyTorch once more.
+"""`mudit export verify`: a deployment folder against its manifest, and its songs against PyTorch
+once more.
 
 mudit export verify deploy
 """
@@ -22,7 +23,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--no-parity", is_flag=True, help="Check files and graphs alone.")
 @json_option
 def command(folder: Path, no_parity: bool, as_json: bool) -> None:
-    """Check a deployment FOLDER against its manifest: hashes, graphs, and parity with PyTorch measured again."""
+    """Check a deployment FOLDER against its manifest: hashes, graphs, and parity with PyTorch
+    measured again.
+    """
     from mudit_engine.export.parity import faults
     from mudit_engine.export.verify import verify as verify_folder
 
@@ -31,7 +34,8 @@ def command(folder: Path, no_parity: bool, as_json: bool) -> None:
     )
     if report["differences"]:
         raise ModelError(
-            f"'{folder}' is not as it was exported: {'; '.join(report['differences'])}. Export it again, or copy it whole"
+            f"'{folder}' is not as it was exported: {'; '.join(report['differences'])}. Export it "
+            f"again, or copy it whole"
         )
     show(folder, report["parity"], as_json=as_json)
     if wrong := faults(report["parity"]):
@@ -45,7 +49,8 @@ def runtimes_here() -> tuple[str, ...]:
     found = tuple(name for name in RUNTIMES if available(name))
     if not found:
         raise MissingError(
-            f"no runtime to check the graphs with: {install_command('onnxruntime')}, or pass --no-parity"
+            f"no runtime to check the graphs with: {install_command('onnxruntime')}, or pass "
+            f"--no-parity"
         )
     return found
 

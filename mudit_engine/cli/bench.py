@@ -16,7 +16,9 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 
 @click.group()
 def command() -> None:
-    """Measure against peers: whole steps (e2e), kernels (kernels), CPU runtimes against torch (runtimes)."""
+    """Measure against peers: whole steps (e2e), kernels (kernels), CPU runtimes against torch
+    (runtimes).
+    """
 
 
 @command.command()
@@ -109,7 +111,9 @@ def runtimes(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Steps, decodes and whole songs of a deployment FOLDER (mudit export onnx) on the CPU, by every runtime."""
+    """Steps, decodes and whole songs of a deployment FOLDER (mudit export onnx) on the CPU, by
+    every runtime.
+    """
     import torch
 
     from mudit_engine.benchmarks.cpu_runtimes import RUNTIMES, WORKS, as_documents, run
@@ -199,7 +203,8 @@ STATIC_COLUMNS = {
 @click.option(
     "--interpret",
     is_flag=True,
-    help="Run the measurement in Triton's interpreter at tiny sizes: results are checked, no speeds.",
+    help="Run the measurement in Triton's interpreter at tiny sizes: results are checked, no "
+    "speeds.",
 )
 @click.option(
     "--arch",
@@ -260,12 +265,12 @@ def kernels(
     page: Path | None,
     as_json: bool,
 ) -> None:
-    """Every kernel against its peers: timed on this machine's GPU, or with --static compiled for any GPU and read.
+    """Every kernel against its peers: timed on this machine's GPU, or with --static compiled for
+    any GPU and read.
 
-    \b
-    mudit bench kernels                                   on a CUDA device
-    mudit bench kernels --static --arch sm_80,sm_100 --html kernels.html
-    mudit bench kernels --interpret --ops attention       no GPU: checks numerics and the benchmark itself
+    \b mudit bench kernels                                   on a CUDA device mudit bench kernels
+    --static --arch sm_80,sm_100 --html kernels.html mudit bench kernels --interpret --ops attention
+          no GPU: checks numerics and the benchmark itself
     """
     if static and interpret:
         raise click.UsageError("--static compiles and --interpret runs: pass one of them")

@@ -1,4 +1,5 @@
-"""`mudit data`: make the labelled song corpus, count what it holds, render MIDI music beside it, and encode songs for training.
+"""`mudit data`: make the labelled song corpus, count what it holds, render MIDI music beside it,
+and encode songs for training.
 
 mudit data synth --out corpus --songs 560 --workers 2
 mudit data stats corpus
@@ -78,8 +79,9 @@ def synth(
 ) -> None:
     """Generate labelled songs: lyrics, sung vocals, band, stems, mix and descriptions.
 
-    Needs programs and a soundfont (apt-get install espeak-ng fluidsynth fluid-soundfont-gm) and packages (pip install
-    'mudit-engine[corpus]'). Stop it with Ctrl-C and run it again: it goes on where it was.
+    Needs programs and a soundfont (apt-get install espeak-ng fluidsynth fluid-soundfont-gm) and
+    packages (pip install 'mudit-engine[corpus]'). Stop it with Ctrl-C and run it again: it goes on
+    where it was.
     """
     import time
 
@@ -106,7 +108,8 @@ def synth(
             make_corpus(request, workers=workers, on_song=on_song)
     except KeyboardInterrupt:
         note(
-            f"{songs - len(missing_songs(request))} of {songs} songs are finished in '{out}': the same command goes on from there"
+            f"{songs - len(missing_songs(request))} of {songs} songs are finished in '{out}': the "
+            f"same command goes on from there"
         )
         raise
     wall = time.monotonic() - started
@@ -156,10 +159,11 @@ def midi(
     soundfont: Path | None,
     as_json: bool,
 ) -> None:
-    """Render the MIDI music of SOURCES (.mid files, folders, Doom WAD archives) to excerpts, for training the VAE.
+    """Render the MIDI music of SOURCES (.mid files, folders, Doom WAD archives) to excerpts, for
+    training the VAE.
 
-    Debian's freedoom package holds 66 BSD-licensed pieces: apt-get download freedoom && dpkg -x freedoom_*.deb freedoom, then
-    mudit data midi freedoom/usr/share/games/doom/*.wad --out midi.
+    Debian's freedoom package holds 66 BSD-licensed pieces: apt-get download freedoom && dpkg -x
+    freedoom_*.deb freedoom, then mudit data midi freedoom/usr/share/games/doom/*.wad --out midi.
     """
     from mudit_engine.training.corpus.band import find_soundfont
     from mudit_engine.training.corpus.midi_render import find_pieces, render_midi
@@ -204,5 +208,6 @@ def _show(report: dict[str, Any], statistics: Statistics, *, as_json: bool) -> N
     )
     if "made" in report:
         note(
-            f"{report['made']} songs made, {report['skipped']} were there already ({report['wall_seconds']:.0f} s)"
+            f"{report['made']} songs made, {report['skipped']} were there already "
+            f"({report['wall_seconds']:.0f} s)"
         )

@@ -1,9 +1,11 @@
-"""mudit doctor: what this machine is, what is installed, what is missing, and the exact command that mends it.
+"""mudit doctor: what this machine is, what is installed, what is missing, and the exact command
+that mends it.
 
-mudit doctor                        # exit 0 when the core works, 3 when it does not
-mudit doctor --require train        # exit 3 when an extra that was asked for is not complete
-mudit doctor --preset musit-380m    # parameters by part, frames of a song, state in bytes
-mudit doctor --cluster --ranks 2    # ranks, versions, clocks, disk, collectives (under torchrun: of its world); exit 4: not fit
+mudit doctor                        # exit 0 when the core works, 3 when it does not mudit doctor
+--require train        # exit 3 when an extra that was asked for is not complete mudit doctor
+--preset musit-380m    # parameters by part, frames of a song, state in bytes mudit doctor --cluster
+--ranks 2    # ranks, versions, clocks, disk, collectives (under torchrun: of its world); exit 4:
+not fit
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def command(required: Sequence[str], preset: str | None, as_json: bool, **cluste
     extras = [extra for extra in requirements() if extra != CORE]
     if not extras:
         raise MissingError(
-            f"mudit-engine runs from a checkout that is not installed, so its pins are unknown: {pip_install('-e', '.')}"
+            f"mudit-engine runs from a checkout that is not installed, so its pins are unknown: "
+            f"{pip_install('-e', '.')}"
         )
     for extra in required:
         if extra not in extras:
@@ -105,7 +108,9 @@ def import_errors() -> dict[str, str]:
 
 
 def package_report(broken: dict[str, str]) -> list[Row]:
-    """A row for each requirement of the core and of every extra: what is pinned, what is installed, and how that stands."""
+    """A row for each requirement of the core and of every extra: what is pinned, what is installed,
+    and how that stands.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     rows = []
@@ -168,7 +173,9 @@ def torch_report() -> Row:
 
 
 def size_report(preset: str) -> Row:
-    """Parameters by part, latent rate, tokens of a song and bytes of state. Raises ConfigError for an unknown preset."""
+    """Parameters by part, latent rate, tokens of a song and bytes of state. Raises ConfigError for
+    an unknown preset.
+    """
     from mudit_engine.config import load_config
     from mudit_engine.sizes import (
         TRAINING_BYTES_PER_PARAMETER,
@@ -204,7 +211,8 @@ def print_report(report: Row) -> None:
     """The report as tables."""
     here, torch = report["machine"], report["torch"]
     gpus = [
-        f"{gpu['name']}, {gpu['memory_mib']} MiB, compute capability {gpu['compute_capability']}, driver {gpu['driver']}"
+        f"{gpu['name']}, {gpu['memory_mib']} MiB, compute capability {gpu['compute_capability']}, "
+        f"driver {gpu['driver']}"
         for gpu in here["gpus"]
     ]
     rows = [
@@ -213,7 +221,8 @@ def print_report(report: Row) -> None:
         ("cpu", f"{here['cores']} cores, {here['cpu']} ({' '.join(here['cpu_flags'])})"),
         (
             "memory",
-            f"{here['memory_mib'] / 1024:.1f} GiB, {here['memory_available_mib'] / 1024:.1f} GiB free",
+            f"{here['memory_mib'] / 1024:.1f} GiB, {here['memory_available_mib'] / 1024:.1f} GiB "
+            f"free",
         ),
         ("disk here", f"{here['disk_free_mib'] / 1024:.1f} GiB free"),
         *(("gpu", gpu) for gpu in gpus or ["none"]),
@@ -229,11 +238,13 @@ def print_report(report: Row) -> None:
             rows.append(
                 (
                     "",
-                    f"torch does not see the GPU; on Linux the package index's build has CUDA: {command}",
+                    f"torch does not see the GPU; on Linux the package index's build has CUDA: "
+                    f"{command}",
                 )
             )
     print_table("Machine", ["", ""], rows)
-    # an extra repeats what another one holds already (dev is the largest): list each package where it first stands
+    # an extra repeats what another one holds already (dev is the largest): list each package where
+    # it first stands
     fresh: dict[str, Row] = {}
     for row in report["packages"]:
         fresh.setdefault(row["package"], row)

@@ -1,10 +1,12 @@
-"""`mudit eval`: is the codec good enough, do generated songs sound and follow their words, does ChinMu find songs by words?
+"""`mudit eval`: is the codec good enough, do generated songs sound and follow their words, does
+ChinMu find songs by words?
 
     mudit eval codec --model runs/tiny-vae/export --corpus data/tiny-corpus --gate
     mudit eval tiny --corpus data/tiny-corpus --json > figures.json
     mudit eval retrieval
 
-Figures are of songs held out of training. With --gate the exit code is 4 when a bar of mudit_engine/evaluation/bars.py is missed.
+Figures are of songs held out of training. With --gate the exit code is 4 when a bar of
+mudit_engine/evaluation/bars.py is missed.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ _work = click.option(
     default="runs/eval",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where measurements of audio are kept, so that the next run is quick, and generated songs are written.",
+    help="Where measurements of audio are kept, so that the next run is quick, and generated songs "
+    "are written.",
 )
 _training = click.option(
     "--training-songs",
@@ -95,7 +98,9 @@ def codec(
     work: Path,
     training_songs: int,
 ) -> None:
-    """Do songs keep key, notes, voice and drums through the VAE? Needs only the vae of the model folder."""
+    """Do songs keep key, notes, voice and drums through the VAE? Needs only the vae of the model
+    folder.
+    """
     from mudit_engine.evaluation.codec import Codec
     from mudit_engine.evaluation.codec_gate import judge_codec
     from mudit_engine.evaluation.listening import Listener
@@ -208,7 +213,9 @@ def _songs(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], 
 
 
 def _eval_song(song: Song, folder: Path) -> EvalSong:
-    """A song's labels as the metrics read them. Prompts alternate between the languages and wordings from song to song."""
+    """A song's labels as the metrics read them. Prompts alternate between the languages and
+    wordings from song to song.
+    """
     from mudit_engine.evaluation.songs import LEVELS, USERS, EvalSong
     from mudit_engine.metrics.ctc import SungSyllable, syllable_phonemes
 

@@ -3,7 +3,8 @@
 mudit export onnx models/mine deploy --flavour fp32 --flavour bf16
 mudit export verify deploy
 
-A subcommand is listed when mudit_engine/cli/_export_<name>.py exists; only the one asked for is imported.
+A subcommand is listed when mudit_engine/cli/_export_<name>.py exists; only the one asked for is
+imported.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""`mudit generate`: a description and lyrics become a song file, its sidecar JSON and, if asked, a picture of its spectrum.
+"""`mudit generate`: a description and lyrics become a song file, its sidecar JSON and, if asked, a
+picture of its spectrum.
 
-mudit generate --description "流行抒情，钢琴，女声，BPM 84" --lyrics song.txt --out song.wav
-mudit generate --manifest songs.jsonl --out songs/          # a JSON object a line, the fields of `--help`
+mudit generate --description "流行抒情，钢琴，女声，BPM 84" --lyrics song.txt --out song.wav mudit generate
+--manifest songs.jsonl --out songs/          # a JSON object a line, the fields of `--help`
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Seconds(click.ParamType):
 @click.option(
     "--lyrics",
     metavar="FILE|-",
-    help="Lyrics with section tags such as [verse]; - reads standard input. Without it: an instrumental.",
+    help="Lyrics with section tags such as [verse]; - reads standard input. Without it: an "
+    "instrumental.",
 )
 @click.option(
     "--seconds",
@@ -117,7 +119,8 @@ class Seconds(click.ParamType):
 @click.option(
     "--chords",
     metavar="CHORDS",
-    help="A chord a bar, 'C G Am F', or bars with more, 'C | Am F | G7', repeated to the end. Default: planned in the key.",
+    help="A chord a bar, 'C G Am F', or bars with more, 'C | Am F | G7', repeated to the end. "
+    "Default: planned in the key.",
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="Default: the model's own.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Sampler steps.")
@@ -158,15 +161,18 @@ class Seconds(click.ParamType):
     type=click.Choice(RUNTIMES),
     default="auto",
     show_default=True,
-    help="What runs the networks. auto: tensorrt where the model is a folder with engines for this GPU, else torch. onnxruntime and "
-    "openvino export a model into the cache once; tensorrt needs a folder of `mudit export tensorrt` and its GPU.",
+    help="What runs the networks. auto: tensorrt where the model is a folder with engines for this "
+    "GPU, else torch. onnxruntime and "
+    "openvino export a model into the cache once; tensorrt needs a folder of `mudit export "
+    "tensorrt` and its GPU.",
 )
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),
     default="auto",
     show_default=True,
-    help="Of torch's networks. auto: bf16 on a GPU or a CPU with AMX, else fp32, which sounds the same on every CPU.",
+    help="Of torch's networks. auto: bf16 on a GPU or a CPU with AMX, else fp32, which sounds the "
+    "same on every CPU.",
 )
 @click.option(
     "--manifest",
@@ -211,7 +217,8 @@ def command(**options: Any) -> None:
     model, runtime, precision = options["model"], options["runtime"], options["precision"]
     if precision != "auto" and runtime not in ("auto", "torch"):
         raise InputError(
-            f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it was exported in"
+            f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it "
+            f"was exported in"
         )
     if runtime == "auto":
         from mudit_engine.models.folder import model_folder
@@ -285,7 +292,9 @@ def _generate(
 
 
 def _request(fields: dict[str, Any], folder: Path) -> SongRequest:
-    """A request from the command line's options or a manifest's line; relative paths start at `folder`."""
+    """A request from the command line's options or a manifest's line; relative paths start at
+    `folder`.
+    """
     from mudit_engine.pipeline import SongRequest
 
     sampler = {
@@ -326,7 +335,8 @@ def _lyrics(fields: dict[str, Any], folder: Path) -> str | None:
     if not text.strip():
         source = "standard input" if fields["lyrics"] == "-" else fields["lyrics"]
         raise InputError(
-            f"the lyrics ({source}) are empty: write a line, or leave out --lyrics for an instrumental"
+            f"the lyrics ({source}) are empty: write a line, or leave out --lyrics for an "
+            f"instrumental"
         )
     return text
 
@@ -342,7 +352,9 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongRequest, Path]]:
-    """Requests and output files of a manifest. The command line's values are the defaults of every line."""
+    """Requests and output files of a manifest. The command line's values are the defaults of every
+    line.
+    """
     import difflib
 
     folder, known = Path(options["out"]), [*REQUEST_FIELDS, *SAMPLER_FIELDS]
@@ -361,7 +373,8 @@ def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongReques
             raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(fields, dict):
             raise InputError(
-                f'{where}: an object such as {{"description": "..."}} is needed, not {type(fields).__name__}'
+                f'{where}: an object such as {{"description": "..."}} is needed, not '
+                f"{type(fields).__name__}"
             )
         for key in fields.keys() - set(known):
             near = difflib.get_close_matches(key, known, n=1)
@@ -372,7 +385,8 @@ def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongReques
         name = fields.get("out") or f"song-{number:04d}.wav"
         if name in names:
             raise InputError(
-                f"{where}: the file '{name}' is written by an earlier line: give each song its own 'out'"
+                f"{where}: the file '{name}' is written by an earlier line: give each song its own "
+                f"'out'"
             )
         names.add(name)
         defaults = {k: v for k, v in options.items() if k not in ("lyrics", "reference", "seed")}

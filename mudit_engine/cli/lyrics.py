@@ -40,7 +40,9 @@ def command() -> None:
 )
 @json_option
 def check(file: str, seconds: float | None, show_phonemes: bool, as_json: bool) -> None:
-    """Read lyrics (FILE, or - for standard input) and say how they will be sung and whether they fit."""
+    """Read lyrics (FILE, or - for standard input) and say how they will be sung and whether they
+    fit.
+    """
     from mudit_engine.files import read_text
     from mudit_engine.text.lyrics import Lyrics, parse_lyrics
     from mudit_engine.text.phonemes import budget, phonemize, seconds_for

@@ -1,4 +1,5 @@
-"""The `mudit` command: finds the command's file, runs it, and turns whatever happens into one exit code and a short message.
+"""The `mudit` command: finds the command's file, runs it, and turns whatever happens into one exit
+code and a short message.
 
     0 ok   1 failed   2 usage or input   3 the machine lacks something   4 a gate failed   130 interrupted
 
@@ -123,7 +124,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _failed(invocation, error, error.exit_code, error.format_message(), hint=hint)
     except MuditError as error:
         return _failed(invocation, error, error.exit_code, str(error))
-    except SystemExit as error:  # a command's own, or click's answer to a reader of stdout that has gone (`mudit ... | head`)
+    # a command's own, or click's answer to a reader of stdout that has gone (`mudit ... | head`)
+    except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:
         _discard_stdout()
@@ -169,7 +171,9 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch reports a lack of memory as its own RuntimeError on a GPU, and as a plain one from the CPU allocator."""
+    """torch reports a lack of memory as its own RuntimeError on a GPU, and as a plain one from the
+    CPU allocator.
+    """
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -178,5 +182,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _discard_stdout() -> None:
-    """Whoever read stdout has gone: points it at nowhere, so that the interpreter's own last flush says nothing."""
+    """Whoever read stdout has gone: points it at nowhere, so that the interpreter's own last flush
+    says nothing.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,10 @@
-"""mudit plan: what training on a cluster takes, before it is rented: memory by kind, token budget, messages, a model of the time.
+"""mudit plan: what training on a cluster takes, before it is rented: memory by kind, token budget,
+messages, a model of the time.
 
-mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g
-mudit plan --preset musit-1b --nodes 8 --gpus-per-node 8 --gpu h100-80g --nics 1 --lengths data/latents --plots plan --json
-mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g --rehearse         # and runs the real engine at 64 ranks
+mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g mudit plan --preset
+musit-1b --nodes 8 --gpus-per-node 8 --gpu h100-80g --nics 1 --lengths data/latents --plots plan
+--json mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g --rehearse
+# and runs the real engine at 64 ranks
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ def command(
 ) -> None:
     """Plan the song transformer's training on NODES x GPUS_PER_NODE.
 
-    Memory and packing are computed; time is a model with stated assumptions. Options share one global batch and are ranked by GPU-hours.
+    Memory and packing are computed; time is a model with stated assumptions. Options share one
+    global batch and are ranked by GPU-hours.
     """
     from mudit_engine.config import load_config
     from mudit_engine.errors import InputError
@@ -135,7 +138,8 @@ def command(
         raise InputError(f"--epochs {epochs} must be positive")
     if precision == "bf16" and 0 in stages:
         raise InputError(
-            "--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 or 3, or --precision fp32"
+            "--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 "
+            "or 3, or --precision fp32"
         )
 
     from mudit_engine.training.dataset.lengths import read_lengths
@@ -172,7 +176,8 @@ def command(
     _print(plan, document)
     if not plan.best.fits:
         note(
-            "no option fits: more nodes, more checkpointing, a smaller --batch-songs or parallel.sequence_parallel would make room"
+            "no option fits: more nodes, more checkpointing, a smaller --batch-songs or "
+            "parallel.sequence_parallel would make room"
         )
 
 
@@ -211,7 +216,8 @@ def _print(plan: Plan, document: dict[str, Any]) -> None:
         ("songs", f"{request.songs:,} x {request.epochs:g} epochs"),
         (
             "lengths",
-            f"{lengths['source']}: median {lengths['seconds_p50']:g} s, longest {lengths['longest_frames']:,} frames",
+            f"{lengths['source']}: median {lengths['seconds_p50']:g} s, longest "
+            f"{lengths['longest_frames']:,} frames",
         ),
         ("global batch", f"{request.batch_songs} songs, {plan.frames_per_step:,.0f} frames"),
     ]
@@ -281,7 +287,8 @@ def _print(plan: Plan, document: dict[str, Any]) -> None:
         ),
         (
             "the paper",
-            f"{paper['gpus']} GPUs x {paper['days']} days = {paper['gpu_hours']:,} GPU-hours (measured by its authors)",
+            f"{paper['gpus']} GPUs x {paper['days']} days = {paper['gpu_hours']:,} GPU-hours "
+            f"(measured by its authors)",
         ),
         ("", f"as many would be {paper['epochs_for_as_many_gpu_hours']:,.0f} epochs here*"),
         (

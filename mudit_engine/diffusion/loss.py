@@ -2,7 +2,8 @@
 
     loss = sum over frames of w_frame w_song mean_C (out - target)^2        (divide by the frames of the *global* batch)
 
-Returning the sum and the count apart keeps the gradient independent of how songs are spread over ranks and accumulation steps.
+Returning the sum and the count apart keeps the gradient independent of how songs are spread over
+ranks and accumulation steps.
 
     t_B = sample_times(len(songs), path, generator=g)
     loss_sum, frames = diffusion_loss(out_TC, target_TC, lengths)
@@ -32,27 +33,31 @@ def sample_times(
 ) -> Tensor:
     """Noise levels t, float32 [count], on the generator's device.
 
-    ddpm: uniform over its discrete steps, t = (i + 1) / train_steps. linear and bezier: in [t_min, 1), either uniform or
-    logit-normal (Stable Diffusion 3, arXiv 2403.03206, eq. 19: most of the effort where t is neither end), mixed with a share of
-    uniform draws, since the logit-normal alone hardly visits the ends, which a sampler does. Raises ConfigError where the options
-    do not fit the path.
+    ddpm: uniform over its discrete steps, t = (i + 1) / train_steps. linear and bezier: in [t_min,
+    1), either uniform or logit-normal (Stable Diffusion 3, arXiv 2403.03206, eq. 19: most of the
+    effort where t is neither end), mixed with a share of uniform draws, since the logit-normal
+    alone hardly visits the ends, which a sampler does. Raises ConfigError where the options do not
+    fit the path.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     if distribution not in ("uniform", "logit-normal"):
         raise ConfigError(
-            f"distribution={distribution!r} of training times is unknown: use 'uniform' or 'logit-normal'"
+            f"distribution={distribution!r} of training times is unknown: use 'uniform' or "
+            f"'logit-normal'"
         )
     if isinstance(path, DdpmPath):
         if distribution != "uniform":
             raise ConfigError(
-                f"distribution={distribution!r} is for the linear and bezier paths: ddpm trains on uniform discrete steps"
+                f"distribution={distribution!r} is for the linear and bezier paths: ddpm trains on "
+                f"uniform discrete steps"
             )
         steps = path.config.train_steps
         index = torch.randint(steps, (count,), generator=generator, device=device)
         return ((index + 1).double() / steps).float()
     if logit_std <= 0 or not 0 <= uniform_share <= 1:
         raise ConfigError(
-            f"logit_std={logit_std} must be positive and uniform_share={uniform_share} between 0 and 1"
+            f"logit_std={logit_std} must be positive and uniform_share={uniform_share} between 0 "
+            f"and 1"
         )
     t = torch.rand(count, generator=generator, device=device)
     if distribution == "logit-normal":
@@ -70,17 +75,19 @@ def diffusion_loss(
     frame_weights: Tensor | None = None,
     song_weights: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    """(sum over target frames of the channel-mean squared error, number of frames). The sum is float32 (float64 for float64 outputs).
+    """(sum over target frames of the channel-mean squared error, number of frames). The sum is
+    float32 (float64 for float64 outputs).
 
-    lengths are the target frames of each song, in the order they are packed; their sum is T. frame_weights [T] and song_weights [B]
-    multiply the error but leave the count alone, so that a weight of 1 everywhere changes nothing. Raises ValueError where shapes
-    disagree.
+    lengths are the target frames of each song, in the order they are packed; their sum is T.
+    frame_weights [T] and song_weights [B] multiply the error but leave the count alone, so that a
+    weight of 1 everywhere changes nothing. Raises ValueError where shapes disagree.
     """
     counts = torch.as_tensor(lengths, dtype=torch.long).cpu()
     frames = int(counts.sum()) if isinstance(lengths, Tensor) else sum(lengths)
     if out_TC.shape != target_TC.shape or out_TC.shape[0] != frames:
         raise ValueError(
-            f"out {tuple(out_TC.shape)} and target {tuple(target_TC.shape)} must both be [{frames} = sum of lengths, channels]"
+            f"out {tuple(out_TC.shape)} and target {tuple(target_TC.shape)} must both be [{frames} "
+            f"= sum of lengths, channels]"
         )
     wide = torch.promote_types(out_TC.dtype, torch.float32)
     error_T = (out_TC.to(wide) - target_TC.to(wide)).square().mean(dim=1)
@@ -102,10 +109,12 @@ def diffusion_loss(
 
 
 def min_snr_weights(path: Path, t: Tensor, *, gamma: float = 5.0) -> Tensor:
-    """Min-SNR weights (arXiv 2303.09556) for song_weights: the error of out, weighted as min(snr, gamma) weights the error of x0.
+    """Min-SNR weights (arXiv 2303.09556) for song_weights: the error of out, weighted as min(snr,
+    gamma) weights the error of x0.
 
-    snr = (alpha / sigma)^2 and x0 = p x + q out, so the weight is min(snr, gamma) q^2 for whatever the network predicts:
-    min(snr, gamma) / snr for eps, min(snr, gamma) / (snr + 1) for v. t [B] in [path.t_min, 1]; returns t's shape and dtype.
+    snr = (alpha / sigma)^2 and x0 = p x + q out, so the weight is min(snr, gamma) q^2 for whatever
+    the network predicts: min(snr, gamma) / snr for eps, min(snr, gamma) / (snr + 1) for v. t [B] in
+    [path.t_min, 1]; returns t's shape and dtype.
     """
     wide = t.double()
     alpha, sigma = path.alpha(wide), path.sigma(wide)

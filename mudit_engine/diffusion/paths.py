@@ -1,10 +1,12 @@
-"""How data turns into noise: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 data and t = 1 noise for every kind.
+"""How data turns into noise: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 data and t = 1 noise for
+every kind.
 
     linear   alpha = 1 - t                              sigma = t
     bezier   alpha = (1 - t)^2 + 2 t (1 - t) c          sigma = t^2             c = cos(pi/2 bezier_control)
     ddpm     alpha = sqrt(prod_{s <= t} (1 - beta_s))   sigma = sqrt(1 - alpha^2)
 
-The network is asked for f x0 + g eps: eps (0, 1), x0 (1, 0), v (-sigma, alpha), velocity (alpha', sigma'). With det = alpha g - sigma f,
+The network is asked for f x0 + g eps: eps (0, 1), x0 (1, 0), v (-sigma, alpha), velocity (alpha',
+sigma'). With det = alpha g - sigma f,
 
     x0 = (g x - sigma out) / det        eps = (alpha out - f x) / det        velocity = alpha' x0 + sigma' eps        score = -eps / sigma
 
@@ -13,8 +15,9 @@ so that every conversion is affine in (x, out), which is what makes a sampler a 
     path = make_path(config.path)
     out, target = net(path.add_noise(x0, noise, t), path.network_time(t)), path.target(x0, noise, t)
 
-Sources: SiT (arXiv 2401.08740) for the interpolants, DDPM (2006.11239), improved DDPM (2102.09672) for the cosine betas, Salimans and Ho
-(2202.00512) for v, Lin et al. (2305.08891) for zero terminal SNR. Schedules are evaluated in float64 whatever the dtype of t.
+Sources: SiT (arXiv 2401.08740) for the interpolants, DDPM (2006.11239), improved DDPM (2102.09672)
+for the cosine betas, Salimans and Ho (2202.00512) for v, Lin et al. (2305.08891) for zero terminal
+SNR. Schedules are evaluated in float64 whatever the dtype of t.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ _SNAP = 1e-3  # a float32 t that means step i lands this close to i, in steps
 
 
 class Path:
-    """A schedule and what the network predicts on it. Make one with make_path; safe to share between threads and devices.
+    """A schedule and what the network predicts on it. Make one with make_path; safe to share
+    between threads and devices.
 
-    Every method takes t as a tensor of noise levels in [0, 1]. The schedule methods return its shape and dtype. The methods that
-    take x return x's shape and dtype; there t has the leading dimensions of x ([T] or a scalar for packed x [T, C], [B] for [B, C, T]).
+    Every method takes t as a tensor of noise levels in [0, 1]. The schedule methods return its
+    shape and dtype. The methods that take x return x's shape and dtype; there t has the leading
+    dimensions of x ([T] or a scalar for packed x [T, C], [B] for [B, C, T]).
     """
 
     def __init__(self, config: PathConfig) -> None:
@@ -50,7 +55,9 @@ class Path:
         raise NotImplementedError
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told, float32 in [0, 1]: t itself; for ddpm step index / train_steps, so that the scale is the same."""
+        """What the network is told, float32 in [0, 1]: t itself; for ddpm step index / train_steps,
+        so that the scale is the same.
+        """
         return t.float()
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -95,7 +102,9 @@ class Path:
         return (self.mix(wide)[1] / det).to(t.dtype), (-self.sigma(wide) / det).to(t.dtype)
 
     def eps_coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(p, q) with eps = p x + q out. Where alpha is 0, eps = x / sigma whatever the network says."""
+        """(p, q) with eps = p x + q out. Where alpha is 0, eps = x / sigma whatever the network
+        says.
+        """
         wide = t.double()
         det = self.determinant(wide)
         return (-self.mix(wide)[0] / det).to(t.dtype), (self.alpha(wide) / det).to(t.dtype)
@@ -111,7 +120,9 @@ class Path:
         return _times(f, x0) + _times(g, noise)
 
     def to_x0_eps(self, x: Tensor, out: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The estimates of x0 and eps that the network's output stands for; alpha x0 + sigma eps = x."""
+        """The estimates of x0 and eps that the network's output stands for; alpha x0 + sigma eps =
+        x.
+        """
         wide = t.double()
         p, q = self.x0_coefficients(wide)
         pe, qe = self.eps_coefficients(wide)
@@ -146,10 +157,12 @@ class BezierPath(Path):
 
 
 class DdpmPath(Path):
-    """Discrete steps i = 0 .. train_steps - 1 at t = (i + 1) / train_steps; t = 0 is clean data (alpha 1).
+    """Discrete steps i = 0 .. train_steps - 1 at t = (i + 1) / train_steps; t = 0 is clean data
+    (alpha 1).
 
-    Between steps alpha is interpolated linearly, which only the derivatives show; at a step they are those of the interval below it.
-    terminal_alpha replaces the last alpha, for a solver in log alpha where the terminal SNR is zero.
+    Between steps alpha is interpolated linearly, which only the derivatives show; at a step they
+    are those of the interval below it. terminal_alpha replaces the last alpha, for a solver in log
+    alpha where the terminal SNR is zero.
     """
 
     def __init__(self, config: PathConfig, *, terminal_alpha: float | None = None) -> None:
@@ -186,12 +199,15 @@ class DdpmPath(Path):
 
 
 def ddpm_alphas(config: PathConfig) -> Tensor:
-    """alpha of every ddpm step, float64 [train_steps], falling. With zero_terminal_snr the last one is exactly 0."""
+    """alpha of every ddpm step, float64 [train_steps], falling. With zero_terminal_snr the last one
+    is exactly 0.
+    """
     steps = config.train_steps
     if config.betas == "linear":
         if config.beta_start > config.beta_end:
             raise ConfigError(
-                f"beta_start={config.beta_start} is above beta_end={config.beta_end}: betas grow with the noise, swap them"
+                f"beta_start={config.beta_start} is above beta_end={config.beta_end}: betas grow "
+                f"with the noise, swap them"
             )
         betas = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float64)
     else:

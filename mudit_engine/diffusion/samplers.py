@@ -1,4 +1,5 @@
-"""Every sampler as a table of coefficients, one row a network evaluation (kernels/guided_step.py runs the rows).
+"""Every sampler as a table of coefficients, one row a network evaluation (kernels/guided_step.py
+runs the rows).
 
     out = uncond + w (cond - uncond)        x' = a x + b out + c kept + d noise        kept' = p x + q out
 
@@ -8,19 +9,22 @@
     ode-heun     the same, then x' += (t' - t)/2 (velocity' - kept): two rows
     sde-euler    x' = x + (t' - t) (velocity - w/2 score) + sqrt(w (t - t')) noise
 
-where x0, eps and score come from out by the path's affine conversions, so that any of them runs on any path with that prediction.
+where x0, eps and score come from out by the path's affine conversions, so that any of them runs on
+any path with that prediction.
 
     table = sampler_table(config.path, config.sampler)
     for time, row in zip(table.times, table.rows): out = net(x, time); x, kept = guided_step(x, kept, out, noise, row, spans)
 
-Noise levels. linear and bezier: a uniform grid from 1 to t_min, warped by `shift`, whose last step goes to t = 0 by taking the estimate of
-x0 (Tweedie's formula; for the linear path it is the Euler step itself). The network is never asked below t_min, and a step is never spent
-between t_min and 0. Heun's last step is that same single row: there is no velocity at t = 0 to correct with. ddpm: `spacing` picks steps as
-diffusers' DDIMScheduler and DPMSolverMultistepScheduler do (they differ), and what lies below step 0 is clean data (set_alpha_to_one, final
-sigma 0).
+Noise levels. linear and bezier: a uniform grid from 1 to t_min, warped by `shift`, whose last step
+goes to t = 0 by taking the estimate of x0 (Tweedie's formula; for the linear path it is the Euler
+step itself). The network is never asked below t_min, and a step is never spent between t_min and 0.
+Heun's last step is that same single row: there is no velocity at t = 0 to correct with. ddpm:
+`spacing` picks steps as diffusers' DDIMScheduler and DPMSolverMultistepScheduler do (they differ),
+and what lies below step 0 is clean data (set_alpha_to_one, final sigma 0).
 
-Sources: DDIM (arXiv 2010.02502), DPM-Solver++ (2211.01095, algorithm 2), SiT (2401.08740, eq. 5 and table 2; its published code writes w/2
-for w, so diffusion_norm = 2 gives its noise), EDM (2206.00364) for a first-order last step after Heun, SD3 (2403.03206) for the shift.
+Sources: DDIM (arXiv 2010.02502), DPM-Solver++ (2211.01095, algorithm 2), SiT (2401.08740, eq. 5 and
+table 2; its published code writes w/2 for w, so diffusion_norm = 2 gives its noise), EDM
+(2206.00364) for a first-order last step after Heun, SD3 (2403.03206) for the shift.
 """
 
 from __future__ import annotations
@@ -62,7 +66,9 @@ class SamplerTable:
 
 @dataclass(frozen=True)
 class Steps:
-    """Rows before guidance, float64: noise levels t [S] at which the network is asked, coefficients [S, 6] (a, b, c, d, p, q)."""
+    """Rows before guidance, float64: noise levels t [S] at which the network is asked, coefficients
+    [S, 6] (a, b, c, d, p, q).
+    """
 
     t: Tensor
     coefficients: Tensor
@@ -71,8 +77,9 @@ class Steps:
 def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
     """The table of a sampler on a path. Raises ConfigError where they do not go together.
 
-    `eta` is read by ddim, `diffusion` and `diffusion_norm` by sde-euler, `spacing` by ddpm paths, `shift` by the others.
-    guidance_interval is in noise levels t: outside it w is 1. ode-heun has 2 steps - 1 rows, the others `steps`.
+    `eta` is read by ddim, `diffusion` and `diffusion_norm` by sde-euler, `spacing` by ddpm paths,
+    `shift` by the others. guidance_interval is in noise levels t: outside it w is 1. ode-heun has 2
+    steps - 1 rows, the others `steps`.
     """
     try:
         check_sampler(path, sampler)
@@ -91,8 +98,10 @@ def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
     rows = torch.cat([steps.coefficients, w[:, None]], dim=1).float()
     if not bool(rows.isfinite().all()):
         raise ConfigError(
-            f"sampler {sampler.name!r} has coefficients that are not finite on this {path.kind} path: its levels of noise are too close "
-            f"together to tell apart (steps={sampler.steps}, shift={sampler.shift:g}, beta_end={path.beta_end:g}): "
+            f"sampler {sampler.name!r} has coefficients that are not finite on this {path.kind} "
+            f"path: its levels of noise are too close "
+            f"together to tell apart (steps={sampler.steps}, shift={sampler.shift:g}, "
+            f"beta_end={path.beta_end:g}): "
             "take fewer steps or milder values"
         )
     return SamplerTable(
@@ -108,16 +117,19 @@ def _ddpm_steps(path: DdpmPath, sampler: SamplerConfig) -> Steps:
     total = path.config.train_steps
     if sampler.shift != 1:
         raise ConfigError(
-            f"shift={sampler.shift} is for linear and bezier paths: leave it at 1 for a ddpm model and choose `spacing`"
+            f"shift={sampler.shift} is for linear and bezier paths: leave it at 1 for a ddpm model "
+            f"and choose `spacing`"
         )
     if sampler.steps > total:
         raise ConfigError(
-            f"steps={sampler.steps} is more than the {total} steps this ddpm model was trained with: take at most {total}"
+            f"steps={sampler.steps} is more than the {total} steps this ddpm model was trained "
+            f"with: take at most {total}"
         )
     if sampler.name == "ddim":
         index = ddim_indices(total, sampler.steps, sampler.spacing)
-        # Each row lands one stride lower, as DDIMScheduler's do. Where steps divide train_steps (and for leading) that is the next
-        # row's level; elsewhere it is off by the rounding of the stride, and the last row may land on step 0, sigma = sqrt(beta_start).
+        # Each row lands one stride lower, as DDIMScheduler's do. Where steps divide train_steps
+        # (and for leading) that is the next row's level; elsewhere it is off by the rounding of the
+        # stride, and the last row may land on step 0, sigma = sqrt(beta_start).
         return ddim_steps(
             path,
             _levels(index, total),
@@ -127,12 +139,14 @@ def _ddpm_steps(path: DdpmPath, sampler: SamplerConfig) -> Steps:
     index = dpmpp_indices(total, sampler.steps, sampler.spacing)
     if index[-1] < 0 or (len(index) > 1 and not bool((np.diff(index) < 0).all())):
         raise ConfigError(
-            f"steps={sampler.steps} with spacing={sampler.spacing!r} visit one of the {total} training steps twice: "
+            f"steps={sampler.steps} with spacing={sampler.spacing!r} visit one of the {total} "
+            f"training steps twice: "
             "take fewer steps or 'trailing'"
         )
     levels = _levels(np.append(index, -1), total)
     if path.config.zero_terminal_snr:
-        # held below the next visited alpha: lambda must rise, and alpha starts slowly on long schedules
+        # held below the next visited alpha: lambda must rise, and alpha starts slowly on long
+        # schedules
         path = DdpmPath(
             path.config,
             terminal_alpha=min(_DPMPP_TERMINAL_ALPHA, 0.5 * float(path.alpha(levels[1]))),
@@ -146,7 +160,9 @@ def _levels(index: np.ndarray, total: int) -> Tensor:
 
 
 def ddim_indices(total: int, steps: int, spacing: str) -> np.ndarray:
-    """Steps that DDIM visits, falling (Lin et al. 2023, table 2; rounding as diffusers' DDIMScheduler)."""
+    """Steps that DDIM visits, falling (Lin et al. 2023, table 2; rounding as diffusers'
+    DDIMScheduler).
+    """
     match spacing:
         case "trailing":
             return np.round(total - np.arange(steps) * (total / steps)).astype(np.int64) - 1
@@ -157,7 +173,9 @@ def ddim_indices(total: int, steps: int, spacing: str) -> np.ndarray:
 
 
 def dpmpp_indices(total: int, steps: int, spacing: str) -> np.ndarray:
-    """Steps that DPM-Solver++ visits: leading and linspace leave out step 0 of a grid of steps + 1 points (DPMSolverMultistepScheduler)."""
+    """Steps that DPM-Solver++ visits: leading and linspace leave out step 0 of a grid of steps + 1
+    points (DPMSolverMultistepScheduler).
+    """
     match spacing:
         case "trailing":
             return ddim_indices(total, steps, spacing)
@@ -168,7 +186,9 @@ def dpmpp_indices(total: int, steps: int, spacing: str) -> np.ndarray:
 
 
 def continuous_levels(path: Path, steps: int, *, shift: float = 1.0) -> Tensor:
-    """float64 [steps + 1], falling: a uniform grid from 1 to t_min, warped by u -> shift u / (1 + (shift - 1) u), its end set to 0."""
+    """float64 [steps + 1], falling: a uniform grid from 1 to t_min, warped by u -> shift u / (1 +
+    (shift - 1) u), its end set to 0.
+    """
     u = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     t = path.t_min + (1 - path.t_min) * (shift * u / (1 + (shift - 1) * u))
     t[0], t[-1] = 1.0, 0.0  # the warp may round 1 up, where alpha would be negative
@@ -190,7 +210,9 @@ def _continuous_steps(path: Path, sampler: SamplerConfig, levels: Tensor) -> Ste
 
 
 def ddim_steps(path: Path, t: Tensor, to: Tensor, *, eta: float) -> Steps:
-    """DDIM from levels t [S] to lower levels [S], for any alpha and sigma; eta = 1 draws from the exact posterior q(x_t' | x_t, x0)."""
+    """DDIM from levels t [S] to lower levels [S], for any alpha and sigma; eta = 1 draws from the
+    exact posterior q(x_t' | x_t, x0).
+    """
     alpha, sigma, alpha_to, sigma_to = path.alpha(t), path.sigma(t), path.alpha(to), path.sigma(to)
     s = eta * sigma_to / sigma * (sigma**2 - (alpha * sigma_to / alpha_to) ** 2).clamp(min=0).sqrt()
     along = (sigma_to**2 - s**2).clamp(min=0).sqrt()
@@ -202,8 +224,9 @@ def ddim_steps(path: Path, t: Tensor, to: Tensor, *, eta: float) -> Steps:
 def dpmpp_steps(path: Path, levels: Tensor) -> Steps:
     """DPM-Solver++ 2M (midpoint); kept is the last estimate of x0. levels [S + 1] fall to 0.
 
-    The first step is first-order for want of a kept estimate, the last because lambda = log(alpha / sigma) is infinite at t = 0. Where
-    alpha(1) = 0 lambda starts at -inf, and the second step, which would extrapolate over an infinite h_before, is first-order too.
+    The first step is first-order for want of a kept estimate, the last because lambda = log(alpha /
+    sigma) is infinite at t = 0. Where alpha(1) = 0 lambda starts at -inf, and the second step,
+    which would extrapolate over an infinite h_before, is first-order too.
     """
     t, to = levels[:-1], levels[1:]
     lambda_ = path.alpha(levels).log() - path.sigma(levels).log()
@@ -224,7 +247,9 @@ def euler_steps(path: Path, levels: Tensor) -> Steps:
 
 
 def heun_steps(path: Path, levels: Tensor) -> Steps:
-    """Heun: an Euler row that keeps the velocity, then a row at the new level that corrects with it. levels [S + 1] fall to 0."""
+    """Heun: an Euler row that keeps the velocity, then a row at the new level that corrects with
+    it. levels [S + 1] fall to 0.
+    """
     dt = levels.diff()[:-1]
     one = torch.ones_like(dt)
     predict = _steps(levels[:-2], a=one, b=dt, q=one)
@@ -238,11 +263,13 @@ def heun_steps(path: Path, levels: Tensor) -> Steps:
 
 
 def sde_steps(path: Path, levels: Tensor, *, diffusion: str, norm: float) -> Steps:
-    """Reverse SDE by Euler-Maruyama, for velocity predictions; the last row is deterministic. levels [S + 1] fall to 0.
+    """Reverse SDE by Euler-Maruyama, for velocity predictions; the last row is deterministic.
+    levels [S + 1] fall to 0.
 
-    Any w >= 0 keeps the marginals, but one explicit step adds sqrt(w (t - t')) of noise whatever is left of it at t', and diverges where
-    that passes 2 sigma and the score is stiffest (data on a point). So w is held to sigma'^2 / (t - t'): a step adds no more noise than
-    the level it lands on holds. This binds in the last few steps, and at t = 1 for sbdm, whose w is infinite there.
+    Any w >= 0 keeps the marginals, but one explicit step adds sqrt(w (t - t')) of noise whatever is
+    left of it at t', and diverges where that passes 2 sigma and the score is stiffest (data on a
+    point). So w is held to sigma'^2 / (t - t'): a step adds no more noise than the level it lands
+    on holds. This binds in the last few steps, and at t = 1 for sbdm, whose w is infinite there.
     """
     t, h = levels[:-2], -levels.diff()[:-1]
     sigma = path.sigma(t)
@@ -258,8 +285,8 @@ def sde_steps(path: Path, levels: Tensor, *, diffusion: str, norm: float) -> Ste
 def diffusion_coefficient(path: Path, t: Tensor, *, diffusion: str, norm: float = 1.0) -> Tensor:
     """norm w(t) of the reverse SDE, in t's dtype.
 
-    sbdm is the forward diffusion of the score-based model with these marginals (infinite where alpha is 0); decreasing falls from noise
-    to data; increasing-decreasing vanishes at both ends.
+    sbdm is the forward diffusion of the score-based model with these marginals (infinite where
+    alpha is 0); decreasing falls from noise to data; increasing-decreasing vanishes at both ends.
     """
     alpha, sigma, dalpha, dsigma = path.alpha(t), path.sigma(t), path.dalpha(t), path.dsigma(t)
     match diffusion:
@@ -277,7 +304,8 @@ def diffusion_coefficient(path: Path, t: Tensor, *, diffusion: str, norm: float 
             w = (math.pi * t).sin() ** 2
         case _:
             raise ConfigError(
-                f"diffusion={diffusion!r} is unknown: use sigma, constant, linear, sbdm, decreasing or increasing-decreasing"
+                f"diffusion={diffusion!r} is unknown: use sigma, constant, linear, sbdm, "
+                f"decreasing or increasing-decreasing"
             )
     return norm * w
 
@@ -290,10 +318,12 @@ def _x0(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
         remedy = (
             f"train it to predict v or x0, or take a beta_end below {config.beta_end:g}"
             if config.kind == "ddpm"
-            else f"use ode-euler, ode-heun or sde-euler with 2 or more steps, or a bezier_control below {config.bezier_control:g}"
+            else f"use ode-euler, ode-heun or sde-euler with 2 or more steps, or a bezier_control "
+            f"below {config.bezier_control:g}"
         )
         raise ConfigError(
-            f"the {config.kind} path's {config.prediction} says nothing about x0 at t = {float(t[blind][0]):g}: {remedy}"
+            f"the {config.kind} path's {config.prediction} says nothing about x0 at t = "
+            f"{float(t[blind][0]):g}: {remedy}"
         )
     return path.x0_coefficients(t)
 

@@ -1,4 +1,5 @@
-"""Every bar of `mudit eval`, in one place. A bar is missed when its figure is on the wrong side, or could not be measured.
+"""Every bar of `mudit eval`, in one place. A bar is missed when its figure is on the wrong side, or
+could not be measured.
 
 verdicts(CODEC, {"key": 0.91, "notes": 0.74, ...})
 """
@@ -21,7 +22,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar and what was measured. `note` says what stands beside the figure, such as the originals' own."""
+    """A bar and what was measured. `note` says what stands beside the figure, such as the
+    originals' own.
+    """
 
     name: str
     text: str

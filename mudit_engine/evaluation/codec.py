@@ -1,8 +1,8 @@
-"""The VAE as a codec, and what it must beat: Griffin-Lim from a mel spectrogram of the same number of values a second.
+"""The VAE as a codec, and what it must beat: Griffin-Lim from a mel spectrogram of the same number
+of values a second.
 
-codec = Codec.load(Path("model"))
-decoded, rate = codec(audio, 44100)
-baseline, rate = mel_griffin_lim(audio, 44100, values_per_second=codec.values_per_second, frame_rate=21.5)
+codec = Codec.load(Path("model")) decoded, rate = codec(audio, 44100) baseline, rate =
+mel_griffin_lim(audio, 44100, values_per_second=codec.values_per_second, frame_rate=21.5)
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Codec:
 
     @torch.inference_mode()
     def __call__(self, audio_cS: Tensor, rate: int) -> tuple[Tensor, int]:
-        """(audio [channels, samples] that went through the latents, the VAE's sample rate), as long as the original."""
+        """(audio [channels, samples] that went through the latents, the VAE's sample rate), as long
+        as the original.
+        """
         c = self.vae.config
         audio_cS = to_channels(resample(audio_cS, rate, c.sample_rate), c.channels)
         mean, _ = self.vae.encode(audio_cS[None])
@@ -75,8 +77,9 @@ def mel_griffin_lim(
 ) -> tuple[Tensor, int]:
     """(mono audio made from nothing but a mel spectrogram, rate).
 
-    The mel has values_per_second / frames per second bands; the magnitudes are its least-squares inverse under non-negativity
-    (multiplicative updates of Lee and Seung 2001), the phases Griffin-Lim's from a random start.
+    The mel has values_per_second / frames per second bands; the magnitudes are its least-squares
+    inverse under non-negativity (multiplicative updates of Lee and Seung 2001), the phases
+    Griffin-Lim's from a random start.
     """
     mono_1S = audio_cS.mean(0, keepdim=True)
     hop = 2 ** round(torch.log2(torch.tensor(rate / frame_rate)).item())
@@ -103,7 +106,9 @@ def mel_griffin_lim(
 
 @torch.inference_mode()
 def spectral_distance(a_cS: Tensor, b_cS: Tensor, *, floor: float = 1e-3) -> float:
-    """Mean |log magnitude| difference (nepers, floor -60 dB of full scale) over windows of 512 and 2048 samples of audio at one rate."""
+    """Mean |log magnitude| difference (nepers, floor -60 dB of full scale) over windows of 512 and
+    2048 samples of audio at one rate.
+    """
     samples = min(a_cS.shape[1], b_cS.shape[1])
     a, b = (x.mean(0, keepdim=True)[:, :samples] for x in (a_cS, b_cS))
     total = 0.0

@@ -1,10 +1,12 @@
-"""The codec gate: do held-out songs keep their key, notes, vocals and drums when they go through the VAE? Asked before any song is trained.
+"""The codec gate: do held-out songs keep their key, notes, vocals and drums when they go through
+the VAE? Asked before any song is trained.
 
     report = judge_codec(codec, held_out, training, Listener(Path("runs/eval")))
     report.rows, report.verdicts
 
-Rows: original, codec, Griffin-Lim from mels of as many values a second as the latents, permuted requests, shuffled, noise. Probes of the
-row "original" are trained on originals of training songs, those of all others on the codec's audio of them.
+Rows: original, codec, Griffin-Lim from mels of as many values a second as the latents, permuted
+requests, shuffled, noise. Probes of the row "original" are trained on originals of training songs,
+those of all others on the codec's audio of them.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Background:
-    """What the training songs give: the reference of FAD, the FAD between two halves, probes on originals and on the codec's audio."""
+    """What the training songs give: the reference of FAD, the FAD between two halves, probes on
+    originals and on the codec's audio.
+    """
 
     judge: Judge  # with the probes on the codec's audio
     original_probes: Probes
@@ -78,8 +82,9 @@ def background(
     rivals: int,
     track: Track = silent_track,
 ) -> Background:
-    """Every second training song is the reference; `rivals` of the others are the second half, as many as there are songs to be judged,
-    since a Frechet distance depends on the size of the set."""
+    """Every second training song is the reference; `rivals` of the others are the second half, as
+    many as there are songs to be judged, since a Frechet distance depends on the size of the set.
+    """
     originals = [
         listener.hear(song.audio) for song in track(training, "listening to training songs")
     ]

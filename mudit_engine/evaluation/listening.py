@@ -1,10 +1,12 @@
-"""What is heard in a piece of audio, measured once and kept: musicnn features, tempo, chroma, log-mel for the phoneme recogniser, notes.
+"""What is heard in a piece of audio, measured once and kept: musicnn features, tempo, chroma,
+log-mel for the phoneme recogniser, notes.
 
     listener = Listener(Path("runs/eval"))
     heard = listener.hear(song.audio)                                   # a file: kept by its content
     heard = listener.hear_made(("codec", codec.id, digest), lambda: (audio, rate))
 
-Kept values live in `work/cache`, one safetensors file each, named by a hash of the audio's origin and of the code that measures it.
+Kept values live in `work/cache`, one safetensors file each, named by a hash of the audio's origin
+and of the code that measures it.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ class Listener:
         return self.hear_made(("file", file_digest(path)), lambda: load_audio(path))
 
     def hear_made(self, origin: tuple[str, ...], make: Callable[[], Audio]) -> Heard:
-        """Measurements of audio of this origin; `make`, which gives the audio, runs only if they are not known."""
+        """Measurements of audio of this origin; `make`, which gives the audio, runs only if they
+        are not known.
+        """
         return _heard(self.keep(("heard", *origin), lambda: self._measure(*make())))
 
     def measure(self, audio_cS: Tensor, rate: int) -> Heard:

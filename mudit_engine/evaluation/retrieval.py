@@ -1,10 +1,12 @@
-"""Retrieval with ChinMu: does a fragment of a description find its song among all, and a song its fragment?
+"""Retrieval with ChinMu: does a fragment of a description find its song among all, and a song its
+fragment?
 
     RA@K = share of queries with a right answer among the K nearest by cosine
 
-For each level (word, phrase, sentence) one fragment a song is drawn, several times. Fragments say little when short, and "slow" is true
-of many songs: every song whose descriptions hold the same words counts as right, and chance is the probability that K answers drawn at
-random hold a right one, 1 - C(N - r, K) / C(N, K) for r right among N.
+For each level (word, phrase, sentence) one fragment a song is drawn, several times. Fragments say
+little when short, and "slow" is true of many songs: every song whose descriptions hold the same
+words counts as right, and chance is the probability that K answers drawn at random hold a right
+one, 1 - C(N - r, K) / C(N, K) for r right among N.
 
     rows = judge_retrieval(chinmu, songs)
 
@@ -36,7 +38,9 @@ Direction = Literal["text to audio", "audio to text"]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Accuracy of one direction and fragment length at K answers, among `songs` songs or the distinct fragments drawn for them."""
+    """Accuracy of one direction and fragment length at K answers, among `songs` songs or the
+    distinct fragments drawn for them.
+    """
 
     direction: Direction
     level: str
@@ -49,10 +53,13 @@ class Retrieval:
 def judge_retrieval(
     chinmu: ChinMu, songs: Sequence[EvalSong], *, seed: int = 0, track: Track = silent_track
 ) -> tuple[list[Retrieval], list[Verdict]]:
-    """Both directions, every level, K = 5, 10, 15. Raises InputError with too few songs for K to mean anything."""
+    """Both directions, every level, K = 5, 10, 15. Raises InputError with too few songs for K to
+    mean anything.
+    """
     if len(songs) <= max(CUTOFFS):
         raise InputError(
-            f"retrieval of {max(CUTOFFS)} among {len(songs)} songs says nothing: evaluate at least {2 * max(CUTOFFS)} songs"
+            f"retrieval of {max(CUTOFFS)} among {len(songs)} songs says nothing: evaluate at least "
+            f"{2 * max(CUTOFFS)} songs"
         )
     with torch.inference_mode():
         loaded = (song.load() for song in track(songs, "embedding songs"))

@@ -1,9 +1,11 @@
-"""The songs themselves: does what was generated for held-out requests sound like the corpus, and does it follow the words?
+"""The songs themselves: does what was generated for held-out requests sound like the corpus, and
+does it follow the words?
 
     report = judge_songs(pipeline, Codec.load(folder), held_out, training, Listener(Path("runs/eval")), out=Path("runs/eval/songs"))
 
-Every request is made twice, from a professional's and from an amateur's description, with the song's own lyrics and length. Rows: original,
-codec, generated (all, and by user type), permuted requests, shuffled, noise. A tempo or key that a description does not name is not judged.
+Every request is made twice, from a professional's and from an amateur's description, with the
+song's own lyrics and length. Rows: original, codec, generated (all, and by user type), permuted
+requests, shuffled, noise. A tempo or key that a description does not name is not judged.
 """
 
 from __future__ import annotations
@@ -179,7 +181,9 @@ def recogniser(
     epochs: int,
     track: Track = silent_track,
 ) -> Recogniser | None:
-    """The phoneme recogniser trained on the codec's audio of sung songs, or the one kept from before. None when nobody sings."""
+    """The phoneme recogniser trained on the codec's audio of sung songs, or the one kept from
+    before. None when nobody sings.
+    """
     sung = [
         (song, heard)
         for song, heard in zip(songs, known.through_codec, strict=True)
@@ -208,9 +212,11 @@ def recogniser(
 
 
 def twins(vectors: dict[str, list[Tensor]]) -> tuple[Figure, float | None, float | None]:
-    """(share of other songs' that are farther than its twin's, mean cosine of twins, mean cosine of others).
+    """(share of other songs' that are farther than its twin's, mean cosine of twins, mean cosine of
+    others).
 
-    A professional's song has one twin, the amateur's of the same request, and is compared with every other amateur's; 0.5 is chance.
+    A professional's song has one twin, the amateur's of the same request, and is compared with
+    every other amateur's; 0.5 is chance.
     """
     a, b = (
         torch.nn.functional.normalize(torch.stack(vectors[user]).double(), dim=-1) for user in USERS
@@ -234,9 +240,11 @@ def twins(vectors: dict[str, list[Tensor]]) -> tuple[Figure, float | None, float
 
 
 def lyric_position(row: dict[str, Row]) -> float | None:
-    """Where the upper end of the generated songs' error rate lies between the codec's (0) and that against other lyrics (1).
+    """Where the upper end of the generated songs' error rate lies between the codec's (0) and that
+    against other lyrics (1).
 
-    None when the recogniser does not tell the codec's songs from other lyrics: it then says nothing about any song.
+    None when the recogniser does not tell the codec's songs from other lyrics: it then says nothing
+    about any song.
     """
     per = {
         name: row[name].figures.get("per", figures.NOTHING)
@@ -263,7 +271,8 @@ def _verdicts(
     }
     nothing = figures.NOTHING
     notes = {
-        name: f"codec {codec.figures.get(name, nothing)}, permuted {chance.figures.get(name, nothing)}"
+        name: f"codec {codec.figures.get(name, nothing)}, permuted "
+        f"{chance.figures.get(name, nothing)}"
         for name in followed
     }
     notes["lyrics"] = " ".join(

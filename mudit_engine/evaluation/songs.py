@@ -1,4 +1,5 @@
-"""What an evaluation knows of a song: where its audio is, what was asked for, what is sung; and the edits that rows of tables are made of.
+"""What an evaluation knows of a song: where its audio is, what was asked for, what is sung; and the
+edits that rows of tables are made of.
 
 song = EvalSong(id="11-000001", audio=Path("mix.flac"), ...)
 audio, rate = song.load()
@@ -38,7 +39,9 @@ def silent_track(items: Sequence[T], text: str) -> Iterable[T]:
 
 @dataclass(frozen=True)
 class EvalSong:
-    """A labelled song. `voice` is 'none' for an instrumental; `prompts` has a description a user type; `fragments` are their pieces."""
+    """A labelled song. `voice` is 'none' for an instrumental; `prompts` has a description a user
+    type; `fragments` are their pieces.
+    """
 
     id: str
     audio: Path
@@ -76,14 +79,17 @@ LABELS: dict[str, Callable[[EvalSong], str | None]] = {
 def parted(
     songs: Sequence[EvalSong], *, held_out: int, training: int
 ) -> tuple[list[EvalSong], list[EvalSong]]:
-    """(held-out songs, training songs), at most so many of each, drawn evenly over the corpus. Raises InputError when too few are there."""
+    """(held-out songs, training songs), at most so many of each, drawn evenly over the corpus.
+    Raises InputError when too few are there.
+    """
     test, train = (
         [song for song in songs if song.held_out],
         [song for song in songs if not song.held_out],
     )
     if len(test) < 4 or len(train) < 8:
         raise InputError(
-            f"the corpus has {len(test)} held-out and {len(train)} training songs: at least 4 and 8 are needed, make more"
+            f"the corpus has {len(test)} held-out and {len(train)} training songs: at least 4 and "
+            f"8 are needed, make more"
         )
     return _evenly(test, held_out), _evenly(train, training)
 
@@ -94,7 +100,9 @@ def _evenly(songs: list[EvalSong], count: int) -> list[EvalSong]:
 
 
 def shuffled(audio_cS: Tensor, sample_rate: int, *, seed: int = 0) -> Tensor:
-    """The same sound in another order: pieces of 100 ms, permuted. Keeps timbre and loses everything that is music."""
+    """The same sound in another order: pieces of 100 ms, permuted. Keeps timbre and loses
+    everything that is music.
+    """
     piece = round(PIECE_SECONDS * sample_rate)
     whole = audio_cS[:, : audio_cS.shape[1] // piece * piece].unflatten(1, (-1, piece))
     order = torch.randperm(whole.shape[1], generator=torch.Generator().manual_seed(seed))

@@ -1,10 +1,12 @@
-"""The rows and columns that every evaluation shows: one row a kind of audio, one figure with its interval a column.
+"""The rows and columns that every evaluation shows: one row a kind of audio, one figure with its
+interval a column.
 
     pairs = [Pair(number, heard, song, song.syllables) for number, (song, heard) in enumerate(...)]
     judge = Judge(reference, probes, recogniser)
     row = judge.row("codec", pairs)
 
-A pair is a piece of audio and the request it is held against: its own, or in the row "permuted requests" another song's.
+A pair is a piece of audio and the request it is held against: its own, or in the row "permuted
+requests" another song's.
 """
 
 from __future__ import annotations
@@ -46,9 +48,11 @@ PERMUTATIONS = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """Audio of song number `song`, held against `wanted` and against the `syllables` of some lyrics.
+    """Audio of song number `song`, held against `wanted` and against the `syllables` of some
+    lyrics.
 
-    `text` is the description it was made from: the tempo or key that it does not name is not judged. None for audio made from none.
+    `text` is the description it was made from: the tempo or key that it does not name is not
+    judged. None for audio made from none.
     """
 
     song: int
@@ -74,7 +78,9 @@ Probes = dict[str, RidgeProbe]
 
 
 def fit_probes(songs: Sequence[EvalSong], heard: Sequence[Heard]) -> Probes:
-    """One probe a label of LABELS, on the songs that have it. A label with too few songs of a class has none."""
+    """One probe a label of LABELS, on the songs that have it. A label with too few songs of a class
+    has none.
+    """
     probes = {}
     for name, label in LABELS.items():
         known = [
@@ -116,7 +122,9 @@ class Judge:
         probes: Probes | None = None,
         extra: dict[str, Figure] | None = None,
     ) -> Row:
-        """All figures of a row; `probes` in place of the judge's own; `extra` figures are added as they are."""
+        """All figures of a row; `probes` in place of the judge's own; `extra` figures are added as
+        they are.
+        """
         # audio that stands in several pairs (permuted requests) is one piece of sound
         sounds: dict[int, list[Heard]] = {}
         for pair in pairs:
@@ -159,7 +167,9 @@ class Judge:
 
 
 def permuted(pairs: Sequence[Pair], songs: Sequence[EvalSong]) -> list[Pair]:
-    """Every sound against other songs' requests, in several ways. Lyrics are those of another song of the same language."""
+    """Every sound against other songs' requests, in several ways. Lyrics are those of another song
+    of the same language.
+    """
     by_language: dict[str, list[int]] = {}
     for number, song in enumerate(songs):
         if song.syllables:

@@ -1,14 +1,17 @@
-"""The dense layout: sequences padded to one length, boolean masks over keys. It is what leaves PyTorch (ONNX, TensorRT).
+"""The dense layout: sequences padded to one length, boolean masks over keys. It is what leaves
+PyTorch (ONNX, TensorRT).
 
     rows are [B, N, ...] where the packed layout has [N, ...]; every layer takes both, and the functions below stand in for the kernels
     a sequence is [target | description | reference | padding]: order is free, since positions are explicit
 
-A sequence without lyrics sees one null lyric key, whose value is 0: its cross-attention is 0, as in the packed layout.
+A sequence without lyrics sees one null lyric key, whose value is 0: its cross-attention is 0, as in
+the packed layout.
 
     layout = DenseLayout(cos, sin, cross_cos, cross_sin, DenseKeys(mask_BN), DenseKeys(lyric_mask_BL), targets=322)
     out_BTC = dit.trunk(x_BND, modulation, kv, layout)            # target rows of all sequences, [B, 322, C]
 
-Never B N rows end to end: products of symbolic sizes make tracing three times as slow, and its guards fail.
+Never B N rows end to end: products of symbolic sizes make tracing three times as slow, and its
+guards fail.
 
 Shapes: B sequences, N rows of each, L lyric keys of each, S streams, H heads, K head width.
 """
@@ -27,7 +30,9 @@ from mudit_engine.kernels.rotary import rotate_reference
 
 @dataclass(frozen=True)
 class DenseKeys:
-    """Which keys the queries of each sequence see, bool [B, N]. `expanded` repeats the mask for every query, as ONNX Attention wants it."""
+    """Which keys the queries of each sequence see, bool [B, N]. `expanded` repeats the mask for
+    every query, as ONNX Attention wants it.
+    """
 
     mask_BN: Tensor
     expanded: bool = False
@@ -35,7 +40,9 @@ class DenseKeys:
 
 @dataclass(frozen=True)
 class DenseStreams:
-    """Keys of several streams, end to end in one buffer (a parallel block: self-attention, then lyrics)."""
+    """Keys of several streams, end to end in one buffer (a parallel block: self-attention, then
+    lyrics).
+    """
 
     streams: tuple[DenseKeys, ...]
 
@@ -47,7 +54,9 @@ class PerSequence:
 
 @dataclass(frozen=True)
 class DenseLayout:
-    """What mudit_engine/layouts/packed.py's Layout is to packed rows. Tables are fp32 [1, B, N, K/2]."""
+    """What mudit_engine/layouts/packed.py's Layout is to packed rows. Tables are fp32 [1, B, N,
+    K/2].
+    """
 
     cos: Tensor
     sin: Tensor
@@ -81,7 +90,9 @@ def attention(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """Contract of kernels/attention.py: q [B, N, S H, K], k and v of all streams [B, sum of M, H, K], tables [S, B, N, K/2] -> as q."""
+    """Contract of kernels/attention.py: q [B, N, S H, K], k and v of all streams [B, sum of M, H,
+    K], tables [S, B, N, K/2] -> as q.
+    """
     streams = keys.streams if isinstance(keys, DenseStreams) else (keys,)
     counts = [one.mask_BN.shape[1] for one in streams]
     k_parts, v_parts = (x.split(counts, 1) if len(streams) > 1 else (x,) for x in (k, v))

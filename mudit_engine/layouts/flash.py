@@ -1,9 +1,11 @@
-"""The `flash` backend: ragged attention by flash-attn's varlen kernel, or torch's own where flash-attn is not installed.
+"""The `flash` backend: ragged attention by flash-attn's varlen kernel, or torch's own where
+flash-attn is not installed.
 
     out = varlen_attention(q, k, v, segments, cos, sin, scale=None)
 
-Segments of one stream become one call with cu_seqlens. Rows that lie end to end are passed as views; others are gathered. The queries are
-rotated before the call: these kernels know no RoPE for packed keys of another length.
+Segments of one stream become one call with cu_seqlens. Rows that lie end to end are passed as
+views; others are gathered. The queries are rotated before the call: these kernels know no RoPE for
+packed keys of another length.
 """
 
 from __future__ import annotations
@@ -34,10 +36,13 @@ def varlen_attention(
     scale: float | None,
     kernel: Varlen | None = None,
 ) -> Tensor:
-    """Same contract as kernels/attention.py. Raises InputError for what the kernels cannot do, MissingError when there is none."""
+    """Same contract as kernels/attention.py. Raises InputError for what the kernels cannot do,
+    MissingError when there is none.
+    """
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise InputError(
-            f"backend 'flash' takes float16 and bfloat16, not {str(q.dtype).removeprefix('torch.')}: use 'triton' or 'eager'"
+            f"backend 'flash' takes float16 and bfloat16, not "
+            f"{str(q.dtype).removeprefix('torch.')}: use 'triton' or 'eager'"
         )
     kernel = kernel or _kernel(q)
     heads = k.shape[1]

@@ -1,7 +1,9 @@
-"""How a batch of sequences lies in packed rows: what attention, norms and RoPE need to know, made once per batch.
+"""How a batch of sequences lies in packed rows: what attention, norms and RoPE need to know, made
+once per batch.
 
-One sequence is [description | reference | target] rows; it attends to itself and to its lyric tokens, which lie in a buffer of their
-own and may be shared (a guidance branch without lyrics has none).
+One sequence is [description | reference | target] rows; it attends to itself and to its lyric
+tokens, which lie in a buffer of their own and may be shared (a guidance branch without lyrics has
+none).
 
     layout = make_layout([Span(description=3, reference=0, target=322, lyric_start=0, lyrics=97, row=0)], config)
 """
@@ -22,7 +24,9 @@ from mudit_engine.kernels.worklist import Segments
 
 @dataclass(frozen=True)
 class Span:
-    """Row counts of one sequence. `row` is its row in the modulation table; `lyric_start` its first row in the lyric buffer."""
+    """Row counts of one sequence. `row` is its row in the modulation table; `lyric_start` its first
+    row in the lyric buffer.
+    """
 
     description: int
     reference: int
@@ -58,7 +62,9 @@ class Layout:
         return any(span.lyrics for span in self.spans)
 
     def joint_segments(self, lyric_offset: int) -> Segments:
-        """Self-attention as stream 0 and cross-attention as stream 1 of one launch, the lyric keys from row `lyric_offset` on."""
+        """Self-attention as stream 0 and cross-attention as stream 1 of one launch, the lyric keys
+        from row `lyric_offset` on.
+        """
         cross = tuple((q, n, k + lyric_offset, m, 1) for q, n, k, m, _ in self.cross_segments.items)
         return Segments(self.self_segments.items + cross)
 
@@ -74,7 +80,9 @@ class Layout:
 
 
 def lyric_positions(counts: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
-    """Where each lyric token stands in its song, as a share in (0, 1): (j + 1/2) / tokens. fp32 [L]."""
+    """Where each lyric token stands in its song, as a share in (0, 1): (j + 1/2) / tokens. fp32
+    [L].
+    """
     parts = [(torch.arange(n, dtype=torch.float32) + 0.5) / n for n in counts if n]
     return (torch.cat(parts) if parts else torch.zeros(0)).to(device, non_blocking=True)
 
@@ -82,7 +90,8 @@ def lyric_positions(counts: Sequence[int], *, device: torch.device | str = "cpu"
 def make_layout(
     spans: Sequence[Span], config: DitConfig, *, device: torch.device | str = "cpu"
 ) -> Layout:
-    """Lays sequences end to end. Frames of a reference stand at the same positions as the target's, so that they align in time.
+    """Lays sequences end to end. Frames of a reference stand at the same positions as the target's,
+    so that they align in time.
 
     Its copies to the device wait for nothing.
     """

@@ -1,15 +1,18 @@
-"""One batch over several ranks (Ulysses): each holds a run of the packed rows; attention trades rows for heads and back.
+"""One batch over several ranks (Ulysses): each holds a run of the packed rows; attention trades
+rows for heads and back.
 
     [N / n rows, H heads] -> all-to-all -> [N rows, H / n heads] -> attention of whole songs -> all-to-all -> [N / n rows, H heads]
 
-Everything else in a block works row by row, so it needs no other rank. Rows are padded to a multiple of n; no segment covers the padding.
-Source: Jacobs et al. 2023 (DeepSpeed Ulysses). What exchanges is handed in (training/parallel/ulysses.py): nothing here knows of processes.
+Everything else in a block works row by row, so it needs no other rank. Rows are padded to a
+multiple of n; no segment covers the padding. Source: Jacobs et al. 2023 (DeepSpeed Ulysses). What
+exchanges is handed in (training/parallel/ulysses.py): nothing here knows of processes.
 
     layout = shard(make_layout(spans, config), exchange, lyric_rows=97)
     x = layout.own(x_ND)                       # this rank's rows
     out_TC = layout.collect(out_local)         # target rows of all ranks
 
-Shapes: N packed rows, n rows of a rank, L lyric rows, m lyric rows of a rank, S streams, H heads, K head width.
+Shapes: N packed rows, n rows of a rank, L lyric rows, m lyric rows of a rank, S streams, H heads, K
+head width.
 """
 
 from __future__ import annotations
@@ -40,15 +43,21 @@ class Exchange(Protocol):
     ranks: int
 
     def attention(self, local: Local, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [S, n, H, K], k and v [1, m, H, K] of this rank -> [S, n, H, K]; `local` sees all rows of H / ranks heads."""
+        """q [S, n, H, K], k and v [1, m, H, K] of this rank -> [S, n, H, K]; `local` sees all rows
+        of H / ranks heads.
+        """
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Rows of every rank end to end (`counts` of each); their gradient goes back to the rank they came from, summed."""
+        """Rows of every rank end to end (`counts` of each); their gradient goes back to the rank
+        they came from, summed.
+        """
 
 
 @dataclass(frozen=True)
 class ShardedSegments:
-    """Segments over the rows of all ranks. `k_order` puts gathered key rows, which come rank by rank, into the order of the segments."""
+    """Segments over the rows of all ranks. `k_order` puts gathered key rows, which come rank by
+    rank, into the order of the segments.
+    """
 
     whole: Segments
     exchange: Exchange
@@ -66,7 +75,9 @@ def attention(
     scale: float | None,
     whole: Callable[..., Tensor],
 ) -> Tensor:
-    """Contract of kernels/attention.py for this rank's rows: q [n, S H, K], k and v [m, H, K], tables [S, n, K/2]. `whole` attends."""
+    """Contract of kernels/attention.py for this rank's rows: q [n, S H, K], k and v [m, H, K],
+    tables [S, n, K/2]. `whole` attends.
+    """
     heads = k.shape[1]
     q_SnHK = q.unflatten(1, (-1, heads)).transpose(0, 1)
     if cos is not None and sin is not None:
@@ -110,7 +121,9 @@ class ShardedLayout:
         return self.self_segments.exchange
 
     def joint_segments(self, lyric_offset: int) -> ShardedSegments:
-        """Self-attention as stream 0 and cross-attention as stream 1; each rank's lyric keys lie behind its own rows."""
+        """Self-attention as stream 0 and cross-attention as stream 1; each rank's lyric keys lie
+        behind its own rows.
+        """
         n, m, ranks = self.rows, self.lyric_rows, self.exchange.ranks
         assert lyric_offset == n, "a block puts its lyric keys right behind its rows"
         rank_start = torch.arange(ranks)[:, None] * (n + m)

@@ -1,4 +1,5 @@
-"""A small phoneme recogniser for singing over a band, so that sung words can be counted: convolutions over log-mel, trained by CTC.
+"""A small phoneme recogniser for singing over a band, so that sung words can be counted:
+convolutions over log-mel, trained by CTC.
 
     PER = edits (insertions, deletions, substitutions) between the phonemes asked and those recognised / phonemes asked
 
@@ -6,10 +7,11 @@
     recogniser.read(mel_FM)                                       # ['l', 'iang', 'y', 've', ...]
     edit_distance(syllable_phonemes("yue4"), recogniser.read(mel_FM))
 
-Phonemes are the vocabulary's without tones and stress, which the melody overrides: initials, finals, ARPAbet. It is trained on crops
-between syllables, whose times the corpus knows: single syllables first, since CTC on whole lines takes long to find any alignment, then
-ever longer ones; and on crops of nothing sung, of which it must say nothing.
-Sources: Graves et al. 2006 (CTC), Bengio et al. 2009 (curriculum).
+Phonemes are the vocabulary's without tones and stress, which the melody overrides: initials,
+finals, ARPAbet. It is trained on crops between syllables, whose times the corpus knows: single
+syllables first, since CTC on whole lines takes long to find any alignment, then ever longer ones;
+and on crops of nothing sung, of which it must say nothing. Sources: Graves et al. 2006 (CTC),
+Bengio et al. 2009 (curriculum).
 
 Shapes: N crops, F log-mel frames (43 a second), M bands, D width, V symbols (0 is CTC's blank).
 """
@@ -60,7 +62,9 @@ def symbols() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def syllable_phonemes(written: str) -> tuple[str, ...]:
-    """Phonemes of one syllable, given as pinyin ("yue4") or as ARPAbet in capitals ("M EH M"), without tones and stress."""
+    """Phonemes of one syllable, given as pinyin ("yue4") or as ARPAbet in capitals ("M EH M"),
+    without tones and stress.
+    """
     if written[:1].isupper():
         return tuple(f"en:{_plain(phone)}" for phone in written.split())
     return tuple(_plain(token) for token in split_syllable(written))
@@ -113,7 +117,9 @@ class _Block(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """log-mel -> log probabilities of symbols. Its reach is a few seconds, so that it reads songs of any length as it reads lines."""
+    """log-mel -> log probabilities of symbols. Its reach is a few seconds, so that it reads songs
+    of any length as it reads lines.
+    """
 
     def __init__(self, known: Sequence[str]) -> None:
         super().__init__()
@@ -135,7 +141,9 @@ class Recogniser(nn.Module):
 
     @torch.inference_mode()
     def read(self, mel_FM: Tensor) -> list[str]:
-        """Phonemes of a song by best path: the likeliest symbol of each frame, repeats and blanks dropped."""
+        """Phonemes of a song by best path: the likeliest symbol of each frame, repeats and blanks
+        dropped.
+        """
         best = self(mel_FM.float()[None])[0].argmax(-1).tolist()
         return [
             self.known[symbol - 1]
@@ -151,7 +159,8 @@ def train(
     seed: int = 0,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Recogniser:
-    """Trains from nothing; the same examples and seed give the same weights. Raises InputError when nothing is sung.
+    """Trains from nothing; the same examples and seed give the same weights. Raises InputError when
+    nothing is sung.
 
     on_epoch(epoch, mean CTC loss a phoneme).
     """

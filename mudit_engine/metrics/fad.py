@@ -4,7 +4,8 @@
 
     frechet_distance(features(reference), features(generated))
 
-Source: Kilgour et al. 2019, eq. 1. The features are the caller's (musicnn's penultimate layer in `mudit eval tiny`).
+Source: Kilgour et al. 2019, eq. 1. The features are the caller's (musicnn's penultimate layer in
+`mudit eval tiny`).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Moments:
 class FrechetReference:
     """The set that others are measured against; its covariance is factored once.
 
-    With fewer rows than dimensions the covariance is singular and the distance biased upwards: use some hundreds of rows, and compare only
-    distances of sets of about the same size.
+    With fewer rows than dimensions the covariance is singular and the distance biased upwards: use
+    some hundreds of rows, and compare only distances of sets of about the same size.
     """
 
     def __init__(self, features_ND: Tensor) -> None:
@@ -45,28 +46,35 @@ class FrechetReference:
         )
         everything = self.moments(features_ND, name="first")
         self.mean, self.cov = _gaussian([everything], [1], name="first")
-        # tr (Ca Cb)^(1/2) = sum of square roots of the eigenvalues of Ca^(1/2) Cb Ca^(1/2), which is symmetric and positive
+        # tr (Ca Cb)^(1/2) = sum of square roots of the eigenvalues of Ca^(1/2) Cb Ca^(1/2), which
+        # is symmetric and positive
         values, vectors = torch.linalg.eigh(self.cov)
         self.root = vectors * values.clamp_min(0).sqrt() @ vectors.T
 
     def moments(self, features_ND: Tensor, *, name: str = "second") -> Moments:
         if not bool(torch.isfinite(features_ND).all()):
             raise InputError(
-                f"the {name} set of features holds NaN or infinite values: the audio it was made from is broken"
+                f"the {name} set of features holds NaN or infinite values: the audio it was made "
+                f"from is broken"
             )
-        # about the reference's mean, so that large offsets do not cancel in sum of squares - square of sum
+        # about the reference's mean, so that large offsets do not cancel in sum of squares - square
+        # of sum
         x = features_ND.double() - self.origin
         return Moments(len(x), x.sum(0), x.T @ x)
 
     def distance(self, songs: Sequence[Moments], weights: Sequence[int]) -> float:
-        """Distance of the union of `songs`, each taken `weights` times. Raises InputError with fewer rows than 2."""
+        """Distance of the union of `songs`, each taken `weights` times. Raises InputError with
+        fewer rows than 2.
+        """
         mean, cov = _gaussian(songs, weights, name="second")
         cross = torch.linalg.eigvalsh(self.root @ cov @ self.root).clamp_min(0).sqrt().sum()
         return float((self.mean - mean).square().sum() + self.cov.trace() + cov.trace() - 2 * cross)
 
 
 def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Distance of the Gaussians fitted to rows of a and b. Raises InputError with fewer rows than 2, and for non-finite features."""
+    """Distance of the Gaussians fitted to rows of a and b. Raises InputError with fewer rows than
+    2, and for non-finite features.
+    """
     reference = FrechetReference(a_ND)
     return reference.distance([reference.moments(b_ND)], [1])
 

@@ -1,11 +1,14 @@
-"""Figures with their uncertainty: ratios, balanced accuracies and Frechet distances over songs, each with a bootstrap 95 % interval.
+"""Figures with their uncertainty: ratios, balanced accuracies and Frechet distances over songs,
+each with a bootstrap 95 % interval.
 
-The bootstrap draws songs (not patches or notes, which are not independent) with replacement. A resample repeats songs, which by itself
-raises a Frechet distance; its interval is therefore the spread of the resamples laid around the estimate.
+The bootstrap draws songs (not patches or notes, which are not independent) with replacement. A
+resample repeats songs, which by itself raises a Frechet distance; its interval is therefore the
+spread of the resamples laid around the estimate.
 
     ratio(songs=[0, 0, 1], hits=[1, 0, 1], counts=[1, 1, 1]).value       # 2 / 3, n = 2 songs
 
-Source: Efron and Tibshirani 1993, percentile intervals; Brodersen et al. 2010 for balanced accuracy.
+Source: Efron and Tibshirani 1993, percentile intervals; Brodersen et al. 2010 for balanced
+accuracy.
 """
 
 from __future__ import annotations
@@ -56,7 +59,9 @@ def ratio(songs: Sequence[int], hits: Sequence[float], counts: Sequence[float]) 
 
 
 def balanced_accuracy(songs: Sequence[int], truth: Sequence[str], guess: Sequence[str]) -> Figure:
-    """Mean over the classes in `truth` of the share guessed right: 1 / classes for any guess that ignores the input."""
+    """Mean over the classes in `truth` of the share guessed right: 1 / classes for any guess that
+    ignores the input.
+    """
     if len(set(truth)) < 2:
         return NOTHING
     places, n = _places(songs)
@@ -91,7 +96,9 @@ def fad(reference: FrechetReference, features: Sequence[Tensor]) -> Figure:
 
 
 def derangements(songs: int, count: int, *, seed: int = 0) -> list[list[int]]:
-    """Up to `count` ways to give every song another's request, none of them the same for any song. Raises ValueError for one song."""
+    """Up to `count` ways to give every song another's request, none of them the same for any song.
+    Raises ValueError for one song.
+    """
     if songs < 2:
         raise ValueError(f"{songs} song cannot be given another's request")
     order = np.random.default_rng(seed).permutation(songs)

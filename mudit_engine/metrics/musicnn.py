@@ -1,12 +1,15 @@
-"""musicnn features of music audio: a small convolutional tagger whose penultimate layer serves FAD and probes.
+"""musicnn features of music audio: a small convolutional tagger whose penultimate layer serves FAD
+and probes.
 
     features = Musicnn.load()
     embedding = features(audio, 22050)          # penultimate [patches, 200], pooled timbre [patches, 753]
 
-The weights are those of the MTT_musicnn model of the musicnn package (ISC licence, assets/musicnn/NOTICE.md), stored in half precision.
-The network reads log10(1 + 10000 mel) of 96 bands at 16 kHz, hop 256, in patches of 187 frames (3 s).
+The weights are those of the MTT_musicnn model of the musicnn package (ISC licence,
+assets/musicnn/NOTICE.md), stored in half precision. The network reads log10(1 + 10000 mel) of 96
+bands at 16 kHz, hop 256, in patches of 187 frames (3 s).
 
-Source: Pons and Serra 2019, "musicnn: pre-trained convolutional neural networks for music audio tagging".
+Source: Pons and Serra 2019, "musicnn: pre-trained convolutional neural networks for music audio
+tagging".
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from mudit_engine.audio import resample
 WEIGHTS = Path(__file__).parent.parent / "assets" / "musicnn" / "mtt.safetensors"
 SAMPLE_RATE, N_FFT, HOP, MELS, PATCH = 16000, 512, 256, 96, 187
 BN_EPS = 1e-3
-CHUNK = 2  # patches at once: the activations of more leave the CPU's caches, and 32 take three times as long
+# patches at once: the activations of more leave the CPU's caches, and 32 take three times as long
+CHUNK = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,9 @@ class Musicnn:
 
     @torch.inference_mode()
     def __call__(self, audio: Tensor, sample_rate: int, *, hop: int = PATCH // 2) -> Features:
-        """Features of audio [channels, samples] or [samples]; `hop` is the step between patches in mel frames. Short audio is repeated."""
+        """Features of audio [channels, samples] or [samples]; `hop` is the step between patches in
+        mel frames. Short audio is repeated.
+        """
         mono = audio.mean(0) if audio.dim() == 2 else audio
         patches = self.patches(resample(mono[None].float(), sample_rate, SAMPLE_RATE)[0], hop)
         parts = [self._network(chunk) for chunk in patches.split(CHUNK)]
@@ -113,7 +119,9 @@ class Musicnn:
 
 
 def _slaney_mel() -> Tensor:
-    """Area-normalised triangular filters [257, 96] on the Slaney scale (linear below 1 kHz, logarithmic above)."""
+    """Area-normalised triangular filters [257, 96] on the Slaney scale (linear below 1 kHz,
+    logarithmic above).
+    """
     step, corner = 200.0 / 3, 1000.0
     log_step = torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27
 

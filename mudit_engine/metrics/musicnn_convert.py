@@ -1,9 +1,11 @@
-"""Reads musicnn's TensorFlow checkpoint without TensorFlow and writes assets/musicnn/mtt.safetensors: how the shipped weights were made.
+"""Reads musicnn's TensorFlow checkpoint without TensorFlow and writes
+assets/musicnn/mtt.safetensors: how the shipped weights were made.
 
     pip download --no-deps musicnn==0.1.0 && unzip musicnn-0.1.0-py3-none-any.whl
     python -m mudit_engine.metrics.musicnn_convert musicnn/MTT_musicnn
 
-A checkpoint's index is a LevelDB table of protocol buffers (name -> dtype, shape, offset, size); its data file is raw little-endian floats.
+A checkpoint's index is a LevelDB table of protocol buffers (name -> dtype, shape, offset, size);
+its data file is raw little-endian floats.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
     F1 = 2 TP / (notes of a + notes of b);  a pair counts when the MIDI pitches are equal and the onsets within 50 ms, each note in one pair
 
-Notes come from the basic-pitch network (88 semitones, 86 frames a second), of which only the ONNX file is used: the package itself would
-import TensorFlow.
+Notes come from the basic-pitch network (88 semitones, 86 frames a second), of which only the ONNX
+file is used: the package itself would import TensorFlow.
 
     listen = NoteListener.load()
     f1 = note_f1(listen(original, 22050), listen(decoded, 22050))
 
-Sources: Bittner et al. 2022 (basic-pitch, Apache-2.0); Raffel et al. 2014, mir_eval.transcription (onset-only F-measure; its 50 cents are
-equality on a semitone grid).
+Sources: Bittner et al. 2022 (basic-pitch, Apache-2.0); Raffel et al. 2014, mir_eval.transcription
+(onset-only F-measure; its 50 cents are equality on a semitone grid).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class NoteListener:
         path = Path(spec.origin).parent / MODEL_FILE if spec is not None and spec.origin else None
         if path is None or not path.is_file():
             raise MissingError(
-                f"transcribing notes needs the network of basic-pitch: {pip_install('--no-deps', 'basic-pitch==0.4.0')}"
+                f"transcribing notes needs the network of basic-pitch: "
+                f"{pip_install('--no-deps', 'basic-pitch==0.4.0')}"
             )
         import onnxruntime
         import torch
@@ -63,10 +64,13 @@ class NoteListener:
         )
 
     def posteriors(self, audio: Tensor, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-        """(note, onset) probabilities [frames, 88] of audio [channels, samples] or [samples]; frame f is at f FRAME_HOP / RATE seconds."""
+        """(note, onset) probabilities [frames, 88] of audio [channels, samples] or [samples]; frame
+        f is at f FRAME_HOP / RATE seconds.
+        """
         mono = audio.mean(0) if audio.dim() == 2 else audio
         samples = resample(mono[None].float(), sample_rate, RATE)[0].numpy()
-        # windows advance by a whole number of frames, so that what is kept of them tiles time without drift
+        # windows advance by a whole number of frames, so that what is kept of them tiles time
+        # without drift
         kept = FRAMES - 2 * EDGE
         windows = max(1, -(-len(samples) // (kept * FRAME_HOP)))
         padded = np.zeros(((windows - 1) * kept * FRAME_HOP + SAMPLES,), np.float32)
@@ -115,7 +119,8 @@ def notes_of(note_FP: np.ndarray, onset_FP: np.ndarray) -> np.ndarray:
 def matched_notes(a_n3: np.ndarray, b_n3: np.ndarray, *, tolerance: float = ONSET_TOLERANCE) -> int:
     """The most pairs of equal pitch and onsets at most `tolerance` seconds apart.
 
-    With one pitch and one tolerance the intervals are ordered like their centres, so taking the earliest partner each time is optimal.
+    With one pitch and one tolerance the intervals are ordered like their centres, so taking the
+    earliest partner each time is optimal.
     """
     pairs = 0
     for pitch in np.intersect1d(a_n3[:, 2], b_n3[:, 2]):

@@ -1,9 +1,11 @@
-"""Linear probes: can drums, a voice or a style be read off a song's features? Ridge regression on one-hot labels, in closed form.
+"""Linear probes: can drums, a voice or a style be read off a song's features? Ridge regression on
+one-hot labels, in closed form.
 
     W = argmin sum_i w_i |y_i - W x_i|^2 + s |W|^2,     w_i = 1 / (songs of i's class)
 
-The classes weigh the same however rare they are, and the strength s is the one with the best leave-one-out balanced accuracy, which the
-singular values give at once: residual_i / (1 - leverage_i).
+The classes weigh the same however rare they are, and the strength s is the one with the best
+leave-one-out balanced accuracy, which the singular values give at once: residual_i / (1 -
+leverage_i).
 
     probe = RidgeProbe.fit(features_ND, ["on", "off", ...])
     guesses = probe(other_MD)
@@ -26,7 +28,9 @@ STRENGTHS = tuple(10.0 ** (k / 2) for k in range(-6, 7))  # of the mean squared 
 
 @dataclass(frozen=True)
 class RidgeProbe:
-    """Weights in the units of the features; `left_out` is the balanced accuracy over training songs, each left out in turn."""
+    """Weights in the units of the features; `left_out` is the balanced accuracy over training
+    songs, each left out in turn.
+    """
 
     classes: tuple[str, ...]
     weight_DC: Tensor
@@ -42,7 +46,8 @@ class RidgeProbe:
         if len(classes) < 2 or min(counts) < 2:
             found = dict(zip(classes, counts, strict=True))
             raise InputError(
-                f"a probe needs two songs of each of at least two classes, got {found}: use more songs"
+                f"a probe needs two songs of each of at least two classes, got {found}: use more "
+                f"songs"
             )
         x = features_ND.double()
         target = torch.tensor([classes.index(label) for label in labels])

@@ -3,7 +3,8 @@
     tempo_error(audio, rate, 92.0)               # share by which the nearest octave of the estimate is off
     key_rank(audio, rate, "A minor")             # 1 is the best of the 12 transpositions
 
-Tempo: the peak of a comb over the autocorrelation of the spectral flux. Key: the share of tonal energy inside the scale.
+Tempo: the peak of a comb over the autocorrelation of the spectral flux. Key: the share of tonal
+energy inside the scale.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def parse_key(key: str) -> tuple[int, str]:
 
 
 def chroma(audio: Tensor, sample_rate: int) -> Tensor:
-    """Share of the energy of spectral peaks (100 to 2,000 Hz) in each pitch class, [12]: peaks, so that drums count little."""
+    """Share of the energy of spectral peaks (100 to 2,000 Hz) in each pitch class, [12]: peaks, so
+    that drums count little.
+    """
     n_fft = 8192
     magnitude = _spectrum(_mono(audio, sample_rate), n_fft, 2048)
     peaks = magnitude[1:-1] * (
@@ -87,7 +90,9 @@ def chroma(audio: Tensor, sample_rate: int) -> Tensor:
 
 
 def key_rank(audio: Tensor, sample_rate: int, key: str) -> int:
-    """Rank (1 = best) of the key among the 12 transpositions of its mode, by the share of tonal energy inside the scale."""
+    """Rank (1 = best) of the key among the 12 transpositions of its mode, by the share of tonal
+    energy inside the scale.
+    """
     return rank_in_chroma(chroma(audio, sample_rate), key)
 
 

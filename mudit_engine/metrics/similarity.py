@@ -1,4 +1,5 @@
-"""SST and ASOA: does a song sound as its description says, and how near is it to another recording? With models the user names.
+"""SST and ASOA: does a song sound as its description says, and how near is it to another recording?
+With models the user names.
 
     SST   = cosine of CLAP's text and audio embeddings
     ASOA  = cosine of MERT's hidden states, each layer averaged over time
@@ -8,9 +9,11 @@
     asoa = AudioSimilarity.load("m-a-p/MERT-v1-95M", variant="fixed", trust_remote_code=True)
     asoa(audio, 44100, other, 22050)
 
-ASOA has two variants. `fixed` resamples to the model's rate, hears the whole audio and compares each layer with itself. `paper` does what
-the paper's published script does, for figures that can be set beside its own: the first 80,000 samples at whatever rate they have, and the
-mean over every layer of one against every layer of the other, which stays below 1 for equal audio. Say which one a figure is.
+ASOA has two variants. `fixed` resamples to the model's rate, hears the whole audio and compares
+each layer with itself. `paper` does what the paper's published script does, for figures that can be
+set beside its own: the first 80,000 samples at whatever rate they have, and the mean over every
+layer of one against every layer of the other, which stays below 1 for equal audio. Say which one a
+figure is.
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ class TextSimilarity:
     def __call__(
         self, texts: Sequence[str], songs: Sequence[Tensor], sample_rate: int
     ) -> list[float]:
-        """Cosine of each text and its song [channels, samples] or [samples]. Audio longer than 10 s is the mean of its windows."""
+        """Cosine of each text and its song [channels, samples] or [samples]. Audio longer than 10 s
+        is the mean of its windows.
+        """
         if len(texts) != len(songs):
             raise InputError(f"{len(texts)} texts and {len(songs)} songs: give one text a song")
         found = []
@@ -77,7 +82,9 @@ class TextSimilarity:
 
 
 class AudioSimilarity:
-    """ASOA with MERT, or any speech or music encoder of transformers that gives hidden states for a waveform."""
+    """ASOA with MERT, or any speech or music encoder of transformers that gives hidden states for a
+    waveform.
+    """
 
     def __init__(self, model: Any, extractor: Any, *, variant: Variant) -> None:
         if variant not in VARIANTS:
@@ -88,7 +95,9 @@ class AudioSimilarity:
     def load(
         cls, source: str, *, variant: Variant = "fixed", trust_remote_code: bool = False
     ) -> AudioSimilarity:
-        """MERT's own code comes with its weights and runs only with trust_remote_code. Raises MissingError and ModelError."""
+        """MERT's own code comes with its weights and runs only with trust_remote_code. Raises
+        MissingError and ModelError.
+        """
         require("transformers", "ASOA")
         from transformers import AutoFeatureExtractor, AutoModel
 
@@ -141,5 +150,6 @@ def _loaded(kind: Any, source: str, **options: Any) -> Any:
         return kind.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"'{source}' cannot be loaded as {kind.__name__}: {str(error).splitlines()[0]}. Give a folder or a hub id that is reachable"
+            f"'{source}' cannot be loaded as {kind.__name__}: {str(error).splitlines()[0]}. Give a "
+            f"folder or a hub id that is reachable"
         ) from error

@@ -1,4 +1,5 @@
-"""ChinMu: descriptions and audio in one space, so that words can condition a song and songs can be found by words.
+"""ChinMu: descriptions and audio in one space, so that words can condition a song and songs can be
+found by words.
 
     text:  fragment -> characters or a transformers encoder -> masked mean -> projection -> unit vector
     audio: log-mel -> folded frames -> transformer with RoPE -> mean -> projection -> unit vector
@@ -63,7 +64,9 @@ class _Tower(nn.Module):
 
 
 def character_ids(text: str, limit: int) -> list[int]:
-    """Table rows of a text's characters: code point modulo the table's rows, so that any script has an id and nothing is fitted."""
+    """Table rows of a text's characters: code point modulo the table's rows, so that any script has
+    an id and nothing is fitted.
+    """
     return [ord(c) % BUCKETS for c in text.lower()[:limit]]
 
 
@@ -108,14 +111,17 @@ class CharacterEncoder(nn.Module):
 
 
 class PretrainedTextEncoder(nn.Module):
-    """A transformers encoder (a folder or a hub id the user gives), masked mean of its last states, and a projection."""
+    """A transformers encoder (a folder or a hub id the user gives), masked mean of its last states,
+    and a projection.
+    """
 
     def __init__(self, config: ChinMuConfig, *, folder: Path | None = None) -> None:
         super().__init__()
         require("transformers", f"the text encoder '{config.text_encoder}'")
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        # a model folder holds the encoder's configuration and tokenizer, so that it opens with no network
+        # a model folder holds the encoder's configuration and tokenizer, so that it opens with no
+        # network
         source = str(folder) if folder is not None and folder.is_dir() else config.text_encoder
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
@@ -126,7 +132,8 @@ class PretrainedTextEncoder(nn.Module):
             )
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"text encoder '{source}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder or a hub id that is reachable"
+                f"text encoder '{source}' cannot be loaded: {str(error).splitlines()[0]}. Give a "
+                f"folder or a hub id that is reachable"
             ) from error
         self.limit = config.max_characters
         self.project = nn.Linear(self.encoder.config.hidden_size, config.embedding)
@@ -183,7 +190,9 @@ class ChinMu(nn.Module):
     """Both towers and the temperature."""
 
     def __init__(self, config: ChinMuConfig, *, folder: Path | None = None) -> None:
-        """`folder` is where a saved model keeps its text encoder's configuration and tokenizer (None: the configured source)."""
+        """`folder` is where a saved model keeps its text encoder's configuration and tokenizer
+        (None: the configured source).
+        """
         super().__init__()
         self.config = config
         self.text: nn.Module = (
@@ -202,7 +211,9 @@ class ChinMu(nn.Module):
         return cast(Tensor, self.text(texts))
 
     def encode_audio(self, songs: Sequence[Tensor], sample_rate: int) -> Tensor:
-        """Unit vectors [N, embedding] of songs [channels, samples] or [samples], each at its own length."""
+        """Unit vectors [N, embedding] of songs [channels, samples] or [samples], each at its own
+        length.
+        """
         from mudit_engine.audio import resample
 
         mono = [song.mean(0) if song.dim() == 2 else song for song in songs]
@@ -225,7 +236,9 @@ class ChinMu(nn.Module):
 def info_nce(
     text_NE: Tensor, audio_NE: Tensor, scale: Tensor, *, groups: Tensor | None = None
 ) -> Tensor:
-    """Symmetric InfoNCE, summed over the N pairs (divide by the global N). Pairs of one group (the same song twice) are not negatives."""
+    """Symmetric InfoNCE, summed over the N pairs (divide by the global N). Pairs of one group (the
+    same song twice) are not negatives.
+    """
     logits = scale * text_NE @ audio_NE.T
     if groups is not None:
         same = groups[:, None] == groups[None]

@@ -1,9 +1,11 @@
-"""The discrete Fourier transform of real frames as products of small matrices, for runtimes that have no FFT or a slow one.
+"""The discrete Fourier transform of real frames as products of small matrices, for runtimes that
+have no FFT or a slow one.
 
     n = P Q, sample = Q i + j, bin = k + P l            (Cooley and Tukey 1965, two factors)
     X[k, l] = sum_j W_Q^(j l) W_n^(j k) sum_i W_P^(i k) x[i, j],        W_n = exp(-2 pi i / n)
 
-Real frames need k = 0 .. P / 2 only: the other bins are complex conjugates. n = 2048 takes 0.5 MFLOP as 64 x 32, against 8.4 as one matrix.
+Real frames need k = 0 .. P / 2 only: the other bins are complex conjugates. n = 2048 takes 0.5
+MFLOP as 64 x 32, against 8.4 as one matrix.
 
     dft = FactoredDft(2048)
     real, imag = dft(frames)                    # [..., P / 2 + 1, Q]: the transform's own order
@@ -22,7 +24,9 @@ from torch import Tensor, nn
 
 
 class FactoredDft(nn.Module):
-    """Forward without scale, inverse with 1 / n, as torch.fft. n must be even. Constants in fp32; nothing is learned or saved."""
+    """Forward without scale, inverse with 1 / n, as torch.fft. n must be even. Constants in fp32;
+    nothing is learned or saved.
+    """
 
     def __init__(self, n: int) -> None:
         """Raises ValueError for an odd n."""
@@ -39,7 +43,8 @@ class FactoredDft(nn.Module):
         rows_kP = 2 * math.pi / p * k * torch.arange(p, dtype=torch.float64)
         columns_QQ = 2 * math.pi / q * j[:, None] * j
         twiddle_kQ = 2 * math.pi / n * k * j
-        # a bin of 0 < k < P / 2 also stands for its conjugate; those of k = 0 and P / 2 are all there
+        # a bin of 0 < k < P / 2 also stands for its conjugate; those of k = 0 and P / 2 are all
+        # there
         weight_k = torch.full((p // 2 + 1,), 2.0 / n, dtype=torch.float64)
         weight_k[0] = weight_k[-1] = 1.0 / n
         constants = {
@@ -47,7 +52,8 @@ class FactoredDft(nn.Module):
             "rows_imag": -rows_kP.sin(),
             "turn_real": twiddle_kQ.cos(),
             "turn_imag": -twiddle_kQ.sin(),
-            # (real, imag) side by side times these: real and imaginary part of a product with W_Q, and with its conjugate
+            # (real, imag) side by side times these: real and imaginary part of a product with W_Q,
+            # and with its conjugate
             "columns_real": torch.cat((columns_QQ.cos(), columns_QQ.sin())),
             "columns_imag": torch.cat((-columns_QQ.sin(), columns_QQ.cos())),
             "back_real": torch.cat((columns_QQ.cos(), -columns_QQ.sin())),
@@ -98,7 +104,9 @@ class FactoredDft(nn.Module):
         return both @ self.columns_real, both @ self.columns_imag
 
     def inverse(self, real: Tensor, imag: Tensor) -> Tensor:
-        """Real frames [..., n] of a spectrum in its own order; the imaginary parts of bins 0 and n / 2 are ignored."""
+        """Real frames [..., n] of a spectrum in its own order; the imaginary parts of bins 0 and n
+        / 2 are ignored.
+        """
         both = torch.cat((real, imag), -1)
         real, imag = both @ self.back_real, both @ self.back_imag
         turned = torch.cat(

@@ -10,8 +10,9 @@
 
 Sources: Peebles and Xie 2023 (adaLN-Zero); Ma et al. 2024 (SiT); Dehghani et al. 2023 (QK-norm).
 
-Shapes: N packed rows, T target rows, C latent channels, D width, H heads, K head width, L lyric tokens, E lyric width, B sequences.
-Angles, times and modulation inputs stay fp32; the rest runs in the weights' dtype.
+Shapes: N packed rows, T target rows, C latent channels, D width, H heads, K head width, L lyric
+tokens, E lyric width, B sequences. Angles, times and modulation inputs stay fp32; the rest runs in
+the weights' dtype.
 """
 
 from __future__ import annotations
@@ -84,15 +85,20 @@ class Modulation:
 
 
 def check_lyric_ids(ids: Sequence[int] | np.ndarray, config: DitConfig) -> None:
-    """Raises InputError for an id outside the embedding. For ids on the host: the network would wait for the device to look at them."""
+    """Raises InputError for an id outside the embedding. For ids on the host: the network would
+    wait for the device to look at them.
+    """
     if len(ids) and (last := int(np.max(ids))) >= config.vocabulary_size:
         raise InputError(
-            f"lyric token {last} is outside the model's {config.vocabulary_size}: it was made with another vocabulary"
+            f"lyric token {last} is outside the model's {config.vocabulary_size}: it was made with "
+            f"another vocabulary"
         )
 
 
 def pool_descriptions(descriptions_FE: Tensor, fragments: Sequence[int]) -> Tensor:
-    """Mean description vector [B, E] of each sequence's fragments, packed end to end; zeros for a sequence without any."""
+    """Mean description vector [B, E] of each sequence's fragments, packed end to end; zeros for a
+    sequence without any.
+    """
     means = [
         part.mean(0) if len(part) else part.new_zeros(part.shape[1])
         for part in descriptions_FE.split(list(fragments))
@@ -101,7 +107,9 @@ def pool_descriptions(descriptions_FE: Tensor, fragments: Sequence[int]) -> Tens
 
 
 class DitBlock(nn.Module):
-    """One transformer block. The residual stream comes with its modulated norm, so that each norm is fused with the residual before it."""
+    """One transformer block. The residual stream comes with its modulated norm, so that each norm
+    is fused with the residual before it.
+    """
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -151,7 +159,9 @@ class DitBlock(nn.Module):
         lyric_v: Tensor,
         layout: Layout | DenseLayout | ShardedLayout,
     ) -> tuple[Tensor, Tensor]:
-        """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the next one."""
+        """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the
+        next one.
+        """
         gate1, shift2, scale2, gate2 = mod[2:]
         q, k, v = ops.pack_qkv(
             self.qkv(h_ND),
@@ -232,7 +242,9 @@ class DiT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier matrices; adaLN-Zero: gates, modulation and the last projection start at 0, so that each block starts as the identity."""
+        """Xavier matrices; adaLN-Zero: gates, modulation and the last projection start at 0, so
+        that each block starts as the identity.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -260,7 +272,9 @@ class DiT(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def encode_lyrics(self, ids_L: Tensor, counts: Sequence[int]) -> Tensor:
-        """Lyric tokens [L, E] of songs packed end to end. Ids outside the embedding: see check_lyric_ids."""
+        """Lyric tokens [L, E] of songs packed end to end. Ids outside the embedding: see
+        check_lyric_ids.
+        """
         position = [torch.arange(n, dtype=torch.float32, device=ids_L.device) for n in counts if n]
         cos, sin = rope_table(
             torch.cat(position) if position else ids_L.float(),
@@ -280,7 +294,9 @@ class DiT(nn.Module):
         return self.lyric_norm(x_LE)
 
     def lyric_kv(self, lyrics_LE: Tensor, positions_L: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [L, H, K] of every block. Positions are shares of the song in (0, 1) (mudit_engine/layouts/packed.py)."""
+        """Keys and values [L, H, K] of every block. Positions are shares of the song in (0, 1)
+        (mudit_engine/layouts/packed.py).
+        """
         cos, sin = rope_table(
             positions_L * self.config.lyric_rope_scale,
             self.config.head_dim,
@@ -293,8 +309,8 @@ class DiT(nn.Module):
     ) -> Modulation:
         """Modulation of R (time, length, user type) rows; all steps of a song can be one call.
 
-        pooled_RE: mean description vectors (pool_descriptions), wanted by a model with config.pooled_description. Raises InputError
-        without them.
+        pooled_RE: mean description vectors (pool_descriptions), wanted by a model with
+        config.pooled_description. Raises InputError without them.
         """
         dtype = self.final.weight.dtype
         t = self.time_in(fourier_features(times_R * TIME_SCALE, TIME_FEATURES).to(dtype))
@@ -306,7 +322,8 @@ class DiT(nn.Module):
         if self.pooled_in is not None:
             if pooled_RE is None:
                 raise InputError(
-                    "this model's modulation takes the mean description vector: give modulate(..., pool_descriptions(...))"
+                    "this model's modulation takes the mean description vector: give modulate(..., "
+                    "pool_descriptions(...))"
                 )
             c = c + self.pooled_in(pooled_RE.to(dtype))
         c = nn.functional.silu(c)
@@ -324,12 +341,15 @@ class DiT(nn.Module):
         return rows.chunk(6, -1)
 
     def embed_outline(self, outline: OutlineRows | None, lyrics_LE: Tensor) -> Tensor | None:
-        """What the outline says of each target frame, [T, D]; None for a model that takes no outline. Raises InputError without one."""
+        """What the outline says of each target frame, [T, D]; None for a model that takes no
+        outline. Raises InputError without one.
+        """
         if self.outline_in is None or self.sung_in is None:
             return None
         if outline is None:
             raise InputError(
-                "this model takes an outline (beat, key, syllables) of every song: give DitBatch.outline"
+                "this model takes an outline (beat, key, syllables) of every song: give "
+                "DitBatch.outline"
             )
         return self.outline_in(outline.features_TF) + self.sung_in(aligned(lyrics_LE, outline))
 
@@ -341,7 +361,9 @@ class DiT(nn.Module):
         layout: Layout,
         outline_TD: Tensor | None = None,
     ) -> Tensor:
-        """What is the same at every step, as packed rows [N, D]: descriptions, references, and the outline on the target rows or zeros."""
+        """What is the same at every step, as packed rows [N, D]: descriptions, references, and the
+        outline on the target rows or zeros.
+        """
         described = self.description_in(descriptions)
         referenced = self.reference_in(references)
         parts, d, r, t = [], 0, 0, 0
@@ -371,8 +393,9 @@ class DiT(nn.Module):
     ) -> Tensor:
         """All blocks on embedded rows, then the output [T, C] of the target rows.
 
-        checkpointing "full" keeps the rows between blocks and computes the blocks again in backward; "selective" keeps the products of
-        matrices too, so that norms, attention and elementwise work are done again.
+        checkpointing "full" keeps the rows between blocks and computes the blocks again in
+        backward; "selective" keeps the products of matrices too, so that norms, attention and
+        elementwise work are done again.
         """
         mod = self._block_modulation(modulation, 0)
         h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], layout.runs)

@@ -1,10 +1,12 @@
-"""A model folder: config.json and one safetensors file a part (dit, vae, chinmu), each loadable on its own.
+"""A model folder: config.json and one safetensors file a part (dit, vae, chinmu), each loadable on
+its own.
 
     config = load_config("folder")
     dit = load_part("dit", config, Path("folder"))
     save_part("dit", dit, Path("folder"), dtype=torch.float16)
 
-Weights may be stored in half precision; they are widened to the requested dtype when they are loaded.
+Weights may be stored in half precision; they are widened to the requested dtype when they are
+loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def model_folder(source: str | Path) -> Path:
             else ""
         )
         raise ModelError(
-            f"no model folder '{source}'{hint}: give one of {', '.join(embedded())} or a folder with config.json and safetensors files"
+            f"no model folder '{source}'{hint}: give one of {', '.join(embedded())} or a folder "
+            f"with config.json and safetensors files"
         )
     return folder
 
@@ -73,7 +76,9 @@ def load_part(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """A part in evaluation mode. Raises ModelError that names the file and what is wrong (missing, truncated, NaN, other shapes)."""
+    """A part in evaluation mode. Raises ModelError that names the file and what is wrong (missing,
+    truncated, NaN, other shapes).
+    """
     path = folder / f"{part}.safetensors"
     try:
         weights = load_file(path)
@@ -97,14 +102,16 @@ def load_part(
     ]
     if wrong:
         raise ModelError(
-            f"'{path}' does not fit its config.json: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} differences). Use its own config"
+            f"'{path}' does not fit its config.json: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} "
+            f"differences). Use its own config"
         )
     broken = [
         name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()
     ]
     if broken:
         raise ModelError(
-            f"'{path}' holds NaN or infinite weights in {broken[0]} ({len(broken)} tensors): use an earlier checkpoint"
+            f"'{path}' holds NaN or infinite weights in {broken[0]} ({len(broken)} tensors): use "
+            f"an earlier checkpoint"
         )
     module.load_state_dict(weights, assign=part == "dit")
     return module.to(device=device, dtype=dtype).eval()
@@ -113,7 +120,9 @@ def load_part(
 def save_part(
     part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None
 ) -> Path:
-    """Writes a part's weights atomically, floating-point tensors in `dtype` if given. Returns the file."""
+    """Writes a part's weights atomically, floating-point tensors in `dtype` if given. Returns the
+    file.
+    """
     weights = {
         name: (w.to(dtype) if dtype and w.is_floating_point() else w).detach().cpu().contiguous()
         for name, w in module.state_dict().items()
@@ -127,10 +136,11 @@ def save_part(
 def save_random_model(
     config: ModelConfig, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ModelConfig:
-    """Writes a model folder with random weights, to size and time a preset that nobody has trained yet. Returns its configuration.
+    """Writes a model folder with random weights, to size and time a preset that nobody has trained
+    yet. Returns its configuration.
 
-    Nothing is left at adaLN-Zero's zeros, which would make the work trivially denormal; the text encoder is the character one, which
-    needs no download.
+    Nothing is left at adaLN-Zero's zeros, which would make the work trivially denormal; the text
+    encoder is the character one, which needs no download.
     """
     config = config.model_copy(
         update={"chinmu": config.chinmu.model_copy(update={"text_encoder": "characters"})}
@@ -148,7 +158,9 @@ def save_random_model(
 def _write_random(
     path: Path, part: Part, shapes: dict[str, torch.Size], dtype: torch.dtype
 ) -> None:
-    """A safetensors file written tensor by tensor: safetensors' own writer holds a second copy of all of them."""
+    """A safetensors file written tensor by tensor: safetensors' own writer holds a second copy of
+    all of them.
+    """
     kind, size = {
         torch.float32: ("F32", 4),
         torch.bfloat16: ("BF16", 2),
@@ -182,7 +194,8 @@ def _random(name: str, shape: torch.Size) -> torch.Tensor:
 
 
 def _weightless(part: Part) -> contextlib.AbstractContextManager[object]:
-    """Where a part is built whose weights come from elsewhere: on no device, so that nothing is drawn only to be overwritten.
+    """Where a part is built whose weights come from elsewhere: on no device, so that nothing is
+    drawn only to be overwritten.
 
     The other parts hold constants that are in no file.
     """

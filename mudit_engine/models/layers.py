@@ -1,4 +1,5 @@
-"""Small pieces the networks share: Fourier features of scalars, and a pre-norm transformer block on packed rows.
+"""Small pieces the networks share: Fourier features of scalars, and a pre-norm transformer block on
+packed rows.
 
 features = fourier_features(times, 256)
 x = EncoderBlock(512, head_dim=64)(x, segments, cos, sin)
@@ -17,7 +18,9 @@ from mudit_engine.layouts.dense import DenseKeys
 
 
 def fourier_features(x_B: Tensor, width: int, *, max_period: float = 10000.0) -> Tensor:
-    """cos and sin [B, width] of x at geometric frequencies from 1 to 1 / max_period. Computed in fp32: half precision would alias x."""
+    """cos and sin [B, width] of x at geometric frequencies from 1 to 1 / max_period. Computed in
+    fp32: half precision would alias x.
+    """
     frequency = torch.exp(
         -math.log(max_period)
         * torch.arange(width // 2, dtype=torch.float32, device=x_B.device)
@@ -28,7 +31,9 @@ def fourier_features(x_B: Tensor, width: int, *, max_period: float = 10000.0) ->
 
 
 class EncoderBlock(nn.Module):
-    """x += Attn(LN x); x += MLP(LN x), with QK-RMSNorm and RoPE, on rows of several sequences packed end to end."""
+    """x += Attn(LN x); x += MLP(LN x), with QK-RMSNorm and RoPE, on rows of several sequences
+    packed end to end.
+    """
 
     def __init__(self, width: int, *, head_dim: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
@@ -45,7 +50,9 @@ class EncoderBlock(nn.Module):
     def forward(
         self, x_TD: Tensor, segments: Segments | DenseKeys, cos: Tensor, sin: Tensor
     ) -> Tensor:
-        """x [T, D] (dense [B, T, D]); cos, sin fp32 [..., K/2] of each row's position in its own sequence."""
+        """x [T, D] (dense [B, T, D]); cos, sin fp32 [..., K/2] of each row's position in its own
+        sequence.
+        """
         q, k, v = ops.pack_qkv(
             self.qkv(self.norm1(x_TD)), self.q_gain, self.k_gain, cos, sin, heads=self.heads
         )

@@ -1,4 +1,5 @@
-"""An outline (text/outline.py) frame by frame: beat, key, chord, and the lyric tokens that sound in it.
+"""An outline (text/outline.py) frame by frame: beat, key, chord, and the lyric tokens that sound in
+it.
 
     features of frame i at time t = (i + 1/2) / frame_rate:
         sin, cos of 2 pi t / period for a beat, a bar and four bars; one-hot tonic and mode; seconds since and until the syllable's bounds;
@@ -40,7 +41,9 @@ CONSONANT_SECONDS, CONSONANT_TAIL_SECONDS = (
 
 @dataclass(frozen=True)
 class OutlineRows:
-    """Outlines of the frames of one song, or of several end to end. `tokens_T4` are rows of the packed lyric tokens."""
+    """Outlines of the frames of one song, or of several end to end. `tokens_T4` are rows of the
+    packed lyric tokens.
+    """
 
     features_TF: Tensor
     tokens_T4: Tensor
@@ -62,7 +65,9 @@ def no_outline(frames: int, tokens: int) -> OutlineRows:
 
 
 def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: int) -> OutlineRows:
-    """Rows of one song of `frames` latent frames with `tokens` lyric tokens. Raises InputError for a key with an unknown name."""
+    """Rows of one song of `frames` latent frames with `tokens` lyric tokens. Raises InputError for
+    a key with an unknown name.
+    """
     centre_T = (np.arange(frames) + 0.5) / frame_rate
     features_TF = np.zeros((frames, FEATURES), np.float32)
     if outline.bpm is not None:
@@ -84,7 +89,8 @@ def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: in
     times = outline.token_times if outline.token_times is not None else np.full((tokens, 2), -1.0)
     if len(times) != tokens:
         raise InputError(
-            f"the outline has times of {len(times)} lyric tokens, the lyrics have {tokens}: plan it from the same lyrics"
+            f"the outline has times of {len(times)} lyric tokens, the lyrics have {tokens}: plan "
+            f"it from the same lyrics"
         )
     index_T4, weight_T4 = _sounding(_token_spans(times), frames, frame_rate)
     features_TF[:, SYLLABLE:CHORD] = _syllable_progress(times, centre_T)
@@ -97,7 +103,9 @@ def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: in
 
 
 def pack_outlines(rows: Sequence[OutlineRows]) -> OutlineRows:
-    """Songs end to end. A frame in which nothing sounds points at row 0: its own song may have no tokens."""
+    """Songs end to end. A frame in which nothing sounds points at row 0: its own song may have no
+    tokens.
+    """
     starts = itertools.accumulate((len(one.positions_L) for one in rows[:-1]), initial=0)
     return OutlineRows(
         torch.cat([one.features_TF for one in rows]),
@@ -120,7 +128,9 @@ def aligned(lyrics_LE: Tensor, rows: OutlineRows) -> Tensor:
 
 
 def _token_spans(times_L2: np.ndarray) -> np.ndarray:
-    """When each token itself sounds: the first of a syllable around its start, the others one after another until its end."""
+    """When each token itself sounds: the first of a syllable around its start, the others one after
+    another until its end.
+    """
     spans = np.array(times_L2, np.float64)
     start = 0
     while start < len(spans):
@@ -173,7 +183,9 @@ def _syllable_progress(times_L2: np.ndarray, centre_T: np.ndarray) -> np.ndarray
 
 
 def _positions(times_L2: np.ndarray, seconds: float) -> np.ndarray:
-    """Shares of the song; tokens that are not sung stand between their neighbours. Evenly spread when no time is known."""
+    """Shares of the song; tokens that are not sung stand between their neighbours. Evenly spread
+    when no time is known.
+    """
     count = len(times_L2)
     sung = np.flatnonzero(times_L2[:, 0] >= 0) if count else np.empty(0, np.int64)
     if not len(sung):

@@ -1,21 +1,26 @@
-"""Short-time Fourier transform, its inverse, Griffin-Lim and mel spectrograms as modules that train, chunk and export.
+"""Short-time Fourier transform, its inverse, Griffin-Lim and mel spectrograms as modules that
+train, chunk and export.
 
-Frames are centred on (f + 1/2) hop, so S = F hop samples give exactly F frames and F frames give S samples back:
+Frames are centred on (f + 1/2) hop, so S = F hop samples give exactly F frames and F frames give S
+samples back:
 
     X[f, k] = sum_n w[n] x[f hop + n - (n_fft - hop) / 2] exp(-2 pi i k (n - n_fft / 2) / n_fft) / sum(w)
     x       = sum_f w (inverse DFT of X[f]) sum(w) / sum_f w^2                      (least squares, exact at both ends too)
 
-With this scale a sine of amplitude A peaks at A / 2, and with time counted from the frame's centre a steady partial has
-one phase in all bins of its peak, which is what a network can predict. Spectra are pairs (real, imag), never complex tensors.
+With this scale a sine of amplitude A peaks at A / 2, and with time counted from the frame's centre
+a steady partial has one phase in all bins of its peak, which is what a network can predict. Spectra
+are pairs (real, imag), never complex tensors.
 
-`transform="fft"` is torch.fft; `"matrix"` writes both directions as slices, products of small matrices (models/dft.py) and shifted adds,
-for runtimes that have no FFT, complex numbers or col2im (ONNX, TensorRT).
+`transform="fft"` is torch.fft; `"matrix"` writes both directions as slices, products of small
+matrices (models/dft.py) and shifted adds, for runtimes that have no FFT, complex numbers or col2im
+(ONNX, TensorRT).
 
     stft = Stft(1024, 256)
     real_NFK, imag_NFK = stft(audio_NS)
     audio_NS = stft.inverse(real_NFK, imag_NFK)
 
-Shapes: N songs x channels, S samples, F frames, K = n_fft / 2 + 1 bins, M mel bands, R = n_fft / hop frames over a sample.
+Shapes: N songs x channels, S samples, F frames, K = n_fft / 2 + 1 bins, M mel bands, R = n_fft /
+hop frames over a sample.
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ BLOCK_FRAMES = 64  # of Griffin-Lim on a CPU: 0.5 MiB a tensor for 2048 samples 
 
 
 class Stft(nn.Module):
-    """The transform pair of one window size (periodic Hann), in fp32. Nothing in it is learned or saved."""
+    """The transform pair of one window size (periodic Hann), in fp32. Nothing in it is learned or
+    saved.
+    """
 
     def __init__(self, n_fft: int, hop: int, *, transform: Transform = "fft") -> None:
         """Raises ValueError unless hop divides n_fft at least twice and n_fft - hop is even."""
@@ -87,12 +94,15 @@ class Stft(nn.Module):
         steps: int | Tensor,
         momentum: float = 0.99,
     ) -> tuple[Tensor, Tensor]:
-        """Spectrum with this magnitude whose phases agree better between overlapping frames than those given.
+        """Spectrum with this magnitude whose phases agree better between overlapping frames than
+        those given.
 
-        Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013): t' = c + momentum (c - c_before), c = STFT(ISTFT(magnitude * unit(t))).
-        Each step looks at overlap - 1 frames on either side and nothing else, so a decode in chunks stays exact. It searches, and
-        roundings grow with momentum: after 64 steps two exact implementations are some 1e-3 apart, and both as consistent.
-        `steps` may be a scalar tensor under transform="matrix", so that it is an input of an exported graph.
+        Fast Griffin-Lim (Perraudin, Balazs, Sondergaard 2013): t' = c + momentum (c - c_before), c
+        = STFT(ISTFT(magnitude * unit(t))). Each step looks at overlap - 1 frames on either side and
+        nothing else, so a decode in chunks stays exact. It searches, and roundings grow with
+        momentum: after 64 steps two exact implementations are some 1e-3 apart, and both as
+        consistent. `steps` may be a scalar tensor under transform="matrix", so that it is an input
+        of an exported graph.
         """
         differentiated = torch.is_grad_enabled() and (
             magnitude_NFK.requires_grad or real_NFK.requires_grad or imag_NFK.requires_grad
@@ -102,7 +112,8 @@ class Stft(nn.Module):
                 magnitude_NFK, real_NFK, imag_NFK, int(steps), momentum
             )
         dft, level = self.dft, self._level(magnitude_NFK.shape[1])
-        # pointwise work does not care for the order of bins, so that nothing is reordered inside the loop
+        # pointwise work does not care for the order of bins, so that nothing is reordered inside
+        # the loop
         size = magnitude_NFK if dft is None else dft.spread(magnitude_NFK)
         floor = _floor(size)
 
@@ -138,7 +149,9 @@ class Stft(nn.Module):
     def _griffin_lim_by_blocks(
         self, magnitude_NFK: Tensor, real_NFK: Tensor, imag_NFK: Tensor, steps: int, momentum: float
     ) -> tuple[Tensor, Tensor]:
-        """The same by torch.fft, some frames at a time: what one block needs stays in a core's cache."""
+        """The same by torch.fft, some frames at a time: what one block needs stays in a core's
+        cache.
+        """
         songs, frames, side = (
             len(magnitude_NFK),
             magnitude_NFK.shape[1],
@@ -150,7 +163,8 @@ class Stft(nn.Module):
         # windowed frames, between as many silent ones as overlap with the first and the last
         last = self.overlap - 1
         pieces_NFRh = magnitude_NFK.new_zeros(songs, frames + 2 * last, self.overlap, self.hop)
-        # audio with `side` zeros on either end, as the analysis wants it: by rows of hop samples and by overlapping frames
+        # audio with `side` zeros on either end, as the analysis wants it: by rows of hop samples
+        # and by overlapping frames
         audio_NS = magnitude_NFK.new_empty(songs, (frames + last) * self.hop)
         rows_NJh, frames_NFn = (
             audio_NS.unflatten(1, (-1, self.hop)),
@@ -170,7 +184,8 @@ class Stft(nn.Module):
                     2, (self.overlap, self.hop)
                 )
                 rows = slice(start, stop if stop < frames else frames + last)
-                # one order of addition, wherever blocks and chunks begin: a difference in rounding would grow
+                # one order of addition, wherever blocks and chunks begin: a difference in rounding
+                # would grow
                 total_NJh = pieces_NFRh[:, last + rows.start : last + rows.stop, 0]
                 for j in range(1, self.overlap):
                     total_NJh = (
@@ -238,7 +253,9 @@ class Stft(nn.Module):
         )
 
     def _level(self, frames: int) -> Tensor:
-        """Sum of the squared windows over each sample, [1, F hop]: at least w(hop / 2 from the centre)^2, never near zero."""
+        """Sum of the squared windows over each sample, [1, F hop]: at least w(hop / 2 from the
+        centre)^2, never near zero.
+        """
         return self._overlap_add(self.squared_window.expand(1, frames, self.overlap, self.hop))
 
     def _overlap_add(self, frames_NFRh: Tensor) -> Tensor:
@@ -252,8 +269,9 @@ class Stft(nn.Module):
 def with_magnitude(magnitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
     """(real, imag) scaled to this magnitude.
 
-    The floor under the division is in proportion to the wanted magnitude: where a bin is all but empty its phase is rounding noise, and
-    without the floor that noise would be blown up to full level.
+    The floor under the division is in proportion to the wanted magnitude: where a bin is all but
+    empty its phase is rounding noise, and without the floor that noise would be blown up to full
+    level.
     """
     return _scaled(magnitude, _floor(magnitude), real, imag)
 
@@ -271,7 +289,9 @@ def _scaled(magnitude: Tensor, floor: Tensor, real: Tensor, imag: Tensor) -> tup
 def mel_filters(
     sample_rate: int, n_fft: int, mels: int, *, low: float = 30.0, high: float | None = None
 ) -> Tensor:
-    """Triangular filters [K, M], each of sum 1, evenly spaced on the mel scale 2595 log10(1 + f / 700) between low and high (Hz)."""
+    """Triangular filters [K, M], each of sum 1, evenly spaced on the mel scale 2595 log10(1 + f /
+    700) between low and high (Hz).
+    """
 
     def mel(hertz: float) -> float:
         return 2595.0 * math.log10(1.0 + hertz / 700.0)

@@ -1,22 +1,26 @@
-"""The spectral VAE: audio <-> latents at about 10.77 Hz. Compressed magnitudes are coded; the decoder makes up the phases.
+"""The spectral VAE: audio <-> latents at about 10.77 Hz. Compressed magnitudes are coded; the
+decoder makes up the phases.
 
     encoder   x = (log(|STFT| + floor) - mean) / scale per bin (or |STFT|^compression); patches of `fold` frames
               mean = W x + net(x), log-variance = net(x)
     decoder   x^ = W' z + net(z, W' z), unit phases u = net(z, W' z);   audio = ISTFT(GriffinLim(magnitude(x^) u))
 
-W and W' are the whitened principal components of the patches, found in closed form by `fit_linear`; the last layers of every `net` start
-at zero, so the module starts as exactly that linear codec (which keeps pitch) and training only refines it. Stereo is coded as
-mid = (L + R) / 2, side = (L - R) / 2 and their balance 2 Re(M S*) / (|M|^2 + |S|^2), which says left from right.
+W and W' are the whitened principal components of the patches, found in closed form by `fit_linear`;
+the last layers of every `net` start at zero, so the module starts as exactly that linear codec
+(which keeps pitch) and training only refines it. Stereo is coded as mid = (L + R) / 2, side = (L -
+R) / 2 and their balance 2 Re(M S*) / (|M|^2 + |S|^2), which says left from right.
 
-All norms are per frame and every layer has a finite reach, so runtime/decode.py decodes chunk by chunk and exactly. No complex numbers
-in the decoder: with `vae.stft.set_transform("matrix")` it exports as products, convolutions and shifted adds.
+All norms are per frame and every layer has a finite reach, so runtime/decode.py decodes chunk by
+chunk and exactly. No complex numbers in the decoder: with `vae.stft.set_transform("matrix")` it
+exports as products, convolutions and shifted adds.
 
     vae = SpectralVAE(config.vae); vae.fit_linear(songs)
     mean_NTC, logvar_NTC = vae.encode(audio_NcS); audio_NcS = vae.decode(mean_NTC)
 
-Shapes: N songs, c audio channels, S samples, F STFT frames (F = T fold), K bins, X features of a frame (K, stereo 3 K), T latent
-frames, C latent channels, D width, P = fold X features of a patch. Everything is fp32, and spectra stay so under autocast or where the
-decoder's network alone is in half precision (`vae.decoder.to(torch.bfloat16)`).
+Shapes: N songs, c audio channels, S samples, F STFT frames (F = T fold), K bins, X features of a
+frame (K, stereo 3 K), T latent frames, C latent channels, D width, P = fold X features of a patch.
+Everything is fp32, and spectra stay so under autocast or where the decoder's network alone is in
+half precision (`vae.decoder.to(torch.bfloat16)`).
 """
 
 from __future__ import annotations
@@ -106,7 +110,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> features and the turn of phases from their start (real, imaginary; a second pair for side relative to mid; 0: none)."""
+    """Latents -> features and the turn of phases from their start (real, imaginary; a second pair
+    for side relative to mid; 0: none).
+    """
 
     def __init__(self, config: VaeConfig, features: int, phases: int) -> None:
         super().__init__()
@@ -143,7 +149,9 @@ class Decoder(nn.Module):
 
 
 class SpectralVAE(nn.Module):
-    """Encoder, decoder and the constants between audio, features and latents (see the module's docstring)."""
+    """Encoder, decoder and the constants between audio, features and latents (see the module's
+    docstring).
+    """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -184,7 +192,9 @@ class SpectralVAE(nn.Module):
         return reach * c.latent_blocks + -(-frames // c.fold)
 
     def features(self, audio_NcS: Tensor) -> Tensor:
-        """Standardised features [N, F, X] of audio [N, channels, S], zero-padded to whole latent frames."""
+        """Standardised features [N, F, X] of audio [N, channels, S], zero-padded to whole latent
+        frames.
+        """
         return (self._raw_features(audio_NcS) - self.feature_mean) / self.feature_scale
 
     def _raw_features(self, audio_NcS: Tensor) -> Tensor:
@@ -194,7 +204,8 @@ class SpectralVAE(nn.Module):
             or audio_NcS.shape[2] == 0
         ):
             raise ValueError(
-                f"audio of shape {tuple(audio_NcS.shape)} given: this VAE takes [songs, {self.config.channels}, samples > 0]"
+                f"audio of shape {tuple(audio_NcS.shape)} given: this VAE takes [songs, "
+                f"{self.config.channels}, samples > 0]"
             )
         audio_NcS = F.pad(audio_NcS.float(), (0, -audio_NcS.shape[2] % self.config.hop))
         if not self.stereo:
@@ -202,18 +213,23 @@ class SpectralVAE(nn.Module):
         mid_real, mid_imag = self.stft(audio_NcS.mean(1))
         side_real, side_imag = self.stft((audio_NcS[:, 0] - audio_NcS[:, 1]) / 2)
         mid, side = magnitude(mid_real, mid_imag), magnitude(side_real, side_imag)
-        # the floor fades the balance out where there is nothing to hear, instead of coding the direction of silence
+        # the floor fades the balance out where there is nothing to hear, instead of coding the
+        # direction of silence
         power = mid.square() + side.square() + self.config.floor**2
         balance = 2 * (mid_real * side_real + mid_imag * side_imag) / power
         return torch.cat((self._compress(mid), self._compress(side), balance), -1)
 
     def encode(self, audio_NcS: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, log-variance), both [N, T, C], of audio [N, channels, S]; T = ceil(S / hop). Raises ValueError for another shape."""
+        """(mean, log-variance), both [N, T, C], of audio [N, channels, S]; T = ceil(S / hop).
+        Raises ValueError for another shape.
+        """
         mean_NTC, logvar_NTC = self.encoder(self.features(audio_NcS))
         return mean_NTC, logvar_NTC
 
     def spectrum(self, latents_NTC: Tensor) -> Spectrum:
-        """The decoder's answer before phase refinement; training compares its features, and synthesises it without refinement."""
+        """The decoder's answer before phase refinement; training compares its features, and
+        synthesises it without refinement.
+        """
         features_NFX, phase_NFP = self.decoder(latents_NTC.to(self.decoder.linear.weight.dtype))
         features_NFX, phase_NFP = features_NFX.float(), phase_NFP.float()
         raw_NFX = features_NFX * self.feature_scale + self.feature_mean
@@ -226,8 +242,9 @@ class SpectralVAE(nn.Module):
         if not self.stereo:
             return Spectrum(features_NFX, mid_real, mid_imag, None, None, None)
         side = self._expand(raw_NFX[..., self.stft.bins : 2 * self.stft.bins])
-        # the balance gives the cosine of the angle between side and mid; only the sign of its sine is the network's own
-        # a bound and not a sum: onnxscript 0.7 drops the addition of a constant this close to 0, and silence would be 0 / 0
+        # the balance gives the cosine of the angle between side and mid; only the sign of its sine
+        # is the network's own a bound and not a sum: onnxscript 0.7 drops the addition of a
+        # constant this close to 0, and silence would be 0 / 0
         power = (mid.square() + side.square()).clamp_min(self.config.floor**2)
         cosine = (
             raw_NFX[..., 2 * self.stft.bins :] * power / (2 * mid * side + 1e-2 * power)
@@ -238,7 +255,9 @@ class SpectralVAE(nn.Module):
         )
 
     def synthesise(self, spectrum: Spectrum, *, refinements: int | Tensor = 0) -> Tensor:
-        """Audio [N, channels, F stft_hop] of a spectrum. Griffin-Lim refines mid's phases; side follows at its angle to mid."""
+        """Audio [N, channels, F stft_hop] of a spectrum. Griffin-Lim refines mid's phases; side
+        follows at its angle to mid.
+        """
         real, imag = spectrum.mid_real_NFK, spectrum.mid_imag_NFK
         if isinstance(refinements, Tensor) or refinements:
             real, imag = self.stft.griffin_lim(magnitude(real, imag), real, imag, steps=refinements)
@@ -257,13 +276,17 @@ class SpectralVAE(nn.Module):
         return torch.stack((mid_NS + side_NS, mid_NS - side_NS), 1)
 
     def decode(self, latents_NTC: Tensor) -> Tensor:
-        """Audio [N, channels, T hop] of latents [N, T, C] as `encode` gives them (see `denormalise`)."""
+        """Audio [N, channels, T hop] of latents [N, T, C] as `encode` gives them (see
+        `denormalise`).
+        """
         return self.synthesise(
             self.spectrum(latents_NTC), refinements=self.config.phase_refinements
         )
 
     def normalise(self, latents_NTC: Tensor) -> Tensor:
-        """Latents as the DiT sees them: of zero mean, the channels that are heard most spread the widest (see `fit_latents`)."""
+        """Latents as the DiT sees them: of zero mean, the channels that are heard most spread the
+        widest (see `fit_latents`).
+        """
         return (latents_NTC - self.latent_mean) / self.latent_std
 
     def denormalise(self, latents_NTC: Tensor) -> Tensor:
@@ -289,11 +312,13 @@ class SpectralVAE(nn.Module):
     def fit_linear(
         self, songs: Sequence[Tensor], *, patches: int = 12000, emphasis: float = 0.5, seed: int = 0
     ) -> float:
-        """Sets feature statistics and the linear codec from songs [channels, S] in closed form; returns the share of variance kept.
+        """Sets feature statistics and the linear codec from songs [channels, S] in closed form;
+        returns the share of variance kept.
 
-        patches: how many latent frames to fit on, drawn evenly from all songs; they are held in memory (fold * X * 4 bytes each).
-        emphasis: weights each bin by (mel bands per Hz)^emphasis, as linear bins give three quarters of the code to the top two octaves.
-        Raises ValueError when there are fewer patches than latent channels.
+        patches: how many latent frames to fit on, drawn evenly from all songs; they are held in
+        memory (fold * X * 4 bytes each). emphasis: weights each bin by (mel bands per Hz)^emphasis,
+        as linear bins give three quarters of the code to the top two octaves. Raises ValueError
+        when there are fewer patches than latent channels.
         """
         generator = torch.Generator().manual_seed(seed)
         counts = [-(-song.shape[-1] // self.config.hop) for song in songs]
@@ -307,13 +332,15 @@ class SpectralVAE(nn.Module):
         patch_nfX = torch.cat(drawn)
         if len(patch_nfX) <= self.config.latent_channels:
             raise ValueError(
-                f"{len(patch_nfX)} patches cannot fit {self.config.latent_channels} components: give more audio"
+                f"{len(patch_nfX)} patches cannot fit {self.config.latent_channels} components: "
+                f"give more audio"
             )
         std_X, mean_X = torch.std_mean(patch_nfX.flatten(0, 1), 0)
         hertz = torch.linspace(0, self.config.sample_rate / 2, self.stft.bins, device=mean_X.device)
         density = (700.0 / (700.0 + hertz)).pow(emphasis)
         weight = (density / density.square().mean().sqrt()).repeat(3 if self.stereo else 1)
-        # a bin that never moves (side of a mono song, above a low-pass) must not be blown up to unit variance
+        # a bin that never moves (side of a mono song, above a low-pass) must not be blown up to
+        # unit variance
         self.feature_mean.copy_(mean_X)
         self.feature_scale.copy_(std_X.clamp_min(0.05 * std_X.max()) / weight)
         patch_nP = ((patch_nfX - self.feature_mean) / self.feature_scale).flatten(1)
@@ -334,11 +361,14 @@ class SpectralVAE(nn.Module):
 
     @torch.no_grad()
     def fit_latents(self, songs: Sequence[Tensor]) -> None:
-        """Sets latent_mean and latent_std, by which `normalise` works, from the posteriors of songs [channels, S].
+        """Sets latent_mean and latent_std, by which `normalise` works, from the posteriors of songs
+        [channels, S].
 
-        Channels differ twentyfold in what they change of the sound (measured on the embedded codec). Of unit variance each, fine detail
-        would take as large a part of a diffusion loss as pitch and rhythm. Normalised channels therefore have a spread of h^SPREAD, h
-        what one standard deviation of the channel changes of the decoded features; their variances average to 1.
+        Channels differ twentyfold in what they change of the sound (measured on the embedded
+        codec). Of unit variance each, fine detail would take as large a part of a diffusion loss as
+        pitch and rhythm. Normalised channels therefore have a spread of h^SPREAD, h what one
+        standard deviation of the channel changes of the decoded features; their variances average
+        to 1.
         """
         encoded = [self.encode(song[None]) for song in songs]
         mean_nC, variance_nC = (
@@ -354,7 +384,9 @@ class SpectralVAE(nn.Module):
         self.latent_std.copy_(std_C * spread_C.square().mean().sqrt() / spread_C)
 
     def _heard(self, latents_1TC: Tensor, std_C: Tensor) -> Tensor:
-        """RMS change of the decoded features when each channel in turn moves by one standard deviation, [C]."""
+        """RMS change of the decoded features when each channel in turn moves by one standard
+        deviation, [C].
+        """
         plain_1FX = self.decoder(latents_1TC)[0]
         moves_CC = torch.diag(std_C)
         changes = [
@@ -379,10 +411,12 @@ def _turn(real: Tensor, imag: Tensor, by_real: Tensor, by_imag: Tensor) -> tuple
 
 
 def _start_phases(fold: int, stft: Stft) -> Tensor:
-    """Unit vectors [fold, K, 2] that the phase head turns: each bin advances at its own centre frequency from frame to frame.
+    """Unit vectors [fold, K, 2] that the phase head turns: each bin advances at its own centre
+    frequency from frame to frame.
 
-    A phase per place in the latent frame, and not one that runs on through the song: a chunk then starts as the whole song does. Where
-    n_fft / stft_hop divides fold there is no jump between latent frames either.
+    A phase per place in the latent frame, and not one that runs on through the song: a chunk then
+    starts as the whole song does. Where n_fft / stft_hop divides fold there is no jump between
+    latent frames either.
     """
     angle = (
         2 * math.pi * stft.hop / stft.n_fft * torch.arange(fold)[:, None] * torch.arange(stft.bins)

@@ -1,4 +1,5 @@
-"""What the spectral VAE is trained on: spectral distances, KL, and adversaries that look at complex spectra of several sizes.
+"""What the spectral VAE is trained on: spectral distances, KL, and adversaries that look at complex
+spectra of several sizes.
 
     spectral   mean over sizes of  || |Y| - |X| || / || X ||  +  mean | log(|Y| + e) - log(|X| + e) |
     mel        mean | log mel(y) - log mel(x) |
@@ -9,9 +10,9 @@
     real, fake = discriminator(x), discriminator(y)
     loss = loss + generator_loss(fake) + 2.0 * feature_matching(real, fake)
 
-Audio is fp32 [N, channels, S]; stereo is judged on left, right, mid and side, or a wide sound could hide in one of them.
-Multi-resolution STFT loss: Yamamoto et al. 2020 (Parallel WaveGAN). STFT discriminators: Defossez et al. 2022 (EnCodec), Jang et al. 2021
-(UnivNet).
+Audio is fp32 [N, channels, S]; stereo is judged on left, right, mid and side, or a wide sound could
+hide in one of them. Multi-resolution STFT loss: Yamamoto et al. 2020 (Parallel WaveGAN). STFT
+discriminators: Defossez et al. 2022 (EnCodec), Jang et al. 2021 (UnivNet).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def _whole_frames(audio_NS: Tensor, hop: int) -> Tensor:
 
 
 class MultiResolutionStftLoss(nn.Module):
-    """Spectral convergence and log-magnitude distance, averaged over window sizes (hop a quarter of each)."""
+    """Spectral convergence and log-magnitude distance, averaged over window sizes (hop a quarter of
+    each).
+    """
 
     def __init__(
         self, sizes: Sequence[int] = (512, 1024, 2048, 4096), *, floor: float = 1e-5
@@ -98,7 +101,9 @@ class Verdict(NamedTuple):
 
 
 class StftDiscriminator(nn.Module):
-    """2-D convolutions over (frame, bin) of one complex spectrum; real and imaginary parts are channels, so it hears phase too."""
+    """2-D convolutions over (frame, bin) of one complex spectrum; real and imaginary parts are
+    channels, so it hears phase too.
+    """
 
     def __init__(self, n_fft: int, channels: int, *, width: int = 32) -> None:
         super().__init__()
@@ -179,7 +184,9 @@ def generator_loss(fake: Verdict, *, kind: Adversary = "hinge") -> Tensor:
 
 
 def feature_matching(real: Verdict, fake: Verdict) -> Tensor:
-    """L1 between the discriminators' inner features, each relative to the recording's mean level; no gradient flows into `real`."""
+    """L1 between the discriminators' inner features, each relative to the recording's mean level;
+    no gradient flows into `real`.
+    """
     losses = []
     for real_features, fake_features in zip(real.features, fake.features, strict=True):
         for r, f in zip(real_features, fake_features, strict=True):

@@ -1,7 +1,8 @@
 """Compiles Triton kernels for any NVIDIA architecture on a machine with no GPU and no driver.
 
-The launchers themselves run, on CPU tensors, against a driver that only names an architecture; every launch is compiled with the
-specialisation it would have on the device (alignment, constants, tensor descriptors, tile heuristics) and recorded instead of run.
+The launchers themselves run, on CPU tensors, against a driver that only names an architecture;
+every launch is compiled with the specialisation it would have on the device (alignment, constants,
+tensor descriptors, tile heuristics) and recorded instead of run.
 
     with compile_for("sm_90") as builds:
         attention(q, k, v, segments)
@@ -27,7 +28,9 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 @dataclass(frozen=True)
 class KernelBuild:
-    """One compiled launch. Sizes in bytes; spills and registers are per thread, shared memory per block."""
+    """One compiled launch. Sizes in bytes; spills and registers are per thread, shared memory per
+    block.
+    """
 
     kernel: str
     arch: str
@@ -46,7 +49,9 @@ class KernelBuild:
 
     @cached_property
     def _assembled(self) -> tuple[str, bytes]:
-        """ptxas' verbose log and the cubin. Triton assembles with the same flags but drops the log, and the warnings with it."""
+        """ptxas' verbose log and the cubin. Triton assembles with the same flags but drops the log,
+        and the warnings with it.
+        """
         with tempfile.TemporaryDirectory() as folder:
             source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
             source.write_text(self.ptx)
@@ -88,7 +93,9 @@ class KernelBuild:
 
     @property
     def ptxas_warnings(self) -> tuple[str, ...]:
-        """Lines such as C7510, "Potential Performance Loss: wgmma.mma_async instructions are serialized"."""
+        """Lines such as C7510, "Potential Performance Loss: wgmma.mma_async instructions are
+        serialized".
+        """
         lines = (line.strip() for line in self._assembled[0].splitlines())
         return tuple(
             line
@@ -113,7 +120,9 @@ class KernelBuild:
 
 
 def _tool(name: str, arch: str) -> str:
-    """ptxas or nvdisasm as Triton finds them: in its wheel, or where TRITON_PTXAS_PATH and friends point."""
+    """ptxas or nvdisasm as Triton finds them: in its wheel, or where TRITON_PTXAS_PATH and friends
+    point.
+    """
     from triton import knobs
 
     if name == "ptxas" and _capability(arch) >= 100:
@@ -164,10 +173,12 @@ def _driver(capability: int) -> Any:
 
 @contextlib.contextmanager
 def compile_for(arch: str, *, all_configs: bool = False) -> Iterator[list[KernelBuild]]:
-    """Within the block launches are compiled for `arch` and appended to the list; nothing runs, and outputs stay unwritten.
+    """Within the block launches are compiled for `arch` and appended to the list; nothing runs, and
+    outputs stay unwritten.
 
-    Autotuned kernels are built with their first config, or with each of them (`all_configs`). Raises InputError for an unknown
-    architecture, and MuditError under TRITON_INTERPRET=1, because kernels imported then can't be compiled.
+    Autotuned kernels are built with their first config, or with each of them (`all_configs`).
+    Raises InputError for an unknown architecture, and MuditError under TRITON_INTERPRET=1, because
+    kernels imported then can't be compiled.
     """
     capability = _capability(arch)
     from triton import knobs
@@ -177,7 +188,8 @@ def compile_for(arch: str, *, all_configs: bool = False) -> Iterator[list[Kernel
 
     if knobs.runtime.interpret:
         raise MuditError(
-            "TRITON_INTERPRET=1 is set, which replaces the compiler by an interpreter: unset it to compile kernels"
+            "TRITON_INTERPRET=1 is set, which replaces the compiler by an interpreter: unset it to "
+            "compile kernels"
         )
     builds: list[KernelBuild] = []
     stock_run, stock_tune, previous = JITFunction.run, Autotuner.run, driver._active

@@ -1,13 +1,15 @@
-"""Static ceilings of a kernel from its machine code: what share of the machine's peak its hot loop could reach, at the very best.
+"""Static ceilings of a kernel from its machine code: what share of the machine's peak its hot loop
+could reach, at the very best.
 
-The hot loops are the innermost loops that hold matrix instructions. Their instructions are counted per execution pipe and turned into
-cycles of one multiprocessor for one trip of one block:
+The hot loops are the innermost loops that hold matrix instructions. Their instructions are counted
+per execution pipe and turned into cycles of one multiprocessor for one trip of one block:
 
     overlap = tensor / max(all pipes)          every pipe works behind the tensor cores
     serial  = tensor / (tensor + softmax)      nothing does: softmax = max(pipes other than tensor and memory)
 
-A kernel without matrix instructions streams: its goal is the DRAM bandwidth, and its hot loops are those with global accesses (the whole
-kernel, if there is none). With dram = bytes of a trip / the multiprocessor's share of the bandwidth:
+A kernel without matrix instructions streams: its goal is the DRAM bandwidth, and its hot loops are
+those with global accesses (the whole kernel, if there is none). With dram = bytes of a trip / the
+multiprocessor's share of the bandwidth:
 
     overlap = dram / max(all pipes, dram)      serial = dram / (dram + max(pipes))
 
@@ -28,10 +30,12 @@ from mudit_engine.profiling.aot import KernelBuild
 
 @dataclass(frozen=True)
 class Machine:
-    """Throughput of one multiprocessor per clock: FLOP (dense bf16) of the tensor cores, lanes of the other pipes, bytes of shared memory.
+    """Throughput of one multiprocessor per clock: FLOP (dense bf16) of the tensor cores, lanes of
+    the other pipes, bytes of shared memory.
 
-    Sources: CUDA C++ Programming Guide, tables of arithmetic throughput and of technical specifications; the products' data sheets for
-    multiprocessors, DRAM bandwidth in GB/s, and dense bf16 TFLOP/s, from which the clock in GHz follows (SXM boards where there are any).
+    Sources: CUDA C++ Programming Guide, tables of arithmetic throughput and of technical
+    specifications; the products' data sheets for multiprocessors, DRAM bandwidth in GB/s, and dense
+    bf16 TFLOP/s, from which the clock in GHz follows (SXM boards where there are any).
     """
 
     name: str
@@ -130,7 +134,8 @@ MACHINES = {
         bandwidth=1792,
     ),
 }
-# Loops are rated where the matrix instructions run on the warps' own issue slots; tcgen05 (sm_100) is asynchronous and is not.
+# Loops are rated where the matrix instructions run on the warps' own issue slots; tcgen05 (sm_100)
+# is asynchronous and is not.
 RATED = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 
 PIPES = {
@@ -207,7 +212,8 @@ class Instruction:
 
     @property
     def pipe(self) -> str:
-        # what is in no list is integer, logic, comparison or move: the ALU; the U family runs on the uniform datapath
+        # what is in no list is integer, logic, comparison or move: the ALU; the U family runs on
+        # the uniform datapath
         return PIPE_OF.get(self.base) or (
             "uniform" if self.base.startswith("U") or self.base in ("R2UR", "S2UR") else "alu"
         )
@@ -226,7 +232,9 @@ class Instruction:
 
     @property
     def streams(self) -> bool:
-        """Whether it moves data between global memory and the multiprocessor, as row-wise kernels do."""
+        """Whether it moves data between global memory and the multiprocessor, as row-wise kernels
+        do.
+        """
         return self.base in ("LDG", "STG", "LDGSTS")
 
     @property
@@ -260,7 +268,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """A hot loop: instructions by pipe for one trip of one warp, cycles of one multiprocessor for one trip of one block."""
+    """A hot loop: instructions by pipe for one trip of one warp, cycles of one multiprocessor for
+    one trip of one block.
+    """
 
     instructions: int
     counts: dict[str, int]
@@ -386,9 +396,11 @@ def _dominators(successors: list[list[int]]) -> list[set[int]]:
 def hot_loops(
     code: list[Instruction], labels: dict[str, int], *, streaming: bool = False
 ) -> list[list[Instruction]]:
-    """Innermost natural loops with matrix instructions, most FLOP first; `streaming`: with global accesses, most bytes first.
+    """Innermost natural loops with matrix instructions, most FLOP first; `streaming`: with global
+    accesses, most bytes first.
 
-    What a trip passes only while it waits for a barrier (the retries beside a try_wait) is latency, which no ceiling sees: left out.
+    What a trip passes only while it waits for a barrier (the retries beside a try_wait) is latency,
+    which no ceiling sees: left out.
     """
 
     def hot(ins: Instruction) -> bool:
@@ -437,7 +449,8 @@ def rate_loop(
     useful_flops: float | None = None,
     live: float | None = None,
 ) -> Loop:
-    """Cycles of each pipe for one trip. useful_flops is the useful work of a block in one trip; an unrolled loop counts as several.
+    """Cycles of each pipe for one trip. useful_flops is the useful work of a block in one trip; an
+    unrolled loop counts as several.
 
     live: the loop streams, and this share of its lanes moves data (the others are masked off).
     """
@@ -486,9 +499,11 @@ def blocks_per_sm(machine: Machine, *, registers: int, warps: int, shared_bytes:
 def analyse(
     build: KernelBuild, *, useful_flops: float | None = None, live: float | None = None
 ) -> Report:
-    """Reads a compiled kernel. useful_flops: useful FLOP of one trip of its hot loop by one block, None to take all as useful.
+    """Reads a compiled kernel. useful_flops: useful FLOP of one trip of its hot loop by one block,
+    None to take all as useful.
 
-    live: share of the lanes that move data, which rates a kernel without matrix instructions as one that streams.
+    live: share of the lanes that move data, which rates a kernel without matrix instructions as one
+    that streams.
     """
     machine = MACHINES[build.arch]
     code, labels = parse(build.sass)

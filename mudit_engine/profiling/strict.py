@@ -1,11 +1,16 @@
-"""A Triton interpreter that is as unforgiving as a GPU. `install()` repairs the stock one; `checked()` watches every launch.
+"""A Triton interpreter that is as unforgiving as a GPU. `install()` repairs the stock one;
+`checked()` watches every launch.
 
-The stock interpreter (TRITON_INTERPRET=1) multiplies bf16 as raw uint16, truncates fp32 to bf16, knows no tf32, gives 0 for masked-off
-elements of a load without `other`, and lets programs read outside their tensors or race. Here:
+The stock interpreter (TRITON_INTERPRET=1) multiplies bf16 as raw uint16, truncates fp32 to bf16,
+knows no tf32, gives 0 for masked-off elements of a load without `other`, and lets programs read
+outside their tensors or race. Here:
 
-- bf16 arithmetic happens in fp32 and rounds to nearest even; tf32 dots see operands cut to 10 mantissa bits; dots accumulate in fp32;
-- masked-off elements are NaN unless the kernel says `other=`, and fresh outputs are NaN until written;
-- every address must be an element of a tensor that was passed to this launch (gaps between strided rows count as outside);
+- bf16 arithmetic happens in fp32 and rounds to nearest even; tf32 dots see operands cut to 10
+  mantissa bits; dots accumulate in fp32;
+- masked-off elements are NaN unless the kernel says `other=`, and fresh outputs are NaN until
+  written;
+- every address must be an element of a tensor that was passed to this launch (gaps between strided
+  rows count as outside);
 - no program may touch what another program of the same launch writes (atomics excepted);
 - `shuffled(seed)` runs the programs of each launch in a random order.
 
@@ -49,7 +54,9 @@ def round_bf16(x: np.ndarray) -> np.ndarray:
 
 
 def cut_tf32(x: np.ndarray) -> np.ndarray:
-    """fp32 as the tensor cores read it for tf32: the low 13 bits are dropped, not rounded (Triton emits no cvt.rna)."""
+    """fp32 as the tensor cores read it for tf32: the low 13 bits are dropped, not rounded (Triton
+    emits no cvt.rna).
+    """
     return (np.ascontiguousarray(x, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)).view(
         np.float32
     )
@@ -126,7 +133,8 @@ def _repair_arithmetic() -> None:
         if a.dtype.scalar == tl.float32 and input_precision == interpreter._ir.INPUT_PRECISION.TF32:
             a, b = Handle(cut_tf32(a.data), tl.float32), Handle(cut_tf32(b.data), tl.float32)
         if {a.dtype.scalar, b.dtype.scalar} == {tl.float16}:
-            # numpy's cast inside matmul leaves BLAS; the products of fp16 are exact in fp32 either way
+            # numpy's cast inside matmul leaves BLAS; the products of fp16 are exact in fp32 either
+            # way
             a, b = (
                 Handle(a.data.astype(np.float32), tl.float32),
                 Handle(b.data.astype(np.float32), tl.float32),
@@ -151,7 +159,9 @@ def _repair_arithmetic() -> None:
 
 
 def _repair_patching() -> None:
-    """Every device-function call re-patches the whole language; once a launch is enough (and 5x faster)."""
+    """Every device-function call re-patches the whole language; once a launch is enough (and 5x
+    faster).
+    """
     stock: Callable[[Any], Any] = interpreter._patch_lang
     running: list[Any] = []
     everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
@@ -340,7 +350,9 @@ def install() -> None:
 
 @contextlib.contextmanager
 def checked() -> Iterator[None]:
-    """Every launch inside is checked for bounds and races, and torch.empty gives NaN. Raises MemoryFault (inside an InterpreterError)."""
+    """Every launch inside is checked for bounds and races, and torch.empty gives NaN. Raises
+    MemoryFault (inside an InterpreterError).
+    """
     global _watch
     before, _watch = _watch, _Watch()
     deterministic, warn = (
@@ -359,7 +371,9 @@ def checked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shuffled(seed: int) -> Iterator[None]:
-    """Programs of every launch inside run in a random order. A kernel without races gives the same bits."""
+    """Programs of every launch inside run in a random order. A kernel without races gives the same
+    bits.
+    """
     global _order
     before, _order = _order, np.random.default_rng(seed)
     try:

@@ -1,9 +1,11 @@
-"""Global-memory traffic of Triton launches, counted lane by lane in the interpreter: what programs ask for, and what they could not avoid.
+"""Global-memory traffic of Triton launches, counted lane by lane in the interpreter: what programs
+ask for, and what they could not avoid.
 
     requested = bytes under a live mask, over all loads and stores of all programs
     distinct  = every byte that is read, once, and every byte that is written, once
 
-Needs TRITON_INTERPRET=1 before kernels are imported. Installs the strict interpreter (profiling/strict.py).
+Needs TRITON_INTERPRET=1 before kernels are imported. Installs the strict interpreter
+(profiling/strict.py).
 
     with count_traffic() as launches:
         residual_norm(x, y, gate, shift, scale, runs)
@@ -43,7 +45,8 @@ class Traffic:
         active = addresses[np.broadcast_to(mask, addresses.shape)]
         self.requested += size * active.size
         self.addressed += size * addresses.size
-        # elements of one tensor have one size, so that the address of the first byte tells them apart
+        # elements of one tensor have one size, so that the address of the first byte tells them
+        # apart
         self._touched[write].append(np.unique(active) * 16 + size)
 
     def close(self) -> None:
@@ -55,14 +58,17 @@ class Traffic:
 
 @contextlib.contextmanager
 def count_traffic() -> Iterator[list[Traffic]]:
-    """Launches inside are interpreted and appended to the list. Raises MuditError where kernels are compiled."""
+    """Launches inside are interpreted and appended to the list. Raises MuditError where kernels are
+    compiled.
+    """
     from triton.runtime import interpreter
 
     from mudit_engine.profiling import strict
 
     if not strict.INTERPRETED:
         raise MuditError(
-            "traffic is counted in the interpreter: set TRITON_INTERPRET=1 before kernels are imported"
+            "traffic is counted in the interpreter: set TRITON_INTERPRET=1 before kernels are "
+            "imported"
         )
     strict.install()
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor

@@ -1,11 +1,13 @@
-"""Length buckets: the sizes for which engines are built, and to which a song is padded. Padding is masked, so it changes no result.
+"""Length buckets: the sizes for which engines are built, and to which a song is padded. Padding is
+masked, so it changes no result.
 
     buckets = default_buckets(config)                   # an eighth, a quarter, a half and the whole of the longest song
     bucket = choose(buckets, frames=323, tokens=180, reference=0)
     profiles(config, buckets, "step", songs=1)          # [{"x": (smallest, usual, largest), ...}], one a bucket
 
-A step of a bucket has fixed numbers of target rows and lyric keys; its other rows are the descriptions alone or descriptions and a whole
-reference; guidance doubles its sequences. Everything else is small, and one profile serves all lengths.
+A step of a bucket has fixed numbers of target rows and lyric keys; its other rows are the
+descriptions alone or descriptions and a whole reference; guidance doubles its sequences. Everything
+else is small, and one profile serves all lengths.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ Profile = dict[str, tuple[Shape, Shape, Shape]]
 
 @dataclass(frozen=True)
 class Bucket:
-    """A song of at most `frames` latent frames, `tokens` lyric tokens and `reference` frames of reference audio."""
+    """A song of at most `frames` latent frames, `tokens` lyric tokens and `reference` frames of
+    reference audio.
+    """
 
     frames: int
     tokens: int
@@ -44,10 +48,13 @@ class Bucket:
 
 
 def make_bucket(config: ModelConfig, seconds: float, *, tokens: int | None = None) -> Bucket:
-    """The bucket of songs of up to `seconds`. Raises InputError for a length the model does not make."""
+    """The bucket of songs of up to `seconds`. Raises InputError for a length the model does not
+    make.
+    """
     if not 0 < seconds <= config.max_seconds:
         raise InputError(
-            f"a bucket of {seconds:g} s: model '{config.name}' makes songs of up to {config.max_seconds:g} s, ask for no more"
+            f"a bucket of {seconds:g} s: model '{config.name}' makes songs of up to "
+            f"{config.max_seconds:g} s, ask for no more"
         )
     rate = config.vae.frame_rate
     frames = _up(seconds * rate)
@@ -83,7 +90,8 @@ def parse_buckets(config: ModelConfig, texts: Sequence[str]) -> tuple[Bucket, ..
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"bucket '{text}' cannot be read: write SECONDS or SECONDS:TOKENS, such as 60 or 60:512"
+                f"bucket '{text}' cannot be read: write SECONDS or SECONDS:TOKENS, such as 60 or "
+                f"60:512"
             ) from None
     return tuple(sorted(dict.fromkeys(found), key=lambda bucket: (bucket.frames, bucket.tokens)))
 
@@ -95,15 +103,19 @@ def choose(buckets: Sequence[Bucket], *, frames: int, tokens: int, reference: in
             return bucket
     largest = max(buckets, key=lambda bucket: bucket.frames)
     raise InputError(
-        f"a song of {frames} frames, {tokens} lyric tokens and {reference} reference frames fits no engine (at most {largest.frames}, "
-        f"{largest.tokens} and {largest.reference}): shorten it, or build larger ones with `mudit export tensorrt --bucket SECONDS:TOKENS`"
+        f"a song of {frames} frames, {tokens} lyric tokens and {reference} reference frames fits "
+        f"no engine (at most {largest.frames}, "
+        f"{largest.tokens} and {largest.reference}): shorten it, or build larger ones with `mudit "
+        f"export tensorrt --bucket SECONDS:TOKENS`"
     )
 
 
 def profiles(
     config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, songs: int = 1
 ) -> list[Profile]:
-    """Smallest, usual and largest shapes of every input of a graph, a profile at a time; `songs` are stepped together at most."""
+    """Smallest, usual and largest shapes of every input of a graph, a profile at a time; `songs`
+    are stepped together at most.
+    """
     c, most = config.dit, max(bucket.tokens for bucket in buckets)
     longest = max(bucket.reference for bucket in buckets)
     match graph:

@@ -1,8 +1,10 @@
-"""Latents of any length to audio in bounded memory, exactly: each chunk is decoded with the VAE's receptive field on both sides.
+"""Latents of any length to audio in bounded memory, exactly: each chunk is decoded with the VAE's
+receptive field on both sides.
 
     audio[a:b] = decode(latents[a - halo : b + halo])[halo hop : -halo hop],     cut off at the song's own ends
 
-Inside the halo a chunk differs from the whole decode (zero padding meets it early), outside it does not, so joining needs no cross-fade.
+Inside the halo a chunk differs from the whole decode (zero padding meets it early), outside it does
+not, so joining needs no cross-fade.
 
     audio_cS = decode_chunked(vae, latents_TC, chunk_frames=128)
     for audio_cS in decode_stream(vae, latents_TC, chunk_frames=64): send(audio_cS)
@@ -62,11 +64,13 @@ def decode_stream(
 ) -> Iterator[Tensor]:
     """Yields finished audio [channels, up to chunk_frames * hop], first to last.
 
-    progress(done, total) counts latent frames. Raises ValueError for other shapes than [T, C] or chunk_frames < 1.
+    progress(done, total) counts latent frames. Raises ValueError for other shapes than [T, C] or
+    chunk_frames < 1.
     """
     if latents_TC.dim() != 2 or latents_TC.shape[1] != vae.config.latent_channels:
         raise ValueError(
-            f"latents of shape {tuple(latents_TC.shape)} given: one song is [frames, {vae.config.latent_channels}]"
+            f"latents of shape {tuple(latents_TC.shape)} given: one song is [frames, "
+            f"{vae.config.latent_channels}]"
         )
     if chunk_frames < 1:
         raise ValueError(f"chunk_frames={chunk_frames} must be at least 1")
@@ -100,7 +104,9 @@ def decode_chunked(
     chunk_frames: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Audio [channels, T * hop] of one song's latents [T, C]; equals the whole decode for any chunk_frames. See `decode_stream`."""
+    """Audio [channels, T * hop] of one song's latents [T, C]; equals the whole decode for any
+    chunk_frames. See `decode_stream`.
+    """
     audio_cS = torch.empty(vae.config.channels, len(latents_TC) * vae.config.hop)
     done = 0
     for chunk_cS in decode_stream(vae, latents_TC, chunk_frames=chunk_frames, progress=progress):

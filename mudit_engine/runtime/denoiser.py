@@ -1,13 +1,16 @@
-"""Prepare once, step cheaply: what does not depend on the noisy latent is computed once a song, and a step does the rest.
+"""Prepare once, step cheaply: what does not depend on the noisy latent is computed once a song, and
+a step does the rest.
 
     denoiser = Denoiser(dit)
     states = [denoiser.prepare(song) for song in songs]          # lyric keys and values, modulation of all steps, condition rows
     latents = denoise(denoiser, states)                          # [T, C] a song
 
-A step takes any mix of songs, each at its own step of its own sampler table: conditional and unconditional sequences are just
-more sequences of one ragged batch, and a song outside its guidance interval has no unconditional one.
+A step takes any mix of songs, each at its own step of its own sampler table: conditional and
+unconditional sequences are just more sequences of one ragged batch, and a song outside its guidance
+interval has no unconditional one.
 
-Every runtime (torch here; ONNX Runtime, OpenVINO, TensorRT) has the same two methods, and `denoise` is the same loop for all.
+Every runtime (torch here; ONNX Runtime, OpenVINO, TensorRT) has the same two methods, and `denoise`
+is the same loop for all.
 """
 
 from __future__ import annotations
@@ -53,14 +56,17 @@ class SongInputs:
     reference: Tensor | None = None  # [frames, C]
     reference_kind: str = "mix"
     outline: OutlineRows | None = None  # read by a model with config.outline
-    # the fragments themselves: of a runtime that reads text, which takes from descriptions and negative their number of rows alone
+    # the fragments themselves: of a runtime that reads text, which takes from descriptions and
+    # negative their number of rows alone
     texts: Sequence[str] = ()
     negative_texts: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)
 class SongProgress:
-    """A song on its way, whatever runs it: the latent, the kept output and the generator that steps change."""
+    """A song on its way, whatever runs it: the latent, the kept output and the generator that steps
+    change.
+    """
 
     frames: int
     table: SamplerTable
@@ -79,7 +85,9 @@ class SongProgress:
         return self.table.guided[self.step]
 
     def draw(self, scale: float = 1.0) -> Tensor:
-        """Noise [T, C] from the song's own generator, on the CPU in fp32: the same alone, in any batch and on any device."""
+        """Noise [T, C] from the song's own generator, on the CPU in fp32: the same alone, in any
+        batch and on any device.
+        """
         return torch.randn(self.x_TC.shape, generator=self.generator) * scale
 
 
@@ -107,7 +115,9 @@ class Runtime(Protocol[State]):
 
 
 def initial_noise(song: SongInputs, channels: int) -> tuple[torch.Generator, Tensor]:
-    """The song's generator, and its latent [T, C] at the first noise level, drawn on the CPU in fp32."""
+    """The song's generator, and its latent [T, C] at the first noise level, drawn on the CPU in
+    fp32.
+    """
     generator = torch.Generator().manual_seed(song.seed)
     return generator, torch.randn(
         (song.frames, channels), generator=generator
@@ -116,7 +126,9 @@ def initial_noise(song: SongInputs, channels: int) -> tuple[torch.Generator, Ten
 
 @dataclass(frozen=True)
 class _Packing:
-    """A batch of sequences laid out: valid as long as the same songs run with the same guidance flags."""
+    """A batch of sequences laid out: valid as long as the same songs run with the same guidance
+    flags.
+    """
 
     layout: Layout
     conditions_ND: Tensor
@@ -317,9 +329,11 @@ def denoise(
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Runs every song to the end of its table and returns its latents [T, C]; songs leave the batch as they finish.
+    """Runs every song to the end of its table and returns its latents [T, C]; songs leave the batch
+    as they finish.
 
-    on_step is called after each step with the number of sampler rows done. Raises ModelError when a latent is not finite.
+    on_step is called after each step with the number of sampler rows done. Raises ModelError when a
+    latent is not finite.
     """
     while active := [state for state in states if not state.done]:
         runtime.step(active)
@@ -328,6 +342,7 @@ def denoise(
     for i, state in enumerate(states):
         if not torch.isfinite(state.x_TC).all():
             raise ModelError(
-                f"song {i} of the batch became NaN or infinite while sampling: check the weights, lower the guidance or take more steps"
+                f"song {i} of the batch became NaN or infinite while sampling: check the weights, "
+                f"lower the guidance or take more steps"
             )
     return [state.x_TC for state in states]

@@ -1,11 +1,13 @@
-"""The exported graphs (export/graphs.py) as a runtime: the same `prepare` and `step` as the torch denoiser, whatever executes the graphs.
+"""The exported graphs (export/graphs.py) as a runtime: the same `prepare` and `step` as the torch
+denoiser, whatever executes the graphs.
 
     session = OnnxSession(folder)                               # or OpenVinoSession, TensorRtSession
     denoiser = GraphDenoiser(config.dit, session)
     latents = denoise(denoiser, [denoiser.prepare(song)])
 
-Songs of the same padded length are one call a step: their conditional and, where they are guided, their unconditional sequences, padded to
-each other's length and, for engines built for length buckets, to the bucket. Padding is masked, so it changes nothing.
+Songs of the same padded length are one call a step: their conditional and, where they are guided,
+their unconditional sequences, padded to each other's length and, for engines built for length
+buckets, to the bucket. Padding is masked, so it changes nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Lengths:
-    """Rows of a step's sequences: target frames, other rows (descriptions, reference), lyric keys with the null key."""
+    """Rows of a step's sequences: target frames, other rows (descriptions, reference), lyric keys
+    with the null key.
+    """
 
     targets: int
     others: int
@@ -93,20 +97,24 @@ class GraphDenoiser:
     config: DitConfig
     session: Session
     padding: Padding = unpadded
-    # stepped in one call at most: a CPU gains nothing by more, and fp32 graphs hold every score of attention at once
+    # stepped in one call at most: a CPU gains nothing by more, and fp32 graphs hold every score of
+    # attention at once
     songs: int = 1
     _packings: dict[tuple[tuple[int, bool], ...], dict[str, Tensor]] = field(
         default_factory=dict, repr=False
     )
 
     def prepare(self, song: SongInputs) -> GraphSong:
-        """Everything of a song that no step changes, and its initial noise. Raises InputError for what the graphs cannot take."""
+        """Everything of a song that no step changes, and its initial noise. Raises InputError for
+        what the graphs cannot take.
+        """
         c = self.config
         count = len(song.lyric_ids)
         check_lyric_ids(song.lyric_ids, c)  # a runtime reads past the end of a table in silence
         if (most := max(len(song.descriptions), len(song.negative))) > c.max_fragments:
             raise InputError(
-                f"{most} description fragments are more than the model's {c.max_fragments}: say it in fewer"
+                f"{most} description fragments are more than the model's {c.max_fragments}: say it "
+                f"in fewer"
             )
         known = song.outline or no_outline(song.frames, count)
         positions = known.positions_L if c.outline else lyric_positions([count])
@@ -209,7 +217,9 @@ class GraphDenoiser:
         self._packings = packings
 
     def step_inputs(self, states: Sequence[GraphSong]) -> dict[str, Tensor]:
-        """Inputs of the step graph for songs padded to the same number of target rows, at their present rows."""
+        """Inputs of the step graph for songs padded to the same number of target rows, at their
+        present rows.
+        """
         return self._inputs(states, self._pack(states))
 
     def _groups(self, states: Sequence[GraphSong]) -> list[list[GraphSong]]:
@@ -279,7 +289,9 @@ class GraphDenoiser:
         }
 
     def _tables(self, frames: int, descriptions: int, reference: int) -> tuple[Tensor, Tensor]:
-        """Positions as mudit_engine/layouts/packed.py gives them: (cos, sin) of the frame, then of the share of the song, side by side."""
+        """Positions as mudit_engine/layouts/packed.py gives them: (cos, sin) of the frame, then of
+        the share of the song, side by side.
+        """
         target, other = (
             torch.arange(frames, dtype=torch.float32),
             torch.arange(reference, dtype=torch.float32),
@@ -309,7 +321,9 @@ class GraphDecoder:
     session: Session
 
     def decode(self, latents_NTC: Tensor, *, refinements: int | None = None) -> Tensor:
-        """Audio [N, channels, T hop]. `refinements`: of the phases, where not as many as the codec's own."""
+        """Audio [N, channels, T hop]. `refinements`: of the phases, where not as many as the
+        codec's own.
+        """
         inputs = {"latents": latents_NTC.float()}
         if own := self.config.phase_refinements:
             inputs["refinements"] = torch.tensor(own if refinements is None else refinements)
@@ -338,7 +352,8 @@ class GraphTextEncoder:
 def text_inputs(
     texts: Sequence[str], config: ChinMuConfig, *, fragments: int, length: int
 ) -> dict[str, Tensor]:
-    """Inputs of the graph chinmu_text: characters, pairs and mask [fragments, length], tables [length, K]; behind the texts is padding.
+    """Inputs of the graph chinmu_text: characters, pairs and mask [fragments, length], tables
+    [length, K]; behind the texts is padding.
 
     A row of padding alone keeps one character: attention that sees no key at all would give NaN.
     """
@@ -359,7 +374,9 @@ def text_inputs(
 
 
 def _sequences(states: Sequence[GraphSong]) -> list[tuple[int, Branch]]:
-    """(song, branch) of a call's sequences: the conditional ones of all songs, then the unconditional ones of the guided."""
+    """(song, branch) of a call's sequences: the conditional ones of all songs, then the
+    unconditional ones of the guided.
+    """
     return [
         (song, state.branches[branch])
         for branch in (0, 1)

@@ -21,8 +21,9 @@ RUNTIMES = ("torch", "onnxruntime", "openvino")
 def usual_runtime(folder: Path) -> str:
     """What `--runtime auto` runs: tensorrt where the folder has engines for this GPU, else torch.
 
-    On a CPU no runtime of graphs wins: in fp32 they are about as fast as torch at a guided step of musit-380m and 30 s, and torch has bf16
-    beside it (benchmarks/results/cpu_runtimes_*.json; `mudit bench runtimes FOLDER` measures yours).
+    On a CPU no runtime of graphs wins: in fp32 they are about as fast as torch at a guided step of
+    musit-380m and 30 s, and torch has bf16 beside it (benchmarks/results/cpu_runtimes_*.json;
+    `mudit bench runtimes FOLDER` measures yours).
     """
     if (folder / FILE).is_file() and machine().gpus:
         from mudit_engine.runtime.trt_denoiser import engines_here
@@ -34,7 +35,9 @@ def usual_runtime(folder: Path) -> str:
 
 
 def open_session(folder: Path, runtime: str) -> Session:
-    """Raises InputError for an unknown runtime, MissingError when its package is not here, ModelError when the folder does not fit."""
+    """Raises InputError for an unknown runtime, MissingError when its package is not here,
+    ModelError when the folder does not fit.
+    """
     if runtime == "onnxruntime":
         from mudit_engine.runtime.onnx_session import OnnxSession
 

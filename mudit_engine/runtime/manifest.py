@@ -1,4 +1,5 @@
-"""manifest.json of a deployment folder: what is in it, by whom it was made, and whether it still is.
+"""manifest.json of a deployment folder: what is in it, by whom it was made, and whether it still
+is.
 
     manifest = read_manifest(folder)
     differences(folder, manifest)                   # ["graphs/fp32/step.onnx has changed"], or []
@@ -39,11 +40,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"'{path}' cannot be read ({error}): export the model again") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise ModelError(
-            f"'{path}' is no manifest of an export: make a deployment folder with `mudit export onnx MODEL OUT`"
+            f"'{path}' is no manifest of an export: make a deployment folder with `mudit export "
+            f"onnx MODEL OUT`"
         )
     if manifest.get("schema") != SCHEMA:
         raise ModelError(
-            f"'{folder}' was exported by mudit-engine {manifest.get('engine', 'of another version')} (schema {manifest.get('schema')!r}), "
+            f"'{folder}' was exported by mudit-engine "
+            f"{manifest.get('engine', 'of another version')} (schema {manifest.get('schema')!r}), "
             f"this is {__version__} (schema {SCHEMA}): export the model again, or use that version"
         )
     return manifest
@@ -57,7 +60,8 @@ def file_sha256(path: Path) -> str:
 def differences(
     folder: Path, manifest: dict[str, Any], *, only: Callable[[str], bool] = lambda name: True
 ) -> list[str]:
-    """What of the folder is not as the manifest says: files missing, changed, or of another size. Extra files do not matter.
+    """What of the folder is not as the manifest says: files missing, changed, or of another size.
+    Extra files do not matter.
 
     `only` chooses files by their names in the manifest.
     """
@@ -80,7 +84,8 @@ def folder_of_graphs(folder: Path, runtime: str) -> Path:
     flavour = FLAVOUR_OF_RUNTIME[runtime]
     if flavour not in manifest["flavours"]:
         raise ModelError(
-            f"'{folder}' holds graphs of {', '.join(manifest['flavours']) or 'no flavour'}, runtime '{runtime}' takes {flavour}: "
+            f"'{folder}' holds graphs of {', '.join(manifest['flavours']) or 'no flavour'}, "
+            f"runtime '{runtime}' takes {flavour}: "
             f"export with `mudit export onnx MODEL OUT --flavour {flavour}`"
         )
     # the model's own files too: weights that were trained on are not those of the graphs
@@ -88,6 +93,7 @@ def folder_of_graphs(folder: Path, runtime: str) -> Path:
         folder, manifest, only=lambda name: "/" not in name or name.startswith(f"graphs/{flavour}/")
     ):
         raise ModelError(
-            f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole"
+            f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy "
+            f"it whole"
         )
     return folder / "graphs" / flavour

@@ -50,6 +50,7 @@ class OnnxSession:
             )
         except Exception as error:  # onnxruntime raises its own unrelated exception types
             raise ModelError(
-                f"graph '{path}' cannot be opened ({error}): export the model again with `mudit export onnx`"
+                f"graph '{path}' cannot be opened ({error}): export the model again with `mudit "
+                f"export onnx`"
             ) from error
         return self.sessions[graph]

@@ -56,6 +56,7 @@ class OpenVinoSession:
             ).create_infer_request()
         except RuntimeError as error:
             raise ModelError(
-                f"graph '{path}' cannot be compiled ({error}): export the model again with `mudit export onnx`"
+                f"graph '{path}' cannot be compiled ({error}): export the model again with `mudit "
+                f"export onnx`"
             ) from error
         return self.requests[graph]

@@ -1,12 +1,14 @@
-"""Songs by TensorRT engines: the same `prepare` and `step` as every runtime, and a whole song in one launch.
+"""Songs by TensorRT engines: the same `prepare` and `step` as every runtime, and a whole song in
+one launch.
 
     runtime = open_tensorrt(folder, halo=vae.receptive_field)
     latents = denoise(runtime, [runtime.prepare(song)])          # row by row, as everywhere
     latents, pcm = runtime.render(song)                          # one CUDA graph: text, all steps, decode, int16, copy out
 
-A graph is captured the first time a mode is seen (a bucket, which rows are guided, noise or none, reference or none) and kept. Guidance,
-its intervals, negative descriptions, reference audio and every sampler are inside it, and so is ChinMu's text tower where it reads
-characters, in the engines' precision; a transformers encoder runs before, and descriptions arrive as its vectors.
+A graph is captured the first time a mode is seen (a bucket, which rows are guided, noise or none,
+reference or none) and kept. Guidance, its intervals, negative descriptions, reference audio and
+every sampler are inside it, and so is ChinMu's text tower where it reads characters, in the
+engines' precision; a transformers encoder runs before, and descriptions arrive as its vectors.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ class TrtDenoiser:
                 self.idle[state.mode].append(state.program)
 
     def render(self, song: SongInputs) -> tuple[Tensor, Tensor]:
-        """Latents fp32 [T, C] and audio int16 [channels, T hop] of one song, in one launch. Raises ModelError when it is not finite."""
+        """Latents fp32 [T, C] and audio int16 [channels, T hop] of one song, in one launch. Raises
+        ModelError when it is not finite.
+        """
         mode, program = self._take(song)
         program.fill(song)
         if program.replay is None:
@@ -98,7 +102,8 @@ class TrtDenoiser:
         self.idle[mode].append(program)
         if not torch.isfinite(latents).all():
             raise ModelError(
-                "the song became NaN or infinite while sampling: check the weights, lower the guidance or take more steps"
+                "the song became NaN or infinite while sampling: check the weights, lower the "
+                "guidance or take more steps"
             )
         return latents, pcm
 
@@ -108,7 +113,8 @@ class TrtDenoiser:
             len(song.negative),
         ):
             raise InputError(
-                f"{len(song.descriptions)} descriptions and {len(song.negative)} negative ones, but {len(song.texts)} and "
+                f"{len(song.descriptions)} descriptions and {len(song.negative)} negative ones, "
+                f"but {len(song.texts)} and "
                 f"{len(song.negative_texts)} texts: these engines read the texts themselves"
             )
         reference = 0 if song.reference is None else len(song.reference)
@@ -133,7 +139,9 @@ class TrtDenoiser:
 
 @dataclass(frozen=True)
 class NoText:
-    """Stands where the runtime itself reads descriptions: they have as many vectors as texts, and nothing is in them."""
+    """Stands where the runtime itself reads descriptions: they have as many vectors as texts, and
+    nothing is in them.
+    """
 
     width: int
 
@@ -145,7 +153,9 @@ class NoText:
 
 @dataclass(frozen=True)
 class TrtDecoder:
-    """The VAE's decoder of a runtime, for chunks of latents (runtime/decode.py); latents are normalised."""
+    """The VAE's decoder of a runtime, for chunks of latents (runtime/decode.py); latents are
+    normalised.
+    """
 
     runtime: TrtDenoiser
 
@@ -163,7 +173,9 @@ class TrtDecoder:
         return CHUNK - 2 * self.runtime.halo
 
     def decode(self, latents_NTC: Tensor) -> Tensor:
-        """Audio [1, channels, T hop], on the CPU. Raises InputError for more frames than an engine decodes at once."""
+        """Audio [1, channels, T hop], on the CPU. Raises InputError for more frames than an engine
+        decodes at once.
+        """
         device, frames = self.runtime.device, latents_NTC.shape[1]
         if frames > CHUNK:
             raise InputError(
@@ -180,20 +192,23 @@ class TrtDecoder:
 def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
     """The engines of a deployment folder that fit this machine's GPU.
 
-    Raises MissingError without a GPU or the engines' package, ModelError when none is for this GPU or the folder differs from its manifest.
+    Raises MissingError without a GPU or the engines' package, ModelError when none is for this GPU
+    or the folder differs from its manifest.
     """
     from mudit_engine.runtime.trt_device import CudaDevice
 
     if not machine().gpus:
         raise MissingError(
-            "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime torch or onnxruntime on this machine"
+            "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime "
+            "torch or onnxruntime on this machine"
         )
     manifest, config = read_manifest(folder), load_config(folder)
     target, entry = engines_here(manifest, config)
     require(entry["package"], f"engines of target '{target}'")
     if wrong := differences(folder, manifest):
         raise ModelError(
-            f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy it whole"
+            f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy "
+            f"it whole"
         )
     buckets = [Bucket(**bucket) for bucket in entry["buckets"]]
     engines = engines_of(config)
@@ -209,14 +224,17 @@ def engines_of(config: ModelConfig) -> tuple[str, ...]:
 
 
 def engines_here(manifest: dict[str, Any], config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """(target, its entry in the manifest) for this machine's first GPU. Raises ModelError when there is none."""
+    """(target, its entry in the manifest) for this machine's first GPU. Raises ModelError when
+    there is none.
+    """
     return pick_target(manifest, machine().gpus[0].compute_capability, engines_of(config))
 
 
 def pick_target(
     manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES
 ) -> tuple[str, dict[str, Any]]:
-    """The target with all of `engines` that run on a GPU of this compute capability ("8.0"): its own first, portable ones last.
+    """The target with all of `engines` that run on a GPU of this compute capability ("8.0"): its
+    own first, portable ones last.
 
     Raises ModelError that names what the folder has.
     """
@@ -235,6 +253,8 @@ def pick_target(
     }
     lacks = "; ".join(f"{name} lacks {', '.join(missing)}" for name, missing in part.items())
     raise ModelError(
-        f"no engines for a GPU of compute capability {capability}: this folder has {', '.join(whole) or 'no complete set'}"
-        f"{f' ({lacks})' if lacks else ''}. Build them with `mudit export tensorrt FOLDER --target {own or 'rtx-portable'}`"
+        f"no engines for a GPU of compute capability {capability}: this folder has "
+        f"{', '.join(whole) or 'no complete set'}"
+        f"{f' ({lacks})' if lacks else ''}. Build them with `mudit export tensorrt FOLDER --target "
+        f"{own or 'rtx-portable'}`"
     )

@@ -3,8 +3,9 @@
     device = CudaDevice(engines_folder, package="tensorrt")
     device.launch("step", 0, inputs, outputs)
 
-Every engine has its execution contexts, one for each profile and set of input shapes, made when they are first launched: a context whose
-shapes changed may not be captured before it ran once. All contexts share one scratch memory, since they run one after the other.
+Every engine has its execution contexts, one for each profile and set of input shapes, made when
+they are first launched: a context whose shapes changed may not be captured before it ran once. All
+contexts share one scratch memory, since they run one after the other.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from mudit_engine.errors import MissingError, ModelError
 
 
 class CudaDevice:
-    """Raises MissingError without an NVIDIA driver or the package, ModelError for an engine that does not open here."""
+    """Raises MissingError without an NVIDIA driver or the package, ModelError for an engine that
+    does not open here.
+    """
 
     def __init__(self, folder: Path, package: str, graphs: tuple[str, ...]) -> None:
         if not torch.cuda.is_available():
             raise MissingError(
-                "runtime 'tensorrt' needs an NVIDIA GPU, its driver and a torch built for CUDA (torch.cuda.is_available() is False): "
+                "runtime 'tensorrt' needs an NVIDIA GPU, its driver and a torch built for CUDA "
+                "(torch.cuda.is_available() is False): "
                 "use --runtime torch or onnxruntime on this machine"
             )
         self.trt: Any = importlib.import_module(package)
@@ -51,7 +55,9 @@ class CudaDevice:
     def launch(
         self, graph: str, profile: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
     ) -> None:
-        """Raises ModelError when the engine refuses: shapes outside its profile, or another model's tensors."""
+        """Raises ModelError when the engine refuses: shapes outside its profile, or another model's
+        tensors.
+        """
         context = self._context(graph, profile, inputs)
         for name, tensor in (*inputs.items(), *outputs.items()):
             if not context.set_tensor_address(name, tensor.data_ptr()):
@@ -69,7 +75,8 @@ class CudaDevice:
                 self.stream.cuda_stream
             ):
                 raise ModelError(
-                    f"engine '{key[0]}' cannot be captured in a CUDA graph with these shapes: build it with this version"
+                    f"engine '{key[0]}' cannot be captured in a CUDA graph with these shapes: "
+                    f"build it with this version"
                 )
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
@@ -99,11 +106,13 @@ class CudaDevice:
                 raise AssertionError(f"{graph}: {name} is not contiguous")
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 raise ModelError(
-                    f"engine '{graph}' does not take {name} of {tuple(tensor.shape)} in profile {profile}: build it again"
+                    f"engine '{graph}' does not take {name} of {tuple(tensor.shape)} in profile "
+                    f"{profile}: build it again"
                 )
         if missing := context.infer_shapes():
             raise ModelError(
-                f"engine '{graph}' wants {', '.join(missing)}, which this version does not give: export and build it again"
+                f"engine '{graph}' wants {', '.join(missing)}, which this version does not give: "
+                f"export and build it again"
             )
         self.contexts[key] = context
         return context
@@ -114,7 +123,8 @@ class CudaDevice:
         engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise ModelError(
-                f"engine '{path}' does not open on {torch.cuda.get_device_name()} with {self.trt.__name__} {self.trt.__version__}: "
+                f"engine '{path}' does not open on {torch.cuda.get_device_name()} with "
+                f"{self.trt.__name__} {self.trt.__version__}: "
                 "build it on this machine with `mudit export tensorrt`"
             )
         return engine

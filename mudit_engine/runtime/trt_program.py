@@ -1,4 +1,5 @@
-"""A song as a fixed sequence of engine launches on persistent buffers, so that it can be captured whole as one CUDA graph.
+"""A song as a fixed sequence of engine launches on persistent buffers, so that it can be captured
+whole as one CUDA graph.
 
     program = Program(device, config, mode, halo=halo)
     program.fill(song)                  # host: everything of one song into pinned memory
@@ -7,11 +8,13 @@
     program.decode()                    # chunks with halo, int16, device -> pinned
     device.wait(); program.pcm
 
-Nothing between `fill` and `wait` looks at a value or allocates: shapes, launches and addresses follow from the mode alone. What differs
-between songs of a mode (lengths, lyrics, coefficients, which frames a chunk decodes) is in the buffers, as masks and indices.
+Nothing between `fill` and `wait` looks at a value or allocates: shapes, launches and addresses
+follow from the mode alone. What differs between songs of a mode (lengths, lyrics, coefficients,
+which frames a chunk decodes) is in the buffers, as masks and indices.
 
-A step runs one sequence, or two where guidance acts. Latents go back and forth between two buffers. Frames that no chunk owns are written
-to a row behind the last one. Shapes: T frames of the bucket, B sequences, F descriptions, R rows of the sampler, P frames of a chunk.
+A step runs one sequence, or two where guidance acts. Latents go back and forth between two buffers.
+Frames that no chunk owns are written to a row behind the last one. Shapes: T frames of the bucket,
+B sequences, F descriptions, R rows of the sampler, P frames of a chunk.
 """
 
 from __future__ import annotations
@@ -78,7 +81,8 @@ def mode_of(song: SongInputs, bucket: Bucket, profile: int) -> Mode:
     rows = len(song.table.guided)
     if 2 * rows > MODULATION_ROWS:
         raise InputError(
-            f"a sampler of {rows} rows: the engines take at most {MODULATION_ROWS // 2}; use fewer steps"
+            f"a sampler of {rows} rows: the engines take at most {MODULATION_ROWS // 2}; use fewer "
+            f"steps"
         )
     has_reference = song.reference is not None and len(song.reference) > 0
     return Mode(
@@ -92,11 +96,13 @@ def mode_of(song: SongInputs, bucket: Bucket, profile: int) -> Mode:
 
 
 def plan_chunks(frames: int, *, bucket: int, chunk: int, halo: int) -> tuple[Tensor, Tensor]:
-    """int64 [chunks, chunk]: which latent frames each chunk decodes, and where each decoded frame goes (`bucket`: nowhere).
+    """int64 [chunks, chunk]: which latent frames each chunk decodes, and where each decoded frame
+    goes (`bucket`: nowhere).
 
-    All chunks are equally long: the last ends with the song, so that both ends of the song meet the codec's own padding and every other
-    frame is decoded with `halo` frames on either side. Their number depends on the bucket alone; those beyond the song repeat the last.
-    Raises InputError when a chunk is too short to hold a frame between two halos.
+    All chunks are equally long: the last ends with the song, so that both ends of the song meet the
+    codec's own padding and every other frame is decoded with `halo` frames on either side. Their
+    number depends on the bucket alone; those beyond the song repeat the last. Raises InputError
+    when a chunk is too short to hold a frame between two halos.
     """
     if chunk > frames or (chunk < frames and chunk <= 2 * halo):
         raise InputError(
@@ -118,7 +124,8 @@ def plan_chunks(frames: int, *, bucket: int, chunk: int, halo: int) -> tuple[Ten
 
 
 class Program:
-    """Buffers and launches of one mode. `dtype` is the network's; the state of the sampler and the codec's input are fp32.
+    """Buffers and launches of one mode. `dtype` is the network's; the state of the sampler and the
+    codec's input are fp32.
 
     reads_text: descriptions are read by the engine chinmu_text; else they are vectors.
     """
@@ -241,7 +248,9 @@ class Program:
         device.run(lambda: self.unconditional[1:].fill_(1))
 
     def fill(self, song: SongInputs) -> torch.Generator:
-        """Writes a song into pinned memory; returns its generator. The stream must be idle: the memory may still be read."""
+        """Writes a song into pinned memory; returns its generator. The stream must be idle: the
+        memory may still be read.
+        """
         c, mode, host = self.config.dit, self.mode, self.host
         bucket, count, few = mode.bucket, len(song.lyric_ids), c.max_fragments
         for tensor in host.values():
@@ -260,7 +269,8 @@ class Program:
         host["user"][:, 0] = USER_TYPES.index(song.user_type)
         known = song.outline or no_outline(song.frames, count)
         host["ids"][:count] = torch.tensor(song.lyric_ids, dtype=torch.int64)
-        # an encoder that sees no key at all would give NaN; nothing sees what it makes of an instrumental's first token
+        # an encoder that sees no key at all would give NaN; nothing sees what it makes of an
+        # instrumental's first token
         host["token_mask"][: max(count, 1)] = True
         host["token_tables"][:count] = torch.cat(
             rope_table(torch.arange(count), c.lyric_head_dim, base=c.rope_base), -1
@@ -321,7 +331,9 @@ class Program:
         return generator
 
     def prepare(self) -> None:
-        """What a song needs once: its inputs on the device, lyric keys and values, condition rows, modulation of all steps."""
+        """What a song needs once: its inputs on the device, lyric keys and values, condition rows,
+        modulation of all steps.
+        """
         device, given, mode, outline = self.device, self.given, self.mode, self.config.dit.outline
         for name, source in self.host.items():
             device.run(partial(given[name].copy_, source, non_blocking=True))

@@ -1,11 +1,13 @@
-"""The three stages of a song as Python models of NVIDIA's Triton Inference Server: text -> denoise -> decode.
+"""The three stages of a song as Python models of NVIDIA's Triton Inference Server: text -> denoise
+-> decode.
 
     REQUEST, JSON with the fields of SongRequest  -> text    -> SONG (safetensors), SECONDS, INFO (JSON)
     SONG                                          -> denoise -> LATENTS [frames, C]
     LATENTS, SECONDS                              -> decode  -> AUDIO int16 [channels, samples], SAMPLE_RATE
 
-`mudit export triton-server` writes the repository whose model.py files name these classes. The server hands `execute` all requests that
-waited together, whatever their lengths: `denoise` steps them as one ragged batch. "reference" in a request is an audio file in base64.
+`mudit export triton-server` writes the repository whose model.py files name these classes. The
+server hands `execute` all requests that waited together, whatever their lengths: `denoise` steps
+them as one ragged batch. "reference" in a request is an audio file in base64.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class NoRuntime:
 
 
 class _Model:
-    """What the server calls. Subclasses answer a list of requests, each with a list of named arrays or an error."""
+    """What the server calls. Subclasses answer a list of requests, each with a list of named arrays
+    or an error.
+    """
 
     def initialize(self, args: dict[str, Any]) -> None:
         self.utils: Any = importlib.import_module("triton_python_backend_utils")
@@ -83,7 +87,9 @@ class _Model:
         return responses
 
     def given(self, request: Any, name: str) -> np.ndarray:
-        """An input without its batch axis. Raises InputError unless that is 1: the server batches requests, songs of one would be lost."""
+        """An input without its batch axis. Raises InputError unless that is 1: the server batches
+        requests, songs of one would be lost.
+        """
         array: np.ndarray = self.utils.get_input_tensor_by_name(request, name).as_numpy()
         if len(array) != 1:
             raise InputError(
@@ -188,7 +194,9 @@ class DecodeModel(_Model):
 
 
 def parse_request(text: bytes, scratch: Path) -> SongRequest:
-    """A SongRequest of its JSON. Raises InputError for anything else; a reference is written to `scratch`."""
+    """A SongRequest of its JSON. Raises InputError for anything else; a reference is written to
+    `scratch`.
+    """
     names = {field.name for field in dataclasses.fields(SongRequest)}
     try:
         fields = json.loads(text)

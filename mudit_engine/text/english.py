@@ -1,8 +1,9 @@
 """English: a word -> ARPAbet phones with stress, and the syllable each phone belongs to.
 
-The CMU Pronouncing Dictionary comes first (its first pronunciation, except for the homographs that songs use otherwise). Then, in
-order: stretched and repeated vocables (`sooooo`, `lalala`), endings on a known word (`lovin'`, `skylines`), two known words in one
-(`moonglow`), letter names for initials (`KTV`), and at last letter-to-sound rules, so that a name is still sung as a word.
+The CMU Pronouncing Dictionary comes first (its first pronunciation, except for the homographs that
+songs use otherwise). Then, in order: stretched and repeated vocables (`sooooo`, `lalala`), endings
+on a known word (`lovin'`, `skylines`), two known words in one (`moonglow`), letter names for
+initials (`KTV`), and at last letter-to-sound rules, so that a name is still sung as a word.
 
     pronounce("chorus")  Pronunciation(phones=('K', 'AO1', 'R', 'AH0', 'S'), source='dictionary')
 """
@@ -27,10 +28,12 @@ _LETTERS = {
     for letter, phones in {
         "a": "EY1", "b": "B IY1", "c": "S IY1", "d": "D IY1", "e": "IY1", "f": "EH1 F", "g": "JH IY1", "h": "EY1 CH", "i": "AY1",
         "j": "JH EY1", "k": "K EY1", "l": "EH1 L", "m": "EH1 M", "n": "EH1 N", "o": "OW1", "p": "P IY1", "q": "K Y UW1", "r": "AA1 R",
-        "s": "EH1 S", "t": "T IY1", "u": "Y UW1", "v": "V IY1", "w": "D AH1 B AH0 L Y UW0", "x": "EH1 K S", "y": "W AY1", "z": "Z IY1",
+        "s": "EH1 S", "t": "T IY1", "u": "Y UW1", "v": "V IY1", "w": "D AH1 B AH0 L Y "
+                                                                     "UW0", "x": "EH1 K S", "y": "W AY1", "z": "Z IY1",
     }.items()
 }  # fmt: skip
-# Homographs whose first entry is not the one sung, and sounds of singers that dictionaries leave out.
+# Homographs whose first entry is not the one sung, and sounds of singers that dictionaries leave
+# out.
 _SUNG = {
     word: tuple(phones.split())
     for word, phones in {
@@ -59,7 +62,9 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class Pronunciation:
-    """Phones of one word. `source`: dictionary, vocable, derived, letters (spelled out) or rules (letter to sound)."""
+    """Phones of one word. `source`: dictionary, vocable, derived, letters (spelled out) or rules
+    (letter to sound).
+    """
 
     phones: tuple[str, ...]
     source: str
@@ -92,7 +97,9 @@ def is_vowel(phone: str) -> bool:
 
 @functools.lru_cache(maxsize=16_384)
 def pronounce(word: str) -> Pronunciation:
-    """Phones of an ASCII word (letters, with apostrophes where it has them). Never empty for a word with a letter."""
+    """Phones of an ASCII word (letters, with apostrophes where it has them). Never empty for a word
+    with a letter.
+    """
     lower = word.lower().strip("-")
     bare = lower.strip("'")
     if lower.endswith("in'") and (
@@ -167,7 +174,9 @@ def _compound(word: str) -> tuple[str, ...] | None:
 
 
 def _stems(stem: str, *, vowel_follows: bool) -> tuple[str, ...]:
-    """Spellings a stem can have had before its ending: lov -> lov, love; runn -> run; happi -> happy."""
+    """Spellings a stem can have had before its ending: lov -> lov, love; runn -> run; happi ->
+    happy.
+    """
     stems = [stem]
     if vowel_follows:
         stems.insert(0, stem + "e")
@@ -191,8 +200,9 @@ def _past(last: str) -> tuple[str, ...]:
 
 
 def syllabify(phones: Sequence[str]) -> list[int]:
-    """Syllable number (from 0) of every phone: each vowel is one nucleus, consonants between two go to the later one as far as
-    English allows them at a beginning. A word with no vowel (hmm) is one syllable."""
+    """Syllable number (from 0) of every phone: each vowel is one nucleus, consonants between two go
+    to the later one as far as English allows them at a beginning. A word with no vowel (hmm) is one
+    syllable."""
     nuclei = [place for place, phone in enumerate(phones) if is_vowel(phone)]
     numbers = [0] * len(phones)
     for number, (left, right) in enumerate(itertools.pairwise(nuclei), start=1):
@@ -206,7 +216,8 @@ def syllabify(phones: Sequence[str]) -> list[int]:
     return numbers
 
 
-# Letter to sound: the first pattern that matches at a place wins; lookaround sees the whole word. Vowels get their stress later.
+# Letter to sound: the first pattern that matches at a place wins; lookaround sees the whole word.
+# Vowels get their stress later.
 _RULES = [
     (re.compile(pattern), tuple(phones.split()))
     for pattern, phones in [
@@ -242,7 +253,9 @@ _RULES = [
 
 
 def letter_to_sound(word: str) -> tuple[str, ...]:
-    """Phones of an unknown word by rules of English spelling. Primary stress falls on the first vowel, unstressed a e o u are reduced."""
+    """Phones of an unknown word by rules of English spelling. Primary stress falls on the first
+    vowel, unstressed a e o u are reduced.
+    """
     phones: list[str] = []
     place = 0
     while place < len(word):

@@ -1,11 +1,12 @@
 """Chords: symbols, Roman numerals, and the plan of a song's harmony before a note of it exists.
 
-"C | Am F | G7"      bars between |, the chords of a bar share it evenly; without any |, a bar a chord
-"I V vi IV"          numerals: upper case is a major triad, lower case a minor one, relative to the natural scale of the mode
+"C | Am F | G7"      bars between |, the chords of a bar share it evenly; without any |, a bar a
+chord "I V vi IV"          numerals: upper case is a major triad, lower case a minor one, relative
+to the natural scale of the mode
 
-symbols = realise("I V vi IV".split(), key=9, mode="major", sevenths=False)      # A E F#m D
-chords = planned_chords(bars, "A major", seed=1)                                 # a progression for verses, one for choruses, ...
-chords = repeated_chords(bars, parse_chords("C | Am F | G"))
+symbols = realise("I V vi IV".split(), key=9, mode="major", sevenths=False)      # A E F#m D chords
+= planned_chords(bars, "A major", seed=1)                                 # a progression for
+verses, one for choruses, ... chords = repeated_chords(bars, parse_chords("C | Am F | G"))
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ _SUFFIXES |= {"7": "dom7", "maj7": "maj7", "M7": "maj7", "m7": "min7", "min7": "
 _SUFFIX_OF = {quality: suffix for suffix, quality in reversed(_SUFFIXES.items())}
 _CHORD = re.compile(r"([A-G])([#b♯♭]?)([^\s/|]*)")
 
-# Four bars each. They start on the tonic or come back to it: a loop such as vi IV I V is heard in either of two keys.
+# Four bars each. They start on the tonic or come back to it: a loop such as vi IV I V is heard in
+# either of two keys.
 PROGRESSIONS: dict[str, tuple[str, ...]] = {
     "major": (
         "I V vi IV",
@@ -90,7 +92,9 @@ OTHER_PART = 2  # what every other section plays
 
 @dataclass(frozen=True, slots=True)
 class ChordSymbol:
-    """`root`: pitch class 0-11, C = 0; `quality` one of QUALITIES; `roman` as it was asked for, if it was by numeral."""
+    """`root`: pitch class 0-11, C = 0; `quality` one of QUALITIES; `roman` as it was asked for, if
+    it was by numeral.
+    """
 
     root: int
     quality: str
@@ -133,13 +137,16 @@ def key_parts(name: str) -> tuple[int, str]:
     tonic, _, mode = name.partition(" ")
     if tonic not in TONICS or mode not in SCALES:
         raise InputError(
-            f"key '{name}' is unknown: write a tonic and a mode, such as 'A minor', 'F# minor' or 'Eb major'"
+            f"key '{name}' is unknown: write a tonic and a mode, such as 'A minor', 'F# minor' or "
+            f"'Eb major'"
         )
     return TONICS[tonic], mode
 
 
 def realise(numerals: Sequence[str], *, key: int, mode: str, sevenths: bool) -> list[ChordSymbol]:
-    """Roman numerals -> chords in `key`. `sevenths` adds the scale's own seventh (dominant on V), as jazz does."""
+    """Roman numerals -> chords in `key`. `sevenths` adds the scale's own seventh (dominant on V),
+    as jazz does.
+    """
     scale = SCALES[mode]
     chords = []
     for roman in numerals:
@@ -147,7 +154,8 @@ def realise(numerals: Sequence[str], *, key: int, mode: str, sevenths: bool) -> 
         step = scale[degree]
         quality = "maj" if roman.isupper() else "min"
         if sevenths:
-            # A dominant seventh belongs to V, and to VII of the minor mode (V of the relative major); others keep the scale's.
+            # A dominant seventh belongs to V, and to VII of the minor mode (V of the relative
+            # major); others keep the scale's.
             dominant = quality == "maj" and (degree == 4 or (mode == "minor" and degree == 6))
             quality = "dom7" if dominant else {"maj": "maj7", "min": "min7"}[quality]
         chords.append(ChordSymbol((key + step) % 12, quality, roman))
@@ -155,7 +163,9 @@ def realise(numerals: Sequence[str], *, key: int, mode: str, sevenths: bool) -> 
 
 
 def parse_chords(text: str) -> list[list[ChordSymbol]]:
-    """The chords of each bar. Raises InputError for a symbol it does not know, an empty bar or no chord at all."""
+    """The chords of each bar. Raises InputError for a symbol it does not know, an empty bar or no
+    chord at all.
+    """
     bars = (
         [bar.split() for bar in text.strip().strip("|").split("|")]
         if "|" in text
@@ -163,7 +173,8 @@ def parse_chords(text: str) -> list[list[ChordSymbol]]:
     )
     if not bars or not all(bars):
         raise InputError(
-            f"chords '{text}' hold an empty bar: write symbols such as 'C Am F G7', or bars as 'C | Am F | G7'"
+            f"chords '{text}' hold an empty bar: write symbols such as 'C Am F G7', or bars as 'C "
+            f"| Am F | G7'"
         )
     return [[chord_symbol(one) for one in bar] for bar in bars]
 
@@ -173,7 +184,8 @@ def chord_symbol(text: str) -> ChordSymbol:
     match = _CHORD.fullmatch(text)
     if match is None or match[3] not in _SUFFIXES:
         raise InputError(
-            f"chord '{text}' is unknown: write a capital root, # or b, and nothing (major), m, dim, 7, maj7 or m7, such as 'F#m7'"
+            f"chord '{text}' is unknown: write a capital root, # or b, and nothing (major), m, "
+            f"dim, 7, maj7 or m7, such as 'F#m7'"
         )
     return ChordSymbol(
         TONICS[match[1] + match[2].replace("♯", "#").replace("♭", "b")], _SUFFIXES[match[3]]
@@ -186,7 +198,9 @@ def chord_names(chords: Sequence[TimedChord]) -> str | None:
 
 
 def planned_chords(bars: Bars, key: str, *, seed: int) -> tuple[TimedChord, ...]:
-    """A chord a bar: the seed draws a progression for verses, one for choruses and one for the rest; the last bar is the tonic's."""
+    """A chord a bar: the seed draws a progression for verses, one for choruses and one for the
+    rest; the last bar is the tonic's.
+    """
     tonic, mode = key_parts(key)
     chosen = random.Random(seed).sample(PROGRESSIONS[mode], 3)
     numerals: list[str] = []

@@ -1,9 +1,10 @@
 """Lyrics as people write them -> sections of lines.
 
-Tags: a whole line in [ ] < > { } or 【 】 is always a tag, and an unknown one is an error. A line in ( ), 《 》, ** ** or with no
-brackets is a tag only when it names a section: `(ooh yeah)` is sung. A tag may be followed by words on its own line. Dropped, and
-told in `notes`: LRC time stamps and headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)` behind a line
-writes it twice.
+Tags: a whole line in [ ] < > { } or 【 】 is always a tag, and an unknown one is an error. A line in
+( ), 《 》, ** ** or with no brackets is a tag only when it names a section: `(ooh yeah)` is sung. A
+tag may be followed by words on its own line. Dropped, and told in `notes`: LRC time stamps and
+headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)` behind a line writes it
+twice.
 
     parse_lyrics("[verse]\\n月亮落在海面上").sections[0].lines[0].text
 """
@@ -41,7 +42,8 @@ _LRC_HEADER = re.compile(
 _CREDIT = re.compile(
     r"(?:作?词|作?曲|作?詞|编曲|編曲|词曲|詞曲|作词作曲|制作人?|製作人?|监制|監製|混音|母带|母帶|录音|錄音|原唱|演唱|歌手|专辑|"
     r"專輯|出品|发行|發行|歌名|标题|"
-    r"lyrics(?: by)?|music(?: by)?|written by|composed by|produced by|arranged by|composer|lyricist|producer|arranger|artist|title|album|"
+    r"lyrics(?: by)?|music(?: by)?|written by|composed by|produced by|arranged "
+    r"by|composer|lyricist|producer|arranger|artist|title|album|"
     r"singer)"
     r"\s*[:：](?!//).*",
     re.IGNORECASE,
@@ -66,7 +68,9 @@ class LyricLine:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the song. `kind` is one of sections.KINDS; a section with no line is played, not sung."""
+    """A part of the song. `kind` is one of sections.KINDS; a section with no line is played, not
+    sung.
+    """
 
     kind: str
     index: int | None = None
@@ -95,11 +99,13 @@ class Lyrics:
 def parse_lyrics(text: str, *, source: str = "lyrics") -> Lyrics:
     """Sections and sung lines of a text. `source` names the text in messages.
 
-    Raises InputError, naming the line, for an unknown or unclosed tag; for text with neither a line nor a section; for binary data.
+    Raises InputError, naming the line, for an unknown or unclosed tag; for text with neither a line
+    nor a section; for binary data.
     """
     if "\0" in text:
         raise InputError(
-            f"{source} holds NUL characters, so it is no plain text: save the lyrics as a UTF-8 text file"
+            f"{source} holds NUL characters, so it is no plain text: save the lyrics as a UTF-8 "
+            f"text file"
         )
     reader = _Reader(source)
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
@@ -108,7 +114,9 @@ def parse_lyrics(text: str, *, source: str = "lyrics") -> Lyrics:
 
 
 def format_lyrics(lyrics: Lyrics) -> str:
-    """Canonical text: one tag a section, a blank line between sections. `parse_lyrics(format_lyrics(x)) == x` for a parsed x."""
+    """Canonical text: one tag a section, a blank line between sections.
+    `parse_lyrics(format_lyrics(x)) == x` for a parsed x.
+    """
     blocks = []
     for section in lyrics.sections:
         tag = section.kind if section.index is None else f"{section.kind} {section.index}"
@@ -126,7 +134,9 @@ class _Reader:
         self.dropped: dict[str, list[int]] = {}
 
     def line(self, text: str, number: int) -> None:
-        """Takes one source line apart until only words are left; what remains reads the same when it is parsed again."""
+        """Takes one source line apart until only words are left; what remains reads the same when
+        it is parsed again.
+        """
         times, started = 1, len(self.sections)
         text = self.clean(text, number)
         while text:
@@ -135,7 +145,8 @@ class _Reader:
                 text = text[: repeat.start()]
                 if not text:
                     self.notes.append(
-                        f"line {number}: '{repeat[0].strip()}' stands alone and is dropped: write out what is sung again"
+                        f"line {number}: '{repeat[0].strip()}' stands alone and is dropped: write "
+                        f"out what is sung again"
                     )
             elif tagged := _leading_tag(text, number, self.source):
                 tag, text = tagged
@@ -158,7 +169,8 @@ class _Reader:
             self.sing(text, number, times=min(times, 8))
         elif times > 1 and len(self.sections) > started:
             self.notes.append(
-                f"line {number}: a section is not repeated by its tag: write it again to have it sung again"
+                f"line {number}: a section is not repeated by its tag: write it again to have it "
+                f"sung again"
             )
 
     def sing(self, text: str, number: int, *, times: int) -> None:
@@ -186,7 +198,8 @@ class _Reader:
                 rf"(?:{_LINE_STAMP.pattern}\s*)+[^\[]+", text
             ):
                 self.notes.append(
-                    f"line {number}: several time stamps ask for repeats, but it is sung once, where it stands"
+                    f"line {number}: several time stamps ask for repeats, but it is sung once, "
+                    f"where it stands"
                 )
             for what, pattern in (("time stamps", _STAMP), ("LRC headers", _LRC_HEADER)):
                 text, count = pattern.subn("", text)
@@ -207,7 +220,8 @@ class _Reader:
                 else "is empty"
             )
             raise InputError(
-                f"{self.source} {what}: write at least one line, or ask for an instrumental with the single tag [inst]"
+                f"{self.source} {what}: write at least one line, or ask for an instrumental with "
+                f"the single tag [inst]"
             )
         notes = [
             f"{what} are dropped ({_lines(numbers)})" for what, numbers in self.dropped.items()
@@ -221,13 +235,16 @@ class _Reader:
         for tag, number, lines in self.sections:
             if not lines and tag.kind not in INSTRUMENTAL_KINDS:
                 notes.append(
-                    f"line {number}: [{tag.kind}] has no words, so it is played, not sung: write them out if they should be sung"
+                    f"line {number}: [{tag.kind}] has no words, so it is played, not sung: write "
+                    f"them out if they should be sung"
                 )
         return Lyrics(sections, tuple(notes))
 
 
 def _leading_tag(text: str, number: int, source: str) -> tuple[Tag, str] | None:
-    """The tag a line begins with and what follows it, or None for a line of words. Raises InputError for a tag nobody knows."""
+    """The tag a line begins with and what follows it, or None for a line of words. Raises
+    InputError for a tag nobody knows.
+    """
     plain = text.translate(_FULL_WIDTH)
     start = len(plain) - len(plain.lstrip(_ORNAMENT))
     opening = plain[start : start + 1]
@@ -240,7 +257,8 @@ def _leading_tag(text: str, number: int, source: str) -> tuple[Tag, str] | None:
             return tag, text[end + 1 :].lstrip(_ORNAMENT + ":：")
         if opening in "[【":
             raise InputError(
-                f"{source}, line {number}: {text[:40]!r} opens a tag and does not close it: add {_STRICT[opening]!r}"
+                f"{source}, line {number}: {text[:40]!r} opens a tag and does not close it: add "
+                f"{_STRICT[opening]!r}"
             )
         return None
     trimmed = plain[start:].rstrip(_ORNAMENT + ":")
@@ -259,7 +277,8 @@ def _unknown(tag: str, number: int, source: str) -> InputError:
     meant = near_miss(tag[1:-1])
     hint = f"did you mean {meant}? " if meant else ""
     return InputError(
-        f"{source}, line {number}: unknown section tag {tag!r}: {hint}Accepted are {accepted()}. Backing vocals go in ( )"
+        f"{source}, line {number}: unknown section tag {tag!r}: {hint}Accepted are {accepted()}. "
+        f"Backing vocals go in ( )"
     )
 
 

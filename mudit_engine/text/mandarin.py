@@ -1,10 +1,11 @@
 """Mandarin: Han characters -> pinyin syllables -> initial and final tokens.
 
-A syllable is one or two tokens, `[initial] final+tone`. Syllables that pinyin spells with y or w have no initial: the final is
-written out, so that `you` = iou, `wei` = uei, `yu` = v rhyme with `liu` = l iou, `gui` = g uei, `ju` = j v. The vowel of zi ci si
-is `iz`, of zhi chi shi ri `ir`, ê is `eh`; m, n and ng stand alone as in 呣 嗯; `r5` is the r-colouring of 儿化 and belongs to the
-syllable before it.
-Tones are the dictionary's (一 yi1, 不 bu4): sandhi is left to the singer, as melody overrides it.
+A syllable is one or two tokens, `[initial] final+tone`. Syllables that pinyin spells with y or w
+have no initial: the final is written out, so that `you` = iou, `wei` = uei, `yu` = v rhyme with
+`liu` = l iou, `gui` = g uei, `ju` = j v. The vowel of zi ci si is `iz`, of zhi chi shi ri `ir`, ê
+is `eh`; m, n and ng stand alone as in 呣 嗯; `r5` is the r-colouring of 儿化 and belongs to the
+syllable before it. Tones are the dictionary's (一 yi1, 不 bu4): sandhi is left to the singer, as
+melody overrides it.
 
     read_han("长大了")        ['zhang3', 'da4', 'le5']
     split_syllable("zhang3")  ('zh', 'ang3')
@@ -17,7 +18,8 @@ import re
 import unicodedata
 from typing import Any
 
-# initial -> what may follow, as pinyin spells it. Interjections and the few syllables of new words (biang, rua) are included.
+# initial -> what may follow, as pinyin spells it. Interjections and the few syllables of new words
+# (biang, rua) are included.
 _SPELLINGS = {
     "b": "a o ai ei ao an en ang eng ong i ie iao ian iang in ing u",
     "p": "a o ai ei ao ou an en ang eng i ie iao ian in ing u",
@@ -41,7 +43,8 @@ _SPELLINGS = {
     "c": "i a e ai ei ao ou an en ang eng ong u uo ui uan un",
     "s": "i a e ai ao ou an en ang eng ong u uo ui uan un",
     "": "a o e ê ai ei ao ou an en ang eng er m n ng"
-    " yi ya yo ye yao you yan yin yang ying yong wu wa wo wai wei wan wen wang weng wong yu yue yuan yun",
+    " yi ya yo ye yao you yan yin yang ying yong wu wa wo wai wei wan wen wang weng wong yu yue "
+    "yuan yun",
 }
 # spelling -> final, where they differ; j q x, y and w are handled in _final
 _FINALS = {
@@ -63,7 +66,8 @@ ERHUA = "r5"
 _HAN_EXTRA = "〇々"
 _SYLLABLE = re.compile(r"([a-zê]+)([1-5])")
 
-# What the phrase dictionary of pypinyin 0.55 reads otherwise than singers do. One syllable a character; longest match first.
+# What the phrase dictionary of pypinyin 0.55 reads otherwise than singers do. One syllable a
+# character; longest match first.
 _SUNG_PHRASES = {
     "重来": "chong2 lai2",
     "重回": "chong2 hui2",
@@ -156,7 +160,9 @@ def finals() -> tuple[str, ...]:
 
 
 def split_syllable(syllable: str) -> tuple[str, ...]:
-    """Tokens of a syllable with a tone digit: ('zh', 'ang3'), ('a1',) or, for 儿化, ('r5',). Raises KeyError for an illegal one."""
+    """Tokens of a syllable with a tone digit: ('zh', 'ang3'), ('a1',) or, for 儿化, ('r5',). Raises
+    KeyError for an illegal one.
+    """
     if syllable == ERHUA:
         return (ERHUA,)
     initial, final = syllables()[syllable[:-1]]
@@ -164,7 +170,9 @@ def split_syllable(syllable: str) -> tuple[str, ...]:
 
 
 def parse_syllable(text: str) -> str | None:
-    """What a user wrote (`chang2`, `cháng`, `lv4`, `lü4`, `lu:4`, `r` for 儿化) as a syllable with tone digit; None if it is not one."""
+    """What a user wrote (`chang2`, `cháng`, `lv4`, `lü4`, `lu:4`, `r` for 儿化) as a syllable with
+    tone digit; None if it is not one.
+    """
     text = text.strip().lower()
     if text in ("r", "r5"):
         return ERHUA
@@ -178,9 +186,11 @@ def parse_syllable(text: str) -> str | None:
 
 
 def read_han(text: str) -> list[str | None]:
-    """Syllables of a run of Han characters, one each, None where no reading is known. Polyphones are read in context.
+    """Syllables of a run of Han characters, one each, None where no reading is known. Polyphones
+    are read in context.
 
-    Readings come from pypinyin's phrase dictionary, corrected by a short list of what lyrics use and by rules for 地 and 得.
+    Readings come from pypinyin's phrase dictionary, corrected by a short list of what lyrics use
+    and by rules for 地 and 得.
     """
     text = _expand_repetition(text)
     readings = _dictionary(text)

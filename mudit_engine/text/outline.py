@@ -1,7 +1,9 @@
-"""The outline of a song before a note of it exists: tempo, key, chords, and when each syllable of the lyrics is sung.
+"""The outline of a song before a note of it exists: tempo, key, chords, and when each syllable of
+the lyrics is sung.
 
-Lines take whole bars of 4/4 and begin on their first beat, syllables lie on a grid of eighths, and what time is left over goes to the
-parts that are only played. A model with `dit.outline` is told beat, key, chord and syllable of every frame (models/outline.py).
+Lines take whole bars of 4/4 and begin on their first beat, syllables lie on a grid of eighths, and
+what time is left over goes to the parts that are only played. A model with `dit.outline` is told
+beat, key, chord and syllable of every frame (models/outline.py).
 
     bpm = planned_bpm("慢慢的钢琴曲")                                      # 76.0, as no number says otherwise
     times = plan_syllables(phonemize(parse_lyrics(text)), bpm=bpm, seconds=30.0)    # [syllables, 2] seconds
@@ -43,7 +45,9 @@ _MEDIUM = re.compile(
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a song's course. `token_times` holds (start, end) seconds of each lyric token, -1 for those that are not sung."""
+    """What is known of a song's course. `token_times` holds (start, end) seconds of each lyric
+    token, -1 for those that are not sung.
+    """
 
     bpm: float | None = None
     key: str | None = None  # "Eb major", as text.descriptions.requested_key gives it
@@ -84,8 +88,8 @@ def planned_seconds(song: PhonemeSequence, *, bpm: float) -> float:
 def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.ndarray:
     """Seconds (start, end) of every syllable, [syllables, 2], within `seconds`.
 
-    Bars that are left over go to played parts, then before the first and behind the last sung one. Where the lyrics need more
-    bars than there are, all times shrink in proportion.
+    Bars that are left over go to played parts, then before the first and behind the last sung one.
+    Where the lyrics need more bars than there are, all times shrink in proportion.
     """
     plan = _plan(song, bpm, seconds)
     times: list[tuple[float, float]] = []
@@ -101,9 +105,11 @@ def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.n
 
 
 def plan_bars(song: PhonemeSequence | None, *, bpm: float, seconds: float) -> Bars:
-    """The whole bars of the same plan at its tempo, section by section; without a song, those of one long verse.
+    """The whole bars of the same plan at its tempo, section by section; without a song, those of
+    one long verse.
 
-    What is left of the song behind them is its last chord's to ring. Sections of hurried lyrics take their shares of the bars there are.
+    What is left of the song behind them is its last chord's to ring. Sections of hurried lyrics
+    take their shares of the bars there are.
     """
     bar = BEATS * 60 / bpm
     total = max(1, _whole_bars(seconds, bar))
@@ -136,7 +142,9 @@ def _whole_bars(seconds: float, bar: float) -> int:
 
 @dataclass(frozen=True)
 class _Plan:
-    """`bars` are those of each line of a section, or its one number of bars; `before` the first section come played ones."""
+    """`bars` are those of each line of a section, or its one number of bars; `before` the first
+    section come played ones.
+    """
 
     sections: list[tuple[str, list[int]]]
     bars: list[list[int]]
@@ -174,7 +182,9 @@ def _unit(bpm: float) -> int:
 
 
 def _line_bars(syllables: int, bpm: float) -> int:
-    """Bars of a line: one or two by the tempo, doubled until its syllables fit with a breath behind them."""
+    """Bars of a line: one or two by the tempo, doubled until its syllables fit with a breath behind
+    them.
+    """
     bars = 1 if bpm <= ONE_BAR_BPM else 2
     while syllables > bars * GRID // _unit(bpm) - 1:
         bars *= 2
@@ -182,7 +192,9 @@ def _line_bars(syllables: int, bpm: float) -> int:
 
 
 def _rhythm(syllables: int, bars: int, bpm: float) -> Sequence[tuple[int, int]]:
-    """(start, end) in eighths: even notes of whole units, the longer ones last, none longer than can be held."""
+    """(start, end) in eighths: even notes of whole units, the longer ones last, none longer than
+    can be held.
+    """
     unit = _unit(bpm)
     slots = bars * GRID // unit - 1  # the last one is for the breath
     seconds = 30 / bpm * unit

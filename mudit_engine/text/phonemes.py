@@ -1,9 +1,11 @@
 """Lyrics -> the phoneme tokens a model sings, and how long they take.
 
-Tokens of a song: for each section its tag (`<verse>`), then for each sung line its phones and `<line>`. Inside a line `<space>` parts
-words that are written apart, `<breath>` stands for punctuation. Mandarin characters are one syllable each (`啊啊啊啊` is four),
-English words come from the pronouncing dictionary; numbers are read in the language around them. A reading can be given in braces
-behind the word: `长{chang2}`, `点儿{r}` (r-coloured, no syllable of its own), `live{L AY1 V}`. What cannot be sung is reported in `notes`.
+Tokens of a song: for each section its tag (`<verse>`), then for each sung line its phones and
+`<line>`. Inside a line `<space>` parts words that are written apart, `<breath>` stands for
+punctuation. Mandarin characters are one syllable each (`啊啊啊啊` is four), English words come from the
+pronouncing dictionary; numbers are read in the language around them. A reading can be given in
+braces behind the word: `长{chang2}`, `点儿{r}` (r-coloured, no syllable of its own), `live{L AY1 V}`.
+What cannot be sung is reported in `notes`.
 
     phonemize(parse_lyrics("[verse]\\n月亮")).tokens   ('<verse>', 've4', 'l', 'iang4', '<line>')
 """
@@ -21,7 +23,8 @@ from mudit_engine.text import english, mandarin, numbers
 from mudit_engine.text.lyrics import LyricLine, Lyrics
 from mudit_engine.text.vocabulary import Vocabulary
 
-# Pace of singing, in syllables a second while a line lasts: what is comfortable for pop songs, and what still can be understood.
+# Pace of singing, in syllables a second while a line lasts: what is comfortable for pop songs, and
+# what still can be understood.
 COMFORTABLE_RATE, FASTEST_RATE = 2.6, 4.5
 COMFORTABLE_RAP_RATE, FASTEST_RAP_RATE = 4.5, 7.0
 LINE_REST_SECONDS, SHORTEST_LINE_REST_SECONDS = 0.6, 0.2  # behind every line
@@ -66,10 +69,11 @@ _OVERRIDE = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class PhonemeSequence:
-    """What a model reads of a song's lyrics. `ids`, `tokens` and `syllable_of` have one entry a token.
+    """What a model reads of a song's lyrics. `ids`, `tokens` and `syllable_of` have one entry a
+    token.
 
-    `syllable_of` is the index of the token's syllable in the song, -1 for section, line, space and breath tokens. `notes` name
-    line numbers of the source.
+    `syllable_of` is the index of the token's syllable in the song, -1 for section, line, space and
+    breath tokens. `notes` name line numbers of the source.
     """
 
     ids: tuple[int, ...]
@@ -83,7 +87,9 @@ class PhonemeSequence:
 
 
 def phonemize(lyrics: Lyrics, *, vocabulary: Vocabulary | None = None) -> PhonemeSequence:
-    """Tokens of all sections in order. Raises InputError, naming the line, for an override in braces that is no pinyin or ARPAbet."""
+    """Tokens of all sections in order. Raises InputError, naming the line, for an override in
+    braces that is no pinyin or ARPAbet.
+    """
     vocabulary = vocabulary or Vocabulary.load()
     song = _Song(
         han=any(
@@ -105,7 +111,9 @@ def phonemize(lyrics: Lyrics, *, vocabulary: Vocabulary | None = None) -> Phonem
 
 @dataclass
 class _Song:
-    """Tokens so far. `han`: the song holds Chinese, so numbers with nothing beside them are read in Mandarin."""
+    """Tokens so far. `han`: the song holds Chinese, so numbers with nothing beside them are read in
+    Mandarin.
+    """
 
     han: bool
     tokens: list[str] = field(default_factory=list)
@@ -143,7 +151,8 @@ class _Song:
         for word, (number, said) in self.guessed.items():
             phones = " ".join(said.phones)
             self.notes.append(
-                f"line {number}: '{word}' is not in the dictionary and is {ways[said.source]} as {phones}; to change that, write the "
+                f"line {number}: '{word}' is not in the dictionary and is {ways[said.source]} as "
+                f"{phones}; to change that, write the "
                 f"phones behind it: {word}{{{phones}}}"
             )
         return self.notes
@@ -178,7 +187,8 @@ class _Line:
                 self.spoken(words, chinese=mandarin.is_han(words[0]))
             elif char in "{}":
                 raise InputError(
-                    f"line {self.number}: {self.text[self.place :][:20]!r} has a brace with no word before it or no end: write a "
+                    f"line {self.number}: {self.text[self.place :][:20]!r} has a brace with no "
+                    f"word before it or no end: write a "
                     "reading right behind its word, as in 长{chang2} or live{L AY1 V}"
                 )
             else:
@@ -194,7 +204,9 @@ class _Line:
         self.gap, self.sung = None, True
 
     def han(self) -> None:
-        """A run of Han characters, read as a whole so that overrides do not cut the context of polyphones."""
+        """A run of Han characters, read as a whole so that overrides do not cut the context of
+        polyphones.
+        """
         chars: list[str] = []
         given: dict[int, str] = {}
         while self.place < len(self.text):
@@ -206,7 +218,8 @@ class _Line:
                 if not 1 <= len(syllables) <= len(chars):
                     counts = f"{len(syllables)} syllables for the {len(chars)} characters before it"
                     raise InputError(
-                        f"line {self.number}: {match[0]} has {counts}: write one for each, at least one and no more"
+                        f"line {self.number}: {match[0]} has {counts}: write one for each, at "
+                        f"least one and no more"
                     )
                 given |= dict(enumerate(syllables, start=len(chars) - len(syllables)))
                 self.place = match.end()
@@ -218,7 +231,8 @@ class _Line:
         syllable = mandarin.parse_syllable(text)
         if syllable is None:
             raise InputError(
-                f"line {self.number}: {text!r} in {where} is no pinyin syllable: write letters and a tone from 1 to 5, as in "
+                f"line {self.number}: {text!r} in {where} is no pinyin syllable: write letters and "
+                f"a tone from 1 to 5, as in "
                 "长{chang2}, 绿{lv4}, 了{le5}"
             )
         return syllable
@@ -228,7 +242,8 @@ class _Line:
             syllable = given.get(place, syllable)
             if syllable == mandarin.ERHUA and (text[place] not in "儿兒" or not self.sung):
                 raise InputError(
-                    f"line {self.number}: {{r}} is for a 儿 that colours the syllable before it on its line, as in 点儿{{r}}"
+                    f"line {self.number}: {{r}} is for a 儿 that colours the syllable before it on "
+                    f"its line, as in 点儿{{r}}"
                 )
             if syllable is None:
                 self.unsung.setdefault("characters with no known reading", []).append(text[place])
@@ -244,7 +259,8 @@ class _Line:
             wrong = [phone for phone in phones if phone not in english.PHONES]
             if wrong or not phones:
                 raise InputError(
-                    f"line {self.number}: {' '.join(wrong) or 'nothing'!r} in {override[0]} is no ARPAbet phone: write phones as the CMU "
+                    f"line {self.number}: {' '.join(wrong) or 'nothing'!r} in {override[0]} is no "
+                    f"ARPAbet phone: write phones as the CMU "
                     "dictionary does, vowels with a stress of 0, 1 or 2, as in live{L AY1 V}"
                 )
             self.before()
@@ -253,7 +269,9 @@ class _Line:
         self.say(match[0])
 
     def say(self, text: str) -> None:
-        """An English word; parts joined by hyphens are words of their own unless the dictionary has the whole."""
+        """An English word; parts joined by hyphens are words of their own unless the dictionary has
+        the whole.
+        """
         whole = "-" in text and english.pronounce(text).source == "dictionary"
         parts = [text] if whole else [part for part in text.split("-") if part.strip("'")]
         for number, part in enumerate(parts):
@@ -285,7 +303,9 @@ class _Line:
             self.gap = "<space>"
 
     def mandarin_here(self, start: int, end: int) -> bool:
-        """Whether what stands at start..end is read in Mandarin: by its neighbour, then by the nearest word, then by the song."""
+        """Whether what stands at start..end is read in Mandarin: by its neighbour, then by the
+        nearest word, then by the song.
+        """
         after, ahead = self.text[end : end + 1], self.text[start - 1 : start]
         for char in (after, ahead):
             if char and (mandarin.is_han(char) or (char.isascii() and char.isalpha())):
@@ -324,7 +344,9 @@ class _Line:
 
 @functools.lru_cache(maxsize=4096)
 def _fold(text: str) -> str:
-    """NFKC with plain apostrophes; Latin letters lose their accents, but not inside braces, where ü and tone marks count."""
+    """NFKC with plain apostrophes; Latin letters lose their accents, but not inside braces, where ü
+    and tone marks count.
+    """
     text = (
         unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
         .translate(_LATIN)
@@ -347,7 +369,9 @@ def _script(char: str) -> str:
 
 @dataclass(frozen=True)
 class LyricBudget:
-    """Whether lyrics fit a length. `rate`: syllables a second over the whole song; `message`: what to tell the user, if anything."""
+    """Whether lyrics fit a length. `rate`: syllables a second over the whole song; `message`: what
+    to tell the user, if anything.
+    """
 
     syllables: int
     seconds: float
@@ -358,7 +382,8 @@ class LyricBudget:
 
 
 def budget(lyrics: Lyrics | PhonemeSequence, seconds: float) -> LyricBudget:
-    """Holds lyrics against a requested length: `fits` is False when singing them all would be faster than FASTEST_RATE.
+    """Holds lyrics against a requested length: `fits` is False when singing them all would be
+    faster than FASTEST_RATE.
 
     Raises InputError for a length that is no positive number.
     """
@@ -369,8 +394,10 @@ def budget(lyrics: Lyrics | PhonemeSequence, seconds: float) -> LyricBudget:
     rate, message = song.syllables / seconds, None
     if seconds < least:
         message = (
-            f"{song.syllables} syllables do not fit into {seconds:g} s ({rate:.1f} a second): lines would be skipped or swallowed. "
-            f"They need at least {math.ceil(least)} s; comfortable are {suggested:g} s. Ask for more seconds or shorten the lyrics"
+            f"{song.syllables} syllables do not fit into {seconds:g} s ({rate:.1f} a second): "
+            f"lines would be skipped or swallowed. "
+            f"They need at least {math.ceil(least)} s; comfortable are {suggested:g} s. Ask for "
+            f"more seconds or shorten the lyrics"
         )
     elif seconds < 0.75 * suggested and song.syllables:
         message = f"{song.syllables} syllables in {seconds:g} s will sound hurried ({rate:.1f} a second): comfortable are {suggested:g} s"
@@ -380,7 +407,8 @@ def budget(lyrics: Lyrics | PhonemeSequence, seconds: float) -> LyricBudget:
 
 
 def seconds_for(lyrics: Lyrics | PhonemeSequence) -> float:
-    """Seconds that lyrics need at a comfortable pace, whole seconds: lines, rests between sections, intro, interludes and outro.
+    """Seconds that lyrics need at a comfortable pace, whole seconds: lines, rests between sections,
+    intro, interludes and outro.
 
     A line lasts max(SHORTEST_LINE_SECONDS, syllables / COMFORTABLE_RATE + LINE_REST_SECONDS).
     """

@@ -1,4 +1,5 @@
-"""Names of song sections: what people write in a tag -> the canonical kind, and what else the tag said.
+"""Names of song sections: what people write in a tag -> the canonical kind, and what else the tag
+said.
 
 read_tag("Verse 2: Anna")   Tag(kind='verse', index=2, extras=('Anna',))
 read_tag("副歌")             Tag(kind='chorus', index=None, extras=())
@@ -12,23 +13,27 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-# canonical kind -> usual spellings, in lower case, simplified and traditional; blanks, hyphens and underscores are equal
+# canonical kind -> usual spellings, in lower case, simplified and traditional; blanks, hyphens and
+# underscores are equal
 _SPELLINGS: dict[str, str] = {
     "intro": "intro, introduction, opening, start, prelude, 前奏, 序曲, 引子, 序, 开头, 開頭, 开场, 開場",
     "verse": "verse, vers, v, strophe, 主歌, 正歌, 主歌部分, a段, 诗节, 詩節, 段落",
-    "pre-chorus": "pre chorus, prechorus, pre, pre hook, prehook, lift, build, build up, buildup, rise, channel,"
+    "pre-chorus": "pre chorus, prechorus, pre, pre hook, prehook, lift, build, build up, buildup, "
+    "rise, channel,"
     " 导歌, 導歌, 预副歌, 預副歌, 副歌前, 前副歌, 过渡, 過渡",
     "chorus": "chorus, refrain, ref, c, 副歌, 副歌部分, b段, 高潮, 合唱, 叠歌, 疊歌",
     "post-chorus": "post chorus, postchorus, post hook, 后副歌, 後副歌, 副歌后, 副歌後",
     "hook": "hook, 记忆点, 記憶點, 洗脑段, 洗腦段",
-    "bridge": "bridge, middle eight, middle 8, mid 8, c段, 桥段, 橋段, 桥, 橋, 桥接, 橋接, 过桥, 過橋, 过渡段, 過渡段, 连接段, 連接段",
+    "bridge": "bridge, middle eight, middle 8, mid 8, c段, 桥段, 橋段, 桥, 橋, 桥接, 橋接, 过桥, 過橋, 过渡段, 過渡段, "
+    "连接段, 連接段",
     "rap": "rap, rap verse, 说唱, 說唱, 饶舌, 饒舌",
     "solo": "solo, 独奏, 獨奏",
     "interlude": "interlude, 间奏, 間奏, 过门, 過門, 间奏曲, 間奏曲",
     "inst": "inst, instr, instrumental, music, 纯音乐, 純音樂, 音乐, 音樂, 器乐, 器樂, 伴奏, 无人声, 無人聲",
     "break": "break, breakdown, pause, silence, 停顿, 停頓, 静默, 靜默",
     "drop": "drop, 爆点, 爆點",
-    "outro": "outro, coda, end, ending, finale, close, closing, tag, fade, fade out, fadeout, postlude,"
+    "outro": "outro, coda, end, ending, finale, close, closing, tag, fade, fade out, fadeout, "
+    "postlude,"
     " 尾奏, 结尾, 結尾, 尾声, 尾聲, 尾歌, 结束, 結束, 收尾, 终曲, 終曲",
     "others": "others, other, misc, spoken, spoken word, 其他, 其它, 念白, 独白, 獨白, 旁白",
 }
@@ -41,12 +46,15 @@ def _bag(*lines: str) -> frozenset[str]:
 
 
 _QUALIFIERS = _bag(
-    "final last first second third short medium long double half big main repeat repeated reprise reprised alt alternate quiet extended",
+    "final last first second third short medium long double half big main repeat repeated reprise "
+    "reprised alt alternate quiet extended",
     "the 最后 最後 第一 最终 最終 重复 重複 反复 反複 再次 部分 段 section part",
 )
 _INSTRUMENTS = _bag(
-    "guitar piano sax saxophone violin cello drum drums bass synth harmonica flute string strings organ keys horn horns brass trumpet",
-    "erhu guzheng pipa dizi electric acoustic instrumental vocal music musical 吉他 钢琴 鋼琴 萨克斯 薩克斯 小提琴 大提琴 鼓 贝斯 貝斯",
+    "guitar piano sax saxophone violin cello drum drums bass synth harmonica flute string strings "
+    "organ keys horn horns brass trumpet",
+    "erhu guzheng pipa dizi electric acoustic instrumental vocal music musical 吉他 钢琴 鋼琴 萨克斯 薩克斯 "
+    "小提琴 大提琴 鼓 贝斯 貝斯",
     "口琴 笛子 长笛 長笛 二胡 古筝 古箏 琵琶 弦乐 弦樂 电吉他 電吉他 木吉他 音乐 音樂",
 )
 _ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 8}
@@ -58,17 +66,21 @@ _WORDS |= {word: number for number, word in enumerate("一二三四五六七八�
 _ORDINAL = {"first": 1, "second": 2, "third": 3, "第一": 1}
 # Sung too often to be a tag in round brackets or without any.
 _SUNG_WORDS = _bag(
-    "v c pre ref rise lift channel build close closing tag start opening other end fade 音乐 音樂 高潮 合唱 序 桥 橋",
+    "v c pre ref rise lift channel build close closing tag start opening other end fade 音乐 音樂 高潮 "
+    "合唱 序 桥 橋",
 )
 # Names that need a number to be a tag without brackets.
 _BRACKETS_ONLY = _bag(
-    "music pause silence drop break spoken ending hook solo rap others misc 段落 开头 開頭 结束 結束 过渡 過渡 其他 其它 停顿 停頓 伴奏",
+    "music pause silence drop break spoken ending hook solo rap others misc 段落 开头 開頭 结束 結束 过渡 過渡 "
+    "其他 其它 停顿 停頓 伴奏",
 )
 
 
 @dataclass(frozen=True)
 class Tag:
-    """`extras`: words of the tag that are neither its name nor its number (a singer, an instrument, 'x2')."""
+    """`extras`: words of the tag that are neither its name nor its number (a singer, an instrument,
+    'x2').
+    """
 
     kind: str
     index: int | None = None
@@ -101,7 +113,9 @@ def read_tag(text: str) -> Tag | None:
 
 
 def read_soft(text: str) -> Tag | None:
-    """A tag in round brackets or quotation marks, where backing vocals stand too: single letters and sung words like (rise) are none."""
+    """A tag in round brackets or quotation marks, where backing vocals stand too: single letters
+    and sung words like (rise) are none.
+    """
     tag = read_tag(text)
     return None if tag is None or normalise(text).strip(" :") in _SUNG_WORDS else tag
 
@@ -124,7 +138,9 @@ def read_bare(text: str, *, announced: bool = False) -> Tag | None:
 
 
 def _read_name(text: str) -> Tag | None:
-    """`verse 2`, `主歌A`, `final chorus`, `guitar solo`, `chorus 副歌`, `verse (softly)`; None when no part is a section."""
+    """`verse 2`, `主歌A`, `final chorus`, `guitar solo`, `chorus 副歌`, `verse (softly)`; None when no
+    part is a section.
+    """
     text = normalise(text)
     extras = [inner for inner in re.findall(r"\(([^()]*)\)", text) if inner]
     text = re.sub(r"\([^()]*\)", " ", text)

@@ -1,8 +1,9 @@
 """Token ids that never move: line number n (from 0) of assets/vocabulary/<version>.tsv is id n.
 
-The file is append-only, because models store ids in their embedding rows. Its second column is the family of the token:
-`special` (`<pad>`, `<line>`, `<space>`, `<breath>`), `section` (`<verse>`), `initial` (`zh`), `final` (`ang4`, tone 5 is neutral) and
-`arpabet` (`en:AH0`: the prefix keeps English B apart from Mandarin b whatever the case).
+The file is append-only, because models store ids in their embedding rows. Its second column is the
+family of the token: `special` (`<pad>`, `<line>`, `<space>`, `<breath>`), `section` (`<verse>`),
+`initial` (`zh`), `final` (`ang4`, tone 5 is neutral) and `arpabet` (`en:AH0`: the prefix keeps
+English B apart from Mandarin b whatever the case).
 
     Vocabulary.load().id("ang4")
 """
@@ -18,7 +19,9 @@ FAMILIES = ("special", "section", "initial", "final", "arpabet")
 
 
 class Vocabulary:
-    """A frozen list of tokens. Get one with `Vocabulary.load()`; instances are shared and must not be changed."""
+    """A frozen list of tokens. Get one with `Vocabulary.load()`; instances are shared and must not
+    be changed.
+    """
 
     def __init__(self, version: str, rows: tuple[tuple[str, str], ...]) -> None:
         self.version = version
@@ -30,7 +33,9 @@ class Vocabulary:
 
     @classmethod
     def load(cls, version: str = "v1") -> Vocabulary:
-        """The vocabulary shipped under that version. Raises InputError for a version that does not exist."""
+        """The vocabulary shipped under that version. Raises InputError for a version that does not
+        exist.
+        """
         return _load(version)
 
     def __len__(self) -> int:
@@ -48,7 +53,8 @@ class Vocabulary:
             return self._ids[token]
         except KeyError:
             raise InputError(
-                f"token {token!r} is not in vocabulary {self.version}: was it made for another version?"
+                f"token {token!r} is not in vocabulary {self.version}: was it made for another "
+                f"version?"
             ) from None
 
     def token(self, id: int) -> str:

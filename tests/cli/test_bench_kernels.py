@@ -1,4 +1,6 @@
-"""`mudit bench kernels`: without a GPU it says what works, compiles for any GPU, or interprets; no speed that was not measured."""
+"""`mudit bench kernels`: without a GPU it says what works, compiles for any GPU, or interprets; no
+speed that was not measured.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""mudit plan, mudit train --launch and mudit doctor --cluster as commands: documents, tables, exit codes."""
+"""mudit plan, mudit train --launch and mudit doctor --cluster as commands: documents, tables, exit
+codes.
+"""
 
 from __future__ import annotations
 

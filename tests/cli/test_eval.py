@@ -1,4 +1,6 @@
-"""`mudit eval` as a user runs it, on a corpus of small tones and the micro model: documents, pictures, reruns, gates and bad input."""
+"""`mudit eval` as a user runs it, on a corpus of small tones and the micro model: documents,
+pictures, reruns, gates and bad input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`mudit generate` as a user runs it: songs, manifests, seeds, and every kind of bad input with a message and an exit code."""
+"""`mudit generate` as a user runs it: songs, manifests, seeds, and every kind of bad input with a
+message and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -419,7 +421,8 @@ def test_interrupt_exits_130_and_leaves_nothing(micro: Path, tmp_path: Path) -> 
         "    print('stepping', flush=True); import time; time.sleep(30)\n"
         "d.Denoiser.step = slow\n"
         "from mudit_engine.cli.main import run\n"
-        f"arguments = ['generate', '--model', {str(micro)!r}, '--description', 'x', '--out', {str(tmp_path / 's.wav')!r}]\n"
+        f"arguments = ['generate', '--model', {str(micro)!r}, '--description', 'x', '--out', "
+        f"{str(tmp_path / 's.wav')!r}]\n"
         "sys.exit(run(arguments))\n"
     )
     process = subprocess.Popen(

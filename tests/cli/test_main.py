@@ -1,4 +1,6 @@
-"""The shell around every command: what is listed, how fast help answers, exit codes, and the one JSON document."""
+"""The shell around every command: what is listed, how fast help answers, exit codes, and the one
+JSON document.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,8 @@ def test_answers_at_once(command: list[str]) -> None:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=60)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # processor time: on a busy machine the clock also counts what others do; start-up waits for nothing else
+        # processor time: on a busy machine the clock also counts what others do; start-up waits for
+        # nothing else
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < HELP_SECONDS
 

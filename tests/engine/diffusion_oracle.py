@@ -1,10 +1,12 @@
-"""A perfect network: data from a known distribution, for which E[x0 | x_t] and E[eps | x_t] have closed forms.
+"""A perfect network: data from a known distribution, for which E[x0 | x_t] and E[eps | x_t] have
+closed forms.
 
     x_t | component k ~ N(alpha m_k, C_k),  C_k = alpha^2 S_k + sigma^2 I        r_k = posterior of k        z_k = C_k^-1 (x - alpha m_k)
     E[x0 | x] = sum_k r_k (m_k + alpha S_k z_k)        E[eps | x] = sigma sum_k r_k z_k
 
-Neither divides by sigma or alpha, so both ends are exact. All paths share one probability-flow ODE once it is written for
-x / sqrt(alpha^2 + sigma^2) in the angle omega = atan2(sigma, alpha), which `flow` solves far more finely than any sampler.
+Neither divides by sigma or alpha, so both ends are exact. All paths share one probability-flow ODE
+once it is written for x / sqrt(alpha^2 + sigma^2) in the angle omega = atan2(sigma, alpha), which
+`flow` solves far more finely than any sampler.
 """
 
 from __future__ import annotations
@@ -91,7 +93,9 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 def perfect(path: Path, mixture: Mixture = TRIO) -> Network:
-    """out(x [N, C] float64, t scalar float64): what a network that has learned this distribution on this path answers."""
+    """out(x [N, C] float64, t scalar float64): what a network that has learned this distribution on
+    this path answers.
+    """
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         t = t.double()
@@ -143,7 +147,9 @@ def flow(
     end: float = 0.0,
     steps: int = 100,
 ) -> Tensor:
-    """The state at level `end` of the exact probability-flow ODE through x [N, C] at level `start` (Runge-Kutta 4 in omega)."""
+    """The state at level `end` of the exact probability-flow ODE through x [N, C] at level `start`
+    (Runge-Kutta 4 in omega).
+    """
     ends = torch.tensor([start, end], dtype=torch.float64)
     alpha, sigma = path.alpha(ends), path.sigma(ends)
     omega, last = torch.atan2(sigma, alpha).tolist()

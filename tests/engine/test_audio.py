@@ -1,4 +1,6 @@
-"""Audio files: round trips, broken input, atomic writing, resampling against a closed form and scipy, the spectrogram."""
+"""Audio files: round trips, broken input, atomic writing, resampling against a closed form and
+scipy, the spectrogram.
+"""
 
 from __future__ import annotations
 

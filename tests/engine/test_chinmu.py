@@ -1,4 +1,6 @@
-"""ChinMu: towers at every length, batch independence, the loss, and a transformers text encoder made here."""
+"""ChinMu: towers at every length, batch independence, the loss, and a transformers text encoder
+made here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The sampling loop: a song in a mixed batch equals itself alone, guidance means what it says, noise belongs to the song."""
+"""The sampling loop: a song in a mixed batch equals itself alone, guidance means what it says,
+noise belongs to the song.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Every sampler on every path, with a perfect network for a known distribution: right distribution, measured order of convergence, and
-marginals of the stochastic samplers at every level, against a Runge-Kutta solution and closed-form moments."""
+"""Every sampler on every path, with a perfect network for a known distribution: right distribution,
+measured order of convergence, and marginals of the stochastic samplers at every level, against a
+Runge-Kutta solution and closed-form moments."""
 
 from __future__ import annotations
 
@@ -115,7 +116,9 @@ def test_heun_is_second_order(name):
     ["linear", "bezier0", "bezier.5", "bezier.9", "ddpm-eps", "ddpm-v-zero-snr", "ddpm-v-cosine"],
 )
 def test_dpmpp_2m_is_second_order_between_fixed_levels(name):
-    """On the solver's own terms: steps of equal lambda from t = 0.95 to t = 0.05, started on an exact state."""
+    """On the solver's own terms: steps of equal lambda from t = 0.95 to t = 0.05, started on an
+    exact state.
+    """
     path = make_path(PATHS[name])
     grid = torch.linspace(1, 0, 400001, dtype=torch.float64)[1:-1]
     lambda_ = (path.alpha(grid) / path.sigma(grid)).log()  # rises along the grid
@@ -141,8 +144,9 @@ def test_dpmpp_2m_is_second_order_between_fixed_levels(name):
 
 @pytest.mark.parametrize("name", [n for n in PATHS if n != BLIND])
 def test_dpmpp_2m_on_its_own_grid(name):
-    """From pure noise lambda starts at -inf and its first steps never get short, which costs a logarithm: h^2 log(1/h), most visible for
-    linear and for the cosine betas, whose alpha leaves 0 at a slope."""
+    """From pure noise lambda starts at -inf and its first steps never get short, which costs a
+    logarithm: h^2 log(1/h), most visible for linear and for the cosine betas, whose alpha leaves 0
+    at a slope."""
     counts = [64, 128, 256]
     found = errors(name, "dpmpp-2m", counts)
     assert_order(f"{name} dpmpp-2m", counts, found, 1.4, 2.4)
@@ -152,7 +156,9 @@ def test_dpmpp_2m_on_its_own_grid(name):
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
 @pytest.mark.parametrize("name", ["linear", "bezier.5", "bezier1"])
 def test_sde_keeps_the_marginals_at_first_order(name, diffusion):
-    """For Gaussian data the rows move mean and variance in closed form: no sampling noise, at t = 3/4, 1/2, 1/4 and the end."""
+    """For Gaussian data the rows move mean and variance in closed form: no sampling noise, at t =
+    3/4, 1/2, 1/4 and the end.
+    """
     config = PATHS[name]
     counts, found = [64, 128], []
     for steps in counts:
@@ -201,7 +207,9 @@ GAUSS_MEAN, GAUSS_VARIANCE = (
 
 
 def gaussian_error(config: PathConfig, table, levels: Tensor, after: list[int]) -> float:
-    """The largest error of mean and variance after some rows, of states that start as standard normal noise."""
+    """The largest error of mean and variance after some rows, of states that start as standard
+    normal noise.
+    """
     path = make_path(config)
     network = perfect(
         path,
@@ -244,7 +252,8 @@ def test_samples_have_the_mean_and_covariance_of_the_data(name, sampler, diffusi
     table = sampler_table(
         config, SamplerConfig(name=sampler, steps=steps, guidance=1, diffusion=diffusion)
     )
-    # a Sobol start has next to no sampling error of its own; the noise of an SDE has, about 0.02 in the covariance of 4,096 states
+    # a Sobol start has next to no sampling error of its own; the noise of an SDE has, about 0.02 in
+    # the covariance of 4,096 states
     stochastic = sampler == "sde-euler"
     uniform = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(
         4096 if stochastic else 1024, dtype=torch.float64

@@ -1,4 +1,6 @@
-"""Paths: schedules, training targets, and conversions between eps, x0, v, velocity and score, against closed forms."""
+"""Paths: schedules, training targets, and conversions between eps, x0, v, velocity and score,
+against closed forms.
+"""
 
 from __future__ import annotations
 

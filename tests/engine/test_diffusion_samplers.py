@@ -1,4 +1,6 @@
-"""Sampler tables: equal to diffusers' schedulers step by step, guidance, noise levels, and what holds for every configuration."""
+"""Sampler tables: equal to diffusers' schedulers step by step, guidance, noise levels, and what
+holds for every configuration.
+"""
 
 from __future__ import annotations
 
@@ -77,11 +79,12 @@ def their_arguments(config: PathConfig, spacing: str) -> dict[str, object]:
 
 
 def with_wide_schedule(scheduler, config: PathConfig):
-    """The scheduler with its own schedule in float64, where its float32 products are too coarse to compare to 1e-5.
+    """The scheduler with its own schedule in float64, where its float32 products are too coarse to
+    compare to 1e-5.
 
-    Its cosine betas end at 0.999, so that float32 holds 1 - beta to 6e-5, and 1 - alphas_cumprod cancels near the data: up to 2e-5 in a
-    state (and NaN for cosine with eta 1). The linear schedules without zero terminal SNR, the published one among them, are compared as
-    shipped.
+    Its cosine betas end at 0.999, so that float32 holds 1 - beta to 6e-5, and 1 - alphas_cumprod
+    cancels near the data: up to 2e-5 in a state (and NaN for cosine with eta 1). The linear
+    schedules without zero terminal SNR, the published one among them, are compared as shipped.
     """
     from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
@@ -109,7 +112,9 @@ def with_wide_schedule(scheduler, config: PathConfig):
 
 
 def assert_same_chain(config: PathConfig, table, scheduler, steps: int, step) -> None:
-    """Both chains run on their own states with a perfect network and the same noise; every state agrees to 1e-5."""
+    """Both chains run on their own states with a perfect network and the same noise; every state
+    agrees to 1e-5.
+    """
     path = make_path(config)
     network = perfect(path)
     scheduler.set_timesteps(steps)
@@ -189,7 +194,9 @@ def test_published_sampler_visits_its_twenty_steps():
 
 
 def test_heun_by_hand():
-    """Two rows a step against x + dt/2 (v(x, t) + v(x + dt v, t')), and one row from the last level to x0."""
+    """Two rows a step against x + dt/2 (v(x, t) + v(x + dt v, t')), and one row from the last level
+    to x0.
+    """
     path = make_path(LINEAR)
     network, levels = perfect(path), continuous_levels(path, 4)
     x = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -221,7 +228,9 @@ def test_one_step_is_the_mean_of_the_data(name, config):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_known_song_is_found_exactly(name):
-    """Where the data is a single point, the estimate of x0 is that point at every level: any sampler, any number of steps, ends on it."""
+    """Where the data is a single point, the estimate of x0 is that point at every level: any
+    sampler, any number of steps, ends on it.
+    """
     point = torch.tensor([[0.7, -1.3, 2.0]], dtype=torch.float64)
     for config in (LINEAR, PathConfig(kind="bezier", bezier_control=0.9)):
         path = make_path(config)
@@ -241,7 +250,9 @@ def test_one_known_song_is_found_exactly(name):
 @pytest.mark.parametrize("diffusion", ["constant", "decreasing", "sbdm"])
 @pytest.mark.parametrize("config", [LINEAR, PathConfig(kind="bezier")], ids=["linear", "bezier"])
 def test_sde_is_stable_where_the_score_is_stiffest(config, diffusion):
-    """Data on a point, much noise, few steps: the distance from alpha x0 stays that of the marginal, sigma, at every level."""
+    """Data on a point, much noise, few steps: the distance from alpha x0 stays that of the
+    marginal, sigma, at every level.
+    """
     path = make_path(config)
     table = sampler_table(
         config,
@@ -324,7 +335,9 @@ def test_the_network_is_never_asked_below_t_min():
 
 
 def test_bezier_control_0_samples_like_linear_on_squared_levels():
-    """The same ODE in another clock: DDIM and DPM-Solver++ know x_t only by alpha and sigma, so their states are equal."""
+    """The same ODE in another clock: DDIM and DPM-Solver++ know x_t only by alpha and sigma, so
+    their states are equal.
+    """
     bezier, linear = make_path(PathConfig(kind="bezier", bezier_control=0.0)), make_path(LINEAR)
     levels = continuous_levels(bezier, 12)
     x = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,6 @@
-"""The transformer on packed rows: a song in a mixed batch is the song alone; shapes, gradients and both block kinds."""
+"""The transformer on packed rows: a song in a mixed batch is the song alone; shapes, gradients and
+both block kinds.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +149,9 @@ def test_inference_in_place_equals_training_graph() -> None:
 
 
 def test_the_mean_description_reaches_the_modulation_alone_too() -> None:
-    """Changing the vector of one song changes that song only, also when its fragments do not attend (a zero token projection)."""
+    """Changing the vector of one song changes that song only, also when its fragments do not attend
+    (a zero token projection).
+    """
     model = make_model(pooled_description=True)
     nn.init.zeros_(model.description_in.weight)
     nn.init.zeros_(model.description_in.bias)
@@ -170,7 +174,9 @@ def test_the_mean_description_reaches_the_modulation_alone_too() -> None:
 
 
 def test_positions_follow_time_not_index() -> None:
-    """A reference frame stands at its target frame's position: moving both songs' rows together changes nothing else."""
+    """A reference frame stands at its target frame's position: moving both songs' rows together
+    changes nothing else.
+    """
     model = make_model()
     batch = make_batch([20], [0], [0], [20])
     reversed_reference = replace(batch, references=batch.references.flip(0))

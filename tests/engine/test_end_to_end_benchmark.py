@@ -19,7 +19,8 @@ SMALL = Workload("tiny", ((20, 5), (33, 9)), True, "two short songs")
 def test_flops_equal_torchs_own_count() -> None:
     denoiser = Denoiser(end_to_end.make_network("tiny"))
     states = end_to_end.make_states(denoiser, SMALL, steps=2)
-    # the counter does not know the CPU's fused attention, but it does know the products it is made of
+    # the counter does not know the CPU's fused attention, but it does know the products it is made
+    # of
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         denoiser.step(states)
     assert (

@@ -1,4 +1,6 @@
-"""Rules of the house that no other test would notice: who imports whom, imports without side effects, names, no machine paths."""
+"""Rules of the house that no other test would notice: who imports whom, imports without side
+effects, names, no machine paths.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,9 @@ def test_arrows_point_one_way(files: list[Path], above: tuple[str, ...]) -> None
 
 
 def test_no_module_is_named_like_a_package() -> None:
-    """A folder of ours on sys.path (a script's own folder, a test's) would otherwise hide that package."""
+    """A folder of ours on sys.path (a script's own folder, a test's) would otherwise hide that
+    package.
+    """
     taken = {
         name for name in importlib.metadata.packages_distributions() if name != "mudit_engine"
     } | PACKAGES.keys()

@@ -1,4 +1,6 @@
-"""Phoneme error rates: edit distances that are known, phonemes of lyrics, and a recogniser that learns toy words from nothing."""
+"""Phoneme error rates: edit distances that are known, phonemes of lyrics, and a recogniser that
+learns toy words from nothing.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ TOY = ["yue4", "liang4", "tian1", "kong1", "hai3", "feng1", "shan1", "he2"]
 
 
 def toy_songs(count: int, seed: int) -> tuple[list[Example], list[list[str]]]:
-    """Log-mel in which every phoneme has a pattern of its own for 0.14 s, in lines of random syllables with silence between."""
+    """Log-mel in which every phoneme has a pattern of its own for 0.14 s, in lines of random
+    syllables with silence between.
+    """
     patterns = torch.randn(len(symbols()), MELS, generator=torch.Generator().manual_seed(7)) * 2
     generator = torch.Generator().manual_seed(seed)
     songs, truths = [], []

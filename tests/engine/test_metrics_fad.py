@@ -1,4 +1,6 @@
-"""Frechet distance against its closed form and scipy's matrix square root; intervals, ratios and permutations against known answers."""
+"""Frechet distance against its closed form and scipy's matrix square root; intervals, ratios and
+permutations against known answers.
+"""
 
 from __future__ import annotations
 

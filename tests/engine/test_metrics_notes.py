@@ -1,4 +1,6 @@
-"""Notes: the matching against exhaustive search, the reading of posteriors, and (with basic-pitch) real tones."""
+"""Notes: the matching against exhaustive search, the reading of posteriors, and (with basic-pitch)
+real tones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Ridge probes: what can be told apart is, what cannot is not, and leave-one-out is what leaving one out gives."""
+"""Ridge probes: what can be told apart is, what cannot is not, and leave-one-out is what leaving
+one out gives.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from mudit_engine.metrics.probes import RidgeProbe
 def blobs(
     counts: dict[str, int], gap: float, *, d: int = 40, seed: int = 0
 ) -> tuple[torch.Tensor, list[str]]:
-    """Unit noise around class centres `gap` apart, on features of very different size, with one that never changes."""
+    """Unit noise around class centres `gap` apart, on features of very different size, with one
+    that never changes.
+    """
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(len(counts), d, generator=torch.Generator().manual_seed(99))
     rows = [
@@ -54,7 +58,9 @@ def test_a_rare_class_is_not_forgotten() -> None:
 
 
 def test_leave_one_out_in_closed_form_is_leaving_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With centring, scaling and class weights held fixed, as the closed form does, by solving the ridge problem anew without each song."""
+    """With centring, scaling and class weights held fixed, as the closed form does, by solving the
+    ridge problem anew without each song.
+    """
     x, labels = blobs({"a": 12, "b": 8}, 0.3, d=5)
     monkeypatch.setattr(module, "STRENGTHS", (0.1,))
     probe = RidgeProbe.fit(x, labels)

@@ -42,7 +42,9 @@ def test_first_right() -> None:
 
 
 class Oracle:
-    """A ChinMu that hears a song's number in its first sample and reads it at the end of a text; `blind` ones do not."""
+    """A ChinMu that hears a song's number in its first sample and reads it at the end of a text;
+    `blind` ones do not.
+    """
 
     def __init__(self, songs: int, *, blind: bool) -> None:
         self.songs, self.blind = songs, blind

@@ -1,4 +1,6 @@
-"""Rows of the tables: what is judged against what, what is kept, and the controls; the baseline codec; the bars."""
+"""Rows of the tables: what is judged against what, what is kept, and the controls; the baseline
+codec; the bars.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The door to the kernels: naming a backend, refusing what it cannot serve, and the flash backend's packing."""
+"""The door to the kernels: naming a backend, refusing what it cannot serve, and the flash backend's
+packing.
+"""
 
 from __future__ import annotations
 

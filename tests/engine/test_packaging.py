@@ -1,4 +1,6 @@
-"""What a user installs: wheel, source archive and editable install hold every file once and work anywhere; nothing is shadowed."""
+"""What a user installs: wheel, source archive and editable install hold every file once and work
+anywhere; nothing is shadowed.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,11 @@ def run_in(folder: Path, *command: str) -> str:
 
 
 def use(folder: Path, path: str) -> Path:
-    """Runs USE in `folder` on a path that the code `path` extends; returns the file that it imported.
+    """Runs USE in `folder` on a path that the code `path` extends; returns the file that it
+    imported.
 
-    -S keeps this environment's own editable install of the project out; its other packages are appended.
+    -S keeps this environment's own editable install of the project out; its other packages are
+    appended.
     """
     code = f"import sys, site; {path}; sys.path.append({sysconfig.get_paths()['purelib']!r})\n{USE}"
     return Path(run_in(folder, sys.executable, "-I", "-S", "-c", code).split()[-1])
@@ -181,7 +185,9 @@ def test_an_editable_install_imports_from_another_folder(tree: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", [*LINKED, "tests"])
 def test_a_real_package_wins_over_a_folder_of_the_checkout(name: str, tmp_path: Path) -> None:
-    """A folder without __init__.py is a namespace, which a regular package of that name beats from anywhere on the path."""
+    """A folder without __init__.py is a namespace, which a regular package of that name beats from
+    anywhere on the path.
+    """
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("REAL = True\n")
     code = f"import sys; assert sys.path[0] == ''; sys.path.append({str(tmp_path)!r}); import {name}; assert {name}.REAL"

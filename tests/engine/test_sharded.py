@@ -1,4 +1,6 @@
-"""A batch over several ranks gives what one gives: rows, heads and songs that no rank boundary respects. Ranks are threads here."""
+"""A batch over several ranks gives what one gives: rows, heads and songs that no rank boundary
+respects. Ranks are threads here.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ def test_every_rank_has_the_whole_output(changes: dict[str, object], ranks: int)
 
 
 def test_rows_are_dealt_out_once() -> None:
-    """13 rows on 4 ranks: 4 each, the last with padding that no segment covers and no rank predicts."""
+    """13 rows on 4 ranks: 4 each, the last with padding that no segment covers and no rank
+    predicts.
+    """
     config = DitConfig(latent_channels=4, width=32, heads=4)
     layout = make_layout([Span(2, 1, 4, 0, 3, 0), Span(0, 0, 6, 3, 2, 1)], config)
     shards = [shard(layout, ThreadExchange(Meeting(4), rank), lyric_rows=5) for rank in range(4)]

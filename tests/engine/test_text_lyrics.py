@@ -156,7 +156,8 @@ def test_words_before_any_tag_are_an_implicit_verse() -> None:
 def test_wordless_chorus_is_told_and_wordless_interlude_is_not() -> None:
     notes = parse_lyrics("[verse]\na\n[interlude]\n[chorus]\n").notes
     assert notes == (
-        "line 4: [chorus] has no words, so it is played, not sung: write them out if they should be sung",
+        "line 4: [chorus] has no words, so it is played, not sung: write them out if they should "
+        "be sung",
     )
 
 

@@ -77,7 +77,8 @@ def test_sections_lines_and_syllables_are_indexed() -> None:
         parse_lyrics("[intro]\n[pre-chorus]\n月亮\n(chorus)\nbaby oh\n[others]\n(outro)\n啊")
     )
     assert " ".join(song.tokens) == (
-        "<intro> <pre-chorus> ve4 l iang4 <line> <chorus> en:B en:EY1 en:B en:IY0 <space> en:OW1 <line> <others> <outro> a5 <line>"
+        "<intro> <pre-chorus> ve4 l iang4 <line> <chorus> en:B en:EY1 en:B en:IY0 <space> en:OW1 "
+        "<line> <others> <outro> a5 <line>"
     )
     assert song.syllable_of == (-1, -1, 0, 1, 1, -1, -1, 2, 2, 3, 3, -1, 4, -1, -1, -1, 5, -1)
     assert song.syllables == 6
@@ -245,7 +246,9 @@ def test_dictionary_phones_are_all_known() -> None:
 
 
 def test_letter_to_sound_counts_syllables() -> None:
-    """The rules need not be right about every vowel; a note of the melody must go to the right number of syllables."""
+    """The rules need not be right about every vowel; a note of the melody must go to the right
+    number of syllables.
+    """
     words = [
         word
         for word in sorted(english.dictionary())

@@ -1,4 +1,6 @@
-"""Token ids are stored in weights: they must never move, and every token the readers can make must have one."""
+"""Token ids are stored in weights: they must never move, and every token the readers can make must
+have one.
+"""
 
 from __future__ import annotations
 

@@ -159,7 +159,8 @@ def test_normalised_latents_are_centred_and_spread_by_what_is_heard_of_them() ->
     assert drawn.mean((0, 1)).abs().max() < 0.15
     spread = drawn.std((0, 1))
     assert abs(float(spread.square().mean()) - 1) < 0.15
-    # a channel in which one standard deviation changes the features four times as much is spread twice as widely
+    # a channel in which one standard deviation changes the features four times as much is spread
+    # twice as widely
     plain = vae.decoder(mean)[0]
     deviation = torch.diag((mean.var((0, 1)) + logvar.exp().mean((0, 1))).sqrt())
     heard = torch.stack(

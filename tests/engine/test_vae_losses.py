@@ -1,4 +1,6 @@
-"""Training losses: zero at equality, growing with damage, balanced signs, gradients where they belong."""
+"""Training losses: zero at equality, growing with damage, balanced signs, gradients where they
+belong.
+"""
 
 from __future__ import annotations
 

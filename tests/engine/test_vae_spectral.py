@@ -1,4 +1,6 @@
-"""The transform pair against torch.stft, perfect reconstruction to the ends, the matrix form, Griffin-Lim and mel filters."""
+"""The transform pair against torch.stft, perfect reconstruction to the ends, the matrix form,
+Griffin-Lim and mel filters.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +146,9 @@ def test_griffin_lim_is_the_same_by_fft_and_by_matrices(steps: int) -> None:
 def test_griffin_lim_adds_in_one_order_wherever_a_block_begins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A difference in rounding would grow with every step, and a song decoded in chunks would be another one."""
+    """A difference in rounding would grow with every step, and a song decoded in chunks would be
+    another one.
+    """
     stft = Stft(64, 16)
     level = noise(1, 150, stft.bins).abs() + 0.1
     start = noise(1, 150, stft.bins, seed=1), noise(1, 150, stft.bins, seed=2)

@@ -40,7 +40,9 @@ CHINMU |= {"head_dim": 32}
 
 
 def micro_config(**dit: object) -> ModelConfig:
-    """An interpolant model that exercises every input; keyword arguments are fields of its transformer."""
+    """An interpolant model that exercises every input; keyword arguments are fields of its
+    transformer.
+    """
     return ModelConfig.model_validate(
         {
             "name": "micro",

@@ -1,4 +1,6 @@
-"""A deployment folder in use: `mudit generate --runtime`, the export it keeps in the cache, and the benchmark of CPU runtimes."""
+"""A deployment folder in use: `mudit generate --runtime`, the export it keeps in the cache, and the
+benchmark of CPU runtimes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The model repository: configurations the server's own schema reads, and the stages answer as the pipeline does."""
+"""The model repository: configurations the server's own schema reads, and the stages answer as the
+pipeline does.
+"""
 
 from __future__ import annotations
 

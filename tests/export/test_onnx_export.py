@@ -1,4 +1,6 @@
-"""The exported graphs are the model: parity of every mode in every runtime, checked graphs, a manifest that notices everything."""
+"""The exported graphs are the model: parity of every mode in every runtime, checked graphs, a
+manifest that notices everything.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def rows(deployed: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("expanded", [False, True], ids=["mask", "expanded-mask"])
 def test_the_dense_layout_is_the_ragged_one(network: Path, expanded: bool) -> None:
-    """Before any tracing: every network, every mode, padded to buckets and several songs in one call."""
+    """Before any tracing: every network, every mode, padded to buckets and several songs in one
+    call.
+    """
     dit, vae, chinmu = _parts(network)
     session = TorchGraphs(dit, vae, chinmu, expanded=expanded)
     rows = parity.session_rows("graphs", session, load_config(network), dit, vae, chinmu)
@@ -565,7 +569,9 @@ def test_export_command_on_a_random_preset(
 def test_the_embedded_model_exports_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command: its phase search is one loop in the graph, and every mode in every runtime is PyTorch's song."""
+    """By the command: its phase search is one loop in the graph, and every mode in every runtime is
+    PyTorch's song.
+    """
     out = tmp_path / "out"
     assert run(["export", "onnx", "tiny", str(out), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]

@@ -1,6 +1,7 @@
 """Engines: what is asked of the builder, what it made of the graph, and the package for a GPU host.
 
-TensorRT-RTX builds without a driver, so the gate is tested on real engines: of one attention block small enough to take seconds.
+TensorRT-RTX builds without a driver, so the gate is tested on real engines: of one attention block
+small enough to take seconds.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def block(
 ) -> onnx.ModelProto:
     """x + Out(Attention(QKV(LayerNorm x))) over `tokens`, under the boolean mask of the keys.
 
-    attention: "fused" is ONNX's own, "parts" the same as products and softmax in fp32, which no kernel of the builder fuses.
-    mask: "mask", "inverted", "missing", or "other" (a mask of something else).
+    attention: "fused" is ONNX's own, "parts" the same as products and softmax in fp32, which no
+    kernel of the builder fuses. mask: "mask", "inverted", "missing", or "other" (a mask of
+    something else).
     """
     draw = np.random.default_rng(0)
     nodes: list[Any] = []
@@ -353,7 +355,9 @@ def test_counts_are_those_of_the_network() -> None:
 
 
 def test_constants_of_a_transform_are_no_weights() -> None:
-    """A phase search multiplies by them at every turn; a weight that two products read is one gemm too many."""
+    """A phase search multiplies by them at every turn; a weight that two products read is one gemm
+    too many.
+    """
     make, names = helper.make_node, ("vae.stft.dft.back_real", "vae.decoder.linear.weight")
     nodes = [
         make("MatMul", ["x", name], [f"{name}{turn}"], name=f"{name}/{turn}")

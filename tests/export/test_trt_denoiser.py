@@ -1,7 +1,9 @@
-"""The TensorRT runtime without a GPU: its launches, buffers and captured graph, on engines that are the exported modules themselves.
+"""The TensorRT runtime without a GPU: its launches, buffers and captured graph, on engines that are
+the exported modules themselves.
 
-What is checked here is everything but TensorRT and CUDA: sizes within the profiles, order, what each launch reads and writes, no wait and
-no allocation inside a graph, and that whole songs come out as PyTorch makes them.
+What is checked here is everything but TensorRT and CUDA: sizes within the profiles, order, what
+each launch reads and writes, no wait and no allocation inside a graph, and that whole songs come
+out as PyTorch makes them.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ from mudit_engine.text.outline import Outline
 
 
 class FakeDevice:
-    """Runs launches at once, or records them while a graph is captured; refuses what a stream capture would refuse."""
+    """Runs launches at once, or records them while a graph is captured; refuses what a stream
+    capture would refuse.
+    """
 
     def __init__(
         self, modules: Mapping[str, Any], config: ModelConfig, buckets: tuple[Bucket, ...]

@@ -1,4 +1,6 @@
-"""Shared by the attention tests: inputs with a float64 truth, and the tolerance every kernel is held to."""
+"""Shared by the attention tests: inputs with a float64 truth, and the tolerance every kernel is
+held to.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Case:
         return [out.detach(), *torch.autograd.grad(out, leaves, self.d_out.to(out.dtype))]
 
     def cancelling(self) -> list[float]:
-        """How large the terms are whose difference is the gradient of q and k (0: nothing cancels): scale (do v) k and scale (do v) q.
+        """How large the terms are whose difference is the gradient of q and k (0: nothing cancels):
+        scale (do v) k and scale (do v) q.
 
         With one key the difference is exactly 0, and all that is left is their rounding.
         """
@@ -56,7 +59,9 @@ def make_case(
     rotate: bool = True,
     device: str = "cpu",
 ) -> Case:
-    """Songs of `lengths` attending to themselves (stream 0) and, with `keys`, to lyrics behind them in the key buffer (stream 1)."""
+    """Songs of `lengths` attending to themselves (stream 0) and, with `keys`, to lyrics behind them
+    in the key buffer (stream 1).
+    """
     rows, streams = sum(lengths), 1 if keys is None else 2
     segments = Segments.self_attention(lengths)
     if keys is not None:
@@ -95,9 +100,11 @@ def assert_close(
     truth: list[Tensor],
     cancelling: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
 ) -> None:
-    """err(kernel) <= 2 err(eager in the same dtype) + rounding of the result, in L2 and in the largest element; bf16 within 3e-3.
+    """err(kernel) <= 2 err(eager in the same dtype) + rounding of the result, in L2 and in the
+    largest element; bf16 within 3e-3.
 
-    A gradient that is exactly 0 has no rounding of its own: it may keep the fp32 rounding of what cancels (Case.cancelling).
+    A gradient that is exactly 0 has no rounding of its own: it may keep the fp32 rounding of what
+    cancels (Case.cancelling).
     """
     for name, got, same, want, terms in zip(
         ("out", "dq", "dk", "dv"), kernel, eager, truth, cancelling, strict=False
@@ -107,8 +114,9 @@ def assert_close(
             f"{name} has {int((~got.isfinite()).sum())} elements that are not finite"
         )
         got, same, eps = got.double(), same.double(), torch.finfo(got.dtype).eps
-        # half a unit for the cast at the store; and probabilities come from exp(s - lse) with both in fp32, so an exponent of size 8 that
-        # eager (which keeps its probabilities) never forms leaves 4 fp32 units
+        # half a unit for the cast at the store; and probabilities come from exp(s - lse) with both
+        # in fp32, so an exponent of size 8 that eager (which keeps its probabilities) never forms
+        # leaves 4 fp32 units
         rounding = 0.5 * eps + 4 * torch.finfo(torch.float32).eps
         for norm in (torch.linalg.vector_norm, lambda x: x.abs().amax() if x.numel() else x.sum()):
             error, bound = norm(got - want), 2 * norm(same - want) + rounding * norm(want)

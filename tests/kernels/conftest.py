@@ -1,7 +1,9 @@
-"""Kernel tests run Triton in its interpreter, repaired and watched by strict.py. On a GPU: TRITON_INTERPRET=0 pytest tests/kernels.
+"""Kernel tests run Triton in its interpreter, repaired and watched by strict.py. On a GPU:
+TRITON_INTERPRET=0 pytest tests/kernels.
 
-Triton chooses between interpreter and compiler when a kernel module is imported, so the switch is thrown here and in tests/conftest.py,
-before any kernel is imported. Tests of compiled code (test_aot_*) therefore compile in a process of their own.
+Triton chooses between interpreter and compiler when a kernel module is imported, so the switch is
+thrown here and in tests/conftest.py, before any kernel is imported. Tests of compiled code
+(test_aot_*) therefore compile in a process of their own.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ def error(actual: Tensor, exact: Tensor) -> float:
 def hold(
     names: Sequence[str], kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]
 ) -> None:
-    """err(kernel) <= 2 err(eager) + rounding for every tensor, against float64; bf16 at most 3e-3 where an average means something."""
+    """err(kernel) <= 2 err(eager) + rounding for every tensor, against float64; bf16 at most 3e-3
+    where an average means something.
+    """
     for name, k, e, x in zip(names, kernel, eager, exact, strict=True):
         assert k.dtype == e.dtype and k.shape == e.shape, name
         assert torch.isfinite(k).all(), f"{name} has elements that were never written"

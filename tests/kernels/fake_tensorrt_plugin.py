@@ -1,7 +1,9 @@
-"""The part of tensorrt.plugin that export/tensorrt_plugins.py touches, with sizes that are numbers. Run as a script, it compiles all
-plugins for an architecture and prints what TensorRT would be given: PTX, launch parameters and scalars.
+"""The part of tensorrt.plugin that export/tensorrt_plugins.py touches, with sizes that are numbers.
+Run as a script, it compiles all plugins for an architecture and prints what TensorRT would be
+given: PTX, launch parameters and scalars.
 
-Names and rules are those of the package's own source (python/packaging/bindings_wheel/tensorrt/plugin in NVIDIA/TensorRT).
+Names and rules are those of the package's own source
+(python/packaging/bindings_wheel/tensorrt/plugin in NVIDIA/TensorRT).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Attention kernels as machine code, with no GPU: no spills in loops, no padded products, ceilings that stay where they were committed.
+"""Attention kernels as machine code, with no GPU: no spills in loops, no padded products, ceilings
+that stay where they were committed.
 
-The committed figures are benchmarks/results/static_attention.json. Kernels are compiled in a process of its own: this one interprets.
+The committed figures are benchmarks/results/static_attention.json. Kernels are compiled in a
+process of its own: this one interprets.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def hold_bars(row: dict) -> None:
 
 
 def hold_committed(row: dict) -> None:
-    """No worse than the committed figures; half a point of ceiling is what address arithmetic may wander."""
+    """No worse than the committed figures; half a point of ceiling is what address arithmetic may
+    wander.
+    """
     bar = COMMITTED[row["op"], row["variant"], row["head_dim"], row["arch"]]
     for figure in ("spill_bytes", "loop_local_accesses", "shared_bytes"):
         assert row[figure] <= bar[figure], f"{figure} {row[figure]}, committed {bar[figure]}"

@@ -1,6 +1,8 @@
-"""Row-wise kernels as machine code, with no GPU: no spills, 16-byte accesses, no more bytes than the operation needs.
+"""Row-wise kernels as machine code, with no GPU: no spills, 16-byte accesses, no more bytes than
+the operation needs.
 
-The committed figures are benchmarks/results/static_elementwise.json; a kernel that needs more than they say is a regression.
+The committed figures are benchmarks/results/static_elementwise.json; a kernel that needs more than
+they say is a regression.
 """
 
 from __future__ import annotations
@@ -95,8 +97,9 @@ def test_every_variant_compiles_to_the_committed_figures(arch, tmp_path):
     hold_committed(rows)
 
 
-# Bytes are counted lane by lane in the interpreter (elements under a live mask, every program), over one multiprocessor's share of eight
-# whole songs; the minimum reads every input and writes every output once. Second passes count in full.
+# Bytes are counted lane by lane in the interpreter (elements under a live mask, every program),
+# over one multiprocessor's share of eight whole songs; the minimum reads every input and writes
+# every output once. Second passes count in full.
 SHARE = PROCESSORS_SHARE[0]
 
 
@@ -113,7 +116,8 @@ def pack_bytes(head_dim: int, streams: int = 1) -> int:
 
 
 MINIMUM = {
-    # forward x, y -> sum, h and three table rows; backward dsum, dh, sum, y -> dx, dy, two table rows in and three out
+    # forward x, y -> sum, h and three table rows; backward dsum, dh, sum, y -> dx, dy, two table
+    # rows in and three out
     "residual_norm": row_bytes() * ((4 * SHARE + 3) + (6 * SHARE + 5)),
     "residual_norm/in_place": row_bytes() * (4 * SHARE + 3),
     "layer_norm_modulate": row_bytes() * ((2 * SHARE + 2) + (3 * SHARE + 3)),
@@ -138,7 +142,8 @@ def test_bytes_moved_are_within_5_percent_of_the_minimum(variant):
     launches = traffic(variant, "bf16")
     ratio = sum(launch.requested for launch in launches) / MINIMUM[variant]
     assert 0.999 <= ratio <= 1.05, f"{ratio:.3f} x the minimum: {launches}"
-    # what the ceilings take from tile sizes is what is counted, but for scalars and half-filled last tiles
+    # what the ceilings take from tile sizes is what is counted, but for scalars and half-filled
+    # last tiles
     live = {"residual_norm": 0.75, "residual_norm/in_place": 0.75, "layer_norm_modulate": 0.75}.get(
         variant
     )

@@ -1,4 +1,6 @@
-"""What attention promises beyond its numbers: isolation, determinism, zeros, torch's machinery, and errors that say what to do."""
+"""What attention promises beyond its numbers: isolation, determinism, zeros, torch's machinery, and
+errors that say what to do.
+"""
 
 from __future__ import annotations
 

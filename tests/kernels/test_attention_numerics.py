@@ -1,4 +1,6 @@
-"""Attention kernels against float64: forward and every gradient, over lengths, head widths, dtypes and both instruction paths."""
+"""Attention kernels against float64: forward and every gradient, over lengths, head widths, dtypes
+and both instruction paths.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_lengths_around_a_tile(length, device):
 @pytest.mark.parametrize("left", [0, 1, 65], ids="left{}".format)
 @pytest.mark.parametrize("head_dim", HEADS, ids="K{}".format)
 def test_two_query_tiles_a_trip(head_dim, left, monkeypatch, device):
-    """An H100's key-gradient kernel takes 128 queries a trip, and none, one or two tiles of what is left before."""
+    """An H100's key-gradient kernel takes 128 queries a trip, and none, one or two tiles of what is
+    left before.
+    """
     if strict.INTERPRETED:
         monkeypatch.setattr(attention_forward, "target_capability", lambda: 90)
     check(make_case([128 + left], keys=[1], head_dim=head_dim, dtype=torch.bfloat16, device=device))

@@ -1,6 +1,8 @@
-"""The kernels on a real device, compiled: what the interpreter can't see (schedules, TMA, streams, graphs). `make gpu` runs these.
+"""The kernels on a real device, compiled: what the interpreter can't see (schedules, TMA, streams,
+graphs). `make gpu` runs these.
 
-Every test is skipped where there is no CUDA device, or where TRITON_INTERPRET=1 has replaced the compiler.
+Every test is skipped where there is no CUDA device, or where TRITON_INTERPRET=1 has replaced the
+compiler.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ pytestmark = [
 
 HEADS = (64, 96, 128)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# a short and a long song, one frame, no lyrics: every edge of a tile, and loops long enough to be pipelined
+# a short and a long song, one frame, no lyrics: every edge of a tile, and loops long enough to be
+# pipelined
 MEDIUM = Size(((323, 120), (1, 0), (1291, 483), (64, 7), (700, 0)), width=1536, channels=96)
 
 
@@ -124,7 +127,9 @@ def test_tensors_of_another_device(device: str) -> None:
 
 
 def test_one_graph_for_every_step(device: str) -> None:
-    """Attention and the sampler update are captured into a CUDA graph and replayed on other numbers."""
+    """Attention and the sampler update are captured into a CUDA graph and replayed on other
+    numbers.
+    """
     case = make_case(
         [323, 64], keys=[120, 9], head_dim=96, dtype=torch.bfloat16, heads=2, device=device
     )

@@ -1,4 +1,6 @@
-"""Guidance + sampler update against float64: ragged songs, every kind of coefficient row, unwritten `kept`."""
+"""Guidance + sampler update against float64: ragged songs, every kind of coefficient row, unwritten
+`kept`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The whole model on the kernels: a two-block toy equals its eager self, forward, backward and through a guided sampler step."""
+"""The whole model on the kernels: a two-block toy equals its eager self, forward, backward and
+through a guided sampler step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Reading machine code: loops, pipes, ceilings and occupancy, on listings small enough to count by hand."""
+"""Reading machine code: loops, pipes, ceilings and occupancy, on listings small enough to count by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def test_a_wait_that_every_trip_passes_counts():
 def test_cycles_and_ceilings_of_a_loop():
     (loop,) = hot_loops(*parse(LISTING))
     rated = rate_loop(loop, MACHINES["sm_80"], warps=4, useful_flops=4 * 4096)
-    # 2 HMMA of 4096 FLOP in 4 warps at 2048 FLOP a clock; one MUFU in 128 lanes at 16 a clock; one ldmatrix.x4 of 512 bytes a warp
+    # 2 HMMA of 4096 FLOP in 4 warps at 2048 FLOP a clock; one MUFU in 128 lanes at 16 a clock; one
+    # ldmatrix.x4 of 512 bytes a warp
     assert (
         rated.cycles["tensor"] == 16 and rated.cycles["mufu"] == 8 and rated.cycles["shared"] == 16
     )

@@ -1,4 +1,6 @@
-"""The kernels as TensorRT plugins, to the last stage that needs no driver: numbers in TensorRT's order of arguments, PTX, launches."""
+"""The kernels as TensorRT plugins, to the last stage that needs no driver: numbers in TensorRT's
+order of arguments, PTX, launches.
+"""
 
 from __future__ import annotations
 

@@ -50,14 +50,18 @@ def test_tiles_are_made_once():
 
 @pytest.mark.parametrize(("block_q", "block_k"), [(128, 64), (128, 128)], ids=["128x64", "128x128"])
 def test_little_is_lost_to_tile_edges(block_q, block_k):
-    """A 30, 60, 120 and 260 s song: what counts is at least 94 % of what is computed, against a third when padded to the longest."""
+    """A 30, 60, 120 and 260 s song: what counts is at least 94 % of what is computed, against a
+    third when padded to the longest.
+    """
     executed, useful = Segments.self_attention(SONGS).executed_pairs(block_q, block_k)
     assert useful / executed >= 0.94
     assert useful / (len(SONGS) * max(SONGS) ** 2) < 0.35
 
 
 def makespan(durations: list[int], slots: int) -> int:
-    """When the last of `slots` workers ends, each taking the next item of the list as soon as it is free."""
+    """When the last of `slots` workers ends, each taking the next item of the list as soon as it is
+    free.
+    """
     workers = [0] * slots
     for duration in durations:
         heapq.heappush(workers, heapq.heappop(workers) + duration)
@@ -65,7 +69,9 @@ def makespan(durations: list[int], slots: int) -> int:
 
 
 def test_longest_first_keeps_the_machine_busy():
-    """Songs drawn between 30 and 260 s on 108 processors with two blocks each: at least 90 % of the slots' time is work, on average."""
+    """Songs drawn between 30 and 260 s on 108 processors with two blocks each: at least 90 % of the
+    slots' time is work, on average.
+    """
     busy, unsorted = [], []
     for seed in range(10):
         lengths = [

@@ -1,9 +1,11 @@
-"""Trainings that are killed, cut short, bit-flipped and starved of disk at random, until they end: what did they lose?
+"""Trainings that are killed, cut short, bit-flipped and starved of disk at random, until they end:
+what did they lose?
 
     python tests/training/fault_runs.py --faults 200 --seed 0 --out faults.json
 
-Each training is started again and again, by another number of ranks and another ZeRO stage each time, and meets one fault a start, until
-it has done all its steps. Then the songs it saw, step by step, and its last loss must be those of a run that nothing disturbed.
+Each training is started again and again, by another number of ranks and another ZeRO stage each
+time, and meets one fault a start, until it has done all its steps. Then the songs it saw, step by
+step, and its last loss must be those of a run that nothing disturbed.
 
 Ranks are forked from one process that has imported everything, so that a start costs a second.
 """
@@ -67,7 +69,9 @@ def recipe_for(data: Path, *, stage: int | None) -> Recipe:
 
 
 def fork_ranks(world: int, body: Callable[[int], None], log: Path) -> dict[int, int]:
-    """Runs body(rank) in `world` forked processes; when one of them fails the others are ended, as launchers do. Exit codes by rank."""
+    """Runs body(rank) in `world` forked processes; when one of them fails the others are ended, as
+    launchers do. Exit codes by rank.
+    """
     ranks: dict[int, int] = {}
     for rank, place in enumerate(local_world(world)):
         process = os.fork()
@@ -180,7 +184,9 @@ def run_ranks(
 
 
 def preempt(trainer: Any, count: int) -> None:
-    """This rank alone is sent SIGTERM in its count-th forward pass: all ranks save after that step and stop."""
+    """This rank alone is sent SIGTERM in its count-th forward pass: all ranks save after that step
+    and stop.
+    """
     forward, left = trainer.strategy.forward, [count]
 
     def signalled(*args: Any) -> Any:
@@ -193,7 +199,9 @@ def preempt(trainer: Any, count: int) -> None:
 
 
 def limit_files(trainer: Any, count: int) -> None:
-    """From the count-th checkpoint on, the kernel takes no more than 3000 bytes a file from this process."""
+    """From the count-th checkpoint on, the kernel takes no more than 3000 bytes a file from this
+    process.
+    """
     save, left = trainer.strategy.save, [count]
 
     def limited(folder: Path) -> None:
@@ -211,7 +219,9 @@ def limit_files(trainer: Any, count: int) -> None:
 
 
 def damage(run: Path, choose: random.Random, *, age: int) -> str | None:
-    """Spoils one file of a checkpoint (age 0: the newest), as long as a good older one is left. Returns what was done."""
+    """Spoils one file of a checkpoint (age 0: the newest), as long as a good older one is left.
+    Returns what was done.
+    """
     tags = Checkpoints(run / "checkpoints").tags()
     if all(
         find_fault(tag) for tag in tags[age + 1 :]
@@ -245,7 +255,9 @@ def last_loss(run: Path) -> float:
 def disturbed_training(
     data: Path, out: Path, choose: random.Random, worlds: list[int], log: Path
 ) -> tuple[Counter[str], int]:
-    """One training with a fault at (nearly) every start, until it is done: (faults by kind, starts)."""
+    """One training with a fault at (nearly) every start, until it is done: (faults by kind,
+    starts).
+    """
     faults: Counter[str] = Counter()
     starts = 0
     while True:
@@ -256,7 +268,8 @@ def disturbed_training(
         fault: dict[str, Any] = {"kind": choose.choice(kinds), "rank": choose.randrange(world)}
         if fault["kind"] == "kill":
             fault["place"] = choose.choice(list(PLACES))
-            # early rather than late: a start then does a few steps, and a training meets many faults
+            # early rather than late: a start then does a few steps, and a training meets many
+            # faults
             fault["count"] = 1 + choose.randrange(min(PLACES[fault["place"]], 8))
         else:
             fault["count"] = 1 + choose.randrange(2 if fault["kind"] == "full disk" else 8)
@@ -269,7 +282,8 @@ def disturbed_training(
                 "preemption": {PREEMPTED},
                 "none": {0},
             }[fault["kind"]]
-            # 1: a collective whose other end died; the launcher may end those that outlive the cause
+            # 1: a collective whose other end died; the launcher may end those that outlive the
+            # cause
             if not set(codes.values()) - {KILLED_RANK} <= expected or codes[fault["rank"]] not in (
                 KILLED_RANK,
                 PREEMPTED,
@@ -331,7 +345,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             if songs_of(out) != songs or error > 1e-6:
                 losses += 1
                 print(
-                    f"training {trainings} lost something: relative error of its last loss {error:.2e}",
+                    f"training {trainings} lost something: relative error of its last loss "
+                    f"{error:.2e}",
                     file=sys.stderr,
                 )
             total += faults

@@ -1,4 +1,6 @@
-"""A training run that kills itself with SIGKILL at a chosen place: python run_and_die.py DATA OUT PLACE STEP."""
+"""A training run that kills itself with SIGKILL at a chosen place: python run_and_die.py DATA OUT
+PLACE STEP.
+"""
 
 from __future__ import annotations
 

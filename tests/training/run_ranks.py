@@ -1,7 +1,9 @@
-"""Training runs on the ranks that a launcher started, one after another in the same processes: run_ranks.py JOBS.json.
+"""Training runs on the ranks that a launcher started, one after another in the same processes:
+run_ranks.py JOBS.json.
 
-A job is {"data": folder, "out": folder, "changes": {...}, "resume": "auto", "wake": 0.05} for small_recipe, or has "recipe", a recipe's
-fields. The result of each is left in its folder by the trainer.
+A job is {"data": folder, "out": folder, "changes": {...}, "resume": "auto", "wake": 0.05} for
+small_recipe, or has "recipe", a recipe's fields. The result of each is left in its folder by the
+trainer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A rank under torchrun whose rank 1 kills itself in step 6 of its first life: run_restarts.py DATA OUT."""
+"""A rank under torchrun whose rank 1 kills itself in step 6 of its first life: run_restarts.py DATA
+OUT.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One training on 4, then 2, then 3 ranks, at another ZeRO stage each, changed in the middle of an epoch: run_worlds.py DATA OUT."""
+"""One training on 4, then 2, then 3 ranks, at another ZeRO stage each, changed in the middle of an
+epoch: run_worlds.py DATA OUT.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Small synthetic data sets and recipes for the training tests: seconds to write, seconds to train on."""
+"""Small synthetic data sets and recipes for the training tests: seconds to write, seconds to train
+on.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def write_songs(
 
 
 def small_recipe(data: Path, **changes: Any) -> Recipe:
-    """tiny-dit-finetune with a network of a few thousand weights. Changes are keyed by dotted names with __ for the dot."""
+    """tiny-dit-finetune with a network of a few thousand weights. Changes are keyed by dotted names
+    with __ for the dot.
+    """
     fields = {
         "data.folder": str(data),
         "data.pack_size": 128,

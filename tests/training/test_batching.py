@@ -1,4 +1,6 @@
-"""The sampler: every song once an epoch whatever the ranks, full packs, and the same plan every time."""
+"""The sampler: every song once an epoch whatever the ranks, full packs, and the same plan every
+time.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_every_song_once_in_packs_that_fit(
 def test_world_size_may_change_in_the_middle_of_an_epoch(
     costs: list[int], worlds: list[int], packs: int, data: st.DataObject
 ) -> None:
-    """4 -> 2 -> 3 ranks: nothing is lost or repeated, and each step holds the same packs as with one rank."""
+    """4 -> 2 -> 3 ranks: nothing is lost or repeated, and each step holds the same packs as with
+    one rank.
+    """
     alone = Sampler(np.array(costs), seed=1, budget=130, packs_per_step=packs)
     step, seen = 0, []
     for place, world in enumerate(worlds):
@@ -70,7 +74,9 @@ def test_world_size_may_change_in_the_middle_of_an_epoch(
 
 
 def realistic_lengths(count: int) -> np.ndarray:
-    """Songs of 20 to 285 s at 10.77 frames/s, most between two and a half and four and a half minutes."""
+    """Songs of 20 to 285 s at 10.77 frames/s, most between two and a half and four and a half
+    minutes.
+    """
     rng = np.random.default_rng(0)
     seconds = np.clip(rng.normal(210, 55, count), 30, 285)
     short = rng.random(count) < 0.12
@@ -103,7 +109,8 @@ def test_plan_is_a_function_of_seed_and_epoch() -> None:
 
     assert order(0, 4) == order(0, 4)
     assert order(0, 4) != order(0, 5) and order(0, 4) != order(1, 4)
-    # Philox's raw stream is fixed for good: a run that was started with an older numpy goes on with the same songs
+    # Philox's raw stream is fixed for good: a run that was started with an older numpy goes on with
+    # the same songs
     assert order(0, 0)[:6] == FIRST_SONGS
 
 

@@ -1,4 +1,6 @@
-"""Whatever happens to a run or its files, training goes on from the newest good checkpoint and ends as an undisturbed run, bit for bit."""
+"""Whatever happens to a run or its files, training goes on from the newest good checkpoint and ends
+as an undisturbed run, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -290,14 +292,16 @@ def test_full_disk_leaves_the_older_checkpoint(
     def full(tensors: Any, path: Path, *rest: Any) -> None:
         if trainer.progress.step == 8 and "optimizer" in str(path):
             raise SafetensorError(
-                f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"
+                f"Error while serializing: I/O error: No space left on device (os error "
+                f"{errno.ENOSPC})"
             )
         save(tensors, path, *rest)
 
     monkeypatch.setattr(strategy, "save_file", full)
     with pytest.raises(
         OutputError,
-        match="step-00000008' could not be written: the disk is full. Older checkpoints are untouched",
+        match="step-00000008' could not be written: the disk is full. Older checkpoints are "
+        "untouched",
     ):
         trainer.run()
     checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -309,7 +313,9 @@ def test_full_disk_leaves_the_older_checkpoint(
 
 
 def test_write_that_the_system_cuts_short(tmp_path: Path) -> None:
-    """The same with the kernel refusing the bytes: a file size limit stands for the end of the disk."""
+    """The same with the kernel refusing the bytes: a file size limit stands for the end of the
+    disk.
+    """
     checkpoints = Checkpoints(tmp_path)
     with checkpoints.saving(1) as folder:
         (folder / "state").write_bytes(b"good")

@@ -1,4 +1,6 @@
-"""The corpus as sound: what the labels say is what is heard, and making it is repeatable, resumable and interruptible."""
+"""The corpus as sound: what the labels say is what is heard, and making it is repeatable, resumable
+and interruptible.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +186,9 @@ def test_the_voice_is_silent_outside_the_lyrics_and_above_the_band_inside(songs)
 
 @needs_programs
 def test_syllables_begin_where_the_label_says(songs):
-    """Energy of the vocal rises into the vowel: just after the label there is more of it than 60-160 ms before the first of a line."""
+    """Energy of the vocal rises into the vowel: just after the label there is more of it than
+    60-160 ms before the first of a line.
+    """
     for song, audio in songs:
         energy = np.cumsum(np.concatenate([[0.0], audio["vocals"] ** 2]))
 

@@ -1,6 +1,8 @@
-"""DeepSpeed's strategy against `single`: the same losses, gradient norms, weights and averages, whatever the stage and the ranks.
+"""DeepSpeed's strategy against `single`: the same losses, gradient norms, weights and averages,
+whatever the stage and the ranks.
 
-The ranks of a world run all their jobs in the same processes (run_ranks.py); the reference runs here.
+The ranks of a world run all their jobs in the same processes (run_ranks.py); the reference runs
+here.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from small_audio import CORPUS_ATTRIBUTES, chinmu_recipe, vae_recipe, write_chor
 from small_songs import small_recipe, write_songs
 
 WAKE = 0.05
-# 5 packs an epoch in steps of 4: accumulation 2 on 2 ranks, and the last step of an epoch leaves ranks without songs
+# 5 packs an epoch in steps of 4: accumulation 2 on 2 ranks, and the last step of an epoch leaves
+# ranks without songs
 DIT: dict[str, Any] = {
     "data__packs_per_step": 4,
     "log__validate_every": 6,
@@ -98,7 +101,8 @@ def dit(root: Path, **changes: Any) -> Recipe:
 
 def audio_recipes(root: Path, **parallel: Any) -> dict[str, Recipe]:
     dotted = {name.replace("__", "."): value for name, value in parallel.items()}
-    # 20 tones in packs of 7: the last pack of an epoch has fewer songs than it could, and ranks share unevenly
+    # 20 tones in packs of 7: the last pack of an epoch has fewer songs than it could, and ranks
+    # share unevenly
     attributes = {**dict.fromkeys(CORPUS_ATTRIBUTES, 0.0), "height": 0.5}
     pairs = {"steps": 8, "data.pack_size": 7, "chinmu.attributes": attributes}
     chinmu = chinmu_recipe(root / "tones", **{**pairs, "ema.decay": 0.9, **dotted})
@@ -179,7 +183,8 @@ def assert_same(run: Path, single: Path, *, rel: float = 1e-6) -> None:
         )
     assert len(checks) == len(expected_checks)
     for row, other in zip(checks, expected_checks, strict=True):
-        # the average leans on the first weights, which cold moments have moved by rounding errors' signs
+        # the average leans on the first weights, which cold moments have moved by rounding errors'
+        # signs
         assert row["loss"] == pytest.approx(other["loss"], rel=max(rel, 1e-5))
 
 
@@ -215,7 +220,9 @@ def test_bf16_with_exact_master_weights(two_ranks: Path, reference: Callable[[st
 def test_a_gradient_of_nan_is_left_out_and_counted(
     root: Path, two_ranks: Path, tmp_path: Path, stage: int
 ) -> None:
-    """One rank's gradient spoils the step of all; weights, moments and average stay as they were, as on one device."""
+    """One rank's gradient spoils the step of all; weights, moments and average stay as they were,
+    as on one device.
+    """
     run, single = two_ranks / f"poisoned-{stage}", train_here(dit(root), tmp_path, poisoned=5)
     assert json.loads((run / "summary.json").read_text())["skipped_steps"] == 1
     rows, expected = read_metrics(run)[0], read_metrics(single)[0]
@@ -238,10 +245,11 @@ def test_contrastive_steps_equal_one_device(
 
 
 def assert_same_adversarial(run: Path, single: Path) -> None:
-    """Losses of all steps, and gradient norms until the discriminators have joined (step 2) and stepped once.
+    """Losses of all steps, and gradient norms until the discriminators have joined (step 2) and
+    stepped once.
 
-    Later a unit at the kink of its leaky ReLU can move a norm by a percent: strategy single does so itself when its first weights are
-    moved by 1e-9.
+    Later a unit at the kink of its leaky ReLU can move a norm by a percent: strategy single does so
+    itself when its first weights are moved by 1e-9.
     """
     rows, expected = read_metrics(run)[0], read_metrics(single)[0]
     assert (
@@ -427,7 +435,9 @@ def test_other_stages_on_four_ranks(
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [0, 2], ids=["no-launcher", "torchrun"])
 def test_command(root: Path, tmp_path: Path, ranks: int) -> None:
-    """`mudit train` without a launcher is a world of one; under torchrun one rank reports. Standard output holds the report alone."""
+    """`mudit train` without a launcher is a world of one; under torchrun one rank reports. Standard
+    output holds the report alone.
+    """
     recipe = dit(root, **PARALLEL, parallel__zero_stage=2)
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.resolved()))
     launcher = (
@@ -454,7 +464,8 @@ def test_command(root: Path, tmp_path: Path, ranks: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)["results"]
     assert report["steps"] == 12 and Path(report["exported"]).is_file()
-    # a network that was not woken has no reference here: its loss falls, and its average can be loaded
+    # a network that was not woken has no reference here: its loss falls, and its average can be
+    # loaded
     rows = read_metrics(tmp_path / "run")[0]
     assert len(rows) == 12 and all(row["grad_norm"] for row in rows)
     assert load_part("dit", load_config(tmp_path / "run" / "model"), tmp_path / "run" / "model")

@@ -1,4 +1,6 @@
-"""The DeepSpeed document follows from the recipe, and what does not fit is refused before anything is started."""
+"""The DeepSpeed document follows from the recipe, and what does not fit is refused before anything
+is started.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Micro-batches on a device: everything of one gets there, and neither the network nor its figures wait for the device.
+"""Micro-batches on a device: everything of one gets there, and neither the network nor its figures
+wait for the device.
 
-The meta device stands in for a GPU: it has no values, so that whoever reads one fails, and what is copied to it is seen.
+The meta device stands in for a GPU: it has no values, so that whoever reads one fails, and what is
+copied to it is seen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Songs on disk become shards: the same latents, phonemes and vectors that the pipeline would make, in parts and after interruptions."""
+"""Songs on disk become shards: the same latents, phonemes and vectors that the pipeline would make,
+in parts and after interruptions.
+"""
 
 from __future__ import annotations
 
@@ -209,7 +211,9 @@ def assert_same_songs(one: Shards, other: Shards) -> None:
 
 @pytest.mark.parametrize("latents", [False, True], ids=["audio", "latents"])
 def test_parts_of_a_ray_job(manifest: Path, model: Path, tmp_path: Path, latents: bool) -> None:
-    """What a worker does with its row: shards without an index, counts that add up, errors as values."""
+    """What a worker does with its row: shards without an index, counts that add up, errors as
+    values.
+    """
     if latents:
         encode_latents(open_source(manifest), tmp_path / "one", model=model)
     else:
@@ -247,7 +251,9 @@ def test_ray_that_is_not_installed_is_named(
 
 @pytest.mark.slow
 def test_ray_writes_what_one_process_writes(manifest: Path, tmp_path: Path) -> None:
-    """The same songs in the same data set, in parts dealt out by Ray Data; a second run finds everything there."""
+    """The same songs in the same data set, in parts dealt out by Ray Data; a second run finds
+    everything there.
+    """
     pytest.importorskip("ray")
     encode_audio(open_source(manifest), tmp_path / "one", sample_rate=RATE, channels=1)
     job = RayJob(manifest, tmp_path / "ray", sample_rate=RATE, channels=1)

@@ -1,4 +1,6 @@
-"""Nothing is lost by kills, damaged files and full disks at random moments, on changing numbers of ranks (fault_runs.py)."""
+"""Nothing is lost by kills, damaged files and full disks at random moments, on changing numbers of
+ranks (fault_runs.py).
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_two_hundred_faults(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_restarts_the_ranks(tmp_path: Path) -> None:
-    """--max-restarts: a rank dies in step 6, torchrun starts all of them again, and the run ends as one that nothing disturbed."""
+    """--max-restarts: a rank dies in step 6, torchrun starts all of them again, and the run ends as
+    one that nothing disturbed.
+    """
     data = write_songs(tmp_path / "songs")
     # torch 2.13 hangs in a restart over gloo while agent and workers share one store
     env = {
@@ -95,7 +99,9 @@ def test_torchrun_restarts_the_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_another_world_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
-    """4 ranks, then 2, then 3: every song of the epoch is seen exactly once, in the steps of one device, and the losses are its losses."""
+    """4 ranks, then 2, then 3: every song of the epoch is seen exactly once, in the steps of one
+    device, and the losses are its losses.
+    """
     data, run = write_songs(tmp_path / "songs", 60), tmp_path / "run"
     command = [sys.executable, str(SCRIPT.with_name("run_worlds.py")), str(data), str(run)]
     done = subprocess.run(

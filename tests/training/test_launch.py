@@ -134,7 +134,9 @@ exit "${TRAIN:-0}"
 
 
 def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
-    """Runs a job file with stand-ins for Slurm's programs, from another folder: (exit code, what they were given)."""
+    """Runs a job file with stand-ins for Slurm's programs, from another folder: (exit code, what
+    they were given).
+    """
     shape: dict[str, object] = {
         "nodes": 2,
         "gpus_per_node": 4,
@@ -250,11 +252,14 @@ def test_a_command_that_runs_here_gives_its_exit_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_goes_on_to_the_launcher(tmp_path: Path, sent: signal.Signals) -> None:
-    """As SIGTERM, which launchers hand on, whatever came; the exit code names what came, as that of one process does."""
+    """As SIGTERM, which launchers hand on, whatever came; the exit code names what came, as that of
+    one process does.
+    """
     ready, got = tmp_path / "ready", tmp_path / "got"
     program = (
         "import pathlib, signal, sys, time\n"
-        f"def note(number, frame): pathlib.Path({str(got)!r}).write_text(str(number)); sys.exit(1)\n"
+        f"def note(number, frame): pathlib.Path({str(got)!r}).write_text(str(number)); "
+        f"sys.exit(1)\n"
         f"signal.signal(signal.SIGTERM, note); pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
     )
 
@@ -272,7 +277,9 @@ def test_a_signal_goes_on_to_the_launcher(tmp_path: Path, sent: signal.Signals) 
 
 @pytest.mark.slow
 def test_two_ranks_train_here(tmp_path: Path) -> None:
-    """The whole way: the command writes its files, torchrun starts two gloo ranks, rank 0 prints one document."""
+    """The whole way: the command writes its files, torchrun starts two gloo ranks, rank 0 prints
+    one document.
+    """
     pytest.importorskip("deepspeed")
     small = small_recipe(write_songs(tmp_path / "data"), steps=3)
     file = tmp_path / "small.json"

@@ -1,4 +1,6 @@
-"""Stems and lyrics of songs that come without: adapters held to stand-ins with the interfaces of the packages."""
+"""Stems and lyrics of songs that come without: adapters held to stand-ins with the interfaces of
+the packages.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def demucs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_stems_come_back_as_the_song_was_given(demucs: dict[str, Any]) -> None:
-    """Rate, channels and length; demucs hears its own rate, two channels, mean 0 and deviation 1, and no random shift."""
+    """Rate, channels and length; demucs hears its own rate, two channels, mean 0 and deviation 1,
+    and no random shift.
+    """
     song = torch.sin(torch.arange(2001) * 0.05)[None] * 0.3 + 0.01
     stems = Ears("htdemucs", None).hear(song, 2000).stems
     mix = demucs["mix"]

@@ -72,7 +72,9 @@ def test_the_fit_gives_other_sizes_and_depths(checkpointing: Any) -> None:
 
 
 def test_checkpointing_trades_bytes_for_products() -> None:
-    """On the kernels' path in bf16; a full recomputation repeats the blocks' forward pass, a selective one no product of matrices."""
+    """On the kernels' path in bf16; a full recomputation repeats the blocks' forward pass, a
+    selective one no product of matrices.
+    """
     none, selective, full = (
         run_once(config(), Pack.of([700], [90]), checkpointing=mode)
         for mode in ("none", "selective", "full")

@@ -28,7 +28,9 @@ def a100(nodes: int = 8, **links: float) -> Cluster:
 
 
 def cost_model(mode: str) -> CostModel:
-    """Round figures of the size of musit-380m's: 900, 450 or 150 KB and 2.3 (3.1) GFLOPs of products a row."""
+    """Round figures of the size of musit-380m's: 900, 450 or 150 KB and 2.3 (3.1) GFLOPs of
+    products a row.
+    """
     peak = {"none": 9e5, "selective": 4.5e5, "full": 1.5e5}[mode]
     slopes = dict.fromkeys(LINEAR, 0.0) | {
         "peak_bytes": peak,
@@ -63,7 +65,9 @@ def plan(lengths: Lengths, cluster: Cluster | None = None, **changes: object) ->
 
 
 def test_a_ring_pass() -> None:
-    """Three passes of 380 M bf16 gradients on 64 GPUs: 14 ms with 160 GB/s a node, eight times that with one NIC."""
+    """Three passes of 380 M bf16 gradients on 64 GPUs: 14 ms with 160 GB/s a node, eight times that
+    with one NIC.
+    """
     three = [3 * a100(nics=nics).pass_seconds(760e6, calls=0) for nics in (8, 1)]
     assert three == pytest.approx([0.0140, 0.1122], rel=0.01)
     assert make_cluster("a100-80g", nodes=1, gpus_per_node=8).pass_seconds(
@@ -140,7 +144,9 @@ def test_options_are_ranked_and_the_simplest_of_equals_is_first(lengths: Lengths
 
 
 def test_memory_decides_what_fits(lengths: Lengths) -> None:
-    """16 GiB: a pack of 17,664 frames needs checkpointing or more micro-batches; 4 GiB: nothing without it."""
+    """16 GiB: a pack of 17,664 frames needs checkpointing or more micro-batches; 4 GiB: nothing
+    without it.
+    """
     found = plan(lengths, a100(memory_gib=16))
     whole = {
         option.checkpointing: option.fits

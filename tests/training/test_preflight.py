@@ -1,4 +1,6 @@
-"""The preflight of a cluster: real ranks on this machine, and every fault told apart from what the ranks say."""
+"""The preflight of a cluster: real ranks on this machine, and every fault told apart from what the
+ranks say.
+"""
 
 from __future__ import annotations
 

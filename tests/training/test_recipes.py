@@ -1,4 +1,6 @@
-"""Recipes: the shipped ones are whole, wrong ones are refused with the field and the nearest name, and a resolved one reads back."""
+"""Recipes: the shipped ones are whole, wrong ones are refused with the field and the nearest name,
+and a resolved one reads back.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_shipped_recipe(name: str) -> None:
 @pytest.mark.parametrize("world", [1, 8, 64])
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "380m" in name])
 def test_one_recipe_from_one_process_to_64(name: str, world: int) -> None:
-    """The global batch, and with it the training, is the recipe's whatever the ranks; DeepSpeed's document follows from both."""
+    """The global batch, and with it the training, is the recipe's whatever the ranks; DeepSpeed's
+    document follows from both.
+    """
     recipe = load_recipe(name)
     config = deepspeed_config(recipe, parameters=380_000_000, world=world)
     passes = config["gradient_accumulation_steps"]

@@ -1,4 +1,6 @@
-"""State and messages of ZeRO: closed forms against the real engine, on a fake world and on real ranks."""
+"""State and messages of ZeRO: closed forms against the real engine, on a fake world and on real
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def check(result: dict[str, Any]) -> None:
 
 
 def test_rehearsals_at_64_ranks_keep_and_send_what_the_closed_forms_say() -> None:
-    """Stage 2 keeps whole tensors of its part, stage 3 has persistent ones: the two closed forms with most to get wrong."""
+    """Stage 2 keeps whole tensors of its part, stage 3 has persistent ones: the two closed forms
+    with most to get wrong.
+    """
     pytest.importorskip("deepspeed")
     wanted = ((2, "fp32"), (3, "bf16"))
     cases = [

@@ -1,4 +1,6 @@
-"""Shards: what goes in comes out, from any number of writers, after any interruption; damage is noticed and named."""
+"""Shards: what goes in comes out, from any number of writers, after any interruption; damage is
+noticed and named.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ def test_interrupted_writer_resumes(tmp_path: Path) -> None:
 
 
 def test_shard_without_its_note_is_written_again(tmp_path: Path) -> None:
-    """A kill between a shard and its note, or in the middle of a shard, costs the songs of that shard and nothing else."""
+    """A kill between a shard and its note, or in the middle of a shard, costs the songs of that
+    shard and nothing else.
+    """
     write(tmp_path, range(12))
     before = contents(tmp_path)
     (tmp_path / "000-00001.json").unlink()

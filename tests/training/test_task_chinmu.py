@@ -1,4 +1,6 @@
-"""ChinMu's batches: texts and crops by (seed, step, song id), equal words are no negatives, and pairs are learned."""
+"""ChinMu's batches: texts and crops by (seed, step, song id), equal words are no negatives, and
+pairs are learned.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a song is conditioned on at a step: the odds of every case, the unconditional sequence, and that only (seed, step, id) decide."""
+"""What a song is conditioned on at a step: the odds of every case, the unconditional sequence, and
+that only (seed, step, id) decide.
+"""
 
 from __future__ import annotations
 

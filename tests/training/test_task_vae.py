@@ -1,4 +1,6 @@
-"""The codec's stage: its batches, who gets which gradient, the closed-form start, the latents' statistics, two optimisers."""
+"""The codec's stage: its batches, who gets which gradient, the closed-form start, the latents'
+statistics, two optimisers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The figures of a run: FLOPs against torch's own count, MFU by its formula, memory; and what is told to logging services."""
+"""The figures of a run: FLOPs against torch's own count, MFU by its formula, memory; and what is
+told to logging services.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ def test_flops_of_other_stages_are_counted_once(tmp_path: Path) -> None:
 def test_services_get_every_logged_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stand-ins with the two services' interfaces: what is logged, and that a resumed run goes on under the same id."""
+    """Stand-ins with the two services' interfaces: what is logged, and that a resumed run goes on
+    under the same id.
+    """
     told: list[Any] = []
     run = SimpleNamespace(
         id="run-1",

@@ -1,4 +1,6 @@
-"""The trainer: what the songs give, how bad steps are met, the averaged weights, and what a run leaves behind."""
+"""The trainer: what the songs give, how bad steps are met, the averaged weights, and what a run
+leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +161,9 @@ def gradients(trainer: Trainer, *, world: int) -> dict[str, Tensor]:
 
 
 def test_gradient_does_not_depend_on_the_ranks(data: Path, tmp_path: Path) -> None:
-    """4 packs on 1, 2, 3 and 4 ranks (3 leaves two ranks with nothing to do in the second round): the same songs, noise and gradient."""
+    """4 packs on 1, 2, 3 and 4 ranks (3 leaves two ranks with nothing to do in the second round):
+    the same songs, noise and gradient.
+    """
     trainer = Trainer(small_recipe(data, data__packs_per_step=4), tmp_path, quiet=True)
     with torch.no_grad():  # at its zero start most of the network has no gradient
         for p in trainer.task.modules["model"].parameters():
@@ -175,7 +179,9 @@ def test_gradient_does_not_depend_on_the_ranks(data: Path, tmp_path: Path) -> No
 
 
 def test_loss_is_per_frame_of_the_global_batch(data: Path, tmp_path: Path) -> None:
-    """At the start the output is 0, so the loss is the mean square of the target over all frames, long songs and short alike."""
+    """At the start the output is 0, so the loss is the mean square of the target over all frames,
+    long songs and short alike.
+    """
     trainer = Trainer(small_recipe(data), tmp_path, quiet=True)
     work = trainer._load(0, 0, 0)
     squares = frames = 0.0
@@ -327,7 +333,9 @@ def test_loss_falls(data: Path, tmp_path: Path) -> None:
 
 
 def test_export_keeps_the_parts_that_are_there(data: Path, tmp_path: Path) -> None:
-    """A song model goes into the folder of its codec: the codec's configuration stays, whatever the recipe's preset has become."""
+    """A song model goes into the folder of its codec: the codec's configuration stays, whatever the
+    recipe's preset has become.
+    """
     trainer = Trainer(
         small_recipe(data, steps=3, checkpoint__every=3), tmp_path / "run", quiet=True
     )
@@ -355,7 +363,9 @@ def test_export_keeps_the_parts_that_are_there(data: Path, tmp_path: Path) -> No
 
 
 class TestSpikes:
-    """guard.spikes=skip: a step far above the running mean of loss or gradient norm is left out, counted, and stops the run in the end."""
+    """guard.spikes=skip: a step far above the running mean of loss or gradient norm is left out,
+    counted, and stops the run in the end.
+    """
 
     def spiky(self, trainer: Trainer, steps: set[int], factor: float, *, where: str) -> None:
         forward = trainer.strategy.forward
@@ -381,7 +391,8 @@ class TestSpikes:
         where: str,
     ) -> None:
         monkeypatch.setattr("mudit_engine.training.trainer.SPIKE_WARMUP", 2)
-        # a network that does not move: its losses differ by its songs alone; no step is without lyrics, whose weights would skip it, too
+        # a network that does not move: its losses differ by its songs alone; no step is without
+        # lyrics, whose weights would skip it, too
         changes = {
             "steps": 8,
             "optimizer__lr": 1e-9,

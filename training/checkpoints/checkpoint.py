@@ -1,11 +1,13 @@
 """Checkpoints that survive a kill, a full disk and a flipped bit.
 
-A tag is a folder step-00001000 with the state's files and manifest.json (bytes and sha256 of every file). It is written under a
-temporary name, flushed to the disk and renamed, so that a folder of that name is complete; `latest` (atomic too) names the newest for
-people and tools. Resuming verifies checksums and falls back to the newest good tag, naming the bad ones.
+A tag is a folder step-00001000 with the state's files and manifest.json (bytes and sha256 of every
+file). It is written under a temporary name, flushed to the disk and renamed, so that a folder of
+that name is complete; `latest` (atomic too) names the newest for people and tools. Resuming
+verifies checksums and falls back to the newest good tag, naming the bad ones.
 
-Ranks write into one folder, which all of them must see; each describes and flushes its own files (named by its rank; rank 0 has the
-rest), and the tag gets its name when all have. Every rank then reads the tag that rank 0 chose.
+Ranks write into one folder, which all of them must see; each describes and flushes its own files
+(named by its rank; rank 0 has the rest), and the tag gets its name when all have. Every rank then
+reads the tag that rank 0 chose.
 
     checkpoints = Checkpoints(Path("runs/a/checkpoints"), keep=3)
     with checkpoints.saving(1000) as folder: ...write files into folder...
@@ -54,7 +56,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def saving(self, step: int) -> Iterator[Path]:
-        """A folder to write into, which becomes the tag of `step` when the block ends. Raises OutputError; older tags stay as they were.
+        """A folder to write into, which becomes the tag of `step` when the block ends. Raises
+        OutputError; older tags stay as they were.
 
         All ranks come here together, and an error of one is an error of all.
         """
@@ -90,7 +93,9 @@ class Checkpoints:
                     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                     _sync(aside / MANIFEST)
                     _sync(aside)
-                    if tag.exists():  # the tag of the same step from before a resume: equal, or bad and being replaced
+                    # the tag of the same step from before a resume: equal, or bad and being
+                    # replaced
+                    if tag.exists():
                         shutil.rmtree(tag)
                     os.rename(aside, tag)
                     _sync(self.folder)
@@ -104,7 +109,9 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _together(self, tag: Path) -> Iterator[None]:
-        """Waits for all ranks at the end of the block. Raises OutputError on all of them when the file system failed one."""
+        """Waits for all ranks at the end of the block. Raises OutputError on all of them when the
+        file system failed one.
+        """
         failure: OSError | None = None
         try:
             yield
@@ -119,7 +126,8 @@ class Checkpoints:
             rank, message = failed[0]
             where = f" by rank {rank}" if self.ranks.world > 1 else ""
             raise OutputError(
-                f"checkpoint '{tag}' could not be written{where}: {message}. Older checkpoints are untouched; free some space and resume"
+                f"checkpoint '{tag}' could not be written{where}: {message}. Older checkpoints are "
+                f"untouched; free some space and resume"
             ) from failure
 
     def _is_mine(self, path: Path) -> bool:
@@ -127,7 +135,8 @@ class Checkpoints:
         return self.ranks.rank == (int(owner[1]) if owner else 0)
 
     def newest_good(self) -> Path | None:
-        """The newest tag whose checksums hold, None when there is no tag. Logs the name of bad ones. Raises InputError when all are bad.
+        """The newest tag whose checksums hold, None when there is no tag. Logs the name of bad
+        ones. Raises InputError when all are bad.
 
         Ranks share the reading of the files.
         """
@@ -140,7 +149,8 @@ class Checkpoints:
                 log.warning("checkpoint '%s' is bad (%s): trying the one before it", tag, fault)
         if tags:
             raise InputError(
-                f"all {len(tags)} checkpoints in '{self.folder}' are bad: restore one, or start over with --resume never"
+                f"all {len(tags)} checkpoints in '{self.folder}' are bad: restore one, or start "
+                f"over with --resume never"
             )
         return None
 
@@ -149,7 +159,9 @@ class Checkpoints:
         return next((fault for fault in faults if fault is not None), None)
 
     def named(self, name: str) -> Path:
-        """The tag a user named ('step-00001000' or '1000'). Raises InputError when it is missing or bad."""
+        """The tag a user named ('step-00001000' or '1000'). Raises InputError when it is missing or
+        bad.
+        """
         tag = self.folder / (f"step-{int(name):08d}" if name.isdigit() else name)
         tags = self.ranks.first(self.tags())
         known = ", ".join(path.name for path in tags) or "none"
@@ -167,7 +179,9 @@ def step_of(tag: Path) -> int:
 
 
 def find_fault(tag: Path, *, share: tuple[int, int] = (0, 1)) -> str | None:
-    """What is wrong with a tag, or None: missing, cut short or changed files. `share` (i, n) reads every n-th file from the i-th."""
+    """What is wrong with a tag, or None: missing, cut short or changed files. `share` (i, n) reads
+    every n-th file from the i-th.
+    """
     try:
         manifest = json.loads((tag / MANIFEST).read_text(encoding="utf-8"))
         files: Mapping[str, Any] = manifest["files"]

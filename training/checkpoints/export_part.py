@@ -1,4 +1,5 @@
-"""A finished (or interrupted) run's weights as a part of a model folder: config.json and <part>.safetensors, from the averaged weights.
+"""A finished (or interrupted) run's weights as a part of a model folder: config.json and
+<part>.safetensors, from the averaged weights.
 
 export_part(Path("runs/a"), Path("runs/a/model"), dtype="float16")
 """
@@ -35,9 +36,11 @@ def export_part(
     weights: Literal["ema", "raw"] = "ema",
     dtype: Literal["float32", "float16"] = "float32",
 ) -> Path:
-    """Writes the part that `run` trained into a model folder, beside the parts that are there. Returns the weights' file.
+    """Writes the part that `run` trained into a model folder, beside the parts that are there.
+    Returns the weights' file.
 
-    An existing config.json keeps its other parts; it must agree on what parts share. Raises InputError when the run has no good checkpoint.
+    An existing config.json keeps its other parts; it must agree on what parts share. Raises
+    InputError when the run has no good checkpoint.
     """
     import torch
 
@@ -62,7 +65,8 @@ def export_part(
     if weights == "ema":
         if saved.ema_updates is None:
             raise InputError(
-                f"'{found}' holds no averaged weights (ema.enabled was false): export with --weights raw"
+                f"'{found}' holds no averaged weights (ema.enabled was false): export with "
+                f"--weights raw"
             )
         state |= saved.whole("ema", shapes)
     module.load_state_dict(
@@ -83,7 +87,8 @@ def _merged_config(ours: ModelConfig, part: Part, folder: Path) -> ModelConfig:
     if not (folder / "config.json").is_file():
         return ours
     there = load_config(folder)
-    # the codec and the text encoder that are there stay as they were trained; the song model brings what generation goes by
+    # the codec and the text encoder that are there stay as they were trained; the song model brings
+    # what generation goes by
     names = ("dit", "path", "sampler", "name", "max_seconds") if part == "dit" else (part,)
     ours_fields = ours.model_dump()
     try:
@@ -92,5 +97,6 @@ def _merged_config(ours: ModelConfig, part: Part, folder: Path) -> ModelConfig:
         )
     except ValueError as error:
         raise ConfigError(
-            f"'{folder}' holds parts that do not go with this {part}: {error}. Export to another folder"
+            f"'{folder}' holds parts that do not go with this {part}: {error}. Export to another "
+            f"folder"
         ) from None

@@ -1,11 +1,12 @@
-"""The training state in a checkpoint, whoever wrote it: one device in whole tensors, or ranks in pieces of flattened fp32 parameters.
+"""The training state in a checkpoint, whoever wrote it: one device in whole tensors, or ranks in
+pieces of flattened fp32 parameters.
 
     kinds: weight, exp_avg, exp_avg_sq, step, ema
     single:    <phase>.safetensors, <phase>.optimizer.safetensors, <phase>.ema.safetensors
     deepspeed: <phase>.rank-00003-of-00008.safetensors with `<kind>/<parameter>@<first element>`, <phase>.buffers.safetensors
 
-A piece says where it begins in its own parameter, so that any number of ranks at any ZeRO stage reads exactly what it owns, and nothing
-has to be gathered to be saved.
+A piece says where it begins in its own parameter, so that any number of ranks at any ZeRO stage
+reads exactly what it owns, and nothing has to be gathered to be saved.
 
     saved = SavedState(tag, "model")
     flat = saved.read("exp_avg", "dit.final.weight", start=4096, count=1024)
@@ -37,7 +38,9 @@ def buffers_file(phase: str) -> str:
 
 
 class SavedState:
-    """Reads one phase of a tag. The files are mapped: a rank touches the pages of its own pieces only."""
+    """Reads one phase of a tag. The files are mapped: a rank touches the pages of its own pieces
+    only.
+    """
 
     def __init__(self, folder: Path, phase: str) -> None:
         self.folder, self.phase = folder, phase
@@ -58,7 +61,9 @@ class SavedState:
         return max(start + count for start, count, _, _ in self._pieces[kind, name])
 
     def check(self, sizes: Mapping[str, int]) -> None:
-        """Raises InputError that names the first difference between the saved parameters and `sizes` (elements of each)."""
+        """Raises InputError that names the first difference between the saved parameters and
+        `sizes` (elements of each).
+        """
         saved = (
             self.names("weight")
             if self.sharded
@@ -72,12 +77,15 @@ class SavedState:
                 wrong.append(f"{name} has {self.numel('weight', name)} elements, not {sizes[name]}")
         if wrong:
             raise InputError(
-                f"checkpoint '{self.folder}' does not fit this model: {sorted(wrong)[0]} ({len(wrong)} differences). "
+                f"checkpoint '{self.folder}' does not fit this model: {sorted(wrong)[0]} "
+                f"({len(wrong)} differences). "
                 "Use the configuration it was trained with"
             )
 
     def read(self, kind: str, name: str, *, start: int, count: int) -> Tensor:
-        """fp32 [count]: elements from `start` on of a flattened parameter. Raises InputError when the checkpoint does not hold them."""
+        """fp32 [count]: elements from `start` on of a flattened parameter. Raises InputError when
+        the checkpoint does not hold them.
+        """
         out = torch.empty(count)
         found = 0
         for first, length, path, key in self._pieces.get((kind, name), ()):
@@ -109,7 +117,9 @@ class SavedState:
         return float(self.read("step", name, start=0, count=1))
 
     def buffers(self) -> dict[str, Tensor]:
-        """What the module's state holds besides trained parameters (strategy single keeps everything in one file)."""
+        """What the module's state holds besides trained parameters (strategy single keeps
+        everything in one file).
+        """
         return load_file(
             self.folder
             / (buffers_file(self.phase) if self.sharded else f"{self.phase}.safetensors")
@@ -124,7 +134,8 @@ class SavedState:
             or len(paths) != int(worlds.pop().removesuffix(".safetensors"))
         ):
             raise InputError(
-                f"checkpoint '{self.folder}' holds {len(paths)} rank files of phase '{self.phase}', not one of every rank"
+                f"checkpoint '{self.folder}' holds {len(paths)} rank files of phase "
+                f"'{self.phase}', not one of every rank"
             )
         for path in paths:
             file = self._open(path)

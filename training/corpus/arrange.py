@@ -1,7 +1,7 @@
 """A plan, chords and a style -> notes for every instrument of the band.
 
-Energy grows from verse to chorus: the intro has no drums until its last bar, choruses open with a crash and play louder, a fill leads into
-every new section, and the last bar lets the tonic ring.
+Energy grows from verse to chorus: the intro has no drums until its last bar, choruses open with a
+crash and play louder, a fill leads into every new section, and the last bar lets the tonic ring.
 
     parts = arrange(rng, arrangement)     {"chords": [PartNote, ...], "bass": [...], "drums": [...]}
 """
@@ -40,7 +40,9 @@ _ENERGY = {
 
 @dataclass(frozen=True, slots=True)
 class PartNote:
-    """Seconds from the start of the song; `program` is General MIDI, or DRUMS with `pitch` a percussion key."""
+    """Seconds from the start of the song; `program` is General MIDI, or DRUMS with `pitch` a
+    percussion key.
+    """
 
     start: float
     end: float
@@ -51,7 +53,9 @@ class PartNote:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """What the band needs to know. `chords_per_bar` holds the chord of every unit; a bar has `units` of them."""
+    """What the band needs to know. `chords_per_bar` holds the chord of every unit; a bar has
+    `units` of them.
+    """
 
     plan: Plan
     style: Style

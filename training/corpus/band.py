@@ -1,8 +1,10 @@
 """The band: notes -> MIDI -> a General MIDI soundfont -> one stem each.
 
-A whole chunk of songs is laid end to end, stem after stem, in one MIDI file and rendered by one fluidsynth process: reading the
-soundfont is paid once, and silent channels cost nothing. Each segment starts on a whole second and is preceded by silence, so that
-nothing rings over. Reverb and chorus are off (mixing adds its own), output is float, as 16-bit output is dithered from a running table.
+A whole chunk of songs is laid end to end, stem after stem, in one MIDI file and rendered by one
+fluidsynth process: reading the soundfont is paid once, and silent channels cost nothing. Each
+segment starts on a whole second and is preceded by silence, so that nothing rings over. Reverb and
+chorus are off (mixing adds its own), output is float, as 16-bit output is dithered from a running
+table.
 
     segments = render([Segment(notes, seconds, kit), ...], soundfont)      float32 [samples] each, mono at RENDER_RATE
 """
@@ -23,13 +25,15 @@ from mudit_engine.availability import require, require_tool
 from mudit_engine.errors import InputError, MissingError, OutputError
 from mudit_engine.training.corpus.arrange import DRUMS, PartNote
 
-# Soundfonts are sampled at 44.1 kHz and fluidsynth does not filter what lies above a lower output rate: it would fold back.
+# Soundfonts are sampled at 44.1 kHz and fluidsynth does not filter what lies above a lower output
+# rate: it would fold back.
 RENDER_RATE = 44100
 _GAP = 3  # seconds of silence between segments, for releases to die
 _TICKS = 1000  # per beat at 120 BPM: a tick is half a millisecond
 _DRUM_CHANNEL = 9
 SOUNDFONT_VARIABLE = "MUDIT_SOUNDFONT"
-# MIT-licensed ones, in the places Debian and Fedora put them. TimGM6mb (GPL) is left out on purpose.
+# MIT-licensed ones, in the places Debian and Fedora put them. TimGM6mb (GPL) is left out on
+# purpose.
 SOUNDFONTS = (
     "/usr/share/sounds/sf2/FluidR3_GM.sf2",
     "/usr/share/soundfonts/FluidR3_GM.sf2",
@@ -57,7 +61,8 @@ def find_soundfont(path: str | Path | None = None) -> Path:
     if named:
         if not Path(named).is_file():
             raise MissingError(
-                f"soundfont '{named}' does not exist: apt-get install fluid-soundfont-gm, or name another .sf2/.sf3 file"
+                f"soundfont '{named}' does not exist: apt-get install fluid-soundfont-gm, or name "
+                f"another .sf2/.sf3 file"
             )
         with Path(named).open("rb") as file:
             header = file.read(12)
@@ -68,8 +73,10 @@ def find_soundfont(path: str | Path | None = None) -> Path:
         if Path(place).is_file():
             return Path(place)
     raise MissingError(
-        "rendering the band needs an MIT-licensed General MIDI soundfont, and none is in the usual places: "
-        f"apt-get install fluid-soundfont-gm, or set {SOUNDFONT_VARIABLE} or --soundfont to a .sf2/.sf3 file"
+        "rendering the band needs an MIT-licensed General MIDI soundfont, and none is in the usual "
+        "places: "
+        f"apt-get install fluid-soundfont-gm, or set {SOUNDFONT_VARIABLE} or --soundfont to a "
+        f".sf2/.sf3 file"
     )
 
 
@@ -119,7 +126,9 @@ def _messages(
 
 
 def write_midi(segments: Sequence[Segment], path: Path) -> tuple[list[int], int]:
-    """One MIDI file of all segments end to end. Returns the start of each and the end, in whole seconds."""
+    """One MIDI file of all segments end to end. Returns the start of each and the end, in whole
+    seconds.
+    """
     require("mido", "rendering the band")
     import mido
 
@@ -137,7 +146,9 @@ def write_midi(segments: Sequence[Segment], path: Path) -> tuple[list[int], int]
 
 
 def synthesise(midi: Path, wav: Path, soundfont: Path) -> None:
-    """MIDI file -> stereo float WAV at RENDER_RATE. Raises MissingError without fluidsynth, OutputError when it fails."""
+    """MIDI file -> stereo float WAV at RENDER_RATE. Raises MissingError without fluidsynth,
+    OutputError when it fails.
+    """
     program = require_tool("fluidsynth", "rendering the band")
     command = [
         program,
@@ -157,7 +168,8 @@ def synthesise(midi: Path, wav: Path, soundfont: Path) -> None:
         "-T",
         "wav",
     ]
-    # Without an empty default, a soundfont that cannot be read is replaced by the system's, whatever its licence.
+    # Without an empty default, a soundfont that cannot be read is replaced by the system's,
+    # whatever its licence.
     command += [
         "-o",
         "synth.default-soundfont=",
@@ -196,7 +208,8 @@ def render(segments: Sequence[Segment], soundfont: Path) -> list[np.ndarray]:
         if segment.notes and not np.any(piece):
             # fluidsynth reports success for a soundfont it cannot read.
             raise OutputError(
-                f"fluidsynth played nothing with soundfont '{soundfont}': is it a General MIDI .sf2 or .sf3 file?"
+                f"fluidsynth played nothing with soundfont '{soundfont}': is it a General MIDI "
+                f".sf2 or .sf3 file?"
             )
         rendered.append(np.pad(piece, (0, length - len(piece))))
     return rendered

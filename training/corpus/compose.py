@@ -1,6 +1,7 @@
 """(seed, index) -> a score: everything about a song except its sound.
 
-Each song has its own generator, numpy's Philox keyed by (seed, index), so a song does not depend on which process makes it or when.
+Each song has its own generator, numpy's Philox keyed by (seed, index), so a song does not depend on
+which process makes it or when.
 
     score = compose(seed=0, index=17, sample_rate=22050)
     score.song.lyrics, score.parts["bass"]
@@ -30,7 +31,8 @@ from mudit_engine.training.corpus.labels import (
 )
 from mudit_engine.training.corpus.styles import STYLE_BOOK, Style
 
-# Lowest sung note of a voice. RANGE semitones above it are used, and a voice keeps to them in every key.
+# Lowest sung note of a voice. RANGE semitones above it are used, and a voice keeps to them in every
+# key.
 VOICE_LOW = {"male": 47, "female": 57, "child": 63}
 _LEAD_LOW = 64
 _VOICE_SHARES = {"none": 0.25, "male": 0.25, "female": 0.28, "child": 0.22}
@@ -40,7 +42,9 @@ _MANDARIN_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`song.stems` and `song.descriptions` are final; `parts` holds the notes of chords, bass and drums; `kit` is the drum program."""
+    """`song.stems` and `song.descriptions` are final; `parts` holds the notes of chords, bass and
+    drums; `kit` is the drum program.
+    """
 
     song: Song
     parts: dict[str, list[PartNote]]
@@ -48,7 +52,9 @@ class Score:
 
 
 def song_rng(seed: int, index: int) -> np.random.Generator:
-    """The generator of one song. Philox is counter based and its stream is fixed across numpy versions."""
+    """The generator of one song. Philox is counter based and its stream is fixed across numpy
+    versions.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, index]))
 
 
@@ -213,7 +219,9 @@ def _draw_chords(
     held_out: bool,
     sevenths: bool,
 ) -> tuple[list[ChordSymbol], list[str]]:
-    """A chord per unit: one progression for verses, one for choruses, one for the rest; the last bar is the tonic."""
+    """A chord per unit: one progression for verses, one for choruses, one for the rest; the last
+    bar is the tonic.
+    """
     pool = progressions(mode, held_out=held_out)
     chosen = [str(p) for p in rng.choice(pool, size=3, replace=False)]
     chords: list[ChordSymbol] = []
@@ -251,7 +259,9 @@ def _draw_melody(
     style: Style,
     most: int,
 ) -> list[tuple[int, int, list[tuple[float, float, int]]]]:
-    """(part, line, [(start, end, midi)]) with times in beats. Repeated sections repeat their tune; lines of one length share a rhythm."""
+    """(part, line, [(start, end, midi)]) with times in beats. Repeated sections repeat their tune;
+    lines of one length share a rhythm.
+    """
     result: list[tuple[int, int, list[tuple[float, float, int]]]] = []
     known: dict[tuple[str, int], tuple[list[tuple[int, int]], list[int]]] = {}
     previous: int | None = None

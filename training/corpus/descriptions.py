@@ -1,7 +1,9 @@
-"""How people would ask for a song: professionals by genre, BPM, key, instruments, form and production; amateurs by mood and image.
+"""How people would ask for a song: professionals by genre, BPM, key, instruments, form and
+production; amateurs by mood and image.
 
-Both say what can be controlled: an amateur's "fast", "sad", "no drums", "a girl sings" stand for BPM, mode, drums and voice. Every
-description comes whole and as word, phrase and sentence fragments. All wording is this project's own.
+Both say what can be controlled: an amateur's "fast", "sad", "no drums", "a girl sings" stand for
+BPM, mode, drums and voice. Every description comes whole and as word, phrase and sentence
+fragments. All wording is this project's own.
 
     describe(rng, song)     eight descriptions: two languages x two kinds of user x two wordings
 """

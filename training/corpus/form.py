@@ -1,6 +1,7 @@
 """The form of a song: which sections, how many lyric lines each, how many bars.
 
-A lyric line takes `bars_per_line` bars: one bar at slow tempos, two at fast ones, so that syllables last 0.2-0.7 s at any BPM.
+A lyric line takes `bars_per_line` bars: one bar at slow tempos, two at fast ones, so that syllables
+last 0.2-0.7 s at any BPM.
 
     plan = draw_form(rng, bpm=92, target_seconds=24.0)
     [(part.name, part.bars) for part in plan.parts]
@@ -16,7 +17,8 @@ BEATS = 4
 MIN_SECONDS, MAX_SECONDS = 12.0, 40.0
 TAIL_SECONDS = 0.8  # after the last bar, for the last chord to ring
 
-# Each section with the line counts it may have (0 lines: instrumental bars, counted in half lines for intro and outro).
+# Each section with the line counts it may have (0 lines: instrumental bars, counted in half lines
+# for intro and outro).
 _SKELETONS: tuple[tuple[str, ...], ...] = (
     ("verse", "chorus"),
     ("intro", "verse", "chorus"),
@@ -76,7 +78,9 @@ def bars_per_line(bpm: int) -> int:
 
 
 def _plans(bpm: int) -> list[Plan]:
-    """Every form at this tempo that lasts MIN_SECONDS..MAX_SECONDS. Equal section names have equal line counts."""
+    """Every form at this tempo that lasts MIN_SECONDS..MAX_SECONDS. Equal section names have equal
+    line counts.
+    """
     per_line = bars_per_line(bpm)
     bar_seconds = 60.0 / bpm * BEATS
     found = []
@@ -102,7 +106,9 @@ def _plans(bpm: int) -> list[Plan]:
 
 
 def draw_form(rng: np.random.Generator, *, bpm: int, target_seconds: float) -> Plan:
-    """A form near `target_seconds` (within 2.5 s when the tempo has one), drawn at random among those."""
+    """A form near `target_seconds` (within 2.5 s when the tempo has one), drawn at random among
+    those.
+    """
     plans = _plans(bpm)
     near = [plan for plan in plans if abs(plan.seconds - target_seconds) <= 2.5]
     if not near:

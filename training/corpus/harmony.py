@@ -1,6 +1,8 @@
-"""The corpus's chord progressions and voicings: a voicing places a chord as close as possible to the one before it.
+"""The corpus's chord progressions and voicings: a voicing places a chord as close as possible to
+the one before it.
 
-A progression is a string of Roman numerals (text/harmony.py), each lasting one unit: a bar or half a bar.
+A progression is a string of Roman numerals (text/harmony.py), each lasting one unit: a bar or half
+a bar.
 
     pitches = voice_leading(realise(progressions("major", held_out=False)[0].split(), key=9, mode="major", sevenths=False), low=52, high=72)
 """
@@ -23,10 +25,13 @@ def progressions(mode: str, *, held_out: bool) -> tuple[str, ...]:
 
 
 def voice_leading(chords: list[ChordSymbol], *, low: int, high: int) -> list[tuple[int, ...]]:
-    """MIDI pitches of each chord inside [low, high], moving as little as possible. `high - low` must be at least 16."""
+    """MIDI pitches of each chord inside [low, high], moving as little as possible. `high - low`
+    must be at least 16.
+    """
     if high - low < 16:
         raise ValueError(
-            f"voicing range {low}..{high} is too narrow: 16 semitones are needed for every inversion"
+            f"voicing range {low}..{high} is too narrow: 16 semitones are needed for every "
+            f"inversion"
         )
     placed: list[tuple[int, ...]] = []
     centre = (low + high) / 2

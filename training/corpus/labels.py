@@ -1,8 +1,10 @@
-"""What is known about a song of the corpus, as frozen dataclasses that go to and from JSON without loss.
+"""What is known about a song of the corpus, as frozen dataclasses that go to and from JSON without
+loss.
 
-A corpus folder is `corpus.json` (how it was made) and one folder per song, `songs/000123/`, with `song.json` (a `Song`),
-`mix.flac` and one file per stem. mix = sum of the stems, sample for sample up to 16-bit rounding; a stem that would be silent
-(vocals of an instrumental, drums of a song without drums) has no file. All times are seconds from the first sample.
+A corpus folder is `corpus.json` (how it was made) and one folder per song, `songs/000123/`, with
+`song.json` (a `Song`), `mix.flac` and one file per stem. mix = sum of the stems, sample for sample
+up to 16-bit rounding; a stem that would be silent (vocals of an instrumental, drums of a song
+without drums) has no file. All times are seconds from the first sample.
 
     for folder in song_folders("corpus"):
         song = Song.load(folder)
@@ -44,7 +46,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Chord:
-    """`root` is a pitch class 0-11 (C = 0); `quality` is one of text.harmony.QUALITIES; `roman` is relative to the key."""
+    """`root` is a pitch class 0-11 (C = 0); `quality` is one of text.harmony.QUALITIES; `roman` is
+    relative to the key.
+    """
 
     start: float
     end: float
@@ -55,7 +59,9 @@ class Chord:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A melody note: sung in a song with a voice, played by the lead instrument otherwise. `midi` 60 is middle C."""
+    """A melody note: sung in a song with a voice, played by the lead instrument otherwise. `midi`
+    60 is middle C.
+    """
 
     start: float
     end: float
@@ -64,11 +70,13 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Syllable:
-    """One sung syllable on one note. The vowel begins at `start`; the consonant before it sounds up to 0.15 s earlier.
+    """One sung syllable on one note. The vowel begins at `start`; the consonant before it sounds up
+    to 0.15 s earlier.
 
-    `text` is a Chinese character, or the syllable's share of an English word ("re", "mem", "ber"). `phonemes` are the pinyin with
-    tone number ("yue4"), or ARPAbet without stress digits ("M EH M"). `word` counts words (zh: characters) and `line` counts
-    lyric lines of the song, both from 0.
+    `text` is a Chinese character, or the syllable's share of an English word ("re", "mem", "ber").
+    `phonemes` are the pinyin with tone number ("yue4"), or ARPAbet without stress digits ("M EH
+    M"). `word` counts words (zh: characters) and `line` counts lyric lines of the song, both from
+    0.
     """
 
     start: float
@@ -94,7 +102,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One way to ask for the song. `text` is whole; the fragments are parts of it or say the same facts in fewer words."""
+    """One way to ask for the song. `text` is whole; the fragments are parts of it or say the same
+    facts in fewer words.
+    """
 
     language: Literal["zh", "en"]
     user: Literal["professional", "amateur"]
@@ -106,7 +116,9 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """Everything the generator decided. The audio is made from this and from nothing else but `seed` and `index`."""
+    """Everything the generator decided. The audio is made from this and from nothing else but
+    `seed` and `index`.
+    """
 
     schema: int
     id: str
@@ -155,7 +167,8 @@ class Song:
         if data.get("schema") != SCHEMA_VERSION:
             found = data.get("schema")
             raise InputError(
-                f"song label has schema {found!r}, this version reads {SCHEMA_VERSION}: make the corpus again, into another folder"
+                f"song label has schema {found!r}, this version reads {SCHEMA_VERSION}: make the "
+                f"corpus again, into another folder"
             )
         return _build(cls, data)
 
@@ -165,10 +178,11 @@ class Song:
 
 
 def split(song: Song) -> Literal["train", "test"]:
-    """A test song holds only lyric lines and chord progressions that no training song of any seed can hold.
+    """A test song holds only lyric lines and chord progressions that no training song of any seed
+    can hold.
 
-    The share is decided by (seed, index); the lines by a hash of their text, the progressions by name. See
-    `lyrics.is_held_out_line` and `text.harmony.PROGRESSIONS`.
+    The share is decided by (seed, index); the lines by a hash of their text, the progressions by
+    name. See `lyrics.is_held_out_line` and `text.harmony.PROGRESSIONS`.
     """
     return "test" if song.held_out else "train"
 
@@ -189,7 +203,8 @@ def _build(kind: Any, data: Any) -> Any:
         hints = typing.get_type_hints(kind)
         if set(data) != set(hints):
             raise InputError(
-                f"{kind.__name__} label: missing {sorted(set(hints) - set(data))}, unknown {sorted(set(data) - set(hints))}"
+                f"{kind.__name__} label: missing {sorted(set(hints) - set(data))}, unknown "
+                f"{sorted(set(data) - set(hints))}"
             )
         return kind(**{name: _build(hints[name], value) for name, value in data.items()})
     if typing.get_origin(kind) is tuple:

@@ -1,7 +1,9 @@
-"""Lyrics of a whole song: lines per section, their rhymes, their syllables, and the text in the project's canonical format.
+"""Lyrics of a whole song: lines per section, their rhymes, their syllables, and the text in the
+project's canonical format.
 
-Lines of a section rhyme with each other; both choruses are the same words. A line belongs to the held-out part of the grammar when a
-hash of its text says so: songs of the test split are drawn from that part, songs of the training split never.
+Lines of a section rhyme with each other; both choruses are the same words. A line belongs to the
+held-out part of the grammar when a hash of its text says so: songs of the test split are drawn from
+that part, songs of the training split never.
 
     words = write_lyrics(rng, plan, language="zh", held_out=False, most_syllables=7)
 """
@@ -77,7 +79,9 @@ def split_syllables(text: str, language: str) -> tuple[SyllableText, ...]:
 
 
 def _share_letters(word: str, count: int) -> list[str]:
-    """Cuts a word into `count` runs of letters before consonants that open a new vowel group; for display only."""
+    """Cuts a word into `count` runs of letters before consonants that open a new vowel group; for
+    display only.
+    """
     cuts = [
         i
         for i in range(1, len(word))
@@ -92,7 +96,9 @@ def _share_letters(word: str, count: int) -> list[str]:
 def write_lyrics(
     rng: np.random.Generator, plan: Plan, *, language: str, held_out: bool, most_syllables: int
 ) -> list[tuple[LyricLine, ...]]:
-    """Lines of every part of the plan (none for intro and outro), none longer than `most_syllables`."""
+    """Lines of every part of the plan (none for intro and outro), none longer than
+    `most_syllables`.
+    """
     by_name: dict[str, tuple[LyricLine, ...]] = {}
     used: set[str] = set()
     result: list[tuple[LyricLine, ...]] = []
@@ -125,7 +131,8 @@ def _write_section(
     """Lines that rhyme with each other on different last words. Adds their texts to `used`."""
     rules = grammar(language)
     allowed = [n for n in rules.lengths(part.name) if n <= most_syllables]
-    # The held-out part of the grammar is small: some rhymes have too few lines of some lengths there, and others are tried.
+    # The held-out part of the grammar is small: some rhymes have too few lines of some lengths
+    # there, and others are tried.
     for rhyme in (*rng.permutation(rules.rhymes()), *rng.permutation(rules.rhymes())):
         lengths = _line_lengths(rng, allowed, part.lines)
         texts: list[str] = []

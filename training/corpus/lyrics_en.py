@@ -1,7 +1,8 @@
 """A grammar of English song lines: templates whose last word rhymes.
 
-A line is drawn for a number of syllables (5-8), a section and a rhyme; a rhyme is a list of words that share their last vowel and what
-follows it, checked against the pronouncing dictionary by the tests. All words and templates are this project's own.
+A line is drawn for a number of syllables (5-8), a section and a rhyme; a rhyme is a list of words
+that share their last vowel and what follows it, checked against the pronouncing dictionary by the
+tests. All words and templates are this project's own.
 
     draw_line(rng, syllables=7, section="chorus", rhyme="EY", accept=lambda text: True)    "I will find you on the way"
 """
@@ -18,10 +19,14 @@ import numpy as np
 WORDS: dict[str, tuple[str, ...]] = {
     slot: tuple(words.split())
     for slot, words in {
-        "sky": "moon sun stars wind rain clouds snow moonlight starlight sunshine shadows thunder evening morning summer winter",
-        "land": "river ocean mountain forest city garden island highway flowers meadow harbor valley desert street lighthouse village",
-        "thing": "guitar letter window lantern picture candle train piano story promise ticket mirror paper radio",
-        "adj": "silver golden quiet broken empty lonely open gentle burning hidden tender distant shining wild cold warm sweet blue slow",
+        "sky": "moon sun stars wind rain clouds snow moonlight starlight sunshine shadows thunder "
+        "evening morning summer winter",
+        "land": "river ocean mountain forest city garden island highway flowers meadow harbor "
+        "valley desert street lighthouse village",
+        "thing": "guitar letter window lantern picture candle train piano story promise ticket "
+        "mirror paper radio",
+        "adj": "silver golden quiet broken empty lonely open gentle burning hidden tender distant "
+        "shining wild cold warm sweet blue slow",
         "feel": "love hope heart soul freedom sorrow courage wonder memory laughter",
         "who": "we they you",
         "verb": "find follow remember carry hold hear call need",
@@ -30,7 +35,8 @@ WORDS: dict[str, tuple[str, ...]] = {
         "prep": "in on under over beside",
     }.items()
 }
-# Rhyme -> part of speech -> words. n: after "the/your"; a: an adverb or phrase that can end any clause; v: after "to/and/will"
+# Rhyme -> part of speech -> words. n: after "the/your"; a: an adverb or phrase that can end any
+# clause; v: after "to/and/will"
 RHYMES: dict[str, dict[str, tuple[str, ...]]] = {
     rhyme: {kind: tuple(words.split(",")) for kind, words in kinds.items()}
     for rhyme, kinds in {
@@ -216,7 +222,9 @@ def draw_line(
     rhyme: str,
     accept: Callable[[str], bool],
 ) -> str:
-    """A line of `syllables` syllables ending in `rhyme` for which `accept` is true (drawn again until it is)."""
+    """A line of `syllables` syllables ending in `rhyme` for which `accept` is true (drawn again
+    until it is).
+    """
     fitting = _fitting(rhyme, section)
     for _ in range(4000):
         used: set[str] = set()

@@ -1,7 +1,9 @@
-"""A grammar of Mandarin song lines: templates of slots, each slot a list of words, and a rhyme on the last character.
+"""A grammar of Mandarin song lines: templates of slots, each slot a list of words, and a rhyme on
+the last character.
 
-A line is drawn for a number of syllables (5-9), a section and a rhyme class; the classes are the thirteen tracks (十三辙), told by the
-final of the last syllable. All words and templates are this project's own.
+A line is drawn for a number of syllables (5-9), a section and a rhyme class; the classes are the
+thirteen tracks (十三辙), told by the final of the last syllable. All words and templates are this
+project's own.
 
     draw_line(rng, syllables=7, section="verse", rhyme="ang", accept=lambda text: True)    "晚风吹过旧时光"
 """
@@ -242,7 +244,9 @@ def templates(syllables: int, section: str) -> tuple[str, ...]:
 
 @functools.cache
 def rhymes() -> tuple[str, ...]:
-    """Classes in which every kind of section finds at least three endings at every length it can be sung at."""
+    """Classes in which every kind of section finds at least three endings at every length it can be
+    sung at.
+    """
     counts: dict[str, int] = {}
     for slot in ENDINGS:
         for name, phrases in _endings(slot).items():
@@ -268,7 +272,9 @@ def draw_line(
     rhyme: str,
     accept: Callable[[str], bool],
 ) -> str:
-    """A line of `syllables` characters ending in `rhyme` for which `accept` is true (drawn again until it is)."""
+    """A line of `syllables` characters ending in `rhyme` for which `accept` is true (drawn again
+    until it is).
+    """
     for _ in range(2000):
         template = templates(syllables, section)[
             int(rng.integers(len(templates(syllables, section))))

@@ -1,7 +1,8 @@
 """Rhythm and pitch of the sung (or, in instrumentals, played) melody, following the chords.
 
-Onsets lie on a grid of eighth notes; a line starts on the first beat of its bars and leaves a breath at its end. Pitches walk through
-the pentatonic scale of the key, land on chord notes on strong beats and at the end of a line, and sit higher in the chorus.
+Onsets lie on a grid of eighth notes; a line starts on the first beat of its bars and leaves a
+breath at its end. Pitches walk through the pentatonic scale of the key, land on chord notes on
+strong beats and at the end of a line, and sit higher in the chorus.
 
     rhythm = draw_rhythm(rng, syllables=7, bars=2, bpm=100, swing=False)        [(0, 2), (2, 2), ...]   (start, length) in eighths
 """
@@ -25,7 +26,9 @@ _LONGEST_LAST = 1.5
 
 
 def most_syllables(bpm: int, bars: int, *, swing: bool) -> int:
-    """Syllables that fit a line of `bars` bars at `bpm`, each at least _FASTEST_SYLLABLE long, with a breath after the last."""
+    """Syllables that fit a line of `bars` bars at `bpm`, each at least _FASTEST_SYLLABLE long, with
+    a breath after the last.
+    """
     return bars * GRID // _unit(bpm, swing=swing) - 1
 
 
@@ -91,7 +94,9 @@ def draw_pitches(
     previous: int | None,
     last_of_section: bool,
 ) -> list[int]:
-    """A MIDI pitch in [low, low + RANGE] per note; `chords` has one chord per note (the one sounding at its start)."""
+    """A MIDI pitch in [low, low + RANGE] per note; `chords` has one chord per note (the one
+    sounding at its start).
+    """
     scale = {(key + step) % 12 for step in PENTATONIC[mode]}
     centre = low + _CENTRE[section]
     here = float(previous if previous is not None else centre)

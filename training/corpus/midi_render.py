@@ -1,8 +1,11 @@
-"""Music from MIDI files, as unlabelled audio: more notes, forms and instruments for the VAE than the generator knows.
+"""Music from MIDI files, as unlabelled audio: more notes, forms and instruments for the VAE than
+the generator knows.
 
-Sources are .mid files, folders of them, and Doom-format WAD archives, whose music lumps are named D_*. Debian's freedoom package holds
-66 multitrack pieces under a BSD licence (apt-get download freedoom && dpkg -x freedoom_*.deb freedoom). Each piece is rendered with the
-soundfont, cut into excerpts, brought to the corpus' loudness, and listed in manifest.jsonl, which `mudit train` reads as a source.
+Sources are .mid files, folders of them, and Doom-format WAD archives, whose music lumps are named
+D_*. Debian's freedoom package holds 66 multitrack pieces under a BSD licence (apt-get download
+freedoom && dpkg -x freedoom_*.deb freedoom). Each piece is rendered with the soundfont, cut into
+excerpts, brought to the corpus' loudness, and listed in manifest.jsonl, which `mudit train` reads
+as a source.
 
     render_midi([Path("freedoom2.wad")], Path("midi"), soundfont=find_soundfont(), sample_rate=22050)
 """
@@ -40,7 +43,8 @@ class Piece:
 def wad_lumps(path: Path) -> Iterator[tuple[str, bytes]]:
     """(name, data) of every lump of a WAD archive. Raises InputError for anything else.
 
-    Layout: 4-byte kind (IWAD or PWAD), int32 count, int32 directory offset; a directory entry is int32 offset, int32 size, 8-byte name.
+    Layout: 4-byte kind (IWAD or PWAD), int32 count, int32 directory offset; a directory entry is
+    int32 offset, int32 size, 8-byte name.
     """
     data = path.read_bytes()
     if len(data) < 12 or data[:4] not in (b"IWAD", b"PWAD"):
@@ -58,7 +62,9 @@ def wad_lumps(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def find_pieces(sources: Sequence[Path]) -> list[Piece]:
-    """The MIDI pieces of all sources, without repeats. Raises InputError when a source cannot be read or holds none."""
+    """The MIDI pieces of all sources, without repeats. Raises InputError when a source cannot be
+    read or holds none.
+    """
     pieces: dict[bytes, Piece] = {}
     names: set[str] = set()
     for source in sources:
@@ -79,7 +85,8 @@ def find_pieces(sources: Sequence[Path]) -> list[Piece]:
         music = [(name, data) for name, data in found if data.startswith(_MIDI_MAGIC)]
         if not music:
             raise InputError(
-                f"'{source}' holds no MIDI music: name .mid files, folders of them, or .wad archives with D_* lumps in MIDI format"
+                f"'{source}' holds no MIDI music: name .mid files, folders of them, or .wad "
+                f"archives with D_* lumps in MIDI format"
             )
         for name, data in music:
             if data in pieces:
@@ -108,7 +115,8 @@ def render_midi(
     excerpt_seconds: float = 30.0,
     on_piece: Callable[[str, float], None] = lambda name, seconds: None,
 ) -> dict[str, float]:
-    """Renders every piece that is not there yet and writes manifest.jsonl. Returns {"pieces", "excerpts", "minutes"} of what `out` holds.
+    """Renders every piece that is not there yet and writes manifest.jsonl. Returns {"pieces",
+    "excerpts", "minutes"} of what `out` holds.
 
     Calls `on_piece(name, seconds of audio)` after each. Raises InputError, OutputError.
     """
@@ -142,7 +150,8 @@ def render_midi(
         mine = json.loads(listing.read_text())
         if any(row["sample_rate"] != sample_rate for row in mine):
             raise InputError(
-                f"'{out}' holds excerpts at {mine[0]['sample_rate']} Hz, asked: {sample_rate}. Choose another --out"
+                f"'{out}' holds excerpts at {mine[0]['sample_rate']} Hz, asked: {sample_rate}. "
+                f"Choose another --out"
             )
         rows += mine
         on_piece(piece.name, sum(row["seconds"] for row in mine))

@@ -1,7 +1,8 @@
 """Stems -> a mix: levels, a light common reverb, loudness by ITU-R BS.1770, and headroom.
 
-Every stem is scaled to its level by the RMS of the parts where it sounds, gets its share of one short room, and one gain brings the sum
-to TARGET_LUFS, or less when a peak would pass PEAK. The mix is the plain sum of the returned stems: no limiter, nothing to undo.
+Every stem is scaled to its level by the RMS of the parts where it sounds, gets its share of one
+short room, and one gain brings the sum to TARGET_LUFS, or less when a peak would pass PEAK. The mix
+is the plain sum of the returned stems: no limiter, nothing to undo.
 
     stems = mix_stems({"vocals": v, "bass": b, ...}, 22050, style_gains={}); mix = sum(stems.values())
 """
@@ -43,7 +44,9 @@ def active_rms(audio: np.ndarray, rate: int) -> float:
 
 
 def loudness(audio: np.ndarray, rate: int) -> float:
-    """Integrated loudness in LUFS of a mono signal (ITU-R BS.1770-4: K weighting, 400 ms blocks, gates at -70 LUFS and -10 LU)."""
+    """Integrated loudness in LUFS of a mono signal (ITU-R BS.1770-4: K weighting, 400 ms blocks,
+    gates at -70 LUFS and -10 LU).
+    """
     from scipy import signal
 
     weighted = signal.sosfilt(_k_weighting(rate), audio)
@@ -62,7 +65,9 @@ def loudness(audio: np.ndarray, rate: int) -> float:
 
 
 def _k_weighting(rate: int) -> np.ndarray:
-    """High shelf (+4 dB above 1.7 kHz) and high pass (38 Hz) of BS.1770, for any sample rate by the bilinear transform."""
+    """High shelf (+4 dB above 1.7 kHz) and high pass (38 Hz) of BS.1770, for any sample rate by the
+    bilinear transform.
+    """
     sections = []
     gain, frequency, q = 3.999843853973347, 1681.974450955533, 0.7071752369554196
     k, v = np.tan(np.pi * frequency / rate), 10 ** (gain / 20)
@@ -90,7 +95,9 @@ def resample(audio: np.ndarray, source: int, target: int, samples: int) -> np.nd
 def mix_stems(
     stems: dict[str, np.ndarray], rate: int, *, gains: dict[str, float]
 ) -> dict[str, np.ndarray]:
-    """Levelled stems, float64 of equal length, whose sum is the mix. `gains` multiplies the standard level of a stem."""
+    """Levelled stems, float64 of equal length, whose sum is the mix. `gains` multiplies the
+    standard level of a stem.
+    """
     from scipy import signal
 
     response = room(rate)

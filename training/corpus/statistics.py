@@ -25,7 +25,9 @@ GROUPS: dict[str, Callable[[Song], str]] = {
 
 
 def summarise(corpus: Path | str) -> Statistics:
-    """Counts by every group; "distinct lines" counts lyric lines instead of songs. Raises InputError when there are no songs."""
+    """Counts by every group; "distinct lines" counts lyric lines instead of songs. Raises
+    InputError when there are no songs.
+    """
     songs = [Song.load(folder) for folder in song_folders(corpus)]
     table: Statistics = {"all": {"all": _count(songs)}}
     for name, group in GROUPS.items():

@@ -1,7 +1,9 @@
-"""Styles as data: instrument sets (General MIDI programs), accompaniment patterns and drum patterns.
+"""Styles as data: instrument sets (General MIDI programs), accompaniment patterns and drum
+patterns.
 
-A pattern is one bar of steps. Times and lengths are in beats; `pick` says which notes of the voiced chord sound (an index, "all",
-"low" for root and fifth); a drum pattern is sixteen steps a hand can read: `x` loud, `o` soft, `.` nothing.
+A pattern is one bar of steps. Times and lengths are in beats; `pick` says which notes of the voiced
+chord sound (an index, "all", "low" for root and fifth); a drum pattern is sixteen steps a hand can
+read: `x` loud, `o` soft, `.` nothing.
 
     style = STYLE_BOOK["jazz"]; style.sets["trio"].comp.program
 """
@@ -20,7 +22,9 @@ class Instrument:
 
 @dataclass(frozen=True, slots=True)
 class InstrumentSet:
-    """`comp` plays the pattern, `pad` (optional) holds the chords, `lead` plays the melody of instrumentals and short fills."""
+    """`comp` plays the pattern, `pad` (optional) holds the chords, `lead` plays the melody of
+    instrumentals and short fills.
+    """
 
     comp: Instrument
     bass: Instrument

@@ -1,7 +1,8 @@
 """Makes a corpus: scores, vocals, band, mix and labels, chunk by chunk, in any number of processes.
 
-A chunk is a few consecutive songs, rendered by one fluidsynth process. What a song sounds like depends on (seed, index, sample rate,
-soundfont, chunk size) and on nothing else; finished songs are skipped, each song appears at once by a rename.
+A chunk is a few consecutive songs, rendered by one fluidsynth process. What a song sounds like
+depends on (seed, index, sample rate, soundfont, chunk size) and on nothing else; finished songs are
+skipped, each song appears at once by a rename.
 
     make_corpus(Request(out=Path("corpus"), songs=500, seed=0), workers=2, on_song=print)
 """
@@ -38,10 +39,11 @@ SAMPLE_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to make. `soundfont` None means the first known one; `cache` None means voice.cache_folder().
+    """What to make. `soundfont` None means the first known one; `cache` None means
+    voice.cache_folder().
 
-    `chunk` songs share a fluidsynth process. It is part of what a song is: the synthesiser places notes on blocks of 64 samples, counted
-    from the start of the chunk.
+    `chunk` songs share a fluidsynth process. It is part of what a song is: the synthesiser places
+    notes on blocks of 64 samples, counted from the start of the chunk.
     """
 
     out: Path
@@ -54,7 +56,9 @@ class Request:
     chunk: int = 8
 
     def check(self) -> None:
-        """Raises InputError for numbers that cannot be used, MissingError for absent programs, packages or soundfont."""
+        """Raises InputError for numbers that cannot be used, MissingError for absent programs,
+        packages or soundfont.
+        """
         from mudit_engine.training.corpus.band import find_soundfont
 
         if self.songs < 1:
@@ -100,10 +104,11 @@ def make_corpus(
     workers: int = 1,
     on_song: Callable[[int, float], None] = lambda index, seconds: None,
 ) -> int:
-    """Makes what is missing and returns how many songs that was. `on_song(index, seconds)` is called after each, in any order.
+    """Makes what is missing and returns how many songs that was. `on_song(index, seconds)` is
+    called after each, in any order.
 
-    Raises what Request.check raises, and InputError when `out` holds a corpus made otherwise. KeyboardInterrupt passes through after the
-    workers have ended; finished songs stay.
+    Raises what Request.check raises, and InputError when `out` holds a corpus made otherwise.
+    KeyboardInterrupt passes through after the workers have ended; finished songs stay.
     """
     request.check()
     if workers < 1:
@@ -130,8 +135,9 @@ def _run(request: Request, chunks: list[int], workers: int) -> Generator[tuple[i
     )  # a forked child would inherit locks of the parent's threads (progress bar, BLAS)
     pipes: list[Connection] = []
     processes = []
-    # Ctrl-C reaches every process of the terminal. Workers and what they start inherit the blocked signal: the parent alone decides.
-    # The tracker that the first worker would start unblocks it again (CPython 3.11 and 3.12).
+    # Ctrl-C reaches every process of the terminal. Workers and what they start inherit the blocked
+    # signal: the parent alone decides. The tracker that the first worker would start unblocks it
+    # again (CPython 3.11 and 3.12).
     multiprocessing.resource_tracker.ensure_running()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -169,7 +175,8 @@ def _hand_out(chunks: list[int], pipes: list[Connection]) -> Generator[tuple[int
                 message = pipe.recv()
             except EOFError:
                 raise OutputError(
-                    "a worker process was killed (out of memory?): run the command again with fewer --workers"
+                    "a worker process was killed (out of memory?): run the command again with "
+                    "fewer --workers"
                 ) from None
             if isinstance(message, BaseException):
                 raise message
@@ -212,7 +219,8 @@ def make_chunk(request: Request, chunk: int) -> Iterator[tuple[int, float]]:
     wanted = [index for index in missing_songs(request) if index // request.chunk == chunk]
     if not wanted:
         return
-    # Songs before a missing one are rendered again, finished or not: the synthesiser's clock then stands where it stood the first time.
+    # Songs before a missing one are rendered again, finished or not: the synthesiser's clock then
+    # stands where it stood the first time.
     indices = range(chunk * request.chunk, wanted[-1] + 1)
     scores = [
         compose(seed=request.seed, index=index, sample_rate=request.sample_rate)
@@ -275,7 +283,9 @@ def _write_song(request: Request, song: Song, stems: dict[str, np.ndarray]) -> N
 
 
 def _write_manifest(request: Request) -> None:
-    """corpus.json; checks that an existing one was made with the same settings (the number of songs may differ)."""
+    """corpus.json; checks that an existing one was made with the same settings (the number of songs
+    may differ).
+    """
     from mudit_engine import __version__
     from mudit_engine.training.corpus.band import find_soundfont
 
@@ -301,7 +311,8 @@ def _write_manifest(request: Request) -> None:
         ]
         if differing:
             raise InputError(
-                f"'{request.out}' holds a corpus made with other settings: {'; '.join(differing)}. Choose another --out"
+                f"'{request.out}' holds a corpus made with other settings: {'; '.join(differing)}. "
+                f"Choose another --out"
             )
     settings["mudit_engine"] = __version__
     settings["packages"] = {

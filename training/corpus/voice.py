@@ -1,9 +1,12 @@
-"""Singing: a speech synthesiser says each syllable once, WORLD takes it apart, and a singer puts it on a note.
+"""Singing: a speech synthesiser says each syllable once, WORLD takes it apart, and a singer puts it
+on a note.
 
-espeak-ng speaks a syllable (pinyin in tone 1, or phoneme mnemonics for English). The WORLD analysis (F0, spectral envelope,
-aperiodicity at 5 ms) is kept on disk. To sing a note the vowel is stretched, consonants keep their length, and F0 follows
+espeak-ng speaks a syllable (pinyin in tone 1, or phoneme mnemonics for English). The WORLD analysis
+(F0, spectral envelope, aperiodicity at 5 ms) is kept on disk. To sing a note the vowel is
+stretched, consonants keep their length, and F0 follows
     f(t) = 440 * 2^((midi(t) - 69) / 12),   midi(t) = note + glide from the last note + vibrato
-A voice differs by its range, by formants (the frequency axis of the envelope), spectral tilt and breath (aperiodicity).
+A voice differs by its range, by formants (the frequency axis of the envelope), spectral tilt and
+breath (aperiodicity).
 
     voice = Singer(cache_folder); audio = voice.sing(song)      float64 [samples] at ANALYSIS_RATE
 """
@@ -44,8 +47,8 @@ _MNEMONICS = {
 
 @dataclass(frozen=True, slots=True)
 class Timbre:
-    """`formant` scales the frequency axis of the envelope, `breath` 0..1 moves aperiodicity towards 1 above 1-4 kHz, `tilt` is dB per
-    octave above 1 kHz, `vibrato` is its depth in semitones."""
+    """`formant` scales the frequency axis of the envelope, `breath` 0..1 moves aperiodicity towards
+    1 above 1-4 kHz, `tilt` is dB per octave above 1 kHz, `vibrato` is its depth in semitones."""
 
     formant: float
     tilt: float
@@ -67,8 +70,8 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class SyllableSound:
-    """WORLD parameters of one spoken syllable: frames [0, vowel) are its consonants, voiced or not, [vowel, coda) the vowel with what
-    voiced sound follows it, [coda, end) voiceless."""
+    """WORLD parameters of one spoken syllable: frames [0, vowel) are its consonants, voiced or not,
+    [vowel, coda) the vowel with what voiced sound follows it, [coda, end) voiceless."""
 
     log_envelope: np.ndarray  # float32 [frames, bins], natural log of power
     aperiodicity: np.ndarray  # float32 [frames, bins]
@@ -78,7 +81,9 @@ class SyllableSound:
 
 
 def spoken_form(phonemes: str, language: str) -> tuple[str, str]:
-    """(espeak-ng voice, what to give it) of a labels.Syllable: ("cmn-latn-pinyin", "yue1"), ("en-us", "[[m'u:n]]")."""
+    """(espeak-ng voice, what to give it) of a labels.Syllable: ("cmn-latn-pinyin", "yue1"),
+    ("en-us", "[[m'u:n]]").
+    """
     if language == "zh":
         # Melody replaces the tone; tone 1 is the long level one, whose frames stretch best.
         return "cmn-latn-pinyin", phonemes.rstrip("12345").replace("v", "ü") + "1"
@@ -90,7 +95,9 @@ def spoken_form(phonemes: str, language: str) -> tuple[str, str]:
 
 
 def speak(voice: str, text: str) -> np.ndarray:
-    """What espeak-ng says: float64 [samples] at ANALYSIS_RATE. Raises MissingError when it is absent or has no such voice."""
+    """What espeak-ng says: float64 [samples] at ANALYSIS_RATE. Raises MissingError when it is
+    absent or has no such voice.
+    """
     program = require_tool("espeak-ng", _PURPOSE)
     done = subprocess.run(
         [program, "-v", voice, "-s", "110", "-p", "50", "--stdout", text],
@@ -99,7 +106,8 @@ def speak(voice: str, text: str) -> np.ndarray:
     )
     if done.returncode or len(done.stdout) <= 44:
         raise MissingError(
-            f"espeak-ng has no voice '{voice}' (version 1.51 or newer is needed): apt-get install espeak-ng espeak-ng-data"
+            f"espeak-ng has no voice '{voice}' (version 1.51 or newer is needed): apt-get install "
+            f"espeak-ng espeak-ng-data"
         )
     # A stream has no length in its header, so the 44 bytes are skipped rather than parsed.
     return np.frombuffer(done.stdout[44:], dtype="<i2").astype(np.float64) / 32768.0
@@ -126,10 +134,12 @@ def analyse(voice: str, text: str) -> SyllableSound:
     loud = np.flatnonzero(np.abs(spoken) > 0.005)
     if loud.size == 0:
         raise MissingError(
-            f"espeak-ng says nothing for '{text}' with voice '{voice}': apt-get install --reinstall espeak-ng-data"
+            f"espeak-ng says nothing for '{text}' with voice '{voice}': apt-get install "
+            f"--reinstall espeak-ng-data"
         )
     spoken = np.ascontiguousarray(spoken[max(0, loud[0] - 110) : loud[-1] + 221])
-    # The wide search finds where voicing begins best, but now and then loses the vowel; the narrow one around the speaker's 97 Hz does not.
+    # The wide search finds where voicing begins best, but now and then loses the vowel; the narrow
+    # one around the speaker's 97 Hz does not.
     for floor, ceiling in ((60.0, 300.0), (70.0, 150.0)):
         f0, times = world.harvest(
             spoken, ANALYSIS_RATE, f0_floor=floor, f0_ceil=ceiling, frame_period=FRAME * 1000
@@ -139,12 +149,14 @@ def analyse(voice: str, text: str) -> SyllableSound:
             break
     else:
         raise MissingError(
-            f"'{text}' of espeak-ng voice '{voice}' has no vowel that can be sung: version 1.51 is known to work"
+            f"'{text}' of espeak-ng voice '{voice}' has no vowel that can be sung: version 1.51 is "
+            f"known to work"
         )
     envelope = world.cheaptrick(spoken, f0, times, ANALYSIS_RATE)
     aperiodicity = world.d4c(spoken, f0, times, ANALYSIS_RATE)
     coda = len(voiced) - int(np.argmax(voiced[::-1]))
-    # Voiced consonants are weaker than the vowel: it begins where the power first comes within 6 dB of the syllable's upper quartile.
+    # Voiced consonants are weaker than the vowel: it begins where the power first comes within 6 dB
+    # of the syllable's upper quartile.
     frame_power = np.where(voiced, envelope.mean(axis=1), 0.0)
     vowel = int(np.argmax(frame_power >= 0.25 * np.quantile(frame_power[voiced], 0.75)))
     # Every syllable is sung equally loud: its vowel's mean power becomes 1.
@@ -177,7 +189,9 @@ def cache_folder() -> Path:
 
 
 class Singer:
-    """Sings labels. Analyses are read from and added to `folder`, which several processes may share."""
+    """Sings labels. Analyses are read from and added to `folder`, which several processes may
+    share.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         require_tool("espeak-ng", _PURPOSE)
@@ -206,7 +220,9 @@ class Singer:
             )
 
     def sing(self, song: Song) -> np.ndarray:
-        """The vocal of a song, float64 [round(seconds * ANALYSIS_RATE)], dry, RMS of long notes near 0.1."""
+        """The vocal of a song, float64 [round(seconds * ANALYSIS_RATE)], dry, RMS of long notes
+        near 0.1.
+        """
         frames = int(np.ceil(song.seconds / FRAME)) + 1
         bins = self._world.get_cheaptrick_fft_size(ANALYSIS_RATE) // 2 + 1
         log_envelope = np.full((frames, bins), np.log(_FLOOR))
@@ -223,7 +239,8 @@ class Singer:
         aperiodicity = np.clip(
             aperiodicity + (1 - aperiodicity) * _breath(bins, timbre.breath), 0.001, 1.0
         )
-        # WORLD's synthesis keeps the power of the envelope; unit power per bin would be far too loud for [-1, 1].
+        # WORLD's synthesis keeps the power of the envelope; unit power per bin would be far too
+        # loud for [-1, 1].
         audio = self._world.synthesize(
             f0, envelope * 1e-4, aperiodicity, ANALYSIS_RATE, FRAME * 1000
         )
@@ -268,7 +285,9 @@ def _place(
     aperiodicity: np.ndarray,
     f0: np.ndarray,
 ) -> None:
-    """Writes one note into the frame matrices: consonant before the beat, vowel on it, voiceless coda before its end."""
+    """Writes one note into the frame matrices: consonant before the beat, vowel on it, voiceless
+    coda before its end.
+    """
     first, last = round(note.start / FRAME), round(note.end / FRAME)
     onset = sound.vowel
     # A consonant may take at most 0.15 s and a third of the note before.
@@ -283,7 +302,8 @@ def _place(
     closing = min(len(sound.voiced) - sound.coda, 24, (last - first) // 3)
     joined = after is not None and after.start - note.end < 2 * FRAME
     stretch = max(4, last - first - closing - (0 if joined else 2))
-    # The first 50 ms carry the consonant's transition and the last 60 ms the ending; only what lies between is stretched.
+    # The first 50 ms carry the consonant's transition and the last 60 ms the ending; only what lies
+    # between is stretched.
     head, tail = min(10, voiced // 3, stretch // 3), min(12, voiced // 3, stretch // 3)
     middle = stretch - head - tail
     source = np.concatenate(

@@ -1,8 +1,10 @@
 """Which songs each rank sees at each step, as a pure function of (seed, epoch, step).
 
-A *pack* is one micro-batch: songs whose costs (frames, samples) sum to at most `budget`. An epoch is shuffled and packed as a whole, and a
-global batch is `packs_per_step` packs, whatever the number of ranks. Rank r of W takes packs r, r + W, ... of the global batch, so that
-another W continues in the middle of an epoch with no song lost or seen twice, and the gradient of a step does not depend on W.
+A *pack* is one micro-batch: songs whose costs (frames, samples) sum to at most `budget`. An epoch
+is shuffled and packed as a whole, and a global batch is `packs_per_step` packs, whatever the number
+of ranks. Rank r of W takes packs r, r + W, ... of the global batch, so that another W continues in
+the middle of an epoch with no song lost or seen twice, and the gradient of a step does not depend
+on W.
 
     efficiency = sum of costs / (packs x budget)
 
@@ -25,7 +27,9 @@ import numpy as np
 from mudit_engine.errors import InputError
 from mudit_engine.training.seeding import permutation
 
-WINDOW = 256  # songs that wait to be packed: more fill packs a little better and plan slower (1.5 M songs: about half a minute)
+# songs that wait to be packed: more fill packs a little better and plan slower (1.5 M songs: about
+# half a minute)
+WINDOW = 256
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,10 +53,12 @@ class EpochPlan:
 def plan_packs(
     order: np.ndarray, costs: np.ndarray, budget: int, *, window: int = WINDOW
 ) -> EpochPlan:
-    """Packs the songs of `order`: each pack begins with the songs that have waited longest and ends with those that fill it best.
+    """Packs the songs of `order`: each pack begins with the songs that have waited longest and ends
+    with those that fill it best.
 
-    Only the last songs of a pack are chosen by length (best fit among a window of waiting songs, single or pair), so that packs stay full
-    and their songs random. Beginning with the longest waiting one keeps any song from being put off to the end.
+    Only the last songs of a pack are chosen by length (best fit among a window of waiting songs,
+    single or pair), so that packs stay full and their songs random. Beginning with the longest
+    waiting one keeps any song from being put off to the end.
     """
     songs: list[int] = []
     ends: list[int] = []
@@ -99,7 +105,9 @@ def plan_packs(
 
 
 def _best_fit(pool: list[tuple[int, int]], room: int) -> tuple[int, ...]:
-    """The song, or the pair of songs, of the sorted pool that leaves the least of `room`; empty when nothing fits."""
+    """The song, or the pair of songs, of the sorted pool that leaves the least of `room`; empty
+    when nothing fits.
+    """
     last = bisect.bisect_right(pool, (room, sys.maxsize)) - 1
     if last < 0:
         return ()
@@ -118,7 +126,9 @@ def _best_fit(pool: list[tuple[int, int]], room: int) -> tuple[int, ...]:
 
 
 class Sampler:
-    """Epoch plans and their slices for a rank. `costs` is int [N]; `numbers` are the songs an epoch goes through (default: all)."""
+    """Epoch plans and their slices for a rank. `costs` is int [N]; `numbers` are the songs an epoch
+    goes through (default: all).
+    """
 
     def __init__(
         self,
@@ -145,8 +155,10 @@ class Sampler:
         wrong = self.numbers[(costs[self.numbers] > budget) | (costs[self.numbers] <= 0)]
         if len(wrong):
             raise InputError(
-                f"{len(wrong)} song(s) do not fit a pack, the first is number {wrong[0]} with a length of {costs[wrong[0]]}: "
-                f"a pack takes 1 to {budget}; raise data.pack_size to {costs[self.numbers].max()} or leave those songs out"
+                f"{len(wrong)} song(s) do not fit a pack, the first is number {wrong[0]} with a "
+                f"length of {costs[wrong[0]]}: "
+                f"a pack takes 1 to {budget}; raise data.pack_size to {costs[self.numbers].max()} "
+                f"or leave those songs out"
             )
         self._plans: dict[int, EpochPlan] = {}
 
@@ -176,7 +188,9 @@ class Sampler:
         ]
 
     def local(self, epoch: int, step: int, *, rank: int = 0, world: int = 1) -> list[np.ndarray]:
-        """The micro-batches of a rank: as many on every rank (collectives must match), empty ones where the packs run out."""
+        """The micro-batches of a rank: as many on every rank (collectives must match), empty ones
+        where the packs run out.
+        """
         packs = self.batch(epoch, step)
         none = np.empty(0, np.int64)
         return [
@@ -196,7 +210,9 @@ class Sampler:
 def prefetch(
     items: Iterable[T], fetch: Callable[[T], R], *, threads: int = 1, ahead: int = 2
 ) -> Iterator[R]:
-    """fetch(item) for each item, in order, `ahead` of them being prepared by threads while the last one is used."""
+    """fetch(item) for each item, in order, `ahead` of them being prepared by threads while the last
+    one is used.
+    """
     with ThreadPoolExecutor(max(threads, 1), thread_name_prefix="loader") as pool:
         waiting: deque[Future[R]] = deque()
         try:

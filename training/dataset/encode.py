@@ -1,11 +1,12 @@
-"""Songs -> shards: audio for the VAE and ChinMu, latents with phonemes and description vectors for the DiT. Resumable, in parts.
+"""Songs -> shards: audio for the VAE and ChinMu, latents with phonemes and description vectors for
+the DiT. Resumable, in parts.
 
     encode_audio(open_source("corpus"), Path("data/tiny/audio"), sample_rate=22050, channels=1)
     encode_latents(open_source("corpus"), Path("data/tiny/latents"), model=Path("models/mine"))
 
-Part i of n takes every n-th song and writes shards of its own number, so parts can run on as many machines as there are (encode_ray.py
-runs them on a Ray cluster); the index is rebuilt at the end of each, or once with index=False. Songs that cannot be encoded are left out
-and reported.
+Part i of n takes every n-th song and writes shards of its own number, so parts can run on as many
+machines as there are (encode_ray.py runs them on a Ray cluster); the index is rebuilt at the end of
+each, or once with index=False. Songs that cannot be encoded are left out and reported.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def encode_audio(
     index: bool = True,
     on_song: OnSong = lambda song_id, seconds: None,
 ) -> Encoded:
-    """Mixes as 16-bit samples, with descriptions in the metadata. Raises OutputError on a full disk; what is finished stays."""
+    """Mixes as 16-bit samples, with descriptions in the metadata. Raises OutputError on a full
+    disk; what is finished stays.
+    """
     from mudit_engine.audio import to_int16
 
     done = Encoded()
@@ -118,10 +121,12 @@ def encode_latents(
     transcribe: str | None = None,
     on_song: OnSong = lambda song_id, seconds: None,
 ) -> Encoded:
-    """Normalised latents of mix and stems, phonemes (and their times where the source knows them), vectors of all description fragments.
+    """Normalised latents of mix and stems, phonemes (and their times where the source knows them),
+    vectors of all description fragments.
 
-    `model` is a folder with a trained VAE, and with a trained ChinMu unless `descriptions` is False (enough for pre-training). Songs
-    without stems are separated by the demucs model `separate`, those without lyrics are heard by `transcribe` (listen.py).
+    `model` is a folder with a trained VAE, and with a trained ChinMu unless `descriptions` is False
+    (enough for pre-training). Songs without stems are separated by the demucs model `separate`,
+    those without lyrics are heard by `transcribe` (listen.py).
     """
     from mudit_engine.config import load_config
     from mudit_engine.models.folder import load_part
@@ -182,7 +187,9 @@ def encode_latents(
 
 
 def latents_of(vae: SpectralVAE, audio_cS: Tensor) -> np.ndarray:
-    """fp16 [T, C]: the posterior mean, normalised. Raises ModelError when the VAE gives what fp16 cannot hold."""
+    """fp16 [T, C]: the posterior mean, normalised. Raises ModelError when the VAE gives what fp16
+    cannot hold.
+    """
     import torch
 
     with torch.inference_mode():
@@ -190,20 +197,25 @@ def latents_of(vae: SpectralVAE, audio_cS: Tensor) -> np.ndarray:
         latents: np.ndarray = vae.normalise(mean)[0].cpu().numpy().astype(np.float16)
     if not np.isfinite(latents).all():
         raise ModelError(
-            "the VAE gives latents that are NaN or beyond 65504: train it further, or use an earlier checkpoint"
+            "the VAE gives latents that are NaN or beyond 65504: train it further, or use an "
+            "earlier checkpoint"
         )
     return latents
 
 
 class TextVectors:
-    """Vectors of description fragments; those of the texts that came last are kept, since songs share words and phrases."""
+    """Vectors of description fragments; those of the texts that came last are kept, since songs
+    share words and phrases.
+    """
 
     def __init__(self, chinmu: ChinMu) -> None:
         self.chinmu = chinmu
         self.known: dict[str, np.ndarray] = {}
 
     def of(self, descriptions: Iterable[SourceDescription]) -> dict[str, np.ndarray]:
-        """fragments [F, W] and fragment_kinds [F, 5]: level, language, user type, number of the description, asked."""
+        """fragments [F, W] and fragment_kinds [F, 5]: level, language, user type, number of the
+        description, asked.
+        """
         import torch
 
         rows = [(part, d, number) for number, d in enumerate(descriptions) for part in d.fragments]
@@ -235,7 +247,9 @@ class TextVectors:
 def _with_heard(
     song: SourceSong, lyrics: str, vocabulary: Vocabulary, by: str | None
 ) -> SourceSong:
-    """The song with lyrics that were heard in it. What has no phonemes (another language) leaves it without words."""
+    """The song with lyrics that were heard in it. What has no phonemes (another language) leaves it
+    without words.
+    """
     if not lyrics:
         return song
     named = dataclasses.replace(

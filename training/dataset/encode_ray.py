@@ -1,7 +1,9 @@
-"""`mudit data encode` on the machines of a Ray cluster: every part of the source is a row of a Ray Data set, mapped to its shards.
+"""`mudit data encode` on the machines of a Ray cluster: every part of the source is a row of a Ray
+Data set, mapped to its shards.
 
-All machines see source, model and output under the same paths. A part that is lost with its machine is run again by Ray, and skips the
-songs whose shards are complete; the index is built once, at the end.
+All machines see source, model and output under the same paths. A part that is lost with its machine
+is run again by Ray, and skips the songs whose shards are complete; the index is built once, at the
+end.
 
     done = encode_on_ray(RayJob(source, out, model), address="auto", parts=256, workers=64)
 """
@@ -67,7 +69,9 @@ class RayJob:
 
 
 def encode_part(row: dict[str, Any], job: RayJob) -> dict[str, Any]:
-    """Runs on a worker. What a user can cause comes back as a value: Ray would wrap it, and try again."""
+    """Runs on a worker. What a user can cause comes back as a value: Ray would wrap it, and try
+    again.
+    """
     try:
         done = job.encode((int(row["part"]), int(row["parts"])))
     except MuditError as error:
@@ -83,9 +87,11 @@ def encode_on_ray(
     workers: int | None = None,
     on_part: Callable[[str], None] = lambda text: None,
 ) -> Encoded:
-    """Encodes all parts and builds the index. Raises MissingError without Ray, InputError for no cluster or what a part could not do.
+    """Encodes all parts and builds the index. Raises MissingError without Ray, InputError for no
+    cluster or what a part could not do.
 
-    address: 'local' starts a cluster of this machine, 'auto' joins the running one, anything else is a cluster's address.
+    address: 'local' starts a cluster of this machine, 'auto' joins the running one, anything else
+    is a cluster's address.
     """
     require("ray", "--ray")
     import ray
@@ -103,7 +109,8 @@ def encode_on_ray(
             )
         except (ConnectionError, ValueError) as error:
             raise InputError(
-                f"--ray {address}: no cluster there ({error}). Start one (ray start --head), or use --ray local"
+                f"--ray {address}: no cluster there ({error}). Start one (ray start --head), or "
+                f"use --ray local"
             ) from None
         ours = True
     try:

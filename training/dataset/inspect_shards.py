@@ -1,4 +1,5 @@
-"""What a data set holds, and what is wrong with it: counts, hours, lengths, lyric density, damaged shards, unusable songs.
+"""What a data set holds, and what is wrong with it: counts, hours, lengths, lyric density, damaged
+shards, unusable songs.
 
 report = inspect(Shards("data/tiny/latents"), verify=True)
 draw(report, Path("latents.png"))
@@ -37,7 +38,9 @@ class Report:
 
 
 def inspect(shards: Shards, *, verify: bool = False) -> Report:
-    """Reads every song's metadata, and with `verify` every byte. Bad songs are empty, silent, or sung faster than anyone can."""
+    """Reads every song's metadata, and with `verify` every byte. Bad songs are empty, silent, or
+    sung faster than anyone can.
+    """
     unit = "latents" if "latents" in shards.fields else next(iter(shards.fields))
     lengths = np.asarray(shards.rows(unit))
     seconds, density, bad = np.zeros(len(shards)), np.zeros(len(shards)), {}
@@ -54,7 +57,8 @@ def inspect(shards: Shards, *, verify: bool = False) -> Report:
             bad[record.id] = f"its {unit} are all zero"
         elif density[number] > FASTEST:
             bad[record.id] = (
-                f"{density[number]:.1f} phonemes a second: its lyrics do not belong to it, or only a part of it was encoded"
+                f"{density[number]:.1f} phonemes a second: its lyrics do not belong to it, or only "
+                f"a part of it was encoded"
             )
     return Report(
         songs=len(shards),

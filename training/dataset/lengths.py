@@ -1,11 +1,13 @@
-"""How long the songs are that a cluster is planned for: a data set's own lengths, a file of seconds, or a stated mix.
+"""How long the songs are that a cluster is planned for: a data set's own lengths, a file of
+seconds, or a stated mix.
 
     read_lengths("songs", config)               # the mix below
     read_lengths("data/latents", config)        # an encoded data set
     read_lengths("seconds.txt", config)         # a number of seconds a line
 
-The mix "songs": lognormal seconds of median 215 and spread 0.28, cut at 30 s and at the model's longest song; phonemes lognormal around 517
-for 215 s with a spread of 0.44 (median 517, 90th percentile 908 in the published training set), growing with the song; 5 % without lyrics.
+The mix "songs": lognormal seconds of median 215 and spread 0.28, cut at 30 s and at the model's
+longest song; phonemes lognormal around 517 for 215 s with a spread of 0.44 (median 517, 90th
+percentile 908 in the published training set), growing with the song; 5 % without lyrics.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ SAMPLE = 20_000  # songs drawn from a mix, and taken of a larger data set
 
 @dataclass(frozen=True)
 class Lengths:
-    """A sample of songs: latent frames and lyric tokens of each, and how many songs the source holds in all (None: a mix)."""
+    """A sample of songs: latent frames and lyric tokens of each, and how many songs the source
+    holds in all (None: a mix).
+    """
 
     source: str
     frames: np.ndarray
@@ -63,7 +67,8 @@ def read_lengths(source: str, config: ModelConfig, *, seed: int = 0) -> Lengths:
         return _data_set(path, rate, seed=seed)
     if not path.exists():
         raise InputError(
-            f"no lengths '{source}': give '{MIX}', a folder written by `mudit data encode`, or a file of seconds, one a line"
+            f"no lengths '{source}': give '{MIX}', a folder written by `mudit data encode`, or a "
+            f"file of seconds, one a line"
         )
     seconds = _seconds(path)
     generator = np.random.default_rng(seed)
@@ -109,7 +114,8 @@ def _data_set(path: Path, rate: float, *, seed: int) -> Lengths:
     for name in ("latents", "phonemes"):
         if name not in shards.fields:
             raise InputError(
-                f"'{path}' holds no {name}: a plan for the song transformer needs a data set of latents and phonemes"
+                f"'{path}' holds no {name}: a plan for the song transformer needs a data set of "
+                f"latents and phonemes"
             )
     if not len(numbers):
         raise InputError(f"'{path}' holds no song of the split 'train'")
@@ -131,7 +137,8 @@ def _seconds(path: Path) -> np.ndarray:
             value = math.nan
         if not (math.isfinite(value) and value > 0):
             raise InputError(
-                f"lengths file '{path}', line {number}: {line.strip()!r} is not a positive number of seconds"
+                f"lengths file '{path}', line {number}: {line.strip()!r} is not a positive number "
+                f"of seconds"
             )
         values.append(value)
     if not values:

@@ -1,11 +1,13 @@
-"""Song shards: ragged fields of many songs end to end in safetensors files, and a columnar index over all of them.
+"""Song shards: ragged fields of many songs end to end in safetensors files, and a columnar index
+over all of them.
 
 A data set is a folder:
     000-00000.safetensors   one tensor a field ([rows of all songs, width]), `<field>/ends` int64 [songs], ids and JSON metadata as bytes
     000-00000.json          bytes and sha256 of it, written last: a shard without it does not count
     index.safetensors       sorted by id: shard, split, and start and rows of every field
 
-Everything is read through memory maps: opening 1.5 M songs costs the index, reading a song costs its own pages.
+Everything is read through memory maps: opening 1.5 M songs costs the index, reading a song costs
+its own pages.
 
     with ShardWriter("data/latents", song_fields(latent_channels=96)) as writer:
         writer.add("song-1", {"latents": z_TC, "phonemes": p_L}, metadata={"bpm": 96})
@@ -56,7 +58,9 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Field:
-    """Type of a ragged field: a song holds [rows] (width None) or [rows, width] of `dtype`; rows may be 0."""
+    """Type of a ragged field: a song holds [rows] (width None) or [rows, width] of `dtype`; rows
+    may be 0.
+    """
 
     dtype: str
     width: int | None = None
@@ -68,8 +72,9 @@ class Field:
 def song_fields(*, latent_channels: int, description_width: int = 512) -> dict[str, Field]:
     """The fields of a DiT data set.
 
-    latents [T, C]; phonemes [L]; phoneme_times [L, 2] seconds (start, end), empty when unknown; fragments [F, W] description vectors with
-    fragment_kinds [F, 5] = positions in LEVELS, LANGUAGES, USER_TYPES, number of the description, whether a request with it asks for this
+    latents [T, C]; phonemes [L]; phoneme_times [L, 2] seconds (start, end), empty when unknown;
+    fragments [F, W] description vectors with fragment_kinds [F, 5] = positions in LEVELS,
+    LANGUAGES, USER_TYPES, number of the description, whether a request with it asks for this
     fragment; `stem.*` [T, C] latents of the separated stems.
     """
     latents = Field("float16", latent_channels)
@@ -84,13 +89,17 @@ def song_fields(*, latent_channels: int, description_width: int = 512) -> dict[s
 
 
 def audio_fields(*, channels: int) -> dict[str, Field]:
-    """The fields of an audio data set (VAE and ChinMu training): the mix as int16 [samples, channels]."""
+    """The fields of an audio data set (VAE and ChinMu training): the mix as int16 [samples,
+    channels].
+    """
     return {"audio": Field("int16", channels)}
 
 
 @dataclass(frozen=True)
 class SongRecord:
-    """One song: `song[field]` is a read-only array over the mapped file (copy it before it leaves the reader's hands)."""
+    """One song: `song[field]` is a read-only array over the mapped file (copy it before it leaves
+    the reader's hands).
+    """
 
     number: int
     id: str
@@ -108,10 +117,11 @@ class SongRecord:
 
 
 class ShardWriter:
-    """Appends songs to shards of about `shard_bytes`. A shard appears whole or not at all; a second run skips the songs that are there.
+    """Appends songs to shards of about `shard_bytes`. A shard appears whole or not at all; a second
+    run skips the songs that are there.
 
-    Writers of several processes share a folder when each has its own `writer` number; with `index` False none of them writes the index:
-    call build_index once they are done.
+    Writers of several processes share a folder when each has its own `writer` number; with `index`
+    False none of them writes the index: call build_index once they are done.
     """
 
     def __init__(
@@ -139,7 +149,8 @@ class ShardWriter:
             tensors = map_safetensors(path)
             if _fields_of(tensors) != self.fields:
                 raise InputError(
-                    f"shard '{path}' holds fields {_fields_of(tensors)}, this writer {self.fields}: give another folder"
+                    f"shard '{path}' holds fields {_fields_of(tensors)}, this writer "
+                    f"{self.fields}: give another folder"
                 )
             self._done.update(_strings(tensors))
         self._clear()
@@ -158,26 +169,31 @@ class ShardWriter:
         metadata: Mapping[str, Any] | None = None,
         split: str = "train",
     ) -> None:
-        """Adds a song; fields left out get 0 rows. Raises InputError for an unknown field, a wrong width, NaN, infinity, a repeated id."""
+        """Adds a song; fields left out get 0 rows. Raises InputError for an unknown field, a wrong
+        width, NaN, infinity, a repeated id.
+        """
         if song_id in self._done:
             raise InputError(f"song '{song_id}' is already in '{self.folder}'")
         unknown = set(arrays) - set(self.fields)
         if unknown:
             raise InputError(
-                f"song '{song_id}' has fields {sorted(unknown)}: this data set takes {sorted(self.fields)}"
+                f"song '{song_id}' has fields {sorted(unknown)}: this data set takes "
+                f"{sorted(self.fields)}"
             )
         casts = {}
         for name, field in self.fields.items():
             array = np.asarray(arrays[name]) if name in arrays else field.empty()
             if array.shape[1:] != field.empty().shape[1:] or array.ndim != field.empty().ndim:
                 raise InputError(
-                    f"song '{song_id}': {name} has shape {array.shape}, this data set takes [rows, {field.width}]"
+                    f"song '{song_id}': {name} has shape {array.shape}, this data set takes [rows, "
+                    f"{field.width}]"
                 )
             with np.errstate(over="ignore"):  # told below
                 cast = np.ascontiguousarray(array, field.dtype)
             if cast.dtype.kind == "f" and not np.isfinite(cast).all():
                 raise InputError(
-                    f"song '{song_id}': {name} holds NaN or infinity (as {field.dtype}): leave the song out or mend it"
+                    f"song '{song_id}': {name} holds NaN or infinity (as {field.dtype}): leave the "
+                    f"song out or mend it"
                 )
             casts[name] = cast
         for name, cast in casts.items():
@@ -192,7 +208,9 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the songs gathered so far as one shard. Raises OutputError when the disk does not take it."""
+        """Writes the songs gathered so far as one shard. Raises OutputError when the disk does not
+        take it.
+        """
         if not self._splits:
             return
         tensors = {"split": np.array(self._splits, np.uint8)}
@@ -240,7 +258,9 @@ class ShardWriter:
 
 
 def build_index(folder: str | Path) -> Path:
-    """Writes index.safetensors over every complete shard of `folder`, sorted by song id. Raises InputError for repeated ids or no shard."""
+    """Writes index.safetensors over every complete shard of `folder`, sorted by song id. Raises
+    InputError for repeated ids or no shard.
+    """
     folder = Path(folder)
     paths = complete_shards(folder)
     if not paths:
@@ -270,7 +290,8 @@ def build_index(folder: str | Path) -> Path:
     twice = [ids[a] for a, b in itertools.pairwise(order) if ids[a] == ids[b]]
     if twice:
         raise InputError(
-            f"song '{twice[0]}' is in '{folder}' more than once ({len(twice)} repeated): remove one of the shards"
+            f"song '{twice[0]}' is in '{folder}' more than once ({len(twice)} repeated): remove "
+            f"one of the shards"
         )
     encoded = [ids[i].encode() for i in order]
     index = {name: np.concatenate(parts)[order] for name, parts in columns.items()}
@@ -288,14 +309,17 @@ def build_index(folder: str | Path) -> Path:
 
 
 class Shards:
-    """A data set, read at random. `shards.read(i)` gives song i of the sorted ids; arrays are views of the mapped files."""
+    """A data set, read at random. `shards.read(i)` gives song i of the sorted ids; arrays are views
+    of the mapped files.
+    """
 
     def __init__(self, folder: str | Path, *, open_files: int = 256) -> None:
         self.folder = Path(folder)
         path = self.folder / INDEX
         if not path.exists():
             raise InputError(
-                f"no data set in '{folder}' ({INDEX} is missing): write one with `mudit data encode`"
+                f"no data set in '{folder}' ({INDEX} is missing): write one with `mudit data "
+                f"encode`"
             )
         self._columns = map_safetensors(path)
         header = safetensors_header(path)[0].get("__metadata__", {})
@@ -312,13 +336,15 @@ class Shards:
         }
         self._open_files = open_files
         self._maps: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
-        # a shard that was cut short or replaced is found before the first step, not in the middle of the night
+        # a shard that was cut short or replaced is found before the first step, not in the middle
+        # of the night
         for name, size, _ in self.files:
             found = (self.folder / name).stat().st_size if (self.folder / name).exists() else None
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise InputError(
-                    f"shard '{self.folder / name}' {state}: restore it, or delete it with its .json and encode again"
+                    f"shard '{self.folder / name}' {state}: restore it, or delete it with its "
+                    f".json and encode again"
                 )
 
     def __len__(self) -> int:
@@ -356,7 +382,9 @@ class Shards:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the ids, the lengths and the shards' checksums: names the data set in a checkpoint."""
+        """sha256 over the ids, the lengths and the shards' checksums: names the data set in a
+        checkpoint.
+        """
         state = hashlib.sha256(json.dumps(self.files).encode())
         for name in sorted(self._columns):
             state.update(np.ascontiguousarray(self._columns[name]).data)
@@ -369,7 +397,8 @@ class Shards:
                 yield name, hashlib.file_digest(file, "sha256").hexdigest() == digest
 
     def _map(self, shard: int) -> dict[str, np.ndarray]:
-        # concurrent readers may map a shard twice; both maps are the same pages, and the loser is dropped
+        # concurrent readers may map a shard twice; both maps are the same pages, and the loser is
+        # dropped
         with contextlib.suppress(KeyError):
             self._maps.move_to_end(shard)
             return self._maps[shard]
@@ -392,7 +421,9 @@ def complete_shards(folder: Path) -> list[Path]:
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """(header, position of the first data byte) of a safetensors file. Raises InputError for something else."""
+    """(header, position of the first data byte) of a safetensors file. Raises InputError for
+    something else.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -403,7 +434,9 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def map_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file as a read-only view of one memory map. Raises InputError when the file was cut short."""
+    """Every tensor of a safetensors file as a read-only view of one memory map. Raises InputError
+    when the file was cut short.
+    """
     header, start = safetensors_header(path)
     data = np.memmap(path, np.uint8, mode="r")
     tensors = {}

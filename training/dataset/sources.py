@@ -1,4 +1,5 @@
-"""Where songs come from before they are encoded: the labelled corpus, a manifest, or a folder of audio files. All become SourceSong.
+"""Where songs come from before they are encoded: the labelled corpus, a manifest, or a folder of
+audio files. All become SourceSong.
 
 A manifest is JSON Lines; only `audio` is needed:
     {"audio": "a.flac", "id": "a", "lyrics": "[verse]\\n...", "split": "train", "stems": {"vocals": "v.flac"},
@@ -33,7 +34,9 @@ MOST_FRAGMENTS = 32  # of the description as the engine itself would split it
 
 @dataclass(frozen=True)
 class SourceFragment:
-    """A piece of a description. `asked`: the engine makes it of a request with this description; the others are further ways to say it."""
+    """A piece of a description. `asked`: the engine makes it of a request with this description;
+    the others are further ways to say it.
+    """
 
     text: str
     level: str
@@ -51,7 +54,9 @@ class SourceDescription:
     def of(
         cls, language: str, user: str, text: str, extra: Mapping[str, tuple[str, ...]] | None = None
     ) -> SourceDescription:
-        """Splits `text` as a request is split, in that order, then adds the `extra` fragments by level (None: the words of the text)."""
+        """Splits `text` as a request is split, in that order, then adds the `extra` fragments by
+        level (None: the words of the text).
+        """
         levels = {part.text: part.level for part in fragments(text)}
         asked = description_fragments(text, MOST_FRAGMENTS)
         parts = {one: SourceFragment(one, levels.get(one, "sentence"), True) for one in asked}
@@ -69,7 +74,9 @@ class SourceDescription:
 
 @dataclass(frozen=True)
 class SourceSong:
-    """A song on disk and what is known of it. `syllables` are (start, end) in seconds in the order in which the lyrics are sung."""
+    """A song on disk and what is known of it. `syllables` are (start, end) in seconds in the order
+    in which the lyrics are sung.
+    """
 
     id: str
     audio: Path
@@ -82,7 +89,9 @@ class SourceSong:
 
 
 def open_source(path: str | Path) -> Iterator[SourceSong]:
-    """The songs of a corpus folder (`mudit data synth`), a .jsonl manifest, or a folder of audio files. Raises InputError."""
+    """The songs of a corpus folder (`mudit data synth`), a .jsonl manifest, or a folder of audio
+    files. Raises InputError.
+    """
     path = Path(path)
     if path.is_file():
         return manifest_songs(path)
@@ -91,7 +100,8 @@ def open_source(path: str | Path) -> Iterator[SourceSong]:
     if path.is_dir():
         return folder_songs(path)
     raise InputError(
-        f"no songs at '{path}': give a corpus folder, a .jsonl manifest or a folder of {', '.join(AUDIO_SUFFIXES)} files"
+        f"no songs at '{path}': give a corpus folder, a .jsonl manifest or a folder of "
+        f"{', '.join(AUDIO_SUFFIXES)} files"
     )
 
 
@@ -141,10 +151,12 @@ def corpus_songs(corpus: Path) -> Iterator[SourceSong]:
 
 
 def manifest_songs(path: Path) -> Iterator[SourceSong]:
-    """Songs of a JSON Lines file; paths are relative to it. Raises InputError with the number of a wrong line.
+    """Songs of a JSON Lines file; paths are relative to it. Raises InputError with the number of a
+    wrong line.
 
-    A model with an outline learns from `metadata` what was played: bpm, key (0 to 11, C = 0) with mode ("major" or "minor"), and chords as
-    [start, end, symbol] in seconds, such as [0.0, 2.0, "F#m7"].
+    A model with an outline learns from `metadata` what was played: bpm, key (0 to 11, C = 0) with
+    mode ("major" or "minor"), and chords as [start, end, symbol] in seconds, such as [0.0, 2.0,
+    "F#m7"].
     """
     with path.open("rb") as lines:  # one at a time: a manifest may name millions of songs
         for number, line in enumerate(lines, 1):
@@ -157,7 +169,8 @@ def manifest_songs(path: Path) -> Iterator[SourceSong]:
                 song = _manifest_song(row, path.parent)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
-                    f"'{path}' line {number}: {f'{error} is missing' if isinstance(error, KeyError) else error}"
+                    f"'{path}' line {number}: "
+                    f"{f'{error} is missing' if isinstance(error, KeyError) else error}"
                 ) from None
             yield song
 
@@ -192,7 +205,9 @@ def _manifest_song(row: dict[str, Any], folder: Path) -> SourceSong:
 
 
 def _check_course(known: Any) -> None:
-    """Raises ValueError for metadata that is no object, or a tempo, a key or chords that training could not read."""
+    """Raises ValueError for metadata that is no object, or a tempo, a key or chords that training
+    could not read.
+    """
     if not isinstance(known, dict):
         raise ValueError(f"metadata {known!r} is no object")
     if "bpm" in known and not (
@@ -207,7 +222,8 @@ def _check_course(known: Any) -> None:
         or known.get("mode") not in SCALES
     ):
         raise ValueError(
-            f"key {known['key']!r} with mode {known.get('mode')!r}: write 0 to 11 (C = 0), and {' or '.join(SCALES)}"
+            f"key {known['key']!r} with mode {known.get('mode')!r}: write 0 to 11 (C = 0), and "
+            f"{' or '.join(SCALES)}"
         )
     chords = known.get("chords", [])
     for chord in chords if isinstance(chords, list) else [chords]:
@@ -227,7 +243,9 @@ def _is_number(value: Any) -> bool:
 
 
 def folder_songs(folder: Path) -> Iterator[SourceSong]:
-    """Every audio file under `folder`; the relative path is the id. Raises InputError when there is none."""
+    """Every audio file under `folder`; the relative path is the id. Raises InputError when there is
+    none.
+    """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not files:
         raise InputError(f"'{folder}' holds no audio file ({', '.join(AUDIO_SUFFIXES)})")

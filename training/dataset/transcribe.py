@@ -1,10 +1,12 @@
-"""What is heard in songs that come without stems or words: stems by demucs, lyrics by faster-whisper or FunASR. All are optional.
+"""What is heard in songs that come without stems or words: stems by demucs, lyrics by
+faster-whisper or FunASR. All are optional.
 
     ears = Ears("htdemucs", "faster-whisper:large-v3", device="cuda")
     heard = ears.hear(audio_cS, 44100)        # heard.stems {"vocals": [c, S], ...} at that rate, heard.lyrics "one line\\na phrase"
 
-Words are heard in the vocals alone where they were separated. Weights are fetched by those packages when they are first used. Adapters to
-demucs 4.1, faster-whisper 1.2 and FunASR 1.4, which are not installed where this is tested: the tests hold them to stand-ins.
+Words are heard in the vocals alone where they were separated. Weights are fetched by those packages
+when they are first used. Adapters to demucs 4.1, faster-whisper 1.2 and FunASR 1.4, which are not
+installed where this is tested: the tests hold them to stand-ins.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Heard:
 
 
 class Ears:
-    """Loads what was asked for once. Raises MissingError with the install command, InputError for an unknown recogniser."""
+    """Loads what was asked for once. Raises MissingError with the install command, InputError for
+    an unknown recogniser.
+    """
 
     def __init__(
         self, separate: str | None, transcribe: str | None, *, device: str = "cpu"
@@ -83,7 +87,8 @@ class Separator:
             Exception
         ) as error:  # its own error type lives in a module that differs between releases
             raise InputError(
-                f"--separate {name}: demucs has no such model, or could not fetch it ({error}): try htdemucs"
+                f"--separate {name}: demucs has no such model, or could not fetch it ({error}): "
+                f"try htdemucs"
             ) from None
         self.device = device
 
@@ -152,7 +157,8 @@ def make_recogniser(name: str, *, device: str) -> FasterWhisper | FunAsr:
     kind, _, model = name.partition(":")
     if kind not in RECOGNISERS:
         raise InputError(
-            f"--transcribe '{name}' is unknown: use {' or '.join(RECOGNISERS)}, with :MODEL for another than the usual model"
+            f"--transcribe '{name}' is unknown: use {' or '.join(RECOGNISERS)}, with :MODEL for "
+            f"another than the usual model"
         )
     return (FasterWhisper if kind == "faster-whisper" else FunAsr)(
         model or RECOGNISERS[kind], device=device

@@ -30,7 +30,8 @@ def make_strategy(recipe: Recipe) -> Strategy:
         raise InputError(f"device='{name}' is unknown: use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MissingError(
-            f"device='{name}', but torch {torch.__version__} sees no CUDA device: use --set device=cpu, or install a CUDA build of torch"
+            f"device='{name}', but torch {torch.__version__} sees no CUDA device: use --set "
+            f"device=cpu, or install a CUDA build of torch"
         )
     if recipe.strategy == "deepspeed":
         from mudit_engine.training.parallel.deepspeed_strategy import DeepSpeed
@@ -38,6 +39,7 @@ def make_strategy(recipe: Recipe) -> Strategy:
         return DeepSpeed(recipe, device)
     if launched_world() > 1:
         raise InputError(
-            f"strategy 'single' was started on {launched_world()} ranks, which would all do the same: use strategy=deepspeed"
+            f"strategy 'single' was started on {launched_world()} ranks, which would all do the "
+            f"same: use strategy=deepspeed"
         )
     return Single(device, precision=recipe.precision)

@@ -6,8 +6,9 @@
     config = deepspeed_config(recipe, parameters=380_000_000, world=64, device="cuda")
     save_deepspeed_config(config, Path("runs/a"))
 
-Gradients: the trainer divides each loss by the weight of the *global* batch and wants a sum, DeepSpeed averages over ranks: the strategy
-multiplies each loss by the number of ranks and calls engine.backward(loss, scale_wrt_gas=False).
+Gradients: the trainer divides each loss by the weight of the *global* batch and wants a sum,
+DeepSpeed averages over ranks: the strategy multiplies each loss by the number of ranks and calls
+engine.backward(loss, scale_wrt_gas=False).
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
     from mudit_engine.training.recipe import Recipe
 
 FILE = "deepspeed.json"
-LARGEST_BUCKET = 50_000_000  # above it a reduction takes longer than what is left of the backward pass to hide it
+# above it a reduction takes longer than what is left of the backward pass to hide it
+LARGEST_BUCKET = 50_000_000
 BUCKETS = 8
 NEVER = 2**31 - 1  # DeepSpeed's own progress lines
 
 
 def data_ranks(recipe: Recipe, world: int) -> int:
-    """Ranks that take different songs. Raises ConfigError when sequence_parallel does not divide the world."""
+    """Ranks that take different songs. Raises ConfigError when sequence_parallel does not divide
+    the world.
+    """
     share = recipe.parallel.sequence_parallel
     if world % share:
         raise ConfigError(
-            f"parallel.sequence_parallel={share} does not divide the {world} ranks: use a divisor, or other ranks"
+            f"parallel.sequence_parallel={share} does not divide the {world} ranks: use a divisor, "
+            f"or other ranks"
         )
     return world // share
 
@@ -48,12 +53,15 @@ def check_heads(heads: int, ranks: int, *, what: str = "heads") -> None:
     if heads % ranks:
         fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ConfigError(
-            f"parallel.sequence_parallel={ranks} must divide the model's {heads} {what}: use one of {fitting}"
+            f"parallel.sequence_parallel={ranks} must divide the model's {heads} {what}: use one "
+            f"of {fitting}"
         )
 
 
 def bucket_sizes(parameters: int) -> dict[str, int]:
-    """Elements of a gradient bucket, of a gather, and below which a tensor stays whole (stage 3), for a model of so many parameters."""
+    """Elements of a gradient bucket, of a gather, and below which a tensor stays whole (stage 3),
+    for a model of so many parameters.
+    """
     bucket = int(min(LARGEST_BUCKET, max(parameters // BUCKETS, 1)))
     return {
         "reduce": bucket,
@@ -72,8 +80,9 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The document that deepspeed.initialize takes.
 
-    parameters: trained parameters of the network (of the phase, for a task with several); world: all ranks; device: "cuda" or "cpu".
-    zero_stage replaces the recipe's, for a phase that cannot take it. Raises ConfigError where recipe and world do not fit.
+    parameters: trained parameters of the network (of the phase, for a task with several); world:
+    all ranks; device: "cuda" or "cpu". zero_stage replaces the recipe's, for a phase that cannot
+    take it. Raises ConfigError where recipe and world do not fit.
     """
     parallel, sizes = recipe.parallel, bucket_sizes(parameters)
     stage = parallel.zero_stage if zero_stage is None else zero_stage

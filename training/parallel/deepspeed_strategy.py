@@ -1,9 +1,11 @@
-"""A step spread over ranks by DeepSpeed ZeRO 0 to 3: the same losses as `single`, state in pieces, checkpoints of any world and stage.
+"""A step spread over ranks by DeepSpeed ZeRO 0 to 3: the same losses as `single`, state in pieces,
+checkpoints of any world and stage.
 
     loss handed to the engine = loss / weight of the global batch * ranks          DeepSpeed averages over ranks; we want the sum
 
-One engine a phase. Engines are made when they are first needed, so that a stage may still fit its weights in closed form before they are
-partitioned. Written against DeepSpeed 0.19.8 (setup.py pins it): what is read besides its public API is gathered in `_Partitions`.
+One engine a phase. Engines are made when they are first needed, so that a stage may still fit its
+weights in closed form before they are partitioned. Written against DeepSpeed 0.19.8 (setup.py pins
+it): what is read besides its public API is gathered in `_Partitions`.
 
     strategy = DeepSpeed(recipe, torch.device("cuda"))           # under torchrun; alone it is a world of one
 """
@@ -84,7 +86,8 @@ class DeepSpeed(Strategy):
         return self._engines
 
     def _engine(self, phase: str, module: nn.Module) -> _Engine:
-        # weights that another phase reads outside of this engine's own forward must lie whole on every rank
+        # weights that another phase reads outside of this engine's own forward must lie whole on
+        # every rank
         stage = min(self.recipe.parallel.zero_stage, 2) if phase in self._asked else None
         parameters = sum(p.numel() for p in trained(module).values())
         config = deepspeed_config(
@@ -159,7 +162,9 @@ class DeepSpeed(Strategy):
 
 
 class _Precise(nn.Module):
-    """Runs a module under bf16 autocast: what must stay fp32 (times, angles, losses) stays so, as under strategy single."""
+    """Runs a module under bf16 autocast: what must stay fp32 (times, angles, losses) stays so, as
+    under strategy single.
+    """
 
     def __init__(self, inner: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -172,7 +177,9 @@ class _Precise(nn.Module):
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of elements of one flattened parameter that this rank keeps, and where: views into the master weights, moments and average."""
+    """A run of elements of one flattened parameter that this rank keeps, and where: views into the
+    master weights, moments and average.
+    """
 
     name: str
     start: int
@@ -208,7 +215,8 @@ class _Engine:
         wrapped = _Precise(module, device) if self.bf16 else module
         # a copy: DeepSpeed writes into it
         given = {**config, "zero_optimization": dict(config["zero_optimization"])}
-        # DeepSpeed makes its master weights from weights it has rounded to bf16: they get theirs back below
+        # DeepSpeed makes its master weights from weights it has rounded to bf16: they get theirs
+        # back below
         exact = (
             {
                 name: p.detach().to("cpu", torch.float32, copy=True).view(-1)
@@ -220,7 +228,9 @@ class _Engine:
         for p in module.parameters():
             if (
                 p.dim() == 0
-            ):  # 0.19.8 sends weights around as bytes, which a tensor without dimensions cannot be viewed as
+                # 0.19.8 sends weights around as bytes, which a tensor without dimensions cannot be
+                # viewed as
+            ):
                 p.data = p.data.view(1)
         self.engine, *_ = deepspeed.initialize(
             model=wrapped, optimizer=optimizer, config=given, dist_init_required=False
@@ -351,7 +361,8 @@ class _Engine:
 
 
 class _Gate:
-    """Sees the gradient norm before DeepSpeed steps on it, and has the step skipped, gradients and all, when it is not below a limit.
+    """Sees the gradient norm before DeepSpeed steps on it, and has the step skipped, gradients and
+    all, when it is not below a limit.
 
     DeepSpeed skips a step whose norm is not finite; the gate tells it so for others.
     """
@@ -398,7 +409,9 @@ class _Gate:
 
 
 class _Partitions:
-    """What this rank keeps of the state: flat fp32 master weights by group, the optimiser's state of each, and whose elements they are."""
+    """What this rank keeps of the state: flat fp32 master weights by group, the optimiser's state
+    of each, and whose elements they are.
+    """
 
     def __init__(self, engine: Any, names: Mapping[int, str]) -> None:
         self.optimizer: Any = engine.optimizer
@@ -442,7 +455,9 @@ class _Partitions:
         return Piece(name, start, group, slice(offset, offset + real)) if real > 0 else None
 
     def state(self, group: int) -> dict[str, Tensor]:
-        """The optimiser's state of a group: exp_avg, exp_avg_sq and step, nothing before the first step."""
+        """The optimiser's state of a group: exp_avg, exp_avg_sq and step, nothing before the first
+        step.
+        """
         base = getattr(self.optimizer, "optimizer", self.optimizer)
         key = self._views[group] if self.stage == 0 else self.flats[group]
         found: dict[str, Tensor] = base.state.get(key, {})

@@ -1,4 +1,5 @@
-"""Starts a training on many ranks: the exact command, the files a scheduler wants, and the network's environment.
+"""Starts a training on many ranks: the exact command, the files a scheduler wants, and the
+network's environment.
 
     local       torchrun on this machine, and runs it
     torchrun    the line to start on every node (one node: runs it)
@@ -8,7 +9,8 @@
     files = write_launch(Launch("slurm", recipe="musit", out=Path("runs/a"), nodes=8, gpus_per_node=8))
     files.command                        # what to run, or what is run
 
-Everything is written into OUT/launch, so that a run's folder says how it was started. `mudit train` on each rank reads RANK and WORLD_SIZE.
+Everything is written into OUT/launch, so that a run's folder says how it was started. `mudit train`
+on each rank reads RANK and WORLD_SIZE.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ Kind = Literal["local", "slurm", "deepspeed", "torchrun"]
 PORT = 29500
 SAVED = 128 + signal.SIGUSR1  # how `mudit train` ends after it saved on SIGUSR1
 INFINIBAND = Path("/sys/class/infiniband")
-# seconds that torchrun leaves ranks to end their step and save when it is stopped (deepspeed's launcher always 30); after a rank died it
-# also waits as long, at most, for ranks that hang in a collective
+# seconds that torchrun leaves ranks to end their step and save when it is stopped (deepspeed's
+# launcher always 30); after a rank died it also waits as long, at most, for ranks that hang in a
+# collective
 GRACE = 120
 
 # name -> (value, why)
@@ -68,7 +71,9 @@ NETWORK: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Launch:
-    """What to start where. `recipe` is a name or a file; hosts are for the deepspeed launcher and torchrun's meeting point."""
+    """What to start where. `recipe` is a name or a file; hosts are for the deepspeed launcher and
+    torchrun's meeting point.
+    """
 
     kind: Kind
     recipe: str
@@ -105,10 +110,13 @@ class Files:
 
 
 def check_launch(launch: Launch, recipe: Recipe) -> Launch:
-    """The launch with what the recipe lacks for ranks. Raises ConfigError or InputError where the two do not fit."""
+    """The launch with what the recipe lacks for ranks. Raises ConfigError or InputError where the
+    two do not fit.
+    """
     if launch.kind == "local" and launch.nodes != 1:
         raise InputError(
-            f"--launch local is one machine, not {launch.nodes} nodes: use slurm, deepspeed or torchrun"
+            f"--launch local is one machine, not {launch.nodes} nodes: use slurm, deepspeed or "
+            f"torchrun"
         )
     if launch.hosts and len(launch.hosts) != launch.nodes:
         raise InputError(
@@ -116,7 +124,8 @@ def check_launch(launch: Launch, recipe: Recipe) -> Launch:
         )
     if launch.kind == "deepspeed" and launch.nodes > 1 and not launch.hosts:
         raise InputError(
-            f"--launch deepspeed on {launch.nodes} nodes needs their names: --hosts a,b,... or --hosts FILE"
+            f"--launch deepspeed on {launch.nodes} nodes needs their names: --hosts a,b,... or "
+            f"--hosts FILE"
         )
     if recipe.strategy == "single":
         launch = dataclasses.replace(launch, overrides=(*launch.overrides, "strategy=deepspeed"))
@@ -126,12 +135,14 @@ def check_launch(launch: Launch, recipe: Recipe) -> Launch:
             and recipe.device not in ("auto", "cpu", "cuda")
         ):
             raise ConfigError(
-                f"device='{recipe.device}' names one device, the launch {launch.world}: use auto, cuda or cpu"
+                f"device='{recipe.device}' names one device, the launch {launch.world}: use auto, "
+                f"cuda or cpu"
             )
     ranks = data_ranks(recipe, launch.world)
     if recipe.data.packs_per_step < ranks:
         raise ConfigError(
-            f"data.packs_per_step={recipe.data.packs_per_step} leaves {ranks - recipe.data.packs_per_step} of {ranks} ranks without songs: "
+            f"data.packs_per_step={recipe.data.packs_per_step} leaves "
+            f"{ranks - recipe.data.packs_per_step} of {ranks} ranks without songs: "
             f"use --set data.packs_per_step={ranks} (or a multiple), or fewer ranks"
         )
     return launch
@@ -160,7 +171,9 @@ def read_network(given: Sequence[str]) -> dict[str, str]:
 
 
 def network(launch: Launch) -> dict[str, str]:
-    """The environment of every rank. NICs are named when this machine is a node itself (it has InfiniBand devices)."""
+    """The environment of every rank. NICs are named when this machine is a node itself (it has
+    InfiniBand devices).
+    """
     values = {name: value for name, (value, _) in NETWORK.items() if value}
     devices = sorted(path.name for path in INFINIBAND.iterdir()) if INFINIBAND.is_dir() else []
     if devices:
@@ -306,20 +319,27 @@ def _sbatch(launch: Launch, environment: Path) -> str:
             f"export MASTER_PORT={launch.port}",
             "",
             "# ranks, versions, clocks, disk and collectives, before the time of all GPUs is spent",
-            f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {preflight}')} || exit $?",
+            f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {preflight}')} || "
+            f"exit $?",
             "",
             "restarts=0",
             "while :; do",
-            f"srun --kill-on-bad-exit=1 bash -c {quoted(f'{rank} exec {python} {shlex.join(train_command(launch))}')}",
+            f"srun --kill-on-bad-exit=1 bash -c "
+            f"{quoted(f'{rank} exec {python} {shlex.join(train_command(launch))}')}",
             "code=$?",
-            "# a rank that died may live the next time; what was asked for wrongly, or is not installed, stays so",
-            f'case "$code" in 0|{InputError.exit_code}|{MissingError.exit_code}|{SAVED}|{128 + signal.SIGTERM}) break;; esac',
+            "# a rank that died may live the next time; what was asked for wrongly, or is not "
+            "installed, stays so",
+            f'case "$code" in '
+            f"0|{InputError.exit_code}|{MissingError.exit_code}|{SAVED}|{128 + signal.SIGTERM}) "
+            f"break;; esac",
             f'[ "$restarts" -lt {launch.max_restarts} ] || break',
             "restarts=$((restarts + 1))",
             'echo "restart $restarts after exit code $code"',
             "done",
-            f"# {SAVED}: every rank saved because the time is nearly up; {128 + signal.SIGTERM}: because the job was preempted",
-            f'if [ "$code" -eq {SAVED} ] || [ "$code" -eq {128 + signal.SIGTERM} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+            f"# {SAVED}: every rank saved because the time is nearly up; {128 + signal.SIGTERM}: "
+            f"because the job was preempted",
+            f'if [ "$code" -eq {SAVED} ] || [ "$code" -eq {128 + signal.SIGTERM} ]; then scontrol '
+            f'requeue "$SLURM_JOB_ID"; fi',
             'exit "$code"',
             "",
         ]
@@ -327,7 +347,9 @@ def _sbatch(launch: Launch, environment: Path) -> str:
 
 
 def run_here(files: Files) -> int:
-    """Runs the command and returns its exit code. Signals go on to it, so that ranks save before they end: then 128 + signal."""
+    """Runs the command and returns its exit code. Signals go on to it, so that ranks save before
+    they end: then 128 + signal.
+    """
     process = subprocess.Popen(files.command, env={**os.environ, **files.environment})
     asked: list[int] = []
 

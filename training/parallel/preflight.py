@@ -1,4 +1,5 @@
-"""Whether a cluster can train, found out in a minute: ranks, versions, clocks, disk, collectives, speed of every rank.
+"""Whether a cluster can train, found out in a minute: ranks, versions, clocks, disk, collectives,
+speed of every rank.
 
     bus bandwidth of a collective on W ranks = bytes (W - 1) / W / seconds,  twice that for all-reduce          (as nccl-tests define it)
     clock offset of a rank = its time - the middle of a round trip to it
@@ -61,7 +62,9 @@ class Check:
 
 
 def preflight_here(ranks: int, wanted: Wanted) -> dict[str, Any]:
-    """Starts `ranks` processes on this machine and returns the report of rank 0. Raises MuditError when one of them dies."""
+    """Starts `ranks` processes on this machine and returns the report of rank 0. Raises MuditError
+    when one of them dies.
+    """
     if ranks < 1:
         raise InputError(f"--ranks {ranks}: use at least 1")
     with tempfile.TemporaryDirectory(prefix="mudit-preflight-") as name:
@@ -155,13 +158,16 @@ def _place() -> tuple[int, int]:
     ]
     if missing:
         raise InputError(
-            f"{', '.join(missing)} not set: start with torchrun or srun, or use --ranks N for ranks on this machine"
+            f"{', '.join(missing)} not set: start with torchrun or srun, or use --ranks N for "
+            f"ranks on this machine"
         )
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def _meet(rank: int, world: int, timeout: float) -> Any:
-    """The store through which all ranks have come. Raises MuditError that names those that have not."""
+    """The store through which all ranks have come. Raises MuditError that names those that have
+    not.
+    """
     from torch import distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -177,7 +183,8 @@ def _meet(rank: int, world: int, timeout: float) -> Any:
         )
     except (RuntimeError, ValueError) as error:
         raise MuditError(
-            f"rank {rank} on {socket.gethostname()} cannot reach {address}:{port}: check MASTER_ADDR, the firewall and "
+            f"rank {rank} on {socket.gethostname()} cannot reach {address}:{port}: check "
+            f"MASTER_ADDR, the firewall and "
             f"NCCL_SOCKET_IFNAME ({str(error).splitlines()[0]})"
         ) from None
     store.set(f"preflight/{rank}", socket.gethostname())
@@ -195,7 +202,8 @@ def _meet(rank: int, world: int, timeout: float) -> Any:
         )
         there = ", ".join(sorted(hosts))
         raise MuditError(
-            f"{len(absent)} of {world} ranks did not come in {timeout:g} s: {shown} (those that did are on {there})"
+            f"{len(absent)} of {world} ranks did not come in {timeout:g} s: {shown} (those that "
+            f"did are on {there})"
         )
     return store
 
@@ -292,7 +300,9 @@ def _shared_file(folder: Path, rank: int, group: Any) -> bool:
 
 
 def _clocks(rank: int, world: int, group: Any) -> tuple[float, float]:
-    """(this rank's clock minus rank 0's, error at most) in seconds: the quickest of some round trips."""
+    """(this rank's clock minus rank 0's, error at most) in seconds: the quickest of some round
+    trips.
+    """
     import torch
     from torch import distributed as dist
 

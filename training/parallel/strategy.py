@@ -1,7 +1,8 @@
-"""How a step is carried out: on one device in plain torch (`single`), or spread over ranks. The trainer knows only this interface.
+"""How a step is carried out: on one device in plain torch (`single`), or spread over ranks. The
+trainer knows only this interface.
 
-A task hands over one module per *phase* (a GAN has two); its forward takes a batch and returns (loss sum, logs). Each phase has an
-optimiser of its own.
+A task hands over one module per *phase* (a GAN has two); its forward takes a batch and returns
+(loss sum, logs). Each phase has an optimiser of its own.
 
     strategy = make_strategy(recipe)
     strategy.prepare({"model": module}, recipe, ema=("model",))
@@ -31,14 +32,17 @@ from mudit_engine.training.ranks import Ranks
 if TYPE_CHECKING:
     from mudit_engine.training.recipe import OptimizerConfig, Recipe
 
-# name -> (sum, weight): averages that add up over micro-batches and ranks. What lies on the device stays there until a step is logged.
+# name -> (sum, weight): averages that add up over micro-batches and ranks. What lies on the device
+# stays there until a step is logged.
 Logs = dict[str, tuple[Tensor, Tensor | float]]
 
 
 class Strategy(ABC):
-    """What the trainer needs from an engine. Losses handed to backward are already divided by the weight of the *global* batch.
+    """What the trainer needs from an engine. Losses handed to backward are already divided by the
+    weight of the *global* batch.
 
-    `rank` and `world` count the ranks that take different songs; `shares` of them in a row work on the same songs (sequence parallelism).
+    `rank` and `world` count the ranks that take different songs; `shares` of them in a row work on
+    the same songs (sequence parallelism).
     """
 
     rank: int = 0
@@ -57,7 +61,8 @@ class Strategy(ABC):
         ema: Sequence[str],
         asked: Sequence[str] = (),
     ) -> None:
-        """Takes over the phases' modules: places them, makes optimisers and the average of the phases in `ema`.
+        """Takes over the phases' modules: places them, makes optimisers and the average of the
+        phases in `ema`.
 
         `asked` are phases whose module another phase's forward calls.
         """
@@ -74,7 +79,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
-        """Clips, updates the weights and their average, clears gradients. Returns the gradient norm before clipping.
+        """Clips, updates the weights and their average, clears gradients. Returns the gradient norm
+        before clipping.
 
         When the norm is NaN, infinite or above `limit` nothing but the gradients changes.
         """
@@ -92,7 +98,9 @@ class Strategy(ABC):
         """Inside, forward uses the averaged weights."""
 
     def whole(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the modules can be called by themselves, not through `forward`, and hold whole weights."""
+        """Inside, the modules can be called by themselves, not through `forward`, and hold whole
+        weights.
+        """
         return contextlib.nullcontext()
 
     def describe(self, folder: Path) -> None:  # noqa: B027 - one device has nothing more to say than the recipe
@@ -202,7 +210,9 @@ class Single(Strategy):
 
 
 class Ema:
-    """fp32 average of parameters: a' = a + (1 - d)(w - a), d = min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten."""
+    """fp32 average of parameters: a' = a + (1 - d)(w - a), d = min(decay, (1 + n) / (10 + n)), so
+    that the start is soon forgotten.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
         self.parameters, self.decay, self.updates = dict(parameters), decay, 0
@@ -219,7 +229,9 @@ class Ema:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the parameters and their average (bf16 parameters would lose the average's precision: they are fp32 here)."""
+        """Exchanges the parameters and their average (bf16 parameters would lose the average's
+        precision: they are fp32 here).
+        """
         for name, p in self.parameters.items():
             kept = p.detach().clone()
             p.copy_(self.shadow[name])
@@ -252,7 +264,9 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Learning rate of step 0, 1, ...: a pure function, so that a resumed run needs no scheduler state."""
+    """Learning rate of step 0, 1, ...: a pure function, so that a resumed run needs no scheduler
+    state.
+    """
     schedule, peak = recipe.schedule, recipe.optimizer.lr
     if step < schedule.warmup:
         return peak * (step + 1) / schedule.warmup
@@ -271,14 +285,18 @@ def trained(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def restore(module: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
-    """Loads weights of the same names and shapes. Raises InputError that names the first difference."""
+    """Loads weights of the same names and shapes. Raises InputError that names the first
+    difference.
+    """
     own = module.state_dict()
     _check_names(own, state, f"weights in '{source}'")
     module.load_state_dict(dict(state))
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as named tensors: `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`, `step/<parameter>`."""
+    """Adam's state as named tensors: `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`,
+    `step/<parameter>`.
+    """
     names = {id(p): name for name, p in module.named_parameters()}
     state = optimizer.state
     return _host(
@@ -299,7 +317,8 @@ def load_optimizer_tensors(
         kind, _, name = key.partition("/")
         if name not in parameters:
             raise InputError(
-                f"the checkpoint's optimiser knows parameter '{name}', this model does not: it was trained with another configuration"
+                f"the checkpoint's optimiser knows parameter '{name}', this model does not: it was "
+                f"trained with another configuration"
             )
         slots.setdefault(name, {})[kind] = value
     optimizer.state.clear()
@@ -325,7 +344,8 @@ def _optimizer_state(saved: SavedState, shapes: Mapping[str, torch.Size]) -> dic
 
 def no_average(folder: Path) -> InputError:
     return InputError(
-        f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as it was trained"
+        f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as "
+        f"it was trained"
     )
 
 
@@ -351,5 +371,6 @@ def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: s
     ]
     if wrong:
         raise InputError(
-            f"{what} do not fit this model: {sorted(wrong)[0]} ({len(wrong)} differences). Use the configuration they were trained with"
+            f"{what} do not fit this model: {sorted(wrong)[0]} ({len(wrong)} differences). Use the "
+            f"configuration they were trained with"
         )

@@ -1,7 +1,8 @@
-"""Sequence parallelism by DeepSpeed Ulysses: `shares` ranks in a row work on the same songs (layouts/sharded.py has the layout).
+"""Sequence parallelism by DeepSpeed Ulysses: `shares` ranks in a row work on the same songs
+(layouts/sharded.py has the layout).
 
-exchange = make_exchange(strategy)         # None when every rank has its own songs; all ranks call it
-dit.exchange = exchange
+exchange = make_exchange(strategy)         # None when every rank has its own songs; all ranks call
+it dit.exchange = exchange
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class _Call(nn.Module):
 
 
 def make_exchange(strategy: Strategy) -> UlyssesExchange | None:
-    """The exchange of this rank's group of sharing ranks. Every rank makes every group, as torch.distributed asks."""
+    """The exchange of this rank's group of sharing ranks. Every rank makes every group, as
+    torch.distributed asks.
+    """
     if strategy.shares == 1:
         return None
     from torch import distributed as dist

@@ -1,4 +1,5 @@
-"""What a cluster is made of, as its makers state it, and how long a collective takes on it by a ring model.
+"""What a cluster is made of, as its makers state it, and how long a collective takes on it by a
+ring model.
 
     t(reduce-scatter or all-gather of S bytes on W ranks) = S (W - 1) / W / bus + latency,   all-reduce twice that
     bus = min(NVLink of a GPU, all NICs of a node), each times `link_efficiency`;   latency = hops log2 W
@@ -6,8 +7,9 @@
     cluster = make_cluster("a100-80g", nodes=8, gpus_per_node=8, nic_gbs=25, nics=1)
     cluster.pass_seconds(760e6)                     # one pass of 380 M bf16 gradients
 
-Bandwidths are one way, in 10^9 bytes a second. NCCL runs as many rings as a node has NICs: together they carry one copy of the data.
-Source: NVIDIA's data sheets of the A100 80 GB SXM and the H100 SXM, DGX A100 and DGX H100 system descriptions.
+Bandwidths are one way, in 10^9 bytes a second. NCCL runs as many rings as a node has NICs: together
+they carry one copy of the data. Source: NVIDIA's data sheets of the A100 80 GB SXM and the H100
+SXM, DGX A100 and DGX H100 system descriptions.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator and its links. Peaks are dense; fp32 is what matrix products take (TF32 tensor cores)."""
+    """One accelerator and its links. Peaks are dense; fp32 is what matrix products take (TF32
+    tensor cores).
+    """
 
     name: str
     memory_gib: float
@@ -37,7 +41,8 @@ class Gpu:
 
 
 GPUS = {
-    # 80 GB are 79.15 GiB of the driver's count; NVLink 3: 600 GB/s both ways; DGX A100: eight HDR InfiniBand ports of 200 Gb/s
+    # 80 GB are 79.15 GiB of the driver's count; NVLink 3: 600 GB/s both ways; DGX A100: eight HDR
+    # InfiniBand ports of 200 Gb/s
     "a100-80g": Gpu("a100-80g", 79.15, 312.0, 156.0, 2039.0, 300.0, 25.0, 8),
     # NVLink 4: 900 GB/s both ways; DGX H100: eight NDR ports of 400 Gb/s
     "h100-80g": Gpu("h100-80g", 79.10, 989.4, 494.7, 3352.0, 450.0, 50.0, 8),
@@ -46,7 +51,9 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the model takes for granted: shares of a stated peak that are reached, and reserves. No GPU gave us these."""
+    """What the model takes for granted: shares of a stated peak that are reached, and reserves. No
+    GPU gave us these.
+    """
 
     gemm: float = 0.65  # of the tensor-core peak, in matrix products
     attention: float = 0.45  # of the tensor-core peak, in attention
@@ -108,7 +115,9 @@ class Cluster:
         return min(within, across) * self.assumptions.link
 
     def pass_seconds(self, size: float, *, calls: float = 1.0, world: int | None = None) -> float:
-        """Seconds to reduce-scatter or all-gather `size` bytes in `calls` calls over all ranks, or over `world` neighbours."""
+        """Seconds to reduce-scatter or all-gather `size` bytes in `calls` calls over all ranks, or
+        over `world` neighbours.
+        """
         ranks = self.world if world is None else world
         if ranks == 1:
             return 0.0
@@ -133,10 +142,13 @@ def make_cluster(
     memory_gib: float | None = None,
     assumptions: Assumptions | None = None,
 ) -> Cluster:
-    """A preset with what was given in place of its figures. Raises InputError for an unknown preset or impossible numbers."""
+    """A preset with what was given in place of its figures. Raises InputError for an unknown preset
+    or impossible numbers.
+    """
     if gpu not in GPUS:
         raise InputError(
-            f"no GPU preset '{gpu}': there are {', '.join(GPUS)} (links and memory can be overridden)"
+            f"no GPU preset '{gpu}': there are {', '.join(GPUS)} (links and memory can be "
+            f"overridden)"
         )
     changes = {"nvlink_gbs": nvlink_gbs, "nic_gbs": nic_gbs, "nics": nics, "memory_gib": memory_gib}
     given = {name: value for name, value in changes.items() if value is not None}

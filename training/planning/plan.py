@@ -1,4 +1,5 @@
-"""A training run on a cluster before it is rented: memory of a rank, token budget, what is sent, a model of the step's time, GPU-hours.
+"""A training run on a cluster before it is rented: memory of a rank, token budget, what is sent, a
+model of the step's time, GPU-hours.
 
     bytes of a rank = (state + activations) (1 + fragmentation) + context          state: model_state.py, activations: network_cost.py
     step = A micro-batch imbalance + exposed communication + optimiser
@@ -7,9 +8,11 @@
     plan = make_plan(Request(preset="musit-380m", cluster=make_cluster("a100-80g", nodes=8, gpus_per_node=8)), lengths)
     plan.best.step_seconds
 
-Memory is computed from the network itself and the engine's rules, and held to them by measurement (benchmarks/plan_memory.py). Time is a
-model: no GPU gave a number here. Alternatives (stage, checkpointing, micro-batches of a step) share one global batch, so their GPU-hours
-compare; those within 3 % are as good as equal to such a model, and the simplest of them (lowest stage, fewest micro-batches) is put first.
+Memory is computed from the network itself and the engine's rules, and held to them by measurement
+(benchmarks/plan_memory.py). Time is a model: no GPU gave a number here. Alternatives (stage,
+checkpointing, micro-batches of a step) share one global batch, so their GPU-hours compare; those
+within 3 % are as good as equal to such a model, and the simplest of them (lowest stage, fewest
+micro-batches) is put first.
 """
 
 from __future__ import annotations
@@ -138,7 +141,9 @@ class Plan:
 def make_plan(
     request: Request, lengths: Lengths, *, on_step: Callable[[str], None] | None = None
 ) -> Plan:
-    """Ranks the options. Raises InputError when the global batch is too small for the cluster, or no option holds the longest song."""
+    """Ranks the options. Raises InputError when the global batch is too small for the cluster, or
+    no option holds the longest song.
+    """
     say = on_step or (lambda text: None)
     world = request.cluster.world
     longest = int(lengths.frames.max())
@@ -147,8 +152,10 @@ def make_plan(
     if not sizes:
         enough = math.ceil(longest * world / float(lengths.frames.mean()))
         raise InputError(
-            f"a global batch of {request.batch_songs} songs ({frames_per_step:,.0f} frames) leaves {frames_per_step / world:,.0f} "
-            f"frames to each of {world} ranks, fewer than the longest song's {longest:,}: raise --batch-songs to {enough}, or take fewer"
+            f"a global batch of {request.batch_songs} songs ({frames_per_step:,.0f} frames) leaves "
+            f"{frames_per_step / world:,.0f} "
+            f"frames to each of {world} ranks, fewer than the longest song's {longest:,}: raise "
+            f"--batch-songs to {enough}, or take fewer"
         )
     parameters = parameters_of(request.config.dit)
     costs: dict[str, CostModel] = {}
@@ -180,7 +187,9 @@ def make_plan(
 
 
 def scaling(plan: Plan, nodes: Sequence[int]) -> list[tuple[int, Option]]:
-    """The best option's stage and checkpointing on other numbers of nodes, the same global batch: (nodes, option) where it can be run."""
+    """The best option's stage and checkpointing on other numbers of nodes, the same global batch:
+    (nodes, option) where it can be run.
+    """
     found = []
     for count in nodes:
         cluster = dataclasses.replace(plan.request.cluster, nodes=count)
@@ -285,7 +294,9 @@ def _pack(
 
 
 def fullest_pack(packing: Packing, lengths: Lengths) -> Pack:
-    """A pack filled to the brim with mean songs, the lyrics of the wordiest tenth: what memory is planned for."""
+    """A pack filled to the brim with mean songs, the lyrics of the wordiest tenth: what memory is
+    planned for.
+    """
     songs = max(1, round(packing.songs))
     frames = [packing.pack_size // songs] * songs
     frames[0] += packing.pack_size - sum(frames)
@@ -342,7 +353,9 @@ def memory_by_kind(
     micro_batches: int,
     cluster: Cluster,
 ) -> dict[str, int]:
-    """Bytes of the fullest rank when it is fullest: in the backward pass, or in the optimiser's step where that needs more."""
+    """Bytes of the fullest rank when it is fullest: in the backward pass, or in the optimiser's
+    step where that needs more.
+    """
     state = state_bytes(parameters, sharding, micro_batches=micro_batches)
     backward = {"activations": round(activations)}
     step = step_bytes(parameters, sharding)
@@ -365,7 +378,9 @@ def step_seconds(
     micro_batches: int,
     cluster: Cluster,
 ) -> tuple[dict[str, float], float]:
-    """(seconds of a step by part, FLOPs of a mean pack's forward and backward without recomputation)."""
+    """(seconds of a step by part, FLOPs of a mean pack's forward and backward without
+    recomputation).
+    """
     assumed, peak, config = cluster.assumptions, cluster.peak_flops(sharding.precision), cost.config
     # rows and tokens of a mean pack, as one song: what is linear does not ask how they are split
     mean = cost.at(
@@ -399,7 +414,8 @@ def step_seconds(
     rounds = 1 if sharding.stage == 1 else micro_batches
     room = assumed.overlap * compute / micro_batches * rounds * (2 / 3 if sharding.stage < 3 else 1)
     seconds["communication"] = open_ + max(0.0, hidden - room)
-    # AdamW and the average: reads and writes master weights, moments and average, reads gradients, writes weights
+    # AdamW and the average: reads and writes master weights, moments and average, reads gradients,
+    # writes weights
     touched = 4 * (2 + 4 + (2 if sharding.average else 0) + 1) + 2 * sharding.weight_bytes
     part = parameters.count / (sharding.world if sharding.stage else 1)
     seconds["optimiser"] = part * touched / (cluster.gpu.hbm_gbs * 1e9 * assumed.hbm)

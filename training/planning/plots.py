@@ -1,4 +1,5 @@
-"""Pictures of a plan: memory of a rank by kind, a step's time by part, the time with the number of nodes, and how songs fill packs.
+"""Pictures of a plan: memory of a rank by kind, a step's time by part, the time with the number of
+nodes, and how songs fill packs.
 
     for path in save_plots(plan, Path("plan")): ...              # memory.png, step.png, scaling.png, lengths.png
 

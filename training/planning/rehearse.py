@@ -1,14 +1,17 @@
-"""A training step of the real DeepSpeed engine at any world size in one process: what it keeps and sends, before a cluster is rented.
+"""A training step of the real DeepSpeed engine at any world size in one process: what it keeps and
+sends, before a cluster is rented.
 
-torch's fake process group answers every collective at once and changes nothing, so partitions, buckets and calls are those of rank 0 of a
-real run while the numbers in them mean nothing. Under a launcher (RANK set) the same measurement runs on a real gloo world.
+torch's fake process group answers every collective at once and changes nothing, so partitions,
+buckets and calls are those of rank 0 of a real run while the numbers in them mean nothing. Under a
+launcher (RANK set) the same measurement runs on a real gloo world.
 
     result = rehearse(Rehearsal(preset="musit-380m", world=64, parallel={"zero_stage": 2}, precision="fp32"))     # in a child process
     rehearse_all([...])                                                    # one world, one process, one after another
     torchrun --standalone --nproc-per-node 2 -m mudit_engine.training.planning.rehearse specs.json out.json               # real ranks
 
-Counted are tensor storages, each once: resident memory of a process says little (allocators keep what they got). All on the CPU, in eager
-mode. bf16 products are slow on most CPUs: short songs do, since activations are not what is rehearsed.
+Counted are tensor storages, each once: resident memory of a process says little (allocators keep
+what they got). All on the CPU, in eager mode. bf16 products are slow on most CPUs: short songs do,
+since activations are not what is rehearsed.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ SMALL = 1024  # bytes: below it a message is a norm or a flag
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is run. `preset` is a preset or a config.json; frames and lyrics are of each song of a micro-batch."""
+    """What is run. `preset` is a preset or a config.json; frames and lyrics are of each song of a
+    micro-batch.
+    """
 
     preset: str
     world: int
@@ -51,12 +56,16 @@ class Rehearsal:
 
 
 def rehearse(rehearsal: Rehearsal, *, threads: int = 1) -> dict[str, Any]:
-    """Runs it in a child process and returns its measurement (see `measure`). Raises MuditError with the child's last words."""
+    """Runs it in a child process and returns its measurement (see `measure`). Raises MuditError
+    with the child's last words.
+    """
     return rehearse_all([rehearsal], threads=threads)[0]
 
 
 def rehearse_all(rehearsals: Sequence[Rehearsal], *, threads: int = 1) -> list[dict[str, Any]]:
-    """Several of one world, one after another in one child process. Raises MuditError with the child's last words."""
+    """Several of one world, one after another in one child process. Raises MuditError with the
+    child's last words.
+    """
     with tempfile.TemporaryDirectory(prefix="mudit-rehearse-") as folder:
         specs, out = Path(folder) / "specs.json", Path(folder) / "out.json"
         write_json(specs, [asdict(rehearsal) for rehearsal in rehearsals])
@@ -129,10 +138,12 @@ def join_fake_world(world: int) -> None:
 
 
 def measure(rehearsal: Rehearsal) -> dict[str, Any]:
-    """In this process, which has no world yet, or under a launcher: bytes by kind, the peak, and the messages of a step.
+    """In this process, which has no world yet, or under a launcher: bytes by kind, the peak, and
+    the messages of a step.
 
-    state: bytes by kind (model_state.KINDS without gathered) after the first micro-batch of the second step. other: storages that are none
-    of these. peak: the most that lived at once in that step, weights and all. sent: {collective: {calls, bytes}} of that step.
+    state: bytes by kind (model_state.KINDS without gathered) after the first micro-batch of the
+    second step. other: storages that are none of these. peak: the most that lived at once in that
+    step, weights and all. sent: {collective: {calls, bytes}} of that step.
     """
     import torch
     from torch import distributed as dist
@@ -152,7 +163,8 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     real = dist.get_backend() != "fake"
     if strategy.ranks.world != rehearsal.world:
         raise MuditError(
-            f"this world has {strategy.ranks.world} ranks, the rehearsal {rehearsal.world}: start as many, or one process"
+            f"this world has {strategy.ranks.world} ranks, the rehearsal {rehearsal.world}: start "
+            f"as many, or one process"
         )
     torch.manual_seed(0)
     # kept alive, so that none of their addresses is given away again
@@ -202,7 +214,9 @@ NAMES = {
 
 
 def compare(rehearsal: Rehearsal, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The measurement beside the closed forms: bytes by kind with the relative error of each, in all, and bytes by collective."""
+    """The measurement beside the closed forms: bytes by kind with the relative error of each, in
+    all, and bytes by collective.
+    """
     from mudit_engine.training.planning.state_bytes import (
         KINDS,
         Sharding,
@@ -333,7 +347,9 @@ def _storages(tensors: Any = None) -> dict[int, int]:
 def _census(
     strategy: Any, before: Mapping[int, int], *, besides: Any
 ) -> tuple[dict[str, int], int]:
-    """(bytes by kind, bytes of all other storages made since `before`, but for the batch in `besides`)."""
+    """(bytes by kind, bytes of all other storages made since `before`, but for the batch in
+    `besides`).
+    """
     from torch.utils._pytree import tree_leaves
 
     fields = {
@@ -390,7 +406,9 @@ def _by_kind(engine: Any) -> Iterator[tuple[str, list[Any]]]:
 
 
 def main(arguments: list[str]) -> None:
-    """SPECS OUT: measures what the JSON file SPECS says, one after another, and writes OUT (OUT.RANK on a real world)."""
+    """SPECS OUT: measures what the JSON file SPECS says, one after another, and writes OUT
+    (OUT.RANK on a real world).
+    """
     import torch
     from torch import distributed as dist
 

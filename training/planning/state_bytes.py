@@ -1,4 +1,5 @@
-"""Bytes of training state on one rank under DeepSpeed ZeRO, by kind, and what the ranks send each other in a step. Closed forms.
+"""Bytes of training state on one rank under DeepSpeed ZeRO, by kind, and what the ranks send each
+other in a step. Closed forms.
 
     P parameters, W ranks, w bytes of a weight (2 or 4), b elements of a bucket (two of them when communication overlaps)
     stage   weights   gradients   master   moments   average   sent in a step of A micro-batches (passes over the bytes)
@@ -9,8 +10,9 @@
 
     state = state_bytes(parameters, Sharding(stage=2, world=64, precision="bf16", buckets=bucket_sizes(parameters.count)))
 
-(*) whole tensors: those that reach into the rank's part; twice while further micro-batches are added up.
-The closed forms follow DeepSpeed 0.19.8 (its padding included) and are held to its real engine by training/planning/rehearse.py.
+(*) whole tensors: those that reach into the rank's part; twice while further micro-batches are
+added up. The closed forms follow DeepSpeed 0.19.8 (its padding included) and are held to its real
+engine by training/planning/rehearse.py.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def parameters_of(config: DitConfig) -> Parameters:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the state of a model is spread. `world` counts all ranks; sequence-parallel ranks are data ranks to ZeRO."""
+    """How the state of a model is spread. `world` counts all ranks; sequence-parallel ranks are
+    data ranks to ZeRO.
+    """
 
     stage: int
     world: int
@@ -88,7 +92,9 @@ class Sharding:
 
 
 def _share(sizes: Sequence[int], world: int) -> int:
-    """Elements of a rank's part of a group that stages 1 and 2 flatten: aligned to two elements a rank."""
+    """Elements of a rank's part of a group that stages 1 and 2 flatten: aligned to two elements a
+    rank.
+    """
     return math.ceil(sum(sizes) / (2 * world)) * 2
 
 
@@ -106,9 +112,11 @@ def _touched(sizes: Sequence[int], share: int, world: int) -> list[int]:
 def state_bytes(
     parameters: Parameters, sharding: Sharding, *, rank: int | None = None, micro_batches: int = 1
 ) -> dict[str, int]:
-    """Bytes by kind (KINDS) on a rank (None: the fullest), with gradients in place: what stays while activations come and go.
+    """Bytes by kind (KINDS) on a rank (None: the fullest), with gradients in place: what stays
+    while activations come and go.
 
-    Ranks differ in stage 2's gradients alone. `gathered` is what stage 3 holds whole for a time; `buckets` live in the backward pass.
+    Ranks differ in stage 2's gradients alone. `gathered` is what stage 3 holds whole for a time;
+    `buckets` live in the backward pass.
     """
     world, w, count = sharding.world, sharding.weight_bytes, parameters.count
     if sharding.stage == 0:
@@ -162,7 +170,9 @@ def _kinds(
 
 
 def step_bytes(parameters: Parameters, sharding: Sharding) -> int:
-    """What the optimiser's step adds, when no activation lives: fp32 gradients of the rank's part, or stage 0's flattened gradients."""
+    """What the optimiser's step adds, when no activation lives: fp32 gradients of the rank's part,
+    or stage 0's flattened gradients.
+    """
     if sharding.stage == 0:
         return 4 * min(parameters.count, STAGE0_BUCKET)
     return 4 * math.ceil(parameters.count / sharding.world)
@@ -170,7 +180,9 @@ def step_bytes(parameters: Parameters, sharding: Sharding) -> int:
 
 @dataclass(frozen=True)
 class Message:
-    """One kind of collective of a step: `calls` calls that move `size` bytes in all, `passes` times around the ring."""
+    """One kind of collective of a step: `calls` calls that move `size` bytes in all, `passes` times
+    around the ring.
+    """
 
     kind: str
     what: str
@@ -207,7 +219,8 @@ def messages(parameters: Parameters, sharding: Sharding, *, micro_batches: int) 
         ]
     persistence = sharding.persistence(count)
     parted = sum(size for group in parameters.groups for size in group if size > persistence)
-    # of the gathered weights as many as may be live outlive the forward pass; the backward pass gathers the others again
+    # of the gathered weights as many as may be live outlive the forward pass; the backward pass
+    # gathers the others again
     times = 2 - min(1.0, sharding.parallel.max_live_parameters / max(parted, 1))
     tensors = sum(size > persistence for group in parameters.groups for size in group)
     return [

@@ -1,8 +1,11 @@
-"""What one micro-batch costs the song transformer: bytes kept for the backward pass, peak bytes, FLOPs, traffic. Found by running it.
+"""What one micro-batch costs the song transformer: bytes kept for the backward pass, peak bytes,
+FLOPs, traffic. Found by running it.
 
-The network and its loss run forward and backward on *fake* tensors (shapes without storage), on the Triton path that a GPU takes, so no
-formula can drift from the code; `fake=False` runs the same on real tensors and measures. Everything grows linearly with the rows of a
-micro-batch and the number of blocks (attention's FLOPs aside, which are counted in closed form), so a few small runs give every size:
+The network and its loss run forward and backward on *fake* tensors (shapes without storage), on the
+Triton path that a GPU takes, so no formula can drift from the code; `fake=False` runs the same on
+real tensors and measures. Everything grows linearly with the rows of a micro-batch and the number
+of blocks (attention's FLOPs aside, which are counted in closed form), so a few small runs give
+every size:
 
     cost(blocks, rows, lyrics) = a0 + a1 rows + a2 lyrics + blocks (b0 + b1 rows + b2 lyrics)
     attention, forward = 4 D sum over songs of (n^2 + n l) a block + 4 E sum of l^2 a lyric block;  backward 2.5 times that
@@ -11,9 +14,10 @@ micro-batch and the number of blocks (attention's FLOPs aside, which are counted
     costs = fit(config, precision="bf16", checkpointing="full")
     costs.at(Pack.of([2800, 1500], [900, 500])).peak_bytes
 
-Bytes are of tensor storages other than the weights and their gradients; what a kernel's launcher takes for itself is not seen (attention's
-backward: one more copy of the queries). Autocast is the CPU's, whose list of fp32 operations differs from
-the GPU's in the lyric encoder's two LayerNorms alone.
+Bytes are of tensor storages other than the weights and their gradients; what a kernel's launcher
+takes for itself is not seen (attention's backward: one more copy of the queries). Autocast is the
+CPU's, whose list of fp32 operations differs from the GPU's in the lyric encoder's two LayerNorms
+alone.
 """
 
 from __future__ import annotations
@@ -89,10 +93,12 @@ class Pack:
 class Cost:
     """Of one forward and backward pass, recomputation included.
 
-    saved_bytes: for the backward pass, as saved_tensors_hooks see it (not the products that selective checkpointing keeps). kept_bytes: all
-    that lives when the forward pass ends. peak_bytes: the most that lives at once. gemm_flops and gemm_bytes: matrix products and what they
-    read and write; forward_gemm_flops: those of the first forward pass; moved_bytes: what every other operation reads and writes;
-    launches: operations that do work; recomputed_attention: calls of attention's forward after the first.
+    saved_bytes: for the backward pass, as saved_tensors_hooks see it (not the products that
+    selective checkpointing keeps). kept_bytes: all that lives when the forward pass ends.
+    peak_bytes: the most that lives at once. gemm_flops and gemm_bytes: matrix products and what
+    they read and write; forward_gemm_flops: those of the first forward pass; moved_bytes: what
+    every other operation reads and writes; launches: operations that do work; recomputed_attention:
+    calls of attention's forward after the first.
     """
 
     saved_bytes: float
@@ -232,7 +238,9 @@ def run_once(
     backend: str = "triton",
     fake: bool = True,
 ) -> Cost:
-    """Runs the network and its loss forward and backward on a pack. Real tensors (fake=False) need a backend that runs here."""
+    """Runs the network and its loss forward and backward on a pack. Real tensors (fake=False) need
+    a backend that runs here.
+    """
     with _world(backend=backend, fake=fake):
         kept = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -245,7 +253,8 @@ def run_once(
         weights = {p.untyped_storage()._cdata for p in module.parameters()}
         weights |= {t.untyped_storage()._cdata for t in tree_leaves(_tensors(inputs))}
         for p in module.parameters():
-            # gradients belong to the engine's part of the memory: here each is dropped as soon as it is whole
+            # gradients belong to the engine's part of the memory: here each is dropped as soon as
+            # it is whole
             p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         saved: dict[int, int] = {}
 
@@ -319,7 +328,9 @@ class CostModel:
         return self.outer[name][1] + self.config.blocks * self.inner[name][1]
 
     def largest_rows(self, budget: float, *, tokens_per_row: float) -> int:
-        """Rows of the largest micro-batch whose peak stays within `budget` bytes; 0 when nothing fits."""
+        """Rows of the largest micro-batch whose peak stays within `budget` bytes; 0 when nothing
+        fits.
+        """
         blocks = self.config.blocks
         a, b, c = (
             o + blocks * i
@@ -336,7 +347,9 @@ def fit(
     backend: str = "triton",
     unit: int = 512,
 ) -> CostModel:
-    """Six runs on fake tensors: two depths by three sizes. The smallest has two songs of `unit` frames and half as many lyric tokens."""
+    """Six runs on fake tensors: two depths by three sizes. The smallest has two songs of `unit`
+    frames and half as many lyric tokens.
+    """
     depths = (3, 5)  # below three blocks the peak may lie elsewhere
     sizes = [
         Pack.of([frames] * 2, [lyrics] * 2)

@@ -1,11 +1,13 @@
-"""ChinMu: fragments of descriptions and audio of the same song drawn together, those of other songs pushed apart.
+"""ChinMu: fragments of descriptions and audio of the same song drawn together, those of other songs
+pushed apart.
 
     loss = mean over `texts` rounds of symmetric InfoNCE over the songs of the batch
          + sum over labels of weight (CE(head(text), label) + CE(head(audio), label)) / 2        where songs are labelled (`attributes`)
 
-Each step takes a crop of every song and `texts` fragments of its descriptions, of any level, language and user type. Songs that drew
-the same words are not negatives of each other. The pairs of a batch are one pack, so a pack's size is the number of songs; ranks share the
-songs of a pack, and gather its vectors, so that the negatives are the same on any number of them.
+Each step takes a crop of every song and `texts` fragments of its descriptions, of any level,
+language and user type. Songs that drew the same words are not negatives of each other. The pairs of
+a batch are one pack, so a pack's size is the number of songs; ranks share the songs of a pack, and
+gather its vectors, so that the negatives are the same on any number of them.
 
     batch = ChinMuTask(recipe, shards).load([4, 17], moment)
 """
@@ -37,7 +39,9 @@ HEAD_SCALE = 10.0  # the heads read unit vectors
 
 @dataclass(frozen=True)
 class ChinMuInputs:
-    """`texts[r]` are the fragments of round r, one a song; songs that drew the same words share a number in `groups[r]`."""
+    """`texts[r]` are the fragments of round r, one a song; songs that drew the same words share a
+    number in `groups[r]`.
+    """
 
     texts: tuple[tuple[str, ...], ...]
     groups: tuple[tuple[int, ...], ...]
@@ -58,7 +62,9 @@ class Others:
 def info_nce_share(
     text_nE: Tensor, audio_nE: Tensor, scale: Tensor, *, groups: Tensor, others: Others
 ) -> Tensor:
-    """A rank's part of models.chinmu.info_nce: its texts against the audio of all ranks, its audio against their texts."""
+    """A rank's part of models.chinmu.info_nce: its texts against the audio of all ranks, its audio
+    against their texts.
+    """
     mine = torch.arange(len(text_nE), device=text_nE.device)
     own = mine + others.first
     same = groups[own][:, None] == groups[None]
@@ -77,7 +83,9 @@ class ChinMuLoss(nn.Module):
     def __init__(
         self, chinmu: ChinMu, classes: Mapping[str, int], weights: Mapping[str, float]
     ) -> None:
-        """`classes` counts the values of each attribute. The heads serve the loss alone: they are no part of the model."""
+        """`classes` counts the values of each attribute. The heads serve the loss alone: they are
+        no part of the model.
+        """
         super().__init__()
         self.chinmu, self.weights = chinmu, dict(weights)
         self.ranks = Ranks()  # that hold the other songs of the batch
@@ -86,7 +94,9 @@ class ChinMuLoss(nn.Module):
         )
 
     def forward(self, inputs: ChinMuInputs) -> tuple[Tensor, Logs]:
-        """(sum over songs, logs) of a batch; `recall_at_1` is how often the right song is the nearest to a text."""
+        """(sum over songs, logs) of a batch; `recall_at_1` is how often the right song is the
+        nearest to a text.
+        """
         rounds, songs, scale = len(inputs.texts), inputs.real, self.chinmu.scale.reshape(())
         audio_NE = self.chinmu.audio(inputs.songs)[:songs]
         text_RNE = self.chinmu.encode_text(
@@ -148,7 +158,9 @@ class ChinMuLoss(nn.Module):
 
 
 class ChinMuTask(Task):
-    """Needs audio, and descriptions in the songs' metadata (songs without any are left out of the index's use by an error)."""
+    """Needs audio, and descriptions in the songs' metadata (songs without any are left out of the
+    index's use by an error).
+    """
 
     part = "chinmu"
     needs = ("audio",)
@@ -158,7 +170,8 @@ class ChinMuTask(Task):
         self.stage: ChinMuStage = self.recipe.chinmu
         if self.recipe.data.packs_per_step != 1:
             raise ConfigError(
-                f"data.packs_per_step={self.recipe.data.packs_per_step}: InfoNCE compares the songs of one pack: use 1 and a larger pack"
+                f"data.packs_per_step={self.recipe.data.packs_per_step}: InfoNCE compares the "
+                f"songs of one pack: use 1 and a larger pack"
             )
         chinmu = ChinMu(self.config.chinmu)
         self.initialise(chinmu)
@@ -171,7 +184,9 @@ class ChinMuTask(Task):
         }
 
     def _values(self, name: str) -> dict[str, int]:
-        """Number of each value that an attribute takes in the training split. Raises InputError when it has none."""
+        """Number of each value that an attribute takes in the training split. Raises InputError
+        when it has none.
+        """
         found = {
             str(m[name])
             for number in self.shards.numbers("train")
@@ -179,7 +194,8 @@ class ChinMuTask(Task):
         }
         if not found:
             raise InputError(
-                f"chinmu.attributes names '{name}', which no song of '{self.shards.folder}' has in its metadata"
+                f"chinmu.attributes names '{name}', which no song of '{self.shards.folder}' has in "
+                f"its metadata"
             )
         return {value: number for number, value in enumerate(sorted(found))}
 
@@ -226,13 +242,15 @@ class ChinMuTask(Task):
         for _ in range(self.stage.texts):
             if not described:
                 raise InputError(
-                    f"song '{record.id}' has no description: ChinMu learns from described songs only, leave it out of this data set"
+                    f"song '{record.id}' has no description: ChinMu learns from described songs "
+                    f"only, leave it out of this data set"
                 )
             description = choose.choice(described)
             levels = [level for level in LEVELS if description[level] and odds[level] > 0]
             if not levels:
                 raise InputError(
-                    f"song '{record.id}' has no fragment of the levels in chinmu.levels={self.stage.levels}"
+                    f"song '{record.id}' has no fragment of the levels in "
+                    f"chinmu.levels={self.stage.levels}"
                 )
             level = choose.choices(levels, weights=[odds[one] for one in levels])[0]
             drawn.append(choose.choice(description[level]))
@@ -252,7 +270,9 @@ class ChinMuTask(Task):
 
 
 def crop(audio_Sc: np.ndarray, samples: int, choose: random.Random | None) -> np.ndarray:
-    """At most `samples` of [S, channels], from a random place, or from the middle when `choose` is None."""
+    """At most `samples` of [S, channels], from a random place, or from the middle when `choose` is
+    None.
+    """
     spare = max(0, len(audio_Sc) - samples)
     start = spare // 2 if choose is None else choose.randint(0, spare)
     return audio_Sc[start : start + samples]

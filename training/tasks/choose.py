@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def make_task(recipe: Recipe, shards: Shards) -> Task:
-    """Builds the networks of a recipe's stage over a data set. Raises InputError when the data set lacks a field that the stage needs."""
+    """Builds the networks of a recipe's stage over a data set. Raises InputError when the data set
+    lacks a field that the stage needs.
+    """
     if recipe.task == "vae":
         from mudit_engine.training.tasks.vae import VaeTask
 

@@ -2,8 +2,9 @@
 
     x_t = alpha(t) x0 + sigma(t) eps;   loss = sum over target frames of mean_C (net(x_t) - target)^2
 
-Conditions are dropped for classifier-free guidance in exclusive cases: no description, no lyrics, or neither (user type none). A batch
-draws, for every song, the noise level, the noise, the fragments, the dropped conditions and the reference stem from (seed, step, song id).
+Conditions are dropped for classifier-free guidance in exclusive cases: no description, no lyrics,
+or neither (user type none). A batch draws, for every song, the noise level, the noise, the
+fragments, the dropped conditions and the reference stem from (seed, step, song id).
 
     batch = DitTask(recipe, shards).load([4, 17], moment)
 """
@@ -40,7 +41,8 @@ NOISE_BANDS = 3  # the loss is also reported by thirds of the noise level
 
 @dataclass(frozen=True)
 class DitInputs:
-    """A batch before noise is added: the network's inputs with clean latents, the noise and its level.
+    """A batch before noise is added: the network's inputs with clean latents, the noise and its
+    level.
 
     The loss is that of the first `songs` sequences (None: of all).
     """
@@ -100,7 +102,9 @@ class DitLoss(nn.Module):
 
 
 class DitTask(Task):
-    """Stages 2 and 3. Needs latents, phonemes, and for descriptions fragments with their kinds; stems for references."""
+    """Stages 2 and 3. Needs latents, phonemes, and for descriptions fragments with their kinds;
+    stems for references.
+    """
 
     part = "dit"
     needs = ("latents", "phonemes", "fragments", "fragment_kinds")
@@ -114,7 +118,8 @@ class DitTask(Task):
         ):
             if self.shards.fields[name].width != width:
                 raise InputError(
-                    f"'{self.shards.folder}' holds {name} of width {self.shards.fields[name].width}, the model takes {width}: "
+                    f"'{self.shards.folder}' holds {name} of width "
+                    f"{self.shards.fields[name].width}, the model takes {width}: "
                     "encode the songs with this model's VAE and ChinMu"
                 )
         vocabulary = Vocabulary.load(self.config.dit.vocabulary)
@@ -148,8 +153,9 @@ class DitTask(Task):
         ]
         times = self._times(records, moment)
         if self.in_company:
-            # a sequence that counts for nothing and has one row of every kind: with it every rank uses every weight in every pass, in
-            # the same order, whatever its songs lack; the collectives of ZeRO 2 and 3 would mix up or wait for ever otherwise
+            # a sequence that counts for nothing and has one row of every kind: with it every rank
+            # uses every weight in every pass, in the same order, whatever its songs lack; the
+            # collectives of ZeRO 2 and 3 would mix up or wait for ever otherwise
             conditions.append(self._companion())
             latents.append(np.zeros((1, channels), np.float16))
             noise.append(torch.zeros(1, channels))
@@ -265,7 +271,9 @@ class DitTask(Task):
         )
 
     def _known(self, record: SongRecord, times: np.ndarray | None, moment: Moment) -> Outline:
-        """What this step says of the song's course: tempo, key and chords are left out now and then, as requests leave them out."""
+        """What this step says of the song's course: tempo, key and chords are left out now and
+        then, as requests leave them out.
+        """
         choose, known, s = moment.chooser("outline", record.id), record.metadata, self.stage
         dropped = (s.drop_tempo, s.drop_key, s.drop_chords)
         say_tempo, say_key, say_chords = (
@@ -289,7 +297,9 @@ class DitTask(Task):
         )
 
     def _reference(self, record: SongRecord, choose: random.Random) -> tuple[str, np.ndarray]:
-        """One stem of the song, aligned with it; or an excerpt of the mix at another place, since the whole mix would be the answer."""
+        """One stem of the song, aligned with it; or an excerpt of the mix at another place, since
+        the whole mix would be the answer.
+        """
         kinds = [
             kind
             for kind in layout.STEMS
@@ -321,8 +331,8 @@ def choose_fragments(
 ) -> np.ndarray:
     """Rows of the fragments that describe a song at one step. Empty when it has no description.
 
-    One description at random; with probability `whole` the fragments that the engine makes of it in a request, else 1 to `most` of its
-    fragments, each of a level drawn by its odds, in their order.
+    One description at random; with probability `whole` the fragments that the engine makes of it in
+    a request, else 1 to `most` of its fragments, each of a level drawn by its odds, in their order.
     """
     if not len(kinds_F5):
         return np.empty(0, np.int64)

@@ -1,8 +1,10 @@
-"""What a stage adds to the trainer: networks, batches and a loss. One class a stage, each in a file of its own.
+"""What a stage adds to the trainer: networks, batches and a loss. One class a stage, each in a file
+of its own.
 
-A task hands over one module per phase whose forward(batch) returns (loss sum, logs); `batch.weight` is what the sum is divided by (real
-frames, samples, pairs), added up over the global batch. Everything random in a batch is a pure function of (seed, step, song id), so a
-resumed run and any world size see the same numbers.
+A task hands over one module per phase whose forward(batch) returns (loss sum, logs); `batch.weight`
+is what the sum is divided by (real frames, samples, pairs), added up over the global batch.
+Everything random in a batch is a pure function of (seed, step, song id), so a resumed run and any
+world size see the same numbers.
 
     task = make_task(recipe, shards)                         # training/tasks/choose.py
     batch = task.load(songs, Moment(seed=0, epoch=0, step=17))
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where in training a batch belongs. `training` False asks for the fixed, undisturbed batch that evaluation uses."""
+    """Where in training a batch belongs. `training` False asks for the fixed, undisturbed batch
+    that evaluation uses.
+    """
 
     seed: int
     epoch: int
@@ -49,10 +53,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch on the host: the songs' ids (for messages), the weight of its loss, and what the task's module takes.
+    """A micro-batch on the host: the songs' ids (for messages), the weight of its loss, and what
+    the task's module takes.
 
-    The rest is for the figures of a run: rows that the network works on, seconds of audio they stand for, FLOPs of a forward pass (None:
-    counted by running one).
+    The rest is for the figures of a run: rows that the network works on, seconds of audio they
+    stand for, FLOPs of a forward pass (None: counted by running one).
     """
 
     ids: tuple[str, ...]
@@ -82,14 +87,17 @@ class Task(ABC):
         missing = [name for name in self.needs if name not in shards.fields]
         if missing:
             raise InputError(
-                f"task '{recipe.task}' needs the fields {missing}, which '{shards.folder}' lacks: it holds {sorted(shards.fields)}"
+                f"task '{recipe.task}' needs the fields {missing}, which '{shards.folder}' lacks: "
+                f"it holds {sorted(shards.fields)}"
             )
         torch.manual_seed(recipe.seed)
         self.modules = self.build()
 
     @abstractmethod
     def build(self) -> dict[str, nn.Module]:
-        """One module a phase. The phase that holds the part names it by an attribute of the part's name."""
+        """One module a phase. The phase that holds the part names it by an attribute of the part's
+        name.
+        """
 
     @abstractmethod
     def costs(self) -> np.ndarray:
@@ -99,17 +107,23 @@ class Task(ABC):
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch: ...
 
     def spread(self, strategy: Strategy) -> None:  # noqa: B027 - most stages work on their own songs alone
-        """Called once before training on ranks: from here on batches and modules reckon with others."""
+        """Called once before training on ranks: from here on batches and modules reckon with
+        others.
+        """
 
     def stand_in(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
-        """What a rank without songs of its own runs, so that collectives match: its loss counts for nothing."""
+        """What a rank without songs of its own runs, so that collectives match: its loss counts for
+        nothing.
+        """
         return self.load(songs[:1], moment)
 
     def warm_start(self) -> None:  # noqa: B027 - most stages start from nothing
         """Called once before the first step of a run that starts from nothing."""
 
     def finish(self) -> None:  # noqa: B027
-        """Called after the last step, with the averaged weights in place, before the last checkpoint."""
+        """Called after the last step, with the averaged weights in place, before the last
+        checkpoint.
+        """
 
     def active(self, step: int) -> tuple[str, ...]:
         """The phases that take part in a step, in order."""
@@ -121,7 +135,9 @@ class Task(ABC):
         return module
 
     def initialise(self, module: nn.Module) -> None:
-        """Loads recipe.init into a freshly built part. Raises ModelError or ConfigError when it does not fit."""
+        """Loads recipe.init into a freshly built part. Raises ModelError or ConfigError when it
+        does not fit.
+        """
         if self.recipe.init is None:
             return
         folder = model_folder(self.recipe.init)
@@ -134,7 +150,8 @@ class Task(ABC):
                 if getattr(ours, name) != getattr(theirs, name)
             ]
             raise ConfigError(
-                f"init='{self.recipe.init}' was trained with another {self.part} configuration (differs in {', '.join(changed)})"
+                f"init='{self.recipe.init}' was trained with another {self.part} configuration "
+                f"(differs in {', '.join(changed)})"
             )
         try:
             module.load_state_dict(load_part(self.part, trained, folder).state_dict())
@@ -143,14 +160,18 @@ class Task(ABC):
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A copy of nested dataclasses, lists, tuples and dictionaries with every tensor on `device` (the value itself on the CPU)."""
+    """A copy of nested dataclasses, lists, tuples and dictionaries with every tensor on `device`
+    (the value itself on the CPU).
+    """
     if device.type == "cpu":
         return value
     return _each_tensor(value, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def pinned(value: Any) -> Any:
-    """A copy whose tensors lie in page-locked memory, from which they reach a device while it works. For the threads that load."""
+    """A copy whose tensors lie in page-locked memory, from which they reach a device while it
+    works. For the threads that load.
+    """
     return _each_tensor(value, lambda tensor: tensor.pin_memory())
 
 
@@ -169,7 +190,9 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def read(values: Sequence[Tensor | float]) -> Tensor:
-    """fp64 host values [n] of scalars here and there, with one read of the device that holds the tensors."""
+    """fp64 host values [n] of scalars here and there, with one read of the device that holds the
+    tensors.
+    """
     on_device = [value for value in values if isinstance(value, Tensor)]
     copied = iter(
         torch.stack([value.double() for value in on_device]).tolist() if on_device else ()

@@ -1,10 +1,12 @@
-"""The codec: crops of songs through the spectral VAE, judged by spectra, the KL term and, later in training, by discriminators.
+"""The codec: crops of songs through the spectral VAE, judged by spectra, the KL term and, later in
+training, by discriminators.
 
     generator       features |F(y) - F(x)| + spectral + mel + kl KL + adversarial (G + feature_matching FM)
     discriminator   hinge on recordings and decodes
 
-Training starts from the closed-form linear codec (`warm_start`), and ends by measuring the mean and spread of the latents, by which the
-song transformer's data is normalised. The decodes that the generator made in a step are the ones its discriminators judge.
+Training starts from the closed-form linear codec (`warm_start`), and ends by measuring the mean and
+spread of the latents, by which the song transformer's data is normalised. The decodes that the
+generator made in a step are the ones its discriminators judge.
 
     batch = VaeTask(recipe, shards).load([4, 17], moment)
 """
@@ -41,7 +43,9 @@ log = logging.getLogger(__name__)
 
 
 class Judged:
-    """Crops and decodes of a step, on their device. Its own class, so that copies of a batch share it."""
+    """Crops and decodes of a step, on their device. Its own class, so that copies of a batch share
+    it.
+    """
 
     real: Tensor
     decoded: Tensor
@@ -49,7 +53,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class VaeInputs:
-    """Crops [N, c, S], the noise of their posteriors [N, T, C] (zero in evaluation), and what the generator leaves to be judged."""
+    """Crops [N, c, S], the noise of their posteriors [N, T, C] (zero in evaluation), and what the
+    generator leaves to be judged.
+    """
 
     audio_NcS: Tensor
     noise_NTC: Tensor
@@ -57,7 +63,9 @@ class VaeInputs:
 
 
 class GeneratorLoss(nn.Module):
-    """The VAE and its loss. `adversary` is another phase's module: it is asked here, and trained there."""
+    """The VAE and its loss. `adversary` is another phase's module: it is asked here, and trained
+    there.
+    """
 
     def __init__(
         self, vae: SpectralVAE, stage: VaeStage, adversary: DiscriminatorLoss | None
@@ -83,7 +91,8 @@ class GeneratorLoss(nn.Module):
             "features": (stage.features, distance(spectrum.features_NFX, vae.features(audio_NcS))),
             "kl": (stage.kl, kl_divergence(mean_NTC, logvar_NTC)),
         }
-        # two thirds of a step are synthesis and what listens to it: a codec that leaves its phases to refinement needs none of it
+        # two thirds of a step are synthesis and what listens to it: a codec that leaves its phases
+        # to refinement needs none of it
         decoded_NcS = (
             vae.synthesise(spectrum) if stage.spectral or stage.mel or self._adversary else None
         )
@@ -91,7 +100,8 @@ class GeneratorLoss(nn.Module):
             parts["spectral"] = (stage.spectral, self.spectral(decoded_NcS, audio_NcS))
             parts["mel"] = (stage.mel, self.mel(decoded_NcS, audio_NcS))
         if self.judged and self.training and decoded_NcS is not None:
-            # the middle of a crop: its ends have less context, and discriminators cost more than the codec
+            # the middle of a crop: its ends have less context, and discriminators cost more than
+            # the codec
             spare = max(
                 0, audio_NcS.shape[2] - round(stage.adversarial_seconds * vae.config.sample_rate)
             )
@@ -159,7 +169,8 @@ class VaeTask(Task):
         self.samples = self.frames * config.hop
         if self.shards.fields["audio"].width != config.channels:
             raise InputError(
-                f"'{self.shards.folder}' holds audio of {self.shards.fields['audio'].width} channel(s), the VAE takes {config.channels}: "
+                f"'{self.shards.folder}' holds audio of {self.shards.fields['audio'].width} "
+                f"channel(s), the VAE takes {config.channels}: "
                 f"encode it with channels={config.channels}"
             )
         vae = SpectralVAE(config)
@@ -215,7 +226,8 @@ class VaeTask(Task):
     def _check_rate(self, song_id: str, rate: int) -> None:
         if rate != self.config.vae.sample_rate:
             raise InputError(
-                f"song '{song_id}' is at {rate} Hz, the VAE at {self.config.vae.sample_rate} Hz: encode the audio at that rate"
+                f"song '{song_id}' is at {rate} Hz, the VAE at {self.config.vae.sample_rate} Hz: "
+                f"encode the audio at that rate"
             )
 
     def warm_start(self) -> None:

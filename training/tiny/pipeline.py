@@ -1,9 +1,11 @@
-"""The embedded models from nothing: corpus, codec, text-audio encoder, latents, pre-training, fine-tuning. What `make tiny` runs.
+"""The embedded models from nothing: corpus, codec, text-audio encoder, latents, pre-training,
+fine-tuning. What `make tiny` runs.
 
     python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 1000 --threads 2
     python -m mudit_engine.training.tiny.pipeline --work data/tiny --only latents,pretrain --set pretrain:steps=200
 
-Every step goes on where it was stopped, and a finished one is skipped, so the same command continues after any interruption.
+Every step goes on where it was stopped, and a finished one is skipped, so the same command
+continues after any interruption.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ class Plan:
 
 
 def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
-    """Runs `steps` in the order of STEPS; returns their seconds. Raises InputError for an unknown step."""
+    """Runs `steps` in the order of STEPS; returns their seconds. Raises InputError for an unknown
+    step.
+    """
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
         raise InputError(f"unknown step(s) {', '.join(unknown)}: known are {', '.join(STEPS)}")
