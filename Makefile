@@ -33,7 +33,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 ranks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_deepspeed.py tests/training/test_faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/parallel/test_deepspeed.py tests/training/checkpoints/test_faults.py
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m mudit_engine.benchmarks.report_gpu --out out/gpu

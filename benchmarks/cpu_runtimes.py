@@ -60,9 +60,8 @@ class Row:
     cpu_seconds_p50: float
     ratio_to_torch: float
     cpu_ratio_to_torch: float
-    difference: (
-        float | None
-    )  # relative L2 against PyTorch in fp32; None for the peer, which searches for other phases
+    # relative L2 against PyTorch in fp32; None for the peer, which searches for other phases
+    difference: float | None
     rounds: int
     threads: int
 

@@ -37,9 +37,8 @@ def measure(preset: str, seconds: float, chunk_frames: int, threads: int) -> dic
     frames = song_frames(config, seconds)
     vae = SpectralVAE(config).eval()
     latents_TC = torch.randn(frames, config.latent_channels)
-    decode_chunked(
-        vae, latents_TC[:1], chunk_frames=1
-    )  # library buffers and thread pools are not the decode's
+    # library buffers and thread pools are not the decode's
+    decode_chunked(vae, latents_TC[:1], chunk_frames=1)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (proc(5))
     before, start, cpu_start = _resident_mib("VmRSS"), time.perf_counter(), time.process_time()
     audio_cS = decode_chunked(vae, latents_TC, chunk_frames=chunk_frames or frames)

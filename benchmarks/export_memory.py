@@ -105,9 +105,10 @@ def main(
         results = measure(preset, flavours, Path(aside) / "deploy")
     passed = results["peak_mib"] < limit_gib * 1024
     words = [word for flavour in flavours for word in ("--flavour", flavour)]
+    # no folder of this machine
     named["command"] = shlex.join(
         ["python", "-m", "mudit_engine.benchmarks.export_memory", preset, *words]
-    )  # no folder of this machine
+    )
     document = {
         "schema_version": 1,
         "env": named,

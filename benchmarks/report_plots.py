@@ -79,9 +79,8 @@ def roofline(rows: Sequence[Row]) -> bytes | None:
     figure, axes = _figure(6.4 * len(arches), 4.6, len(arches))
     for axis, arch in zip(axes, arches, strict=True):
         machine = MACHINES[arch]
-        per_byte = (
-            machine.bandwidth / 1e3 / machine.tensor_tflops
-        )  # share of the peak per FLOP/byte
+        # share of the peak per FLOP/byte
+        per_byte = machine.bandwidth / 1e3 / machine.tensor_tflops
         ridge = 1 / per_byte
         x = [0.3, ridge, 4e3]
         axis.plot(x, [min(1, v * per_byte) for v in x], color=INK, linewidth=1.4)

@@ -47,13 +47,11 @@ def step_flops(config: DitConfig, songs: Sequence[tuple[int, int]], *, guidance:
     """
     sequences = list(songs) + ([(frames, 0) for frames, _ in songs] if guidance else [])
     d, edge = config.width, 2 * config.width * config.latent_channels
-    total = float(
-        edge * sum(frames for frames, _ in songs)
-    )  # both branches of a song share its projected latents
+    # both branches of a song share its projected latents
+    total = float(edge * sum(frames for frames, _ in songs))
     for frames, lyrics in sequences:
-        projections = (
-            2 * frames * d * (4 * d + 2 * d + 2 * config.mlp_width)
-        )  # qkv and out; cross q and out; MLP
+        # qkv and out; cross q and out; MLP
+        projections = 2 * frames * d * (4 * d + 2 * d + 2 * config.mlp_width)
         total += config.blocks * (projections + 4 * frames * frames * d + 4 * frames * lyrics * d)
         total += edge * frames
     return total

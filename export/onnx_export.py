@@ -245,9 +245,8 @@ def _simplify(model: Any, weights: Mapping[str, Any]) -> None:
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
     onnx_fusions.fuse(model)
-    common.ClearMetadataAndDocStringPass()(
-        model
-    )  # stack traces with this machine's paths, larger than a small graph
+    # stack traces with this machine's paths, larger than a small graph
+    common.ClearMetadataAndDocStringPass()(model)
 
 
 def expected_inputs(graph: Graph) -> dict[str, list[int | str]]:

@@ -325,9 +325,8 @@ def build_engines(
         report(entry["name"])
         engine = out / entry["engine"]
         for file in (engine, engine.with_suffix(".log.gz")):
-            file.unlink(
-                missing_ok=True
-            )  # an engine of an earlier specification must not pass for this one
+            # an engine of an earlier specification must not pass for this one
+            file.unlink(missing_ok=True)
         row = _run(plan, entry["name"], measured=measured)
         fusion = check_engine(plan, entry)
         row |= {"target": plan.target.name, "fusion": fusion["profiles"], "masks": fusion["masks"]}

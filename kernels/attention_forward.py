@@ -282,9 +282,8 @@ def attention_fwd_kernel(
             column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
         )  # fmt: skip
 
-    total = tl.where(
-        total == 0.0, 1.0, total
-    )  # no keys: m = -inf and o = 0 give lse = -inf and out = 0
+    # no keys: m = -inf and o = 0 give lse = -inf and out = 0
+    total = tl.where(total == 0.0, 1.0, total)
     # the tile is read again: a few loads are cheaper than registers held through the loop
     q_start = tl.load(tile, volatile=True).to(tl.int64)
     q_end = q_start + tl.load(tile + 1, volatile=True)
@@ -328,14 +327,12 @@ def forward_config(
     """
     target = family(capability)
     if dtype == torch.float32 and precision == "ieee":
-        return Config(
-            32, 32, 4, 1
-        )  # exact products run outside the tensor cores, operands in registers
+        # exact products run outside the tensor cores, operands in registers
+        return Config(32, 32, 4, 1)
     if dtype == torch.float32:
         if target == 100 and head_dim == 128:
-            return Config(
-                128, 32, 8, 2, tma=True
-            )  # 64 keys take 257 KB of shared memory, and 227 are there
+            # 64 keys take 257 KB of shared memory, and 227 are there
+            return Config(128, 32, 8, 2, tma=True)
         return (
             Config(128, 64, 8, 2, tma=True)
             if target >= 90

@@ -171,9 +171,8 @@ def _guided_step_kernel(
             other=0.0,
         )
     else:
-        new = tl.where(
-            d != 0.0, float("nan"), new
-        )  # coefficients live on the device: nobody else can notice
+        # coefficients live on the device: nobody else can notice
+        new = tl.where(d != 0.0, float("nan"), new)
     tl.store(row_starts(new_x_ptr, start + row, stride_new_x_row) + col, new, mask=live)
     tl.store(
         row_starts(new_kept_ptr, start + row, stride_new_kept_row) + col, p * x + q * out, mask=live

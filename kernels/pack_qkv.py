@@ -643,9 +643,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-    x, q_gain, k_gain, cos, sin = (
-        ctx.saved_tensors
-    )  # once: a second look is an error inside a checkpoint
+    # once: a second look is an error inside a checkpoint
+    x, q_gain, k_gain, cos, sin = ctx.saved_tensors
     dx, dq_gain, dk_gain = _pack_backward(dq, dk, dv, x, q_gain, k_gain, cos, sin, ctx.eps)
     return (
         dx,

@@ -170,9 +170,8 @@ class Segments:
                     (start + i * block, rows - i * block, *other, stream, i)
                     for i in range(-(-rows // block))
                 ]
-            tiles.sort(
-                key=lambda tile: -tile[3]
-            )  # stable: tiles of one segment stay together, which is kind to the L2 cache
+            # stable: tiles of one segment stay together, which is kind to the L2 cache
+            tiles.sort(key=lambda tile: -tile[3])
             self._tables[key] = (
                 torch.tensor(tiles, dtype=torch.int32).reshape(-1, 6).to(device, non_blocking=True)
             )

@@ -83,9 +83,8 @@ def load_audio(path: str | Path) -> tuple[Tensor, int]:
         raise InputError(f"audio file '{path}' cannot be read: permission denied") from None
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         reason = str(getattr(error, "error_string", error)).rstrip(".")
-        other = path.stem + (
-            ".flac" if path.suffix.lower() == ".wav" else ".wav"
-        )  # ffmpeg does not write into what it reads
+        # ffmpeg does not write into what it reads
+        other = path.stem + (".flac" if path.suffix.lower() == ".wav" else ".wav")
         raise InputError(
             f"audio file '{path}' cannot be decoded ({reason}): WAV, FLAC, OGG and MP3 are "
             f"accepted; "

@@ -91,9 +91,8 @@ class SongRequest:
     bpm: float | None = None
     key: str | None = None
     chords: str | None = None
-    sampler: dict[str, Any] = field(
-        default_factory=dict
-    )  # fields of SamplerConfig that differ from the model's
+    # fields of SamplerConfig that differ from the model's
+    sampler: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.user_type not in USER_TYPES:

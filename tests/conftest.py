@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 # read by triton.jit when a kernel module is first imported, which any test file may do
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -14,3 +17,27 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # programs whose Ctrl-C is tested.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder small enough to run in every test, with random weights."""
+    from micro_model import save_micro
+
+    return save_micro(tmp_path_factory.mktemp("micro"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that exercises every input of the exported graphs, with random weights."""
+    from micro_deployment import micro_config, save_model
+
+    return save_model(tmp_path_factory.mktemp("model"), micro_config(outline=True, blocks=1))
+
+
+@pytest.fixture(scope="session")
+def deployed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The deployment folder of `model`. Never written to: a test that breaks it copies it first."""
+    from mudit_engine.export.onnx_export import export_onnx
+
+    return export_onnx(model, tmp_path_factory.mktemp("deploy") / "out", flavours=("fp32",))

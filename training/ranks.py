@@ -139,9 +139,8 @@ def launched_world() -> int:
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    return (
-        "untested optimizer" not in record.getMessage()
-    )  # torch's AdamW; tests/training/test_deepspeed.py has tested it
+    # torch's AdamW; tests/training/parallel/test_deepspeed.py has tested it
+    return "untested optimizer" not in record.getMessage()
 
 
 def join(device: torch.device, *, timeout_seconds: float) -> Ranks:

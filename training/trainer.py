@@ -185,9 +185,8 @@ class Trainer:
             self._signals(),
         ):
             if start_step == 0 and tag is None:
-                self._save(
-                    runlog
-                )  # so that any interruption resumes, and the start can be looked at
+                # so that any interruption resumes, and the start can be looked at
+                self._save(runlog)
             waiting = time.monotonic()
             for work in self._works():
                 waited = time.monotonic() - waiting
@@ -454,9 +453,8 @@ class Trainer:
                 )
         level = math.log(value)
         if spiked and self.recipe.guard.spikes == "skip":
-            level = math.log(
-                self._limit(known)
-            )  # what was left out pulls the mean no further than what was let in
+            # what was left out pulls the mean no further than what was let in
+            level = math.log(self._limit(known))
         means[phase] = level if known is None else SPIKE_MEMORY * known + (1 - SPIKE_MEMORY) * level
         return spiked
 
@@ -482,9 +480,8 @@ class Trainer:
 
     def _after_step(self, runlog: RunLog) -> None:
         step, recipe = self.progress.step, self.recipe
-        self._signal = (
-            self.ranks.highest(self._signal or 0) or None
-        )  # one rank's signal stops all of them after the same step
+        # one rank's signal stops all of them after the same step
+        self._signal = self.ranks.highest(self._signal or 0) or None
         last = step == recipe.steps
         every = recipe.log.validate_every
         if every and (step % every == 0 or last):
@@ -601,9 +598,8 @@ class Trainer:
             )
 
         before = {}
-        with contextlib.suppress(
-            ValueError
-        ):  # not the main thread (a notebook's worker, a test): no handlers then
+        # not the main thread (a notebook's worker, a test): no handlers then
+        with contextlib.suppress(ValueError):
             before = {
                 number: signal.signal(number, note)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

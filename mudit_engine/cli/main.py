@@ -100,9 +100,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     invocation = Invocation(tuple(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # lyrics on a terminal that cannot show them must not end the command
+            # lyrics on a terminal that cannot show them must not end the command
+            stream.reconfigure(errors="backslashreplace")
     try:
         # click returns the code of --help and of ctx.exit(), and what a command returns otherwise
         result = cli.main(

@@ -138,9 +138,8 @@ def command(
     """
     from mudit_engine.training.recipe import load_recipe
 
-    resolved = load_recipe(
-        recipe, overrides=overrides
-    )  # before torch is imported: a wrong field is told at once
+    # before torch is imported: a wrong field is told at once
+    resolved = load_recipe(recipe, overrides=overrides)
     out = out or Path("runs") / resolved.name
     if launcher is not None:
         from mudit_engine.training.parallel.launch import (

@@ -40,9 +40,8 @@ from mudit_engine.config import PathConfig, SamplerConfig, check_sampler
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import ConfigError
 
-_DPMPP_TERMINAL_ALPHA = (
-    2.0**-12
-)  # zero terminal SNR has log alpha = -inf: DPMSolverMultistepScheduler takes alpha^2 = 2^-24 there
+# zero terminal SNR has log alpha = -inf: DPMSolverMultistepScheduler takes alpha^2 = 2^-24 there
+_DPMPP_TERMINAL_ALPHA = 2.0**-12
 _BLIND = 1e-9  # a determinant below this: the output says nothing about x0
 
 

@@ -51,14 +51,12 @@ class RidgeProbe:
             )
         x = features_ND.double()
         target = torch.tensor([classes.index(label) for label in labels])
-        weight = (1.0 / torch.tensor(counts, dtype=torch.float64))[target] / len(
-            classes
-        )  # sums to 1
+        # sums to 1
+        weight = (1.0 / torch.tensor(counts, dtype=torch.float64))[target] / len(classes)
         centre = (weight[:, None] * x).sum(0)
         scale = (weight[:, None] * (x - centre).square()).sum(0).sqrt()
-        scale = torch.where(
-            scale > 1e-9 * scale.max(), scale, torch.inf
-        )  # what never changes says nothing
+        # what never changes says nothing
+        scale = torch.where(scale > 1e-9 * scale.max(), scale, torch.inf)
         y = torch.nn.functional.one_hot(target, len(classes)).double()
         prior = (weight[:, None] * y).sum(0)
         root = weight.sqrt()[:, None]

@@ -117,9 +117,8 @@ class AudioSimilarity:
         else:
             whole = _mono(audio, sample_rate, rate)
             chunks = whole.split(round(CHUNK_SECONDS * rate))
-            if (
-                len(chunks) > 1 and len(chunks[-1]) < rate
-            ):  # too short a rest for the encoder's strides, and of no weight
+            # too short a rest for the encoder's strides, and of no weight
+            if len(chunks) > 1 and len(chunks[-1]) < rate:
                 chunks = chunks[:-1]
         total, frames = torch.zeros(()), 0
         for chunk in chunks:

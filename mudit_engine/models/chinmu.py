@@ -36,9 +36,8 @@ from mudit_engine.models.spectral import mel_filters
 CHARACTERS = "characters"
 BUCKETS = 4096  # rows of the character and of the pair table
 LOG_FLOOR = 1e-4
-MAX_LOG_SCALE = math.log(
-    100.0
-)  # a sharper temperature lets a single pair rule the batch (Radford et al. 2021, section 2.5)
+# a sharper temperature lets a single pair rule the batch (Radford et al. 2021, section 2.5)
+MAX_LOG_SCALE = math.log(100.0)
 
 
 class _Tower(nn.Module):

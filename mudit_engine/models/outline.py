@@ -26,17 +26,17 @@ from mudit_engine.text.harmony import key_parts
 from mudit_engine.text.outline import BEATS, Outline
 
 PERIODS = (1, BEATS, 4 * BEATS)  # beats
-KEY = 2 * len(
-    PERIODS
-)  # first column of the tonic and the mode, then of the syllable, then of the chord
+# first column of the tonic and the mode, then of the syllable, then of the chord
+KEY = 2 * len(PERIODS)
 SYLLABLE = KEY + 12 + 2
 CHORD = SYLLABLE + 3
 FEATURES = CHORD + 12 + 12
 TOKENS = 4  # lyric tokens of a frame at most
+# the first token of a syllable sounds before its vowel's beat
 CONSONANT_SECONDS, CONSONANT_TAIL_SECONDS = (
     0.12,
     0.03,
-)  # the first token of a syllable sounds before its vowel's beat
+)
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,8 @@ class Stft(nn.Module):
             torch.zeros_like(imag),
         )
         if torch.compiler.is_exporting():
-            state = while_loop(
-                lambda count, *_: count < steps, step, state
-            )  # one body in the graph, however many steps there are
+            # one body in the graph, however many steps there are
+            state = while_loop(lambda count, *_: count < steps, step, state)
         else:
             for _ in range(int(steps)):
                 state = step(*state)

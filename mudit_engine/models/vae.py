@@ -344,9 +344,8 @@ class SpectralVAE(nn.Module):
         self.feature_mean.copy_(mean_X)
         self.feature_scale.copy_(std_X.clamp_min(0.05 * std_X.max()) / weight)
         patch_nP = ((patch_nfX - self.feature_mean) / self.feature_scale).flatten(1)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the randomised decomposition draws from the global generator
+        # the randomised decomposition draws from the global generator
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _, singular_C, basis_PC = torch.svd_lowrank(
                 patch_nP, q=min(self.config.latent_channels + 16, *patch_nP.shape), niter=3

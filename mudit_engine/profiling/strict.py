@@ -304,9 +304,8 @@ def _hook_memory() -> None:
     def create_masked_store(
         self: Any, ptrs: Any, value: Any, mask: Any, cache_modifier: Any, eviction_policy: Any
     ) -> Any:
-        mask = (
-            mask if isinstance(mask, Handle) else Handle(mask, tl.int1)
-        )  # descriptor stores pass a bare array
+        # descriptor stores pass a bare array
+        mask = mask if isinstance(mask, Handle) else Handle(mask, tl.int1)
         if _watch is not None:
             _watch.visit(ptrs.data, mask.data, write=True)
         return stock_store(self, ptrs, value, mask, cache_modifier, eviction_policy)
@@ -359,9 +358,8 @@ def checked() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # the switch that makes torch fill fresh memory with NaN
+    # the switch that makes torch fill fresh memory with NaN
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:

@@ -149,11 +149,12 @@ def profiles(
             ]  # type: ignore[dict-item]
         case "chinmu_text":
             few, longest = c.max_fragments, config.chinmu.max_characters
+            # what a captured song launches
             sizes: tuple[Shape, ...] = (
                 (1, 1),
                 (few, longest),
                 (few, longest),
-            )  # what a captured song launches
+            )
             tables = tuple((length, config.chinmu.head_dim) for _, length in sizes)
             return [dict.fromkeys(("characters", "pairs", "mask"), sizes) | {"tables": tables}]  # type: ignore[list-item]
     raise InputError(f"graph '{graph}' has no profiles")

@@ -139,10 +139,11 @@ class GraphDenoiser:
         )
         kind = REFERENCE_KINDS.index(song.reference_kind)
         branches = []
+        # the unconditional sequence knows the negative description alone
         for guided in (
             False,
             True,
-        ):  # the unconditional sequence knows the negative description alone
+        ):
             descriptions = song.negative if guided else song.descriptions
             frames = reference[:0] if guided else reference
             outline = no_outline(song.frames, 0) if guided else known

@@ -234,9 +234,8 @@ class Program:
         self.kept = [zero(1, t, c.latent_channels, kind=f32) for _ in range(2)]
         self.no_noise = zero(1, t, c.latent_channels, kind=f32)
         self.song = zero(2, kind=i64)
-        self.unconditional = zero(
-            2, kind=i64
-        )  # [0]: of a step without guidance, [1]: of one with it
+        # [0]: of a step without guidance, [1]: of one with it
+        self.unconditional = zero(2, kind=i64)
         self.latents = zero(1, mode.chunk, c.latent_channels, kind=f32)
         self.chunk_audio = zero(1, vae.channels, mode.chunk * vae.hop, kind=f32)
         self.audio = zero(vae.channels, t + 1, vae.hop, kind=f32)
@@ -285,9 +284,8 @@ class Program:
             else torch.zeros(0, c.latent_channels)
         )
         host["reference_kind"][0] = REFERENCE_KINDS.index(song.reference_kind)
-        for branch in range(
-            mode.branches
-        ):  # the unconditional sequence knows the negative description alone
+        # the unconditional sequence knows the negative description alone
+        for branch in range(mode.branches):
             described = song.negative if branch else song.descriptions
             frames, tokens = (0, 0) if branch else (len(reference), count)
             if self.reads_text:

@@ -102,9 +102,8 @@ def pronounce(word: str) -> Pronunciation:
     """
     lower = word.lower().strip("-")
     bare = lower.strip("'")
-    if lower.endswith("in'") and (
-        phones := _look_up(bare + "g")
-    ):  # lovin': the dictionary holds names spelled so
+    # lovin': the dictionary holds names spelled so
+    if lower.endswith("in'") and (phones := _look_up(bare + "g")):
         return Pronunciation((*phones[:-1], "N"), "dictionary")
     for form in dict.fromkeys((lower, bare)):
         if phones := _look_up(form):

@@ -104,9 +104,8 @@ def test_compiles_for_a_gpu_that_is_not_here(
     assert row["op"] == "guided_step"
     hold_static(row)
     text = page.read_text()
-    assert (
-        text.count("data:image/png;base64,") == 1 and "not speeds" in text
-    )  # no attention, no plot of its peers
+    # no attention, no plot of its peers
+    assert text.count("data:image/png;base64,") == 1 and "not speeds" in text
     assert "http" not in text and "<script" not in text and "<link" not in text
     assert not list(tmp_path.glob("*.tmp"))
 

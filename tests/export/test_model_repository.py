@@ -122,9 +122,8 @@ def test_the_servers_schema_reads_every_configuration(repository: Path) -> None:
     steps = found["mudit_song"].ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["mudit_text", "mudit_denoise", "mudit_decode"]
     known = {port.name for port in found["mudit_song"].input}
-    for (
-        step
-    ) in steps:  # every tensor of the ensemble comes from somewhere, and is a port of its model
+    # every tensor of the ensemble comes from somewhere, and is a port of its model
+    for step in steps:
         model = found[step.model_name]
         assert (
             set(step.input_map) == {port.name for port in model.input}

@@ -20,7 +20,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from conftest import micro_config
+from micro_deployment import micro_config
 from mudit_engine.availability import available, pinned
 from mudit_engine.cli.main import run
 from mudit_engine.config import ModelConfig, load_config
@@ -506,9 +506,8 @@ def test_answers_name_what_to_do(
 def test_a_builder_that_fails_is_an_error_with_its_reason(deployment: Path) -> None:
     if not available("tensorrt_rtx"):
         pytest.skip("needs tensorrt-rtx")
-    with pytest.raises(
-        MuditError, match=r"failed on 'step' for rtx-sm80"
-    ):  # there is no graph file
+    # there is no graph file
+    with pytest.raises(MuditError, match=r"failed on 'step' for rtx-sm80"):
         build_engines(make_plan(deployment, TARGETS["rtx-sm80"], graphs=["step"]))
 
 

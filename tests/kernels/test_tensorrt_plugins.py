@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def built(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Compiled in a process of its own: this one interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests/kernels/fake_tensorrt_plugin.py"), request.param]
+    command = [sys.executable, str(ROOT / "tests/helpers/fake_tensorrt_plugin.py"), request.param]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)

@@ -66,9 +66,8 @@ class Checkpoints:
         try:
             with self._together(tag):
                 if self.ranks.main:
-                    for left_over in self.folder.glob(
-                        ".step-*.partial"
-                    ):  # of a run that was killed while saving
+                    # of a run that was killed while saving
+                    for left_over in self.folder.glob(".step-*.partial"):
                         shutil.rmtree(left_over)
                     aside.mkdir(parents=True)
             with self._together(tag):

@@ -242,9 +242,8 @@ def _drum_bar(band: _Band, bar: int, pattern: dict[int, str], energy: float, *, 
                 continue
             accent = 104 if mark == "x" else 74
             if key in (CLOSED, styles.OPEN, styles.SHAKER, styles.TAMBOURINE):
-                accent -= (
-                    24 if step % 4 else 16
-                )  # cymbals keep time, kick and snare say where the beat is
+                # cymbals keep time, kick and snare say where the beat is
+                accent -= 24 if step % 4 else 16
             _hit(band, bar, step / 4, key, accent * energy)
     if fill:
         for place, key in enumerate((SNARE, SNARE, LOW_TOM, styles.BIG_TOM)):

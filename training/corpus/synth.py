@@ -130,9 +130,8 @@ def _run(request: Request, chunks: list[int], workers: int) -> Generator[tuple[i
         for chunk in chunks:
             yield from make_chunk(request, chunk)
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a forked child would inherit locks of the parent's threads (progress bar, BLAS)
+    # a forked child would inherit locks of the parent's threads (progress bar, BLAS)
+    context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     processes = []
     # Ctrl-C reaches every process of the terminal. Workers and what they start inherit the blocked

@@ -217,9 +217,8 @@ class ShardWriter:
         for name, parts in self._parts.items():
             tensors[name] = np.concatenate(parts)
             tensors[f"{name}/ends"] = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        data = to_safetensors(
-            tensors, {"format": f"mudit-shard-{VERSION}"}
-        )  # one key: the library writes several in any order, and the sha256 would vary
+        # one key: the library writes several in any order, and the sha256 would vary
+        data = to_safetensors(tensors, {"format": f"mudit-shard-{VERSION}"})
         taken = [
             int(path.stem.split("-")[1])
             for path in complete_shards(self.folder)

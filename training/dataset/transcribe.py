@@ -35,9 +35,8 @@ RECOGNISERS = {
     "funasr": "paraformer-zh",
 }  # and the model that is taken without a name
 SPEECH_RATE = 16000
-_ANNOTATION = re.compile(
-    r"[\[(（【<《][^\])）】>》]*[\])）】>》]"
-)  # [Music]: a line in brackets would be a tag of the lyrics
+# [Music]: a line in brackets would be a tag of the lyrics
+_ANNOTATION = re.compile(r"[\[(（【<《][^\])）】>》]*[\])）】>》]")
 _PHRASE = re.compile(r"[^，。？！；、,.?!;\n]+")
 
 

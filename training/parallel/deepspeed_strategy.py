@@ -344,9 +344,8 @@ class _Engine:
             self.partitions.reset_state(group, moments=bool(started))
         for piece in self.partitions.pieces:
             for kind, flat in self._kinds(piece.group).items():
-                if (
-                    kind in MOMENTS and piece.name not in started
-                ):  # never stepped: its moments are 0
+                # never stepped: its moments are 0
+                if kind in MOMENTS and piece.name not in started:
                     continue
                 flat.data[piece.view] = saved.read(
                     kind, piece.name, start=piece.start, count=piece.count
@@ -380,10 +379,11 @@ class _Gate:
             optimizer.scaled_global_norm = self._total
 
     def step(self, engine: Any, limit: float) -> float:
+        # with bf16 a gradient that is not finite is found before its norm is taken
         self.limit, self.norm = (
             limit,
             math.inf,
-        )  # with bf16 a gradient that is not finite is found before its norm is taken
+        )
         engine.step()
         return self.norm
 

@@ -355,9 +355,8 @@ def run_here(files: Files) -> int:
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        process.send_signal(
-            signal.SIGTERM
-        )  # launchers hand this one on to their ranks, and die of SIGUSR1
+        # launchers hand this one on to their ranks, and die of SIGUSR1
+        process.send_signal(signal.SIGTERM)
 
     # Ctrl-C reaches the ranks by the terminal: here it is only waited out
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}

@@ -31,10 +31,11 @@ from typing import Any
 from mudit_engine.errors import MuditError
 from mudit_engine.files import write_json
 
+# the second step has moments; the first micro-batch of a step leaves its gradients
 STEPS, MICRO_BATCHES = (
     2,
     2,
-)  # the second step has moments; the first micro-batch of a step leaves its gradients
+)
 SMALL = 1024  # bytes: below it a message is a norm or a flag
 
 

@@ -128,9 +128,8 @@ class Ledger(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # most of what is dispatched, and no work
             return torch.device("cpu")
-        counting = (
-            func is torch.ops.aten.bincount.default
-        )  # of host indices; its size is data, which a fake tensor has not
+        # of host indices; its size is data, which a fake tensor has not
+        counting = func is torch.ops.aten.bincount.default
         out = (
             args[0].new_empty(kwargs.get("minlength") or args[2])
             if counting

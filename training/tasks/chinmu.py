@@ -215,9 +215,8 @@ class ChinMuTask(Task):
         records = [self.shards.read(number) for number in songs]
         texts = [self._texts(record, moment.chooser("texts", record.id)) for record in records]
         rounds = tuple(zip(*texts, strict=True))
-        groups = tuple(
-            tuple(seed64(text) for text in drawn) for drawn in rounds
-        )  # the same words have the same number on every rank
+        # the same words have the same number on every rank
+        groups = tuple(tuple(seed64(text) for text in drawn) for drawn in rounds)
         audio = [self._crop(record, moment) for record in records]
         labels = {
             name: torch.tensor(

@@ -74,9 +74,8 @@ class GeneratorLoss(nn.Module):
         self.vae, self.stage = vae, stage
         self.spectral = MultiResolutionStftLoss()
         self.mel = LogMelLoss(vae.config.sample_rate)
-        self._adversary = (
-            [adversary] if adversary is not None else []
-        )  # a list: its weights are not this module's
+        # a list: its weights are not this module's
+        self._adversary = [adversary] if adversary is not None else []
         self.judged = False
 
     def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:

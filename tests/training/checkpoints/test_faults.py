@@ -21,7 +21,7 @@ from mudit_engine.training.trainer import Trainer
 from run_worlds import LEGS, leg
 from small_songs import write_songs
 
-SCRIPT = Path(__file__).with_name("fault_runs.py")
+SCRIPT = Path(__file__).parents[2] / "helpers" / "fault_runs.py"
 
 
 def fault_runs(out: Path, *arguments: str) -> dict[str, Any]:

@@ -61,9 +61,8 @@ def save_model(folder: Path, config: ModelConfig) -> Path:
     save_config(config, folder)
     for part in PARTS:
         module = build_part(part, config)
-        for (
-            parameter
-        ) in module.parameters():  # adaLN-Zero starts as the identity, which hears no condition
+        # adaLN-Zero starts as the identity, which hears no condition
+        for parameter in module.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
         save_part(part, module, folder)

@@ -48,9 +48,8 @@ def test_plan_is_monotonic_on_the_grid_and_leaves_room_for_breath(bpm: int) -> N
 def test_lines_begin_on_bars_behind_the_intro() -> None:
     song = phonemize(parse_lyrics(LYRICS))
     times = plan_syllables(song, bpm=80, seconds=planned_seconds(song, bpm=80))
-    assert times[[0, 5, 9], 0] == pytest.approx(
-        [3.0, 6.0, 9.0], abs=1e-4
-    )  # bars of 3 s, one of them played
+    # bars of 3 s, one of them played
+    assert times[[0, 5, 9], 0] == pytest.approx([3.0, 6.0, 9.0], abs=1e-4)
 
 
 def test_spare_bars_go_to_played_parts() -> None:
@@ -131,9 +130,8 @@ def test_bars_hold_the_plan_of_the_syllables_and_fill_the_song() -> None:
         "half a bar more is for the last chord to ring"
     )
     times = plan_syllables(song, bpm=80, seconds=15.8 + 6)
-    assert times[[0, 9], 0] == pytest.approx(
-        [6.0, 12.0], abs=1e-4
-    )  # verse and chorus begin where their bars do
+    # verse and chorus begin where their bars do
+    assert times[[0, 9], 0] == pytest.approx([6.0, 12.0], abs=1e-4)
     assert plan_bars(None, bpm=60, seconds=30.0) == Bars(4.0, (("verse", 7),))
     assert plan_bars(None, bpm=20, seconds=5.0).sections == (("verse", 1),)
 

@@ -80,9 +80,8 @@ def test_bytes_read_by_every_tile_count_every_time():
     x, bias = torch.randn(130, 64), torch.randn(64)
     with count_traffic() as (launches):
         bias_gelu(x, bias)
-    assert (
-        launches[0].requested - launches[0].distinct == 2 * 64 * 4
-    )  # three tiles of 64 rows, one bias
+    # three tiles of 64 rows, one bias
+    assert launches[0].requested - launches[0].distinct == 2 * 64 * 4
 
 
 @interpreted

@@ -309,9 +309,8 @@ def test_guidance_interval_is_in_noise_levels():
         ddpm("published"),
         SamplerConfig(name="ddim", steps=20, guidance=2.0, guidance_interval=(0.5, 1.0)),
     )
-    assert (
-        ends.guided == (True,) * 11 + (False,) * 9
-    )  # t = 1, .95, ... .5: both ends of the interval are inside
+    # t = 1, .95, ... .5: both ends of the interval are inside
+    assert ends.guided == (True,) * 11 + (False,) * 9
     off = sampler_table(LINEAR, SamplerConfig(name="ode-euler", steps=3, guidance=0.0))
     assert off.guided == (True,) * 3  # w = 0 is the unconditional branch alone, which must be run
 

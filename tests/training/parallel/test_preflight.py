@@ -170,9 +170,8 @@ def test_two_ranks_of_this_machine(tmp_path: Path) -> None:
         "reduce-scatter",
     }
     assert all(row["right"] and row["bus_gbs"] > 0 for row in report["collectives"])
-    assert (
-        abs(report["ranks"][1]["clock_offset_s"]) <= report["ranks"][1]["clock_error_s"] + 1e-3
-    )  # one machine, one clock
+    # one machine, one clock
+    assert abs(report["ranks"][1]["clock_offset_s"]) <= report["ranks"][1]["clock_error_s"] + 1e-3
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,7 @@
 """Trainings that are killed, cut short, bit-flipped and starved of disk at random, until they end:
 what did they lose?
 
-    python tests/training/fault_runs.py --faults 200 --seed 0 --out faults.json
+    python tests/helpers/fault_runs.py --faults 200 --seed 0 --out faults.json
 
 Each training is started again and again, by another number of ranks and another ZeRO stage each
 time, and meets one fault a start, until it has done all its steps. Then the songs it saw, step by
@@ -223,9 +223,8 @@ def damage(run: Path, choose: random.Random, *, age: int) -> str | None:
     Returns what was done.
     """
     tags = Checkpoints(run / "checkpoints").tags()
-    if all(
-        find_fault(tag) for tag in tags[age + 1 :]
-    ):  # starts that die before they save may have left several spoilt ones
+    # starts that die before they save may have left several spoilt ones
+    if all(find_fault(tag) for tag in tags[age + 1 :]):
         return None
     path = choose.choice(sorted(tags[age].iterdir()))
     size = path.stat().st_size
@@ -331,9 +330,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             {"kind": "none", "modules": str(root / "modules")},
         )
         assert set(codes.values()) == {0}, log.read_text()[-3000:]
-        for name in (
-            (root / "modules").read_text().split()
-        ):  # what a run imports on its way: once here, and not in every fork
+        # what a run imports on its way: once here, and not in every fork
+        for name in (root / "modules").read_text().split():
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         songs, loss = songs_of(root / "undisturbed"), last_loss(root / "undisturbed")

@@ -57,9 +57,8 @@ def save_micro(folder: Path, *, outline: bool = True, **dit: float) -> Path:
     save_config(config, folder)
     for part in PARTS:
         module = build_part(part, config)
-        for (
-            parameter
-        ) in module.parameters():  # adaLN-Zero starts as the identity, which hears no condition
+        # adaLN-Zero starts as the identity, which hears no condition
+        for parameter in module.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
         for name, value in dit.items() if part == "dit" else ():

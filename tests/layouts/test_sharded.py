@@ -16,7 +16,7 @@ from mudit_engine.config import DitConfig
 from mudit_engine.layouts.packed import Span, make_layout
 from mudit_engine.layouts.sharded import Local, shard
 from mudit_engine.models.dit import DiT
-from test_dit import MIXED, make_model
+from small_dits import MIXED, make_model
 
 
 class Meeting:

@@ -189,13 +189,14 @@ def test_every_reading_of_pypinyin_has_tokens() -> None:
     assert {mandarin.parse_syllable(syllable) for syllable in spelled} == spelled
     renamed = {"eh": "ê", "io": "o", "ir": "i", "iz": "i"}
     for syllable, (initial, final) in mandarin.syllables().items():
+        # pypinyin calls their parts nothing, n or h
         if syllable not in (
             "m",
             "n",
             "ng",
             "hm",
             "hng",
-        ):  # pypinyin calls their parts nothing, n or h
+        ):
             assert (
                 to_initials(syllable, strict=True),
                 to_finals(syllable, strict=True, v_to_u=False),

@@ -246,7 +246,7 @@ def test_lyrics_count_only_when_the_recogniser_can_read_the_codec() -> None:
 def test_bars(table: tuple[bars.Bar, ...]) -> None:
     at: Callable[[float], dict[str, float | None]] = lambda off: {
         b.name: b.limit + (off if b.at_least else -off) for b in table
-    }  # noqa: E731
+    }
     assert bars.missed(bars.verdicts(table, at(0.0))) == [], "the limit itself passes"
     assert bars.missed(bars.verdicts(table, at(-0.01))) == [b.name for b in table]
     for absent in (None, float("nan")):

@@ -26,6 +26,8 @@ from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.trainer import InterruptedRun, Trainer
 from small_songs import small_recipe, write_songs
 
+HELPERS = Path(__file__).parents[2] / "helpers"
+
 STATE = ("model.safetensors", "model.optimizer.safetensors", "model.ema.safetensors")
 SAME = ("step", "epoch", "loss", "grad_norm", "lr", "mse", "songs", "weight")
 
@@ -134,7 +136,7 @@ def test_kill_9(
 ) -> None:
     command = [
         sys.executable,
-        str(Path(__file__).with_name("run_and_die.py")),
+        str(HELPERS / "run_and_die.py"),
         str(data),
         str(tmp_path),
         place,

@@ -100,9 +100,8 @@ def test_logit_normal_times_and_their_uniform_share():
     path, g = make_path(PathConfig(kind="linear")), torch.Generator().manual_seed(1)
     t = sample_times(40000, path, generator=g, distribution="logit-normal", uniform_share=0.0)
     assert abs((t < 0.5).double().mean() - 0.5) < 0.01
-    assert (
-        abs(((t > 0.2689) & (t < 0.7311)).double().mean() - 0.6827) < 0.01
-    )  # one standard deviation of the logit
+    # one standard deviation of the logit
+    assert abs(((t > 0.2689) & (t < 0.7311)).double().mean() - 0.6827) < 0.01
     rare = (t < 0.01).double().mean()
     t = sample_times(40000, path, generator=g, distribution="logit-normal", uniform_share=0.5)
     assert rare < 1e-3 < 4e-3 < (t < 0.01).double().mean()

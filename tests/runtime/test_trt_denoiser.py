@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import micro_config, save_model
+from micro_deployment import micro_config, save_model
 from mudit_engine.cli.main import run
 from mudit_engine.config import ModelConfig, SamplerConfig
 from mudit_engine.diffusion.samplers import sampler_table

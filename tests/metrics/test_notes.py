@@ -86,11 +86,12 @@ def test_posteriors_become_notes() -> None:
     note, onset = np.zeros((200, 88)), np.zeros((200, 88))
     note[20:60, 39], onset[20, 39] = 0.8, 0.9  # middle C
     note[40:42, 39] = 0.1  # a dip of two frames is no rest
+    # struck again while it sounds
     note[100:140, 43], onset[100, 43], onset[120, 43] = (
         0.8,
         0.9,
         0.7,
-    )  # struck again while it sounds
+    )
     note[150:153, 50], onset[150, 50] = 0.9, 0.9  # too short
     note[10:90, 60], onset[10, 60] = 0.9, 0.3  # no onset
     note[190:200, 10], onset[190, 10] = 0.9, 0.9  # to the end

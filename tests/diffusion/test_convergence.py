@@ -192,9 +192,8 @@ def test_stochastic_ddim_keeps_the_marginals_at_first_order(name, eta):
             else continuous_levels(make_path(config), steps)
         )
         found.append(gaussian_error(config, table, levels, [steps // 2, steps]))
-    if (
-        name == "ddpm-eps"
-    ):  # what starting at alpha(1) = 0.08 without a trace of the data costs does not go away
+    # what starting at alpha(1) = 0.08 without a trace of the data costs does not go away
+    if name == "ddpm-eps":
         assert found[-1] < 0.1
         return
     assert_order(f"{name} ddim eta {eta}", counts, found, 0.8, 1.3)

@@ -92,9 +92,8 @@ def test_predictions_of_one_schedule_agree(pair):
 @every_path
 def test_derivatives_of_the_schedule(config):
     path, t, h = make_path(config), levels(config), 1e-6
-    if (
-        config.kind == "ddpm"
-    ):  # one-sided at a step, below the snap that absorbs float32 rounding of t
+    # one-sided at a step, below the snap that absorbs float32 rounding of t
+    if config.kind == "ddpm":
         t, h = t - 0.5 / config.train_steps, 0.1 / config.train_steps
     tolerance = 1e-3 if config.kind == "ddpm" else 1e-8
     for value, slope in ((path.alpha, path.dalpha), (path.sigma, path.dsigma)):
@@ -131,9 +130,8 @@ def test_bezier_with_control_0_is_linear_at_the_square_of_t():
 
 
 def test_bezier_formulas_of_the_paper():
-    path = make_path(
-        PathConfig(kind="bezier", bezier_control=2 / 3)
-    )  # c = cos(pi/3) = 1/2: alpha = (1 - t)^2 + t (1 - t) = 1 - t
+    # c = cos(pi/3) = 1/2: alpha = (1 - t)^2 + t (1 - t) = 1 - t
+    path = make_path(PathConfig(kind="bezier", bezier_control=2 / 3))
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     torch.testing.assert_close(path.alpha(t), 1 - t)
     torch.testing.assert_close(path.sigma(t), t**2)
@@ -163,9 +161,8 @@ def test_network_time_of_ddpm_is_the_index_over_train_steps():
     assert torch.equal(
         path.network_time(t), torch.arange(500, dtype=torch.float64).div(500).float()
     )
-    torch.testing.assert_close(
-        path.alpha(t.double()), ddpm_alphas(path.config), atol=1e-12, rtol=0
-    )  # float32 t still means its step
+    # float32 t still means its step
+    torch.testing.assert_close(path.alpha(t.double()), ddpm_alphas(path.config), atol=1e-12, rtol=0)
     t = torch.tensor([0.25, 1.0], dtype=torch.float64)
     assert make_path(PATHS["linear"]).network_time(t).dtype == torch.float32
 
