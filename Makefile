@@ -1,9 +1,12 @@
 # make song    sets everything up and writes out/song.wav from a description and lyrics
 # make test    sets everything up, checks the code and runs the tests
-# make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random faults: takes an hour on two cores
-# make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their peers, writes out/gpu/
+# make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random
+#              faults: takes an hour on two cores
+# make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their
+#              peers, writes out/gpu/
 #
-# Only Python 3.11 or 3.12, with venv, and make are needed. PYTHON=... chooses the interpreter, VENV=... the environment's folder.
+# Only Python 3.11 or 3.12, with venv, and make are needed. PYTHON=... chooses the interpreter,
+# VENV=... the environment's folder.
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -26,19 +29,23 @@ song: $(VENV)/.core
 	@echo "The song: out/song.wav (what made it: out/song.json, its spectrum: out/song.png)"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
+	  $(TEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 ranks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/parallel/test_deepspeed.py tests/training/checkpoints/test_faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
+	  tests/training/parallel/test_deepspeed.py tests/training/checkpoints/test_faults.py
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m mudit_engine.benchmarks.report_gpu --out out/gpu
 
-# The embedded model from nothing: corpus, codec, encoder, latents, both training stages. Takes hours on two cores.
+# The embedded model from nothing: corpus, codec, encoder, latents, both training stages. Takes
+# hours on two cores.
 tiny: $(VENV)/.dev
 	$(BIN)/python -m mudit_engine.training.tiny.pipeline --work data/tiny
 
@@ -47,11 +54,15 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No Python on the PATH: apt-get install python3 python3-venv" >&2; exit 1; }
+	@test -n "$(PYTHON)" || \
+	  { echo "No Python on the PATH: apt-get install python3 python3-venv" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
-	  { echo "$$("$(PYTHON)" --version) is not supported: install Python 3.11 or 3.12, or name one with make PYTHON=..." >&2; exit 1; }
+	  { echo "$$("$(PYTHON)" --version) is not supported: install Python 3.11 or 3.12," \
+	      "or name one with make PYTHON=..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
-	  { echo "This Python has no venv: apt-get install $$("$(PYTHON)" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; }
+	  { echo "This Python has no venv: apt-get install" \
+	      "python$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; \
+	    exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 
 # What is installed follows setup.py; an unchanged setup.py installs nothing again.

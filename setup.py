@@ -49,19 +49,14 @@ EXTRAS = {
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],
     "ray": ["ray[data]==2.60.0"],
-    "listen": [
-        "demucs==4.1.0",
-        "faster-whisper==1.2.1",
-        "funasr==1.4.16",
-    ],  # stems and lyrics of songs that come without
+    # stems and lyrics of songs that come without
+    "listen": ["demucs==4.1.0", "faster-whisper==1.2.1", "funasr==1.4.16"],
     "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],
-    # only where its GPU is; polygraphy also parses the build commands that are written for GPU
-    # hosts
-    "quantize": [
-        "nvidia-modelopt"
-    ],  # in an environment of its own, on the GPU host: it wants another onnx
+    # in an environment of its own, on the GPU host: it wants another onnx
+    "quantize": ["nvidia-modelopt"],
+    # only where its GPU is; polygraphy also parses the build commands written for GPU hosts
     "tensorrt": ["tensorrt==11.4.0.106", POLYGRAPHY],
 }
 EXTRAS["dev"] = [

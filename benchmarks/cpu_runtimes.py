@@ -1,7 +1,8 @@
 """Seconds of a denoising step, of a decoded chunk and of a whole song on the CPU, by every runtime
 of a deployment folder, interleaved.
 
-    rows = run(Path("deploy"), runtimes=("onnxruntime", "openvino"), lengths=(30.0,), rounds=5)     # or: mudit bench runtimes
+    # or: mudit bench runtimes
+    rows = run(Path("deploy"), runtimes=("onnxruntime", "openvino"), lengths=(30.0,), rounds=5)
 
 torch is this package in fp32, torch-bf16 the same with its networks in bf16; torch.stft, where the
 codec searches for phases, is the same search by torch.stft and torch.istft on whole songs, as
@@ -232,9 +233,8 @@ def _measure(
     """What a Row says of every call, those in `limits` held to PyTorch; `first` is what to compare
     where it is not what the calls give.
     """
-    results = {
-        name: call().clone() for name, call in calls.items()
-    }  # also the warm-up: compilation, pages, thread pools
+    # also the warm-up: compilation, pages, thread pools
+    results = {name: call().clone() for name, call in calls.items()}
     results = first or results
     difference = {name: relative(results[name], results["torch"]) for name in limits}
     for name, error in difference.items():

@@ -1,7 +1,8 @@
 """Peak memory and time of the VAE decode of one song, for several chunk sizes and for the whole
 song at once.
 
-    python -m mudit_engine.benchmarks.decode_memory --preset musit-380m --seconds 260 --chunks 32,128,512,0 --json
+    python -m mudit_engine.benchmarks.decode_memory --preset musit-380m \\
+      --seconds 260 --chunks 32,128,512,0 --json
 
 Each chunk size (0: the whole song in one piece) runs in a process of its own. `peak_mib` is the
 peak of the resident memory above what the process held with the weights loaded; the finished audio

@@ -1,7 +1,8 @@
 """Peak memory, time and sizes of `mudit export onnx` on a preset with random weights: the graphs of
 a size that nobody has trained yet.
 
-    python -m mudit_engine.benchmarks.export_memory musit-3b --flavour bf16 --out benchmarks/results/onnx_export_musit-3b.json
+    python -m mudit_engine.benchmarks.export_memory musit-3b --flavour bf16 \\
+      --out benchmarks/results/onnx_export_musit-3b.json
 
 The command runs as it is, in a process of its own, into a folder that is removed afterwards
 (`--folder` where /tmp is small: the weights and the graphs lie side by side in it). `peak_mib` is

@@ -6,8 +6,9 @@ every gradient. Ours outside stops the run; a peer outside gets no time. Then ea
 once a round with the L2 cache flushed; rows carry quantiles over the rounds, the share of this
 run's own GEMM (or copy) peak, and the peak memory.
 
-    rows = run(ops=("attention",), head_dims=(96,), dtypes=("bf16",))          # or: mudit bench kernels
-    rows = run(interpret=True)                   # no GPU: same code, tiny songs, Triton interpreted; measured is False, nothing is timed
+    rows = run(ops=("attention",), head_dims=(96,), dtypes=("bf16",))  # or: mudit bench kernels
+    # no GPU: same code, tiny songs, Triton interpreted; measured is False, nothing is timed
+    rows = run(interpret=True)
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from mudit_engine.errors import GateError, InputError, MissingError
 from mudit_engine.profiling import strict
 
 COLUMNS = {
-    "op": "op", "head_dim": "head", "dtype": "dtype", "provider": "provider", "rows": "rows", "error": "error", "error_eager": "eager's",
-    "ms_p50": "ms p50", "ms_p20": "p20", "ms_p80": "p80", "tflops": "TFLOP/s", "gemm_peak_fraction": "of GEMM peak",
-    "gigabytes_per_second": "GB/s", "copy_peak_fraction": "of copy peak", "speedup_of_ours": "ours is faster by",
-    "peak_memory_mib": "peak MiB", "note": "note",
+    "op": "op", "head_dim": "head", "dtype": "dtype", "provider": "provider", "rows": "rows",
+    "error": "error", "error_eager": "eager's", "ms_p50": "ms p50", "ms_p20": "p20",
+    "ms_p80": "p80", "tflops": "TFLOP/s", "gemm_peak_fraction": "of GEMM peak",
+    "gigabytes_per_second": "GB/s", "copy_peak_fraction": "of copy peak",
+    "speedup_of_ours": "ours is faster by", "peak_memory_mib": "peak MiB", "note": "note",
 }  # fmt: skip
 GEMM = 8192
 COPY_BYTES = 1 << 29
@@ -120,7 +122,9 @@ def run(
 def measure(
     case: Case, dtype: str, *, peers: bool, rounds: int, peak: Mapping[str, float] | None
 ) -> list[dict[str, Any]]:
-    """Rows of one case: forward, and backward where there is one. Without a peak nothing is timed."""
+    """Rows of one case: forward, and backward where there is one.
+    Without a peak nothing is timed.
+    """
     providers = {name: f for name, f in case.providers.items() if peers or name in (OURS, EAGER)}
     missing = dict(case.missing) if peers else {}
     if peak is None and COMPILED in providers:
@@ -141,15 +145,12 @@ def measure(
             provider = torch.compile(provider, dynamic=False)
         try:
             got = eager if name == EAGER else results(case, provider, None)
-        except (
-            Exception
-        ) as error:  # whatever a peer raises is its row's note, not the end of the run
+        except Exception as error:
+            # whatever a peer raises is its row's note, not the end of the run
             if name == OURS:
                 raise
-            missing[name] = (
-                f"{type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no message'}"
-            )
+            message = str(error).strip() or "no message"
+            missing[name] = f"{type(error).__name__}: {message.splitlines()[0][:200]}"
             continue
         for direction in got:
             worst, bound = distance(got[direction], eager[direction], truth[direction])
@@ -321,7 +322,9 @@ def speeds(
 
 
 def least_bytes(case: Case, *, backward: bool) -> int:
-    """Inputs and outputs once; backward: inputs, gradients of the outputs, gradients of the inputs."""
+    """Inputs and outputs once; backward: inputs, gradients of the outputs,
+    gradients of the inputs.
+    """
     with torch.no_grad():
         outputs = case.providers[EAGER](*case.inputs)
     moved = sum(x.numel() * x.element_size() for x in (*case.inputs, *outputs))

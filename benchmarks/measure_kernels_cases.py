@@ -1,7 +1,8 @@
 """What the kernel benchmark runs: every op on ragged songs, with its float64 truth and the other
 ways to compute the same.
 
-    for case in cases(FULL, ops=("attention", "norm"), head_dims=(96,), dtype=torch.bfloat16, device="cuda"):
+    asked = {"ops": ("attention", "norm"), "head_dims": (96,), "dtype": torch.bfloat16}
+    for case in cases(FULL, **asked, device="cuda"):
         out = case.providers["mudit"](*case.inputs)
 
 All providers take the same packed rows and give the same tensors: what another library needs around
@@ -95,8 +96,11 @@ def attention_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -
     positions = _positions(frames, device)
     cos, sin = (torch.stack((table, table)) for table in _rope(positions, head_dim, dtype))
     g = torch.Generator().manual_seed(head_dim)
-    q, k, v = (torch.randn(n, h, head_dim, generator=g).to(device, dtype) for n, h in
-               ((rows, 2 * heads), (rows + sum(lyrics), heads), (rows + sum(lyrics), heads)))  # fmt: skip
+    keys = (rows + sum(lyrics), heads)
+    q, k, v = (
+        torch.randn(n, h, head_dim, generator=g).to(device, dtype)
+        for n, h in ((rows, 2 * heads), keys, keys)
+    )
 
     def eager(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return (attention_reference(q, k, v, segments, cos.to(_wide(q)), sin.to(_wide(q))),)

@@ -54,8 +54,9 @@ def peer_fwd_kernel(
 
 @triton.jit
 def peer_bwd_dq_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, lse_ptr, delta_ptr, scale_log2, stride_head, stride_row, n_rows,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, lse_ptr, delta_ptr, scale_log2, stride_head, stride_row,
+    n_rows, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     base = tl.program_id(1).to(tl.int64) * stride_head
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -82,8 +83,9 @@ def peer_bwd_dq_kernel(
 
 @triton.jit
 def peer_bwd_dkv_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, scale_log2, stride_head, stride_row, n_rows,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, scale_log2, stride_head,
+    stride_row, n_rows, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     base = tl.program_id(1).to(tl.int64) * stride_head
     rows = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -121,8 +123,9 @@ def peer_forward(*, head_dim: int, config: Config, rows: int = 1024, heads: int 
     q, k, v, out = _tensors(head_dim, 4, rows, heads)
     lse = torch.zeros(q.shape[:3])
     peer_fwd_kernel[(q.shape[2] // config.block_q, q.shape[1])](
-        q, k, v, out, lse, 0.1, q.stride(1), q.stride(2), q.shape[2], HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
-        BLOCK_Q=config.block_q, BLOCK_K=config.block_k, num_warps=config.warps, num_stages=config.stages,
+        q, k, v, out, lse, 0.1, q.stride(1), q.stride(2), q.shape[2], HEAD_DIM=head_dim,
+        WIDTH=triton.next_power_of_2(head_dim), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+        num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
 
 
@@ -138,6 +141,7 @@ def peer_backward(
         (peer_bwd_dkv_kernel, grads[1:], configs[1], configs[1].block_k),
     ):
         kernel[(q.shape[2] // block, q.shape[1])](
-            q, k, v, do, *outputs, lse, delta, *shared, HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
-            BLOCK_Q=config.block_q, BLOCK_K=config.block_k, num_warps=config.warps, num_stages=config.stages,
+            q, k, v, do, *outputs, lse, delta, *shared, HEAD_DIM=head_dim,
+            WIDTH=triton.next_power_of_2(head_dim), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+            num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

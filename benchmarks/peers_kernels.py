@@ -211,9 +211,10 @@ def _flash_norm(dtype: torch.dtype, songs: Songs) -> None:
     out, total, stats = torch.empty_like(x), torch.empty_like(x), torch.zeros(2, sum(songs))
     # tuned by measurement on a device; here the warps that our kernel takes for such a row
     module._layer_norm_fwd_1pass_kernel.fn[(sum(songs),)](
-        x, out, weight, bias, residual, None, None, None, None, total, None, None, None, None, *stats,
-        WIDTH, WIDTH, WIDTH, WIDTH, 0, 0, sum(songs), WIDTH, 1e-6, 0.0, 0, False, triton.next_power_of_2(WIDTH), True, True, True,
-        False, False, False, HAS_X1=False, HAS_W1=False, HAS_B1=False, num_warps=8,
+        x, out, weight, bias, residual, None, None, None, None, total, None, None, None, None,
+        *stats, WIDTH, WIDTH, WIDTH, WIDTH, 0, 0, sum(songs), WIDTH, 1e-6, 0.0, 0, False,
+        triton.next_power_of_2(WIDTH), True, True, True, False, False, False, HAS_X1=False,
+        HAS_W1=False, HAS_B1=False, num_warps=8,
     )  # fmt: skip
 
 
@@ -224,8 +225,8 @@ def _flash_rotary(head_dim: int) -> Callable[[torch.dtype, Songs], None]:
         x, out = _leaves(*2 * [(1, rows, heads, head_dim)], dtype=dtype)
         cos, sin = _leaves(*2 * [(rows, head_dim // 2)], dtype=torch.float32)
         kernel[(triton.cdiv(heads, 2), triton.cdiv(rows, 8), 1)](
-            out, x, cos, sin, None, 0, rows, heads, rows, *out.stride(), *x.stride(), head_dim, False, False, False, False,
-            BLOCK_M=8, BLOCK_H=2,
+            out, x, cos, sin, None, 0, rows, heads, rows, *out.stride(), *x.stride(), head_dim,
+            False, False, False, False, BLOCK_M=8, BLOCK_H=2,
         )  # fmt: skip
 
     return launch
@@ -271,7 +272,10 @@ def flash_attention(arch: str, head_dim: int) -> list[dict[str, Any]]:
             with compile_for(arch) as builds:
                 launch(head_dim, config)
         except CompilationError as error:
-            reason = f"does not compile with triton {triton.__version__}: {str(error).strip().splitlines()[-1]}"
+            reason = (
+                f"does not compile with triton {triton.__version__}: "
+                f"{str(error).strip().splitlines()[-1]}"
+            )
             rows.append(
                 skipped(
                     op="attention_fwd",
@@ -303,12 +307,14 @@ def _flash_varlen(head_dim: int, config: Config) -> None:
     lse, cumulative = torch.zeros(ROWS, HEADS), torch.tensor([0, ROWS], dtype=torch.int32)
     strides = (0, q.stride(1), q.stride(0), 1)
     kernel[(triton.cdiv(ROWS, config.block_q), HEADS, 1)](
-        q, k, v, None, None, None, None, None, None, None, 0, 0, 0, 0, head_dim**-0.5, lse, out, *4 * strides,
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, HEADS, cumulative, cumulative, 0.0, None, None, None, None, None,
-        HQ=HEADS, HK=HEADS, ACTUAL_BLOCK_DMODEL=head_dim, MAX_SEQLENS_Q=ROWS, MAX_SEQLENS_K=ROWS, IS_VARLEN=True, IS_INFERENCE=False,
-        IS_CAUSAL=False, BLOCK_M=config.block_q, BLOCK_DMODEL=max(triton.next_power_of_2(head_dim), 16), BLOCK_N=config.block_k,
-        PRE_LOAD_V=False, USE_BIAS=False, ENABLE_DROPOUT=False, RETURN_SCORES=False, USE_ALIBI=False, USE_EXP2=True, IS_FP8=False,
-        FP8_MAX=1.0, FP8_OUTPUT=False, num_warps=config.warps, num_stages=config.stages,
+        q, k, v, None, None, None, None, None, None, None, 0, 0, 0, 0, head_dim**-0.5, lse, out,
+        *4 * strides, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, HEADS, cumulative, cumulative, 0.0, None,
+        None, None, None, None, HQ=HEADS, HK=HEADS, ACTUAL_BLOCK_DMODEL=head_dim,
+        MAX_SEQLENS_Q=ROWS, MAX_SEQLENS_K=ROWS, IS_VARLEN=True, IS_INFERENCE=False, IS_CAUSAL=False,
+        BLOCK_M=config.block_q, BLOCK_DMODEL=max(triton.next_power_of_2(head_dim), 16),
+        BLOCK_N=config.block_k, PRE_LOAD_V=False, USE_BIAS=False, ENABLE_DROPOUT=False,
+        RETURN_SCORES=False, USE_ALIBI=False, USE_EXP2=True, IS_FP8=False, FP8_MAX=1.0,
+        FP8_OUTPUT=False, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
 
 
@@ -318,7 +324,8 @@ def _flash_dense(head_dim: int, config: Config) -> None:
     lse, scratch = torch.zeros(2, 1, HEADS, ROWS)
     strides = (q.stride(0), q.stride(2), q.stride(1))
     kernel[(triton.cdiv(ROWS, config.block_q), HEADS)](
-        q, k, v, None, out, lse, scratch, head_dim**-0.5, *3 * strides, 0, 0, 0, *strides, HEADS, ROWS, ROWS, ROWS, head_dim, ROWS // 32,
-        ROWS // 32, "none", False, max(triton.next_power_of_2(head_dim), 16),
-        BLOCK_M=config.block_q, BLOCK_N=config.block_k, num_warps=config.warps, num_stages=config.stages,
+        q, k, v, None, out, lse, scratch, head_dim**-0.5, *3 * strides, 0, 0, 0, *strides, HEADS,
+        ROWS, ROWS, ROWS, head_dim, ROWS // 32, ROWS // 32, "none", False,
+        max(triton.next_power_of_2(head_dim), 16), BLOCK_M=config.block_q, BLOCK_N=config.block_k,
+        num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip

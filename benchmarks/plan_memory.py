@@ -2,7 +2,8 @@
 activations at three lengths, packing.
 
     python -m mudit_engine.benchmarks.plan_memory --out benchmarks/results/plan_memory.json
-    python -m mudit_engine.benchmarks.plan_memory --parts state,packing --rehearse musit-380m:64:1:fp32
+    python -m mudit_engine.benchmarks.plan_memory --parts state,packing \\
+      --rehearse musit-380m:64:1:fp32
 
 state        bytes by kind on 2 and 4 real gloo ranks and on rank 0 of rehearsals, each against the
 closed forms: within 1 % activations  bytes that saved_tensors_hooks see, and the most that lives at
@@ -44,7 +45,10 @@ REAL = {
     2: [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
 }
 REAL[4] = REAL[2][:4]
-REHEARSED = "musit-380m:64:1:fp32,musit-380m:64:2:fp32,musit-380m:64:3:fp32,musit-380m:64:1:bf16,musit-1b:64:1:bf16,musit-1b:64:3:fp32"
+REHEARSED = (
+    "musit-380m:64:1:fp32,musit-380m:64:2:fp32,musit-380m:64:3:fp32,musit-380m:64:1:bf16,"
+    "musit-1b:64:1:bf16,musit-1b:64:3:fp32"
+)
 Row = dict[str, Any]
 
 
@@ -208,7 +212,10 @@ def _line(part: str, row: Row) -> str:
             f"{name} {row[name]['measured'] / 2**20:,.1f} MiB ({100 * row[name]['error']:+.2f} %)"
             for name in names
         ]
-        return f"{row['preset']}, {row['frames']} frames, checkpointing {row['checkpointing']}: {', '.join(pairs)}"
+        return (
+            f"{row['preset']}, {row['frames']} frames, checkpointing {row['checkpointing']}: "
+            f"{', '.join(pairs)}"
+        )
     where = "real ranks" if row["real_ranks"] else "rehearsed ranks"
     total = row["state"]["all"]
     return (

@@ -1,7 +1,8 @@
 """The data path of a large run: songs read a second a core, how full packs are, and what 1.5 M
 songs cost in memory and planning.
 
-    python -m mudit_engine.benchmarks.read_shards --songs 2000 --out benchmarks/results/data_path.json
+    python -m mudit_engine.benchmarks.read_shards --songs 2000 \\
+      --out benchmarks/results/data_path.json
 
 `read` copies every song's latents out of the mapped shards (1,536 x 96 fp16, 288 KiB a song) in the
 sampler's order, on one thread; `cast` is the same with the widening to fp32 that a batch needs.

@@ -5,8 +5,10 @@ measurement, in one folder to hand on.
 
     out/gpu/<time>-<device>/
         env.json        device, driver, versions, commit, command
-        numerics.xml    the tests marked gpu, one by one          numerics.log    their output
-        measured.json   every kernel and peer, timed              static.json     the same kernels' machine code for this device
+        numerics.xml    the tests marked gpu, one by one
+        numerics.log    their output
+        measured.json   every kernel and peer, timed
+        static.json     the same kernels' machine code for this device
         report.html     both, on one page
 
 Exit codes: 0 done, 3 no usable GPU, 4 numerics are red (the log is kept, and nothing is timed). A

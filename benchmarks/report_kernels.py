@@ -1,7 +1,7 @@
 """One self-contained page of kernel figures: a roofline of static ceilings, ours against peers, and
 every row in a table.
 
-    html(static_rows, measured_rows, env)                       # or: mudit bench kernels --static --html report.html
+    html(static_rows, measured_rows, env)  # or: mudit bench kernels --static --html report.html
 
 Nothing on the page is a speed unless a GPU gave it: static points are upper bounds, in shares of
 the chip's peak.
@@ -21,20 +21,27 @@ from mudit_engine.hardware import environment
 from mudit_engine.profiling.sass import MACHINES
 
 STATIC_COLUMNS = {
-    "op": "op", "variant": "variant", "head_dim": "head", "dtype": "dtype", "tile": "tile", "warps": "warps", "registers": "registers",
-    "spill_bytes": "spill B", "loop_local_accesses": "local in loop", "shared_bytes": "shared B", "blocks_per_sm": "blocks/SM",
-    "mma_instructions": "MMAs", "mma_useful_ratio": "MMA executed/useful", "loop_instructions": "loop instr.", "mix": "loop mix",
-    "ceiling_of": "ceiling of", "ceiling_overlap": "overlap", "ceiling_serial": "serial", "bound": "bound by", "ratio": "bytes moved/min",
+    "op": "op", "variant": "variant", "head_dim": "head", "dtype": "dtype", "tile": "tile",
+    "warps": "warps", "registers": "registers", "spill_bytes": "spill B",
+    "loop_local_accesses": "local in loop", "shared_bytes": "shared B",
+    "blocks_per_sm": "blocks/SM", "mma_instructions": "MMAs",
+    "mma_useful_ratio": "MMA executed/useful", "loop_instructions": "loop instr.",
+    "mix": "loop mix", "ceiling_of": "ceiling of", "ceiling_overlap": "overlap",
+    "ceiling_serial": "serial", "bound": "bound by", "ratio": "bytes moved/min",
     "access": "access width", "ptxas_warnings": "ptxas warnings",
 }  # fmt: skip
 STYLE = f"""
-body {{ font: 14px/1.5 system-ui, sans-serif; color: {INK}; margin: 2rem auto; max-width: 1500px; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }} p, li {{ max-width: 60rem; }}
-img {{ max-width: 100%; }} .scroll {{ overflow-x: auto; }} code {{ background: #f2f4f7; padding: 0 .25em; border-radius: 3px; }}
+body {{ font: 14px/1.5 system-ui, sans-serif; color: {INK}; margin: 2rem auto; max-width: 1500px; }}
+body {{ padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
+p, li {{ max-width: 60rem; }} img {{ max-width: 100%; }} .scroll {{ overflow-x: auto; }}
+code {{ background: #f2f4f7; padding: 0 .25em; border-radius: 3px; }}
 table {{ border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }}
-th {{ text-align: left; position: sticky; top: 0; background: #fff; border-bottom: 2px solid {INK}; vertical-align: bottom; }}
+th {{ text-align: left; position: sticky; top: 0; background: #fff; vertical-align: bottom; }}
+th {{ border-bottom: 2px solid {INK}; }}
 th, td {{ padding: .2rem .55rem; }} td {{ border-bottom: 1px solid {GRID}; white-space: nowrap; }}
-td.number {{ text-align: right; }} tr.peer td {{ color: {MUTED}; }} tr.bad td {{ background: #fff4e6; }} td.wrap {{ white-space: normal; }}
+td.number {{ text-align: right; }} tr.peer td {{ color: {MUTED}; }}
+tr.bad td {{ background: #fff4e6; }} td.wrap {{ white-space: normal; }}
 .muted {{ color: {MUTED}; }}
 """
 
@@ -50,10 +57,14 @@ def cells(row: Row) -> dict[str, Any]:
     mix = row.get("loop_counts") or {}
     return row | percent | {
         "tile": "x".join(map(str, row["tile"][:2])) if row.get("tile") else None,
-        "mix": " ".join(f"{pipe} {n}" for pipe, n in sorted(mix.items(), key=lambda item: -item[1])),
+        "mix": " ".join(
+            f"{pipe} {n}" for pipe, n in sorted(mix.items(), key=lambda item: -item[1])
+        ),
         "ratio": f"{moved / least:.2f}" if moved and least else None,
-        "access": " ".join(f"{int(width) * 8}b "
-                           f"x{n}" for width, n in (row.get("access_bytes") or {}).items()) or None,
+        "access": " ".join(
+            f"{int(width) * 8}b x{n}" for width, n in (row.get("access_bytes") or {}).items()
+        )
+        or None,
         "ptxas_warnings": "; ".join(row.get("ptxas_warnings") or ()) or None,
     }  # fmt: skip
 
@@ -88,7 +99,10 @@ def _table(columns: dict[str, str], rows: Sequence[Row]) -> str:
             )
             tds.append(f"<td{' class=number' if number else ''}>{escape(text)}</td>")
         body.append(f'<tr class="{kind}">{"".join(tds)}</tr>')
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
 
 
 def _image(png: bytes | None, text: str) -> str:
@@ -101,19 +115,25 @@ def _image(png: bytes | None, text: str) -> str:
 
 NOTES = {
     "roofline": """
-<ul><li>Filled: ours; hollow: peers at the same tile. A line runs from the serial ceiling (nothing overlaps) to the overlap ceiling
-(everything hides behind the tensor cores, or behind DRAM for kernels that stream).</li>
-<li>Head widths 64, 96 and 128 of one kernel share an intensity and are drawn side by side.</li></ul>""",
+<ul><li>Filled: ours; hollow: peers at the same tile. A line runs from the serial ceiling (nothing
+overlaps) to the overlap ceiling (everything hides behind the tensor cores, or behind DRAM for
+kernels that stream).</li>
+<li>Head widths 64, 96 and 128 of one kernel share an intensity and are drawn side by side.</li>
+</ul>""",
     "static": """
 <h2>How to read it</h2><ul>
-<li><b>overlap, serial</b>: tensor / max(pipes) and tensor / (tensor + busiest other pipe) cycles of the hot loop, times useful over
-executed FLOP. They see no latency, no bank conflicts and no overlap between warp groups. Kernels that stream: the same against DRAM
-bandwidth. sm_100 runs its matrix products asynchronously (tcgen05), of which such counts say nothing: no ceiling.</li>
-<li><b>bytes moved/min</b>: what programs ask for, L2 hits included, over what must be read and written once. Row-wise kernels are counted
-lane by lane in the interpreter; attention by its worklist (every query tile streams all keys of its song).</li>
-<li>Peers do less per launch: Liger's and flash-attn's norms know no modulation row per song, their rotary kernels no QK-norm and no split
-of the projection; Liger's GELU is gated and adds no bias. The tutorial's attention knows no ragged batch and no rotation.</li>
-<li><b>local in loop</b>: spills that are paid on every trip. <b>spill B</b>: spill bytes in the whole text.</li></ul>""",
+<li><b>overlap, serial</b>: tensor / max(pipes) and tensor / (tensor + busiest other pipe) cycles of
+the hot loop, times useful over executed FLOP. They see no latency, no bank conflicts and no overlap
+between warp groups. Kernels that stream: the same against DRAM bandwidth. sm_100 runs its matrix
+products asynchronously (tcgen05), of which such counts say nothing: no ceiling.</li>
+<li><b>bytes moved/min</b>: what programs ask for, L2 hits included, over what must be read and
+written once. Row-wise kernels are counted lane by lane in the interpreter; attention by its
+worklist (every query tile streams all keys of its song).</li>
+<li>Peers do less per launch: Liger's and flash-attn's norms know no modulation row per song, their
+rotary kernels no QK-norm and no split of the projection; Liger's GELU is gated and adds no bias.
+The tutorial's attention knows no ragged batch and no rotation.</li>
+<li><b>local in loop</b>: spills that are paid on every trip. <b>spill B</b>: spill bytes in the
+whole text.</li></ul>""",
     "compiled": "<p>Compiled, not measured: no GPU was used. Ceilings are bounds from instruction "
     "counts, <b>not speeds</b>.</p>",
     "interpreted": "<p><b>Not measured:</b> interpreted at tiny sizes, to run the code and hold "

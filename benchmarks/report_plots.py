@@ -1,7 +1,7 @@
 """Plots of the static reports as PNG: a roofline of ceilings, and the ceilings of attention against
 peers.
 
-    roofline(rows), ceilings(rows)                                             # bytes, or None without a rated row
+    roofline(rows), ceilings(rows)  # bytes, or None without a rated row
 
 Upper bounds in shares of a chip's peak; nothing here is a speed.
 """

@@ -4,7 +4,8 @@ to, and peers at the same tiles beside.
 Ceilings are shares of the tensor-core peak that the hot loop's instruction counts allow
 (profiling/sass.py): not speeds.
 
-    python -m mudit_engine.benchmarks.static_attention --arch sm_80,sm_90 --peers --out benchmarks/results/static_attention.json
+    python -m mudit_engine.benchmarks.static_attention --arch sm_80,sm_90 --peers \\
+      --out benchmarks/results/static_attention.json
 """
 
 from __future__ import annotations
@@ -137,8 +138,9 @@ def ours(arch: str, head_dim: int, variant: str) -> list[dict[str, Any]]:
             covered=True,
         )
         backward(
-            out, None, q, k, v, out, lse, angles, angles, tables["bwd_dq"], tables["bwd_dkv"], (config["bwd_dq"], config["bwd_dkv"]),
-            scale=scale, precision=precision, q_covered=True, k_covered=True,
+            out, None, q, k, v, out, lse, angles, angles, tables["bwd_dq"], tables["bwd_dkv"],
+            (config["bwd_dq"], config["bwd_dkv"]), scale=scale, precision=precision, q_covered=True,
+            k_covered=True,
         )  # fmt: skip
     rows = []
     for op, build in zip(PRODUCTS, builds, strict=True):
@@ -230,7 +232,10 @@ def main() -> None:
     if options.out.exists():
         made = {key(r) for r in rows}
         rows = [r for r in json.loads(options.out.read_text())["rows"] if key(r) not in made] + rows
-    about = "compiled, not measured: machine code of the attention kernels; ceilings are shares of the tensor-core peak, not speeds"
+    about = (
+        "compiled, not measured: machine code of the attention kernels; ceilings are shares of the "
+        "tensor-core peak, not speeds"
+    )
     write(
         options.out,
         sorted(rows, key=key),

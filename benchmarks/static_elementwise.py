@@ -7,7 +7,8 @@ accesses below 16 bytes inside loops (in the whole kernel where there is none). 
 of the DRAM bandwidth. Bytes are counted in the interpreter over one multiprocessor's share of an
 A100's launch.
 
-    python -m mudit_engine.benchmarks.static_elementwise --arch sm_80,sm_90 --out benchmarks/results/static_elementwise.json
+    python -m mudit_engine.benchmarks.static_elementwise --arch sm_80,sm_90 \\
+      --out benchmarks/results/static_elementwise.json
 """
 
 from __future__ import annotations
@@ -142,7 +143,9 @@ VARIANTS: dict[str, Callable[[torch.dtype, Songs], None]] = {
 
 
 def _live(constants: dict[str, Any]) -> float:
-    """Share of lanes that are not masked off: blocks are powers of two, rows and heads need not be."""
+    """Share of lanes that are not masked off:
+    blocks are powers of two, rows and heads need not be.
+    """
     if "CHUNK" in constants:
         return float(constants["HEAD_DIM"] / (2 * constants["BLOCK"]))
     if "BLOCK_D" in constants:
@@ -248,7 +251,10 @@ def main() -> None:
     if options.out is None:
         print(as_text({"rows": rows}), end="")
         return
-    about = "compiled, not measured: machine code of the row-wise kernels; ceilings are shares of the DRAM bandwidth, not speeds"
+    about = (
+        "compiled, not measured: machine code of the row-wise kernels; ceilings are shares of the "
+        "DRAM bandwidth, not speeds"
+    )
     write(
         options.out,
         rows,

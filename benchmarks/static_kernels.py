@@ -1,7 +1,8 @@
 """Every kernel, compiled for every architecture and read: ours and other packages', in one list of
 rows, on a machine with no GPU.
 
-    rows = run(arches=("sm_80", "sm_90"), ops=("attention", "norm"), head_dims=(96,))         # or: mudit bench kernels --static
+    # or: mudit bench kernels --static
+    rows = run(arches=("sm_80", "sm_90"), ops=("attention", "norm"), head_dims=(96,))
 
 Compiling and interpreting (which counts the bytes of row-wise kernels) exclude each other in a
 process, so each has worker processes of its own, whatever TRITON_INTERPRET is here.
@@ -26,7 +27,9 @@ OPS = {
     "gelu": ("bias_gelu_fwd", "bias_gelu_bwd"),
     "guided_step": ("guided_step",),
 }
-"""Family -> its kernels. Sums of partial gradients (segment_sum) come with whichever op launches them."""
+"""Family -> its kernels. Sums of partial gradients (segment_sum) come with whichever op launches
+them.
+"""
 HEAD_DIMS = (64, 96, 128)
 DTYPES = ("bf16", "fp16", "fp32")
 INTERPRET = "TRITON_INTERPRET"
@@ -114,9 +117,18 @@ def plan(
         if reason := peer.missing():
             variant, head_dim = f"{PEER}{peer.package}", peer.head_dim
             missing += [
-                skipped(op=op, variant=variant, arch=arch, dtype=dtype, head_dim=head_dim, reason=reason)
-                for op in peer.ours for arch in arches for dtype in dtypes
-            ]  # fmt: skip
+                skipped(
+                    op=op,
+                    variant=variant,
+                    arch=arch,
+                    dtype=dtype,
+                    head_dim=head_dim,
+                    reason=reason,
+                )
+                for op in peer.ours
+                for arch in arches
+                for dtype in dtypes
+            ]
         else:
             jobs += [
                 Job("peer", name, arch, dtype, peer.head_dim)

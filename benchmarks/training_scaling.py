@@ -1,7 +1,8 @@
 """What DeepSpeed costs beside plain torch, and what a second rank brings, on one machine: tokens/s
 of the song transformer's training.
 
-    python -m mudit_engine.benchmarks.training_scaling --steps 10 --out benchmarks/results/training_scaling.json
+    python -m mudit_engine.benchmarks.training_scaling --steps 10 \\
+      --out benchmarks/results/training_scaling.json
 
 Every case trains the same recipe on the same songs (steps of 4 packs), each rank with one thread;
 the losses must agree first. The cases take turns in several rounds, and of each step the fastest
@@ -124,9 +125,11 @@ def main(steps: int, rounds: int, out: Path | None, worker: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder) / "songs", 16)
         common = {
-            "data.folder": f"{folder}/songs", "data.pack_size": 512, "data.packs_per_step": 4, "init": None, "steps": steps,
-            "schedule.warmup": 2, "model_overrides.dit": {**MODEL, "latent_channels": 16}, "model_overrides.vae.latent_channels": 16,
-            "log.validate_every": 0, "log.tensorboard": False, "dit.reference": 0.0,
+            "data.folder": f"{folder}/songs", "data.pack_size": 512, "data.packs_per_step": 4,
+            "init": None, "steps": steps, "schedule.warmup": 2,
+            "model_overrides.dit": {**MODEL, "latent_channels": 16},
+            "model_overrides.vae.latent_channels": 16, "log.validate_every": 0,
+            "log.tensorboard": False, "dit.reference": 0.0,
         }  # fmt: skip
         for turn in range(rounds):
             for number, (name, (world, fields)) in enumerate(CASES.items()):

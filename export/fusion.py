@@ -6,7 +6,7 @@
 
     model = onnx.load("step.onnx", load_external_data=False)
     fusion_reports(log_text, model, "step")[0].faults           # [] or sentences
-    mask_faults(model, "step")                                  # the masks' values, computed from the graph
+    mask_faults(model, "step")  # the masks' values, computed from the graph
 
 A DETAILED log lists every kernel with its tensors, weights and the ONNX nodes it came from
 ("Metadata"). TensorRT 10 and 11 and TensorRT-RTX write the same form. What is fused says nothing
@@ -95,7 +95,9 @@ class Wanted:
 
 
 def parse_kernels(log: str) -> list[Kernel]:
-    """Kernels of all profiles in the order they run. A log without DETAILED verbosity gives none."""
+    """Kernels of all profiles in the order they run.
+    A log without DETAILED verbosity gives none.
+    """
     lines = [match for line in log.splitlines() if (match := _LAYER.match(line))]
     profile_of: dict[str, int] = {}
     for match in lines:

@@ -1,12 +1,15 @@
 """The graphs that leave PyTorch: the model's own forward on the dense layout
 (mudit_engine/layouts/dense.py), and nothing else.
 
-    modulation   times, seconds, user types of all steps        -> modulation rows                    once a song
-    lyric_kv     phonemes and their places                      -> lyric rows, rotated keys and values of every block    once a song
-    conditions   descriptions, reference frames, outline        -> embedded rows                      once a song
-    step         latents, conditions, sampler coefficients      -> next latents, next kept output     every step
-    vae_decode   latents, number of phase refinements           -> audio                              every chunk
-    chinmu_text  characters                                     -> description vectors                once a song
+    once a song
+      modulation   times, seconds, user types of all steps    -> modulation rows
+      lyric_kv     phonemes and their places                  -> lyric rows, their keys and values
+      conditions   descriptions, reference frames, outline    -> embedded rows
+      chinmu_text  characters                                 -> description vectors
+    every step
+      step         latents, conditions, sampler coefficients  -> next latents, next kept output
+    every chunk
+      vae_decode   latents, number of phase refinements       -> audio
 
 `step` is the network, guidance and the sampler's row: coefficients are inputs, so every sampler is
 this graph. A song without guidance at a step names its conditional sequence as its unconditional

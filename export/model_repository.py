@@ -1,12 +1,12 @@
 """A model repository for NVIDIA's Triton Inference Server: text -> denoise -> decode, and the
 ensemble that chains them.
 
-    REPO/models/mudit_text, mudit_denoise, mudit_decode     Python models (mudit_engine/serving/triton_backend.py)
-    REPO/models/mudit_song                                  the ensemble: one JSON request in, audio out
-    REPO/deployment                                         the deployment folder, once for all of them
+    REPO/models/mudit_text, mudit_denoise, mudit_decode  Python models (serving/triton_backend.py)
+    REPO/models/mudit_song                               the ensemble: one JSON request, audio out
+    REPO/deployment                                      the deployment folder, once for all of them
 
     write_repository(Path("deploy"), Path("repo"), options=RepositoryOptions(runtime="onnxruntime"))
-    tritonserver --model-repository=repo/models             # in an environment that has mudit-engine
+    tritonserver --model-repository=repo/models  # in an environment that has mudit-engine
 
 Requests that wait together are batched (songs of any lengths: the engine's batches are ragged);
 each model is warmed up with a real request before the server says it is ready.
@@ -41,7 +41,9 @@ WARM_FRAMES = 32
 
 @dataclass(frozen=True)
 class RepositoryOptions:
-    """How the server runs the models. `gpu` places denoise and decode on it; delay in microseconds."""
+    """How the server runs the models. `gpu` places denoise and decode on it;
+    delay in microseconds.
+    """
 
     runtime: str = "torch"
     max_batch: int = 8

@@ -3,8 +3,8 @@ manifest that vouches for all of it.
 
     OUT/config.json, *.safetensors                  the model, as it was
     OUT/graphs/fp32/*.onnx                          opset 20, any lengths: ONNX Runtime, OpenVINO
-    OUT/graphs/bf16/*.onnx                          opset 23, ONNX Attention with boolean masks: TensorRT
-    OUT/manifest.json                               hashes, versions, inputs, parity (export/manifest.py)
+    OUT/graphs/bf16/*.onnx  opset 23, ONNX Attention with boolean masks: TensorRT
+    OUT/manifest.json  hashes, versions, inputs, parity (export/manifest.py)
 
     export_onnx(Path("models/mine"), Path("deploy"), flavours=("fp32",))
 
@@ -123,7 +123,9 @@ def _copy_model(source: Path, folder: Path) -> None:
 def export_graphs(
     source: Path, folder: Path, *, flavour: str, report: Report = lambda text: None
 ) -> dict[str, Any]:
-    """Exports every graph of a model folder in one flavour; returns what the manifest says of them."""
+    """Exports every graph of a model folder in one flavour;
+    returns what the manifest says of them.
+    """
     import torch
 
     from mudit_engine.config import load_config
@@ -150,7 +152,9 @@ def export_graphs(
 
 
 def export_graph(graph: Graph, path: Path, *, flavour: str) -> dict[str, Any]:
-    """Exports one graph and checks the file. Raises GateError when something is not as it must be."""
+    """Exports one graph and checks the file.
+    Raises GateError when something is not as it must be.
+    """
     import onnx
     import torch
 

@@ -3,7 +3,7 @@ interval, a negative description, reference audio, no lyrics, and padded to buck
 
     rows = measure_parity(folder, runtimes=("onnxruntime", "openvino"))
     rows = session_rows("onnxruntime", session, config, dit, vae, chinmu)
-    faults(rows)                                                # [] when everything is within the limits
+    faults(rows)  # [] when everything is within the limits
 
 Limits: latents, text and audio rel-L2 <= 1e-4; padding changes nothing above 1e-5. A codec that
 searches for phases is held to that in the first 4 steps, and after all of them to twice PyTorch's

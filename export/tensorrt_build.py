@@ -1,12 +1,13 @@
 """A deployment folder's graphs become TensorRT engines, here or on the GPU host.
 
-    OUT/engines/TARGET/spec.json            what is built: graphs, profiles per length bucket, flags (export/tensorrt_engine.py)
+    OUT/engines/TARGET/spec.json  what is built: graphs, profiles per length bucket, flags
+                                  (export/tensorrt_engine.py)
     OUT/engines/TARGET/build_engines.py     builds it, with the builder's package alone
     OUT/engines/TARGET/build.sh             the same as polygraphy commands
     OUT/engines/TARGET/*.engine, *.log.gz   the engines and what the builder said
 
     plan = make_plan(Path("deploy"), TARGETS["rtx-sm80"], buckets=[], options=Options())
-    rows = build_engines(plan)              # raises MissingError on a machine that cannot build the target
+    rows = build_engines(plan)  # raises MissingError on a machine that cannot build the target
 
 TensorRT-RTX builds ahead of time, with no GPU and no driver, for Ampere and later consumer
 architectures and A100 (there is no SM90); TensorRT builds only on the GPU that will run the engine.
@@ -82,9 +83,8 @@ class Options:
     timing_cache: bool = True
     optimization_level: int | None = None
     vae_optimization_level: int | None = None
-    quantize: str | None = (
-        None  # "fp8" or "int8": the products of `step`, by ModelOpt on the GPU host
-    )
+    # "fp8" or "int8": the products of `step`, by ModelOpt on the GPU host
+    quantize: str | None = None
     calibration: Path | None = None
 
     def __post_init__(self) -> None:
@@ -290,7 +290,10 @@ def lacking(target: Target, options: Options | None = None) -> str | None:
 
 def _lacks_modelopt(options: Options | None) -> str | None:
     if options and options.quantize and not available("modelopt"):
-        return f"quantising to {options.quantize} needs ModelOpt, which is not installed ({install_command('modelopt')})"
+        return (
+            f"quantising to {options.quantize} needs ModelOpt, which is not installed "
+            f"({install_command('modelopt')})"
+        )
     return None
 
 

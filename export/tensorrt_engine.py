@@ -8,10 +8,12 @@ Paths in the specification are relative to it. Each engine gives one JSON line o
 bytes, the builder's memory and its "Total ... Memory" figures; the whole log, with the fused
 kernels, lies beside the engine as NAME.log.gz.
 
-    {"package": "tensorrt" | "tensorrt_rtx", "capability": "SM80" | null, "timing_cache": "timing.cache" | null,
-     "engines": [{"name": "step", "onnx": "step.onnx", "engine": "step.engine", "profiles": [{"x": [[1, 384, 96], ...min, opt, max]}],
-                  "refit": false, "weight_streaming": false, "optimization_level": null, "quantize": null | "fp8" | "int8",
-                  "calibration": null | "calibration.npz"}]}
+    {"package": "tensorrt" | "tensorrt_rtx", "capability": "SM80" | null,
+     "timing_cache": "timing.cache" | null,
+     "engines": [{"name": "step", "onnx": "step.onnx", "engine": "step.engine",
+                  "profiles": [{"x": [[1, 384, 96], ...min, opt, max]}],
+                  "refit": false, "weight_streaming": false, "optimization_level": null,
+                  "quantize": null | "fp8" | "int8", "calibration": null | "calibration.npz"}]}
 
 An entry with "quantize" goes through NVIDIA's ModelOpt first (its own environment will do:
 --quantize-only stops after it): products in 8 bits, attention as it is, because a quantised

@@ -1,9 +1,12 @@
 """The Triton kernels as TensorRT plugins: compiled ahead of time to PTX and offered through
 tensorrt.plugin's aot_impl. Opt-in.
 
-    mudit::attention         q [N, H, K], k and v [L, H, K], tiles          -> out [N, H, K], lse [H, N]
-    mudit::residual_norm     x, y [N, D], gate, shift, scale [R, D], tiles  -> x + gate y, its modulated LayerNorm
-    mudit::guided_step       x, kept [T, C], out [N, C], noise [T, C], rows [S, 7], spans [S, 4]  -> next x, next kept
+    mudit::attention      q [N, H, K], k and v [L, H, K], tiles
+                          -> out [N, H, K], lse [H, N]
+    mudit::residual_norm  x, y [N, D], gate, shift, scale [R, D], tiles
+                          -> x + gate y, its modulated LayerNorm
+    mudit::guided_step    x, kept [T, C], out [N, C], noise [T, C], rows [S, 7], spans [S, 4]
+                          -> next x, next kept
 
     register(importlib.import_module("tensorrt.plugin"), arch="sm_90")
     layer = network.add_plugin(trtp.op.mudit.attention(q, k, v, tiles), aot=True)
@@ -43,15 +46,16 @@ POINTERS = {
 
 @triton.jit
 def attention_entry(
-    q_ptr, k_ptr, v_ptr, tiles_ptr, n_rows, out_ptr, lse_ptr,
-    SCALE: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, tiles_ptr, n_rows, out_ptr, lse_ptr, SCALE: tl.constexpr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Rotated queries come from the graph, and rows of all heads are dense."""
     attention_fwd_kernel(
-        q_ptr, k_ptr, v_ptr, None, None, None, None, None, None, out_ptr, lse_ptr, tiles_ptr, SCALE, HEADS, n_rows,
-        HEADS * HEAD_DIM, HEAD_DIM, HEAD_DIM, HEAD_DIM, HEADS * HEAD_DIM, HEADS * HEAD_DIM, HEADS * HEAD_DIM,
-        HEAD_DIM, MAIN, REST, BLOCK_Q, BLOCK_K, False, False, "tf32",
+        q_ptr, k_ptr, v_ptr, None, None, None, None, None, None, out_ptr, lse_ptr, tiles_ptr, SCALE,
+        HEADS, n_rows, HEADS * HEAD_DIM, HEAD_DIM, HEAD_DIM, HEAD_DIM, HEADS * HEAD_DIM,
+        HEADS * HEAD_DIM, HEADS * HEAD_DIM, HEAD_DIM, MAIN, REST, BLOCK_Q, BLOCK_K, False, False,
+        "tf32",
     )  # fmt: skip
 
 
@@ -68,10 +72,12 @@ def residual_norm_entry(
 
 @triton.jit
 def guided_step_entry(
-    x_ptr, kept_ptr, out_ptr, noise_ptr, rows_ptr, spans_ptr, new_x_ptr, new_kept_ptr, C: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr, kept_ptr, out_ptr, noise_ptr, rows_ptr, spans_ptr, new_x_ptr, new_kept_ptr,
+    C: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     _guided_step_kernel(
-        x_ptr, kept_ptr, out_ptr, noise_ptr, rows_ptr, spans_ptr, new_x_ptr, new_kept_ptr, C, C, C, C, C, C, C, BLOCK, True
+        x_ptr, kept_ptr, out_ptr, noise_ptr, rows_ptr, spans_ptr, new_x_ptr, new_kept_ptr, C, C, C,
+        C, C, C, C, BLOCK, True
     )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """Adaptive LayerNorm and gated residuals over packed rows; the modulation row of each token is
 looked up.
 
-    h = LN(x) (1 + scale[r]) + shift[r]                     layer_norm_modulate
-    x' = x + gate[r] y;  h = LN(x') (1 + scale[r]) + shift[r]        residual_norm: the residual stream is read and written once
+    layer_norm_modulate    h = LN(x) (1 + scale[r]) + shift[r]
+    residual_norm          x' = x + gate[r] y;  h = LN(x') (1 + scale[r]) + shift[r]
 
 r = runs: (rows, table row) pairs that say which modulation row each run of packed rows takes.
+residual_norm reads and writes the residual stream once.
 
     h = layer_norm_modulate(x, shift, scale, runs)
     x, h = residual_norm(x, y, gate, shift, scale, runs)
@@ -440,9 +441,11 @@ def _forward(
         grid = (triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0],)
         with on_device(x.device):
             _norm_fwd_kernel[grid](
-                x, y, gate, shift, scale, tiles, total, h, stats, _stride(x), _stride(y), _stride(gate), _stride(shift), _stride(scale),
-                _stride(total), rows, eps, TILE_ROWS=tile_rows, HAS_TILES=tiles is not None, HAS_Y=y is not None,
-                HAS_GATE=gate is not None, HAS_SCALE=scale is not None, HAS_STATS=stats is not None, **_shape_of_program(width),
+                x, y, gate, shift, scale, tiles, total, h, stats, _stride(x), _stride(y),
+                _stride(gate), _stride(shift), _stride(scale), _stride(total), rows, eps,
+                TILE_ROWS=tile_rows, HAS_TILES=tiles is not None, HAS_Y=y is not None,
+                HAS_GATE=gate is not None, HAS_SCALE=scale is not None, HAS_STATS=stats is not None,
+                **_shape_of_program(width),
             )  # fmt: skip
     return h
 
@@ -486,9 +489,10 @@ def _norm_backward(
         shape = _shape_of_program(width)
         with on_device(x.device):
             _norm_bwd_kernel[(n_tiles,)](
-                x, y, gate, scale, stats, tiles, dh, dtotal, dx, dy, parts, _stride(x), _stride(y), _stride(gate), _stride(scale),
-                _stride(dh), _stride(dtotal), rows, n_tiles, TILE_ROWS=tile_rows, HAS_TILES=tiles is not None,
-                HAS_DSUM=dtotal is not None, HAS_GATE=gate is not None, HAS_SCALE=scale is not None,
+                x, y, gate, scale, stats, tiles, dh, dtotal, dx, dy, parts, _stride(x), _stride(y),
+                _stride(gate), _stride(scale), _stride(dh), _stride(dtotal), rows, n_tiles,
+                TILE_ROWS=tile_rows, HAS_TILES=tiles is not None, HAS_DSUM=dtotal is not None,
+                HAS_GATE=gate is not None, HAS_SCALE=scale is not None,
                 PARTS_IN_MEMORY=shape["BLOCK_D"] > 4096, **shape,
             )  # fmt: skip
     table = scale if scale is not None else gate

@@ -1,12 +1,13 @@
 """Ragged attention over packed rows: self and cross, any number of streams, RoPE on the queries.
 
-    o_i = sum_j softmax_j(scale R(p_i) q_i . k_j) v_j        over the key rows j of i's segment; no keys give 0
+    o_i = sum_j softmax_j(scale R(p_i) q_i . k_j) v_j
 
-Keys arrive rotated (kernels/pack_qkv.py); scale is 1 / sqrt(K) unless given. The Triton kernels are
-in attention_forward.py and attention_backward.py; here is what one calls, as custom operators that
+The sum runs over the key rows j of i's segment; no keys give 0. Keys arrive rotated
+(kernels/pack_qkv.py); scale is 1 / sqrt(K) unless given. The Triton kernels are in
+attention_forward.py and attention_backward.py; here is what one calls, as custom operators that
 torch.compile, export and activation checkpointing can see.
 
-    out = attention(q, k, v, segments, cos, sin)                    # q [T, S H, K], k and v [L, H, K] -> [T, S H, K]
+    out = attention(q, k, v, segments, cos, sin)  # q [T, S H, K], k and v [L, H, K] -> [T, S H, K]
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ PRECISIONS = ("tf32", "ieee")
 
 @torch.library.custom_op("mudit::attention_fwd", mutates_args=())
 def attention_fwd(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, q_tiles: Tensor, dq_tiles: Tensor, dkv_tiles: Tensor,
-    scale: float, precision: str, q_covered: bool, k_covered: bool,
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, q_tiles: Tensor,
+    dq_tiles: Tensor, dkv_tiles: Tensor, scale: float, precision: str, q_covered: bool,
+    k_covered: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out [T, S H, K] and lse [S H, T] (natural logarithm of the softmax sums, -inf without keys).
     dq_tiles, dkv_tiles: for gradients.
@@ -110,8 +112,9 @@ def _(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, q_cover
 
 @torch.library.custom_op("mudit::attention_bwd", mutates_args=())
 def attention_bwd(
-    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None,
-    dq_tiles: Tensor, dkv_tiles: Tensor, scale: float, precision: str, q_covered: bool, k_covered: bool,
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    cos: Tensor | None, sin: Tensor | None, dq_tiles: Tensor, dkv_tiles: Tensor, scale: float,
+    precision: str, q_covered: bool, k_covered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v. d_lse [S H, T] may be None (the softmax sums went nowhere)."""
     from .attention_backward import backward, backward_configs

@@ -8,7 +8,10 @@ Two launches, each program writing rows that are its own, so that results do not
 of programs. The first, over query tiles, gives dq, and leaves (lse log2(e), delta) pairs and the
 rotated queries for the second, over key tiles. Source: Dao 2023, FlashAttention-2, algorithm 2.
 
-    dq, dk, dv = backward(d_out, None, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs, scale=K**-0.5, precision="tf32")
+    dq, dk, dv = backward(
+        d_out, None, q, k, v, out, lse, cos, sin, q_tiles, k_tiles, configs,
+        scale=K**-0.5, precision="tf32",
+    )
 """
 
 from __future__ import annotations
@@ -36,9 +39,10 @@ from .attention_forward import (
 
 @triton.jit
 def _query_gradient_tile(
-    q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, keys, k_rows, first_row, column,
-    STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main,
+    v_rest, keys, k_rows, first_row, column, STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds one key tile to dq."""
     k1 = load_tile(
@@ -132,10 +136,12 @@ def _metadata(name: str, products: float) -> Any:
 
 @triton.jit(launch_metadata=_metadata("attention_bwd_dq", 3))
 def attention_bwd_dq_kernel(
-    q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, dlse_ptr, cos_ptr, sin_ptr, dq_ptr, rotated_ptr,
-    state_ptr, tiles_ptr, scale, n_heads, n_rows, stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
-    STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ROTATE: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, dlse_ptr,
+    cos_ptr, sin_ptr, dq_ptr, rotated_ptr, state_ptr, tiles_ptr, scale, n_heads, n_rows,
+    stride_q_row, stride_q_head, stride_k_head, stride_v_head, stride_out_row,
+    STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, HEAD_DIM: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROTATE: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tiles_ptr + tl.program_id(0) // n_heads * 6
     head = tl.program_id(0) % n_heads
@@ -172,7 +178,8 @@ def attention_bwd_dq_kernel(
         )
         if REST > 0:
             rotate_rows(
-                q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row, stride_out_row, MAIN, REST, HEAD_DIM
+                q_ptr, rotated, cos_ptr + angles, sin_ptr + angles, rows, q_rows, stride_q_row,
+                stride_out_row, MAIN, REST, HEAD_DIM
             )  # fmt: skip
         tl.debug_barrier()
         q_ptr = rotated
@@ -210,19 +217,22 @@ def attention_bwd_dq_kernel(
     if not TMA:  # noqa: SIM102 - decided at compile time
         if whole < k_rows:
             dq1, dq2 = _query_gradient_tile(
-                q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows,
-                k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+                q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest,
+                v_main, v_rest, whole + keys, k_rows, k_start + whole, column, STRIDE_K_ROW,
+                STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
             )  # fmt: skip
     for start in tl.range(0, whole, BLOCK_K):
         dq1, dq2 = _query_gradient_tile(
-            q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, start + keys, k_rows,
-            k_start + start, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
+            q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest,
+            v_main, v_rest, start + keys, k_rows, k_start + start, column, STRIDE_K_ROW,
+            STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
         )  # fmt: skip
     if TMA:  # noqa: SIM102
         if whole < k_rows:
             dq1, dq2 = _query_gradient_tile(
-                q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows,
-                k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+                q1, q2, do1, do2, dq1, dq2, lse, delta, scale_log2, k_ptr, v_ptr, k_main, k_rest,
+                v_main, v_rest, whole + keys, k_rows, k_start + whole, column, STRIDE_K_ROW,
+                STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
             )  # fmt: skip
 
     # the tile is read again: a few loads are cheaper than registers held through the loop
@@ -268,10 +278,12 @@ def attention_bwd_dq_kernel(
 
 @triton.jit
 def _load_chunks(
-    ptr, desc_main, desc_rest, rows, n_rows, first_row, column,
-    STRIDE: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    ptr, desc_main, desc_rest, rows, n_rows, first_row, column, STRIDE: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Both column chunks of a tile (load_tile); the second repeats the first where there is none."""
+    """Both column chunks of a tile (load_tile);
+    the second repeats the first where there is none.
+    """
     main = load_tile(ptr, desc_main, rows, n_rows, first_row, column, STRIDE, 0, MAIN, MASKED, TMA)
     rest = main
     if REST > 0:
@@ -322,10 +334,11 @@ def _add_key_gradients(
 
 @triton.jit(launch_metadata=_metadata("attention_bwd_dkv", 4))
 def attention_bwd_dkv_kernel(
-    q_ptr, k_ptr, v_ptr, q_main, q_rest, do_main, do_rest, do_ptr, state_ptr, dk_ptr, dv_ptr, tiles_ptr,
-    scale, n_heads, n_rows, stride_q_head, stride_k_row, stride_k_head, stride_v_row, stride_v_head, stride_dk_row,
-    STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PAIRED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, q_main, q_rest, do_main, do_rest, do_ptr, state_ptr, dk_ptr, dv_ptr,
+    tiles_ptr, scale, n_heads, n_rows, stride_q_head, stride_k_row, stride_k_head, stride_v_row,
+    stride_v_head, stride_dk_row, STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr,
+    HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr, PAIRED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tiles_ptr + tl.program_id(0) // n_heads * 6
     head = tl.program_id(0) % n_heads
@@ -554,8 +567,10 @@ def backward_configs(
 
 
 def backward(
-    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None,
-    q_tiles: Tensor, k_tiles: Tensor, configs: tuple[Config, Config], *, scale: float, precision: str, q_covered: bool, k_covered: bool,
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    cos: Tensor | None, sin: Tensor | None, q_tiles: Tensor, k_tiles: Tensor,
+    configs: tuple[Config, Config], *, scale: float, precision: str, q_covered: bool,
+    k_covered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq of q's shape, dk and dv of k's, all contiguous. d_lse is the gradient of lse, or None; out
     and lse are what forward() returned.
@@ -582,21 +597,23 @@ def backward(
         k_main, k_rest = describe(k, by_query.block_k, head_dim) if tma else (None, None)
         v_main, v_rest = describe(v, by_query.block_k, head_dim) if tma else (None, None)
         attention_bwd_dq_kernel[(q_tiles.shape[0] * heads,)](
-            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, d_lse, cos, sin, dq, rotated, state, q_tiles,
-            scale, heads, n_rows, q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0),
-            STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest,
-            BLOCK_Q=by_query.block_q, BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma,
-            PRECISION=precision, num_warps=by_query.warps, num_stages=by_query.stages,
+            q, k, v, k_main, k_rest, v_main, v_rest, out, d_out, lse, d_lse, cos, sin, dq, rotated,
+            state, q_tiles, scale, heads, n_rows, q.stride(0), q.stride(1), k.stride(1),
+            v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0),
+            HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=by_query.block_q,
+            BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma, PRECISION=precision,
+            num_warps=by_query.warps, num_stages=by_query.stages,
         )  # fmt: skip
     if k_tiles.shape[0]:
         tma = by_key.tma and describable(rotated) and describable(d_out)
         q_main, q_rest = describe(rotated, by_key.block_q, head_dim) if tma else (None, None)
         do_main, do_rest = describe(d_out, by_key.block_q, head_dim) if tma else (None, None)
         attention_bwd_dkv_kernel[(k_tiles.shape[0] * heads,)](
-            rotated, k, v, q_main, q_rest, do_main, do_rest, d_out, state, dk, dv, k_tiles, scale, heads, n_rows,
-            rotated.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), dk.stride(0),
-            STRIDE_Q_ROW=rotated.stride(0), STRIDE_DO_ROW=d_out.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest,
-            BLOCK_Q=by_key.block_q, BLOCK_K=by_key.block_k, PAIRED=by_key.paired, TMA=tma,
-            PRECISION=precision, num_warps=by_key.warps, num_stages=by_key.stages,
+            rotated, k, v, q_main, q_rest, do_main, do_rest, d_out, state, dk, dv, k_tiles, scale,
+            heads, n_rows, rotated.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+            dk.stride(0), STRIDE_Q_ROW=rotated.stride(0), STRIDE_DO_ROW=d_out.stride(0),
+            HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=by_key.block_q, BLOCK_K=by_key.block_k,
+            PAIRED=by_key.paired, TMA=tma, PRECISION=precision, num_warps=by_key.warps,
+            num_stages=by_key.stages,
         )  # fmt: skip
     return dq, dk, dv

@@ -1,7 +1,8 @@
 """Forward kernel of ragged attention (kernels/attention.py): online softmax over key tiles, one
 program for each (query tile, head).
 
-    m' = max(m, rowmax(s)),  p = exp2(s - m'),  total = total exp2(m - m') + rowsum(p),  o = o exp2(m - m') + p v
+    m' = max(m, rowmax(s)),  p = exp2(s - m'),
+    total = total exp2(m - m') + rowsum(p),  o = o exp2(m - m') + p v
     s = scale log2(e) R(q) k^T,  out = o / total
 
 A head of 96 is kept as columns 64 + 32 in two tensor-core products each, so that nothing is padded
@@ -55,8 +56,8 @@ def load_rows(
 
 @triton.jit
 def load_tile(
-    ptr, desc, rows, n_rows, first_row, column,
-    STRIDE: tl.constexpr, COL: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    ptr, desc, rows, n_rows, first_row, column, STRIDE: tl.constexpr, COL: tl.constexpr,
+    WIDTH: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One column chunk of a tile: by descriptor (rows from first_row of the buffer, the head's
     columns from `column`) or by pointers.
@@ -115,9 +116,10 @@ def _softmax_step(s, m, total, scale_log2):
 
 @triton.jit
 def _attend_tile(
-    q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, keys, k_rows, first_row, column,
-    STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-    MASKED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, keys,
+    k_rows, first_row, column, STRIDE_K_ROW: tl.constexpr, STRIDE_V_ROW: tl.constexpr,
+    MAIN: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Takes one key tile into the online softmax."""
     k1 = load_tile(
@@ -273,13 +275,15 @@ def attention_fwd_kernel(
     if whole < k_rows:
         # the masked tile comes first, while no accumulator has to survive it
         o1, o2, m, total = _attend_tile(
-            q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, whole + keys, k_rows, k_start + whole,
-            column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, True, TMA, PRECISION,
+            q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
+            whole + keys, k_rows, k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST,
+            True, TMA, PRECISION,
         )  # fmt: skip
     for start in tl.range(0, whole, BLOCK_K):
         o1, o2, m, total = _attend_tile(
-            q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, start + keys, k_rows, k_start + start,
-            column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST, False, TMA, PRECISION,
+            q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
+            start + keys, k_rows, k_start + start, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST,
+            False, TMA, PRECISION,
         )  # fmt: skip
 
     # no keys: m = -inf and o = 0 give lse = -inf and out = 0
@@ -304,7 +308,9 @@ def chunks(head_dim: int) -> tuple[int, int]:
 
 
 def target_capability() -> int:
-    """Capability of the device that the next launch runs on, such as 80; 80 under the interpreter."""
+    """Capability of the device that the next launch runs on, such as 80;
+    80 under the interpreter.
+    """
     if triton.knobs.runtime.interpret:
         return 80
     return int(triton.runtime.driver.active.get_current_target().arch)
@@ -367,8 +373,8 @@ def describe(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, tiles: Tensor, config: Config,
-    *, scale: float, precision: str, covered: bool,
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, tiles: Tensor,
+    config: Config, *, scale: float, precision: str, covered: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out [T, S H, K] in q's dtype and lse [S H, T] in fp32 (natural logarithm). `tiles` are
     Segments.query_tiles(config.block_q).
@@ -393,8 +399,9 @@ def forward(
     v_main, v_rest = describe(v, config.block_k, head_dim) if tma else (None, None)
     attention_fwd_kernel[(tiles.shape[0] * heads,)](
         q, k, v, k_main, k_rest, v_main, v_rest, cos, sin, out, lse, tiles, scale, heads, n_rows,
-        q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0), STRIDE_V_ROW=v.stride(0),
-        HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, ROTATE=cos is not None, TMA=tma,
-        PRECISION=precision, num_warps=config.warps, num_stages=config.stages,
+        q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0),
+        STRIDE_V_ROW=v.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=config.block_q,
+        BLOCK_K=config.block_k, ROTATE=cos is not None, TMA=tma, PRECISION=precision,
+        num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return out, lse

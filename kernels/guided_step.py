@@ -1,6 +1,6 @@
 """Guidance and one sampler update in one pass, with a row of coefficients for every song.
 
-    out = uncond + w (cond - uncond)        x' = a x + b out + c kept + d noise        kept' = p x + q out
+    out = uncond + w (cond - uncond)  x' = a x + b out + c kept + d noise  kept' = p x + q out
 
 Every sampler of the engine is a table of rows (a, b, c, d, p, q, w): DDIM of any eta, Euler, Heun,
 Euler-Maruyama, DPM-Solver++ 2M.

@@ -379,14 +379,16 @@ def _pack_bwd_kernel(
     if section == key:
         dk_ptrs, part_ptr = row_pointers(dk_ptr, rows, stride_dk_row), k_parts_ptr + part * HEAD_DIM
         _pack_section_bwd(
-            x_ptrs, dk_ptrs + tl.multiple_of(head * stride_dk_head, 8), dx_ptrs, k_gain_ptr, cos_ptr, sin_ptr, part_ptr, rows, n_rows,
-            stride_dk_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, K_NORM, True,
+            x_ptrs, dk_ptrs + tl.multiple_of(head * stride_dk_head, 8), dx_ptrs, k_gain_ptr,
+            cos_ptr, sin_ptr, part_ptr, rows, n_rows, stride_dk_head, 0, eps, GROUP, HEAD_DIM,
+            CHUNK, BLOCK, TILE_ROWS, K_NORM, True,
         )  # fmt: skip
     elif section == key + 1:
         dv_ptrs = row_pointers(dv_ptr, rows, stride_dv_row)
         _pack_section_bwd(
-            x_ptrs, dv_ptrs + tl.multiple_of(head * stride_dv_head, 8), dx_ptrs, None, None, None, None, rows, n_rows,
-            stride_dv_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, False, False,
+            x_ptrs, dv_ptrs + tl.multiple_of(head * stride_dv_head, 8), dx_ptrs, None, None, None,
+            None, rows, n_rows, stride_dv_head, 0, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS,
+            False, False,
         )  # fmt: skip
     elif HAS_Q:
         stream = tl.maximum(section - 2, 0)
@@ -395,8 +397,9 @@ def _pack_bwd_kernel(
             q_parts_ptr + (stream * n_parts + part) * HEAD_DIM,
         )
         _pack_section_bwd(
-            x_ptrs, dq_ptrs + tl.multiple_of((stream * HEADS + head) * stride_dq_head, 8), dx_ptrs, q_gain_ptr, None, None, part_ptr,
-            rows, n_rows, stride_dq_head, stream, eps, GROUP, HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, Q_NORM, False,
+            x_ptrs, dq_ptrs + tl.multiple_of((stream * HEADS + head) * stride_dq_head, 8), dx_ptrs,
+            q_gain_ptr, None, None, part_ptr, rows, n_rows, stride_dq_head, stream, eps, GROUP,
+            HEAD_DIM, CHUNK, BLOCK, TILE_ROWS, Q_NORM, False,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Rotary position embedding: the tables of angles, and the rotation itself.
 
-    (a, b) -> (a cos - b sin, a sin + b cos)          angle of pair i at position p: p / base^(2 i / K)
+    (a, b) -> (a cos - b sin, a sin + b cos)  angle of pair i at position p: p / base^(2 i / K)
 
 Pairs are half-split inside the chunks of a head: 64 -> (64,), 96 -> (64, 32), 128 -> (128,), so
 that a head of 96 is two matrix products of 64 and 32 with no padded columns. Angles are computed in

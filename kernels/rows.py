@@ -1,7 +1,7 @@
 """What kernels share: the device they launch on, 16-byte rows, how much work a program takes, the
 second pass of deterministic sums.
 
-    out[q, g] = sum of parts[q, i] over offsets[g] <= i < offsets[g + 1], in a fixed order        segment_sums
+    segment_sums    out[q, g] = sum of parts[q, i] over offsets[g] <= i < offsets[g + 1]
 
 Kernels that sum over tokens (gradients of gains, biases and modulation rows) write one partial row
 per program; a second launch adds them in a fixed order. No atomics, so a gradient has the same bits

@@ -1,7 +1,8 @@
 """mudit_engine: a description and lyrics become a whole song, in one stage.
 
     from mudit_engine import SongPipeline, SongRequest
-    song = SongPipeline.from_pretrained("tiny").generate([SongRequest(description="流行抒情", lyrics="[verse]\n月亮升起来")])[0]
+    request = SongRequest(description="流行抒情", lyrics="[verse]\n月亮升起来")
+    song = SongPipeline.from_pretrained("tiny").generate([request])[0]
     song.save("song.wav")
 
 Importing this package imports no torch; the names below load what they need on first use.

@@ -1,7 +1,9 @@
 """A request becomes a song: text -> ChinMu -> DiT / SiT -> sampler -> VAE decode -> audio.
 
     pipeline = SongPipeline.from_pretrained("tiny")
-    songs = pipeline.generate([SongRequest(description="流行抒情，钢琴，女声", lyrics=Path("song.txt").read_text(), seconds=30, seed=1)])
+    lyrics = Path("song.txt").read_text()
+    request = SongRequest(description="流行抒情，钢琴，女声", lyrics=lyrics, seconds=30, seed=1)
+    songs = pipeline.generate([request])
     songs[0].save("song.wav")                    # song.wav and song.json
 
 The same song comes out alone or in any batch: lengths are never padded and every song has its own
@@ -189,7 +191,9 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class WholeSongs(Protocol):
-    """A runtime that makes a song in one go: latents fp32 [T, C] and audio int16 [channels, T hop]."""
+    """A runtime that makes a song in one go:
+    latents fp32 [T, C] and audio int16 [channels, T hop].
+    """
 
     def render(self, song: SongInputs) -> tuple[Tensor, Tensor]: ...
 
@@ -558,7 +562,9 @@ def load_codec_and_text(
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies matrices of it in hardware (CUDA, CPUs with AMX), else fp32."""
+    """bf16 where the device multiplies matrices of it in hardware (CUDA, CPUs with AMX),
+    else fp32.
+    """
     fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
 

@@ -1,7 +1,8 @@
 """How big a configuration is, before it is trained or rented for: parameters by part, state in
 bytes, frames of a song.
 
-    parameter_counts(load_config("musit-380m"))["dit"]      # {"blocks": 346234880, "lyric_blocks": 12603904, ...}
+    # {"blocks": 346234880, "lyric_blocks": 12603904, ...}
+    parameter_counts(load_config("musit-380m"))["dit"]
     song_frames(config.vae, 260.0)                          # 2800
     lyric_cache_bytes(config.dit, tokens=1000, bytes_per_value=2)
 
@@ -70,7 +71,9 @@ def song_frames(config: VaeConfig, seconds: float) -> int:
 
 
 def lyric_cache_bytes(config: DitConfig, *, tokens: int, bytes_per_value: int) -> int:
-    """Keys and values of all blocks for a song's lyric tokens: computed once, read at every step."""
+    """Keys and values of all blocks for a song's lyric tokens:
+    computed once, read at every step.
+    """
     return tokens * config.blocks * 2 * config.width * bytes_per_value
 
 

@@ -1,7 +1,8 @@
 """What ranks tell each other besides gradients: sums of figures, signals, errors, notes on files.
 Small, on the host, in fp64.
 
-    ranks = join(device, timeout_seconds=1800)          # under torchrun or any launcher that sets RANK and WORLD_SIZE
+    # under torchrun or any launcher that sets RANK and WORLD_SIZE
+    ranks = join(device, timeout_seconds=1800)
     total = ranks.sum(torch.tensor([loss], dtype=torch.float64))
 
 `Ranks` itself is a world of one. `Spread` speaks over a gloo group of its own, so that host values

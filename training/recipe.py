@@ -1,7 +1,7 @@
 """A training run as one typed document: model, data, optimiser, schedule, checkpoints. Unknown
 fields are refused with the nearest name.
 
-    recipe = load_recipe("tiny-dit-pretrain", overrides=["steps=2000", "optimizer.lr=1e-3", "model_overrides.path.kind=linear"])
+    recipe = load_recipe("tiny-dit-pretrain", overrides=["steps=2000", "optimizer.lr=1e-3"])
 
 A recipe is JSON: a name from training/recipes or a file. `base` names a recipe whose fields it
 changes.

@@ -36,7 +36,9 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def chooser(*parts: int | str) -> random.Random:
-    """A Python generator seeded by `parts`, for choices (dropout of conditions, fragments, crops)."""
+    """A Python generator seeded by `parts`, for choices (dropout of conditions, fragments,
+    crops).
+    """
     return random.Random(seed64(*parts))
 
 

@@ -55,7 +55,9 @@ def stated_peak(recipe: Recipe, device: torch.device) -> float | None:
 
 
 class Meter:
-    """Figures of a step. Time spent on anything but steps (checkpoints, validation) is not in them."""
+    """Figures of a step. Time spent on anything but steps (checkpoints,
+    validation) is not in them.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device, *, world: int) -> None:
         self.device, self.world = device, world

@@ -1,7 +1,9 @@
 """The loop of every stage: batches in, steps out, and a state from which a resumed run equals an
 uninterrupted one bit for bit.
 
-    gradient = grad of (sum over micro-batches and ranks of the loss sum) / (weight of the global batch)
+    gradient = grad of (sum over micro-batches and ranks of the loss sum) / weight of the batch
+
+where the weight is that of the global batch.
 
     summary = Trainer(recipe, Path("runs/a")).run(resume="auto")
 

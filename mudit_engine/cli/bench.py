@@ -188,9 +188,11 @@ class Widths(Names):
 
 
 STATIC_COLUMNS = {
-    "arch": "arch", "op": "op", "variant": "variant", "head_dim": "head", "dtype": "dtype", "registers": "regs", "spill_bytes": "spill B",
-    "loop_local_accesses": "local", "shared_bytes": "shared B", "blocks_per_sm": "blocks", "mma_useful_ratio": "exec/useful",
-    "ceiling_overlap": "overlap", "ceiling_serial": "serial", "ceiling_of": "of", "ratio": "bytes/min",
+    "arch": "arch", "op": "op", "variant": "variant", "head_dim": "head", "dtype": "dtype",
+    "registers": "regs", "spill_bytes": "spill B", "loop_local_accesses": "local",
+    "shared_bytes": "shared B", "blocks_per_sm": "blocks", "mma_useful_ratio": "exec/useful",
+    "ceiling_overlap": "overlap", "ceiling_serial": "serial", "ceiling_of": "of",
+    "ratio": "bytes/min",
 }  # fmt: skip
 
 
@@ -328,9 +330,8 @@ def _measure(
     import os
 
     if interpret:
-        os.environ["TRITON_INTERPRET"] = (
-            "1"  # read when a kernel module is first imported, which is below
-        )
+        # read when a kernel module is first imported, which is below
+        os.environ["TRITON_INTERPRET"] = "1"
     from mudit_engine.benchmarks.measure_kernels import run
 
     return run(

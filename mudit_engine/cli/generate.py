@@ -1,8 +1,10 @@
 """`mudit generate`: a description and lyrics become a song file, its sidecar JSON and, if asked, a
 picture of its spectrum.
 
-mudit generate --description "流行抒情，钢琴，女声，BPM 84" --lyrics song.txt --out song.wav mudit generate
---manifest songs.jsonl --out songs/          # a JSON object a line, the fields of `--help`
+    mudit generate --description "流行抒情，钢琴，女声，BPM 84" --lyrics song.txt --out song.wav
+    mudit generate --manifest songs.jsonl --out songs/
+
+A manifest holds one JSON object a line, whose fields are those of `--help`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The `mudit` command: finds the command's file, runs it, and turns whatever happens into one exit
 code and a short message.
 
-    0 ok   1 failed   2 usage or input   3 the machine lacks something   4 a gate failed   130 interrupted
+    0 ok                           1 failed           2 usage or input
+    3 the machine lacks something  4 a gate failed    130 interrupted
 
     mudit doctor --json
     run(["doctor", "--json"])       # the same in-process; returns the exit code

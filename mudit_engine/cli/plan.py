@@ -321,7 +321,10 @@ def print_rehearsal(result: dict[str, Any]) -> None:
         ]
         for kind, row in result["state"].items()
     ]
-    what = f"rank 0 of {result['world']} in one process, ZeRO-{result['zero_stage']}, {result['precision']}"
+    what = (
+        f"rank 0 of {result['world']} in one process, ZeRO-{result['zero_stage']}, "
+        f"{result['precision']}"
+    )
     print_table(
         f"Rehearsal: {what} ({result['seconds']:.0f} s)", columns, rows, numeric=columns[1:]
     )

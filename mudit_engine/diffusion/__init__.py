@@ -1,1 +1,3 @@
-"""Noise paths, sampler tables and training losses. Import from the modules: paths, samplers, loss."""
+"""Noise paths, sampler tables and training losses.
+Import from the modules: paths, samplers, loss.
+"""

@@ -1,6 +1,8 @@
 """Noise levels to train at, and the squared error over real target frames of a packed batch.
 
-    loss = sum over frames of w_frame w_song mean_C (out - target)^2        (divide by the frames of the *global* batch)
+    loss = sum over frames of w_frame w_song mean_C (out - target)^2
+
+divided by the frames of the *global* batch.
 
 Returning the sum and the count apart keeps the gradient independent of how songs are spread over
 ranks and accumulation steps.

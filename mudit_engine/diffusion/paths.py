@@ -2,13 +2,16 @@
 every kind.
 
     linear   alpha = 1 - t                              sigma = t
-    bezier   alpha = (1 - t)^2 + 2 t (1 - t) c          sigma = t^2             c = cos(pi/2 bezier_control)
+    bezier   alpha = (1 - t)^2 + 2 t (1 - t) c          sigma = t^2
     ddpm     alpha = sqrt(prod_{s <= t} (1 - beta_s))   sigma = sqrt(1 - alpha^2)
+
+with c = cos(pi/2 bezier_control).
 
 The network is asked for f x0 + g eps: eps (0, 1), x0 (1, 0), v (-sigma, alpha), velocity (alpha',
 sigma'). With det = alpha g - sigma f,
 
-    x0 = (g x - sigma out) / det        eps = (alpha out - f x) / det        velocity = alpha' x0 + sigma' eps        score = -eps / sigma
+    x0 = (g x - sigma out) / det          eps = (alpha out - f x) / det
+    velocity = alpha' x0 + sigma' eps     score = -eps / sigma
 
 so that every conversion is affine in (x, out), which is what makes a sampler a table.
 

@@ -1,10 +1,14 @@
 """Every sampler as a table of coefficients, one row a network evaluation (kernels/guided_step.py
 runs the rows).
 
-    out = uncond + w (cond - uncond)        x' = a x + b out + c kept + d noise        kept' = p x + q out
+    out = uncond + w (cond - uncond)
+    x' = a x + b out + c kept + d noise
+    kept' = p x + q out
 
-    ddim         x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise        s = eta sigma'/sigma sqrt(sigma^2 - (alpha sigma'/alpha')^2)
-    dpmpp-2m     x' = sigma'/sigma x - alpha' expm1(-h) (x0 + (x0 - kept) h / (2 h_before))     h = step of log(alpha / sigma)
+    ddim         x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise
+                 with s = eta sigma'/sigma sqrt(sigma^2 - (alpha sigma'/alpha')^2)
+    dpmpp-2m     x' = sigma'/sigma x - alpha' expm1(-h) (x0 + (x0 - kept) h / (2 h_before))
+                 with h = step of log(alpha / sigma)
     ode-euler    x' = x + (t' - t) velocity
     ode-heun     the same, then x' += (t' - t)/2 (velocity' - kept): two rows
     sde-euler    x' = x + (t' - t) (velocity - w/2 score) + sqrt(w (t - t')) noise
@@ -13,7 +17,8 @@ where x0, eps and score come from out by the path's affine conversions, so that 
 any path with that prediction.
 
     table = sampler_table(config.path, config.sampler)
-    for time, row in zip(table.times, table.rows): out = net(x, time); x, kept = guided_step(x, kept, out, noise, row, spans)
+    for time, row in zip(table.times, table.rows):
+        x, kept = guided_step(x, kept, net(x, time), noise, row, spans)
 
 Noise levels. linear and bezier: a uniform grid from 1 to t_min, warped by `shift`, whose last step
 goes to t = 0 by taking the estimate of x0 (Tweedie's formula; for the linear path it is the Euler
@@ -56,9 +61,12 @@ class SamplerTable:
     guided: tuple[bool, ...]
     """Whether the row's w differs from 1; where False the unconditional branch need not be run."""
     noise_scale: float
-    """What standard normal noise is multiplied by at the start: 1 for every path. For ddpm without zero terminal SNR alpha(1) > 0, so
-    x_1 holds a trace of the data that the start lacks; like diffusers, it is left out and the variance kept at 1, that of x_1 for
-    unit-variance latents."""
+    """What standard normal noise is multiplied by at the start: 1 for every path.
+
+    For ddpm without zero terminal SNR alpha(1) > 0, so x_1 holds a trace of the data that the start
+    lacks; like diffusers, it is left out and the variance kept at 1, that of x_1 for unit-variance
+    latents.
+    """
     needs_noise: tuple[bool, ...]
     """Whether the row has d != 0."""
 

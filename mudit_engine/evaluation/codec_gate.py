@@ -117,7 +117,9 @@ def own_pairs(heard: Sequence[Heard], songs: Sequence[EvalSong]) -> list[Pair]:
 def control_rows(
     judge: Judge, songs: Sequence[EvalSong], listener: Listener, *, track: Track = silent_track
 ) -> list[Row]:
-    """The rows that no model should resemble: the originals in 100 ms pieces, shuffled, and noise."""
+    """The rows that no model should resemble:
+    the originals in 100 ms pieces, shuffled, and noise.
+    """
 
     edits: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
         "shuffled": shuffled,

@@ -2,7 +2,7 @@
 log-mel for the phoneme recogniser, notes.
 
     listener = Listener(Path("runs/eval"))
-    heard = listener.hear(song.audio)                                   # a file: kept by its content
+    heard = listener.hear(song.audio)  # a file: kept by its content
     heard = listener.hear_made(("codec", codec.id, digest), lambda: (audio, rate))
 
 Kept values live in `work/cache`, one safetensors file each, named by a hash of the audio's origin
@@ -107,9 +107,8 @@ class Listener:
             return load_file(path)
         except FileNotFoundError:
             pass
-        except (
-            SafetensorError
-        ):  # cut short by a full disk or a crash of the machine: measured again
+        except SafetensorError:
+            # cut short by a full disk or a crash of the machine: measured again
             path.unlink()
         made = {name: value.contiguous() for name, value in make().items()}
         with atomic_path(path) as aside:

@@ -23,7 +23,9 @@ RANGE_DB = 70.0
 
 @torch.inference_mode()
 def spectrogram_page(path: Path, songs: Sequence[tuple[str, Mapping[str, Audio]]]) -> None:
-    """Writes a PNG of log-mel levels, dB below the loudest cell of each picture; titles in ASCII."""
+    """Writes a PNG of log-mel levels, dB below the loudest cell of each picture;
+    titles in ASCII.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,9 @@
 """The songs themselves: does what was generated for held-out requests sound like the corpus, and
 does it follow the words?
 
-    report = judge_songs(pipeline, Codec.load(folder), held_out, training, Listener(Path("runs/eval")), out=Path("runs/eval/songs"))
+    listener = Listener(Path("runs/eval"))
+    codec = Codec.load(folder)
+    report = judge_songs(pipeline, codec, held_out, training, listener, out=Path("runs/songs"))
 
 Every request is made twice, from a professional's and from an amateur's description, with the
 song's own lyrics and length. Rows: original, codec, generated (all, and by user type), permuted
@@ -132,7 +134,10 @@ def _page(path: Path, codec: Codec, songs: Sequence[EvalSong], out: Path) -> Non
     for song in songs[:: max(1, len(songs) // PAGE_SONGS)][:PAGE_SONGS]:
         audio, rate = song.load()
         generated = load_audio(out / f"{song.id}-{USERS[0]}.flac")
-        title = f"{song.id} {song.style} {song.bpm:g} BPM {song.key}, {song.voice} voice, drums {'on' if song.drums else 'off'}"
+        title = (
+            f"{song.id} {song.style} {song.bpm:g} BPM {song.key}, {song.voice} voice, drums "
+            f"{'on' if song.drums else 'off'}"
+        )
         lines.append(
             (
                 title,

@@ -94,9 +94,8 @@ def fit_probes(songs: Sequence[EvalSong], heard: Sequence[Heard]) -> Probes:
                 if known
                 else None
             )
-        except (
-            InputError
-        ):  # a small corpus need not hold two songs of every class: the column stays empty
+        except InputError:
+            # a small corpus need not hold two songs of every class: the column stays empty
             continue
     return {name: probe for name, probe in probes.items() if probe is not None}
 

@@ -1,14 +1,16 @@
 """The dense layout: sequences padded to one length, boolean masks over keys. It is what leaves
 PyTorch (ONNX, TensorRT).
 
-    rows are [B, N, ...] where the packed layout has [N, ...]; every layer takes both, and the functions below stand in for the kernels
-    a sequence is [target | description | reference | padding]: order is free, since positions are explicit
+Rows are [B, N, ...] where the packed layout has [N, ...]; every layer takes both, and the functions
+below stand in for the kernels. A sequence is [target | description | reference | padding]: its
+order is free, since positions are explicit.
 
 A sequence without lyrics sees one null lyric key, whose value is 0: its cross-attention is 0, as in
 the packed layout.
 
-    layout = DenseLayout(cos, sin, cross_cos, cross_sin, DenseKeys(mask_BN), DenseKeys(lyric_mask_BL), targets=322)
-    out_BTC = dit.trunk(x_BND, modulation, kv, layout)            # target rows of all sequences, [B, 322, C]
+    keys, lyrics = DenseKeys(mask_BN), DenseKeys(lyric_mask_BL)
+    layout = DenseLayout(cos, sin, cross_cos, cross_sin, keys, lyrics, targets=322)
+    out_BTC = dit.trunk(x_BND, modulation, kv, layout)  # target rows of all sequences, [B, 322, C]
 
 Never B N rows end to end: products of symbolic sizes make tracing three times as slow, and its
 guards fail.

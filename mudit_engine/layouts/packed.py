@@ -5,7 +5,8 @@ One sequence is [description | reference | target] rows; it attends to itself an
 tokens, which lie in a buffer of their own and may be shared (a guidance branch without lyrics has
 none).
 
-    layout = make_layout([Span(description=3, reference=0, target=322, lyric_start=0, lyrics=97, row=0)], config)
+    span = Span(description=3, reference=0, target=322, lyric_start=0, lyrics=97, row=0)
+    layout = make_layout([span], config)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One batch over several ranks (Ulysses): each holds a run of the packed rows; attention trades
 rows for heads and back.
 
-    [N / n rows, H heads] -> all-to-all -> [N rows, H / n heads] -> attention of whole songs -> all-to-all -> [N / n rows, H heads]
+    [N / n rows, H heads] -> all-to-all -> [N rows, H / n heads] -> attention of whole songs
+                          -> all-to-all -> [N / n rows, H heads]
 
 Everything else in a block works row by row, so it needs no other rank. Rows are padded to a
 multiple of n; no segment covers the padding. Source: Jacobs et al. 2023 (DeepSpeed Ulysses). What

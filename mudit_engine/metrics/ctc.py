@@ -1,7 +1,8 @@
 """A small phoneme recogniser for singing over a band, so that sung words can be counted:
 convolutions over log-mel, trained by CTC.
 
-    PER = edits (insertions, deletions, substitutions) between the phonemes asked and those recognised / phonemes asked
+    PER = edits between the phonemes asked and those recognised / phonemes asked
+    edits: insertions, deletions and substitutions
 
     recogniser = train(examples)
     recogniser.read(mel_FM)                                       # ['l', 'iang', 'y', 've', ...]

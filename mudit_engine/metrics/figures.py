@@ -28,7 +28,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Figure:
-    """An estimate over n songs and its 95 % interval. All None where there was nothing to measure."""
+    """An estimate over n songs and its 95 % interval.
+    All None where there was nothing to measure.
+    """
 
     value: float | None
     low: float | None = None

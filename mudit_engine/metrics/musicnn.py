@@ -2,7 +2,7 @@
 and probes.
 
     features = Musicnn.load()
-    embedding = features(audio, 22050)          # penultimate [patches, 200], pooled timbre [patches, 753]
+    embedding = features(audio, 22050)  # penultimate [patches, 200], pooled timbre [patches, 753]
 
 The weights are those of the MTT_musicnn model of the musicnn package (ISC licence,
 assets/musicnn/NOTICE.md), stored in half precision. The network reads log10(1 + 10000 mel) of 96

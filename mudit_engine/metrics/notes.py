@@ -1,6 +1,8 @@
 """Notes of audio, and how well two sets of notes agree: F1 over onsets and pitches.
 
-    F1 = 2 TP / (notes of a + notes of b);  a pair counts when the MIDI pitches are equal and the onsets within 50 ms, each note in one pair
+    F1 = 2 TP / (notes of a + notes of b)
+
+A pair counts when the MIDI pitches are equal and the onsets within 50 ms, each note in one pair.
 
 Notes come from the basic-pitch network (88 semitones, 86 frames a second), of which only the ONNX
 file is used: the package itself would import TensorFlow.

@@ -1,6 +1,6 @@
 """Tempo and key of audio, judged against what was requested.
 
-    tempo_error(audio, rate, 92.0)               # share by which the nearest octave of the estimate is off
+    tempo_error(audio, rate, 92.0)  # share by which the nearest octave of the estimate is off
     key_rank(audio, rate, "A minor")             # 1 is the best of the 12 transpositions
 
 Tempo: the peak of a comb over the autocorrelation of the spectral flux. Key: the share of tonal

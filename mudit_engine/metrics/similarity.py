@@ -110,7 +110,9 @@ class AudioSimilarity:
 
     @torch.inference_mode()
     def layers(self, audio: Tensor, sample_rate: int) -> Tensor:
-        """Hidden states [layers, D], averaged over time, of audio [channels, samples] or [samples]."""
+        """Hidden states [layers, D], averaged over time, of audio [channels,
+        samples] or [samples].
+        """
         rate = int(self.extractor.sampling_rate)
         if self.variant == "paper":
             chunks: Sequence[Tensor] = [_mono(audio, rate, rate)[:PAPER_SAMPLES]]

@@ -1,7 +1,8 @@
 """ChinMu: descriptions and audio in one space, so that words can condition a song and songs can be
 found by words.
 
-    text:  fragment -> characters or a transformers encoder -> masked mean -> projection -> unit vector
+    text:  fragment -> characters or a transformers encoder -> masked mean -> projection
+           -> unit vector
     audio: log-mel -> folded frames -> transformer with RoPE -> mean -> projection -> unit vector
     loss:  symmetric InfoNCE, logits = exp(s) <text, audio>
 

@@ -67,9 +67,8 @@ class FactoredDft(nn.Module):
         place = torch.empty(n // 2 + 1, dtype=torch.int64)
         place[mirrored] = torch.arange(mirrored.numel())  # the last one wins, so that ...
         direct = (bins <= n // 2).flatten()
-        place[mirrored[direct]] = torch.arange(mirrored.numel())[
-            direct
-        ]  # ... a bin comes from itself where it can
+        # ... a bin comes from itself where it can
+        place[mirrored[direct]] = torch.arange(mirrored.numel())[direct]
         self.register_buffer("spread_index", mirrored, persistent=False)
         self.register_buffer("spread_sign", torch.where(direct, 1.0, -1.0), persistent=False)
         self.register_buffer("collect_index", place, persistent=False)

@@ -1,9 +1,14 @@
 """The song transformer: DiT and SiT are one network, told apart only by the path it is trained on.
 
-    sequence of a song: [description tokens | reference frames | target frames], all self-attending; lyrics by cross-attention
-    modulation of a song: time, length, user type and, with pooled_description, its mean description vector
-    block (serial):   x += g1 SelfAttn(mod(LN x));  x += CrossAttn(LN x, lyrics);  x += g2 MLP(mod(LN x))
-    block (parallel): x += g1 W [SelfAttn(h), CrossAttn(h, lyrics)] with h = mod(LN x);  x += g2 MLP(mod(LN x))
+    sequence of a song: [description tokens | reference frames | target frames]
+    block (serial):     x += g1 SelfAttn(mod(LN x));  x += CrossAttn(LN x, lyrics)
+                        x += g2 MLP(mod(LN x))
+    block (parallel):   x += g1 W [SelfAttn(h), CrossAttn(h, lyrics)] with h = mod(LN x)
+                        x += g2 MLP(mod(LN x))
+
+All tokens of a sequence attend to each other, and to the lyrics by cross-attention. A song's
+modulation comes from time, length, user type and, with pooled_description, its mean description
+vector.
 
     out = DiT(config.dit)(batch)                # training: everything at once
     # sampling: lyric_kv once a song, modulation once a step, trunk each step (runtime/denoiser.py)
@@ -65,12 +70,10 @@ class DitBatch:
     lyrics: Sequence[int]
     references: Tensor  # [sum of reference frames, C]
     reference_frames: Sequence[int]
-    reference_kinds: Sequence[
-        int
-    ]  # index into REFERENCE_KINDS (any value where there are no frames)
-    outline: OutlineRows | None = (
-        None  # of all target frames; wanted by a model with config.outline
-    )
+    # index into REFERENCE_KINDS (any value where there are no frames)
+    reference_kinds: Sequence[int]
+    # of all target frames; wanted by a model with config.outline
+    outline: OutlineRows | None = None
 
 
 @dataclass(frozen=True)
@@ -236,9 +239,8 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.blocks))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final = nn.Linear(width, config.latent_channels)
-        self.exchange: Exchange | None = (
-            None  # with the ranks that share songs, in training (training/parallel/ulysses.py)
-        )
+        # with the ranks that share songs, in training (training/parallel/ulysses.py)
+        self.exchange: Exchange | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

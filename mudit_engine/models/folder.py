@@ -33,7 +33,9 @@ EMBEDDED_MODELS = ("tiny", "tiny-mudit")
 
 
 def model_folder(source: str | Path) -> Path:
-    """The folder of an embedded model's name, or of a path. Raises ModelError when there is none."""
+    """The folder of an embedded model's name, or of a path.
+    Raises ModelError when there is none.
+    """
     folder = EMBEDDED / str(source) if str(source) in EMBEDDED_MODELS else Path(source)
     if not (folder / "config.json").is_file():
         hint = (
@@ -180,7 +182,9 @@ def _write_random(
 
 
 def _random(name: str, shape: torch.Size) -> torch.Tensor:
-    """Matrices of unit gain; norms' gains, scales and positive statistics near 1; the rest small."""
+    """Matrices of unit gain; norms' gains, scales and positive statistics near 1;
+    the rest small.
+    """
     if len(shape) >= 2:
         return torch.randn(shape) / math.sqrt(math.prod(shape[1:]))
     around = (

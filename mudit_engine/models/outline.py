@@ -2,7 +2,8 @@
 it.
 
     features of frame i at time t = (i + 1/2) / frame_rate:
-        sin, cos of 2 pi t / period for a beat, a bar and four bars; one-hot tonic and mode; seconds since and until the syllable's bounds;
+        sin, cos of 2 pi t / period for a beat, a bar and four bars; one-hot tonic and mode;
+        seconds since and until the syllable's bounds;
         one-hot root of the chord, and which of the twelve pitch classes belong to it
     tokens of frame i: up to four, weighted by the share of the frame in which they sound
 

@@ -4,8 +4,9 @@ train, chunk and export.
 Frames are centred on (f + 1/2) hop, so S = F hop samples give exactly F frames and F frames give S
 samples back:
 
-    X[f, k] = sum_n w[n] x[f hop + n - (n_fft - hop) / 2] exp(-2 pi i k (n - n_fft / 2) / n_fft) / sum(w)
-    x       = sum_f w (inverse DFT of X[f]) sum(w) / sum_f w^2                      (least squares, exact at both ends too)
+    X[f, k] = sum_n w[n] x[f hop + n - (n_fft - hop) / 2] e(k (n - n_fft / 2) / n_fft) / sum(w)
+              with e(a) = exp(-2 pi i a)
+    x  = sum_f w (inverse DFT of X[f]) sum(w) / sum_f w^2  (least squares, exact at both ends too)
 
 With this scale a sine of amplitude A peaks at A / 2, and with time counted from the frame's centre
 a steady partial has one phase in all bins of its peak, which is what a network can predict. Spectra

@@ -1,9 +1,10 @@
 """The spectral VAE: audio <-> latents at about 10.77 Hz. Compressed magnitudes are coded; the
 decoder makes up the phases.
 
-    encoder   x = (log(|STFT| + floor) - mean) / scale per bin (or |STFT|^compression); patches of `fold` frames
-              mean = W x + net(x), log-variance = net(x)
-    decoder   x^ = W' z + net(z, W' z), unit phases u = net(z, W' z);   audio = ISTFT(GriffinLim(magnitude(x^) u))
+    encoder   x = (log(|STFT| + floor) - mean) / scale per bin (or |STFT|^compression)
+              mean = W x + net(x), log-variance = net(x) of patches of `fold` frames
+    decoder   x^ = W' z + net(z, W' z), unit phases u = net(z, W' z)
+              audio = ISTFT(GriffinLim(magnitude(x^) u))
 
 W and W' are the whitened principal components of the patches, found in closed form by `fit_linear`;
 the last layers of every `net` start at zero, so the module starts as exactly that linear codec

@@ -1,10 +1,10 @@
 """What the spectral VAE is trained on: spectral distances, KL, and adversaries that look at complex
 spectra of several sizes.
 
-    spectral   mean over sizes of  || |Y| - |X| || / || X ||  +  mean | log(|Y| + e) - log(|X| + e) |
+    spectral  mean over sizes of  || |Y| - |X| || / || X ||  +  mean | log(|Y| + e) - log(|X| + e) |
     mel        mean | log mel(y) - log mel(x) |
     KL         mean over elements of  (mean^2 + var - 1 - log var) / 2
-    hinge      D: mean relu(1 - D(x)) + mean relu(1 + D(y));   G: -mean D(y);   plus feature matching
+    hinge  D: mean relu(1 - D(x)) + mean relu(1 + D(y));  G: -mean D(y);  plus feature matching
 
     loss = stft_loss(y, x) + mel_loss(y, x) + 1e-3 * kl_divergence(mean, logvar)
     real, fake = discriminator(x), discriminator(y)
@@ -71,7 +71,9 @@ class MultiResolutionStftLoss(nn.Module):
 
 
 class LogMelLoss(nn.Module):
-    """L1 between log-mel spectra: what is heard of pitch and timbre, at about the ear's resolution."""
+    """L1 between log-mel spectra: what is heard of pitch and timbre,
+    at about the ear's resolution.
+    """
 
     def __init__(
         self, sample_rate: int, *, n_fft: int = 2048, hop: int = 512, mels: int = 96

@@ -39,7 +39,9 @@ class KernelBuild:
     stages: int
     shared_bytes: int
     scratch_bytes: int
-    """Global memory per block that Triton asks its allocator for (device-side tensor descriptors do; host-side ones do not)."""
+    """Global memory per block that Triton asks its allocator for (device-side tensor descriptors
+    do; host-side ones do not).
+    """
     constants: dict[str, Any]
     flops: float | None
     """Useful work of the launch, from the kernel's launch_metadata, or None."""

@@ -5,11 +5,12 @@ The hot loops are the innermost loops that hold matrix instructions. Their instr
 per execution pipe and turned into cycles of one multiprocessor for one trip of one block:
 
     overlap = tensor / max(all pipes)          every pipe works behind the tensor cores
-    serial  = tensor / (tensor + softmax)      nothing does: softmax = max(pipes other than tensor and memory)
+    serial  = tensor / (tensor + softmax)      nothing does
 
-A kernel without matrix instructions streams: its goal is the DRAM bandwidth, and its hot loops are
-those with global accesses (the whole kernel, if there is none). With dram = bytes of a trip / the
-multiprocessor's share of the bandwidth:
+with softmax = max(pipes other than tensor and memory). A kernel without matrix instructions
+streams: its goal is the DRAM bandwidth, and its hot loops are those with global accesses (the whole
+kernel, if there is none). With dram = bytes of a trip / the multiprocessor's share of the
+bandwidth:
 
     overlap = dram / max(all pipes, dram)      serial = dram / (dram + max(pipes))
 
@@ -313,7 +314,9 @@ class Report:
     """Machine code of one kernel, summed up."""
 
     loops: list[Loop]
-    """Loops with matrix instructions, most FLOP first (none on sm_100); of a kernel without them, the streaming loops, most bytes first."""
+    """Loops with matrix instructions, most FLOP first (none on sm_100); of a kernel without them,
+    the streaming loops, most bytes first.
+    """
     counts: dict[str, int]
     global_access_bytes: dict[int, int]
     """Width of the global loads and stores per thread -> how many."""
@@ -488,7 +491,9 @@ def rate_loop(
 
 
 def blocks_per_sm(machine: Machine, *, registers: int, warps: int, shared_bytes: int) -> int:
-    """Blocks that fit one multiprocessor at once. Registers are given out per warp in units of 256."""
+    """Blocks that fit one multiprocessor at once.
+    Registers are given out per warp in units of 256.
+    """
     warps_by_registers = machine.registers // (-(-registers * 32 // 256) * 256)
     by_shared = machine.shared_bytes // (shared_bytes + machine.reserved_shared)
     return min(

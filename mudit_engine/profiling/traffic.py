@@ -31,7 +31,9 @@ class Traffic:
     kernel: str
     requested: int = 0
     addressed: int = 0
-    """As requested, but with no lane masked off: their ratio is the share of lanes that do something."""
+    """As requested, but with no lane masked off: their ratio is the share of lanes that do
+    something.
+    """
     distinct: int = 0
     _touched: dict[bool, list[np.ndarray]] = field(
         default_factory=lambda: {False: [], True: []}, repr=False

@@ -1,9 +1,11 @@
 """Length buckets: the sizes for which engines are built, and to which a song is padded. Padding is
 masked, so it changes no result.
 
-    buckets = default_buckets(config)                   # an eighth, a quarter, a half and the whole of the longest song
+    # an eighth, a quarter, a half and the whole of the longest song
+    buckets = default_buckets(config)
     bucket = choose(buckets, frames=323, tokens=180, reference=0)
-    profiles(config, buckets, "step", songs=1)          # [{"x": (smallest, usual, largest), ...}], one a bucket
+    # [{"x": (smallest, usual, largest), ...}], one a bucket
+    profiles(config, buckets, "step", songs=1)
 
 A step of a bucket has fixed numbers of target rows and lyric keys; its other rows are the
 descriptions alone or descriptions and a whole reference; guidance doubles its sequences. Everything

@@ -1,7 +1,9 @@
 """Latents of any length to audio in bounded memory, exactly: each chunk is decoded with the VAE's
 receptive field on both sides.
 
-    audio[a:b] = decode(latents[a - halo : b + halo])[halo hop : -halo hop],     cut off at the song's own ends
+    audio[a:b] = decode(latents[a - halo : b + halo])[halo hop : -halo hop]
+
+cut off at the song's own ends.
 
 Inside the halo a chunk differs from the whole decode (zero padding meets it early), outside it does
 not, so joining needs no cross-fade.

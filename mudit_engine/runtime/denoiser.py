@@ -2,7 +2,8 @@
 a step does the rest.
 
     denoiser = Denoiser(dit)
-    states = [denoiser.prepare(song) for song in songs]          # lyric keys and values, modulation of all steps, condition rows
+    # lyric keys and values, modulation of all steps, condition rows
+    states = [denoiser.prepare(song) for song in songs]
     latents = denoise(denoiser, states)                          # [T, C] a song
 
 A step takes any mix of songs, each at its own step of its own sampler table: conditional and
@@ -48,9 +49,8 @@ class SongInputs:
     table: SamplerTable
     seed: int
     descriptions: Tensor  # [fragments, description_width]
-    negative: (
-        Tensor  # [fragments, description_width] of what the song should not be; may have no rows
-    )
+    # [fragments, description_width] of what the song should not be; may have no rows
+    negative: Tensor
     lyric_ids: Sequence[int] = ()
     user_type: str = "none"
     reference: Tensor | None = None  # [frames, C]
@@ -95,9 +95,8 @@ class SongProgress:
 class SongState(SongProgress):
     """A song in the torch runtime, with its plan."""
 
-    conditions: tuple[
-        Tensor, Tensor
-    ]  # packed condition rows [n + T, D] of the conditional and the unconditional sequence
+    # packed condition rows [n + T, D] of the conditional and the unconditional sequence
+    conditions: tuple[Tensor, Tensor]
     spans: tuple[Span, Span]
     modulation: tuple[Modulation, Modulation]  # a row a step
     kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block

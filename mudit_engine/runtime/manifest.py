@@ -3,7 +3,8 @@ is.
 
     manifest = read_manifest(folder)
     differences(folder, manifest)                   # ["graphs/fp32/step.onnx has changed"], or []
-    folder_of_graphs(folder, "onnxruntime")         # where a runtime finds its graphs; raises when it has none
+    # where a runtime finds its graphs; raises when it has none
+    folder_of_graphs(folder, "onnxruntime")
 
 Written by export/manifest.py.
 """
@@ -79,7 +80,9 @@ def differences(
 
 
 def folder_of_graphs(folder: Path, runtime: str) -> Path:
-    """Folder of a runtime's graphs, verified. Raises ModelError that names what differs or lacks."""
+    """Folder of a runtime's graphs, verified.
+    Raises ModelError that names what differs or lacks.
+    """
     manifest = read_manifest(folder)
     flavour = FLAVOUR_OF_RUNTIME[runtime]
     if flavour not in manifest["flavours"]:

@@ -32,7 +32,10 @@ class OnnxSession:
         try:
             return tuple(torch.from_numpy(output) for output in session.run(None, arrays))
         except Exception as error:  # onnxruntime raises its own unrelated exception types
-            message = f"graph '{graph}' of '{self.folder}' failed ({error}): export the model again with `mudit export onnx`"
+            message = (
+                f"graph '{graph}' of '{self.folder}' failed ({error}): export the model again with "
+                "`mudit export onnx`"
+            )
             raise ModelError(message) from error
 
     def _open(self, graph: str) -> Any:

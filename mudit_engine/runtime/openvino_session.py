@@ -37,7 +37,10 @@ class OpenVinoSession:
                 share_inputs=True,
             )
         except RuntimeError as error:
-            message = f"graph '{graph}' of '{self.folder}' failed ({error}): export the model again with `mudit export onnx`"
+            message = (
+                f"graph '{graph}' of '{self.folder}' failed ({error}): export the model again with "
+                "`mudit export onnx`"
+            )
             raise ModelError(message) from error
         return tuple(torch.from_numpy(output.data.copy()) for output in request.output_tensors)
 

@@ -3,7 +3,7 @@ one launch.
 
     runtime = open_tensorrt(folder, halo=vae.receptive_field)
     latents = denoise(runtime, [runtime.prepare(song)])          # row by row, as everywhere
-    latents, pcm = runtime.render(song)                          # one CUDA graph: text, all steps, decode, int16, copy out
+    latents, pcm = runtime.render(song)  # one CUDA graph: text, all steps, decode, int16, copy out
 
 A graph is captured the first time a mode is seen (a bucket, which rows are guided, noise or none,
 reference or none) and kept. Guidance, its intervals, negative descriptions, reference audio and

@@ -3,7 +3,8 @@ whole as one CUDA graph.
 
     program = Program(device, config, mode, halo=halo)
     program.fill(song)                  # host: everything of one song into pinned memory
-    program.prepare()                   # pinned -> device; description vectors, lyric keys, conditions, modulation of all steps
+    # pinned -> device; description vectors, lyric keys, conditions, modulation of all steps
+    program.prepare()
     for row in range(len(mode.guided)): program.step(row)
     program.decode()                    # chunks with halo, int16, device -> pinned
     device.wait(); program.pcm

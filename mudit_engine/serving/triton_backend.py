@@ -1,14 +1,14 @@
 """The three stages of a song as Python models of NVIDIA's Triton Inference Server: text -> denoise
 -> decode.
 
-    REQUEST, JSON with the fields of SongRequest  -> text    -> SONG (safetensors), SECONDS, INFO (JSON)
-    SONG                                          -> denoise -> LATENTS [frames, C]
-    LATENTS, SECONDS                              -> decode  -> AUDIO int16 [channels, samples], SAMPLE_RATE
+    text      REQUEST           -> SONG (safetensors), SECONDS, INFO (JSON)
+    denoise   SONG              -> LATENTS [frames, C]
+    decode    LATENTS, SECONDS  -> AUDIO int16 [channels, samples], SAMPLE_RATE
 
-`mudit export triton-server` writes the repository whose model.py files name these classes. The
-server hands `execute` all requests that waited together, whatever their lengths: `denoise` steps
-them as one ragged batch. "reference" in a request is an audio file in base64.
-"""
+A REQUEST is JSON with the fields of SongRequest. `mudit export triton-server` writes the repository
+whose model.py files name these classes. The server hands `execute` all requests that waited
+together, whatever their lengths: `denoise` steps them as one ragged batch. "reference" in a request
+is an audio file in base64."""
 
 from __future__ import annotations
 

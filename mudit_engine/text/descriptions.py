@@ -5,8 +5,8 @@ Sentences end at 。！？.!?;； or a new line (not inside 92.5 or R.E.M.); phr
 dashes and coordinating words (和, 以及, and, with, ...). English words are split at blanks. Chinese
 has none: words are found by maximum matching from both ends over the project's own terms of music
 and mood (assets/vocabulary/terms_zh.txt) and pypinyin's phrase dictionary; the split with fewer
-words, then fewer single characters, wins. So 和弦 stays whole while 钢琴和鼓 is cut at 和. Function words
-are no word fragments.
+words, then fewer single characters, wins. So 和弦 stays whole while 钢琴和鼓 is cut at 和. Function
+words are no word fragments.
 
     description_fragments("温暖的女声，钢琴和弦乐。BPM 92", 8)
 """
@@ -44,12 +44,16 @@ def _bag(*lines: str) -> frozenset[str]:
 
 
 _COORDINATING = _bag(
-    "和 与 與 及 以及 并 並 并且 並且 而且 但 但是 或 或者 同时 同時 加上 and or but plus with while yet",
+    "和 与 與 及 以及 并 並 并且 並且 而且 但 但是 或 或者 同时 同時 加上 and or but plus with "
+    "while yet",
 )
 _FUNCTION_WORDS = _COORDINATING | _bag(
-    "的 地 得 了 着 过 是 在 有 个 一 首 一首 段 一段 这 那 这种 那种 一个 之后 之前 时候 可以 听 起来 听起来 太 不 没 我 你 他 她 它 很",
-    "也 都 就 又 让 把 被 给 从 到 为 以 用 里 上 中 下 要 想 想要 带 带有 带着 请 吧 呢 吗 啊 像 等 种 一种 点 一点 一些 非常 比较 十分",
-    "特别 有点 偏 略带 稍微 更加 这首歌 首歌 歌 為 個 這 讓 給 從 裡 帶 帶有 請 嗎 a an the of in on at to for by from as is "
+    "的 地 得 了 着 过 是 在 有 个 一 首 一首 段 一段 这 那 这种 那种 一个 之后 之前 时候 可以 听 "
+    "起来 听起来 太 不 没 我 你 他 她 它 很",
+    "也 都 就 又 让 把 被 给 从 到 为 以 用 里 上 中 下 要 想 想要 带 带有 带着 请 吧 呢 吗 啊 像 "
+    "等 种 一种 点 一点 一些 非常 比较 十分",
+    "特别 有点 偏 略带 稍微 更加 这首歌 首歌 歌 為 個 這 讓 給 從 裡 帶 帶有 請 嗎 a an the of in "
+    "on at to for by from as is "
     "are be it",
     "its it's this that these those i me my you your we our some very quite rather really so like "
     "has have having into over under then",
@@ -247,8 +251,8 @@ SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
 
 
 def requested_bpm(description: str) -> float | None:
-    """Beats a minute named in a description ("BPM 92", "92 bpm", "每分钟92拍", "tempo of 120"); None if
-    none is.
+    """Beats a minute named in a description ("BPM 92", "92 bpm", "每分钟92拍", "tempo of 120");
+    None if none is.
 
     A range ("90-100 bpm") gives its middle.
     """
@@ -298,8 +302,8 @@ _AFTER_ARTICLE = re.compile(
 def requested_key(description: str) -> str | None:
     """Key named in a description, as "C major", "A minor", "Eb major"; None if none is.
 
-    Read are "C大调", "降E大调", "#F小调", "D调" and "1=D" (major), "F# minor", "bB major", "E-flat major",
-    "Am", "key of G" (major).
+    Read are "C大调", "降E大调", "#F小调", "D调" and "1=D" (major), "F# minor", "bB major", "E-flat
+    major", "Am", "key of G" (major).
     """
     text = unicodedata.normalize("NFKC", description)
     if match := _CHINESE_KEY.search(text):

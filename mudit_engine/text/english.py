@@ -19,17 +19,19 @@ from importlib.resources import files
 
 VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
 CONSONANTS = (
-    "B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T", "TH", "V", "W", "Y", "Z", "ZH",
+    "B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T",
+    "TH", "V", "W", "Y", "Z", "ZH",
 )  # fmt: skip
 PHONES = frozenset(CONSONANTS) | {vowel + stress for vowel in VOWELS for stress in "012"}
 
 _LETTERS = {
     letter: tuple(phones.split())
     for letter, phones in {
-        "a": "EY1", "b": "B IY1", "c": "S IY1", "d": "D IY1", "e": "IY1", "f": "EH1 F", "g": "JH IY1", "h": "EY1 CH", "i": "AY1",
-        "j": "JH EY1", "k": "K EY1", "l": "EH1 L", "m": "EH1 M", "n": "EH1 N", "o": "OW1", "p": "P IY1", "q": "K Y UW1", "r": "AA1 R",
-        "s": "EH1 S", "t": "T IY1", "u": "Y UW1", "v": "V IY1", "w": "D AH1 B AH0 L Y "
-                                                                     "UW0", "x": "EH1 K S", "y": "W AY1", "z": "Z IY1",
+        "a": "EY1", "b": "B IY1", "c": "S IY1", "d": "D IY1", "e": "IY1", "f": "EH1 F",
+        "g": "JH IY1", "h": "EY1 CH", "i": "AY1", "j": "JH EY1", "k": "K EY1", "l": "EH1 L",
+        "m": "EH1 M", "n": "EH1 N", "o": "OW1", "p": "P IY1", "q": "K Y UW1", "r": "AA1 R",
+        "s": "EH1 S", "t": "T IY1", "u": "Y UW1", "v": "V IY1", "w": "D AH1 B AH0 L Y UW0",
+        "x": "EH1 K S", "y": "W AY1", "z": "Z IY1",
     }.items()
 }  # fmt: skip
 # Homographs whose first entry is not the one sung, and sounds of singers that dictionaries leave
@@ -37,25 +39,28 @@ _LETTERS = {
 _SUNG = {
     word: tuple(phones.split())
     for word, phones in {
-        "live": "L IH1 V", "tear": "T IH1 R", "read": "R IY1 D", "wind": "W IH1 N D", "close": "K L OW1 S", "dove": "D AH1 V",
-        "lead": "L IY1 D", "mm": "M", "mmm": "M", "hm": "HH M", "ah": "AA1", "ahh": "AA1", "oo": "UW1", "ay": "EY1", "ayy": "EY1",
-        "sh": "SH", "woah": "W OW1", "da": "D AA1", "na": "N AA1", "la": "L AA1", "doo": "D UW1", "ba": "B AA1", "sha": "SH AA1",
-        "ha": "HH AA1", "brr": "B ER1",
+        "live": "L IH1 V", "tear": "T IH1 R", "read": "R IY1 D", "wind": "W IH1 N D",
+        "close": "K L OW1 S", "dove": "D AH1 V", "lead": "L IY1 D", "mm": "M", "mmm": "M",
+        "hm": "HH M", "ah": "AA1", "ahh": "AA1", "oo": "UW1", "ay": "EY1", "ayy": "EY1", "sh": "SH",
+        "woah": "W OW1", "da": "D AA1", "na": "N AA1", "la": "L AA1", "doo": "D UW1", "ba": "B AA1",
+        "sha": "SH AA1", "ha": "HH AA1", "brr": "B ER1",
     }.items()
 }  # fmt: skip
 # consonants that may begin an English syllable together
 _ONSETS = frozenset((
-    "B L", "B R", "B Y", "D R", "D W", "D Y", "F L", "F R", "F Y", "G L", "G R", "G W", "G Y", "HH Y", "HH W", "K L", "K R", "K W",
-    "K Y", "M Y", "N Y", "P L", "P R", "P Y", "S F", "S K", "S L", "S M", "S N", "S P", "S T", "S W", "SH R", "T R", "T W", "TH R",
-    "TH W", "V Y", "S K R", "S K W", "S K Y", "S P L", "S P R", "S P Y", "S T R",
+    "B L", "B R", "B Y", "D R", "D W", "D Y", "F L", "F R", "F Y", "G L", "G R", "G W", "G Y",
+    "HH Y", "HH W", "K L", "K R", "K W", "K Y", "M Y", "N Y", "P L", "P R", "P Y", "S F", "S K",
+    "S L", "S M", "S N", "S P", "S T", "S W", "SH R", "T R", "T W", "TH R", "TH W", "V Y", "S K R",
+    "S K W", "S K Y", "S P L", "S P R", "S P Y", "S T R",
 ))  # fmt: skip
 
 
 _ENDINGS = {
     ending: tuple(phones.split())
     for ending, phones in {
-        "in'": "IH0 N", "in": "IH0 N", "ing": "IH0 NG", "ly": "L IY0", "ness": "N AH0 S", "less": "L AH0 S", "er": "ER0", "y": "IY0",
-        "'ll": "AH0 L", "'d": "D", "'re": "ER0", "'ve": "V",
+        "in'": "IH0 N", "in": "IH0 N", "ing": "IH0 NG", "ly": "L IY0", "ness": "N AH0 S",
+        "less": "L AH0 S", "er": "ER0", "y": "IY0", "'ll": "AH0 L", "'d": "D", "'re": "ER0",
+        "'ve": "V",
     }.items()
 }  # fmt: skip
 
@@ -220,32 +225,44 @@ def syllabify(phones: Sequence[str]) -> list[int]:
 _RULES = [
     (re.compile(pattern), tuple(phones.split()))
     for pattern, phones in [
-        (r"(?<=[bcdfgkptz])le(?=s?$)", "AH L"), (r"(?<=[td])e(?=d$)", "AH"), (r"sm$", "Z AH M"), (r"^mc", "M AH K"),
-        (r"ie(?=[a-z]{2})", "IY"), (r"tch", "CH"), (r"sch", "SH"), (r"(?<![a-z])ch(?=[lr])", "K"), (r"chr", "K R"), (r"ch", "CH"),
-        (r"(?<=c)k", ""), (r"ck", "K"), (r"sci(?=[aou])", "SH"), (r"sc(?=[eiy])", "S"), (r"c(?=[ei][ao])", "SH"),
-        (r"cc(?=[eiy])", "K S"), (r"c(?=[eiy])", "S"), (r"cc?", "K"), (r"(?<![a-z])gn", "N"), (r"gn(?![a-z])", "N"), (r"gh(?=t)", ""),
-        (r"(?<![a-z])gh", "G"), (r"gh", ""), (r"dge?(?=[eiy]|$)", "JH"), (r"ng(?=[aeiou])", "NG G"), (r"ng(?=e[sd]?$)", "N JH"),
-        (r"ng", "NG"), (r"g(?=e|i[aou]|y$)", "JH"), (r"gg?u?(?=[ei]|g)", "G"), (r"g", "G"), (r"ph", "F"), (r"(?<![a-z])ps", "S"),
-        (r"pp?", "P"), (r"(?<![a-z])kn", "N"), (r"kk?h?", "K"), (r"qu", "K W"), (r"q", "K"), (r"(?<=s)sion", "SH AH0 N"),
-        (r"ssion", "SH AH0 N"), (r"sion", "ZH AH0 N"), (r"tion", "SH AH0 N"), (r"t(?=ure)", "CH"), (r"ture?$", "CH ER"), (r"th", "TH"),
-        (r"tt?", "T"), (r"sh", "SH"), (r"ss", "S"), (r"(?<=[aeiouy])s(?=[aeiouy])", "Z"), (r"(?<=[bdgvlmnraeiouyw])s$", "Z"),
-        (r"s", "S"), (r"(?<![a-z])wr", "R"), (r"wh", "W"), (r"(?<=[aeo])w", ""), (r"w", "W"), (r"(?<![a-z])x", "Z"), (r"x", "K S"),
-        (r"zh", "ZH"), (r"zz?", "Z"), (r"bb?", "B"), (r"mb$", "M"), (r"mm?", "M"), (r"nn?", "N"), (r"ll?", "L"), (r"ff?", "F"),
-        (r"vv?", "V"), (r"dd?", "D"), (r"jj?", "JH"), (r"(?<=[aeiou])h(?![aeiouy])", ""), (r"(?<=r)h", ""), (r"h", "HH"),
-        (r"(?<![a-z])y(?=[aeiou])", "Y"), (r"augh|ough(?=t)", "AO"), (r"eigh", "EY"), (r"igh", "AY"), (r"ough", "OW"),
-        (r"(?:ai|ay|ei(?!r)|ey(?!$))(?!r)", "EY"), (r"air|are$|eir", "EH R"), (r"au|aw", "AO"), (r"ar(?![aeiour])", "AA R"),
-        (r"arr?", "EH R"), (r"a(?=ll|lk|lt)", "AO"), (r"(?<=w)a(?=[nts])", "AA"),
-        (r"a(?=[bcdfgklmnpstvz]e[sd]?$|[bcdfgklmnptvz]i[nc]|ste$|nge)", "EY"), (r"a$", "AH"), (r"aa|a(?=h)", "AA"), (r"ae", "EY"),
-        (r"a", "AE"), (r"ear(?=[nlt])", "ER"), (r"eer?(?=r)|ear$|eer", "IH R"), (r"ee|ea(?!u)|ie(?=[fldv])", "IY"), (r"eau", "OW"),
-        (r"ew|eu", "UW"), (r"err?(?=[aeiouy])", "EH R"), (r"err?", "ER"), (r"(?<=[a-z][a-z])e(?=s$)(?<![sxzcgh]e)", ""),
-        (r"(?<=[a-z][a-z])e$", ""), (r"(?<=[^td][a-z])e(?=d$)(?<![td])", ""), (r"ey$", "IY"), (r"e(?=[bcdfgklmnpstvz]e$)", "IY"),
-        (r"(?<![aeiouy])e$", "IY"), (r"e(?=[ln]$)", "AH"), (r"e", "EH"), (r"ie$", "IY"), (r"ir(?![aeiouyr])", "ER"),
-        (r"i(?=[bcdfgklmnpstvz]e[sd]?$|nd$|ld$|gn$)", "AY"), (r"i(?=on)", "IY"), (r"i(?=[ao])", "IY"), (r"i(?=u)", "IY"),
-        (r"i$", "IY"), (r"i", "IH"), (r"oor|oar|our(?=[a-z])|orr?(?![aeiouy]r)", "AO R"), (r"oo(?=k)", "UH"), (r"oo", "UW"),
-        (r"oa|oe$", "OW"), (r"oi|oy", "OY"), (r"ous$", "AH S"), (r"ou|ow(?=[nl])", "AW"), (r"ow", "OW"),
-        (r"o(?=[bcdfgklmnpstvz]e[sd]?$|ld|lt|$|e)", "OW"), (r"on$", "AH N"), (r"o", "AA"), (r"urr?(?![aeiouy])", "ER"),
-        (r"ur(?=[aeiouy])", "UH R"), (r"(?<=[gq])u(?=[aeiou])", "W"), (r"ui|ue$|ue", "UW"), (r"u(?=[bcdfgklmnpstvz][aeio])|u$", "UW"),
-        (r"u(?=s$|m$)", "AH"), (r"u", "AH"), (r"(?<=[aeo])y", ""), (r"y(?=[bcdfgklmnpstvz]e$)", "AY"),
+        (r"(?<=[bcdfgkptz])le(?=s?$)", "AH L"), (r"(?<=[td])e(?=d$)", "AH"), (r"sm$", "Z AH M"),
+        (r"^mc", "M AH K"), (r"ie(?=[a-z]{2})", "IY"), (r"tch", "CH"), (r"sch", "SH"),
+        (r"(?<![a-z])ch(?=[lr])", "K"), (r"chr", "K R"), (r"ch", "CH"), (r"(?<=c)k", ""),
+        (r"ck", "K"), (r"sci(?=[aou])", "SH"), (r"sc(?=[eiy])", "S"), (r"c(?=[ei][ao])", "SH"),
+        (r"cc(?=[eiy])", "K S"), (r"c(?=[eiy])", "S"), (r"cc?", "K"), (r"(?<![a-z])gn", "N"),
+        (r"gn(?![a-z])", "N"), (r"gh(?=t)", ""), (r"(?<![a-z])gh", "G"), (r"gh", ""),
+        (r"dge?(?=[eiy]|$)", "JH"), (r"ng(?=[aeiou])", "NG G"), (r"ng(?=e[sd]?$)", "N JH"),
+        (r"ng", "NG"), (r"g(?=e|i[aou]|y$)", "JH"), (r"gg?u?(?=[ei]|g)", "G"), (r"g", "G"),
+        (r"ph", "F"), (r"(?<![a-z])ps", "S"), (r"pp?", "P"), (r"(?<![a-z])kn", "N"),
+        (r"kk?h?", "K"), (r"qu", "K W"), (r"q", "K"), (r"(?<=s)sion", "SH AH0 N"),
+        (r"ssion", "SH AH0 N"), (r"sion", "ZH AH0 N"), (r"tion", "SH AH0 N"), (r"t(?=ure)", "CH"),
+        (r"ture?$", "CH ER"), (r"th", "TH"), (r"tt?", "T"), (r"sh", "SH"), (r"ss", "S"),
+        (r"(?<=[aeiouy])s(?=[aeiouy])", "Z"), (r"(?<=[bdgvlmnraeiouyw])s$", "Z"), (r"s", "S"),
+        (r"(?<![a-z])wr", "R"), (r"wh", "W"), (r"(?<=[aeo])w", ""), (r"w", "W"),
+        (r"(?<![a-z])x", "Z"), (r"x", "K S"), (r"zh", "ZH"), (r"zz?", "Z"), (r"bb?", "B"),
+        (r"mb$", "M"), (r"mm?", "M"), (r"nn?", "N"), (r"ll?", "L"), (r"ff?", "F"), (r"vv?", "V"),
+        (r"dd?", "D"), (r"jj?", "JH"), (r"(?<=[aeiou])h(?![aeiouy])", ""), (r"(?<=r)h", ""),
+        (r"h", "HH"), (r"(?<![a-z])y(?=[aeiou])", "Y"), (r"augh|ough(?=t)", "AO"), (r"eigh", "EY"),
+        (r"igh", "AY"), (r"ough", "OW"), (r"(?:ai|ay|ei(?!r)|ey(?!$))(?!r)", "EY"),
+        (r"air|are$|eir", "EH R"), (r"au|aw", "AO"), (r"ar(?![aeiour])", "AA R"), (r"arr?", "EH R"),
+        (r"a(?=ll|lk|lt)", "AO"), (r"(?<=w)a(?=[nts])", "AA"),
+        (r"a(?=[bcdfgklmnpstvz]e[sd]?$|[bcdfgklmnptvz]i[nc]|ste$|nge)", "EY"), (r"a$", "AH"),
+        (r"aa|a(?=h)", "AA"), (r"ae", "EY"), (r"a", "AE"), (r"ear(?=[nlt])", "ER"),
+        (r"eer?(?=r)|ear$|eer", "IH R"), (r"ee|ea(?!u)|ie(?=[fldv])", "IY"), (r"eau", "OW"),
+        (r"ew|eu", "UW"), (r"err?(?=[aeiouy])", "EH R"), (r"err?", "ER"),
+        (r"(?<=[a-z][a-z])e(?=s$)(?<![sxzcgh]e)", ""), (r"(?<=[a-z][a-z])e$", ""),
+        (r"(?<=[^td][a-z])e(?=d$)(?<![td])", ""), (r"ey$", "IY"),
+        (r"e(?=[bcdfgklmnpstvz]e$)", "IY"), (r"(?<![aeiouy])e$", "IY"), (r"e(?=[ln]$)", "AH"),
+        (r"e", "EH"), (r"ie$", "IY"), (r"ir(?![aeiouyr])", "ER"),
+        (r"i(?=[bcdfgklmnpstvz]e[sd]?$|nd$|ld$|gn$)", "AY"), (r"i(?=on)", "IY"),
+        (r"i(?=[ao])", "IY"), (r"i(?=u)", "IY"), (r"i$", "IY"), (r"i", "IH"),
+        (r"oor|oar|our(?=[a-z])|orr?(?![aeiouy]r)", "AO R"), (r"oo(?=k)", "UH"), (r"oo", "UW"),
+        (r"oa|oe$", "OW"), (r"oi|oy", "OY"), (r"ous$", "AH S"), (r"ou|ow(?=[nl])", "AW"),
+        (r"ow", "OW"), (r"o(?=[bcdfgklmnpstvz]e[sd]?$|ld|lt|$|e)", "OW"), (r"on$", "AH N"),
+        (r"o", "AA"), (r"urr?(?![aeiouy])", "ER"), (r"ur(?=[aeiouy])", "UH R"),
+        (r"(?<=[gq])u(?=[aeiou])", "W"), (r"ui|ue$|ue", "UW"),
+        (r"u(?=[bcdfgklmnpstvz][aeio])|u$", "UW"), (r"u(?=s$|m$)", "AH"), (r"u", "AH"),
+        (r"(?<=[aeo])y", ""), (r"y(?=[bcdfgklmnpstvz]e$)", "AY"),
         (r"(?<=^[bcdfghklmnpstvw])y$", "AY"), (r"y$", "IY"), (r"y", "IH"), (r"rr?", "R"),
     ]
 ]  # fmt: skip

@@ -81,12 +81,8 @@ PROGRESSIONS: dict[str, tuple[str, ...]] = {
         "i III VI VII",
     ),
 }
-PART_OF = {
-    "verse": 0,
-    "intro": 0,
-    "chorus": 1,
-    "outro": 1,
-}  # which of a song's three progressions a section plays
+# which of a song's three progressions a section plays
+PART_OF = {"verse": 0, "intro": 0, "chorus": 1, "outro": 1}
 OTHER_PART = 2  # what every other section plays
 
 

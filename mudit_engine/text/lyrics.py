@@ -1,10 +1,10 @@
 """Lyrics as people write them -> sections of lines.
 
-Tags: a whole line in [ ] < > { } or 【 】 is always a tag, and an unknown one is an error. A line in
-( ), 《 》, ** ** or with no brackets is a tag only when it names a section: `(ooh yeah)` is sung. A
-tag may be followed by words on its own line. Dropped, and told in `notes`: LRC time stamps and
-headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)` behind a line writes it
-twice.
+Tags: a whole line in [ ] < > { } or 【 】 is always a tag, and an unknown one is an error. A line
+in ( ), 《 》, ** ** or with no brackets is a tag only when it names a section: `(ooh yeah)` is
+sung. A tag may be followed by words on its own line. Dropped, and told in `notes`: LRC time stamps
+and headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)` behind a line
+writes it twice.
 
     parse_lyrics("[verse]\\n月亮落在海面上").sections[0].lines[0].text
 """
@@ -85,7 +85,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Lyrics:
-    """A song's sections. `notes` tell the user what was read otherwise than written (not compared)."""
+    """A song's sections. `notes` tell the user what was read otherwise than written (not
+    compared).
+    """
 
     sections: tuple[Section, ...]
     notes: tuple[str, ...] = field(default=(), compare=False)

@@ -242,7 +242,10 @@ def _apply_phrases(text: str, readings: list[str | None]) -> None:
 
 
 def _adverbial(text: str, place: int) -> bool:
-    """地 is de5 after a doubled character with something to modify behind it: 静静地看, 空荡荡地响."""
+    """地 is de5 after a doubled character with something to modify behind it.
+
+    So it is in 静静地看 and 空荡荡地响.
+    """
     return (
         text[place] == "地"
         and 2 <= place < len(text) - 1
@@ -252,7 +255,10 @@ def _adverbial(text: str, place: int) -> bool:
 
 
 def _complement(text: str, place: int) -> bool:
-    """得 is de5 after a verb (跑得快) unless the dictionary knows the two as a word (获得, 得到)."""
+    """得 is de5 after a verb (跑得快).
+
+    Not so where the dictionary knows the two as a word (获得, 得到).
+    """
     from pypinyin.phrases_dict import phrases_dict
 
     if text[place] != "得" or place in (0, len(text) - 1) or text[place + 1] in "到了以意知":

@@ -5,8 +5,9 @@ Lines take whole bars of 4/4 and begin on their first beat, syllables lie on a g
 what time is left over goes to the parts that are only played. A model with `dit.outline` is told
 beat, key, chord and syllable of every frame (models/outline.py).
 
-    bpm = planned_bpm("慢慢的钢琴曲")                                      # 76.0, as no number says otherwise
-    times = plan_syllables(phonemize(parse_lyrics(text)), bpm=bpm, seconds=30.0)    # [syllables, 2] seconds
+    bpm = planned_bpm("慢慢的钢琴曲")  # 76.0, as no number says otherwise
+    # [syllables, 2] seconds
+    times = plan_syllables(phonemize(parse_lyrics(text)), bpm=bpm, seconds=30.0)
     chords = planned_chords(plan_bars(None, bpm=bpm, seconds=30.0), "A minor", seed=1)
 """
 
@@ -68,7 +69,9 @@ def planned_bpm(description: str) -> float:
 
 
 def token_times(song: PhonemeSequence, syllables: np.ndarray) -> np.ndarray:
-    """(start, end) of every token [L, 2] from those of its syllable; -1 where a token is not sung."""
+    """(start, end) of every token [L, 2] from those of its syllable;
+    -1 where a token is not sung.
+    """
     times = np.full((len(song), 2), -1.0, np.float32)
     for token, number in enumerate(song.syllable_of):
         if number >= 0:

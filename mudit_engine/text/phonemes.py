@@ -2,10 +2,10 @@
 
 Tokens of a song: for each section its tag (`<verse>`), then for each sung line its phones and
 `<line>`. Inside a line `<space>` parts words that are written apart, `<breath>` stands for
-punctuation. Mandarin characters are one syllable each (`啊啊啊啊` is four), English words come from the
-pronouncing dictionary; numbers are read in the language around them. A reading can be given in
-braces behind the word: `长{chang2}`, `点儿{r}` (r-coloured, no syllable of its own), `live{L AY1 V}`.
-What cannot be sung is reported in `notes`.
+punctuation. Mandarin characters are one syllable each (`啊啊啊啊` is four), English words come from
+the pronouncing dictionary; numbers are read in the language around them. A reading can be given in
+braces behind the word: `长{chang2}`, `点儿{r}` (r-coloured, no syllable of its own), `live{L AY1
+V}`. What cannot be sung is reported in `notes`.
 
     phonemize(parse_lyrics("[verse]\\n月亮")).tokens   ('<verse>', 've4', 'l', 'iang4', '<line>')
 """
@@ -361,7 +361,9 @@ def _fold(text: str) -> str:
 
 
 def _script(char: str) -> str:
-    """Name of the script of a character, for messages: hiragana, cyrillic, hangul, ... or symbols."""
+    """Name of the script of a character, for messages: hiragana, cyrillic, hangul, ...
+    or symbols.
+    """
     if unicodedata.category(char)[0] not in "LNM":
         return "symbols"
     return unicodedata.name(char, "unknown script").split(" ")[0].split("-")[0].lower()
@@ -400,9 +402,15 @@ def budget(lyrics: Lyrics | PhonemeSequence, seconds: float) -> LyricBudget:
             f"more seconds or shorten the lyrics"
         )
     elif seconds < 0.75 * suggested and song.syllables:
-        message = f"{song.syllables} syllables in {seconds:g} s will sound hurried ({rate:.1f} a second): comfortable are {suggested:g} s"
+        message = (
+            f"{song.syllables} syllables in {seconds:g} s will sound hurried ({rate:.1f} a "
+            f"second): comfortable are {suggested:g} s"
+        )
     elif seconds > 2 * suggested + 30 and song.syllables:
-        message = f"the lyrics fill about {suggested:g} s of {seconds:g} s: the rest is played without a voice"
+        message = (
+            f"the lyrics fill about {suggested:g} s of {seconds:g} s: the rest is played without a "
+            "voice"
+        )
     return LyricBudget(song.syllables, float(seconds), rate, seconds >= least, suggested, message)
 
 

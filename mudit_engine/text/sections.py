@@ -16,7 +16,9 @@ from dataclasses import dataclass
 # canonical kind -> usual spellings, in lower case, simplified and traditional; blanks, hyphens and
 # underscores are equal
 _SPELLINGS: dict[str, str] = {
-    "intro": "intro, introduction, opening, start, prelude, 前奏, 序曲, 引子, 序, 开头, 開頭, 开场, 開場",
+    "intro": (
+        "intro, introduction, opening, start, prelude, 前奏, 序曲, 引子, 序, 开头, 開頭, 开场, 開場"
+    ),
     "verse": "verse, vers, v, strophe, 主歌, 正歌, 主歌部分, a段, 诗节, 詩節, 段落",
     "pre-chorus": "pre chorus, prechorus, pre, pre hook, prehook, lift, build, build up, buildup, "
     "rise, channel,"
@@ -24,12 +26,17 @@ _SPELLINGS: dict[str, str] = {
     "chorus": "chorus, refrain, ref, c, 副歌, 副歌部分, b段, 高潮, 合唱, 叠歌, 疊歌",
     "post-chorus": "post chorus, postchorus, post hook, 后副歌, 後副歌, 副歌后, 副歌後",
     "hook": "hook, 记忆点, 記憶點, 洗脑段, 洗腦段",
-    "bridge": "bridge, middle eight, middle 8, mid 8, c段, 桥段, 橋段, 桥, 橋, 桥接, 橋接, 过桥, 過橋, 过渡段, 過渡段, "
-    "连接段, 連接段",
+    "bridge": (
+        "bridge, middle eight, middle 8, mid 8, c段, 桥段, 橋段, 桥, 橋, 桥接, 橋接, 过桥, 過橋, "
+        "过渡段, 過渡段, 连接段, 連接段"
+    ),
     "rap": "rap, rap verse, 说唱, 說唱, 饶舌, 饒舌",
     "solo": "solo, 独奏, 獨奏",
     "interlude": "interlude, 间奏, 間奏, 过门, 過門, 间奏曲, 間奏曲",
-    "inst": "inst, instr, instrumental, music, 纯音乐, 純音樂, 音乐, 音樂, 器乐, 器樂, 伴奏, 无人声, 無人聲",
+    "inst": (
+        "inst, instr, instrumental, music, 纯音乐, 純音樂, 音乐, 音樂, 器乐, 器樂, 伴奏, 无人声, "
+        "無人聲"
+    ),
     "break": "break, breakdown, pause, silence, 停顿, 停頓, 静默, 靜默",
     "drop": "drop, 爆点, 爆點",
     "outro": "outro, coda, end, ending, finale, close, closing, tag, fade, fade out, fadeout, "
@@ -53,7 +60,8 @@ _QUALIFIERS = _bag(
 _INSTRUMENTS = _bag(
     "guitar piano sax saxophone violin cello drum drums bass synth harmonica flute string strings "
     "organ keys horn horns brass trumpet",
-    "erhu guzheng pipa dizi electric acoustic instrumental vocal music musical 吉他 钢琴 鋼琴 萨克斯 薩克斯 "
+    "erhu guzheng pipa dizi electric acoustic instrumental vocal music musical 吉他 钢琴 鋼琴 "
+    "萨克斯 薩克斯 "
     "小提琴 大提琴 鼓 贝斯 貝斯",
     "口琴 笛子 长笛 長笛 二胡 古筝 古箏 琵琶 弦乐 弦樂 电吉他 電吉他 木吉他 音乐 音樂",
 )
@@ -66,12 +74,14 @@ _WORDS |= {word: number for number, word in enumerate("一二三四五六七八�
 _ORDINAL = {"first": 1, "second": 2, "third": 3, "第一": 1}
 # Sung too often to be a tag in round brackets or without any.
 _SUNG_WORDS = _bag(
-    "v c pre ref rise lift channel build close closing tag start opening other end fade 音乐 音樂 高潮 "
+    "v c pre ref rise lift channel build close closing tag start opening other end fade 音乐 音樂 "
+    "高潮 "
     "合唱 序 桥 橋",
 )
 # Names that need a number to be a tag without brackets.
 _BRACKETS_ONLY = _bag(
-    "music pause silence drop break spoken ending hook solo rap others misc 段落 开头 開頭 结束 結束 过渡 過渡 "
+    "music pause silence drop break spoken ending hook solo rap others misc 段落 开头 開頭 结束 "
+    "結束 过渡 過渡 "
     "其他 其它 停顿 停頓 伴奏",
 )
 
@@ -138,8 +148,8 @@ def read_bare(text: str, *, announced: bool = False) -> Tag | None:
 
 
 def _read_name(text: str) -> Tag | None:
-    """`verse 2`, `主歌A`, `final chorus`, `guitar solo`, `chorus 副歌`, `verse (softly)`; None when no
-    part is a section.
+    """`verse 2`, `主歌A`, `final chorus`, `guitar solo`, `chorus 副歌`, `verse (softly)`; None when
+    no part is a section.
     """
     text = normalise(text)
     extras = [inner for inner in re.findall(r"\(([^()]*)\)", text) if inner]

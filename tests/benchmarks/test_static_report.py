@@ -1,4 +1,6 @@
-"""The static report around the compiler: what is planned, how bytes are counted, what a page shows."""
+"""The static report around the compiler:
+what is planned, how bytes are counted, what a page shows.
+"""
 
 from __future__ import annotations
 
@@ -124,8 +126,9 @@ def test_a_peer_that_cannot_be_had_is_a_row_with_the_reason(monkeypatch):
     )
     assert {job.kind for job in jobs} == {"attention", "tutorial", "elementwise"}
     assert {(r["op"], r["variant"], r["head_dim"]) for r in missing} == {
-        ("norm_fwd", "peer:liger", None), ("norm_bwd", "peer:liger", None), ("norm_fwd", "peer:flash-attn", None),
-        ("attention_fwd", "peer:flash-attn", 64), ("attention_fwd", "peer:flash-attn", 96),
+        ("norm_fwd", "peer:liger", None), ("norm_bwd", "peer:liger", None),
+        ("norm_fwd", "peer:flash-attn", None), ("attention_fwd", "peer:flash-attn", 64),
+        ("attention_fwd", "peer:flash-attn", 96),
     }  # fmt: skip
     assert all("pip install" in r["skipped"] and "bytes_moved" not in r for r in missing)
 
@@ -151,9 +154,11 @@ def test_the_plan_takes_only_what_was_asked_for():
 
 
 def row(op, variant, *, arch="sm_80", overlap=1.0, serial=0.7, goal="dram", head_dim=None, **more):
-    base = skipped(op=op, variant=variant, arch=arch, dtype="bf16", head_dim=head_dim, reason="") | {
-        "ceiling_overlap": overlap, "ceiling_serial": serial, "ceiling_of": goal, "intensity": 700.0 if goal == "tensor" else 1.3,
-        "flops": None, "bytes_minimum": None, "bytes_moved": None, "width": None, "grid": [1],
+    base = skipped(op=op, variant=variant, arch=arch, dtype="bf16", head_dim=head_dim, reason="")
+    base |= {
+        "ceiling_overlap": overlap, "ceiling_serial": serial, "ceiling_of": goal,
+        "intensity": 700.0 if goal == "tensor" else 1.3, "flops": None, "bytes_minimum": None,
+        "bytes_moved": None, "width": None, "grid": [1],
     }  # fmt: skip
     del base["skipped"]
     return base | more

@@ -17,9 +17,10 @@ from mudit_engine.cli.main import run
 from mudit_engine.profiling import strict
 
 STATIC_KEYS = {
-    "op", "variant", "head_dim", "dtype", "arch", "machine", "registers", "spill_bytes", "loop_local_accesses", "shared_bytes",
-    "blocks_per_sm", "mma_instructions", "mma_useful_ratio", "loop_counts", "ceiling_overlap", "ceiling_serial", "bytes_moved",
-    "bytes_minimum", "access_bytes", "ptxas_warnings",
+    "op", "variant", "head_dim", "dtype", "arch", "machine", "registers", "spill_bytes",
+    "loop_local_accesses", "shared_bytes", "blocks_per_sm", "mma_instructions", "mma_useful_ratio",
+    "loop_counts", "ceiling_overlap", "ceiling_serial", "bytes_moved", "bytes_minimum",
+    "access_bytes", "ptxas_warnings",
 }  # fmt: skip
 SPEEDS = (
     "ms_p50",

@@ -213,12 +213,14 @@ def test_every_option_reaches_the_song(micro: Path, lyrics: Path, tmp_path: Path
         == 0
     )
     changes = {
-        "base": [], "description": ["--description", "jazz"], "user": ["--user-type", "professional"], "negative": ["--negative", "noise"],
+        "base": [], "description": ["--description", "jazz"],
+        "user": ["--user-type", "professional"], "negative": ["--negative", "noise"],
         "guidance": ["--guidance", "5"], "interval": ["--guidance-interval", "0.0", "0.4"],
         "steps": ["--steps", "4"], "sampler": ["--sampler", "ode-heun"],
         "shift": ["--set", "shift=3"], "reference": ["--reference", str(reference)],
         "kind": ["--reference", str(reference), "--reference-kind", "drums"],
-        "bpm": ["--bpm", "140"], "key": ["--key", "C minor"], "chords": ["--chords", "C | Am F | G7"],
+        "bpm": ["--bpm", "140"], "key": ["--key", "C minor"],
+        "chords": ["--chords", "C | Am F | G7"],
     }  # fmt: skip
     files = {}
     for name, arguments in changes.items():

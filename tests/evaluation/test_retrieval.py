@@ -1,4 +1,6 @@
-"""Retrieval among embeddings whose answers are known, and chance against counting and simulation."""
+"""Retrieval among embeddings whose answers are known,
+and chance against counting and simulation.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -244,9 +243,9 @@ def test_lyrics_count_only_when_the_recogniser_can_read_the_codec() -> None:
     "table", [bars.CODEC, bars.TINY, bars.RETRIEVAL], ids=["codec", "tiny", "retrieval"]
 )
 def test_bars(table: tuple[bars.Bar, ...]) -> None:
-    at: Callable[[float], dict[str, float | None]] = lambda off: {
-        b.name: b.limit + (off if b.at_least else -off) for b in table
-    }
+    def at(off: float) -> dict[str, float | None]:
+        return {b.name: b.limit + (off if b.at_least else -off) for b in table}
+
     assert bars.missed(bars.verdicts(table, at(0.0))) == [], "the limit itself passes"
     assert bars.missed(bars.verdicts(table, at(-0.01))) == [b.name for b in table]
     for absent in (None, float("nan")):

@@ -1,7 +1,8 @@
 """A perfect network: data from a known distribution, for which E[x0 | x_t] and E[eps | x_t] have
 closed forms.
 
-    x_t | component k ~ N(alpha m_k, C_k),  C_k = alpha^2 S_k + sigma^2 I        r_k = posterior of k        z_k = C_k^-1 (x - alpha m_k)
+    x_t | component k ~ N(alpha m_k, C_k),  C_k = alpha^2 S_k + sigma^2 I
+    r_k = posterior of k  z_k = C_k^-1 (x - alpha m_k)
     E[x0 | x] = sum_k r_k (m_k + alpha S_k z_k)        E[eps | x] = sigma sum_k r_k z_k
 
 Neither divides by sigma or alpha, so both ends are exact. All paths share one probability-flow ODE

@@ -37,7 +37,9 @@ def results(
     upstream: Sequence[Tensor],
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """Outputs of function(*inputs) and the gradients of all inputs, everything computed in `dtype`."""
+    """Outputs of function(*inputs) and the gradients of all inputs,
+    everything computed in `dtype`.
+    """
     leaves = [t.detach().to(dtype).clone().requires_grad_() for t in inputs]
     outputs = function(*leaves)
     return [o.detach() for o in outputs] + list(

@@ -57,7 +57,8 @@ TIMEOUT = 600.0
 def recipe_for(data: Path, *, stage: int | None) -> Recipe:
     """The training; `stage` None is strategy single."""
     changes: dict[str, Any] = {
-        "steps": STEPS, "checkpoint__every": EVERY, "checkpoint__keep": KEEP, "data__packs_per_step": 3, "log__songs": True,
+        "steps": STEPS, "checkpoint__every": EVERY, "checkpoint__keep": KEEP,
+        "data__packs_per_step": 3, "log__songs": True,
     }  # fmt: skip
     if stage is not None:
         changes |= {
@@ -350,13 +351,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             total += faults
             starts, trainings = starts + more, trainings + 1
             cpu = sum(os.times()[:4])
-            state = f"{total.total()} faults, {starts} starts, {trainings} trainings, {losses} losses, {cpu:.0f} CPU-s"
+            state = (
+                f"{total.total()} faults, {starts} starts, {trainings} trainings, {losses} losses, "
+                f"{cpu:.0f} CPU-s"
+            )
             print(state, file=sys.stderr, flush=True)
             shutil.rmtree(out)
             log.unlink(missing_ok=True)
     report = {
-        "faults": total.total(), "by_kind": dict(sorted(total.items())), "trainings": trainings, "starts": starts, "losses": losses,
-        "worst_relative_error_of_the_last_loss": worst, "steps": STEPS, "worlds": sorted(set(options.worlds)), "seed": options.seed,
+        "faults": total.total(), "by_kind": dict(sorted(total.items())), "trainings": trainings,
+        "starts": starts, "losses": losses, "worst_relative_error_of_the_last_loss": worst,
+        "steps": STEPS, "worlds": sorted(set(options.worlds)), "seed": options.seed,
         "seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(sum(os.times()[:4]), 1),
     }  # fmt: skip
     if options.out:

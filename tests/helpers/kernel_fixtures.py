@@ -1,4 +1,5 @@
-"""Fixtures of tests that launch kernels, which run Triton in its interpreter, repaired and watched by strict.py. On a GPU:
+"""Fixtures of tests that launch kernels, which run Triton in its interpreter, repaired and watched
+by strict.py. On a GPU:
 TRITON_INTERPRET=0 pytest tests/kernels.
 
 Triton chooses between interpreter and compiler when a kernel module is imported, so the switch is

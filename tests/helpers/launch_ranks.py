@@ -32,7 +32,9 @@ def start(world: int, script: str, *arguments: str, log: Path) -> list[subproces
 def run_jobs(
     world: int, jobs: list[dict[str, Any]], folder: Path, *, timeout: float = 1800
 ) -> None:
-    """Runs the jobs of run_ranks.py. Raises AssertionError with the end of a log when a rank fails."""
+    """Runs the jobs of run_ranks.py. Raises AssertionError with the end of a log when a rank
+    fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     log = folder / "rank.log"

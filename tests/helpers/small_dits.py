@@ -63,8 +63,10 @@ def song_of(batch: DitBatch, i: int) -> DitBatch:
     return DitBatch(
         part(batch.latents_TC, batch.frames), [batch.frames[i]], batch.times_B[i : i + 1],
         batch.seconds_B[i : i + 1], batch.user_B[i : i + 1],
-        part(batch.descriptions, batch.fragments), [batch.fragments[i]], part(batch.lyric_ids, batch.lyrics), [batch.lyrics[i]],
-        part(batch.references, batch.reference_frames), [batch.reference_frames[i]], [batch.reference_kinds[i]],
+        part(batch.descriptions, batch.fragments), [batch.fragments[i]],
+        part(batch.lyric_ids, batch.lyrics), [batch.lyrics[i]],
+        part(batch.references, batch.reference_frames), [batch.reference_frames[i]],
+        [batch.reference_kinds[i]],
     )  # fmt: skip
 
 

@@ -144,10 +144,16 @@ import torch
 
 def state():
     return {
-        "threads": torch.get_num_threads(), "interop": torch.get_num_interop_threads(), "dtype": torch.get_default_dtype(),
-        "precision": torch.get_float32_matmul_precision(), "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "grad": torch.is_grad_enabled(), "seed": torch.initial_seed(), "rng": torch.get_rng_state().sum().item(),
-        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), "benchmark": torch.backends.cudnn.benchmark,
+        "threads": torch.get_num_threads(),
+        "interop": torch.get_num_interop_threads(),
+        "dtype": torch.get_default_dtype(),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "grad": torch.is_grad_enabled(),
+        "seed": torch.initial_seed(),
+        "rng": torch.get_rng_state().sum().item(),
+        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        "benchmark": torch.backends.cudnn.benchmark,
         "cuda": torch.cuda.is_initialized(), "environment": dict(os.environ), "folder": os.getcwd(),
         "handlers": list(logging.getLogger().handlers),
         "interrupt": signal.getsignal(signal.SIGINT), "terminate": signal.getsignal(signal.SIGTERM),
@@ -166,7 +172,10 @@ for module in MODULES:
 def test_every_module_imports_without_optional_packages_and_side_effects(tmp_path: Path) -> None:
     blocked = {module for module, (_, extra) in PACKAGES.items() if extra is not None}
     modules = [module for module in MODULES if module != "mudit_engine.__main__"]
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nBLOCKED = {blocked!r}\nMODULES = {modules!r}\n{IMPORT_ALL}"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nBLOCKED = {blocked!r}\nMODULES = "
+        f"{modules!r}\n{IMPORT_ALL}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

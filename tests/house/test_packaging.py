@@ -27,7 +27,8 @@ pytestmark = pytest.mark.skipif(
 # what each kind of install must be able to do in another folder
 USE = """
 import os, sys
-import mudit_engine, mudit_engine.kernels.attention, mudit_engine.kernels.worklist, mudit_engine.training.dataset.batching
+import mudit_engine, mudit_engine.kernels.attention, mudit_engine.kernels.worklist
+import mudit_engine.training.dataset.batching
 assert "torch" in sys.modules
 from mudit_engine.cli.main import run
 from mudit_engine.config import PRESETS, load_config
@@ -190,7 +191,10 @@ def test_a_real_package_wins_over_a_folder_of_the_checkout(name: str, tmp_path: 
     """
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("REAL = True\n")
-    code = f"import sys; assert sys.path[0] == ''; sys.path.append({str(tmp_path)!r}); import {name}; assert {name}.REAL"
+    code = (
+        f"import sys; assert sys.path[0] == ''; sys.path.append({str(tmp_path)!r}); import {name}; "
+        f"assert {name}.REAL"
+    )
     run_in(ROOT, sys.executable, "-c", code)
 
 

@@ -144,8 +144,9 @@ def test_strided_inputs(layout, capability, device):
         case.q, case.k, case.v = (
             x.repeat_interleave(2, 2)[..., ::2] for x in (case.q, case.k, case.v)
         )
-    plain = Case(*(x.contiguous() for x in (case.q, case.k, case.v)), case.d_out.transpose(0, 1).contiguous().transpose(0, 1),
-                 case.segments, case.cos, case.sin)  # fmt: skip
+    q, k, v = (x.contiguous() for x in (case.q, case.k, case.v))
+    d_out = case.d_out.transpose(0, 1).contiguous().transpose(0, 1)
+    plain = Case(q, k, v, d_out, case.segments, case.cos, case.sin)
     with torch.no_grad():
         assert torch.equal(
             *(attention(c.q, c.k, c.v, c.segments, c.cos, c.sin) for c in (case, plain))

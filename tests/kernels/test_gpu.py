@@ -73,7 +73,9 @@ def test_attention_around_the_edges_of_tiles(
 
 @pytest.mark.parametrize("head_dim", HEADS, ids="K{}".format)
 def test_the_same_bits_every_time(head_dim: int, device: str) -> None:
-    """No atomics anywhere: forty launches, while another stream keeps the device busy in between."""
+    """No atomics anywhere: forty launches, while another stream keeps the device busy in
+    between.
+    """
     case = make_case(
         [700, 65, 300],
         keys=[120, 0, 40],
@@ -106,7 +108,9 @@ def test_row_wise_gradients_have_the_same_bits_every_time(device: str) -> None:
 
 
 def test_rows_of_neighbours_stay_out(device: str) -> None:
-    """NaN rows of one song, on both sides of another, change nothing in it: no tile reads across."""
+    """NaN rows of one song, on both sides of another, change nothing in it:
+    no tile reads across.
+    """
     case = make_case([130, 65, 90], head_dim=96, dtype=torch.bfloat16, heads=2, device=device)
     clean = case.run(attention)[0][130:195]
     for x in (case.q, case.k, case.v):

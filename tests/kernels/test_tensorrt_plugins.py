@@ -124,7 +124,10 @@ def test_guided_step_in_tensorrts_order(device: str) -> None:
     )
 
 
-PTX = ".visible .entry f(\n\t.param .u64 .ptr .global .align 1 f_param_0,\n\t.param .u32 f_param_1,\n\t.param .u64 .ptr f_param_2\n)\n"
+PTX = (
+    ".visible .entry f(\n\t.param .u64 .ptr .global .align 1 f_param_0,\n\t.param .u32 f_param_1,\n"
+    "\t.param .u64 .ptr f_param_2\n)\n"
+)
 
 
 def test_scratch_parameters_are_cut_only_when_nothing_reads_them() -> None:

@@ -38,9 +38,10 @@ def test_every_input_reaches_the_output(changes: dict[str, object]) -> None:
     model = make_model(**changes)
     out = model(MIXED)
     shifted = {
-        "latents_TC": MIXED.latents_TC + 1, "times_B": MIXED.times_B * 0.5, "seconds_B": MIXED.seconds_B * 2,
-        "user_B": (MIXED.user_B + 1) % 3,
-        "descriptions": MIXED.descriptions + 1, "lyric_ids": (MIXED.lyric_ids + 1) % 50, "references": MIXED.references + 1,
+        "latents_TC": MIXED.latents_TC + 1, "times_B": MIXED.times_B * 0.5,
+        "seconds_B": MIXED.seconds_B * 2, "user_B": (MIXED.user_B + 1) % 3,
+        "descriptions": MIXED.descriptions + 1, "lyric_ids": (MIXED.lyric_ids + 1) % 50,
+        "references": MIXED.references + 1,
         "reference_kinds": [(k + 1) % 5 for k in MIXED.reference_kinds],
     }  # fmt: skip
     for name, value in shifted.items():

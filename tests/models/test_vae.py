@@ -13,8 +13,8 @@ from mudit_engine.models.spectral import magnitude
 from mudit_engine.models.vae import SpectralVAE, sample_posterior
 
 SMALL = VaeConfig(
-    sample_rate=8000, channels=1, n_fft=128, stft_hop=32, fold=4, latent_channels=16, frame_width=24, frame_blocks=1,
-    latent_width=32, latent_blocks=1, kernel_size=5,
+    sample_rate=8000, channels=1, n_fft=128, stft_hop=32, fold=4, latent_channels=16,
+    frame_width=24, frame_blocks=1, latent_width=32, latent_blocks=1, kernel_size=5,
 )  # fmt: skip
 STEREO = SMALL.model_copy(update={"channels": 2})
 POWER = SMALL.model_copy(update={"compression": 0.3})

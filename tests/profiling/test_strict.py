@@ -1,4 +1,6 @@
-"""The strict interpreter itself: it rounds like a GPU, and it catches what the stock one lets pass."""
+"""The strict interpreter itself: it rounds like a GPU,
+and it catches what the stock one lets pass.
+"""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ TOLERANCE = 1e-5
 def small(channels: int, refinements: int, fold: int = 4) -> SpectralVAE:
     """Random weights everywhere, the zero layers too."""
     config = VaeConfig(
-        sample_rate=8000, channels=channels, n_fft=64, stft_hop=16, fold=fold, latent_channels=8, frame_width=16, frame_blocks=2,
-        latent_width=16, latent_blocks=2, kernel_size=5, phase_refinements=refinements,
+        sample_rate=8000, channels=channels, n_fft=64, stft_hop=16, fold=fold, latent_channels=8,
+        frame_width=16, frame_blocks=2, latent_width=16, latent_blocks=2, kernel_size=5,
+        phase_refinements=refinements,
     )  # fmt: skip
     return randomised(config)
 

@@ -116,8 +116,9 @@ def test_step_equals_the_training_forward_and_the_formula() -> None:
         descriptions: torch.Tensor, lyrics: list[int], user: int, reference: torch.Tensor
     ) -> torch.Tensor:
         batch = DitBatch(
-            x, [40], s.table.times[:1], torch.tensor([s.seconds]), torch.tensor([user]), descriptions, [len(descriptions)],
-            torch.tensor(lyrics, dtype=torch.int64), [len(lyrics)], reference, [len(reference)], [1],
+            x, [40], s.table.times[:1], torch.tensor([s.seconds]), torch.tensor([user]),
+            descriptions, [len(descriptions)], torch.tensor(lyrics, dtype=torch.int64),
+            [len(lyrics)], reference, [len(reference)], [1],
         )  # fmt: skip
         return denoiser.dit(batch).detach()
 

@@ -1,7 +1,8 @@
 """On a machine with an NVIDIA GPU: engines run, songs come out as PyTorch makes them, plugins
 compute what their kernels compute.
 
-    pip install tensorrt  (A100, H100)  or  tensorrt-rtx;    TRITON_INTERPRET=0 pytest -m gpu tests/runtime/test_gpu_tensorrt.py
+    pip install tensorrt  (A100, H100)  or  tensorrt-rtx
+    TRITON_INTERPRET=0 pytest -m gpu tests/runtime/test_gpu_tensorrt.py
 
 Nothing here runs without a GPU; what can be checked without one is in test_trt_denoiser.py,
 test_tensorrt_build.py and tests/kernels/test_tensorrt_plugins.py.

@@ -137,12 +137,12 @@ def test_any_description_is_handled(description: str, cap: int) -> None:
 
 
 BPM = [
-    ("BPM 92", 92), ("92 bpm", 92), ("92BPM", 92), ("BPM: 92", 92), ("bpm=92.5", 92.5), ("９２ＢＰＭ", 92), ("每分钟92拍", 92),
-    ("每分鐘 120 拍", 120), ("92拍/分", 92), ("tempo of 120", 120), ("速度92", 92), ("♩=92", 92), ("90-100 bpm", 95),
-    ("80到90BPM", 85), ("每分钟九十二拍", 92), ("速度一百二十", 120), ("BPM约为92", 92), ("at 120bpm的舞曲", 120),
-    ("a 92-bpm ballad", 92), ("120 beats per "
-                              "minute", 120), ("1998 song", None), ("5 bpm", None), ("2000 bpm", None), ("slow", None),
-    ("3拍子", None), ("80年代", None),
+    ("BPM 92", 92), ("92 bpm", 92), ("92BPM", 92), ("BPM: 92", 92), ("bpm=92.5", 92.5),
+    ("９２ＢＰＭ", 92), ("每分钟92拍", 92), ("每分鐘 120 拍", 120), ("92拍/分", 92),
+    ("tempo of 120", 120), ("速度92", 92), ("♩=92", 92), ("90-100 bpm", 95), ("80到90BPM", 85),
+    ("每分钟九十二拍", 92), ("速度一百二十", 120), ("BPM约为92", 92), ("at 120bpm的舞曲", 120),
+    ("a 92-bpm ballad", 92), ("120 beats per minute", 120), ("1998 song", None), ("5 bpm", None),
+    ("2000 bpm", None), ("slow", None), ("3拍子", None), ("80年代", None),
 ]  # fmt: skip
 
 
@@ -152,17 +152,17 @@ def test_requested_bpm(description: str, bpm: float | None) -> None:
 
 
 KEY = [
-    ("C大调", "C major"), ("A小调", "A minor"), ("降E大调", "Eb major"), ("升F小调", "F# minor"), ("#F小调", "F# minor"),
-    ("bB大调", "Bb major"), ("Bb小调", "Bb minor"), ("e小调", "E minor"), ("D调", "D major"), ("1=bE", "Eb major"),
-    ("G自然小调", "G minor"), ("C major", "C major"), ("a slow song in A "
-                                                   "minor", "A minor"), ("in a minor, slow", "A minor"),
-    ("F# minor", "F# minor"), ("bB major", "Bb major"), ("Bb Major", "Bb major"), ("B♭ major", "Bb major"),
-    ("E-flat major", "Eb major"), ("C sharp minor", "C# minor"), ("Am", "A minor"), ("F#m", "F# minor"), ("key of G", "G major"),
-    ("in the key of "
-     "Bb", "Bb major"), ("Cmaj", "C major"), ("G min", "G minor"), ("It's a major hit", None),
-    ("a minor change", None), ("A major hit "
-                               "song", None), ("in a minor key", None), ("A minor的情歌", "A minor"),
-    ("I am happy", None), ("卡拉调", None), ("low-key beats", None), ("big band", None), ("Dm7 chords", None),
+    ("C大调", "C major"), ("A小调", "A minor"), ("降E大调", "Eb major"), ("升F小调", "F# minor"),
+    ("#F小调", "F# minor"), ("bB大调", "Bb major"), ("Bb小调", "Bb minor"), ("e小调", "E minor"),
+    ("D调", "D major"), ("1=bE", "Eb major"), ("G自然小调", "G minor"), ("C major", "C major"),
+    ("a slow song in A minor", "A minor"), ("in a minor, slow", "A minor"),
+    ("F# minor", "F# minor"), ("bB major", "Bb major"), ("Bb Major", "Bb major"),
+    ("B♭ major", "Bb major"), ("E-flat major", "Eb major"), ("C sharp minor", "C# minor"),
+    ("Am", "A minor"), ("F#m", "F# minor"), ("key of G", "G major"),
+    ("in the key of Bb", "Bb major"), ("Cmaj", "C major"), ("G min", "G minor"),
+    ("It's a major hit", None), ("a minor change", None), ("A major hit song", None),
+    ("in a minor key", None), ("A minor的情歌", "A minor"), ("I am happy", None), ("卡拉调", None),
+    ("low-key beats", None), ("big band", None), ("Dm7 chords", None),
 ]  # fmt: skip
 
 

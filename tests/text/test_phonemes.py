@@ -86,16 +86,20 @@ def test_sections_lines_and_syllables_are_indexed() -> None:
 
 
 MANDARIN_NUMBERS = [
-    ("1998", "年", "一九九八"), ("1000", "年", "一千"), ("2000", "年", "两千"), ("365", "天", "三百六十五"), ("520", "", "五二零"),
-    ("100", "", "一百"), ("10", "", "十"), ("2", "个", "两"), ("2", "月", "二"), ("50%", "", "百分之五十"), ("3.14", "", "三点一四"),
-    ("12:30", "", "十二点三十"), ("2:05", "", "两点零五"), ("1,000", "", "一千"), ("13800138000", "", "一三八零零一三八零零零"),
-    ("138-0013-8000", "", "一三八零零一三八零零零"), ("007", "", "零零七"), ("90", "后", "九零"), ("0", "", "零"),
+    ("1998", "年", "一九九八"), ("1000", "年", "一千"), ("2000", "年", "两千"),
+    ("365", "天", "三百六十五"), ("520", "", "五二零"), ("100", "", "一百"), ("10", "", "十"),
+    ("2", "个", "两"), ("2", "月", "二"), ("50%", "", "百分之五十"), ("3.14", "", "三点一四"),
+    ("12:30", "", "十二点三十"), ("2:05", "", "两点零五"), ("1,000", "", "一千"),
+    ("13800138000", "", "一三八零零一三八零零零"), ("138-0013-8000", "", "一三八零零一三八零零零"),
+    ("007", "", "零零七"), ("90", "后", "九零"), ("0", "", "零"),
 ]  # fmt: skip
 ENGLISH_NUMBERS = [
-    ("1998", "nineteen ninety-eight"), ("99", "ninety-nine"), ("1,000", "one thousand"), ("3.14", "three point one four"),
-    ("50%", "fifty percent"), ("21st", "twenty-first"), ("90s", "nineties"), ("$5", "five dollars"), ("7:30", "seven thirty"),
-    ("7:05", "seven oh five"), ("007", "zero zero seven"), ("555-1234", "five five five one two three four"),
-    ("1\u20442", "one half"), ("1\u20444S", "one quarter"), ("1,000s", "one thousand"), ("3.5th", "three point five"),
+    ("1998", "nineteen ninety-eight"), ("99", "ninety-nine"), ("1,000", "one thousand"),
+    ("3.14", "three point one four"), ("50%", "fifty percent"), ("21st", "twenty-first"),
+    ("90s", "nineties"), ("$5", "five dollars"), ("7:30", "seven thirty"),
+    ("7:05", "seven oh five"), ("007", "zero zero seven"),
+    ("555-1234", "five five five one two three four"), ("1\u20442", "one half"),
+    ("1\u20444S", "one quarter"), ("1,000s", "one thousand"), ("3.5th", "three point five"),
     ("9" * 5000 + ".5", None), ("1" + ",000" * 9, None),
 ]  # fmt: skip
 
@@ -283,7 +287,8 @@ def test_syllabify(word: str, numbers_: list[int]) -> None:
 
 CHARS = st.sampled_from(
     list(
-        "月亮落在海面上一不儿地得啊嗯々〇𠮷爱愛aeKTVxyz'-&%$#@.,，。！:：0123456789 　é½²①ßñのПх월😀…—“”（）~\u0301\u200d"
+        "月亮落在海面上一不儿地得啊嗯々〇𠮷爱愛aeKTVxyz'-&%$#@.,，。！:：0123456789 "
+        "　é½²①ßñのПх월😀…—“”（）~\u0301\u200d"
     )
 )
 

@@ -85,7 +85,10 @@ def test_importing_text_loads_no_reader_package() -> None:
         "phonemes",
         "descriptions",
     )
-    code = f"import {', '.join('mudit_engine.text.' + module for module in modules)}, sys; print(*sys.modules)"
+    code = (
+        f"import {', '.join('mudit_engine.text.' + module for module in modules)}, sys; "
+        "print(*sys.modules)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

@@ -3,7 +3,8 @@ pieces of flattened fp32 parameters.
 
     kinds: weight, exp_avg, exp_avg_sq, step, ema
     single:    <phase>.safetensors, <phase>.optimizer.safetensors, <phase>.ema.safetensors
-    deepspeed: <phase>.rank-00003-of-00008.safetensors with `<kind>/<parameter>@<first element>`, <phase>.buffers.safetensors
+    deepspeed: <phase>.rank-00003-of-00008.safetensors with `<kind>/<parameter>@<first element>`,
+               <phase>.buffers.safetensors
 
 A piece says where it begins in its own parameter, so that any number of ranks at any ZeRO stage
 reads exactly what it owns, and nothing has to be gathered to be saved.

@@ -65,13 +65,14 @@ class Arrangement:
     key: int
     mode: str
     drums: bool
-    lead: tuple[
-        tuple[float, float, int], ...
-    ]  # (start, end, midi) the lead instrument plays: instrumentals
+    # (start, end, midi) the lead instrument plays: instrumentals
+    lead: tuple[tuple[float, float, int], ...]
 
 
 def swung(beats: float, style: Style) -> float:
-    """Place of a beat with the style's feel: swing moves the second eighth of a beat to two thirds."""
+    """Place of a beat with the style's feel:
+    swing moves the second eighth of a beat to two thirds.
+    """
     return beats + 1 / 6 if style.swing and abs(beats % 1 - 0.5) < 1e-6 else beats
 
 

@@ -6,7 +6,8 @@ segment starts on a whole second and is preceded by silence, so that nothing rin
 chorus are off (mixing adds its own), output is float, as 16-bit output is dithered from a running
 table.
 
-    segments = render([Segment(notes, seconds, kit), ...], soundfont)      float32 [samples] each, mono at RENDER_RATE
+    segments = render([Segment(notes, seconds, kit), ...], soundfont)
+    # float32 [samples] each, mono at RENDER_RATE
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def find_soundfont(path: str | Path | None = None) -> Path:
 def _messages(
     segments: Sequence[Segment],
 ) -> tuple[list[tuple[int, int, str, dict[str, int]]], list[int], int]:
-    """MIDI events as (tick, order, type, fields); start of each segment in seconds; end in seconds."""
+    """MIDI events as (tick, order, type, fields); start of each segment in seconds;
+    end in seconds.
+    """
     events: list[tuple[int, int, str, dict[str, int]]] = []
     starts: list[int] = []
     at = 1

@@ -4,7 +4,9 @@ the one before it.
 A progression is a string of Roman numerals (text/harmony.py), each lasting one unit: a bar or half
 a bar.
 
-    pitches = voice_leading(realise(progressions("major", held_out=False)[0].split(), key=9, mode="major", sevenths=False), low=52, high=72)
+    names = progressions("major", held_out=False)[0].split()
+    chords = realise(names, key=9, mode="major", sevenths=False)
+    pitches = voice_leading(chords, low=52, high=72)
 """
 
 from __future__ import annotations

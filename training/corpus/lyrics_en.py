@@ -4,7 +4,8 @@ A line is drawn for a number of syllables (5-8), a section and a rhyme; a rhyme 
 that share their last vowel and what follows it, checked against the pronouncing dictionary by the
 tests. All words and templates are this project's own.
 
-    draw_line(rng, syllables=7, section="chorus", rhyme="EY", accept=lambda text: True)    "I will find you on the way"
+    draw_line(rng, syllables=7, section="chorus", rhyme="EY", accept=lambda text: True)
+    # "I will find you on the way"
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ A line is drawn for a number of syllables (5-9), a section and a rhyme class; th
 thirteen tracks (十三辙), told by the final of the last syllable. All words and templates are this
 project's own.
 
-    draw_line(rng, syllables=7, section="verse", rhyme="ang", accept=lambda text: True)    "晚风吹过旧时光"
+    draw_line(rng, syllables=7, section="verse", rhyme="ang", accept=lambda text: True)
+    # "晚风吹过旧时光"
 """
 
 from __future__ import annotations
@@ -41,13 +42,34 @@ RHYME_CLASSES: dict[str, str] = {
 WORDS: dict[str, tuple[str, ...]] = {
     slot: tuple(words.split())
     for slot, words in {
-        "when2": "今夜 昨天 明天 清晨 黄昏 春天 夏天 秋天 冬天 那年 此刻 深夜 午后 凌晨 后来 如今 曾经 终于",
-        "where2": "远方 故乡 海边 窗外 街角 山顶 雨中 风里 梦里 心里 路上 城市 巷口 桥头 河边 天边 站台 屋顶 田野 森林 湖边 沙滩",
-        "sky2": "月亮 星星 太阳 白云 彩虹 晚霞 星光 月光 流星 阳光 银河 夕阳 乌云 闪电 细雨 雪花 晚风 微风 春风 海风",
-        "land2": "小河 大海 高山 草原 花朵 树叶 稻田 海浪 沙丘 小溪 落叶 麦浪 荷塘 青山 炊烟 竹林 灯塔 渔船 小船 孤岛",
-        "thing2": "吉他 照片 书信 雨伞 灯火 街灯 咖啡 火车 单车 旧车 钢琴 日记 地图 行李 气球 风筝 钟声 笛声 歌声 车票 电影 毛衣",
-        "feel2": "思念 孤单 快乐 忧伤 勇气 梦想 温柔 自由 希望 回忆 寂寞 幸福 青春 烦恼 热情 秘密 承诺 心愿 泪水 笑容 誓言 光芒",
-        "adj2": "温柔 安静 遥远 明亮 温暖 寒冷 美丽 孤独 金色 蓝色 透明 古老 年轻 勇敢 疲惫 甜美 滚烫 柔软 宽阔 忧郁",
+        "when2": (
+            "今夜 昨天 明天 清晨 黄昏 春天 夏天 秋天 冬天 那年 此刻 深夜 午后 凌晨 后来 如今 曾经 "
+            "终于"
+        ),
+        "where2": (
+            "远方 故乡 海边 窗外 街角 山顶 雨中 风里 梦里 心里 路上 城市 巷口 桥头 河边 天边 站台 "
+            "屋顶 田野 森林 湖边 沙滩"
+        ),
+        "sky2": (
+            "月亮 星星 太阳 白云 彩虹 晚霞 星光 月光 流星 阳光 银河 夕阳 乌云 闪电 细雨 雪花 晚风 "
+            "微风 春风 海风"
+        ),
+        "land2": (
+            "小河 大海 高山 草原 花朵 树叶 稻田 海浪 沙丘 小溪 落叶 麦浪 荷塘 青山 炊烟 竹林 灯塔 "
+            "渔船 小船 孤岛"
+        ),
+        "thing2": (
+            "吉他 照片 书信 雨伞 灯火 街灯 咖啡 火车 单车 旧车 钢琴 日记 地图 行李 气球 风筝 钟声 "
+            "笛声 歌声 车票 电影 毛衣"
+        ),
+        "feel2": (
+            "思念 孤单 快乐 忧伤 勇气 梦想 温柔 自由 希望 回忆 寂寞 幸福 青春 烦恼 热情 秘密 承诺 "
+            "心愿 泪水 笑容 誓言 光芒"
+        ),
+        "adj2": (
+            "温柔 安静 遥远 明亮 温暖 寒冷 美丽 孤独 金色 蓝色 透明 古老 年轻 勇敢 疲惫 甜美 滚烫 "
+            "柔软 宽阔 忧郁"
+        ),
         "adj1": "红 蓝 白 旧 新 长 冷 暖 轻 老",
         "noun1": "风 雨 雪 云 花 海 山 梦 光 夜 灯 船 歌 酒 信 路",
         "verb1": "听 看 等 写 唱 画 想 爱 追 藏 望 寻",

@@ -4,7 +4,8 @@ Onsets lie on a grid of eighth notes; a line starts on the first beat of its bar
 breath at its end. Pitches walk through the pentatonic scale of the key, land on chord notes on
 strong beats and at the end of a line, and sit higher in the chorus.
 
-    rhythm = draw_rhythm(rng, syllables=7, bars=2, bpm=100, swing=False)        [(0, 2), (2, 2), ...]   (start, length) in eighths
+    rhythm = draw_rhythm(rng, syllables=7, bars=2, bpm=100, swing=False)
+    # [(0, 2), (2, 2), ...]: (start, length) in eighths
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def _unit(bpm: int, *, swing: bool) -> int:
 def draw_rhythm(
     rng: np.random.Generator, *, syllables: int, bars: int, bpm: int, swing: bool
 ) -> list[tuple[int, int]]:
-    """(start, length) of every syllable in eighths. Raises ValueError when the line does not fit."""
+    """(start, length) of every syllable in eighths.
+    Raises ValueError when the line does not fit.
+    """
     unit = _unit(bpm, swing=swing)
     eighth = 30.0 / bpm
     slots = bars * GRID // unit

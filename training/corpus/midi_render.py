@@ -7,7 +7,8 @@ freedoom && dpkg -x freedoom_*.deb freedoom). Each piece is rendered with the so
 excerpts, brought to the corpus' loudness, and listed in manifest.jsonl, which `mudit train` reads
 as a source.
 
-    render_midi([Path("freedoom2.wad")], Path("midi"), soundfont=find_soundfont(), sample_rate=22050)
+    sound = find_soundfont()
+    render_midi([Path("freedoom2.wad")], Path("midi"), soundfont=sound, sample_rate=22050)
 """
 
 from __future__ import annotations

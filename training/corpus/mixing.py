@@ -4,7 +4,8 @@ Every stem is scaled to its level by the RMS of the parts where it sounds, gets 
 short room, and one gain brings the sum to TARGET_LUFS, or less when a peak would pass PEAK. The mix
 is the plain sum of the returned stems: no limiter, nothing to undo.
 
-    stems = mix_stems({"vocals": v, "bass": b, ...}, 22050, style_gains={}); mix = sum(stems.values())
+    stems = mix_stems({"vocals": v, "bass": b, ...}, 22050, style_gains={})
+    mix = sum(stems.values())
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ on W.
     efficiency = sum of costs / (packs x budget)
 
     sampler = Sampler(costs, seed=0, budget=16384, packs_per_step=8)
-    for pack in sampler.local(epoch=0, step=17, rank=3, world=4): ...      # int64 song numbers; empty where the packs run out
+    # int64 song numbers; empty where the packs run out
+    for pack in sampler.local(epoch=0, step=17, rank=3, world=4): ...
 """
 
 from __future__ import annotations

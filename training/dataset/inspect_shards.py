@@ -15,9 +15,8 @@ import numpy as np
 from mudit_engine.files import atomic_path
 from mudit_engine.training.dataset.shards import SPLITS, Shards
 
-FASTEST = (
-    8.0  # phonemes a second: more cannot be sung (two phonemes a syllable, four syllables a second)
-)
+# phonemes a second: more cannot be sung (two phonemes a syllable, four syllables a second)
+FASTEST = 8.0
 
 
 @dataclass

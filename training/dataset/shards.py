@@ -2,7 +2,8 @@
 over all of them.
 
 A data set is a folder:
-    000-00000.safetensors   one tensor a field ([rows of all songs, width]), `<field>/ends` int64 [songs], ids and JSON metadata as bytes
+    000-00000.safetensors   one tensor a field ([rows of all songs, width]), `<field>/ends` int64
+                            [songs], ids and JSON metadata as bytes
     000-00000.json          bytes and sha256 of it, written last: a shard without it does not count
     index.safetensors       sorted by id: shard, split, and start and rows of every field
 
@@ -390,7 +391,9 @@ class Shards:
         return state.hexdigest()
 
     def verify(self) -> Iterator[tuple[str, bool]]:
-        """Reads every shard once: (file name, whether its sha256 is the one it was written with)."""
+        """Reads every shard once: (file name, whether its sha256 is the one it was written
+        with).
+        """
         for name, _, digest in self.files:
             with open(self.folder / name, "rb") as file:
                 yield name, hashlib.file_digest(file, "sha256").hexdigest() == digest

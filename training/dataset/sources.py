@@ -2,7 +2,8 @@
 audio files. All become SourceSong.
 
 A manifest is JSON Lines; only `audio` is needed:
-    {"audio": "a.flac", "id": "a", "lyrics": "[verse]\\n...", "split": "train", "stems": {"vocals": "v.flac"},
+    {"audio": "a.flac", "id": "a", "lyrics": "[verse]\\n...", "split": "train",
+     "stems": {"vocals": "v.flac"},
      "descriptions": [{"language": "zh", "user": "amateur", "text": "..."}]}
 
     for song in open_source("corpus"): ...

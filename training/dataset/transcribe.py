@@ -2,7 +2,8 @@
 faster-whisper or FunASR. All are optional.
 
     ears = Ears("htdemucs", "faster-whisper:large-v3", device="cuda")
-    heard = ears.hear(audio_cS, 44100)        # heard.stems {"vocals": [c, S], ...} at that rate, heard.lyrics "one line\\na phrase"
+    # heard.stems {"vocals": [c, S], ...} at that rate, heard.lyrics "one line\\na phrase"
+    heard = ears.hear(audio_cS, 44100)
 
 Words are heard in the vocals alone where they were separated. Weights are fetched by those packages
 when they are first used. Adapters to demucs 4.1, faster-whisper 1.2 and FunASR 1.4, which are not
@@ -24,16 +25,10 @@ from mudit_engine.audio import resample, to_channels
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError
 
-STEM_OF = {
-    "vocals": "vocals",
-    "drums": "drums",
-    "bass": "bass",
-    "other": "chords",
-}  # demucs's name -> ours
-RECOGNISERS = {
-    "faster-whisper": "large-v3",
-    "funasr": "paraformer-zh",
-}  # and the model that is taken without a name
+# demucs's name -> ours
+STEM_OF = {"vocals": "vocals", "drums": "drums", "bass": "bass", "other": "chords"}
+# and the model that is taken without a name
+RECOGNISERS = {"faster-whisper": "large-v3", "funasr": "paraformer-zh"}
 SPEECH_RATE = 16000
 # [Music]: a line in brackets would be a tag of the lyrics
 _ANNOTATION = re.compile(r"[\[(（【<《][^\])）】>》]*[\])）】>》]")
@@ -82,9 +77,8 @@ class Separator:
 
         try:
             self.model: Any = get_model(name).to(device).eval()
-        except (
-            Exception
-        ) as error:  # its own error type lives in a module that differs between releases
+        except Exception as error:
+            # its own error type lives in a module that differs between releases
             raise InputError(
                 f"--separate {name}: demucs has no such model, or could not fetch it ({error}): "
                 f"try htdemucs"

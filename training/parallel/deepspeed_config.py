@@ -1,7 +1,9 @@
 """The DeepSpeed configuration of a recipe: derived, saved beside the run, never written by hand.
 
-    bucket = min(5e7, max(parameters / 8, 1))       elements; eight reductions can hide behind the backward pass
+    elements of a bucket = min(5e7, max(parameters / 8, 1))
     micro-batches of a rank = ceil(packs_per_step / (world / sequence_parallel))
+
+so that eight reductions can hide behind the backward pass.
 
     config = deepspeed_config(recipe, parameters=380_000_000, world=64, device="cuda")
     save_deepspeed_config(config, Path("runs/a"))

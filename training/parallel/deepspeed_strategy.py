@@ -1,13 +1,15 @@
 """A step spread over ranks by DeepSpeed ZeRO 0 to 3: the same losses as `single`, state in pieces,
 checkpoints of any world and stage.
 
-    loss handed to the engine = loss / weight of the global batch * ranks          DeepSpeed averages over ranks; we want the sum
+    loss handed to the engine = loss / weight of the global batch * ranks
+
+since DeepSpeed averages over ranks and we want the sum.
 
 One engine a phase. Engines are made when they are first needed, so that a stage may still fit its
 weights in closed form before they are partitioned. Written against DeepSpeed 0.19.8 (setup.py pins
 it): what is read besides its public API is gathered in `_Partitions`.
 
-    strategy = DeepSpeed(recipe, torch.device("cuda"))           # under torchrun; alone it is a world of one
+    strategy = DeepSpeed(recipe, torch.device("cuda"))  # under torchrun; alone it is a world of one
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeed(Strategy):
-    """ZeRO through DeepSpeed's engine, with the recipe's own clipping, accumulation and schedule."""
+    """ZeRO through DeepSpeed's engine, with the recipe's own clipping,
+    accumulation and schedule.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         if device.type == "cuda":

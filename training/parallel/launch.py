@@ -4,10 +4,11 @@ network's environment.
     local       torchrun on this machine, and runs it
     torchrun    the line to start on every node (one node: runs it)
     deepspeed   a hostfile, an environment file and DeepSpeed's own launcher (one node: runs it)
-    slurm       job.sbatch: one task a GPU by srun, a preflight first, SIGUSR1 before the time is up, requeued until the recipe is done
+    slurm       job.sbatch: one task a GPU by srun, a preflight first, SIGUSR1 before the time is
+                up, requeued until the recipe is done
 
-    files = write_launch(Launch("slurm", recipe="musit", out=Path("runs/a"), nodes=8, gpus_per_node=8))
-    files.command                        # what to run, or what is run
+    launch = Launch("slurm", recipe="musit", out=Path("runs/a"), nodes=8, gpus_per_node=8)
+    write_launch(launch).command  # what to run, or what is run
 
 Everything is written into OUT/launch, so that a run's folder says how it was started. `mudit train`
 on each rank reads RANK and WORLD_SIZE.
@@ -265,7 +266,10 @@ def write_launch(launch: Launch) -> Files:
     remark = (
         "# to be started on every node\n" if launch.nodes > 1 and launch.kind == "torchrun" else ""
     )
-    prepare = f"cd {shlex.quote(os.getcwd())}\nset -a; source {shlex.quote(str(written[0]))}; set +a\n{exports}"
+    prepare = (
+        f"cd {shlex.quote(os.getcwd())}\nset -a; source {shlex.quote(str(written[0]))}; set +a\n"
+        f"{exports}"
+    )
     write_text(script, f"#!/bin/bash\n{remark}{prepare}exec {shlex.join(command)}\n")
     return Files(tuple(command), environment, (*written, script), runs_here=launch.nodes == 1)
 

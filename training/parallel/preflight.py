@@ -1,11 +1,15 @@
 """Whether a cluster can train, found out in a minute: ranks, versions, clocks, disk, collectives,
 speed of every rank.
 
-    bus bandwidth of a collective on W ranks = bytes (W - 1) / W / seconds,  twice that for all-reduce          (as nccl-tests define it)
+    bus bandwidth of a collective on W ranks = bytes (W - 1) / W / seconds
+    bus bandwidth of an all-reduce = twice that
     clock offset of a rank = its time - the middle of a round trip to it
 
-    report = preflight(Wanted(nodes=2, gpus_per_node=8, folder=Path("runs/a")))    # on every rank of a launcher; rank 0's is the report
-    report = preflight_here(2, wanted)                                             # without one: starts ranks on this machine
+Bus bandwidth is what nccl-tests call so.
+
+    # on every rank of a launcher; rank 0's is the report
+    report = preflight(Wanted(nodes=2, gpus_per_node=8, folder=Path("runs/a")))
+    report = preflight_here(2, wanted)  # without one: starts ranks on this machine
 
 A rank that does not come is named, rather than waited for.
 """
@@ -333,7 +337,9 @@ def _clocks(rank: int, world: int, group: Any) -> tuple[float, float]:
 
 
 def _compute(device: Any) -> float:
-    """Seconds of the best of some matrix products on this rank alone: a GPU that throttles shows."""
+    """Seconds of the best of some matrix products on this rank alone:
+    a GPU that throttles shows.
+    """
     import torch
 
     size = 4096 if device.type == "cuda" else 512
@@ -423,7 +429,10 @@ def judge(
     ]
     wrong = sorted({row["collective"] for row in collectives if not row["right"]})
     if wrong:
-        mend = "a NIC, a cable or a driver corrupts data: run nccl-tests with -c 1 on halves of the nodes"
+        mend = (
+            "a NIC, a cable or a driver corrupts data: run nccl-tests with -c 1 on halves of the "
+            "nodes"
+        )
         checks.append(
             Check("collectives are right", FAIL, f"wrong sums from {', '.join(wrong)}", mend)
         )
@@ -439,13 +448,19 @@ def judge(
         (row for row in collectives if row["collective"] == "all-reduce"),
         key=lambda row: row["mib"],
     )
-    found = f"all-reduce of {largest['mib']} MiB: {largest['bus_gbs']:.2f} GB/s bus, {largest['ms_p50']:.1f} ms"
+    found = (
+        f"all-reduce of {largest['mib']} MiB: {largest['bus_gbs']:.2f} GB/s bus, "
+        f"{largest['ms_p50']:.1f} ms"
+    )
     if (
         wanted.min_bandwidth_gbs is not None
         and largest["bus_gbs"] < wanted.min_bandwidth_gbs
         and len(ranks) > 1
     ):
-        mend = "NCCL_DEBUG=INFO shows which NICs are used: check NCCL_IB_HCA, GPUDirect RDMA (nvidia-peermem) and the ports' rate"
+        mend = (
+            "NCCL_DEBUG=INFO shows which NICs are used: check NCCL_IB_HCA, GPUDirect RDMA "
+            "(nvidia-peermem) and the ports' rate"
+        )
         checks.append(
             Check("bandwidth", FAIL, f"{found}, wanted {wanted.min_bandwidth_gbs:g}", mend)
         )
@@ -460,7 +475,10 @@ def _judge_ranks(ranks: Sequence[dict[str, Any]], wanted: Wanted) -> Check:
     by_host: dict[str, list[int]] = {}
     for fact in ranks:
         by_host.setdefault(fact["host"], []).append(fact["local_rank"])
-    found = f"{len(ranks)} ranks on {len(by_host)} host(s), {', '.join(sorted({fact['device'] for fact in ranks}))}"
+    found = (
+        f"{len(ranks)} ranks on {len(by_host)} host(s), "
+        f"{', '.join(sorted({fact['device'] for fact in ranks}))}"
+    )
     faults = [
         f"{host} has LOCAL_RANK {sorted(own)}"
         for host, own in by_host.items()
@@ -518,7 +536,10 @@ def _judge_versions(ranks: Sequence[dict[str, Any]]) -> list[Check]:
 def _judge_clocks(ranks: Sequence[dict[str, Any]]) -> Check:
     worst = max(ranks, key=lambda fact: abs(fact["clock_offset_s"]))
     offset = abs(worst["clock_offset_s"])
-    found = f"at most {1e3 * offset:.2f} ms from rank 0 ({worst['host']}, known to {1e3 * worst['clock_error_s']:.2f} ms)"
+    found = (
+        f"at most {1e3 * offset:.2f} ms from rank 0 ({worst['host']}, known to "
+        f"{1e3 * worst['clock_error_s']:.2f} ms)"
+    )
     status = FAIL if offset > CLOCK_FAIL else WARN if offset > CLOCK_WARN else OK
     return Check(
         "clocks",
@@ -531,7 +552,10 @@ def _judge_clocks(ranks: Sequence[dict[str, Any]]) -> Check:
 def _judge_disk(ranks: Sequence[dict[str, Any]], wanted: Wanted) -> list[Check]:
     blind = sorted({fact["host"] for fact in ranks if not fact["token"]})
     if blind:
-        mend = "checkpoints and shards need one file system that all nodes see: choose another --folder"
+        mend = (
+            "checkpoints and shards need one file system that all nodes see: choose another "
+            "--folder"
+        )
         return [
             Check(
                 "shared folder",
@@ -544,7 +568,10 @@ def _judge_disk(ranks: Sequence[dict[str, Any]], wanted: Wanted) -> list[Check]:
     free, write, read = (
         min(disk[name] for disk in disks) for name in ("free_gib", "write_mib_s", "read_mib_s")
     )
-    found = f"seen by all; {free:.0f} GiB free, {write:.0f} MiB/s written and flushed, {read:.0f} read by the slowest rank, all at once"
+    found = (
+        f"seen by all; {free:.0f} GiB free, {write:.0f} MiB/s written and flushed, {read:.0f} read "
+        "by the slowest rank, all at once"
+    )
     if free < FREE_WARN_GIB:
         return [
             Check(

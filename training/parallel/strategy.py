@@ -8,7 +8,8 @@ A task hands over one module per *phase* (a GAN has two); its forward takes a ba
     strategy.prepare({"model": module}, recipe, ema=("model",))
     loss_sum, logs = strategy.forward("model", batch)
     strategy.backward("model", loss_sum / frames_of_the_global_batch)
-    norm = strategy.step("model", lr=1e-4)          # clips; leaves the weights alone when the gradient is not finite
+    # clips; leaves the weights alone when the gradient is not finite
+    norm = strategy.step("model", lr=1e-4)
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """What a cluster is made of, as its makers state it, and how long a collective takes on it by a
 ring model.
 
-    t(reduce-scatter or all-gather of S bytes on W ranks) = S (W - 1) / W / bus + latency,   all-reduce twice that
-    bus = min(NVLink of a GPU, all NICs of a node), each times `link_efficiency`;   latency = hops log2 W
+    t(reduce-scatter or all-gather of S bytes on W ranks) = S (W - 1) / W / bus + latency
+    t(all-reduce) = twice that
+    bus = min(NVLink of a GPU, all NICs of a node), each times `link_efficiency`
+    latency = hops log2 W
 
     cluster = make_cluster("a100-80g", nodes=8, gpus_per_node=8, nic_gbs=25, nics=1)
     cluster.pass_seconds(760e6)                     # one pass of 380 M bf16 gradients

@@ -1,11 +1,15 @@
 """A training run on a cluster before it is rented: memory of a rank, token budget, what is sent, a
 model of the step's time, GPU-hours.
 
-    bytes of a rank = (state + activations) (1 + fragmentation) + context          state: model_state.py, activations: network_cost.py
+    bytes of a rank = (state + activations) (1 + fragmentation) + context
     step = A micro-batch imbalance + exposed communication + optimiser
-    micro-batch = max(host, products / peak + attention / peak + traffic / bandwidth)        each with the share assumed to be reached
+    micro-batch = max(host, products / peak + attention / peak + traffic / bandwidth)
 
-    plan = make_plan(Request(preset="musit-380m", cluster=make_cluster("a100-80g", nodes=8, gpus_per_node=8)), lengths)
+state_bytes.py computes the state, step_cost.py the activations; each peak and bandwidth is taken
+with the share of it that is assumed to be reached.
+
+    cluster = make_cluster("a100-80g", nodes=8, gpus_per_node=8)
+    plan = make_plan(Request(preset="musit-380m", cluster=cluster), lengths)
     plan.best.step_seconds
 
 Memory is computed from the network itself and the engine's rules, and held to them by measurement

@@ -1,7 +1,8 @@
 """Pictures of a plan: memory of a rank by kind, a step's time by part, the time with the number of
 nodes, and how songs fill packs.
 
-    for path in save_plots(plan, Path("plan")): ...              # memory.png, step.png, scaling.png, lengths.png
+    # memory.png, step.png, scaling.png, lengths.png
+    for path in save_plots(plan, Path("plan")): ...
 
 Memory is computed; every picture of time says that it is modelled.
 """
@@ -76,11 +77,17 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 def _title(plan: Plan) -> str:
     cluster = plan.request.cluster
-    return f"{plan.request.config.name}, {plan.request.precision}, {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}"
+    return (
+        f"{plan.request.config.name}, {plan.request.precision}, {cluster.nodes} x "
+        f"{cluster.gpus_per_node} {cluster.gpu.name}"
+    )
 
 
 def _label(option: Option) -> str:
-    return f"ZeRO-{option.stage}, checkpointing {option.checkpointing}, {option.micro_batches} x {option.pack_size:,} frames"
+    return (
+        f"ZeRO-{option.stage}, checkpointing {option.checkpointing}, {option.micro_batches} x "
+        f"{option.pack_size:,} frames"
+    )
 
 
 def _shown(plan: Plan) -> list[Option]:
@@ -126,8 +133,10 @@ def _memory(plan: Plan) -> Any:
     capacity = plan.request.cluster.gpu.memory_gib
     if max(option.peak_bytes for option in options) > 0.4 * capacity * GIB:
         axis.axvline(capacity, color=INK, linewidth=1, linestyle="--")
-        axis.annotate("the GPU's memory", (capacity, len(options) - 0.5), ha="right", xytext=(-4, 0), textcoords="offset points",
-                      fontsize=8, color=MUTED)  # fmt: skip
+        axis.annotate(
+            "the GPU's memory", (capacity, len(options) - 0.5), ha="right", xytext=(-4, 0),
+            textcoords="offset points", fontsize=8, color=MUTED,
+        )  # fmt: skip
     axis.set_title(
         f"Memory of the fullest rank: {_title(plan)}", loc="left", fontsize=10, color=INK
     )

@@ -5,9 +5,15 @@ torch's fake process group answers every collective at once and changes nothing,
 buckets and calls are those of rank 0 of a real run while the numbers in them mean nothing. Under a
 launcher (RANK set) the same measurement runs on a real gloo world.
 
-    result = rehearse(Rehearsal(preset="musit-380m", world=64, parallel={"zero_stage": 2}, precision="fp32"))     # in a child process
-    rehearse_all([...])                                                    # one world, one process, one after another
-    torchrun --standalone --nproc-per-node 2 -m mudit_engine.training.planning.rehearse specs.json out.json               # real ranks
+    sharding = {"zero_stage": 2}
+    job = Rehearsal(preset="musit-380m", world=64, parallel=sharding, precision="fp32")
+    result = rehearse(job)  # in a child process
+    rehearse_all([...])  # one world, one process, one after another
+
+On real ranks:
+
+    torchrun --standalone --nproc-per-node 2 -m mudit_engine.training.planning.rehearse \\
+      specs.json out.json
 
 Counted are tensor storages, each once: resident memory of a process says little (allocators keep
 what they got). All on the CPU, in eager mode. bf16 products are slow on most CPUs: short songs do,

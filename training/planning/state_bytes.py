@@ -1,14 +1,21 @@
 """Bytes of training state on one rank under DeepSpeed ZeRO, by kind, and what the ranks send each
 other in a step. Closed forms.
 
-    P parameters, W ranks, w bytes of a weight (2 or 4), b elements of a bucket (two of them when communication overlaps)
-    stage   weights   gradients   master   moments   average   sent in a step of A micro-batches (passes over the bytes)
-    0       4 P       4 P         -        8 P       4 P       all-reduce 4 P
-    1       w P       w P         4 P/W    8 P/W     4 P/W     all-reduce w P, all-gather w P
-    2       w P       w P/W (*)   4 P/W    8 P/W     4 P/W     A times all-reduce w P, all-gather w P
-    3       w P/W     w P/W       4 P/W    8 P/W     4 P/W     A times (all-gather w P and again what may not live, reduce-scatter w P)
+    P parameters, W ranks, w bytes of a weight (2 or 4)
+    b elements of a bucket (two of them when communication overlaps)
 
-    state = state_bytes(parameters, Sharding(stage=2, world=64, precision="bf16", buckets=bucket_sizes(parameters.count)))
+    stage  weights  gradients  master  moments  average  sent in a step of A micro-batches
+    0      4 P      4 P        -       8 P      4 P      all-reduce 4 P
+    1      w P      w P        4 P/W   8 P/W    4 P/W    all-reduce w P, all-gather w P
+    2      w P      w P/W (*)  4 P/W   8 P/W    4 P/W    A times all-reduce w P, all-gather w P
+    3      w P/W    w P/W      4 P/W   8 P/W    4 P/W    A times (all-gather w P, and again what may
+                                                         not live, reduce-scatter w P)
+
+What is sent is counted in passes over the bytes.
+
+    buckets = bucket_sizes(parameters.count)
+    sharding = Sharding(stage=2, world=64, precision="bf16", buckets=buckets)
+    state = state_bytes(parameters, sharding)
 
 (*) whole tensors: those that reach into the rank's part; twice while further micro-batches are
 added up. The closed forms follow DeepSpeed 0.19.8 (its padding included) and are held to its real

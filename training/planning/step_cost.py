@@ -8,7 +8,8 @@ of blocks (attention's FLOPs aside, which are counted in closed form), so a few 
 every size:
 
     cost(blocks, rows, lyrics) = a0 + a1 rows + a2 lyrics + blocks (b0 + b1 rows + b2 lyrics)
-    attention, forward = 4 D sum over songs of (n^2 + n l) a block + 4 E sum of l^2 a lyric block;  backward 2.5 times that
+    attention, forward = 4 D sum over songs of (n^2 + n l) a block + 4 E sum of l^2 a lyric block
+    attention, backward = 2.5 times that
 
     run_once(config, Pack.of([2800], [900]), precision="bf16", checkpointing="full").peak_bytes
     costs = fit(config, precision="bf16", checkpointing="full")

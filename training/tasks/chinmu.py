@@ -2,7 +2,8 @@
 pushed apart.
 
     loss = mean over `texts` rounds of symmetric InfoNCE over the songs of the batch
-         + sum over labels of weight (CE(head(text), label) + CE(head(audio), label)) / 2        where songs are labelled (`attributes`)
+         + sum over labels of weight (CE(head(text), label) + CE(head(audio), label)) / 2
+         where songs are labelled (`attributes`)
 
 Each step takes a crop of every song and `texts` fragments of its descriptions, of any level,
 language and user type. Songs that drew the same words are not negatives of each other. The pairs of
@@ -146,7 +147,9 @@ class ChinMuLoss(nn.Module):
     def _told(
         self, name: str, text_E: Tensor, audio_NE: Tensor, labels_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of an attribute, summed over the songs, and how many songs' audio tells it."""
+        """Cross-entropy of an attribute, summed over the songs,
+        and how many songs' audio tells it.
+        """
         audio_NK = HEAD_SCALE * self.heads[name](audio_NE)
         text_NK = HEAD_SCALE * self.heads[name](text_E)
         rounds = len(text_E) // max(len(audio_NE), 1)

@@ -1,6 +1,6 @@
 """Pre-training and fine-tuning of DiT / SiT on latents: whole songs, any lengths, no padding.
 
-    x_t = alpha(t) x0 + sigma(t) eps;   loss = sum over target frames of mean_C (net(x_t) - target)^2
+    x_t = alpha(t) x0 + sigma(t) eps;  loss = sum over target frames of mean_C (net(x_t) - target)^2
 
 Conditions are dropped for classifier-free guidance in exclusive cases: no description, no lyrics,
 or neither (user type none). A batch draws, for every song, the noise level, the noise, the

@@ -77,9 +77,8 @@ class Task(ABC):
     averaged: tuple[str, ...] = ("model",)  # phases with an average of the weights
     asked: tuple[str, ...] = ()  # phases whose module another phase's forward calls
     lr_scale: Mapping[str, float] = {}
-    splits_packs = (
-        False  # whether ranks share the songs of every pack, instead of taking different packs
-    )
+    # whether ranks share the songs of every pack, instead of taking different packs
+    splits_packs = False
 
     def __init__(self, recipe: Recipe, shards: Shards) -> None:
         self.recipe, self.shards = recipe, shards

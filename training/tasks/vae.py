@@ -1,7 +1,8 @@
 """The codec: crops of songs through the spectral VAE, judged by spectra, the KL term and, later in
 training, by discriminators.
 
-    generator       features |F(y) - F(x)| + spectral + mel + kl KL + adversarial (G + feature_matching FM)
+    generator       features |F(y) - F(x)| + spectral + mel + kl KL
+                    + adversarial (G + feature_matching FM)
     discriminator   hinge on recordings and decodes
 
 Training starts from the closed-form linear codec (`warm_start`), and ends by measuring the mean and

@@ -2,7 +2,8 @@
 fine-tuning. What `make tiny` runs.
 
     python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 1000 --threads 2
-    python -m mudit_engine.training.tiny.pipeline --work data/tiny --only latents,pretrain --set pretrain:steps=200
+    python -m mudit_engine.training.tiny.pipeline --work data/tiny \\
+      --only latents,pretrain --set pretrain:steps=200
 
 Every step goes on where it was stopped, and a finished one is skipped, so the same command
 continues after any interruption.

@@ -54,7 +54,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_run(run: Path, whole: Path) -> None:
-    """Weights, optimiser, average and the metrics of every step are those of the undisturbed run."""
+    """Weights, optimiser, average and the metrics of every step are those of the undisturbed
+    run.
+    """
     mine, theirs = (
         Checkpoints(run / "checkpoints").named("12"),
         Checkpoints(whole / "checkpoints").named("12"),

@@ -91,7 +91,9 @@ def test_packs_of_real_lengths_are_full(budget: int) -> None:
 
 
 def test_packs_stay_random() -> None:
-    """Songs are not sorted by length: the lengths of a pack are as mixed as those of the whole set."""
+    """Songs are not sorted by length: the lengths of a pack are as mixed as those of the whole
+    set.
+    """
     costs = realistic_lengths(5_000)
     plan = Sampler(costs, seed=0, budget=16384, packs_per_step=8).plan(0)
     spread = np.mean([costs[plan.pack(number)].std() for number in range(len(plan) - 20)])

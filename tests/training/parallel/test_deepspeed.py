@@ -307,7 +307,8 @@ def test_checkpoint_holds_every_element_once(
     tag = Checkpoints(two_ranks / name / "checkpoints").named("12")
     assert find_fault(tag) is None
     assert json.loads((tag / "manifest.json").read_text())["files"].keys() >= {
-        "model.rank-00000-of-00002.safetensors", "model.rank-00001-of-00002.safetensors", "model.buffers.safetensors"
+        "model.rank-00000-of-00002.safetensors", "model.rank-00001-of-00002.safetensors",
+        "model.buffers.safetensors"
     }  # fmt: skip
     ours, single = (
         SavedState(tag, "model"),

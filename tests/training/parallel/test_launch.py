@@ -148,7 +148,10 @@ def sbatch(tmp_path: Path, **codes: int) -> tuple[int, str]:
     )
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
-    scontrol = '#!/bin/bash\nif [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> "$NOTES"; fi\n'
+    scontrol = (
+        '#!/bin/bash\nif [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> '
+        '"$NOTES"; fi\n'
+    )
     for name, text in (("srun", STUB), ("scontrol", scontrol)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)

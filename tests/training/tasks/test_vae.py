@@ -66,9 +66,8 @@ def test_warm_start_is_better_than_none_and_training_improves_it(
 ) -> None:
     cold = Trainer(recipe(data), tmp_path / "cold", quiet=True)
     warm = Trainer(recipe(data, steps=40), tmp_path / "warm", quiet=True)
-    without = cold.validate()[
-        "mel"
-    ]  # of the audio: features are measured in units that the fit changes
+    # of the audio: features are measured in units that the fit changes
+    without = cold.validate()["mel"]
     warm.task.warm_start()
     start = warm.validate()
     assert start["mel"] < 0.7 * without
