@@ -130,10 +130,16 @@ def command(
     from mudit_engine.training.planning.clusters import make_cluster
 
     config = load_config(preset)  # before torch is imported: a wrong name is told at once
-    links = {"nvlink_gbs": nvlink, "nic_gbs": nic, "nics": nics, "memory_gib": memory}
     cluster = make_cluster(
-        gpu, nodes=nodes, gpus_per_node=gpus_per_node, assumptions=assumed(assume), **links
-    )  # type: ignore[arg-type]
+        gpu,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        assumptions=assumed(assume),
+        nvlink_gbs=nvlink,
+        nic_gbs=nic,
+        nics=nics,
+        memory_gib=memory,
+    )
     if not epochs > 0:
         raise InputError(f"--epochs {epochs} must be positive")
     if precision == "bf16" and 0 in stages:

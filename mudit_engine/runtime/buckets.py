@@ -137,18 +137,17 @@ def profiles(
             )
             return [
                 {
-                    name: tuple((rows, *w) for rows in (1, 64, MODULATION_ROWS))
-                    for name, w in widths.items()
+                    name: ((1, *width), (64, *width), (MODULATION_ROWS, *width))
+                    for name, width in widths.items()
                 }
-            ]  # type: ignore[misc]
+            ]
         case "conditions" if c.outline:
             return [_conditions(config, bucket, bucket.reference) for bucket in buckets]
         case "conditions":
             return [_conditions(config, buckets[-1], longest)]
         case "vae_decode":
-            return [
-                {"latents": tuple((1, frames, c.latent_channels) for frames in (1, CHUNK, CHUNK))}
-            ]  # type: ignore[dict-item]
+            whole = (1, CHUNK, c.latent_channels)
+            return [{"latents": ((1, 1, c.latent_channels), whole, whole)}]
         case "chinmu_text":
             few, longest = c.max_fragments, config.chinmu.max_characters
             # what a captured song launches

@@ -119,9 +119,9 @@ class TextModel(_Model):
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
         return [
-            _guarded(lambda request=request: self._read(bytes(self.given(request, "REQUEST")[0])))
+            _guarded(lambda request=request: self._read(bytes(self.given(request, "REQUEST")[0])))  # type: ignore[misc]
             for request in requests
-        ]  # type: ignore[misc]
+        ]
 
     def _read(self, text: bytes) -> dict[str, np.ndarray]:
         with tempfile.TemporaryDirectory() as scratch:
@@ -150,9 +150,9 @@ class DenoiseModel(_Model):
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
         inputs = [
-            _guarded(lambda request=request: unpack_song(bytes(self.given(request, "SONG")[0])))
+            _guarded(lambda request=request: unpack_song(bytes(self.given(request, "SONG")[0])))  # type: ignore[misc]
             for request in requests
-        ]  # type: ignore[misc]
+        ]
         good = [song for song in inputs if not isinstance(song, MuditError)]
         try:
             found: list[Any] = list(self._latents(good))

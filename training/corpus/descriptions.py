@@ -11,6 +11,7 @@ fragments. All wording is this project's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -181,7 +182,9 @@ def _shuffled(rng: np.random.Generator, parts: Sequence[str]) -> list[str]:
     return [parts[int(place)] for place in rng.permutation(len(parts))]
 
 
-def _professional(rng: np.random.Generator, song: Song, language: str, wording: int) -> Description:
+def _professional(
+    rng: np.random.Generator, song: Song, language: Literal["zh", "en"], wording: int
+) -> Description:
     style = getattr(STYLE_BOOK[song.style], language)
     names = _instrument_names(song, language)
     voice, drums = _PRO_VOICE[language][song.voice], _PRO_DRUMS[language][song.drums]
@@ -267,10 +270,12 @@ def _professional(rng: np.random.Generator, song: Song, language: str, wording: 
     ordered = sentences if wording == 0 else [sentences[0], *_shuffled(rng, sentences[1:])]
     return Description(
         language, "professional", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered)
-    )  # type: ignore[arg-type]
+    )
 
 
-def _amateur(rng: np.random.Generator, song: Song, language: str, wording: int) -> Description:
+def _amateur(
+    rng: np.random.Generator, song: Song, language: Literal["zh", "en"], wording: int
+) -> Description:
     style = _pick(rng, _AMATEUR_STYLE[language][song.style])
     mood = _pick(rng, _MOOD[language][song.mode])
     tempo = _pick(rng, _TEMPO[language][tempo_word(song.bpm)])
@@ -317,4 +322,4 @@ def _amateur(rng: np.random.Generator, song: Song, language: str, wording: int) 
     ordered = sentences if wording == 0 else _shuffled(rng, sentences)
     return Description(
         language, "amateur", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered)
-    )  # type: ignore[arg-type]
+    )
