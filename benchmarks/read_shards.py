@@ -31,7 +31,8 @@ GATED_BUDGET = 16384
 
 
 def write_data(folder: Path, songs: int) -> None:
-    from mudit_engine.training.dataset.shards import ShardWriter, song_fields
+    from mudit_engine.training.dataset.shard_writer import ShardWriter
+    from mudit_engine.training.dataset.shards import song_fields
 
     rng = np.random.default_rng(0)
     block = rng.normal(size=(FRAMES + songs, CHANNELS)).astype(np.float16)

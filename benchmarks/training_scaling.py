@@ -41,7 +41,8 @@ MODEL = {"width": 256, "heads": 4, "blocks": 6, "lyric_width": 128, "outline": F
 def write_data(folder: Path, channels: int, songs: int = 60) -> None:
     import numpy as np
 
-    from mudit_engine.training.dataset.shards import ShardWriter, song_fields
+    from mudit_engine.training.dataset.shard_writer import ShardWriter
+    from mudit_engine.training.dataset.shards import song_fields
 
     rng = np.random.default_rng(0)
     with ShardWriter(folder, song_fields(latent_channels=channels)) as writer:

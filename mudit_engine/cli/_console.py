@@ -20,10 +20,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import click
@@ -174,3 +176,20 @@ def progress(description: str, *, total: float | None, quiet: bool = False) -> I
             bar.update(task, advance=amount, description=text)
 
         yield advance
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the work as Ctrl-C does: what is finished is kept (exit code 130)."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = None
+    with contextlib.suppress(ValueError):  # not the main thread: no handlers there
+        before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

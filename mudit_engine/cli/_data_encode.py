@@ -1,20 +1,32 @@
 """`mudit data encode` and `mudit data inspect`: songs into training shards, and a look at what is
 in them.
 
-mudit data encode corpus --out data/latents --model models/mine mudit data encode songs/ --out
-data/latents --model models/mine --separate htdemucs --transcribe faster-whisper --device cuda mudit
-data encode corpus --out data/audio --audio-only --sample-rate 22050 --channels 1 mudit data inspect
-data/latents --picture lengths.png --verify
+    mudit data encode corpus --out data/latents --model models/mine
+    mudit data encode songs/ --out data/latents --model tiny --leave-out dedupe/copies.jsonl
+    mudit data encode songs/ --out data/latents --model models/mine --separate htdemucs \\
+        --transcribe faster-whisper --device cuda
+    mudit data encode corpus --out data/audio --audio-only --sample-rate 22050 --channels 1
+    mudit data inspect data/latents --picture lengths.png --verify
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import (
+    emit_json,
+    json_option,
+    note,
+    print_table,
+    progress,
+    stop_on_sigterm,
+)
+
+SHOWN = 20  # songs named on a terminal
 
 
 @click.command()
@@ -27,8 +39,8 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
-    help="Model folder whose VAE and ChinMu make latents and description vectors.",
+    metavar="NAME|FOLDER",
+    help="Model whose VAE and ChinMu make latents and description vectors, e.g. tiny.",
 )
 @click.option("--audio-only", is_flag=True, help="Write audio, for training a VAE or ChinMu.")
 @click.option(
@@ -70,6 +82,18 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
     metavar="faster-whisper|funasr[:MODEL]",
     help="Lyrics of songs that have none (in the vocals, with --separate).",
 )
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1200.0,
+    show_default=True,
+    help="Longer files are left out, by name.",
+)
+@click.option(
+    "--leave-out",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Songs that are not encoded: copies.jsonl of `mudit data dedupe`, or lines with an id.",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--ray",
@@ -90,7 +114,7 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 def encode(
     source: Path,
     out: Path,
-    model: Path | None,
+    model: str | None,
     audio_only: bool,
     sample_rate: int,
     channels: int,
@@ -99,6 +123,8 @@ def encode(
     part: str,
     separate: str | None,
     transcribe: str | None,
+    max_seconds: float,
+    leave_out: Path | None,
     device: str,
     ray: str | None,
     ray_parts: int | None,
@@ -107,8 +133,12 @@ def encode(
 ) -> None:
     """Encode SOURCE (a corpus, a .jsonl manifest, a folder of audio) into shards.
 
-    Stop it with Ctrl-C and run it again: it goes on where it was. Parts may run at the same time
-    into one folder.
+    In a folder, x.txt or x.lrc beside x.ogg are its lyrics and x.json is what else is known of it:
+    {"descriptions": {"professional": "...", "amateur": "..."}, "metadata": {...}, "split": "test"}.
+    A song that cannot be encoded is named, with the reason, and left out.
+
+    Stop it with Ctrl-C or SIGTERM and run it again: it goes on where it was. Parts may run at the
+    same time into one folder.
     """
     from mudit_engine.training.dataset.sources import open_source
 
@@ -130,10 +160,13 @@ def encode(
         raise click.UsageError("--ray-parts and --ray-workers belong to --ray")
     if ray is not None and part != "0/1":
         raise click.UsageError("--ray makes parts of its own: leave --part out")
-    from mudit_engine.training.dataset.encode import encode_audio, encode_latents
+    from mudit_engine.training.dataset.encode import Encoded, encode_audio, encode_latents
+    from mudit_engine.training.dataset.leave_out import read_leave_out
 
-    share = (int(number), int(parts))
-    with progress("encoding", total=None, quiet=as_json) as step:
+    share, skip = (int(number), int(parts)), read_leave_out(leave_out) if leave_out else None
+    found = _look(source)
+    common: dict[str, Any] = {"max_seconds": max_seconds, "leave_out": skip}
+    with progress("encoding", total=found.get("songs"), quiet=as_json) as step, stop_on_sigterm():
 
         def on_song(song_id: str, seconds: float) -> None:
             step(text=f"encoding {song_id}")
@@ -144,7 +177,7 @@ def encode(
             job = RayJob(
                 source.resolve(),
                 out.resolve(),
-                model.resolve() if model else None,
+                str(Path(model).resolve()) if model and Path(model).is_dir() else model,
                 sample_rate,
                 channels,
                 stems,
@@ -152,6 +185,7 @@ def encode(
                 device,
                 separate,
                 transcribe,
+                **common,
             )
             done = encode_on_ray(
                 job,
@@ -160,40 +194,62 @@ def encode(
                 workers=ray_workers,
                 on_part=lambda text: step(text=text),
             )
-        elif model is None:
-            done = encode_audio(
-                open_source(source),
-                out,
-                sample_rate=sample_rate,
-                channels=channels,
-                part=share,
-                on_song=on_song,
-            )
         else:
-            done = encode_latents(
-                open_source(source),
-                out,
-                model=model,
-                stems=stems,
-                descriptions=descriptions,
-                part=share,
-                device=device,
-                separate=separate,
-                transcribe=transcribe,
-                on_song=on_song,
-            )
+            done = Encoded()
+            songs = open_source(source, on_bad=done.refuse)
+            common |= {"part": share, "done": done, "on_song": on_song}
+            if model is None:
+                encode_audio(songs, out, sample_rate=sample_rate, channels=channels, **common)
+            else:
+                encode_latents(
+                    songs,
+                    out,
+                    model=model,
+                    stems=stems,
+                    descriptions=descriptions,
+                    device=device,
+                    separate=separate,
+                    transcribe=transcribe,
+                    **common,
+                )
     if as_json:
-        emit_json({"out": str(out), **dataclasses.asdict(done)})
+        emit_json({"out": str(out), "beside": found, **dataclasses.asdict(done)})
         return
-    rows = [
-        ["encoded", str(done.songs)],
+    rows: list[list[Any]] = [
+        ["encoded", done.songs],
         ["minutes encoded", f"{done.seconds / 60:.1f}"],
-        ["already there", str(done.skipped)],
-        ["left out", str(len(done.refused))],
+        ["with lyrics", done.with_lyrics],
+        ["with descriptions", done.with_descriptions],
+        ["already there", done.skipped],
+        ["left out", len(done.refused)],
+        ["to look at", len(done.flagged)],
+        *([f"letters that cannot be sung: {script}", n] for script, n in done.unsung.items()),
     ]
     print_table(f"Encoded into {out}", ["songs", "count"], rows, numeric=["count"])
-    for song_id, reason in list(done.refused.items())[:20]:
-        note(f"left out {song_id}: {reason}")
+    for what, songs_named in (("left out", done.refused), ("look at", done.flagged)):
+        for song_id, reason in list(songs_named.items())[:SHOWN]:
+            note(f"{what} {song_id}: {reason}")
+        if len(songs_named) > SHOWN:
+            note(f"... and {len(songs_named) - SHOWN} more (--json names all)")
+
+
+def _look(source: Path) -> dict[str, int]:
+    """Says what lies beside the songs of a folder; nothing for other sources."""
+    if not source.is_dir() or (source / "corpus.json").is_file():
+        return {}
+    from mudit_engine.training.dataset.beside import summarise
+
+    found = summarise(source)
+    note(
+        f"{found['songs']} songs in '{source}': {found['lyrics']} with lyrics (.txt, .lrc), "
+        f"{found['json']} with .json, {found['stems']} with stems"
+    )
+    if not found["lyrics"] and not found["json"]:
+        note(
+            "nothing is known of any song: put x.txt (lyrics) and x.json (descriptions) beside "
+            "x.ogg, or a model will learn music without words or wishes"
+        )
+    return found
 
 
 @click.command()

@@ -73,7 +73,8 @@ class PhonemeSequence:
     token.
 
     `syllable_of` is the index of the token's syllable in the song, -1 for section, line, space and
-    breath tokens. `notes` name line numbers of the source.
+    breath tokens. `notes` name line numbers of the source; `unsung` counts the letters that cannot
+    be sung, by script.
     """
 
     ids: tuple[int, ...]
@@ -81,6 +82,7 @@ class PhonemeSequence:
     syllables: int
     syllable_of: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    unsung: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,7 +107,12 @@ def phonemize(lyrics: Lyrics, *, vocabulary: Vocabulary | None = None) -> Phonem
             _Line(line, song).read()
     ids = tuple(map(vocabulary.id, song.tokens))
     return PhonemeSequence(
-        ids, tuple(song.tokens), song.syllables, tuple(song.syllable_of), tuple(song.all_notes())
+        ids,
+        tuple(song.tokens),
+        song.syllables,
+        tuple(song.syllable_of),
+        tuple(song.all_notes()),
+        tuple(song.unsung.items()),
     )
 
 
@@ -120,6 +127,7 @@ class _Song:
     syllable_of: list[int] = field(default_factory=list)
     syllables: int = 0
     notes: list[str] = field(default_factory=list)
+    unsung: dict[str, int] = field(default_factory=dict)
     guessed: dict[str, tuple[int, english.Pronunciation]] = field(default_factory=dict)
 
     def mark(self, token: str) -> None:
@@ -329,6 +337,7 @@ class _Line:
 
     def report(self) -> None:
         for script, chars in self.unsung.items():
+            self.song.unsung[script] = self.song.unsung.get(script, 0) + len(chars)
             shown = "".join(chars[:12]) + ("..." if len(chars) > 12 else "")
             self.song.notes.append(
                 f"line {self.number}: '{shown}' ({script}) cannot be sung: Mandarin and English can"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mudit_engine.training.dataset.shards import ShardWriter, audio_fields
+from mudit_engine.training.dataset.shard_writer import ShardWriter
+from mudit_engine.training.dataset.shards import audio_fields
 from mudit_engine.training.recipe import Recipe, load_recipe
 
 RATE = 8000

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mudit_engine.training.dataset.shards import ShardWriter, song_fields
+from mudit_engine.training.dataset.shard_writer import ShardWriter
+from mudit_engine.training.dataset.shards import song_fields
 from mudit_engine.training.recipe import Recipe, load_recipe
 
 CHANNELS = 8

@@ -6,7 +6,8 @@ the DiT. Resumable, in parts.
 
 Part i of n takes every n-th song and writes shards of its own number, so parts can run on as many
 machines as there are (encode_ray.py runs them on a Ray cluster); the index is rebuilt at the end of
-each, or once with index=False. Songs that cannot be encoded are left out and reported.
+each, or once with index=False. A song that cannot be encoded is one refusal, named with its
+reason; the others follow.
 """
 
 from __future__ import annotations
@@ -14,19 +15,27 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mudit_engine.errors import InputError, ModelError
+from mudit_engine.errors import (
+    GateError,
+    InputError,
+    MissingError,
+    ModelError,
+    MuditError,
+    OutputError,
+)
+from mudit_engine.training.dataset.read_song import MAX_SECONDS, read_song
+from mudit_engine.training.dataset.shard_writer import ShardWriter
 from mudit_engine.training.dataset.shards import (
     LANGUAGES,
     LEVELS,
     USER_TYPES,
-    ShardWriter,
     audio_fields,
     song_fields,
 )
@@ -43,19 +52,57 @@ log = logging.getLogger(__name__)
 
 TEXT_BATCH = 256
 KNOWN_TEXTS = 1 << 16  # whose vectors are kept: 64 MiB
+BROKEN_IN_A_ROW = 8
 
 
 @dataclass
 class Encoded:
-    """What an encoding did. `refused` maps ids to reasons."""
+    """What an encoding did. `refused` maps ids to reasons, `flagged` ids of songs that were encoded
+    to what a person should look at; `unsung` counts letters of scripts that no model sings.
+    """
 
     songs: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    with_lyrics: int = 0
+    with_descriptions: int = 0
     refused: dict[str, str] = field(default_factory=dict)
+    flagged: dict[str, str] = field(default_factory=dict)
+    unsung: dict[str, int] = field(default_factory=dict)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Takes down a song that is left out; names that are not UTF-8 are written escaped."""
+        name, reason = (
+            text.encode("utf-8", "backslashreplace").decode() for text in (name, reason)
+        )
+        self.refused[name] = reason
+        log.warning("song '%s' is left out: %s", name, reason)
+
+    def add(self, other: Encoded) -> None:
+        """Joins what another part did."""
+        self.songs += other.songs
+        self.skipped += other.skipped
+        self.seconds += other.seconds
+        self.with_lyrics += other.with_lyrics
+        self.with_descriptions += other.with_descriptions
+        self.refused |= other.refused
+        self.flagged |= other.flagged
+        for script, letters in other.unsung.items():
+            self.unsung[script] = self.unsung.get(script, 0) + letters
 
 
 OnSong = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A song as it goes into a shard, and what is worth telling of it."""
+
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+    seconds: float
+    flags: tuple[str, ...] = ()
+    unsung: Mapping[str, int] = field(default_factory=dict)
 
 
 def encode_audio(
@@ -66,52 +113,50 @@ def encode_audio(
     channels: int,
     part: tuple[int, int] = (0, 1),
     index: bool = True,
+    max_seconds: float = MAX_SECONDS,
+    leave_out: Mapping[str, str] | None = None,
+    done: Encoded | None = None,
     on_song: OnSong = lambda song_id, seconds: None,
 ) -> Encoded:
     """Mixes as 16-bit samples, with descriptions in the metadata. Raises OutputError on a full
     disk; what is finished stays.
+
+    leave_out: ids that are not encoded, with the reason; done: counts to go on from.
     """
     from mudit_engine.audio import to_int16
 
-    done = Encoded()
-    with ShardWriter(out, audio_fields(channels=channels), writer=part[0], index=index) as writer:
-        for song in _share(songs, part):
-            if song.id in writer:
-                done.skipped += 1
-                continue
-            try:
-                audio = _load(song.audio, sample_rate, channels)
-            except InputError as error:
-                _refuse(done, song, error)
-                continue
-            described = [
-                {
-                    "language": d.language,
-                    "user": d.user,
-                    **{
-                        level: [f.text for f in d.fragments if f.level == level] for level in LEVELS
-                    },
-                }
-                for d in song.descriptions
-            ]
-            seconds = audio.shape[1] / sample_rate
-            metadata = {
-                **song.metadata,
-                "seconds": seconds,
-                "sample_rate": sample_rate,
-                "descriptions": described,
+    def prepare(song: SourceSong) -> Ready:
+        audio = _load(song.audio, sample_rate, channels, max_seconds)
+        described = [
+            {
+                "language": d.language,
+                "user": d.user,
+                **{level: [f.text for f in d.fragments if f.level == level] for level in LEVELS},
             }
-            writer.add(song.id, {"audio": to_int16(audio)[0]}, metadata=metadata, split=song.split)
-            done.songs, done.seconds = done.songs + 1, done.seconds + seconds
-            on_song(song.id, seconds)
-    return done
+            for d in song.descriptions
+        ]
+        seconds = audio.shape[1] / sample_rate
+        samples, clipped = to_int16(audio)
+        metadata = {
+            **song.metadata,
+            "seconds": seconds,
+            "sample_rate": sample_rate,
+            "descriptions": described,
+        }
+        flags = (f"{clipped} samples are beyond full scale and were clipped",) if clipped else ()
+        return Ready({"audio": samples}, metadata, seconds, flags)
+
+    with ShardWriter(out, audio_fields(channels=channels), writer=part[0], index=index) as writer:
+        return _encode(
+            songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
+        )
 
 
 def encode_latents(
     songs: Iterable[SourceSong],
     out: Path,
     *,
-    model: Path,
+    model: str | Path,
     stems: bool = True,
     descriptions: bool = True,
     part: tuple[int, int] = (0, 1),
@@ -119,70 +164,119 @@ def encode_latents(
     device: str = "cpu",
     separate: str | None = None,
     transcribe: str | None = None,
+    max_seconds: float = MAX_SECONDS,
+    leave_out: Mapping[str, str] | None = None,
+    done: Encoded | None = None,
     on_song: OnSong = lambda song_id, seconds: None,
 ) -> Encoded:
     """Normalised latents of mix and stems, phonemes (and their times where the source knows them),
     vectors of all description fragments.
 
-    `model` is a folder with a trained VAE, and with a trained ChinMu unless `descriptions` is False
-    (enough for pre-training). Songs without stems are separated by the demucs model `separate`,
-    those without lyrics are heard by `transcribe` (listen.py).
+    `model` is a name or folder with a trained VAE, and with a trained ChinMu unless `descriptions`
+    is False (enough for pre-training). Songs without stems are separated by the demucs model
+    `separate`, those without lyrics are heard by `transcribe` (transcribe.py). leave_out: ids that
+    are not encoded, with the reason; done: counts to go on from.
     """
-    from mudit_engine.config import load_config
-    from mudit_engine.models.folder import load_part
+    from mudit_engine.models.folder import load_config, load_part, model_folder
     from mudit_engine.text.vocabulary import Vocabulary
 
-    config = load_config(model)
-    vae = load_part("vae", config, model, device=device)
-    texts = TextVectors(load_part("chinmu", config, model, device=device)) if descriptions else None
+    folder = model_folder(model)
+    config = load_config(folder)
+    vae = load_part("vae", config, folder, device=device)
+    texts = (
+        TextVectors(load_part("chinmu", config, folder, device=device)) if descriptions else None
+    )
     vocabulary = Vocabulary.load(config.dit.vocabulary)
     ears = None
     if separate or transcribe:
         from mudit_engine.training.dataset.transcribe import Ears
 
         ears = Ears(separate if stems else None, transcribe, device=device)
-    done, written = (
-        Encoded(),
-        song_fields(
-            latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding
-        ),
+    written = song_fields(
+        latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding
     )
     rate, channels = config.vae.sample_rate, config.vae.channels
-    with ShardWriter(out, written, writer=part[0], index=index) as writer:
-        for song in _share(songs, part):
-            if song.id in writer:
-                done.skipped += 1
-                continue
-            try:
-                audio = _load(song.audio, rate, channels)
-                parts = (
-                    {kind: _load(path, rate, channels) for kind, path in song.stems.items()}
-                    if stems
-                    else {}
-                )
-                if ears is not None:
-                    heard = ears.hear(audio, rate, stems=not parts, lyrics=not song.lyrics.strip())
-                    parts, song = (
-                        parts or heard.stems,
-                        _with_heard(song, heard.lyrics, vocabulary, transcribe),
-                    )
-                arrays = {"latents": latents_of(vae, audio), **_phonemes(song, vocabulary)}
-                for kind, part_cS in parts.items():
-                    arrays[f"stem.{kind}"] = latents_of(vae, part_cS)[: len(arrays["latents"])]
-            except InputError as error:
-                _refuse(done, song, error)
-                continue
-            if texts is not None and song.descriptions:
-                arrays |= texts.of(song.descriptions)
-            seconds = audio.shape[1] / rate
-            writer.add(
-                song.id,
-                arrays,
-                metadata={**song.metadata, "seconds": seconds, "lyrics": song.lyrics},
-                split=song.split,
+
+    def prepare(song: SourceSong) -> Ready:
+        audio = _load(song.audio, rate, channels, max_seconds)
+        parts = (
+            {kind: _load(path, rate, channels, max_seconds) for kind, path in song.stems.items()}
+            if stems
+            else {}
+        )
+        if ears is not None:
+            heard = ears.hear(audio, rate, stems=not parts, lyrics=not song.lyrics.strip())
+            parts, song = (
+                parts or heard.stems,
+                _with_heard(song, heard.lyrics, vocabulary, transcribe),
             )
-            done.songs, done.seconds = done.songs + 1, done.seconds + seconds
-            on_song(song.id, seconds)
+        phonemes, sung, unsung = _sung(song, vocabulary)
+        arrays = {"latents": latents_of(vae, audio), **phonemes}
+        flags = []
+        for kind, part_cS in parts.items():
+            arrays[f"stem.{kind}"] = latents_of(vae, part_cS)[: len(arrays["latents"])]
+        if unsung:
+            letters = ", ".join(f"{count} {script}" for script, count in unsung.items())
+            flags.append(f"letters of its lyrics that cannot be sung: {letters}")
+        if song.lyrics.strip() and unsung and not sung:
+            flags.append("nothing of its lyrics can be sung")
+        if texts is not None and song.descriptions:
+            arrays |= texts.of(song.descriptions)
+        seconds = audio.shape[1] / rate
+        if seconds > config.max_seconds:
+            flags.append(f"it lasts {seconds:.0f} s, the model was made for {config.max_seconds:g}")
+        metadata = {**song.metadata, "seconds": seconds, "lyrics": song.lyrics}
+        return Ready(arrays, metadata, seconds, tuple(flags), unsung)
+
+    with ShardWriter(out, written, writer=part[0], index=index) as writer:
+        return _encode(
+            songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
+        )
+
+
+def _encode(
+    songs: Iterable[SourceSong],
+    writer: ShardWriter,
+    prepare: Callable[[SourceSong], Ready],
+    *,
+    part: tuple[int, int],
+    leave_out: Mapping[str, str] | None,
+    done: Encoded | None,
+    on_song: OnSong,
+) -> Encoded:
+    """Prepares the songs of a part one by one and hands them to the writer."""
+    done = Encoded() if done is None else done
+    broken = 0  # songs in a row that the model could not encode
+    for song in _share(songs, part):
+        if song.id in writer:
+            done.skipped += 1
+            continue
+        if leave_out and song.id in leave_out:
+            done.refuse(song.id, leave_out[song.id])
+            continue
+        try:
+            ready = prepare(song)
+            writer.add(song.id, ready.arrays, metadata=ready.metadata, split=song.split)
+        except OutputError:
+            raise
+        except (MissingError, GateError):
+            raise
+        except (MuditError, OSError, RuntimeError, ValueError) as error:
+            broken = broken + 1 if isinstance(error, ModelError) else 0
+            if broken > BROKEN_IN_A_ROW:
+                raise  # the model is at fault, not the songs
+            done.refuse(song.id, str(error))
+            continue
+        broken = 0
+        done.songs, done.seconds = done.songs + 1, done.seconds + ready.seconds
+        done.with_lyrics += bool(song.lyrics.strip())
+        done.with_descriptions += bool(song.descriptions)
+        for script, letters in ready.unsung.items():
+            done.unsung[script] = done.unsung.get(script, 0) + letters
+        if ready.flags:
+            done.flagged[song.id] = "; ".join(ready.flags)
+            log.warning("song '%s': %s", song.id, done.flagged[song.id])
+        on_song(song.id, ready.seconds)
     return done
 
 
@@ -264,11 +358,18 @@ def _with_heard(
 
 
 def _phonemes(song: SourceSong, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    return _sung(song, vocabulary)[0]
+
+
+def _sung(
+    song: SourceSong, vocabulary: Vocabulary
+) -> tuple[dict[str, np.ndarray], int, dict[str, int]]:
+    """(phonemes and their times, syllables, letters that cannot be sung by script)."""
     from mudit_engine.text.lyrics import parse_lyrics
     from mudit_engine.text.phonemes import phonemize
 
     if not song.lyrics.strip():
-        return {}
+        return {}, 0, {}
     sequence = phonemize(parse_lyrics(song.lyrics), vocabulary=vocabulary)
     arrays: dict[str, np.ndarray] = {"phonemes": np.array(sequence.ids, np.int32)}
     if len(song.syllables) == sequence.syllables:
@@ -285,13 +386,14 @@ def _phonemes(song: SourceSong, vocabulary: Vocabulary) -> dict[str, np.ndarray]
             len(song.syllables),
             sequence.syllables,
         )
-    return arrays
+    unsung = {script: count for script, count in sequence.unsung if script != "symbols"}
+    return arrays, sequence.syllables, unsung
 
 
-def _load(path: Path, sample_rate: int, channels: int) -> Tensor:
-    from mudit_engine.audio import load_audio, resample, to_channels
+def _load(path: Path, sample_rate: int, channels: int, max_seconds: float) -> Tensor:
+    from mudit_engine.audio import resample, to_channels
 
-    audio, rate = load_audio(path)
+    audio, rate = read_song(path, max_seconds=max_seconds)
     return to_channels(
         audio if rate == sample_rate else resample(audio, rate, sample_rate), channels
     )
@@ -302,8 +404,3 @@ def _share(songs: Iterable[SourceSong], part: tuple[int, int]) -> Iterator[Sourc
     if not 0 <= number < parts:
         raise InputError(f"part {number} of {parts}: parts are counted from 0 to {parts - 1}")
     return itertools.islice(songs, number, None, parts)
-
-
-def _refuse(done: Encoded, song: SourceSong, error: InputError) -> None:
-    done.refused[song.id] = str(error)
-    log.warning("song '%s' is left out: %s", song.id, error)

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.training.dataset.encode import Encoded, encode_audio, encode_latents
+from mudit_engine.training.dataset.read_song import MAX_SECONDS
 from mudit_engine.training.dataset.shards import build_index
 from mudit_engine.training.dataset.sources import open_source
 
@@ -34,7 +35,7 @@ class RayJob:
 
     source: Path
     out: Path
-    model: Path | None = None
+    model: str | Path | None = None
     sample_rate: int = 44100
     channels: int = 2
     stems: bool = True
@@ -42,9 +43,12 @@ class RayJob:
     device: str = "cpu"
     separate: str | None = None
     transcribe: str | None = None
+    max_seconds: float = MAX_SECONDS
+    leave_out: Mapping[str, str] | None = None
 
     def encode(self, part: tuple[int, int]) -> Encoded:
-        songs = open_source(self.source)
+        done = Encoded()
+        songs = open_source(self.source, on_bad=done.refuse)
         if self.model is None:
             return encode_audio(
                 songs,
@@ -53,6 +57,9 @@ class RayJob:
                 channels=self.channels,
                 part=part,
                 index=False,
+                max_seconds=self.max_seconds,
+                leave_out=self.leave_out,
+                done=done,
             )
         return encode_latents(
             songs,
@@ -65,6 +72,9 @@ class RayJob:
             device=self.device,
             separate=self.separate,
             transcribe=self.transcribe,
+            max_seconds=self.max_seconds,
+            leave_out=self.leave_out,
+            done=done,
         )
 
 
@@ -131,13 +141,7 @@ def encode_on_ray(
         for number, row in enumerate(mapped.iter_rows(), 1):
             if row["error"]:
                 raise InputError(f"a part could not be encoded: {row['error']}")
-            one = Encoded(**json.loads(row["done"]))
-            done.songs, done.skipped, done.seconds = (
-                done.songs + one.songs,
-                done.skipped + one.skipped,
-                done.seconds + one.seconds,
-            )
-            done.refused |= one.refused
+            done.add(Encoded(**json.loads(row["done"])))
             on_part(f"encoded {number} of {parts} parts")
     finally:
         if ours:

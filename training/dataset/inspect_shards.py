@@ -45,7 +45,11 @@ def inspect(shards: Shards, *, verify: bool = False) -> Report:
     seconds, density, bad = np.zeros(len(shards)), np.zeros(len(shards)), {}
     for number in range(len(shards)):
         record = shards.read(number)
-        seconds[number] = float(record.metadata.get("seconds", 0.0))
+        try:
+            seconds[number] = float(record.metadata.get("seconds", 0.0))
+        except (ValueError, TypeError, AttributeError) as error:
+            bad[record.id] = f"its metadata cannot be read ({error})"
+            continue
         phonemes = len(record["phonemes"]) if "phonemes" in shards.fields else 0
         density[number] = phonemes / seconds[number] if seconds[number] else 0.0
         if not lengths[number]:
@@ -59,6 +63,8 @@ def inspect(shards: Shards, *, verify: bool = False) -> Report:
                 f"{density[number]:.1f} phonemes a second: its lyrics do not belong to it, or only "
                 f"a part of it was encoded"
             )
+    if verify:
+        bad |= {song_id: fault for song_id, fault in shards.verify_songs() if fault is not None}
     return Report(
         songs=len(shards),
         splits={split: len(shards.numbers(split)) for split in SPLITS},

@@ -5,20 +5,23 @@ A manifest is JSON Lines; only `audio` is needed:
     {"audio": "a.flac", "id": "a", "lyrics": "[verse]\\n...", "split": "train",
      "stems": {"vocals": "v.flac"},
      "descriptions": [{"language": "zh", "user": "amateur", "text": "..."}]}
+`descriptions` may also be texts, or an object of texts by user type. What lies beside the files of
+a folder is told in beside.py.
 
     for song in open_source("corpus"): ...
+    for song in open_source("songs.jsonl", on_bad=refused.__setitem__): ...     # and goes on
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mudit_engine.errors import InputError
+from mudit_engine.errors import InputError, MuditError
 from mudit_engine.text.descriptions import (
     FASTEST_BPM,
     SLOWEST_BPM,
@@ -26,9 +29,10 @@ from mudit_engine.text.descriptions import (
     fragments,
 )
 from mudit_engine.text.harmony import SCALES, ChordSymbol, chord_symbol
+from mudit_engine.text.mandarin import is_han
+from mudit_engine.training.dataset.beside import AUDIO_SUFFIXES, audio_files, row_of
 from mudit_engine.training.dataset.shards import LANGUAGES, SPLITS, STEMS, USER_TYPES
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _FULL_STOPS = "。.!！?？"
 MOST_FRAGMENTS = 32  # of the description as the engine itself would split it
 
@@ -89,71 +93,95 @@ class SourceSong:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_source(path: str | Path) -> Iterator[SourceSong]:
+OnBad = Callable[[str, str], None]  # what it is called, and what is wrong with it
+
+
+def open_source(path: str | Path, *, on_bad: OnBad | None = None) -> Iterator[SourceSong]:
     """The songs of a corpus folder (`mudit data synth`), a .jsonl manifest, or a folder of audio
-    files. Raises InputError.
+    files.
+
+    A song that cannot be read is told to `on_bad`, and the others follow; without it, it raises.
+    Raises InputError, always where two songs have one id.
     """
     path = Path(path)
     if path.is_file():
-        return manifest_songs(path)
+        return _unique(manifest_songs(path, on_bad=on_bad), path)
     if (path / "corpus.json").is_file():
-        return corpus_songs(path)
+        return _unique(corpus_songs(path, on_bad=on_bad), path)
     if path.is_dir():
-        return folder_songs(path)
+        return folder_songs(path, on_bad=on_bad)
     raise InputError(
         f"no songs at '{path}': give a corpus folder, a .jsonl manifest or a folder of "
         f"{', '.join(AUDIO_SUFFIXES)} files"
     )
 
 
-def corpus_songs(corpus: Path) -> Iterator[SourceSong]:
+def _unique(songs: Iterator[SourceSong], path: Path) -> Iterator[SourceSong]:
+    seen: set[int] = set()  # of hashes: a set of a million ids would cost much more
+    for song in songs:
+        key = hash(song.id)
+        if key in seen:
+            raise InputError(
+                f"'{path}' holds the id {song.id!a} more than once: give every song one of its own"
+            )
+        seen.add(key)
+        yield song
+
+
+def corpus_songs(corpus: Path, *, on_bad: OnBad | None = None) -> Iterator[SourceSong]:
     """The labelled corpus, with everything its labels know."""
     from mudit_engine.training.corpus import labels
 
     for folder in labels.song_folders(corpus):
-        song = labels.Song.load(folder)
-        descriptions = tuple(
-            SourceDescription.of(
-                d.language,
-                d.user,
-                d.text,
-                {"sentence": d.sentences, "phrase": d.phrases, "word": d.words},
-            )
-            for d in song.descriptions
-        )
-        known = (
-            "style",
-            "instrument_set",
-            "bpm",
-            "key",
-            "mode",
-            "drums",
-            "voice",
-            "timbre",
-            "language",
-            "seconds",
-            "progressions",
-        )
-        yield SourceSong(
-            id=song.id,
-            audio=folder / "mix.flac",
-            split=labels.split(song),
-            lyrics=song.lyrics,
-            descriptions=descriptions,
-            stems={stem: path for stem in STEMS if (path := folder / f"{stem}.flac").is_file()},
-            syllables=tuple((s.start, s.end) for s in song.syllables),
-            metadata={name: getattr(song, name) for name in known}
-            | {
-                "chords": [
-                    (c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords
-                ]
-            },
-        )
+        try:
+            song = _corpus_song(folder)
+        except (MuditError, OSError, ValueError, KeyError, TypeError) as error:
+            _bad(on_bad, folder.name, f"'{folder}' cannot be read: {_told(error)}")
+            continue
+        yield song
 
 
-def manifest_songs(path: Path) -> Iterator[SourceSong]:
-    """Songs of a JSON Lines file; paths are relative to it. Raises InputError with the number of a
-    wrong line.
+def _corpus_song(folder: Path) -> SourceSong:
+    from mudit_engine.training.corpus import labels
+
+    song = labels.Song.load(folder)
+    descriptions = tuple(
+        SourceDescription.of(
+            d.language,
+            d.user,
+            d.text,
+            {"sentence": d.sentences, "phrase": d.phrases, "word": d.words},
+        )
+        for d in song.descriptions
+    )
+    known = (
+        "style",
+        "instrument_set",
+        "bpm",
+        "key",
+        "mode",
+        "drums",
+        "voice",
+        "timbre",
+        "language",
+        "seconds",
+        "progressions",
+    )
+    return SourceSong(
+        id=song.id,
+        audio=folder / "mix.flac",
+        split=labels.split(song),
+        lyrics=song.lyrics,
+        descriptions=descriptions,
+        stems={stem: path for stem in STEMS if (path := folder / f"{stem}.flac").is_file()},
+        syllables=tuple((s.start, s.end) for s in song.syllables),
+        metadata={name: getattr(song, name) for name in known}
+        | {"chords": [(c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords]},
+    )
+
+
+def manifest_songs(path: Path, *, on_bad: OnBad | None = None) -> Iterator[SourceSong]:
+    """Songs of a JSON Lines file; paths are relative to it. A wrong line is named by its number.
 
     A model with an outline learns from `metadata` what was played: bpm, key (0 to 11, C = 0) with
     mode ("major" or "minor"), and chords as [start, end, symbol] in seconds, such as [0.0, 2.0,
@@ -164,45 +192,87 @@ def manifest_songs(path: Path) -> Iterator[SourceSong]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8"))
+                # a byte order mark is what some editors put before the first line
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 if not isinstance(row, dict):
                     raise ValueError(f"a JSON object is wanted, not {type(row).__name__}")
-                song = _manifest_song(row, path.parent)
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"'{path}' line {number}: "
-                    f"{f'{error} is missing' if isinstance(error, KeyError) else error}"
-                ) from None
+                song = row_song(row, path.parent)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                _bad(on_bad, f"line {number}", f"'{path}' line {number}: {_told(error)}")
+                continue
             yield song
 
 
-def _manifest_song(row: dict[str, Any], folder: Path) -> SourceSong:
+def _bad(on_bad: OnBad | None, name: str, reason: str) -> None:
+    if on_bad is None:
+        raise InputError(reason)
+    on_bad(name, reason)
+
+
+def _told(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def row_song(row: dict[str, Any], folder: Path) -> SourceSong:
+    """The song of a manifest's line. Raises ValueError, KeyError or TypeError for what it must not
+    hold.
+    """
     known = {"audio", "id", "lyrics", "split", "stems", "descriptions", "metadata"}
     if unknown := set(row) - known:
         raise ValueError(f"unknown fields {sorted(unknown)}: known are {sorted(known)}")
-    split, stems = row.get("split", "train"), row.get("stems", {})
+    # null says that nothing is known, as leaving the field out does; chords, which metadata hold,
+    # have no such meaning of null
+    row = {name: value for name, value in row.items() if value is not None}
+    audio, split, lyrics = row["audio"], row.get("split", "train"), row.get("lyrics", "")
+    stems, metadata = row.get("stems", {}), row.get("metadata", {})
+    for what, value in (("audio", audio), ("split", split), ("lyrics", lyrics)):
+        if not isinstance(value, str):
+            raise ValueError(f"{what} must be a text, not {value!r}")
+    if not isinstance(stems, dict) or not all(isinstance(name, str) for name in stems.values()):
+        raise ValueError(f"stems must be an object of files, not {stems!r}")
+    song_id = row.get("id", Path(audio).with_suffix("").as_posix())
+    if type(song_id) not in (str, int) or song_id == "":
+        raise ValueError(f"id {song_id!r} is no text")
     for value, accepted in ((split, SPLITS), *((stem, STEMS) for stem in stems)):
         if value not in accepted:
             raise ValueError(f"'{value}' is none of {', '.join(accepted)}")
-    descriptions = []
-    for one in row.get("descriptions", ()):
-        language, user = one.get("language", "en"), one.get("user", "none")
-        for value, accepted in ((language, LANGUAGES), (user, USER_TYPES)):
-            if value not in accepted:
-                raise ValueError(f"'{value}' is none of {', '.join(accepted)}")
-        descriptions.append(SourceDescription.of(language, user, one["text"]))
-    metadata = row.get("metadata", {})
     _check_course(metadata)
-    audio = folder / row["audio"]
     return SourceSong(
-        id=str(row.get("id", Path(row["audio"]).with_suffix("").as_posix())),
-        audio=audio,
+        id=str(song_id),
+        audio=folder / audio,
         split=split,
-        lyrics=row.get("lyrics", ""),
-        descriptions=tuple(descriptions),
+        lyrics=lyrics,
+        descriptions=tuple(_descriptions(row.get("descriptions", ()))),
         stems={stem: folder / name for stem, name in stems.items()},
         metadata=metadata,
     )
+
+
+def _descriptions(given: Any) -> Iterator[SourceDescription]:
+    """A text, an object of texts by user type, or a list of texts and of objects with a text."""
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, dict):
+        given = [
+            {"user": user, "text": text}
+            for user, texts in given.items()
+            for text in (texts if isinstance(texts, list) else [texts])
+        ]
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"descriptions must be texts or objects with a text, not {given!r}")
+    for one in given:
+        fields = {"text": one} if isinstance(one, str) else one
+        if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+            raise ValueError(f"description {one!r} is neither a text nor an object with a text")
+        if unknown := set(fields) - {"text", "language", "user"}:
+            raise ValueError(f"description has unknown fields {sorted(unknown)}")
+        text = fields["text"]
+        language = fields.get("language") or ("zh" if any(map(is_han, text)) else "en")
+        user = fields.get("user") or "none"
+        for value, accepted in ((language, LANGUAGES), (user, USER_TYPES)):
+            if value not in accepted:
+                raise ValueError(f"'{value}' is none of {', '.join(accepted)}")
+        yield SourceDescription.of(language, user, text)
 
 
 def _check_course(known: Any) -> None:
@@ -243,12 +313,14 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def folder_songs(folder: Path) -> Iterator[SourceSong]:
-    """Every audio file under `folder`; the relative path is the id. Raises InputError when there is
-    none.
+def folder_songs(folder: Path, *, on_bad: OnBad | None = None) -> Iterator[SourceSong]:
+    """Every song under `folder` with what lies beside it; the relative path is the id. Raises
+    InputError when there is none, and where two files would share an id.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not files:
-        raise InputError(f"'{folder}' holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
-    for path in files:
-        yield SourceSong(id=path.relative_to(folder).with_suffix("").as_posix(), audio=path)
+    for file in audio_files(folder):
+        try:
+            song = row_song(row_of(file), folder)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            _bad(on_bad, file.id, f"'{file.audio}': {_told(error)}")
+            continue
+        yield song

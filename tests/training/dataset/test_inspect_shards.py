@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mudit_engine.training.dataset.inspect_shards import draw, inspect
-from mudit_engine.training.dataset.shards import Shards, ShardWriter, song_fields
+from mudit_engine.training.dataset.shard_writer import ShardWriter
+from mudit_engine.training.dataset.shards import Shards, song_fields
 from small_songs import write_songs
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from mudit_engine.errors import InputError
-from mudit_engine.training.dataset.shards import Field, Shards, ShardWriter, build_index
+from mudit_engine.training.dataset.shard_files import Field
+from mudit_engine.training.dataset.shard_writer import ShardWriter
+from mudit_engine.training.dataset.shards import Shards, build_index
 
 FIELDS = {"latents": Field("float16", 4), "phonemes": Field("int32")}
 

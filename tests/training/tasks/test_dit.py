@@ -16,7 +16,8 @@ import torch
 from mudit_engine.errors import InputError
 from mudit_engine.models.dit import REFERENCE_KINDS
 from mudit_engine.models.outline import CHORD
-from mudit_engine.training.dataset.shards import Shards, ShardWriter, audio_fields
+from mudit_engine.training.dataset.shard_writer import ShardWriter
+from mudit_engine.training.dataset.shards import Shards, audio_fields
 from mudit_engine.training.tasks.dit import Conditions, DitTask, choose_fragments
 from mudit_engine.training.tasks.task import Moment
 from small_songs import small_recipe, write_songs
