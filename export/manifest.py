@@ -16,7 +16,7 @@ from mudit_engine import __version__
 from mudit_engine.config import ModelConfig, SamplerConfig, SamplerName, check_sampler, load_config
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
-from mudit_engine.runtime.manifest import FILE, KIND, SCHEMA, file_sha256, read_manifest
+from mudit_engine.runtime.manifest import FILE, KIND, SCHEMA, file_sha256, files_of, read_manifest
 
 
 def new_manifest(folder: Path, flavours: dict[str, Any]) -> dict[str, Any]:
@@ -60,13 +60,9 @@ def sampler_presets(config: ModelConfig) -> dict[str, Any]:
 
 def hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file but the manifest itself."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILE)
     return {
-        path.relative_to(folder).as_posix(): {
-            "sha256": file_sha256(path),
-            "bytes": path.stat().st_size,
-        }
-        for path in files
+        name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in sorted(files_of(folder))
     }
 
 
@@ -74,9 +70,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     write_json(folder / FILE, manifest)
 
 
-def add_to_manifest(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Updates top-level fields and the hashes of new files."""
+def add_to_manifest(folder: Path, *, under: str, **changes: Any) -> dict[str, Any]:
+    """Updates top-level fields, and which files lie `under` a folder inside the deployment. All
+    other files keep the hashes they were exported with: whatever happened to them stays visible.
+    """
     manifest = {**read_manifest(folder), **changes}
-    manifest["files"] = hashes(folder)
+    there, prefix = folder / under, f"{under}/"
+    kept = {name: one for name, one in manifest["files"].items() if not name.startswith(prefix)}
+    found = hashes(there) if there.is_dir() else {}
+    manifest["files"] = {**kept, **{prefix + name: one for name, one in found.items()}}
     write_manifest(folder, manifest)
     return manifest

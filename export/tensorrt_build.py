@@ -380,8 +380,8 @@ def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
     }
     if engines:
         known[plan.target.name] = {**entry, "engines": engines}
-    if known or "engines" in manifest:
-        add_to_manifest(plan.folder, engines=known)
+    changes = {"engines": known} if known or "engines" in manifest else {}
+    add_to_manifest(plan.folder, under=f"engines/{plan.target.name}", **changes)
 
 
 def _brief(row: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from torch import nn
 from mudit_engine.config import PRESETS, ModelConfig, load_config
 from mudit_engine.errors import ModelError
 from mudit_engine.files import atomic_path, write_text
+from mudit_engine.models.contract import check_contract, write_contract
 
 Part = Literal["dit", "vae", "chinmu"]
 PARTS: tuple[Part, ...] = ("dit", "vae", "chinmu")
@@ -79,8 +80,9 @@ def load_part(
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """A part in evaluation mode. Raises ModelError that names the file and what is wrong (missing,
-    truncated, NaN, other shapes).
+    truncated, NaN, other shapes), or the values that the weights were not trained for.
     """
+    check_contract(config, folder)
     path = folder / f"{part}.safetensors"
     try:
         weights = load_file(path)
@@ -207,8 +209,11 @@ def _weightless(part: Part) -> contextlib.AbstractContextManager[object]:
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:
-    """Writes config.json atomically."""
+    """Writes config.json atomically, and the contract of the weights beside it
+    (models/contract.py).
+    """
     write_text(folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    write_contract(config, folder)
 
 
 __all__ = [

@@ -29,7 +29,7 @@ from mudit_engine.hardware import machine
 from mudit_engine.models.chinmu import CHARACTERS, check_texts
 from mudit_engine.runtime.buckets import CHUNK, Bucket, choose
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress
-from mudit_engine.runtime.manifest import differences, read_manifest
+from mudit_engine.runtime.manifest import check_deployment, read_manifest
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
 
 ENGINES = ("lyric_kv", "conditions", "modulation", "step", "vae_decode")
@@ -205,11 +205,7 @@ def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
     manifest, config = read_manifest(folder), load_config(folder)
     target, entry = engines_here(manifest, config)
     require(entry["package"], f"engines of target '{target}'")
-    if wrong := differences(folder, manifest):
-        raise ModelError(
-            f"'{folder}' is not as it was exported: {'; '.join(wrong)}. Export it again, or copy "
-            f"it whole"
-        )
+    check_deployment(folder)
     buckets = [Bucket(**bucket) for bucket in entry["buckets"]]
     engines = engines_of(config)
     device = CudaDevice(folder / "engines" / target, entry["package"], engines)

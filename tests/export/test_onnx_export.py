@@ -21,7 +21,7 @@ from micro_deployment import micro_config, save_model
 from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
 from mudit_engine.errors import GateError, InputError, ModelError
-from mudit_engine.export import onnx_export, parity
+from mudit_engine.export import onnx_export, parity, verify
 from mudit_engine.export.graphs import DTYPES, TorchGraphs, graphs
 from mudit_engine.export.onnx_export import check_file, check_graph, export_graph, export_onnx
 from mudit_engine.export.unroll import unroll
@@ -204,6 +204,7 @@ def test_tensorrt_flavour_is_attention_with_boolean_masks(
     with torch.no_grad():
         described = export_graph(maker(), path, flavour=flavour)
     assert check_file(tmp_path, flavour, "step", described) == []
+    onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     attentions = [node for node in graph.node if node.op_type == "Attention"]
     assert len(attentions) == 2 * len(dit.blocks), "self and cross of every block"
@@ -213,6 +214,43 @@ def test_tensorrt_flavour_is_attention_with_boolean_masks(
     half = onnx.TensorProto.BFLOAT16 if flavour == "bf16" else onnx.TensorProto.FLOAT16
     assert {kinds[node.input[0]] for node in attentions} == {half}
     assert {kinds[node.input[3]] for node in attentions} == {onnx.TensorProto.BOOL}
+
+
+@pytest.mark.parametrize("flavour", ["bf16", "fp16"])
+def test_norms_of_two_types_are_no_graph(
+    deployed: Path, tmp_path: Path, flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate of every graph: ONNX's full check, and ONNX Runtime."""
+    dit, vae, chinmu = _parts(deployed, DTYPES[flavour])
+    precision: Any = flavour
+    maker = graphs(dit, vae, chinmu, precision=precision, expanded=True)["chinmu_text"]
+    path = tmp_path / "chinmu_text.onnx"
+    with torch.no_grad():
+        export_graph(maker(), path, flavour=flavour)
+        model = onnx.load(str(path))
+        kinds = {
+            value.name: value.type.tensor_type.elem_type
+            for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+        }
+        kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        norms = [node for node in model.graph.node if node.op_type == "RMSNormalization"]
+        assert norms and all(kinds[node.input[0]] == kinds[node.input[1]] for node in norms)
+        monkeypatch.setattr(onnx_export, "_agree_norms", lambda model: None)
+        with pytest.raises(GateError, match="RMSNormalization"):
+            export_graph(maker(), path, flavour=flavour)
+
+
+def test_onnx_runtime_opens_every_graph(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the weights of no model: they are inputs of the copy that it opens."""
+    path = deployed / "graphs" / "fp32" / "step.onnx"
+    assert onnx_export.valid_onnx(path) == []
+    opened = onnx_export._without_weights(onnx.load(str(path)), most=16)
+    assert "dit.final.weight" in {value.name for value in opened.graph.input}
+    assert len(opened.SerializeToString()) < path.stat().st_size / 2
+    for node in opened.graph.node:
+        node.op_type = "Sigmoid" if node.op_type == "Add" else node.op_type
+    monkeypatch.setattr(onnx_export, "_without_weights", lambda model: opened)
+    assert "ONNX Runtime does not open it" in onnx_export.valid_onnx(path)[0]
 
 
 def test_weights_keep_their_names_and_shapes(deployed: Path) -> None:
@@ -458,7 +496,7 @@ def test_a_graph_that_was_broken_before_it_was_hashed_is_named(
         "graphs/fp32/vae_decode.onnx",
         lambda data: data[: len(data) // 2],
     )
-    add_to_manifest(folder)
+    add_to_manifest(folder, under="graphs")
     with pytest.raises(
         ModelError, match=r"(?s)vae_decode.onnx' cannot be .*: export the model again"
     ):
@@ -523,7 +561,7 @@ def test_verify_command(
         ALL_GRAPHS
     )
     row = {"runtime": "onnxruntime", "case": "instrumental", "latents": 2e-4, "padding": 0.0}
-    monkeypatch.setattr(parity, "measure_parity", lambda folder, runtimes: [row])
+    monkeypatch.setattr(verify, "measure_parity", lambda folder, runtimes: [row])
     assert run(["export", "verify", str(deployed)]) == 4
     assert "instrumental: latents differ by 2.00e-04" in capsys.readouterr().err
     folder = _broken(deployed, tmp_path / "folder", "graphs/fp32/vae_decode.onnx", _flip)
@@ -541,7 +579,7 @@ def test_verify_finds_a_graph_of_another_opset(
     graph = onnx.load(str(path))
     graph.opset_import[0].version = 18
     onnx.save(graph, str(path))
-    add_to_manifest(folder)
+    add_to_manifest(folder, under="graphs")
     assert run(["export", "verify", str(folder), "--no-parity"]) == 1
     assert "modulation.onnx: opset 18 instead of 20" in capsys.readouterr().err
 

@@ -394,11 +394,12 @@ def deployment(tmp_path: Path) -> Path:
     folder = tmp_path / "deploy"
     save_config(micro_config(outline=True), folder)
     names = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
+    graph: dict[str, Any] = {"inputs": {}, "outputs": {}, "nodes": 0}
     write_manifest(
         folder,
         new_manifest(
             folder,
-            {"bf16": {"opset": 23, "precision": "bf16", "graphs": {name: {} for name in names}}},
+            {"bf16": {"opset": 23, "precision": "bf16", "graphs": {name: graph for name in names}}},
         ),
     )
     return folder
@@ -656,6 +657,6 @@ def test_pins_are_those_of_setup_py(deployment: Path) -> None:
 
 def test_a_folder_without_graphs_says_how_to_export(tmp_path: Path) -> None:
     save_config(micro_config(), tmp_path)
-    write_manifest(tmp_path, new_manifest(tmp_path, {"fp32": {"graphs": {}}}))
+    write_manifest(tmp_path, new_manifest(tmp_path, {"fp32": {"opset": 20, "graphs": {}}}))
     with pytest.raises(ModelError, match="--flavour bf16"):
         make_plan(tmp_path, TARGETS["a100"])
