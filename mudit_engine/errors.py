@@ -46,3 +46,19 @@ class GateError(MuditError):
     """A check on quality, parity or regression failed (exit 4)."""
 
     exit_code = 4
+
+
+class StoppedError(MuditError):
+    """A song was cancelled before it was finished. What it had so far is gone."""
+
+
+class DeadlineError(MuditError):
+    """A song could not be finished by the time that was asked for."""
+
+
+class BusyError(MuditError):
+    """There is no room for more work now. `retry_after` says in how many seconds there may be."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -62,32 +62,35 @@ def decode_stream(
     latents_TC: Tensor,
     *,
     chunk_frames: int,
+    first_frames: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """Yields finished audio [channels, up to chunk_frames * hop], first to last.
+    """Yields finished audio [channels, up to chunk_frames * hop], first to last; the first piece
+    may be shorter (first_frames), so that somebody hears something early.
 
     progress(done, total) counts latent frames. Raises ValueError for other shapes than [T, C] or
-    chunk_frames < 1.
+    fewer frames than one.
     """
     if latents_TC.dim() != 2 or latents_TC.shape[1] != vae.config.latent_channels:
         raise ValueError(
             f"latents of shape {tuple(latents_TC.shape)} given: one song is [frames, "
             f"{vae.config.latent_channels}]"
         )
-    if chunk_frames < 1:
+    first = chunk_frames if first_frames is None else min(first_frames, chunk_frames)
+    if first < 1:
         raise ValueError(f"chunk_frames={chunk_frames} must be at least 1")
-    return _chunks(vae, latents_TC, chunk_frames, progress)
+    return _chunks(vae, latents_TC, (first, chunk_frames), progress)
 
 
 def _chunks(
     vae: LatentDecoder,
     latents_TC: Tensor,
-    chunk_frames: int,
+    sizes: tuple[int, int],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Tensor]:
     frames, hop, halo = len(latents_TC), vae.config.hop, vae.receptive_field
-    for start in range(0, frames, chunk_frames):
-        stop = min(start + chunk_frames, frames)
+    for start in (0, *range(sizes[0], frames, sizes[1])) if frames else ():
+        stop = min(start + sizes[1 if start else 0], frames)
         first, last = max(start - halo, 0), min(stop + halo, frames)
         # not around the yield: the mode would leak into the code that consumes the stream
         with torch.no_grad():

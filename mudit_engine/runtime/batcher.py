@@ -1,0 +1,669 @@
+"""Continuous batching at the step: one engine thread, songs that join and leave between steps.
+
+    batcher = Batcher(runtime, decoder, config, cost=measure_cost(runtime, config))
+    ticket = batcher.submit(lambda: reader.inputs(request), on_event=print)      # any thread
+    for audio_cS in ticket.audio(): send(audio_cS)                               # as it is decoded
+    batcher.drain(); batcher.close()
+
+    read (its own thread) -> wait -> step, step, step ... (the engine's thread) -> decode (its own
+    thread), piece by piece
+
+Which songs a step takes: the ones with the least work left, so that a short song doesn't wait for a
+long one; as many as a step is worth, by the measured cost curve (runtime/cost.py). A share of the
+time belongs to the song that waits longest: it advances with at least `OLDEST_SHARE` of the machine
+whatever else arrives, so a song's delay is at most its and its elders' work over that share. Songs
+that would miss their deadline come first; those that can't make it any more end at once.
+
+A song is the same song alone and among others: lengths are never padded and every song has its own
+noise. What goes wrong with one (a failing read, a NaN, a fault in a step) is its own error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mudit_engine.config import ModelConfig
+from mudit_engine.errors import (
+    BusyError,
+    DeadlineError,
+    InputError,
+    ModelError,
+    MuditError,
+    StoppedError,
+)
+from mudit_engine.runtime.cost import StepCost, predicted_bytes_of
+from mudit_engine.runtime.decode import LatentDecoder, decode_stream
+from mudit_engine.runtime.denoiser import Runtime, SongInputs
+from mudit_engine.runtime.saved_song import freeze, thaw
+
+logger = logging.getLogger(__name__)
+
+OLDEST_SHARE = 0.2  # of the time, for the song that waits longest
+WORTH = 10.0  # a step takes more songs until it costs this many times what batching saves
+CHUNK_FRAMES = 128  # latent frames decoded at once, at least
+HALOS = 8  # and as many halos: what a piece reads beyond itself is at most a quarter as much again
+EARLY = 1.5  # a song that has this many times its own work left until its deadline is urgent
+
+Reading = Callable[[], SongInputs]
+
+
+class Stage(StrEnum):
+    """Where a song is."""
+
+    READING = "reading"
+    WAITING = "waiting"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = (Stage.COMPLETED, Stage.FAILED, Stage.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to a song: another stage, a step done, or a piece of audio."""
+
+    stage: Stage
+    step: int = 0
+    steps: int = 0
+    audio: Tensor | None = None  # fp32 [channels, samples], within [-1, 1]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of the engine: how many songs, target frames and sequences, and how long it took."""
+
+    songs: int
+    frames: int
+    sequences: int
+    seconds: float
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A song that was handed in. Fields are written by the batcher's threads; read them any
+    time.
+    """
+
+    number: int
+    read: Reading = field(repr=False)
+    on_event: Callable[[Event], None] | None = field(repr=False)
+    deadline: float | None  # of time.monotonic()
+    stream: bool  # decode a short piece first
+    saved: bytes | None = field(repr=False)
+    submitted: float = field(default_factory=time.monotonic)
+    stage: Stage = Stage.READING
+    error: BaseException | None = None
+    song: SongInputs | None = field(default=None, repr=False)
+    latents: Tensor | None = field(default=None, repr=False)
+    started: float | None = None  # of the first step
+    finished: float | None = None
+    bytes: int = 0
+    step: int = 0
+    steps: int = 0
+    _state: Any = field(default=None, repr=False)
+    _cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
+    _ended: threading.Event = field(default_factory=threading.Event, repr=False)
+    _pieces: queue.SimpleQueue[Tensor | None] = field(default_factory=queue.SimpleQueue, repr=False)
+    _wake: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    @property
+    def ended(self) -> bool:
+        return self.stage in ENDED
+
+    def cancel(self) -> None:
+        """Stops the song before its next step or piece, wherever it is. Does nothing to an ended
+        one.
+        """
+        self._cancelled.set()
+        self._wake()
+
+    def wait(self, timeout: float | None = None) -> Tensor:
+        """Latents fp32 [T, C] of the song once it is decoded. Raises its error, or TimeoutError."""
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"song {self.number} is still {self.stage.value}")
+        if self.error is not None:
+            raise self.error
+        assert self.latents is not None
+        return self.latents
+
+    def audio(self) -> Iterator[Tensor]:
+        """Yields pieces of audio [channels, samples] as they are decoded, once. Raises the song's
+        error.
+        """
+        while (piece := self._pieces.get()) is not None:
+            yield piece
+        if self.error is not None:
+            raise self.error
+
+
+class Batcher:
+    """Songs of many callers on one runtime."""
+
+    def __init__(
+        self,
+        runtime: Runtime[Any],
+        decoder: LatentDecoder,
+        config: ModelConfig,
+        *,
+        cost: StepCost | None = None,
+        memory: int | None = None,
+        most_songs: int = 64,
+        most_waiting: int | None = None,
+        readers: int = 1,
+        decode_beside: bool = True,
+        on_step: Callable[[StepRecord], None] | None = None,
+        save_every: float | None = None,
+        on_save: Callable[[Ticket, bytes], None] | None = None,
+    ) -> None:
+        """`memory`: predicted bytes of all songs in flight at most (None: no limit); `most_songs`:
+        in one step; `most_waiting`: songs that wait, beyond which `submit` raises BusyError.
+
+        `decode_beside` False decodes between steps, for a runtime whose decoder shares its device's
+        stream. `on_save` gets a song's progress every `save_every` seconds, to resume it later.
+        """
+        self.runtime, self.decoder, self.config = runtime, decoder, config
+        self.cost = cost or StepCost()
+        self.memory, self.most_songs, self.most_waiting = memory, most_songs, most_waiting
+        self.on_step, self.save_every, self.on_save = on_step, save_every, on_save
+        self.element = int(getattr(getattr(runtime, "dtype", None), "itemsize", 4))
+        self.steps_done = 0
+        self.decode_seconds_per_frame = 0.0
+        self._numbers = itertools.count(1)
+        self._lock = threading.Condition()
+        self._waiting: list[Ticket] = []  # read, not prepared
+        self._active: list[Ticket] = []  # prepared, not done
+        self._decoding: list[tuple[Ticket, Iterator[Tensor]]] = []
+        self._heard: dict[Ticket, int] = {}  # latent frames decoded of songs that are decoded
+        self._unread: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._reading = 0  # tickets handed in and not yet read
+        self._credit = 0.0
+        self._saved_at: dict[Ticket, float] = {}
+        self._accepting, self._closing = True, False
+        self._beside = decode_beside
+        self._threads = [
+            threading.Thread(target=self._read_songs, name=f"mudit-read-{n}", daemon=True)
+            for n in range(readers)
+        ]
+        self._threads.append(threading.Thread(target=self._step_songs, name="mudit-engine"))
+        if decode_beside:
+            self._threads.append(threading.Thread(target=self._decode_songs, name="mudit-decode"))
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    # What callers use
+
+    def submit(
+        self,
+        read: Reading,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        deadline: float | None = None,
+        stream: bool = True,
+        saved: bytes | None = None,
+    ) -> Ticket:
+        """Takes a song. `read` makes its inputs, in a thread of its own; on_event is called from
+        the batcher's threads and must return at once.
+
+        deadline: seconds from now. saved: progress of an earlier run of the same inputs. Raises
+        BusyError when too many wait or the batcher is closing.
+        """
+        until = None if deadline is None else time.monotonic() + deadline
+        ticket = Ticket(next(self._numbers), read, on_event, until, stream, saved)
+        ticket._wake = self._notify
+        with self._lock:
+            if not self._accepting:
+                raise BusyError("the engine is shutting down: try another one", retry_after=5.0)
+            waiting = self._reading + len(self._waiting)
+            if self.most_waiting is not None and waiting >= self.most_waiting:
+                raise BusyError(
+                    f"{waiting} songs wait already: try again later",
+                    retry_after=max(1.0, self._backlog()),
+                )
+            self._reading += 1
+            self._unread.put(ticket)
+        self._tell(ticket, Event(Stage.READING))
+        return ticket
+
+    def backlog(self) -> float:
+        """Predicted seconds of all the steps that are asked for."""
+        with self._lock:
+            return self._backlog()
+
+    def ahead(self, ticket: Ticket) -> int:
+        """How many songs are likely to be finished before this one."""
+        with self._lock:
+            own = self._left(ticket)
+            return sum(
+                self._left(other) < own
+                for other in (*self._active, *self._waiting)
+                if other is not ticket
+            )
+
+    def estimate(self, ticket: Ticket) -> float:
+        """Predicted seconds until the song is decoded: its own work and that of songs before it."""
+        if ticket.ended:
+            return 0.0
+        with self._lock:
+            own = self._left(ticket)
+            others = (*self._active, *self._waiting)
+            before = sum(min(self._left(other), own) for other in others if other is not ticket)
+            frames = ticket.song.frames if ticket.song else 0
+            return own + before + frames * self.decode_seconds_per_frame
+
+    def counts(self) -> dict[str, int]:
+        """Songs by stage, frames and predicted bytes in flight."""
+        with self._lock:
+            return {
+                "reading": self._reading,
+                "waiting": len(self._waiting),
+                "denoising": len(self._active),
+                "decoding": len(self._decoding),
+                "frames": sum(t.song.frames for t in self._active if t.song),
+                "bytes": sum(t.bytes for t in self._active),
+            }
+
+    @property
+    def alive(self) -> bool:
+        """False when a thread of the engine has ended."""
+        return not self._closing and all(thread.is_alive() for thread in self._threads)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Takes no more songs and waits for those that are here. False when some are left."""
+        with self._lock:
+            self._accepting = False
+            return self._lock.wait_for(
+                lambda: not (self._reading or self._waiting or self._active or self._decoding),
+                timeout,
+            )
+
+    def close(self, *, timeout: float = 30.0) -> None:
+        """Cancels what is left, saving its progress, and ends the threads."""
+        with self._lock:
+            self._accepting, self._closing = False, True
+            for _ in self._threads:
+                self._unread.put(None)
+            self._lock.notify_all()
+        for thread in self._threads:
+            thread.join(timeout)
+        with self._lock:
+            left = [*self._waiting, *self._active, *(t for t, _ in self._decoding)]
+            with suppress(queue.Empty):
+                while True:
+                    unread = self._unread.get_nowait()
+                    left += [unread] if unread is not None else []
+            self._waiting, self._active, self._decoding = [], [], []
+        for ticket in left:
+            self._save(ticket)
+            self._end(ticket, Stage.CANCELLED, StoppedError("the engine was shut down"))
+
+    # Reading, in its own thread
+
+    def _read_songs(self) -> None:
+        while (ticket := self._unread.get()) is not None:
+            try:
+                if ticket._cancelled.is_set():
+                    raise StoppedError("the song was cancelled before it was read")
+                song = ticket.read()
+                ticket.bytes = predicted_bytes_of(self.config.dit, song, element=self.element)
+                if self.memory is not None and ticket.bytes > self.memory:
+                    raise InputError(
+                        f"a song of {song.seconds:g} s takes {ticket.bytes >> 20} MiB, and this "
+                        f"engine has {self.memory >> 20}: ask for a shorter one"
+                    )
+            except Exception as error:
+                self._fail(ticket, error)
+                with self._lock:
+                    self._reading -= 1
+                    self._lock.notify_all()
+                continue
+            ticket.song, ticket.steps = song, len(song.table.times)
+            self._tell(ticket, Event(Stage.WAITING, 0, ticket.steps))
+            with self._lock:
+                self._reading -= 1
+                self._waiting.append(ticket)
+                self._lock.notify_all()
+
+    # Stepping, in the engine's thread
+
+    def _step_songs(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(
+                    lambda: self._closing or self._waiting or self._active or self._turn()
+                )
+                if self._closing:
+                    return
+                self._drop()
+                joining = self._admitted()
+            for ticket in joining:
+                self._prepare(ticket)
+            with self._lock:
+                batch = self._pick()
+            if batch:
+                self._advance(batch)
+            if self._turn():
+                self._decode_piece()
+
+    def _turn(self) -> bool:
+        """Whether the engine's thread itself has something to decode."""
+        return not self._beside and bool(self._decoding)
+
+    def _drop(self) -> None:
+        """Takes out cancelled songs, and those that can't be finished in time. With the lock
+        held.
+        """
+        now = time.monotonic()
+        for ticket in [*self._waiting, *self._active]:
+            reason: MuditError | None = None
+            if ticket._cancelled.is_set():
+                reason = StoppedError(f"the song was cancelled at step {ticket.step}")
+            elif ticket.deadline is not None and now + self._left(ticket) > ticket.deadline:
+                reason = DeadlineError(
+                    f"the song could not be finished in time: at step {ticket.step} of "
+                    f"{ticket.steps} it needed {self._left(ticket):.1f} s more"
+                )
+            if reason is not None:
+                self._leave(ticket)
+                self._fail(ticket, reason)
+
+    def _leave(self, ticket: Ticket) -> None:
+        for songs in (self._waiting, self._active):
+            if ticket in songs:
+                songs.remove(ticket)
+        if ticket._state is not None and hasattr(self.runtime, "release"):
+            self.runtime.release(ticket._state)
+        ticket._state = None
+        self._saved_at.pop(ticket, None)
+        self._lock.notify_all()
+
+    def _admitted(self) -> list[Ticket]:
+        """Waiting songs for which there is memory, the least work first; the eldest always when it
+        alone is left out. With the lock held.
+        """
+        joining: list[Ticket] = []
+        held = sum(ticket.bytes for ticket in self._active)
+        if not self._waiting:
+            return joining
+        eldest = min(self._waiting, key=lambda ticket: ticket.number)
+        overdue = time.monotonic() - eldest.submitted > 2 * self._left(eldest) / OLDEST_SHARE
+        for ticket in sorted(self._waiting, key=self._left):
+            # what is free is kept for a song that has waited too long
+            if self.memory is not None and (
+                held + ticket.bytes > self.memory or (overdue and ticket is not eldest)
+            ):
+                continue
+            held += ticket.bytes
+            joining.append(ticket)
+        for ticket in joining:
+            self._waiting.remove(ticket)
+            self._active.append(ticket)
+        return joining
+
+    def _prepare(self, ticket: Ticket) -> None:
+        try:
+            assert ticket.song is not None
+            state = self.runtime.prepare(ticket.song)
+            if ticket.saved is not None:
+                thaw(state, ticket.saved)
+                ticket.step = state.step
+            ticket._state = state
+            self._saved_at[ticket] = time.monotonic()
+        except Exception as error:
+            with self._lock:
+                self._leave(ticket)
+            self._fail(ticket, error)
+            return
+        if state.done:  # progress of a song that was stopped while it was decoded
+            with self._lock:
+                self._finish(ticket)
+
+    def _pick(self) -> list[Ticket]:
+        """Songs of the next step. With the lock held."""
+        if not self._active:
+            return []
+        now = time.monotonic()
+
+        def order(ticket: Ticket) -> tuple[int, float]:
+            left = self._left(ticket)
+            if ticket.deadline is not None and ticket.deadline - now < EARLY * left + 1e-3:
+                return 0, ticket.deadline
+            return 1, left
+
+        ranked = sorted(self._active, key=order)
+        eldest = min(self._active, key=lambda ticket: ticket.number)
+        if self._credit >= self._next(eldest):
+            ranked.remove(eldest)
+            ranked.insert(0, eldest)
+        budget = WORTH * self.cost.base
+        batch: list[Ticket] = []
+        total = 0.0
+        for ticket in ranked:
+            cost = self._next(ticket)
+            if not batch or (total + cost <= budget and len(batch) < self.most_songs):
+                batch.append(ticket)
+                total += cost
+        if eldest in batch:
+            self._credit = 0.0
+        else:
+            self._credit += OLDEST_SHARE / (1 - OLDEST_SHARE) * (self.cost.base + total)
+        return batch
+
+    def _advance(self, batch: list[Ticket]) -> None:
+        states = [ticket._state for ticket in batch]
+        rows = [r for ticket in batch for r in self._sequences(ticket)]
+        for ticket in batch:
+            if ticket.started is None:
+                ticket.started, ticket.stage = time.monotonic(), Stage.DENOISING
+        generators = [state.generator.get_state() for state in states]
+        started = time.perf_counter()
+        try:
+            self.runtime.step(states)
+        except Exception as error:
+            self._advance_alone(batch, generators, error)
+        else:
+            seconds = time.perf_counter() - started
+            self.cost.observe(rows, seconds)
+            self._recorded(batch, len(rows), seconds)
+        self.steps_done += 1
+        for ticket in batch:
+            if ticket._state is None:
+                continue
+            ticket.step = ticket._state.step
+            self._tell(ticket, Event(Stage.DENOISING, ticket.step, ticket.steps))
+            if ticket._state.done:
+                with self._lock:
+                    self._finish(ticket)
+            elif self.save_every is not None:
+                self._save(ticket, since=self.save_every)
+
+    def _advance_alone(
+        self, batch: list[Ticket], generators: list[Tensor], error: Exception
+    ) -> None:
+        """A step failed: every song takes it by itself, and those that fail again end. What a
+        failed step changed is put back first.
+        """
+        logger.warning("a step of %d songs failed (%s): taking it song by song", len(batch), error)
+        for ticket, generator in zip(batch, generators, strict=True):
+            state = ticket._state
+            if state.step != ticket.step:  # this one was done before the fault
+                continue
+            try:
+                if len(batch) == 1:
+                    raise error
+                state.generator.set_state(generator)
+                self.runtime.step([state])
+            except Exception as own:
+                with self._lock:
+                    self._leave(ticket)
+                self._fail(ticket, own)
+
+    def _recorded(self, batch: list[Ticket], sequences: int, seconds: float) -> None:
+        if self.on_step is not None:
+            frames = sum(ticket.song.frames for ticket in batch if ticket.song)
+            self.on_step(StepRecord(len(batch), frames, sequences, seconds))
+
+    def _finish(self, ticket: Ticket) -> None:
+        """From the steps to the decoder. With the lock held."""
+        latents = ticket._state.x_TC.float().cpu()
+        self._leave(ticket)
+        if not torch.isfinite(latents).all():
+            message = (
+                "the song became NaN or infinite while sampling: check the weights, lower the "
+                "guidance or take more steps"
+            )
+            self._fail(ticket, ModelError(message))
+            return
+        ticket.latents = latents
+        pieces = self._pieces_of(ticket)
+        self._tell(ticket, Event(Stage.DECODING, ticket.steps, ticket.steps))
+        self._decoding.append((ticket, pieces))
+        self._lock.notify_all()
+
+    # Decoding, in its own thread or between steps
+
+    def _pieces_of(self, ticket: Ticket) -> Iterator[Tensor]:
+        assert ticket.latents is not None
+        halo = self.decoder.receptive_field
+        # an engine is built for some frames and no more
+        frames = getattr(self.decoder, "chunk_frames", None) or max(CHUNK_FRAMES, HALOS * halo)
+        first = min(frames, max(16, halo)) if ticket.stream else None
+        return decode_stream(self.decoder, ticket.latents, chunk_frames=frames, first_frames=first)
+
+    def _decode_songs(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closing or self._decoding)
+                if self._closing:
+                    return
+            self._decode_piece()
+
+    def _decode_piece(self) -> None:
+        """One piece of one song: of one that nobody has heard yet, then of the shortest."""
+        with self._lock:
+            if not self._decoding:
+                return
+            entry = min(self._decoding, key=lambda one: self._decode_order(one[0]))
+        ticket, pieces = entry
+        error: BaseException | None = None
+        piece, started = None, time.perf_counter()
+        try:
+            if ticket._cancelled.is_set():
+                raise StoppedError("the song was cancelled while it was decoded")
+            with torch.inference_mode():
+                piece = next(pieces, None)
+        except Exception as caught:
+            error = caught
+        if piece is not None:
+            piece = self._cut(ticket, piece)
+        if piece is not None and piece.shape[1]:
+            spent = (time.perf_counter() - started) / (piece.shape[1] / self.config.vae.hop)
+            known = self.decode_seconds_per_frame
+            self.decode_seconds_per_frame = 0.9 * known + 0.1 * spent if known else spent
+            ticket._pieces.put(piece)
+            self._tell(ticket, Event(Stage.DECODING, ticket.steps, ticket.steps, piece))
+            return
+        with self._lock:
+            self._decoding.remove(entry)
+        if error is not None:
+            self._fail(ticket, error)
+        else:
+            self._end(ticket, Stage.COMPLETED)
+        with self._lock:
+            self._lock.notify_all()
+
+    def _decode_order(self, ticket: Ticket) -> tuple[bool, int]:
+        assert ticket.song is not None
+        return ticket in self._heard, ticket.song.frames - self._heard.get(ticket, 0)
+
+    # What songs cost
+
+    def _sequences(self, ticket: Ticket, step: int | None = None) -> list[int]:
+        """Rows of the song's sequences at its next step."""
+        song = ticket.song
+        assert song is not None
+        step = ticket.step if step is None else step
+        rows = [song.frames + (0 if song.reference is None else len(song.reference))]
+        guided = step < ticket.steps and song.table.guided[step]
+        return [*rows, song.frames] if guided else rows
+
+    def _next(self, ticket: Ticket) -> float:
+        return sum(map(self.cost.sequence, self._sequences(ticket)))
+
+    def _left(self, ticket: Ticket) -> float:
+        """Predicted seconds of the song's own steps that are left, each alone."""
+        song = ticket.song
+        if song is None:
+            return 0.0
+        left = max(ticket.steps - ticket.step, 0)
+        guided = sum(song.table.guided[ticket.step :])
+        first, *_ = self._sequences(ticket, ticket.steps)
+        sequences = left * self.cost.sequence(first) + guided * self.cost.sequence(song.frames)
+        return left * self.cost.base + sequences
+
+    def _backlog(self) -> float:
+        return sum(self._left(ticket) for ticket in (*self._active, *self._waiting))
+
+    # Ends
+
+    def _cut(self, ticket: Ticket, piece: Tensor) -> Tensor:
+        """The piece within the song's own length: latent frames are whole, seconds are not."""
+        assert ticket.song is not None
+        hop, rate = self.config.vae.hop, self.config.vae.sample_rate
+        done = self._heard.get(ticket, 0)
+        self._heard[ticket] = done + piece.shape[1] // hop
+        return piece[:, : max(round(ticket.song.seconds * rate) - done * hop, 0)].clamp(-1, 1).cpu()
+
+    def _save(self, ticket: Ticket, *, since: float = 0.0) -> None:
+        if self.on_save is None or ticket._state is None or not ticket.step:
+            return
+        now = time.monotonic()
+        if now - self._saved_at.get(ticket, now) < since:
+            return
+        self._saved_at[ticket] = now
+        if (data := freeze(ticket._state)) is not None:
+            try:
+                self.on_save(ticket, data)
+            except Exception:
+                logger.exception("the progress of song %d could not be saved", ticket.number)
+
+    def _fail(self, ticket: Ticket, error: BaseException) -> None:
+        stage = Stage.CANCELLED if isinstance(error, StoppedError) else Stage.FAILED
+        if stage is Stage.FAILED and not isinstance(error, MuditError):
+            logger.error("song %d failed", ticket.number, exc_info=error)
+        self._end(ticket, stage, error)
+
+    def _end(self, ticket: Ticket, stage: Stage, error: BaseException | None = None) -> None:
+        ticket.error, ticket.finished = error, time.monotonic()
+        self._heard.pop(ticket, None)
+        self._tell(ticket, Event(stage, ticket.step, ticket.steps))
+        ticket._pieces.put(None)
+        ticket._ended.set()
+
+    def _tell(self, ticket: Ticket, event: Event) -> None:
+        ticket.stage = event.stage
+        if ticket.on_event is not None:
+            try:
+                ticket.on_event(event)
+            except Exception:
+                logger.exception("the listener of song %d failed", ticket.number)
+
+    def _notify(self) -> None:
+        with self._lock:
+            self._lock.notify_all()
