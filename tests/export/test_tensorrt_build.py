@@ -399,7 +399,7 @@ def deployment(tmp_path: Path) -> Path:
         folder,
         new_manifest(
             folder,
-            {"bf16": {"opset": 23, "precision": "bf16", "graphs": {name: graph for name in names}}},
+            {"bf16": {"opset": 23, "precision": "bf16", "graphs": dict.fromkeys(names, graph)}},
         ),
     )
     return folder
