@@ -31,12 +31,13 @@ from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import GateError
 from mudit_engine.export.parity import AUDIO_LIMIT, FEW_STEPS, LATENTS_LIMIT, relative, synthesised
-from mudit_engine.pipeline import SongPipeline, SongRequest, decode_frames
+from mudit_engine.names import GRAPH_RUNTIMES
+from mudit_engine.pipeline import SongPipeline, SongRequest
+from mudit_engine.runtime.decode import decode_frames
 from mudit_engine.runtime.denoiser import SongInputs
 from mudit_engine.runtime.graph_denoiser import GraphDecoder
 from mudit_engine.sizes import song_frames
 
-RUNTIMES = ("onnxruntime", "openvino")
 BF16, PEER = "torch-bf16", "torch.stft"
 PEER_LIMIT = 1.15  # the peer's spectra may be that much nearer to those asked for, or farther
 # of latents after a step, of audio, and of latents after all steps, along which roundings to 8 bits
@@ -52,7 +53,9 @@ class Row:
     """One runtime at one piece of work. Ratios are torch / runtime, the median over rounds."""
 
     model: str
-    work: str  # "step", "decode" (a chunk of pipeline.decode_frames with its halo), "song"
+    work: (
+        str  # "step", "decode" (a chunk of runtime/decode.py's decode_frames with its halo), "song"
+    )
     song_seconds: float
     frames: int
     guided: bool
@@ -70,7 +73,7 @@ class Row:
 def run(
     folder: Path,
     *,
-    runtimes: Sequence[str] = RUNTIMES,
+    runtimes: Sequence[str] = GRAPH_RUNTIMES,
     lengths: Sequence[float] = (30.0,),
     rounds: int = 5,
     guided: bool = True,

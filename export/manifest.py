@@ -10,12 +10,13 @@ import contextlib
 import datetime
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mudit_engine import __version__
-from mudit_engine.config import ModelConfig, SamplerConfig, SamplerName, check_sampler, load_config
+from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, load_config
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
+from mudit_engine.names import SAMPLERS
 from mudit_engine.runtime.manifest import FILE, KIND, SCHEMA, file_sha256, files_of, read_manifest
 
 
@@ -48,7 +49,7 @@ def sampler_presets(config: ModelConfig) -> dict[str, Any]:
     and guidance.
     """
     presets = {"default": config.sampler.model_dump(mode="json")}
-    for name in get_args(SamplerName):
+    for name in SAMPLERS:
         sampler = SamplerConfig(
             name=name, steps=config.sampler.steps, guidance=config.sampler.guidance
         )

@@ -28,9 +28,9 @@ import numpy as np
 from mudit_engine.availability import available
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, InputError, OutputError
+from mudit_engine.names import RUNTIMES
 from mudit_engine.runtime.manifest import FILE, differences, read_manifest
 
-RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
 MODELS = {"mudit_text": "TextModel", "mudit_denoise": "DenoiseModel", "mudit_decode": "DecodeModel"}
 MODEL_FILE = """from mudit_engine.serving.triton_backend import {} as TritonPythonModel
 
@@ -271,17 +271,20 @@ def _write_warm_up(root: Path, config: ModelConfig) -> None:
     """Files that the server reads as inputs: raw values, and for strings a 32-bit length before
     each.
     """
+    from mudit_engine.models.chinmu import ChinMu
     from mudit_engine.models.folder import load_part
-    from mudit_engine.pipeline import SongPipeline
-    from mudit_engine.serving.triton_backend import NoRuntime, pack_song, parse_request
+    from mudit_engine.models.vae import SpectralVAE
+    from mudit_engine.reading import RequestReader
+    from mudit_engine.serving.triton_backend import pack_song, parse_request
 
     seconds = min(WARM_FRAMES / config.vae.frame_rate, config.max_seconds)
     request = json.dumps(
         {"description": "warm up", "seconds": round(max(seconds, 1.0), 3), "seed": 0}
     ).encode()
     vae, chinmu = (load_part(part, config, root / "deployment") for part in ("vae", "chinmu"))
-    pipeline: Any = SongPipeline(config, vae, chinmu, runtime=NoRuntime())
-    song = pipeline._inputs(pipeline._prepare(parse_request(request, root)))
+    assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+    reader = RequestReader(config, vae, text=chinmu)
+    song = reader.inputs(reader.read(parse_request(request, root)))
     latents = np.zeros((WARM_FRAMES, config.dit.latent_channels), np.float32)
     files = {
         "mudit_text/request": _string(request),

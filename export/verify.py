@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mudit_engine.export import parity as songs
 from mudit_engine.export.onnx_export import check_file
-from mudit_engine.export.parity import measure_parity
 from mudit_engine.runtime.manifest import differences, read_manifest
 
 
@@ -34,7 +34,7 @@ def verify(
                     for fault in check_file(folder, flavour, name, described)
                 ]
     rows = (
-        measure_parity(folder, runtimes=runtimes)
+        songs.measure_parity(folder, runtimes=runtimes)
         if parity and not wrong and "fp32" in manifest["flavours"]
         else []
     )

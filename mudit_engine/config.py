@@ -17,13 +17,12 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mudit_engine.errors import ConfigError
+from mudit_engine.names import SamplerName
 
 PRESETS = ("tiny", "mudit-380m", "musit-380m", "musit-1b", "musit-3b", "published")
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 C = TypeVar("C", bound=BaseModel)
-
-SamplerName = Literal["ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m"]
 
 
 class _Config(BaseModel):
@@ -220,17 +219,20 @@ class SamplerConfig(_Config):
     """How a trained network is sampled; the defaults of `mudit generate` for this model."""
 
     name: SamplerName = "ode-euler"
-    steps: int = Field(25, ge=1, le=1000)
-    guidance: float = Field(3.0, ge=0)
+    # strict: a text or a truth value in a request is a mistake, not a number
+    steps: int = Field(25, ge=1, le=1000, strict=True)
+    guidance: float = Field(3.0, ge=0, le=100, strict=True)
     guidance_interval: tuple[float, float] = Field(
         (0.0, 1.0), description="fractions of the noise level between which guidance acts"
     )
-    eta: float = Field(0.0, ge=0, le=1, description="ddim: 0 deterministic, 1 ancestral")
+    eta: float = Field(
+        0.0, ge=0, le=1, strict=True, description="ddim: 0 deterministic, 1 ancestral"
+    )
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     diffusion: Literal[
         "sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing"
     ] = Field("sigma", description="sde-euler: the diffusion coefficient w(t)")
-    diffusion_norm: float = Field(1.0, gt=0)
+    diffusion_norm: float = Field(1.0, gt=0, strict=True)
     shift: float = Field(
         1.0, gt=0, description="continuous paths: time warp t -> shift t / (1 + (shift - 1) t)"
     )

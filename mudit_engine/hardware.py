@@ -1,9 +1,11 @@
 """What machine this is, and the record of versions, commit and command that every result carries.
 Imports no torch.
 
-env = environment(["generate", "--seed", "1"])      # {"versions": {...}, "commit": ..., "command":
-"mudit generate --seed 1"} machine().gpus                                      # from nvidia-smi,
-which also answers where torch is broken or has no CUDA
+    env = environment(["generate", "--seed", "1"])
+    env["command"]                                      # "mudit generate --seed 1"
+    machine().gpus                                      # from nvidia-smi, not from torch
+
+nvidia-smi also answers where torch is broken or was built without CUDA.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The deployment folder of a model: the folder itself where it is one, else an export that is kept
 in the user's cache.
 
-folder = deployed("tiny", runtime="onnxruntime")            # exported the first time, found again
-after
+    # exported the first time, found again after
+    folder = deployed("tiny", runtime="onnxruntime")
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mudit_engine import __version__
 from mudit_engine.cli._console import note, progress
 
 
-def deployed(model: str, *, runtime: str, quiet: bool = False) -> Path:
+def deployed(model: str | Path, *, runtime: str, quiet: bool = False) -> Path:
     """Raises what `mudit export onnx` raises."""
     from mudit_engine.availability import require
     from mudit_engine.models.folder import model_folder

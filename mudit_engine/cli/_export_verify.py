@@ -13,8 +13,8 @@ import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table
 from mudit_engine.errors import GateError, MissingError, ModelError
+from mudit_engine.names import GRAPH_RUNTIMES
 
-RUNTIMES = ("onnxruntime", "openvino")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -46,7 +46,7 @@ def runtimes_here() -> tuple[str, ...]:
     """Installed runtimes of fp32 graphs. Raises MissingError when there is none."""
     from mudit_engine.availability import available, install_command
 
-    found = tuple(name for name in RUNTIMES if available(name))
+    found = tuple(name for name in GRAPH_RUNTIMES if available(name))
     if not found:
         raise MissingError(
             f"no runtime to check the graphs with: {install_command('onnxruntime')}, or pass "

@@ -116,11 +116,12 @@ def runtimes(
     """
     import torch
 
-    from mudit_engine.benchmarks.cpu_runtimes import RUNTIMES, WORKS, as_documents, run
+    from mudit_engine.benchmarks.cpu_runtimes import WORKS, as_documents, run
+    from mudit_engine.names import GRAPH_RUNTIMES
 
     if threads:
         torch.set_num_threads(threads)
-    names = runtimes or RUNTIMES
+    names = runtimes or GRAPH_RUNTIMES
     works = works or WORKS
     rows = run(
         folder,
@@ -270,9 +271,10 @@ def kernels(
     """Every kernel against its peers: timed on this machine's GPU, or with --static compiled for
     any GPU and read.
 
-    \b mudit bench kernels                                   on a CUDA device mudit bench kernels
-    --static --arch sm_80,sm_100 --html kernels.html mudit bench kernels --interpret --ops attention
-          no GPU: checks numerics and the benchmark itself
+    \b
+    mudit bench kernels                                on a CUDA device
+    mudit bench kernels --static --arch sm_80,sm_100 --html kernels.html
+    mudit bench kernels --interpret --ops attention    no GPU: checks numerics and the benchmark
     """
     if static and interpret:
         raise click.UsageError("--static compiles and --interpret runs: pass one of them")

@@ -1,8 +1,8 @@
 """`mudit data`: make the labelled song corpus, count what it holds, render MIDI music beside it,
 and encode songs for training.
 
-mudit data synth --out corpus --songs 560 --workers 2
-mudit data stats corpus
+    mudit data synth --out corpus --songs 560 --workers 2
+    mudit data stats corpus
 """
 
 from __future__ import annotations

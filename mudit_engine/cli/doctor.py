@@ -1,11 +1,10 @@
 """mudit doctor: what this machine is, what is installed, what is missing, and the exact command
 that mends it.
 
-mudit doctor                        # exit 0 when the core works, 3 when it does not mudit doctor
---require train        # exit 3 when an extra that was asked for is not complete mudit doctor
---preset musit-380m    # parameters by part, frames of a song, state in bytes mudit doctor --cluster
---ranks 2    # ranks, versions, clocks, disk, collectives (under torchrun: of its world); exit 4:
-not fit
+    mudit doctor                        # exit 0 when the core works, 3 when it does not
+    mudit doctor --require train        # exit 3 when an extra that was asked for is not complete
+    mudit doctor --preset musit-380m    # parameters by part, frames of a song, state in bytes
+    mudit doctor --cluster --ranks 2    # ranks, versions, clocks, disk, collectives; exit 4: not fit
 """
 
 from __future__ import annotations

@@ -2,15 +2,12 @@
 picture of its spectrum.
 
     mudit generate --description "流行抒情，钢琴，女声，BPM 84" --lyrics song.txt --out song.wav
+    # a JSON object a line, the fields of `--help`
     mudit generate --manifest songs.jsonl --out songs/
-
-A manifest holds one JSON object a line, whose fields are those of `--help`.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,36 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
-from mudit_engine.errors import InputError
-from mudit_engine.files import read_text
+from mudit_engine.cli._requests import Job, jobs_of
+from mudit_engine.errors import InputError, MuditError
+from mudit_engine.names import REFERENCE_KINDS, RUNTIMES, SAMPLERS, USER_TYPES
 
 if TYPE_CHECKING:
-    from mudit_engine.pipeline import SongRequest
+    from mudit_engine.pipeline import Song, SongPipeline
 
-SAMPLERS = ("ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m")
-USER_TYPES = ("none", "amateur", "professional")
-RUNTIMES = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")
 PRECISIONS = {"auto": None, "fp32": "float32", "bf16": "bfloat16"}
-REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
-# fields of a manifest's line; `sampler`, `steps`, ... are fields of the sampler's configuration
-TEXT_FIELDS = (
-    "description",
-    "lyrics",
-    "lyrics_file",
-    "negative",
-    "user_type",
-    "bpm",
-    "key",
-    "chords",
-)
-REQUEST_FIELDS = (*TEXT_FIELDS, "seconds", "reference", "reference_kind", "seed", "out")
-SAMPLER_FIELDS = {
-    "sampler": "name",
-    "steps": "steps",
-    "guidance": "guidance",
-    "guidance_interval": "guidance_interval",
-    "eta": "eta",
-}
 
 
 class Seconds(click.ParamType):
@@ -160,7 +135,7 @@ class Seconds(click.ParamType):
 )
 @click.option(
     "--runtime",
-    type=click.Choice(RUNTIMES),
+    type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
     show_default=True,
     help="What runs the networks. auto: tensorrt where the model is a folder with engines for this "
@@ -177,9 +152,18 @@ class Seconds(click.ParamType):
     "same on every CPU.",
 )
 @click.option(
+    "--device", metavar="NAME", help="Of torch: cpu, cuda, cuda:1. Default: a GPU if any."
+)
+@click.option(
     "--manifest",
     metavar="FILE.jsonl",
-    help="Many songs in one batch: a JSON object a line; --out is then a folder.",
+    help="Many songs in one batch: a JSON object a line; --out is then a folder. Options given "
+    "beside it are what a line that says nothing else takes.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="With --manifest: make every song that can be made, list the others and exit 1.",
 )
 @click.option(
     "--out",
@@ -199,72 +183,92 @@ class Seconds(click.ParamType):
 )
 @json_option
 def command(**options: Any) -> None:
-    """Generate a song, or a manifest of songs."""
-    import torch
+    """Generate a song, or a manifest of songs.
 
-    from mudit_engine.audio import check_audio_path
-    from mudit_engine.pipeline import SongPipeline
-
-    manifest = options["manifest"]
-    jobs = (
-        _read_manifest(Path(manifest), options)
-        if manifest
-        else [(_request(options, Path()), Path(options["out"]))]
-    )
-    for _, path in jobs:
-        check_audio_path(path)
-    if options["skip_existing"]:
-        jobs = [(request, path) for request, path in jobs if not path.exists()]
-    start = time.perf_counter()
+    A reading can be written into the lyrics, in braces behind a character or word: 长{chang2},
+    live{L AY1 V}.
+    """
+    # everything the user wrote is read before anything heavy is imported
+    jobs, failures = jobs_of(options)
     model, runtime, precision = options["model"], options["runtime"], options["precision"]
     if precision != "auto" and runtime not in ("auto", "torch"):
         raise InputError(
             f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it "
-            f"was exported in"
+            "was exported in"
         )
-    if runtime == "auto":
-        from mudit_engine.models.folder import model_folder
-        from mudit_engine.runtime.load import usual_runtime
-
-        runtime = usual_runtime(model_folder(model)) if precision == "auto" else "torch"
-    if runtime not in ("torch", "tensorrt"):
-        from mudit_engine.cli._deployed import deployed
-
-        model = deployed(model, runtime=runtime, quiet=options["as_json"])
-    name = PRECISIONS[precision]
-    pipeline = SongPipeline.from_pretrained(
-        model, runtime=runtime, dtype=getattr(torch, name) if name else None
-    )
+    if options["skip_existing"]:
+        jobs = [job for job in jobs if not job.path.exists()]
+    start = time.perf_counter()
+    pipeline = _pipeline(model, runtime, PRECISIONS[precision], options)
     loading = time.perf_counter() - start
-    for request, path in jobs:
-        for message in pipeline.check(request):
-            note(f"{path.name}: {message}")
+    jobs, refused = _checked(pipeline, jobs, keep_going=options["keep_going"])
+    failures += refused
     rows: list[dict[str, Any]] = []
     if not options["dry_run"] and jobs:
-        rows = _generate(
-            pipeline, jobs, spectrogram=options["spectrogram"], quiet=options["as_json"]
+        rows, failed = _generate(
+            pipeline,
+            jobs,
+            spectrogram=options["spectrogram"],
+            keep_going=options["keep_going"],
+            quiet=options["as_json"],
         )
+        failures += failed
     if options["as_json"]:
-        emit_json({"loading_seconds": round(loading, 3), "songs": rows})
+        emit_json({"loading_seconds": round(loading, 3), "songs": rows, "failures": failures})
     elif rows:
-        stages = list(rows[0]["timings_seconds"])
-        columns = ["file", "seconds", "seed", *(f"{stage} s" for stage in stages)]
-        cells = [
-            [
-                r["files"][0],
-                f"{r['seconds']:.1f}",
-                r["seed"],
-                *(f"{r['timings_seconds'][k]:.2f}" for k in stages),
-            ]
-            for r in rows
-        ]
-        print_table("Songs", columns, cells, numeric=columns[1:])
+        _print_songs(rows)
+    if failures:
+        if not options["as_json"]:
+            cells = [[row["where"], row["error"]] for row in failures]
+            print_table("Not made", ["request", "reason"], cells)
+        raise MuditError(
+            f"{len(failures)} of {len(failures) + len(jobs if options['dry_run'] else rows)} songs "
+            "could not be made: mend their lines and run the command again with --skip-existing"
+        )
+
+
+def _pipeline(
+    model: str, runtime: str, precision: str | None, options: dict[str, Any]
+) -> SongPipeline:
+    import torch
+
+    from mudit_engine.cli._deployed import deployed
+    from mudit_engine.pipeline import SongPipeline
+
+    return SongPipeline.from_pretrained(
+        model,
+        runtime=runtime,
+        device=options["device"],
+        dtype=getattr(torch, precision) if precision else None,
+        deploy=lambda folder, name: deployed(folder, runtime=name, quiet=options["as_json"]),
+    )
+
+
+def _checked(
+    pipeline: SongPipeline, jobs: list[Job], *, keep_going: bool
+) -> tuple[list[Job], list[dict[str, str]]]:
+    """The jobs that the model can take, their notes printed, and why it cannot take the others."""
+    good, failures = [], []
+    for job in jobs:
+        try:
+            notes = pipeline.check(job.request)
+        except MuditError as error:
+            if not keep_going:
+                raise
+            failures.append(job.failure(error))
+            continue
+        for message in notes:
+            note(f"{job.path.name}: {message}")
+        good.append(job)
+    return good, failures
 
 
 def _generate(
-    pipeline: Any, jobs: list[tuple[SongRequest, Path]], *, spectrogram: bool, quiet: bool
-) -> list[dict[str, Any]]:
-    rows = []
+    pipeline: SongPipeline, jobs: list[Job], *, spectrogram: bool, keep_going: bool, quiet: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Rows of the songs that were made, and the failures of those that were not."""
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
     with progress("denoising", total=100, quiet=quiet) as advance:
         shares = {"denoise": 0.9, "decode": 0.1}  # of the bar: decoding is a small part of the time
 
@@ -274,131 +278,48 @@ def _generate(
                 text="denoising" if stage == "denoise" else "decoding",
             )
 
-        for (_, path), song in zip(
-            jobs, pipeline.stream([request for request, _ in jobs], progress=report), strict=True
-        ):
-            files = song.save(path, spectrogram=spectrogram)
-            info = song.info
-            rows.append(
-                {
-                    "files": [str(f) for f in files],
-                    "seconds": song.seconds,
-                    "sample_rate": song.sample_rate,
-                    "frames": info["frames"],
-                    "seed": info["request"]["seed"],
-                    "notes": info["notes"],
-                    "timings_seconds": info["timings_seconds"],
-                }
-            )
-    return rows
+        def make(some: list[Job]) -> None:
+            songs = pipeline.stream([job.request for job in some], progress=report)
+            for job, song in zip(some, songs, strict=True):
+                rows.append(_row(song, song.save(job.path, spectrogram=spectrogram)))
+
+        try:
+            make(jobs)
+        except MuditError:
+            if not keep_going:
+                raise
+            # one song must not take the others down: those that are left, one by one
+            for job in jobs[len(rows) :]:
+                try:
+                    make([job])
+                except MuditError as error:
+                    failures.append(job.failure(error))
+    return rows, failures
 
 
-def _request(fields: dict[str, Any], folder: Path) -> SongRequest:
-    """A request from the command line's options or a manifest's line; relative paths start at
-    `folder`.
-    """
-    from mudit_engine.pipeline import SongRequest
-
-    sampler = {
-        name: fields[key]
-        for key, name in SAMPLER_FIELDS.items()
-        if fields.get(key) not in (None, ())
+def _row(song: Song, files: list[Path]) -> dict[str, Any]:
+    info = song.info
+    return {
+        "files": [str(file) for file in files],
+        "seconds": song.seconds,
+        "sample_rate": song.sample_rate,
+        "frames": info["frames"],
+        "seed": info["request"]["seed"],
+        "notes": info["notes"],
+        "timings_seconds": info["timings_seconds"],
     }
-    sampler |= dict(_setting(text) for text in fields.get("settings", ()))
-    description = fields.get("description") or ""
-    if description.startswith("@"):
-        description = read_text(folder / description[1:], "description")
-    reference = fields.get("reference")
-    return SongRequest(
-        description=description,
-        lyrics=_lyrics(fields, folder),
-        seconds=fields.get("seconds"),
-        user_type=fields.get("user_type") or "none",
-        reference=folder / reference if reference else None,
-        reference_kind=fields.get("reference_kind") or "mix",
-        negative=fields.get("negative") or "",
-        seed=fields.get("seed"),
-        bpm=fields.get("bpm"),
-        key=fields.get("key"),
-        chords=fields.get("chords"),
-        sampler=sampler,
-    )
 
 
-def _lyrics(fields: dict[str, Any], folder: Path) -> str | None:
-    if "manifest_line" in fields:
-        file, text = fields.get("lyrics_file"), fields.get("lyrics")
-        return read_text(folder / file, "lyrics") if file else text
-    if fields["lyrics"] is None:
-        return None
-    text = (
-        sys.stdin.read() if fields["lyrics"] == "-" else read_text(Path(fields["lyrics"]), "lyrics")
-    )
-    if not text.strip():
-        source = "standard input" if fields["lyrics"] == "-" else fields["lyrics"]
-        raise InputError(
-            f"the lyrics ({source}) are empty: write a line, or leave out --lyrics for an "
-            f"instrumental"
-        )
-    return text
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise InputError(f"--set {text}: write it as KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
-def _read_manifest(path: Path, options: dict[str, Any]) -> list[tuple[SongRequest, Path]]:
-    """Requests and output files of a manifest. The command line's values are the defaults of every
-    line.
-    """
-    import difflib
-
-    folder, known = Path(options["out"]), [*REQUEST_FIELDS, *SAMPLER_FIELDS]
-    if folder.suffix:
-        raise InputError(
-            f"--out {folder}: with --manifest it is the folder of the songs, not a file"
-        )
-    jobs, names = [], set()
-    for number, line in enumerate(read_text(path, "manifest").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"manifest '{path}' line {number}"
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(fields, dict):
-            raise InputError(
-                f'{where}: an object such as {{"description": "..."}} is needed, not '
-                f"{type(fields).__name__}"
-            )
-        for key in fields.keys() - set(known):
-            near = difflib.get_close_matches(key, known, n=1)
-            raise InputError(
-                f"{where}: unknown field '{key}'"
-                + (f", did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}")
-            )
-        name = fields.get("out") or f"song-{number:04d}.wav"
-        if name in names:
-            raise InputError(
-                f"{where}: the file '{name}' is written by an earlier line: give each song its own "
-                f"'out'"
-            )
-        names.add(name)
-        defaults = {k: v for k, v in options.items() if k not in ("lyrics", "reference", "seed")}
-        if options["seed"] is not None:
-            defaults["seed"] = options["seed"] + number - 1
-        try:
-            request = _request({**defaults, **fields, "manifest_line": number}, path.parent)
-        except (InputError, TypeError) as error:
-            raise InputError(f"{where}: {error}") from None
-        jobs.append((request, folder / name))
-    if not jobs:
-        raise InputError(f"manifest '{path}' has no songs: write one JSON object a line")
-    return jobs
+def _print_songs(rows: list[dict[str, Any]]) -> None:
+    stages = list(rows[0]["timings_seconds"])
+    columns = ["file", "seconds", "seed", *(f"{stage} s" for stage in stages)]
+    cells = [
+        [
+            row["files"][0],
+            f"{row['seconds']:.1f}",
+            row["seed"],
+            *(f"{row['timings_seconds'][stage]:.2f}" for stage in stages),
+        ]
+        for row in rows
+    ]
+    print_table("Songs", columns, cells, numeric=columns[1:])

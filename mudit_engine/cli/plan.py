@@ -1,10 +1,11 @@
 """mudit plan: what training on a cluster takes, before it is rented: memory by kind, token budget,
 messages, a model of the time.
 
-mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g mudit plan --preset
-musit-1b --nodes 8 --gpus-per-node 8 --gpu h100-80g --nics 1 --lengths data/latents --plots plan
---json mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g --rehearse
-# and runs the real engine at 64 ranks
+    mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g
+    mudit plan --preset musit-1b --nodes 8 --gpus-per-node 8 --gpu h100-80g --nics 1 --lengths \\
+      data/latents --plots plan --json
+    # and runs the real engine at 64 ranks
+    mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g --rehearse
 """
 
 from __future__ import annotations

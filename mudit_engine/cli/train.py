@@ -1,11 +1,12 @@
 """mudit train: runs a training recipe, resumes it, and writes what it learned into a model folder.
 
-mudit train tiny-dit-pretrain --set steps=2000 --set optimizer.lr=5e-4 --out runs/a mudit train
-tiny-dit-pretrain --out runs/a                       # again: resumes from the newest good
-checkpoint mudit train tiny-dit-finetune --out runs/b --export models/mine --export-dtype float16
-mudit train RECIPE --launch slurm --nodes 8 --gpus-per-node 8    # writes OUT/launch: sbatch file,
-environment, command mudit train RECIPE --launch local --gpus-per-node 8              # torchrun on
-this machine
+mudit train tiny-dit-pretrain --set steps=2000 --set optimizer.lr=5e-4 --out runs/a
+# again: resumes from the newest good checkpoint
+mudit train tiny-dit-pretrain --out runs/a
+mudit train tiny-dit-finetune --out runs/b --export models/mine --export-dtype float16
+# writes OUT/launch: sbatch file, environment, command
+mudit train RECIPE --launch slurm --nodes 8 --gpus-per-node 8
+mudit train RECIPE --launch local --gpus-per-node 8              # torchrun on this machine
 """
 
 from __future__ import annotations

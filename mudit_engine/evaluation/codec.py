@@ -1,8 +1,10 @@
 """The VAE as a codec, and what it must beat: Griffin-Lim from a mel spectrogram of the same number
 of values a second.
 
-codec = Codec.load(Path("model")) decoded, rate = codec(audio, 44100) baseline, rate =
-mel_griffin_lim(audio, 44100, values_per_second=codec.values_per_second, frame_rate=21.5)
+    codec = Codec.load(Path("model"))
+    decoded, rate = codec(audio, 44100)
+    values = codec.values_per_second
+    baseline, rate = mel_griffin_lim(audio, 44100, values_per_second=values, frame_rate=21.5)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A page of spectrograms: one song a line, original, through the codec, generated, all on one
 scale.
 
-spectrogram_page(Path("page.png"), [("11-000003 electronic 99", {"original": (audio, rate), "codec":
-..., "generated": ...})])
+    rows = [("11-000003 electronic 99", {"original": (audio, rate), "codec": ..., "generated": ...})]
+    spectrogram_page(Path("page.png"), rows)
 """
 
 from __future__ import annotations

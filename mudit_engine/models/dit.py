@@ -45,9 +45,8 @@ from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layo
 from mudit_engine.layouts.sharded import Exchange, ShardedLayout, shard
 from mudit_engine.models.layers import EncoderBlock, fourier_features
 from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
+from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 
-USER_TYPES = ("none", "amateur", "professional")
-REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")
 TIME_FEATURES = 256
 TIME_SCALE = 1000.0  # network times lie in [0, 1]; the Fourier features were made for step indices
 

@@ -26,6 +26,8 @@ from mudit_engine.config import VaeConfig
 if TYPE_CHECKING:
     from mudit_engine.models.vae import SpectralVAE
 
+DECODE_FRAMES = 128  # latent frames decoded at once, at least
+
 
 class LatentDecoder(Protocol):
     """What a decode needs: the module itself, or a runtime that stands in for it."""
@@ -118,3 +120,35 @@ def decode_chunked(
         audio_cS[:, done : done + chunk_cS.shape[1]] = chunk_cS
         done += chunk_cS.shape[1]
     return audio_cS
+
+
+def decode_frames(receptive_field: int) -> int:
+    """Latent frames decoded at once. What a chunk reads beyond itself is decoded in vain: at most a
+    quarter as much again.
+    """
+    return max(DECODE_FRAMES, 8 * receptive_field)
+
+
+@torch.inference_mode()
+def decode_song(
+    decoder: LatentDecoder,
+    latents_TC: Tensor,
+    *,
+    seconds: float,
+    on_chunk: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Audio fp32 [channels, samples] of one song's normalised latents [T, C], within [-1, 1], on
+    the CPU, cut to `seconds`. on_chunk is called with the latent frames of each finished chunk.
+    """
+    done = 0
+
+    def count(now: int, total: int) -> None:
+        nonlocal done
+        if on_chunk:
+            on_chunk(now - done)
+        done = now
+
+    # an engine is built for some frames and no more
+    chunk = getattr(decoder, "chunk_frames", None) or decode_frames(decoder.receptive_field)
+    audio = decode_chunked(decoder, latents_TC.float(), chunk_frames=chunk, progress=count)
+    return audio[:, : round(seconds * decoder.config.sample_rate)].clamp(-1, 1).cpu()

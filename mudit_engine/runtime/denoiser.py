@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,15 +29,9 @@ from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
-from mudit_engine.models.dit import (
-    REFERENCE_KINDS,
-    USER_TYPES,
-    DiT,
-    Modulation,
-    check_lyric_ids,
-    pool_descriptions,
-)
+from mudit_engine.models.dit import DiT, Modulation, check_lyric_ids, pool_descriptions
 from mudit_engine.models.outline import OutlineRows, no_outline
+from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 
 
 @dataclass(frozen=True)
@@ -111,6 +105,21 @@ class Runtime(Protocol[State]):
     def prepare(self, song: SongInputs) -> State: ...
 
     def step(self, states: Sequence[State]) -> None: ...
+
+
+@runtime_checkable
+class WholeSongs(Protocol):
+    """A runtime that makes a song in one go: latents fp32 [T, C] and audio int16 [channels, T
+    hop].
+    """
+
+    def render(self, song: SongInputs) -> tuple[Tensor, Tensor]: ...
+
+
+class TextEncoder(Protocol):
+    """What reads descriptions: ChinMu, or a runtime that stands in for it."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
 
 
 def initial_noise(song: SongInputs, channels: int) -> tuple[torch.Generator, Tensor]:

@@ -25,8 +25,9 @@ from mudit_engine.errors import InputError
 from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.layouts.packed import lyric_positions
 from mudit_engine.models.chinmu import character_rows, check_texts
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, check_lyric_ids, pool_descriptions
+from mudit_engine.models.dit import check_lyric_ids, pool_descriptions
 from mudit_engine.models.outline import no_outline
+from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
 
 

@@ -1,30 +1,138 @@
-"""Which runtimes there are, and how each opens the graphs of a deployment folder.
+"""The one place that opens a model on a runtime: folder, networks, decoder and what reads text.
 
-session = open_session(folder, "onnxruntime")
+    opened = open_model("tiny")                              # torch, on CUDA where there is one
+    opened = open_model(Path("deploy"), runtime="onnxruntime")
+    opened.runtime, opened.decoder, opened.text
+
+`auto` is tensorrt where the folder has engines for this machine's GPU, else torch. On a CPU no
+runtime of graphs wins: in fp32 they are about as fast as torch at a guided step of musit-380m and
+30 s, and torch has bf16 beside it (benchmarks/results/cpu_runtimes_*.json; `mudit bench runtimes
+FOLDER` measures yours).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mudit_engine.availability import available
-from mudit_engine.config import load_config
-from mudit_engine.errors import InputError, ModelError
+from mudit_engine.config import ModelConfig, load_config
+from mudit_engine.errors import InputError, MissingError, ModelError
 from mudit_engine.hardware import machine
-from mudit_engine.runtime.graph_denoiser import Session
+from mudit_engine.models.chinmu import CHARACTERS, ChinMu
+from mudit_engine.models.dit import DiT
+from mudit_engine.models.folder import load_part, model_folder
+from mudit_engine.models.vae import SpectralVAE
+from mudit_engine.names import GRAPH_RUNTIMES, RUNTIMES
+from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder
+from mudit_engine.runtime.denoiser import Denoiser, Runtime, TextEncoder
+from mudit_engine.runtime.graph_denoiser import (
+    GraphDecoder,
+    GraphDenoiser,
+    GraphTextEncoder,
+    Session,
+)
 from mudit_engine.runtime.manifest import FILE, folder_of_graphs, read_manifest
 
-RUNTIMES = ("torch", "onnxruntime", "openvino")
+# (model folder, runtime) -> the deployment folder that has its graphs
+Deploy = Callable[[Path, str], Path]
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that can make songs.
+
+    `runtime` denoises, `decoder` makes audio of normalised latents, `text` reads descriptions;
+    `precision` is that of the networks' products.
+    """
+
+    config: ModelConfig
+    vae: SpectralVAE
+    chinmu: ChinMu
+    runtime: Runtime[Any]
+    decoder: LatentDecoder
+    text: TextEncoder
+    name: str
+    precision: torch.dtype
+
+
+def open_model(
+    source: str | Path,
+    *,
+    runtime: str = "torch",
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    deploy: Deploy | None = None,
+) -> OpenModel:
+    """Opens an embedded model by name, a model folder, or a folder made by `mudit export`.
+
+    torch runs on CUDA where there is one, else on the CPU, its networks in `dtype` (None:
+    fast_dtype); tensorrt on the GPU that its engines were built for; onnxruntime and openvino on
+    the CPU in fp32. All but torch take no device or dtype. `deploy` makes the graphs of a model
+    folder that has none. Raises InputError for an unknown runtime or options that it does not
+    take, MissingError for a package or device that is not here, ModelError for a folder that does
+    not fit.
+    """
+    folder = model_folder(source)
+    if runtime == "auto":
+        runtime = "torch" if dtype is not None else usual_runtime(folder)
+    if runtime not in RUNTIMES:
+        raise InputError(f"runtime '{runtime}' is unknown: choose one of {', '.join(RUNTIMES)}")
+    if runtime == "torch":
+        return _open_torch(folder, usual_device(device), dtype)
+    if device is not None or dtype is not None:
+        raise InputError(
+            f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime "
+            "'torch'"
+        )
+    if runtime == "tensorrt":
+        return _open_tensorrt(folder)
+    return _open_graphs(deploy(folder, runtime) if deploy else folder, runtime)
+
+
+def _open_torch(folder: Path, place: torch.device, dtype: torch.dtype | None) -> OpenModel:
+    config, dtype = load_config(folder), dtype or fast_dtype(place)
+    dit = load_part("dit", config, folder, device=place, dtype=dtype)
+    assert isinstance(dit, DiT)
+    vae, chinmu = load_codec_and_text(config, folder, place, dtype)
+    return OpenModel(config, vae, chinmu, Denoiser(dit), TorchDecoder(vae), chinmu, "torch", dtype)
+
+
+def _open_tensorrt(folder: Path) -> OpenModel:
+    from mudit_engine.runtime.trt_denoiser import NoText, TrtDecoder, open_tensorrt
+
+    config = load_config(folder)
+    vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
+    engines = open_tensorrt(folder, halo=vae.receptive_field)
+    text = NoText(config.dit.description_width) if engines.reads_text else chinmu
+    return OpenModel(
+        config, vae, chinmu, engines, TrtDecoder(engines), text, "tensorrt", engines.dtype
+    )
+
+
+def _open_graphs(folder: Path, runtime: str) -> OpenModel:
+    config, session = load_config(folder), open_session(folder, runtime)
+    vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
+    reads = config.chinmu.text_encoder == CHARACTERS
+    return OpenModel(
+        config,
+        vae,
+        chinmu,
+        GraphDenoiser(config.dit, session),
+        GraphDecoder(config.vae, vae.receptive_field, session),
+        GraphTextEncoder(config.chinmu, session) if reads else chinmu,
+        runtime,
+        torch.float32,
+    )
 
 
 def usual_runtime(folder: Path) -> str:
-    """What `--runtime auto` runs: tensorrt where the folder has engines for this GPU, else torch.
-
-    On a CPU no runtime of graphs wins: in fp32 they are about as fast as torch at a guided step of
-    musit-380m and 30 s, and torch has bf16 beside it (benchmarks/results/cpu_runtimes_*.json;
-    `mudit bench runtimes FOLDER` measures yours).
-    """
+    """What runtime `auto` is for this folder on this machine."""
     if (folder / FILE).is_file() and machine().gpus:
         from mudit_engine.runtime.trt_denoiser import engines_here
 
@@ -34,9 +142,48 @@ def usual_runtime(folder: Path) -> str:
     return "torch"
 
 
+def usual_device(name: str | None = None) -> torch.device:
+    """The device of this name; without one CUDA where there is a GPU, else the CPU.
+
+    Raises InputError for a name that torch does not know, MissingError for one that is not here.
+    """
+    try:
+        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise InputError(f"device '{name}' is unknown: use cpu, cuda or cuda:N") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise MissingError(
+            f"device '{name}', but torch {torch.__version__} sees no CUDA device: use 'cpu', or "
+            "install a CUDA build of torch"
+        )
+    return place
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies matrices of it in hardware (CUDA, CPUs with AMX), else
+    fp32.
+    """
+    fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_codec_and_text(
+    config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[SpectralVAE, ChinMu]:
+    """The decoder's network in `dtype`; spectra keep fp32, as do the encoders, which are a small
+    share of the work.
+    """
+    vae, chinmu = (load_part(part, config, folder, device=device) for part in ("vae", "chinmu"))
+    assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
+    vae.decoder.to(dtype)
+    return vae, chinmu
+
+
 def open_session(folder: Path, runtime: str) -> Session:
-    """Raises InputError for an unknown runtime, MissingError when its package is not here,
-    ModelError when the folder does not fit.
+    """What runs the fp32 graphs of a deployment folder.
+
+    Raises InputError for an unknown runtime, MissingError when its package is not here, ModelError
+    when the folder does not fit.
     """
     if runtime == "onnxruntime":
         from mudit_engine.runtime.onnx_session import OnnxSession
@@ -46,4 +193,6 @@ def open_session(folder: Path, runtime: str) -> Session:
         from mudit_engine.runtime.openvino_session import OpenVinoSession
 
         return OpenVinoSession(folder_of_graphs(folder, runtime))
-    raise InputError(f"runtime '{runtime}' runs no graphs: choose one of {', '.join(RUNTIMES[1:])}")
+    raise InputError(
+        f"runtime '{runtime}' runs no graphs: choose one of {', '.join(GRAPH_RUNTIMES)}"
+    )

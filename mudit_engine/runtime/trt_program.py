@@ -32,8 +32,9 @@ from mudit_engine.config import ModelConfig
 from mudit_engine.errors import InputError
 from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.layouts.packed import lyric_positions
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, pool_descriptions
+from mudit_engine.models.dit import pool_descriptions
 from mudit_engine.models.outline import FEATURES, TOKENS, no_outline
+from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, NULL_KEYS, Bucket
 from mudit_engine.runtime.denoiser import SongInputs, initial_noise
 from mudit_engine.runtime.graph_denoiser import text_inputs

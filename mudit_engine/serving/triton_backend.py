@@ -1,24 +1,26 @@
 """The three stages of a song as Python models of NVIDIA's Triton Inference Server: text -> denoise
 -> decode.
 
-    text      REQUEST           -> SONG (safetensors), SECONDS, INFO (JSON)
-    denoise   SONG              -> LATENTS [frames, C]
-    decode    LATENTS, SECONDS  -> AUDIO int16 [channels, samples], SAMPLE_RATE
+    REQUEST, JSON of SongRequest's fields  -> text    -> SONG (safetensors), SECONDS, INFO (JSON)
+    SONG                                   -> denoise -> LATENTS [frames, C]
+    LATENTS, SECONDS                       -> decode  -> AUDIO int16 [channels, samples],
+                                                         SAMPLE_RATE
 
 A REQUEST is JSON with the fields of SongRequest. `mudit export triton-server` writes the repository
 whose model.py files name these classes. The server hands `execute` all requests that waited
 together, whatever their lengths: `denoise` steps them as one ragged batch. "reference" in a request
-is an audio file in base64."""
+is an audio file in base64.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
 import importlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +32,13 @@ from mudit_engine.config import load_config
 from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.models.outline import OutlineRows
-from mudit_engine.pipeline import (
-    SongPipeline,
-    SongRequest,
-    fast_dtype,
-    load_codec_and_text,
-    usual_device,
-)
+from mudit_engine.reading import RequestReader
+from mudit_engine.request import FIELDS, SongRequest, request_from_fields
+from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_song
 from mudit_engine.runtime.denoiser import SongInputs, denoise
+from mudit_engine.runtime.load import fast_dtype, load_codec_and_text, open_model, usual_device
 
 DEPLOYMENT = "deployment"  # folder beside the repository
-
-
-class NoRuntime:
-    """Stands in for a runtime in a stage that has no network."""
-
-    def prepare(self, song: SongInputs) -> Any:
-        raise AssertionError("this stage does not denoise")
-
-    def step(self, states: Sequence[Any]) -> None:
-        raise AssertionError("this stage does not denoise")
 
 
 class _Model:
@@ -97,47 +86,36 @@ class _Model:
             )
         return array[0]
 
-    def pipeline(self) -> SongPipeline:
-        """With the network, on the runtime of this model."""
-        return SongPipeline.from_pretrained(self.folder, runtime=self.runtime_name)
-
-    def without_network(self, device: torch.device) -> SongPipeline:
-        """What reads text and references, and decodes."""
-        config = load_config(self.folder)
-        return SongPipeline(
-            config,
-            *load_codec_and_text(config, self.folder, device, fast_dtype(device)),
-            runtime=NoRuntime(),
-        )
-
 
 class TextModel(_Model):
     """Requests to what the network needs of them."""
 
     def load(self) -> None:
-        self.songs = self.without_network(torch.device("cpu"))
+        config = load_config(self.folder)
+        vae, chinmu = load_codec_and_text(config, self.folder, torch.device("cpu"), torch.float32)
+        self.reader = RequestReader(config, vae, text=chinmu)
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        return [
-            _guarded(lambda request=request: self._read(bytes(self.given(request, "REQUEST")[0])))  # type: ignore[misc]
-            for request in requests
-        ]
+        def read(request: Any) -> dict[str, np.ndarray]:
+            return self._read(bytes(self.given(request, "REQUEST")[0]))
+
+        return [_guarded(partial(read, request)) for request in requests]
 
     def _read(self, text: bytes) -> dict[str, np.ndarray]:
         with tempfile.TemporaryDirectory() as scratch:
-            prepared = self.songs._prepare(parse_request(text, Path(scratch)))
-            song = self.songs._inputs(prepared)
+            read = self.reader.read(parse_request(text, Path(scratch)))
+            song = self.reader.inputs(read)
         info = {
-            "frames": prepared.frames,
-            "seconds": prepared.seconds,
-            "seed": prepared.seed,
-            "notes": list(prepared.notes),
+            "frames": read.frames,
+            "seconds": read.seconds,
+            "seed": read.seed,
+            "notes": list(read.notes),
         }
         packed = np.array([[pack_song(song)]], dtype=np.object_)
         described = np.array([[json.dumps(info, ensure_ascii=False).encode()]], dtype=np.object_)
         return {
             "SONG": packed,
-            "SECONDS": np.array([[prepared.seconds]], np.float32),
+            "SECONDS": np.array([[read.seconds]], np.float32),
             "INFO": described,
         }
 
@@ -146,19 +124,20 @@ class DenoiseModel(_Model):
     """All songs that wait, as one ragged batch."""
 
     def load(self) -> None:
-        self.songs = self.pipeline()
+        self.runtime = open_model(self.folder, runtime=self.runtime_name).runtime
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        inputs = [
-            _guarded(lambda request=request: unpack_song(bytes(self.given(request, "SONG")[0])))  # type: ignore[misc]
-            for request in requests
-        ]
+        def unpack(request: Any) -> SongInputs:
+            return unpack_song(bytes(self.given(request, "SONG")[0]))
+
+        inputs = [_guarded(partial(unpack, request)) for request in requests]
         good = [song for song in inputs if not isinstance(song, MuditError)]
         try:
             found: list[Any] = list(self._latents(good))
         except MuditError:
             # one song must not take the others down
-            found = [_guarded(lambda song=song: self._latents([song])[0]) for song in good]  # type: ignore[misc]
+            found = [_guarded(partial(self._latents, [song])) for song in good]
+            found = [one if isinstance(one, MuditError) else one[0] for one in found]
         answers = iter(found)
         return [song if isinstance(song, MuditError) else next(answers) for song in inputs]
 
@@ -166,10 +145,9 @@ class DenoiseModel(_Model):
         if not songs:
             return []
         with torch.inference_mode():
-            states = [self.songs.runtime.prepare(song) for song in songs]
+            states = [self.runtime.prepare(song) for song in songs]
             return [
-                {"LATENTS": x.float().cpu().numpy()[None]}
-                for x in denoise(self.songs.runtime, states)
+                {"LATENTS": x.float().cpu().numpy()[None]} for x in denoise(self.runtime, states)
             ]
 
 
@@ -177,19 +155,22 @@ class DecodeModel(_Model):
     """Latents to audio, chunk by chunk."""
 
     def load(self) -> None:
-        self.songs = (
-            self.without_network(usual_device())
-            if self.runtime_name == "torch"
-            else self.pipeline()
-        )
+        self.decoder: LatentDecoder
+        if self.runtime_name == "torch":
+            config, place = load_config(self.folder), usual_device()
+            vae, _ = load_codec_and_text(config, self.folder, place, fast_dtype(place))
+            self.decoder = TorchDecoder(vae)
+        else:
+            self.decoder = open_model(self.folder, runtime=self.runtime_name).decoder
 
     def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        return [_guarded(lambda request=request: self._decode(request)) for request in requests]  # type: ignore[misc]
+        return [_guarded(partial(self._decode, request)) for request in requests]
 
     def _decode(self, request: Any) -> dict[str, np.ndarray]:
         latents = torch.from_numpy(self.given(request, "LATENTS").copy())
-        audio = self.songs.decode(latents, float(self.given(request, "SECONDS")[0]))
-        rate = np.array([[self.songs.config.vae.sample_rate]], np.int32)
+        seconds = float(self.given(request, "SECONDS")[0])
+        audio = decode_song(self.decoder, latents, seconds=seconds)
+        rate = np.array([[self.decoder.config.sample_rate]], np.int32)
         return {"AUDIO": (audio * 32767).round().to(torch.int16).numpy()[None], "SAMPLE_RATE": rate}
 
 
@@ -197,23 +178,13 @@ def parse_request(text: bytes, scratch: Path) -> SongRequest:
     """A SongRequest of its JSON. Raises InputError for anything else; a reference is written to
     `scratch`.
     """
-    names = {field.name for field in dataclasses.fields(SongRequest)}
     try:
         fields = json.loads(text)
     except ValueError as error:
         raise InputError(
-            f"REQUEST is no JSON ({error}): send an object with fields {', '.join(sorted(names))}"
+            f"REQUEST is no JSON ({error}): send an object with fields {', '.join(FIELDS)}"
         ) from None
-    if not isinstance(fields, dict) or (unknown := sorted(set(fields) - names)):
-        given = (
-            f"field(s) {', '.join(unknown)}"
-            if isinstance(fields, dict)
-            else f"a {type(fields).__name__}"
-        )
-        raise InputError(
-            f"REQUEST holds {given}: send an object with fields {', '.join(sorted(names))}"
-        )
-    if fields.get("reference") is not None:
+    if isinstance(fields, dict) and fields.get("reference") is not None:
         path = scratch / "reference"
         try:
             path.write_bytes(base64.b64decode(fields["reference"], validate=True))
@@ -222,10 +193,7 @@ def parse_request(text: bytes, scratch: Path) -> SongRequest:
                 f"'reference' is no base64 ({error}): send the bytes of an audio file in base64"
             ) from None
         fields["reference"] = path
-    try:
-        return SongRequest(**fields)
-    except TypeError as error:
-        raise InputError(f"REQUEST has a value of a wrong type ({error})") from None
+    return request_from_fields(fields, where="REQUEST")
 
 
 def pack_song(song: SongInputs) -> bytes:

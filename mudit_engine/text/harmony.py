@@ -1,12 +1,12 @@
 """Chords: symbols, Roman numerals, and the plan of a song's harmony before a note of it exists.
 
-"C | Am F | G7"      bars between |, the chords of a bar share it evenly; without any |, a bar a
-chord "I V vi IV"          numerals: upper case is a major triad, lower case a minor one, relative
-to the natural scale of the mode
+"C | Am F | G7"      bars between |, whose chords share it evenly; without any |, a bar a chord
+"I V vi IV"          numerals in the natural scale of the mode: upper case is a major triad,
+                     lower case a minor one
 
-symbols = realise("I V vi IV".split(), key=9, mode="major", sevenths=False)      # A E F#m D chords
-= planned_chords(bars, "A major", seed=1)                                 # a progression for
-verses, one for choruses, ... chords = repeated_chords(bars, parse_chords("C | Am F | G"))
+symbols = realise("I V vi IV".split(), key=9, mode="major", sevenths=False)      # A E F#m D
+chords = planned_chords(bars, "A major", seed=1)      # a progression for each kind of section
+chords = repeated_chords(bars, parse_chords("C | Am F | G"))
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ Lines take whole bars of 4/4 and begin on their first beat, syllables lie on a g
 what time is left over goes to the parts that are only played. A model with `dit.outline` is told
 beat, key, chord and syllable of every frame (models/outline.py).
 
-    bpm = planned_bpm("慢慢的钢琴曲")  # 76.0, as no number says otherwise
-    # [syllables, 2] seconds
-    times = plan_syllables(phonemize(parse_lyrics(text)), bpm=bpm, seconds=30.0)
-    chords = planned_chords(plan_bars(None, bpm=bpm, seconds=30.0), "A minor", seed=1)
+    plan = plan_song("慢慢的钢琴曲", phonemize(parse_lyrics(text)), longest=60.0, seed=1)
+    plan.seconds, plan.outline.bpm                            # 76.0, as no number says otherwise
+    plan.outline.token_times, plan.outline.chords             # [tokens, 2] seconds, TimedChord's
 """
 
 from __future__ import annotations
@@ -21,9 +20,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mudit_engine.text.descriptions import requested_bpm
-from mudit_engine.text.harmony import Bars, TimedChord
-from mudit_engine.text.phonemes import PhonemeSequence, lines_of_sections
+from mudit_engine.text.descriptions import requested_bpm, requested_key
+from mudit_engine.text.harmony import (
+    Bars,
+    TimedChord,
+    parse_chords,
+    planned_chords,
+    repeated_chords,
+)
+from mudit_engine.text.phonemes import PhonemeSequence, budget, lines_of_sections, seconds_for
 
 BEATS = 4  # of a bar
 GRID = 2 * BEATS  # eighths of a bar
@@ -32,6 +37,7 @@ ONE_BAR_BPM = 88.0  # up to this tempo a line fits one bar; above, two
 SHORTEST_NOTE_SECONDS = 0.26
 LONGEST_NOTE_SECONDS, LONGEST_LAST_SECONDS = 0.9, 1.5
 EDGE_BARS = 1  # of an intro, an outro or another part with no words, where nothing asks for more
+DEFAULT_SECONDS = 30.0  # of a song with no lyrics and no requested length
 TAIL_SECONDS = 0.8  # behind the last bar, for the last chord to ring
 _SLOW = re.compile(r"慢|舒缓|缓缓|抒情|\b(?:slow(?:ly)?|calm|ballad|lullaby)\b", re.IGNORECASE)
 _FAST = re.compile(
@@ -56,6 +62,59 @@ class Outline:
     chords: Sequence[TimedChord] = ()
 
 
+@dataclass(frozen=True)
+class SongPlan:
+    """How long a song is and what happens when. `notes` are warnings for who asked for it."""
+
+    seconds: float
+    outline: Outline
+    notes: tuple[str, ...] = ()
+
+
+def plan_song(
+    description: str,
+    phonemes: PhonemeSequence | None,
+    *,
+    longest: float,
+    seed: int,
+    outlined: bool = True,
+    seconds: float | None = None,
+    bpm: float | None = None,
+    key: str | None = None,
+    chords: str | None = None,
+) -> SongPlan:
+    """Plans a song of this description and these lyrics (None: nothing is sung).
+
+    What is None is read from the description: tempo and key; or planned: seconds as the lyrics
+    need, at most `longest`; chords in the key, drawn by `seed`. Without a key there are none, and
+    the description's mood decides. A model that takes no outline (`outlined` False) gets an empty
+    one. Raises InputError for chords that cannot be read.
+    """
+    tempo = bpm or planned_bpm(description)
+    planned, needed = False, DEFAULT_SECONDS
+    if phonemes is not None:
+        planned = outlined and phonemes.syllables > 0
+        needed = planned_seconds(phonemes, bpm=tempo) if planned else seconds_for(phonemes)
+    length = seconds if seconds is not None else min(needed, longest)
+    notes: list[str] = []
+    if phonemes is not None and not (planned and length >= needed):
+        message = budget(phonemes, length).message
+        notes += [message] if message else []
+    if not outlined:
+        return SongPlan(length, Outline(), tuple(notes))
+    in_key = requested_key(key or description)
+    bars = plan_bars(phonemes, bpm=tempo, seconds=length)
+    sounding: Sequence[TimedChord] = ()
+    if chords:
+        sounding = repeated_chords(bars, parse_chords(chords))
+    elif in_key:
+        sounding = planned_chords(bars, in_key, seed=seed)
+    times = None
+    if phonemes is not None:
+        times = token_times(phonemes, plan_syllables(phonemes, bpm=tempo, seconds=length))
+    return SongPlan(length, Outline(tempo, in_key, times, sounding), tuple(notes))
+
+
 def planned_bpm(description: str) -> float:
     """The tempo a description names, else one that its words for slow and fast suggest."""
     named = requested_bpm(description)
@@ -69,9 +128,7 @@ def planned_bpm(description: str) -> float:
 
 
 def token_times(song: PhonemeSequence, syllables: np.ndarray) -> np.ndarray:
-    """(start, end) of every token [L, 2] from those of its syllable;
-    -1 where a token is not sung.
-    """
+    """(start, end) of each token [L, 2] from those of its syllable; -1 where none is sung."""
     times = np.full((len(song), 2), -1.0, np.float32)
     for token, number in enumerate(song.syllable_of):
         if number >= 0:

@@ -24,10 +24,11 @@ from mudit_engine.config import load_config
 from mudit_engine.errors import GateError, InputError, MissingError
 from mudit_engine.export import onnx_export
 from mudit_engine.models.folder import load_part, save_random_model
-from mudit_engine.pipeline import SongPipeline, fast_dtype
+from mudit_engine.names import GRAPH_RUNTIMES
+from mudit_engine.pipeline import SongPipeline
+from mudit_engine.runtime import load, trt_denoiser
 from mudit_engine.runtime import manifest as runtime_manifest
-from mudit_engine.runtime import sessions, trt_denoiser
-from mudit_engine.runtime.load import usual_runtime
+from mudit_engine.runtime.load import fast_dtype, usual_runtime
 
 SONG = [
     "generate",
@@ -71,10 +72,10 @@ def test_what_runs_where_nobody_asked(
         ([gpu], part, True, "torch"),
         ([gpu], manifest, False, "torch"),
     ):
-        for module in (sessions, trt_denoiser):
+        for module in (load, trt_denoiser):
             monkeypatch.setattr(module, "machine", lambda here=here: SimpleNamespace(gpus=here))
-        monkeypatch.setattr(sessions, "read_manifest", lambda folder, found=found: found)
-        monkeypatch.setattr(sessions, "available", lambda name, package=package: package)
+        monkeypatch.setattr(load, "read_manifest", lambda folder, found=found: found)
+        monkeypatch.setattr(load, "available", lambda name, package=package: package)
         assert usual_runtime(deployed) == expected
         assert usual_runtime(model) == "torch", "a model folder has no engines"
     with pytest.raises(InputError, match="leave them out"):
@@ -149,7 +150,7 @@ def test_an_export_says_what_runs_it(
 
 def test_runtimes_are_timed_after_a_check(deployed: Path) -> None:
     rows = cpu_runtimes.run(deployed, lengths=(2.0,), rounds=2)
-    own = ("torch", "torch-bf16", *cpu_runtimes.RUNTIMES)
+    own = ("torch", "torch-bf16", *GRAPH_RUNTIMES)
     expected = [
         (work, name)
         for work in ("step", "decode", "song")

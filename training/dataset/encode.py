@@ -30,12 +30,12 @@ from mudit_engine.errors import (
     MuditError,
     OutputError,
 )
+from mudit_engine.names import USER_TYPES
 from mudit_engine.training.dataset.read_song import MAX_SECONDS, read_song
 from mudit_engine.training.dataset.shard_writer import ShardWriter
 from mudit_engine.training.dataset.shards import (
     LANGUAGES,
     LEVELS,
-    USER_TYPES,
     audio_fields,
     song_fields,
 )

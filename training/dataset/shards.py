@@ -57,7 +57,6 @@ SPLITS = ("train", "validation", "test")
 STEMS = ("vocals", "drums", "bass", "chords")
 LEVELS = ("word", "phrase", "sentence")
 LANGUAGES = ("zh", "en")
-USER_TYPES = ("none", "amateur", "professional")
 
 
 def song_fields(*, latent_channels: int, description_width: int = 512) -> dict[str, Field]:

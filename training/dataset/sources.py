@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mudit_engine.errors import InputError, MuditError
+from mudit_engine.names import USER_TYPES
 from mudit_engine.text.descriptions import (
     FASTEST_BPM,
     SLOWEST_BPM,
@@ -31,7 +32,7 @@ from mudit_engine.text.descriptions import (
 from mudit_engine.text.harmony import SCALES, ChordSymbol, chord_symbol
 from mudit_engine.text.mandarin import is_han
 from mudit_engine.training.dataset.beside import AUDIO_SUFFIXES, audio_files, row_of
-from mudit_engine.training.dataset.shards import LANGUAGES, SPLITS, STEMS, USER_TYPES
+from mudit_engine.training.dataset.shards import LANGUAGES, SPLITS, STEMS
 
 _FULL_STOPS = "。.!！?？"
 MOST_FRAGMENTS = 32  # of the description as the engine itself would split it

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_times
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import InputError
-from mudit_engine.models.dit import REFERENCE_KINDS, USER_TYPES, DiT, DitBatch, check_lyric_ids
+from mudit_engine.models.dit import DiT, DitBatch, check_lyric_ids
 from mudit_engine.models.outline import OutlineRows, outline_rows, pack_outlines
+from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 from mudit_engine.text.vocabulary import Vocabulary
@@ -252,7 +253,7 @@ class DitTask(Task):
                 record["fragment_kinds"], s.levels, s.max_fragments, whole, choose
             )[: self.config.dit.max_fragments]
         say_user = len(rows) and not (moment.training and choose.random() < s.drop_user)
-        user = layout.USER_TYPES[int(record["fragment_kinds"][rows[0], 2])] if say_user else "none"
+        user = USER_TYPES[int(record["fragment_kinds"][rows[0], 2])] if say_user else "none"
         kind, reference = (
             self._reference(record, choose)
             if choose.random() < s.reference

@@ -17,11 +17,12 @@ from mudit_engine.errors import MissingError
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.models.folder import build_part, load_part, save_config, save_part
 from mudit_engine.models.vae import SpectralVAE
+from mudit_engine.names import USER_TYPES
 from mudit_engine.text.lyrics import parse_lyrics
 from mudit_engine.text.phonemes import phonemize
 from mudit_engine.training.dataset.encode import encode_audio, encode_latents
 from mudit_engine.training.dataset.encode_ray import RayJob, encode_on_ray, encode_part
-from mudit_engine.training.dataset.shards import LANGUAGES, LEVELS, USER_TYPES, Shards, build_index
+from mudit_engine.training.dataset.shards import LANGUAGES, LEVELS, Shards, build_index
 from mudit_engine.training.dataset.sources import SourceSong, open_source
 
 RATE = 8000

@@ -1,0 +1,208 @@
+"""The one reader of requests: what a model understands of a description and lyrics.
+
+    reader = RequestReader(config, vae, text=chinmu)
+    understood = reader.read(request)           # checks, phonemes, plan: no network runs
+    song = reader.inputs(understood)            # SongInputs: text tower and reference have run
+
+The pipeline, the Triton models and the server all read by it, so that a request means the same song
+everywhere. A song's seed goes from here into SongInputs, whose noise is drawn from it
+(runtime/denoiser.py), and into the plan of its chords (text/outline.py).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mudit_engine.audio import load_audio, resample, to_channels
+from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, parse_config
+from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
+from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.models.outline import outline_rows
+from mudit_engine.models.vae import SpectralVAE
+from mudit_engine.request import SongRequest
+from mudit_engine.runtime.denoiser import SongInputs, TextEncoder
+from mudit_engine.text.descriptions import description_fragments
+from mudit_engine.text.harmony import chord_names
+from mudit_engine.text.lyrics import Lyrics, parse_lyrics
+from mudit_engine.text.outline import Outline, plan_song
+from mudit_engine.text.phonemes import PhonemeSequence, phonemize
+from mudit_engine.text.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A request after its text was read, before any network ran. `notes` are for who asked."""
+
+    request: SongRequest
+    lyrics: Lyrics | None
+    phonemes: PhonemeSequence | None
+    fragments: tuple[str, ...]
+    outline: Outline
+    seconds: float
+    frames: int
+    seed: int
+    sampler: SamplerConfig
+    table: SamplerTable
+    notes: tuple[str, ...]
+
+    @property
+    def chords(self) -> str | None:
+        """The chords that sound, as the user wrote them or as they were planned."""
+        return self.request.chords or chord_names(self.outline.chords)
+
+
+class RequestReader:
+    """Reads requests for one model.
+
+    Args:
+        config: the model's configuration.
+        vae: encodes reference audio; its device is where that runs.
+        text: what reads descriptions: ChinMu, or a runtime that stands in for it.
+    """
+
+    def __init__(self, config: ModelConfig, vae: SpectralVAE, *, text: TextEncoder) -> None:
+        self.config, self.vae, self.text = config, vae, text
+
+    def read(self, request: SongRequest) -> Understood:
+        """Checks a request against the model and plans its song, without running a network.
+
+        Raises InputError for lyrics, chords or a length that the model cannot take, and ConfigError
+        for a sampler that does not fit its path.
+        """
+        config, notes = self.config, []
+        lyrics = phonemes = None
+        if (request.lyrics or "").strip():
+            lyrics = parse_lyrics(request.lyrics or "")
+            phonemes = phonemize(lyrics, vocabulary=Vocabulary.load(config.dit.vocabulary))
+            notes += [*lyrics.notes, *phonemes.notes]
+        if request.seconds is not None and request.seconds > config.max_seconds:
+            raise InputError(
+                f"seconds={request.seconds:g} is longer than model '{config.name}' makes (at most "
+                f"{config.max_seconds:g} s): ask for less, or use a larger model"
+            )
+        seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+        plan = plan_song(
+            request.description,
+            phonemes,
+            longest=config.max_seconds,
+            seed=seed,
+            outlined=config.dit.outline,
+            seconds=request.seconds,
+            bpm=request.bpm,
+            key=request.key,
+            chords=request.chords,
+        )
+        notes += plan.notes
+        fragments: tuple[str, ...] = ()
+        if request.description.strip():
+            fragments = description_fragments(request.description, config.dit.max_fragments)
+        planned = [name for name in ("bpm", "key", "chords") if getattr(request, name) is not None]
+        if planned and not config.dit.outline:
+            notes.append(
+                f"model '{config.name}' takes no outline: {' and '.join(planned)} are not "
+                "followed, only what the description says"
+            )
+        sampler = self._sampler(request.sampler)
+        notes += _idle_options(request, sampler)
+        return Understood(
+            request=request,
+            lyrics=lyrics,
+            phonemes=phonemes,
+            fragments=fragments,
+            outline=plan.outline,
+            seconds=plan.seconds,
+            frames=max(1, math.ceil(plan.seconds * config.vae.frame_rate)),
+            seed=seed,
+            sampler=sampler,
+            table=sampler_table(config.path, sampler),
+            notes=tuple(notes),
+        )
+
+    @torch.inference_mode()
+    def inputs(self, understood: Understood) -> SongInputs:
+        """What the denoiser needs of the song: description vectors, tokens, plan and reference.
+
+        Raises InputError when the reference cannot be read.
+        """
+        request = understood.request
+        negative: tuple[str, ...] = ()
+        if request.negative.strip():
+            negative = description_fragments(request.negative, self.config.dit.max_fragments)
+        reference = None
+        if request.reference is not None:
+            reference = self.encode_reference(request.reference, max_frames=understood.frames)
+        phonemes = understood.phonemes
+        rows = outline_rows(
+            understood.outline,
+            frames=understood.frames,
+            frame_rate=self.config.vae.frame_rate,
+            tokens=len(phonemes) if phonemes else 0,
+        )
+        return SongInputs(
+            frames=understood.frames,
+            seconds=understood.seconds,
+            table=understood.table,
+            seed=understood.seed,
+            descriptions=self.text.encode_text(understood.fragments),
+            negative=self.text.encode_text(negative),
+            lyric_ids=phonemes.ids if phonemes else (),
+            user_type=request.user_type,
+            reference=reference,
+            reference_kind=request.reference_kind,
+            outline=rows,
+            texts=understood.fragments,
+            negative_texts=negative,
+        )
+
+    def check_reference(self, path: str | Path) -> None:
+        """Raises InputError for a reference that is missing or cannot be decoded."""
+        load_audio(path)
+
+    @torch.inference_mode()
+    def encode_reference(self, path: str | Path, *, max_frames: int) -> Tensor:
+        """Normalised latents [frames, C] of an audio file, at most as long as the song.
+
+        Raises InputError for a file that is missing or cannot be decoded.
+        """
+        c = self.config.vae
+        audio, rate = load_audio(path)
+        audio = to_channels(resample(audio, rate, c.sample_rate), c.channels)
+        audio = audio[:, : max_frames * c.hop]
+        mean, _ = self.vae.encode(audio[None].to(self.vae.latent_mean.device))
+        return self.vae.normalise(mean)[0, :max_frames]
+
+    def _sampler(self, changes: Mapping[str, Any]) -> SamplerConfig:
+        """The model's sampler with a request's changes, validated as a whole."""
+        sampler = parse_config(
+            SamplerConfig, {**self.config.sampler.model_dump(), **changes}, source="sampler"
+        )
+        try:
+            check_sampler(self.config.path, sampler)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return sampler
+
+
+def _idle_options(request: SongRequest, sampler: SamplerConfig) -> list[str]:
+    """Notes on options that were set and change nothing."""
+    notes = []
+    if request.negative.strip() and sampler.guidance == 1:
+        notes.append(
+            "the negative description has no effect at guidance 1: it is what guidance leads away "
+            "from. Take a guidance above 1"
+        )
+    if request.sampler.get("eta") and sampler.name != "ddim":
+        notes.append(f"eta has no effect with sampler '{sampler.name}': only ddim has it")
+    if "guidance_interval" in request.sampler and sampler.guidance == 1:
+        notes.append("guidance_interval has no effect at guidance 1")
+    if request.reference_kind != "mix" and request.reference is None:
+        notes.append(f"reference_kind '{request.reference_kind}' has no effect without a reference")
+    return notes
