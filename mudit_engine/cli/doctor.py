@@ -4,7 +4,7 @@ that mends it.
     mudit doctor                        # exit 0 when the core works, 3 when it does not
     mudit doctor --require train        # exit 3 when an extra that was asked for is not complete
     mudit doctor --preset musit-380m    # parameters by part, frames of a song, state in bytes
-    mudit doctor --cluster --ranks 2    # ranks, versions, clocks, disk, collectives; exit 4: not fit
+    mudit doctor --cluster --ranks 2    # ranks, versions, clocks, disk, collectives; exit 4: unfit
 """
 
 from __future__ import annotations

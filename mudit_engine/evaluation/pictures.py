@@ -1,7 +1,7 @@
 """A page of spectrograms: one song a line, original, through the codec, generated, all on one
 scale.
 
-    rows = [("11-000003 electronic 99", {"original": (audio, rate), "codec": ..., "generated": ...})]
+    rows = [("11-000003", {"original": (audio, rate), "codec": ..., "generated": ...})]
     spectrogram_page(Path("page.png"), rows)
 """
 
