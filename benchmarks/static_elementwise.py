@@ -40,7 +40,7 @@ PROCESSORS_SHARE = (-(-sum(SONGS) // 108),)
 """What one of an A100's 108 multiprocessors gets of them, as one song."""
 WIDTH = 1536
 # mean and 1 / deviation of a row; spans and coefficients of a song
-SCALARS = {"_norm_fwd_kernel": 2, "_norm_bwd_kernel": 2, "_guided_step_kernel": 11}
+SCALARS = {"norm_fwd_kernel": 2, "norm_bwd_kernel": 2, "_guided_step_kernel": 11}
 
 
 def _leaf(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -31,7 +31,8 @@ import triton
 import triton.language as tl
 
 from mudit_engine.errors import InputError, MuditError
-from mudit_engine.kernels.adaln import EPS, _norm_fwd_kernel, _shape_of_program
+from mudit_engine.kernels.adaln import EPS
+from mudit_engine.kernels.adaln_kernels import norm_fwd_kernel, shape_of_program
 from mudit_engine.kernels.attention_forward import attention_fwd_kernel, chunks, forward_config
 from mudit_engine.kernels.guided_step import BLOCK, _guided_step_kernel
 
@@ -64,7 +65,7 @@ def residual_norm_entry(
     x_ptr, y_ptr, gate_ptr, shift_ptr, scale_ptr, tiles_ptr, n_rows, sum_ptr, h_ptr,
     EPSILON: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROW_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    _norm_fwd_kernel(
+    norm_fwd_kernel(
         x_ptr, y_ptr, gate_ptr, shift_ptr, scale_ptr, tiles_ptr, sum_ptr, h_ptr, None,
         D, D, D, D, D, D, n_rows, EPSILON, D, BLOCK_D, 1, ROW_BLOCK, True, True, True, True, False,
     )  # fmt: skip
@@ -192,7 +193,7 @@ def compile_attention(
 
 
 def compile_residual_norm(dtype: torch.dtype, width: int, *, eps: float, arch: str) -> Compiled:
-    shape = _shape_of_program(width)
+    shape = shape_of_program(width)
     kinds = dict.fromkeys(("x_ptr", "y_ptr", "gate_ptr", "shift_ptr", "scale_ptr"), POINTERS[dtype])
     kinds |= {
         "tiles_ptr": "*i32",
