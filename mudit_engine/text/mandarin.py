@@ -7,7 +7,7 @@ is `eh`; m, n and ng stand alone as in 呣 嗯; `r5` is the r-colouring of 儿�
 syllable before it. Tones are the dictionary's (一 yi1, 不 bu4): sandhi is left to the singer, as
 melody overrides it.
 
-    read_han("长大了")        ['zhang3', 'da4', 'le5']
+    [reading.syllable for reading in read_han("长大了")]        ['zhang3', 'da4', 'le5']
     split_syllable("zhang3")  ('zh', 'ang3')
 """
 
@@ -16,7 +16,9 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from typing import Any
+
+from mudit_engine.text.polyphones import FIRST, Reading, read
+from mudit_engine.text.traditional import SAYS_MORE, to_simplified
 
 # initial -> what may follow, as pinyin spells it. Interjections and the few syllables of new words
 # (biang, rua) are included.
@@ -62,61 +64,17 @@ _APICAL = dict.fromkeys(("z", "c", "s"), "iz") | dict.fromkeys(("zh", "ch", "sh"
 INITIALS = tuple(initial for initial in _SPELLINGS if initial)
 TONES = "12345"
 ERHUA = "r5"
+# Readings whose confidence is below this are named to the writer of the lyrics.
+SURE = 0.8
 
 _HAN_EXTRA = "〇々"
+# What is spoken with an r-coloured final before 儿. Nouns that songs sing in two syllables (月儿,
+# 风儿, 心儿) are none of them.
+_COLOURED = re.compile(
+    r"(?:[哪这那今明昨前后玩花味劲事活伴份会待点慢好悠盹准趟块根片圈瓣嗝曲腔调门座缝眼罐样弯窝]"
+    r"|压根|没事|一块|干活|(?<![女男])孩)儿(?![子童女时歌戏孙科媳])"
+)
 _SYLLABLE = re.compile(r"([a-zê]+)([1-5])")
-
-# What the phrase dictionary of pypinyin 0.55 reads otherwise than singers do. One syllable a
-# character; longest match first.
-_SUNG_PHRASES = {
-    "重来": "chong2 lai2",
-    "重回": "chong2 hui2",
-    "都会有": "dou1 hui4 you3",
-    "都会在": "dou1 hui4 zai4",
-    "都会是": "dou1 hui4 shi4",
-    "都会变": "dou1 hui4 bian4",
-    "都会记": "dou1 hui4 ji4",
-    "我都会": "wo3 dou1 hui4",
-    "教你": "jiao1 ni3",
-    "教我": "jiao1 wo3",
-    "教会我": "jiao1 hui4 wo3",
-    "教会你": "jiao1 hui4 ni3",
-    "我得走": "wo3 dei3 zou3",
-    "还你": "huan2 ni3",
-    "还我": "huan2 wo3",
-    "数着": "shu3 zhe5",
-    "数一数": "shu3 yi1 shu3",
-    "数星星": "shu3 xing1 xing1",
-    "一行行": "yi1 hang2 hang2",
-    "着了迷": "zhao2 le5 mi2",
-    "每一行": "mei3 yi1 hang2",
-    "一行": "yi1 hang2",
-    "两行": "liang3 hang2",
-    "几行": "ji3 hang2",
-    "轻轻晃": "qing1 qing1 huang4",
-    "晃啊": "huang4 a5",
-    "弹着": "tan2 zhe5",
-    "弹起": "tan2 qi3",
-    "打着转": "da3 zhe5 zhuan4",
-    "唱得": "chang4 de5",
-    "爱得": "ai4 de5",
-    "那么长": "na4 me5 chang2",
-    "好长": "hao3 chang2",
-    "背起": "bei1 qi3",
-    "背着你": "bei1 zhe5 ni3",
-    "落下": "luo4 xia4",
-    "别扭": "bie4 niu5",
-    "薄荷": "bo4 he5",
-    "系着": "ji4 zhe5",
-    "铺满": "pu1 man3",
-    "答应": "da1 ying5",
-    "切开": "qie1 kai1",
-    "应声": "ying4 sheng1",
-    "奔向": "ben4 xiang4",
-    "缘分": "yuan2 fen4",
-    "头发": "tou2 fa5",
-    "发丝": "fa4 si1",
-}
 
 
 def is_han(char: str) -> bool:
@@ -185,24 +143,32 @@ def parse_syllable(text: str) -> str | None:
     return text if match and match[1] in syllables() else None
 
 
-def read_han(text: str) -> list[str | None]:
-    """Syllables of a run of Han characters, one each, None where no reading is known. Polyphones
-    are read in context.
-
-    Readings come from pypinyin's phrase dictionary, corrected by a short list of what lyrics use
-    and by rules for 地 and 得.
+def read_han(text: str) -> list[Reading]:
+    """Readings of a run of Han characters, simplified or traditional, one each. Polyphones are read
+    in context (text/polyphones.py); 々 repeats what stands before it.
     """
     text = _expand_repetition(text)
-    readings = _dictionary(text)
-    _apply_phrases(text, readings)
-    for place, char in enumerate(text):
-        if char == "一":
-            readings[place] = "yi1"
-        elif char == "不":
-            readings[place] = "bu4"
-        elif _adverbial(text, place) or (readings[place] == "de2" and _complement(text, place)):
-            readings[place] = "de5"
+    simplified = to_simplified(text)
+    readings = read(simplified)
+    for place, (char, plain) in enumerate(zip(text, simplified, strict=True)):
+        if plain == "一":
+            readings[place] = Reading("yi1", 1.0, "only")
+        elif plain == "不":
+            readings[place] = Reading("bu4", 1.0, "only")
+        elif (left := SAYS_MORE.get(char)) and readings[place].syllable not in left:
+            others = tuple(left[1:])
+            readings[place] = Reading(left[0], 1.0 if not others else FIRST, "only", others)
+    _colour_finals(simplified, readings)
     return readings
+
+
+def _colour_finals(text: str, readings: list[Reading]) -> None:
+    """儿 behind a word that is spoken with an r-coloured final is no syllable of its own.
+
+    So it is in 玩儿, 哪儿 and 一点儿; nouns that songs sing in two syllables (月儿, 风儿) keep it.
+    """
+    for match in _COLOURED.finditer(text):
+        readings[match.end() - 1] = Reading(ERHUA, 0.9, "rule", ("er2",))
 
 
 def _expand_repetition(text: str) -> str:
@@ -210,60 +176,3 @@ def _expand_repetition(text: str) -> str:
     for char in text:
         chars.append(chars[-1] if char == "々" and chars else char)
     return "".join(chars)
-
-
-def _dictionary(text: str) -> list[str | None]:
-    from pypinyin import Style, lazy_pinyin
-
-    def unknown(
-        chunk: str,
-    ) -> Any:  # one entry a character; pypinyin's annotation knows only strings
-        return ["?"] * len(chunk)
-
-    def read(part: str) -> list[str]:
-        return lazy_pinyin(part, style=Style.TONE3, neutral_tone_with_five=True, errors=unknown)
-
-    raw = read(text)
-    if len(raw) != len(text):
-        raw = [(read(char) or ["?"])[0] for char in text]
-    return [syllable if syllable[:-1] in syllables() else None for syllable in raw]
-
-
-def _apply_phrases(text: str, readings: list[str | None]) -> None:
-    place = 0
-    while place < len(text):
-        for size in range(4, 1, -1):
-            phrase = _SUNG_PHRASES.get(text[place : place + size])
-            if phrase:
-                readings[place : place + size] = phrase.split()
-                place += size - 1
-                break
-        place += 1
-
-
-def _adverbial(text: str, place: int) -> bool:
-    """地 is de5 after a doubled character with something to modify behind it.
-
-    So it is in 静静地看 and 空荡荡地响.
-    """
-    return (
-        text[place] == "地"
-        and 2 <= place < len(text) - 1
-        and text[place - 1] == text[place - 2]
-        and not text.startswith("地方", place)
-    )
-
-
-def _complement(text: str, place: int) -> bool:
-    """得 is de5 after a verb (跑得快).
-
-    Not so where the dictionary knows the two as a word (获得, 得到).
-    """
-    from pypinyin.phrases_dict import phrases_dict
-
-    if text[place] != "得" or place in (0, len(text) - 1) or text[place + 1] in "到了以意知":
-        return False
-    return (
-        text[place - 1 : place + 1] not in phrases_dict
-        and text[place : place + 2] not in phrases_dict
-    )

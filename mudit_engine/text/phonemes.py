@@ -246,8 +246,8 @@ class _Line:
         return syllable
 
     def sing_han(self, text: str, given: dict[int, str]) -> None:
-        for place, syllable in enumerate(mandarin.read_han(text)):
-            syllable = given.get(place, syllable)
+        for place, reading in enumerate(mandarin.read_han(text)):
+            syllable = given.get(place, reading.syllable)
             if syllable == mandarin.ERHUA and (text[place] not in "儿兒" or not self.sung):
                 raise InputError(
                     f"line {self.number}: {{r}} is for a 儿 that colours the syllable before it on "

@@ -210,18 +210,6 @@ def test_every_reading_of_pypinyin_has_tokens() -> None:
             )
 
 
-def test_sung_phrases_are_needed_and_legal() -> None:
-    for phrase, reading in mandarin._SUNG_PHRASES.items():
-        syllables = reading.split()
-        assert len(syllables) == len(phrase)
-        assert all(mandarin.parse_syllable(syllable) == syllable for syllable in syllables)
-        plain = [
-            {"一": "yi1", "不": "bu4"}.get(char, said)
-            for char, said in zip(phrase, mandarin._dictionary(phrase), strict=True)
-        ]
-        assert plain != syllables, f"{phrase} needs no entry: the dictionary reads it so"
-
-
 @pytest.mark.parametrize(
     ("word", "source"),
     [

@@ -60,7 +60,9 @@ def split_syllables(text: str, language: str) -> tuple[SyllableText, ...]:
         from mudit_engine.text.mandarin import read_han
 
         readings = enumerate(zip(text, read_han(text), strict=True))
-        return tuple(SyllableText(char, str(reading), place) for place, (char, reading) in readings)
+        return tuple(
+            SyllableText(char, str(reading.syllable), place) for place, (char, reading) in readings
+        )
     from mudit_engine.text.english import pronounce, syllabify
 
     found = []

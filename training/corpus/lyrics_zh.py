@@ -231,7 +231,7 @@ def rhyme_class(text: str) -> str:
     """Rhyme class of the last character."""
     from mudit_engine.text.mandarin import read_han, split_syllable
 
-    syllable = read_han(text)[-1]
+    syllable = read_han(text)[-1].syllable
     if syllable is None:
         raise ValueError(f"no reading for {text[-1]!r}")
     return RHYME_CLASSES[split_syllable(syllable)[-1][:-1]]
