@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import attention_forward
+from .attention_backward import backward, backward_configs
+from .attention_forward import forward, forward_config
 from .rotary import rotate_reference
-from .rows import on_device
+from .rows import on_device, unobserved
 from .worklist import Segments
 
 
@@ -85,8 +88,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 PRECISIONS = ("tf32", "ieee")
 
 
-@torch.library.custom_op("mudit::attention_fwd", mutates_args=())
-def attention_fwd(
+def _forward(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, q_tiles: Tensor,
     dq_tiles: Tensor, dkv_tiles: Tensor, scale: float, precision: str, q_covered: bool,
     k_covered: bool,
@@ -94,13 +96,16 @@ def attention_fwd(
     """out [T, S H, K] and lse [S H, T] (natural logarithm of the softmax sums, -inf without keys).
     dq_tiles, dkv_tiles: for gradients.
     """
-    from .attention_forward import forward, forward_config, target_capability
-
     with on_device(q.device):
-        config = forward_config(q.shape[-1], q.dtype, target_capability(), precision)
+        config = forward_config(
+            q.shape[-1], q.dtype, attention_forward.target_capability(), precision
+        )
         return forward(
             q, k, v, cos, sin, q_tiles, config, scale=scale, precision=precision, covered=q_covered
         )
+
+
+attention_fwd = torch.library.custom_op("mudit::attention_fwd", _forward, mutates_args=())
 
 
 @attention_fwd.register_fake
@@ -117,11 +122,10 @@ def attention_bwd(
     precision: str, q_covered: bool, k_covered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v. d_lse [S H, T] may be None (the softmax sums went nowhere)."""
-    from .attention_backward import backward, backward_configs
-    from .attention_forward import target_capability
-
     with on_device(q.device):
-        configs = backward_configs(q.shape[-1], q.dtype, target_capability(), precision)
+        configs = backward_configs(
+            q.shape[-1], q.dtype, attention_forward.target_capability(), precision
+        )
         return backward(
             d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, configs,
             scale=scale, precision=precision, q_covered=q_covered, k_covered=k_covered,
@@ -215,17 +219,17 @@ def _check(
                 f"K/2] = {wanted}"
             )
     segments.check(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
+    segments.check_reach(
+        q_stride=max(q.stride(0), q.shape[1] * q.shape[2]), k_stride=max(k.stride(0), v.stride(0))
+    )
 
 
 def _blocks(
     head_dim: int, dtype: torch.dtype, precision: str, device: torch.device
 ) -> tuple[int, int, int]:
     """Rows of a tile of the forward, query-gradient and key-gradient kernel on a device."""
-    from .attention_backward import backward_configs
-    from .attention_forward import forward_config, target_capability
-
     with on_device(device):
-        capability = target_capability()
+        capability = attention_forward.target_capability()
     by_query, by_key = backward_configs(head_dim, dtype, capability, precision)
     return (
         forward_config(head_dim, dtype, capability, precision).block_q,
@@ -237,6 +241,55 @@ def _blocks(
 # what torch.compiler.assume_constant_result sets; calling it would import all of dynamo along with
 # this module
 _blocks._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    precision: str,
+) -> Tensor:
+    """attention() where nothing is recorded: what shapes and strides decide is looked up in
+    segments.plans, and the launcher is called as it is.
+    """
+    tables = None if cos is None or sin is None else (cos.shape, cos.dtype, sin.shape, sin.dtype)
+    with on_device(q.device):
+        key = (
+            "attention", q.shape, q.stride(), q.dtype, k.shape, k.stride(), k.dtype, v.shape,
+            v.stride(), v.dtype, tables, q.device, scale, precision,
+            attention_forward.target_capability(),
+        )  # fmt: skip
+        plan = segments.plans.get(key)
+        if plan is None:
+            _check(q, k, v, segments, cos, sin, precision)
+            scale = _scale(scale, q.shape[2])
+            config = forward_config(q.shape[2], q.dtype, key[-1], precision)
+            streams = q.shape[1] // k.shape[1]
+            covered, _ = segments.covers(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
+            tiles = segments.query_tiles(config.block_q, q.device)
+            plan = segments.plans[key] = (tiles, config, scale, covered)
+        tiles, config, scale, covered = plan
+        if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
+            q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        if cos is not None and sin is not None:
+            cos, sin = cos.contiguous(), sin.contiguous()
+        return forward(
+            q, k, v, cos, sin, tiles, config, scale=scale, precision=precision, covered=covered
+        )[0]
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    """1 / sqrt(K) unless given. Raises ValueError unless it is positive."""
+    scale = head_dim**-0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError(
+            f"scale={scale}: pass a positive number (the running maximum is taken before scaling)"
+        )
+    return scale
 
 
 def attention(
@@ -258,13 +311,11 @@ def attention(
     products. Differentiable in q, k and v, if no two segments share key rows. Raises ValueError for
     anything else. Source: Dao 2023, FlashAttention-2.
     """
+    if unobserved(q, k, v):
+        return _attend(q, k, v, segments, cos, sin, scale, precision)
     _check(q, k, v, segments, cos, sin, precision)
     streams, head_dim = q.shape[1] // k.shape[1], q.shape[2]
-    scale = head_dim**-0.5 if scale is None else scale
-    if not scale > 0:
-        raise ValueError(
-            f"scale={scale}: pass a positive number (the running maximum is taken before scaling)"
-        )
+    scale = _scale(scale, head_dim)
     block_q, block_dq, block_dkv = _blocks(head_dim, q.dtype, precision, q.device)
     q_tiles = segments.query_tiles(block_q, q.device)
     dq_tiles = dkv_tiles = q_tiles[:0]

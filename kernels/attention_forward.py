@@ -15,6 +15,7 @@ masked tile after it. Source: Dao 2023, FlashAttention-2, algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -311,9 +312,19 @@ def target_capability() -> int:
     """Capability of the device that the next launch runs on, such as 80;
     80 under the interpreter.
     """
-    if triton.knobs.runtime.interpret:
+    if _INTERPRETED:
         return 80
-    return int(triton.runtime.driver.active.get_current_target().arch)
+    driver = triton.runtime.driver.active
+    return _capability(driver, driver.get_current_device())
+
+
+_INTERPRETED = triton.knobs.runtime.interpret  # fixed once a kernel is defined
+
+
+@cache
+def _capability(driver: Any, device: int) -> int:
+    """Of the current device; the arguments only say which answer this is."""
+    return int(driver.get_current_target().arch)
 
 
 def family(capability: int) -> int:
@@ -355,10 +366,12 @@ def forward_config(
 
 def describable(x: Tensor) -> bool:
     """Whether the rows of x [L, H, K] can be a 2-D tensor descriptor: heads side by side, 16-byte
-    aligned rows, not empty.
+    aligned rows that do not overlap, not empty.
     """
-    aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    return x.shape[0] > 0 and x.stride(1) == x.shape[2] and aligned
+    rows, heads, head_dim = x.shape
+    stride, head_stride, _ = x.stride()
+    aligned = x.data_ptr() % 16 == 0 and stride * x.element_size() % 16 == 0
+    return rows > 0 and head_stride == head_dim and stride >= heads * head_dim and aligned
 
 
 def describe(

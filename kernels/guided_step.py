@@ -22,9 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import aligned, check_rows, on_device, row_starts
+from .rows import aligned, check_rows, check_written, on_device, row_starts, unobserved
 
 BLOCK = 1024
+MAX_SONGS = 65535  # of the grid's second axis
+MAX_ELEMENTS = 2**31 - BLOCK  # of one song: its elements are counted in 32 bits
 COLUMNS = ("a", "b", "c", "d", "p", "q", "w")
 
 
@@ -39,6 +41,8 @@ class SongRows:
 
     items: tuple[tuple[int, int, int, int], ...]
     _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was found out about these spans and buffers of a kind, so that it is checked once."""
 
     def tensor(self, device: torch.device | str) -> Tensor:
         """int32 [B, 4] on `device`, made once."""
@@ -49,7 +53,15 @@ class SongRows:
             )
         return self._tensors[device]
 
-    def check(self, *, rows: int, out_rows: int) -> None:
+    @property
+    def total(self) -> int:
+        return sum(item[1] for item in self.items)
+
+    @property
+    def longest(self) -> int:
+        return max([0, *(item[1] for item in self.items)])
+
+    def check(self, *, rows: int, out_rows: int, channels: int = 1) -> None:
         """Raises ValueError when a span leaves the latents or the network's output, or two spans
         write the same rows.
         """
@@ -63,6 +75,14 @@ class SongRows:
                     f"span {(start, count, cond, uncond)} leaves the buffers of {rows} latent and "
                     f"{out_rows} output rows"
                 )
+        if len(self.items) > MAX_SONGS:
+            raise ValueError(
+                f"{len(self.items)} songs in one call: a launch takes {MAX_SONGS}, split the batch"
+            )
+        if any(count * channels > MAX_ELEMENTS for _, count, *_ in self.items):
+            raise ValueError(
+                f"a song of more than {MAX_ELEMENTS} elements in one call: cut it in spans"
+            )
         placed = sorted(item[:2] for item in self.items if item[1])
         for (start, count), (after, _) in pairwise(placed):
             if start + count > after:
@@ -87,6 +107,8 @@ def guided_step_reference(
     coefficients. noise may be None when every d is 0. Rows no span covers are returned unchanged.
     """
     new_x, new_kept = x_TC.clone(), kept_TC.clone()
+    if noise_TC is None and bool((rows_B7[:, 3] != 0).any()):
+        raise ValueError("a sampler row has d != 0 but no noise was given")
     for (start, count, cond_start, uncond_start), row in zip(spans.items, rows_B7, strict=True):
         a, b, c, d, p, q, w = row.to(x_TC.dtype).unbind()
         here = slice(start, start + count)
@@ -95,12 +117,11 @@ def guided_step_reference(
             uncond = out_NC[uncond_start : uncond_start + count].to(x_TC.dtype)
             out = uncond + w * (out - uncond)
         new = a * x + b * out
-        if c != 0:  # kept is undefined (it may hold NaN) until a row has written it
-            new = new + c * kept_TC[here]
-        if d != 0:
-            if noise_TC is None:
-                raise ValueError("a sampler row has d != 0 but no noise was given")
-            new = new + d * noise_TC[here]
+        # kept is undefined (it may hold NaN) until a row has written it. Chosen, not branched on:
+        # a captured step runs this for rows whose values nobody on the host knows.
+        new = torch.where(c != 0, new + c * kept_TC[here], new)
+        if noise_TC is not None:
+            new = torch.where(d != 0, new + d * noise_TC[here], new)
         new_x[here], new_kept[here] = new, p * x + q * out
     return new_x, new_kept
 
@@ -218,8 +239,7 @@ def _launch(
             )
 
 
-@torch.library.custom_op("mudit::guided_step", mutates_args=())
-def _guided_step(
+def _new(
     x: Tensor,
     kept: Tensor,
     out: Tensor,
@@ -245,8 +265,7 @@ def _guided_step(
     return new_x, new_kept
 
 
-@torch.library.custom_op("mudit::guided_step_", mutates_args=("x", "kept"))
-def _guided_step_(
+def _in_place(
     x: Tensor,
     kept: Tensor,
     out: Tensor,
@@ -255,8 +274,15 @@ def _guided_step_(
     spans: Tensor,
     max_rows: int,
 ) -> None:
+    check_written({"x": x, "kept": kept}, {"out": out, "noise": noise})
     noise = None if noise is None else aligned(noise)
     _launch(x, kept, aligned(out), noise, rows, spans, x, kept, max_rows)
+
+
+_guided_step = torch.library.custom_op("mudit::guided_step", _new, mutates_args=())
+_guided_step_ = torch.library.custom_op(
+    "mudit::guided_step_", _in_place, mutates_args=("x", "kept")
+)
 
 
 @_guided_step.register_fake
@@ -286,6 +312,36 @@ def _(
     return None
 
 
+def _check(
+    x_TC: Tensor,
+    kept_TC: Tensor,
+    out_NC: Tensor,
+    noise_TC: Tensor | None,
+    rows_B7: Tensor,
+    spans: SongRows,
+) -> None:
+    """Raises ValueError for what the kernel cannot serve, whatever the strides and the values."""
+    check_rows("x", x_TC)
+    check_rows("out", out_NC)
+    for name, given in (("x", x_TC), ("kept", kept_TC), ("noise", noise_TC)):
+        if given is not None and (given.dtype != torch.float32 or given.shape != x_TC.shape):
+            raise ValueError(
+                f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 "
+                f"{tuple(x_TC.shape)} (float64: eager)"
+            )
+    if (
+        out_NC.shape[1] != x_TC.shape[1]
+        or rows_B7.shape != (len(spans.items), 7)
+        or rows_B7.dtype != torch.float32
+    ):
+        raise ValueError(
+            f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x "
+            f"{tuple(x_TC.shape)} and"
+            f" {len(spans.items)} songs: pass out [N, C] and float32 [B, 7]"
+        )
+    spans.check(rows=x_TC.shape[0], out_rows=out_NC.shape[0], channels=x_TC.shape[1])
+
+
 def guided_step(
     x_TC: Tensor,
     kept_TC: Tensor,
@@ -305,45 +361,29 @@ def guided_step(
     as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the
     buffers.
     """
-    check_rows("x", x_TC)
-    check_rows("out", out_NC)
-    for name, given in (("x", x_TC), ("kept", kept_TC), ("noise", noise_TC)):
-        if given is not None and (given.dtype != torch.float32 or given.shape != x_TC.shape):
-            raise ValueError(
-                f"{name} is {given.dtype} {tuple(given.shape)}: the sampler's state is float32 "
-                f"{tuple(x_TC.shape)} (float64: eager)"
-            )
+    direct = unobserved(x_TC, kept_TC, out_NC, noise_TC)
+    kinds = tuple(None if t is None else (t.shape, t.dtype) for t in (kept_TC, noise_TC, rows_B7))
+    key = (x_TC.shape, x_TC.dtype, out_NC.shape, out_NC.dtype, kinds)
+    if not direct or key not in spans.plans:
+        _check(x_TC, kept_TC, out_NC, noise_TC, rows_B7, spans)
+        if direct:
+            spans.plans[key] = True
     for name, given in (("x", x_TC), ("kept", kept_TC)):
         if inplace and aligned(given) is not given:
             raise ValueError(
                 f"{name} with strides {given.stride()} cannot be updated in place: rows must be "
                 f"dense and 16-byte aligned"
             )
-    if (
-        out_NC.shape[1] != x_TC.shape[1]
-        or rows_B7.shape != (len(spans.items), 7)
-        or rows_B7.dtype != torch.float32
-    ):
-        raise ValueError(
-            f"out {tuple(out_NC.shape)}, coefficients {rows_B7.dtype} {tuple(rows_B7.shape)} for x "
-            f"{tuple(x_TC.shape)} and"
-            f" {len(spans.items)} songs: pass out [N, C] and float32 [B, 7]"
-        )
     if noise_TC is None and rows_B7.device.type == "cpu" and bool((rows_B7[:, 3] != 0).any()):
         raise ValueError("a sampler row has d != 0 but no noise was given")
-    spans.check(rows=x_TC.shape[0], out_rows=out_NC.shape[0])
-    counts = [item[1] for item in spans.items]
+    longest = spans.longest
     rows, where = rows_B7.to(x_TC.device).contiguous(), spans.tensor(x_TC.device)
     if inplace:
-        _guided_step_(x_TC, kept_TC, out_NC, noise_TC, rows, where, max(counts, default=0))
+        (_in_place if direct else _guided_step_)(
+            x_TC, kept_TC, out_NC, noise_TC, rows, where, longest
+        )
         return x_TC, kept_TC
-    return _guided_step(
-        x_TC,
-        kept_TC,
-        out_NC,
-        noise_TC,
-        rows,
-        where,
-        max(counts, default=0),
-        sum(counts) == x_TC.shape[0],
-    )
+    covered = spans.total == x_TC.shape[0]
+    arguments = (x_TC, kept_TC, out_NC, noise_TC, rows, where, longest, covered)
+    new: tuple[Tensor, Tensor] = (_new if direct else _guided_step)(*arguments)
+    return new

@@ -46,6 +46,27 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+def unobserved(*tensors: Tensor | None) -> bool:
+    """Whether a launcher may be called as it is, past torch's dispatcher, which costs more than a
+    short launch: nothing here needs a gradient, is traced, transformed, profiled or intercepted.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.autograd._profiler_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return False
+    recording = torch.is_grad_enabled()
+    for x in tensors:
+        if x is not None and (
+            (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+            or (recording and x.requires_grad)
+        ):
+            return False
+    return True
+
+
 def check_rows(name: str, x: Tensor, *, max_width: int | None = None) -> None:
     """Raises ValueError unless x is [T, D] of a float type the kernels take, D a multiple of 8 (up
     to `max_width`).
@@ -72,6 +93,62 @@ def processors(device: torch.device) -> int:
         if device.type == "cuda"
         else 108
     )
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two indices of x reach one element, as in an expanded tensor."""
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach += (size - 1) * stride
+    return False
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether an element of a lies where one of b does; exact for dense tensors and for rows of one
+    stride (columns of one buffer), else by their extents.
+    """
+    if not a.numel() or not b.numel():
+        return False
+    (a_first, a_end), (b_first, b_end) = _extent(a), _extent(b)
+    if a_end <= b_first or b_end <= a_first:
+        return False
+    size, stride = a.element_size(), a.stride(0)
+    comparable = a.dim() == b.dim() == 2 and a.stride(1) == b.stride(1) == 1
+    if not comparable or b.stride(0) != stride or b.element_size() != size or not stride:
+        return True
+    offset, part = divmod((b_first - a_first) % (stride * size), size)
+    return bool(part) or offset < a.shape[1] or offset + b.shape[1] > stride
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte of x and of the first one behind it."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+
+def check_written(written: dict[str, Tensor], read: dict[str, Tensor | None]) -> None:
+    """Raises ValueError when a tensor that is written in place reaches an element twice, or shares
+    one with another tensor of the call: programs would race for it.
+    """
+    names = list(written)
+    for i, name in enumerate(names):
+        x = written[name]
+        if overlaps_itself(x):
+            raise ValueError(
+                f"{name} with strides {x.stride()} for shape {tuple(x.shape)} reaches elements "
+                f"twice and cannot be written in place: pass a tensor whose elements are its own "
+                f"(.clone())"
+            )
+        others = [(other, written[other]) for other in names[i + 1 :]] + list(read.items())
+        for other, y in others:
+            if y is not None and overlap(x, y):
+                raise ValueError(
+                    f"{name}, which is written in place, shares memory with {other}: pass tensors "
+                    f"of their own (.clone()), or inplace=False"
+                )
 
 
 @triton.jit

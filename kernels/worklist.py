@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class Segments:
     _tables: dict[tuple[int, bool, torch.device], Tensor] = field(
         default_factory=dict, compare=False, repr=False
     )
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What launchers found out about these segments and tensors of a kind, so that it is checked
+    once and not at every call of every step."""
 
     @classmethod
     def self_attention(cls, lengths: Sequence[int], *, stream: int = 0) -> Segments:
@@ -130,6 +134,22 @@ class Segments:
         return sum(item[1] for item in self.items) == q_rows * streams, sum(
             item[3] for item in self.items
         ) == k_rows
+
+    def check_reach(self, *, q_stride: int, k_stride: int) -> None:
+        """Raises ValueError when an element of a segment lies 2^31 elements or more behind the
+        segment's first: kernels count inside a segment in 32 bits.
+        """
+        for name, stride, rows in (
+            ("queries", q_stride, max([0, *(item[1] for item in self.items)])),
+            ("keys", k_stride, max([0, *(item[3] for item in self.items)])),
+        ):
+            # the last tile reaches up to a tile beyond the last row
+            if (rows + 256) * stride >= 2**31:
+                raise ValueError(
+                    f"a segment of {rows} {name} in rows {stride} elements apart reaches beyond "
+                    f"2^31 elements, which the kernels cannot address: pass contiguous tensors, "
+                    f"shorter segments, or backend='eager'"
+                )
 
     def executed_pairs(self, block_q: int, block_k: int) -> tuple[int, int]:
         """(query, key) pairs that tiles of block_q x block_k compute, and those that count. Their

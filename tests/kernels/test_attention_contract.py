@@ -160,6 +160,18 @@ def test_torch_sees_one_operator(wrapper, device):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("which", ["k", "v", "q"])
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_rows_beyond_32_bits_are_refused_before_any_launch(which, training):
+    rows = 2**17
+    given = {name: torch.empty(rows, 1, 64, device="meta") for name in "qkv"}
+    given[which] = torch.empty_strided((rows, 1, 64), (2**14, 64, 1), device="meta")
+    if training:
+        given["q"] = given["q"].requires_grad_()
+    with pytest.raises(ValueError, match="reaches beyond 2.31 elements"):
+        attention(given["q"], given["k"], given["v"], Segments.self_attention([rows]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -136,6 +136,41 @@ def test_strided_inputs(layout, device):
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
+def test_in_place_on_columns_of_one_buffer(device):
+    x, kept, out, noise, coefficients = draw(MIXED, 96, torch.bfloat16, device, rows=175)
+    expected = guided_step(x, kept, out, noise, coefficients, SongRows(MIXED))
+    own = torch.cat((x, kept), 1)
+    guided_step(own[:, :96], own[:, 96:], out, noise, coefficients, SongRows(MIXED), inplace=True)
+    assert torch.equal(own, torch.cat(expected, 1))
+
+
+@pytest.mark.parametrize(
+    "case", ["kept is x", "kept overlaps x", "out is x", "noise is x", "x repeats a row"]
+)
+def test_in_place_refuses_memory_that_programs_would_race_for(case, device):
+    x, kept, out, noise, coefficients = draw(MIXED, 96, torch.float32, device, rows=175)
+    both = torch.randn(176, 96, device=device)
+    if case == "kept is x":
+        kept = x
+    elif case == "kept overlaps x":
+        x, kept = both[:-1], both[1:]
+    elif case == "out is x":
+        out = torch.randn(400, 96, device=device)
+        x = out[100:275]
+    elif case == "noise is x":
+        noise = x
+    else:
+        x = x[:1].expand(175, 96)
+    before = x.clone()
+    with pytest.raises(ValueError, match="shares memory|reaches elements twice"):
+        guided_step(x, kept, out, noise, coefficients, SongRows(MIXED), inplace=True)
+    assert torch.equal(x, before)
+    # without inplace they are only read, and may lie anywhere
+    got = guided_step(x, kept, out, noise, coefficients, SongRows(MIXED))
+    want = guided_step_reference(x, kept, out, noise, coefficients, SongRows(MIXED))
+    torch.testing.assert_close(got, want)
+
+
 @pytest.mark.skipif(
     not strict.INTERPRETED, reason="the order of programs is chosen by the interpreter"
 )
@@ -185,11 +220,19 @@ def test_gradcheck_of_the_reference():
         ({"spans": SongRows(((0, 5, 0, 0),))}, "leaves the buffers"),
         ({"spans": SongRows(((0, 4, 6, 0),))}, "leaves the buffers"),
         (
+            {
+                "x": torch.zeros(1, 16).expand(2**28, 16),
+                "out": torch.zeros(1, 16).expand(2**28, 16),
+                "spans": SongRows(((0, 2**28, 0, -1),)),
+            },
+            "more than 2147482624 elements",
+        ),
+        (
             {"spans": SongRows(((0, 3, 0, 0), (2, 2, 0, 0))), "rows": torch.zeros(2, 7)},
             "share latent rows",
         ),
     ],
-    ids=["channels", "dtype", "out", "rows", "span", "out_span", "overlap"],
+    ids=["channels", "dtype", "out", "rows", "span", "out_span", "counts", "overlap"],
 )
 def test_refuses_what_it_cannot_do(change, says):
     given = {
@@ -202,7 +245,7 @@ def test_refuses_what_it_cannot_do(change, says):
     with pytest.raises(ValueError, match=says):
         guided_step(
             given["x"],
-            torch.zeros_like(given["x"]),
+            given["x"],
             given["out"],
             None,
             given["rows"],
