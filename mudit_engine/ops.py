@@ -172,9 +172,17 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def guided_step(
-    x: Tensor, kept: Tensor, out: Tensor, noise: Tensor | None, rows: Tensor, spans: SongRows
+    x: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    noise: Tensor | None,
+    rows: Tensor,
+    spans: SongRows,
+    *,
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Guidance and one sampler update (kernels/guided_step.py)."""
+    """Guidance and one sampler update (kernels/guided_step.py), over x and kept where `inplace`."""
     if _triton(x):
-        return guided_step_kernels.guided_step(x, kept, out, noise, rows, spans)
-    return guided_step_kernels.guided_step_reference(x, kept, out, noise, rows, spans)
+        return guided_step_kernels.guided_step(x, kept, out, noise, rows, spans, inplace=inplace)
+    new_x, new_kept = guided_step_kernels.guided_step_reference(x, kept, out, noise, rows, spans)
+    return (x.copy_(new_x), kept.copy_(new_kept)) if inplace else (new_x, new_kept)

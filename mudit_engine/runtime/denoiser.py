@@ -10,6 +10,8 @@ A step takes any mix of songs, each at its own step of its own sampler table: co
 unconditional sequences are just more sequences of one ragged batch, and a song outside its guidance
 interval has no unconditional one.
 
+On a CUDA device the step of a layout is captured once and replayed (runtime/captured.py).
+
 Every runtime (torch here; ONNX Runtime, OpenVINO, TensorRT) has the same two methods, and `denoise`
 is the same loop for all.
 """
@@ -17,6 +19,7 @@ is the same loop for all.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
@@ -28,10 +31,21 @@ from mudit_engine import ops
 from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import SongRows
-from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
+from mudit_engine.layouts.packed import Span, lyric_positions, make_layout
 from mudit_engine.models.dit import DiT, Modulation, check_lyric_ids, pool_descriptions
 from mudit_engine.models.outline import OutlineRows, no_outline
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
+from mudit_engine.runtime.captured import (
+    Capture,
+    CaptureError,
+    CudaCapture,
+    GraphCache,
+    Home,
+    Placing,
+    sequences_of,
+)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,57 @@ class SongState(SongProgress):
     spans: tuple[Span, Span]
     modulation: tuple[Modulation, Modulation]  # a row a step
     kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block
+    rows: Tensor  # the sampler's rows on the network's device
+    home: Home | None = None  # in the buffers of a captured step
+    _x: Tensor = field(init=False, repr=False)
+    _kept: Tensor = field(init=False, repr=False)
+    _drawn: Tensor | None = field(default=None, repr=False)
+
+    @property  # type: ignore[misc]
+    def x_TC(self) -> Tensor:
+        """The latent as it is now: a tensor that no later step changes."""
+        return self._x if self.home is None else self.home.x_TC.clone()
+
+    @x_TC.setter
+    def x_TC(self, latent: Tensor) -> None:
+        self.move_out()
+        self._x = latent
+
+    @property  # type: ignore[misc]
+    def kept_TC(self) -> Tensor:
+        """The kept output as it is now."""
+        return self._kept if self.home is None else self.home.kept_TC.clone()
+
+    @kept_TC.setter
+    def kept_TC(self, kept: Tensor) -> None:
+        self.move_out()
+        self._kept = kept
+
+    def move_in(self, home: Home) -> None:
+        """From here on a captured step works on this song."""
+        self.home, self._x, self._kept = home, home.x_TC, home.kept_TC
+
+    def move_out(self) -> None:
+        """Leaves the captured step's buffers, with the latent and the kept output as they are."""
+        if self.home is not None:
+            self._x, self._kept, self.home = self.x_TC, self.kept_TC, None
+
+    def noise(self) -> Tensor:
+        """Noise [T, C] of this step, from the song's generator unless all of it was drawn."""
+        if self._drawn is None:
+            return self.draw()
+        return self._drawn[sum(self.table.needs_noise[: self.step])]
+
+    def draw_all(self) -> Tensor:
+        """The noise of every step that needs some, [draws, T, C] on the network's device: the same
+        numbers, drawn at once. Zeros for steps that lie behind.
+        """
+        if self._drawn is None:
+            needed = [i for i, needs in enumerate(self.table.needs_noise) if needs]
+            empty = torch.zeros(self.x_TC.shape)
+            drawn = [self.draw() if i >= self.step else empty for i in needed]
+            self._drawn = torch.stack([*drawn, empty])[:-1].to(self.rows.device)
+        return self._drawn
 
 
 State = TypeVar("State", bound=SongProgress)
@@ -138,23 +203,45 @@ class _Packing:
     flags.
     """
 
-    layout: Layout
+    placing: Placing
     conditions_ND: Tensor
-    target_rows: Tensor
     kv: list[tuple[Tensor, Tensor]]
-    spans: SongRows
 
 
 @dataclass
 class Denoiser:
-    """The torch runtime."""
+    """The torch runtime.
+
+    capture makes graphs of steps: CudaCapture on a CUDA device unless it is given, none elsewhere.
+    graph_bytes bounds what graphs and their buffers hold: a quarter of the device unless given.
+    """
 
     dit: DiT
+    capture: Capture | None = None
+    graph_bytes: int | None = None
     _packing: tuple[tuple[object, ...], _Packing] | None = field(default=None, repr=False)
+    _graphs: GraphCache | None = field(default=None, repr=False)
+    _uncapturable: bool = field(default=False, repr=False)
 
     @property
     def device(self) -> torch.device:
         return self.dit.final.weight.device
+
+    @property
+    def graphs(self) -> GraphCache | None:
+        """The captured steps; None where none are made."""
+        if self._graphs is None and not self._uncapturable:
+            cuda = self.device.type == "cuda"
+            capture = self.capture or (CudaCapture() if cuda else None)
+            if capture is not None:
+                budget = self.graph_bytes
+                if budget is None:
+                    whole = (
+                        torch.cuda.get_device_properties(self.device).total_memory if cuda else 0
+                    )
+                    budget = whole // 4 or 2**30
+                self._graphs = GraphCache(self.dit, capture, budget_bytes=budget)
+        return self._graphs
 
     @torch.inference_mode()
     def prepare(self, song: SongInputs) -> SongState:
@@ -228,6 +315,7 @@ class Denoiser:
             modulation=(modulation[0], modulation[1]),
             kv=kv,
             generator=generator,
+            rows=song.table.rows.to(device),
             x_TC=noise.to(device),
             kept_TC=torch.zeros_like(noise, device=device),
         )
@@ -235,10 +323,19 @@ class Denoiser:
     @torch.inference_mode()
     def step(self, states: Sequence[SongState]) -> None:
         """Advances every song by one row of its table. No song may be done."""
+        if (graphs := self.graphs) is None:
+            return self._step(states)
+        try:
+            graphs.step(states, lambda: self._place(states))
+        except CaptureError as error:
+            log.warning("steps run uncaptured: %s", error)
+            graphs.clear()
+            self._graphs, self._uncapturable = None, True
+            self._step(states)
+
+    def _step(self, states: Sequence[SongState]) -> None:
         packing = self._pack(states)
-        branches = [
-            (state, branch) for branch in (0, 1) for state in states if branch == 0 or state.guided
-        ]
+        branches = [(states[song], branch) for song, branch in sequences_of(states)]
         rows = [
             state.modulation[branch].rows(slice(state.step, state.step + 1))
             for state, branch in branches
@@ -252,23 +349,25 @@ class Denoiser:
         parts = latents.split([state.frames for state in states])
         order = {state.serial: i for i, state in enumerate(states)}
         x_ND = packing.conditions_ND.index_add(
-            0, packing.target_rows, torch.cat([parts[order[state.serial]] for state, _ in branches])
+            0,
+            packing.placing.target_rows,
+            torch.cat([parts[order[state.serial]] for state, _ in branches]),
         )
-        out_NC = self.dit.trunk(x_ND, modulation, packing.kv, packing.layout)
-        self.update(states, out_NC, packing.spans)
+        out_NC = self.dit.trunk(x_ND, modulation, packing.kv, packing.placing.layout)
+        self.update(states, out_NC, packing.placing.spans)
 
     def update(self, states: Sequence[SongState], out_NC: Tensor, spans: SongRows) -> None:
         """Guidance and the sampler rows, on the network's packed output."""
         noise = None
         if any(state.table.needs_noise[state.step] for state in states):
             drawn = [
-                state.draw()
+                state.noise()
                 if state.table.needs_noise[state.step]
                 else torch.zeros(state.x_TC.shape)
                 for state in states
             ]
-            noise = torch.cat(drawn).to(out_NC.device)
-        rows = torch.stack([state.table.rows[state.step] for state in states]).to(out_NC.device)
+            noise = torch.cat([one.to(out_NC.device) for one in drawn])
+        rows = torch.stack([state.rows[state.step] for state in states])
         x = torch.cat([state.x_TC for state in states])
         kept = torch.cat([state.kept_TC for state in states])
         x, kept = ops.guided_step(x, kept, out_NC, noise, rows, spans)
@@ -283,29 +382,36 @@ class Denoiser:
         return self._packing[1]
 
     def _lay_out(self, states: Sequence[SongState]) -> _Packing:
+        conditions = [states[song].conditions[branch] for song, branch in sequences_of(states)]
+        kv = [
+            (
+                torch.cat([state.kv[block][0] for state in states]),
+                torch.cat([state.kv[block][1] for state in states]),
+            )
+            for block in range(len(self.dit.blocks))
+        ]
+        return _Packing(self._place(states), torch.cat(conditions), kv)
+
+    def _place(self, states: Sequence[SongState]) -> Placing:
         lyric_starts = list(
             itertools.accumulate((state.spans[0].lyrics for state in states), initial=0)
         )
         frame_starts = list(itertools.accumulate((state.frames for state in states), initial=0))
         spans: list[Span] = []
-        conditions: list[Tensor] = []
-        song_spans: list[tuple[int, int, int, int]] = []
-        for branch in (0, 1):
-            for i, state in enumerate(states):
-                if branch == 0 or state.guided:
-                    span = state.spans[branch]
-                    spans.append(
-                        Span(
-                            span.description,
-                            span.reference,
-                            span.target,
-                            lyric_starts[i],
-                            span.lyrics,
-                            len(spans),
-                        )
-                    )
-                    conditions.append(state.conditions[branch])
+        for song, branch in sequences_of(states):
+            span = states[song].spans[branch]
+            spans.append(
+                Span(
+                    span.description,
+                    span.reference,
+                    span.target,
+                    lyric_starts[song],
+                    span.lyrics,
+                    len(spans),
+                )
+            )
         # the unconditional outputs lie behind all conditional ones, in the songs' order
+        song_spans: list[tuple[int, int, int, int]] = []
         uncond_start = frame_starts[-1]
         for i, state in enumerate(states):
             song_spans.append(
@@ -318,17 +424,10 @@ class Denoiser:
             )
             uncond_start += state.frames if state.guided else 0
         layout = make_layout(spans, self.dit.config, device=self.device)
-        kv = [
-            (
-                torch.cat([state.kv[block][0] for state in states]),
-                torch.cat([state.kv[block][1] for state in states]),
-            )
-            for block in range(len(self.dit.blocks))
-        ]
         target_rows = torch.cat(
             [torch.arange(rows.start, rows.stop) for rows in layout.targets]
         ).to(self.device)
-        return _Packing(layout, torch.cat(conditions), target_rows, kv, SongRows(tuple(song_spans)))
+        return Placing(layout, target_rows, SongRows(tuple(song_spans)))
 
 
 def denoise(
