@@ -1,12 +1,13 @@
-"""A step of the torch runtime as one captured graph, so that the host does nothing per step but start it.
+"""A step of the torch runtime as one captured graph: all the host does for a step is to start it.
 
     graphs = GraphCache(denoiser.dit, CudaCapture(), budget_bytes=2 << 30)
-    graphs.step(states)                 # captures the layout's step the first time, replays it from then on
+    graphs.step(states, place)        # captures the layout's step the first time, then replays it
 
-What a step reads lives in buffers on the device, filled when songs enter the graph: conditions, lyric
-keys and values, the modulation and the sampler row of every step, the noise of an SDE, the latents,
-and each song's step number, which the graph itself raises. So songs at different steps of different
-samplers replay one graph, and nothing is copied or launched from the host between two steps.
+What a step reads lives in buffers on the device, filled when songs enter the graph: conditions,
+lyric keys and values, the modulation and the sampler row of every step, the noise of an SDE, the
+latents, and each song's step number, which the graph itself raises. So songs at different steps of
+different samplers replay one graph, and nothing is copied or launched from the host between two
+steps.
 
 A graph belongs to a layout: the row counts of every sequence, in order, and which songs are guided.
 Other songs of the same layout take the same graph; their buffers are filled anew. Graphs are kept
@@ -88,7 +89,7 @@ class Home:
 
 @dataclass(frozen=True)
 class Placing:
-    """Where the sequences of a batch lie: made by the denoiser, for its own step and for this one."""
+    """Where the sequences of a batch lie (Denoiser makes it, for its own step and for this one)."""
 
     layout: Layout
     target_rows: Tensor

@@ -1,9 +1,9 @@
-"""A stand-in for CUDA graphs on the CPU: records the operations of a function once, then repeats them
-on the same memory.
+"""A stand-in for CUDA graphs on the CPU: records the operations of a function once, then repeats
+them on the same memory.
 
-What a CUDA graph cannot do it refuses: values read by the host, numbers of a host generator, tensors
-made from Python data. A replay runs no Python of the recorded function, so whatever that function
-would have looked up anew is as it was.
+What a CUDA graph cannot do it refuses: values read by the host, numbers of a host generator,
+tensors made from Python data. A replay runs no Python of the recorded function, so whatever that
+function would have looked up anew is as it was.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The captured step: equal to the uncaptured loop bit for bit, one capture a layout, nothing from the
-host between two steps.
+"""The captured step: equal to the uncaptured loop bit for bit, one capture a layout, nothing from
+the host between two steps.
 
 The recorder of tests/helpers stands in for CUDA graphs.
 """
