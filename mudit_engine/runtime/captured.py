@@ -222,8 +222,9 @@ class StepGraph:
             if self.noise is not None:
                 draws = torch.tensor(state.table.needs_noise).cumsum(0).sub(1).clamp_min(0)
                 self.draw[first : first + count].copy_(draws, non_blocking=True)
-                drawn = state.draw_all()
-                self.noise[: len(drawn), self.starts[i] : self.starts[i + 1]].copy_(drawn)
+                if any(state.table.needs_noise):
+                    drawn = state.draw_all()
+                    self.noise[: len(drawn), self.starts[i] : self.starts[i + 1]].copy_(drawn)
         for i, (song, branch) in enumerate(self.sequences):
             modulation, first = states[song].modulation[branch], i * self.steps
             self.base[first : first + len(modulation.base)].copy_(modulation.base)
@@ -275,6 +276,7 @@ class GraphCache:
             graph.fill(states)
         graph.replay()
         for state in states:
+            state.drew()
             state.step += 1
             if state.done:
                 state.move_out()

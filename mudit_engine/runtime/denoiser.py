@@ -113,6 +113,8 @@ class SongState(SongProgress):
     _x: Tensor = field(init=False, repr=False)
     _kept: Tensor = field(init=False, repr=False)
     _drawn: Tensor | None = field(default=None, repr=False)
+    # the generator's state after each step's noise
+    _positions: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property  # type: ignore[misc]
     def x_TC(self) -> Tensor:
@@ -143,22 +145,30 @@ class SongState(SongProgress):
         if self.home is not None:
             self._x, self._kept, self.home = self.x_TC, self.kept_TC, None
 
-    def noise(self) -> Tensor:
-        """Noise [T, C] of this step, from the song's generator unless all of it was drawn."""
-        if self._drawn is None:
-            return self.draw()
-        return self._drawn[sum(self.table.needs_noise[: self.step])]
-
     def draw_all(self) -> Tensor:
-        """The noise of every step that needs some, [draws, T, C] on the network's device: the same
-        numbers, drawn at once. Zeros for steps that lie behind.
+        """The noise of every step that needs some, [draws, T, C] on the network's device: the
+        numbers that the generator will give, which stays where it is (`drew` moves it on). Zeros
+        for steps that lie behind.
         """
         if self._drawn is None:
-            needed = [i for i, needs in enumerate(self.table.needs_noise) if needs]
-            empty = torch.zeros(self.x_TC.shape)
-            drawn = [self.draw() if i >= self.step else empty for i in needed]
-            self._drawn = torch.stack([*drawn, empty])[:-1].to(self.rows.device)
+            ahead, before = torch.Generator(), self.generator.get_state()
+            ahead.set_state(before)
+            drawn = []
+            for step in (i for i, needs in enumerate(self.table.needs_noise) if needs):
+                noise = torch.zeros(self.x_TC.shape)
+                if step >= self.step:
+                    noise = torch.randn(noise.shape, generator=ahead)
+                    self._positions[step] = ahead.get_state()
+                drawn.append(noise)
+            self._drawn = torch.stack(drawn).to(self.rows.device)
         return self._drawn
+
+    def drew(self) -> None:
+        """A captured step used this step's noise: the generator moves to where drawing it would
+        have left it.
+        """
+        if (position := self._positions.get(self.step)) is not None:
+            self.generator.set_state(position)
 
 
 State = TypeVar("State", bound=SongProgress)
@@ -361,7 +371,7 @@ class Denoiser:
         noise = None
         if any(state.table.needs_noise[state.step] for state in states):
             drawn = [
-                state.noise()
+                state.draw()
                 if state.table.needs_noise[state.step]
                 else torch.zeros(state.x_TC.shape)
                 for state in states

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mudit_engine import ops
 from mudit_engine.runtime.captured import CaptureError
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
+from mudit_engine.runtime.saved_song import freeze, thaw
 from recorded_graph import RecordedCapture
 from small_denoisers import BEZIER, CONTINUOUS, DDPM, DISCRETE, SHORT, make_denoiser, song
 
@@ -95,6 +96,19 @@ def test_songs_join_and_leave_between_steps() -> None:
     for got, want in ((a, x), (b, y), (c, z)):
         assert torch.equal(got.x_TC, want.x_TC) and torch.equal(got.kept_TC, want.kept_TC)
         assert torch.equal(got.draw(), want.draw())
+
+
+def test_a_song_of_an_sde_goes_on_in_another_process() -> None:
+    denoiser, _ = captured()
+    s = song(20, 4, seed=2, steps=4, name="sde-euler")
+    state = denoiser.prepare(s)
+    denoiser.step([state])
+    denoiser.step([state])
+    again = denoiser.prepare(s)
+    saved = freeze(state)
+    assert saved is not None
+    thaw(again, saved)
+    assert torch.equal(denoise(denoiser, [again])[0], run(make_denoiser(), [s])[0])
 
 
 class _Count(TorchDispatchMode):
