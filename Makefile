@@ -1,5 +1,6 @@
 # make song    sets everything up and writes out/song.wav from a description and lyrics
 # make test    sets everything up, checks the code and runs the tests
+# make docs    builds the documentation into out/site; a warning is an error
 # make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random
 #              faults: takes an hour on two cores
 # make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 TEST_ARGS ?=
 
-.PHONY: help song test lint ranks gpu tiny clean
+.PHONY: help song test lint docs ranks gpu tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation: out/site/index.html"
 
 ranks: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
@@ -72,4 +77,8 @@ $(VENV)/.core: setup.py | $(BIN)/python
 
 $(VENV)/.dev: setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(VENV)/.core $@
+
+$(VENV)/.docs: setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $(VENV)/.core $@

@@ -54,6 +54,7 @@ EXTRAS = {
     "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],
+    "docs": ["mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8"],
     # in an environment of its own, on the GPU host: it wants another onnx
     "quantize": ["nvidia-modelopt"],
     # only where its GPU is; polygraphy also parses the build commands written for GPU hosts
@@ -73,6 +74,7 @@ EXTRAS["dev"] = [
     *EXTRAS["corpus"],
     *EXTRAS["eval"],
     *EXTRAS["peers"],
+    *EXTRAS["docs"],  # a test builds the site
 ]
 
 setup(

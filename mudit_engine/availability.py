@@ -61,6 +61,7 @@ PACKAGES = {
     "liger_kernel": ("liger-kernel", "peers"),
     "pyworld": ("pyworld", "corpus"),
     "mido": ("mido", "corpus"),
+    "mkdocs": ("mkdocs", "docs"),
 }
 # command -> Debian package
 TOOLS = {"espeak-ng": "espeak-ng", "fluidsynth": "fluidsynth"}
