@@ -14,18 +14,18 @@ _continuous_steps, and add its name to the samplers that a configuration accepts
 from __future__ import annotations
 
 import argparse
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mudit_engine import SongPipeline
+from mudit_engine import SongPipeline, SongRequest
 from mudit_engine.audio import save_audio
 from mudit_engine.diffusion.paths import Path as NoisePath
 from mudit_engine.diffusion.paths import make_path
 from mudit_engine.diffusion.samplers import SamplerTable, continuous_levels
-from mudit_engine.runtime.denoiser import SongInputs, denoise
+from mudit_engine.runtime.denoiser import denoise
 
 
 def pingpong_rows(path: NoisePath, levels: Tensor) -> Tensor:
@@ -74,20 +74,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("pingpong.wav"))
     options = parser.parse_args(arguments)
     pipeline = SongPipeline.from_pretrained(options.model)
-    config = pipeline.config
-    path = make_path(config.path)
+    path = make_path(pipeline.config.path)
     check_on_known_data(path, options.steps)
 
-    song = SongInputs(
-        frames=math.ceil(options.seconds * config.vae.frame_rate),
-        seconds=options.seconds,
-        table=pingpong_table(path, steps=options.steps, guidance=2.0),
-        seed=1,
-        descriptions=pipeline.text.encode_text(["钢琴", "抒情"]),
-        negative=pipeline.text.encode_text([]),
-    )
+    # the request is read as any other; only its table is ours
+    request = SongRequest(description="抒情，钢琴，C 大调", seconds=options.seconds, seed=1)
+    song = pipeline.reader.inputs(pipeline.reader.read(request))
+    song = replace(song, table=pingpong_table(path, steps=options.steps, guidance=2.0))
     [latents] = denoise(pipeline.runtime, [pipeline.runtime.prepare(song)])
-    save_audio(options.out, pipeline.decode(latents, options.seconds), config.vae.sample_rate)
+    audio = pipeline.decode(latents, options.seconds)
+    save_audio(options.out, audio, pipeline.config.vae.sample_rate)
     print(f"{options.steps} steps of the new sampler: {options.out}")
 
 

@@ -18,11 +18,12 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A shell in which `mudit` is this checkout's command."""
+    """A shell in which `mudit` and `python` are those of this checkout."""
     programs = tmp_path_factory.mktemp("programs")
-    command = programs / "mudit"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mudit_engine "$@"\n')
-    command.chmod(0o755)
+    for name, what in (("mudit", "-m mudit_engine "), ("python", "")):
+        command = programs / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {what}"$@"\n')
+        command.chmod(0o755)
     return {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
