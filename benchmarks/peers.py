@@ -55,8 +55,7 @@ class StableAudioPeer:
         """
         from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
-        batch = len(songs) * (2 if guidance else 1)
-        frames, context = max(f for f, _ in songs), max(n for _, n in songs)
+        batch, frames, context = padded(songs, guidance=guidance)
         g = torch.Generator().manual_seed(1)
         x = torch.randn(batch, PEER_LATENT, frames, generator=g)
         states = torch.randn(batch, context, CONTEXT_WIDTH, generator=g)
@@ -65,7 +64,8 @@ class StableAudioPeer:
         rotary = get_1d_rotary_pos_embed(
             self.head_dim // 2, frames + 1, use_real=True, repeat_interleave_real=False
         )
-        time = torch.full((batch,), 0.5)
+        x, states, summary, time = like(self.model, x, states, summary, torch.full((batch,), 0.5))
+        rotary = tuple(table.to(x.device) for table in rotary)
 
         def step() -> torch.Tensor:
             with torch.inference_mode():
@@ -79,6 +79,110 @@ class StableAudioPeer:
                 )[0]
 
         return step
+
+
+class AceStepPeer:
+    """diffusers' AceStepTransformer1DModel of equal width, depth and heads, a gated MLP of about
+    equal parameters. Its odd blocks attend within a window, as designed; a batch is padded to its
+    longest song. One row a frame: its patches of two would halve the work.
+    """
+
+    name = "diffusers AceStepTransformer1DModel"
+
+    def __init__(self, config: DitConfig) -> None:
+        require("diffusers", "the peer of the benchmark")
+        from diffusers import AceStepTransformer1DModel
+
+        torch.manual_seed(0)
+        self.width = config.width
+        self.model = AceStepTransformer1DModel(
+            hidden_size=config.width,
+            intermediate_size=config.mlp_width * 2 // 3 // 32 * 32,
+            num_hidden_layers=config.blocks,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            head_dim=config.head_dim,
+            in_channels=3 * PEER_LATENT,
+            audio_acoustic_hidden_dim=PEER_LATENT,
+            patch_size=1,
+        ).eval()
+
+    def prepare(
+        self, songs: Sequence[tuple[int, int]], *, guidance: bool
+    ) -> Callable[[], torch.Tensor]:
+        """A function that runs one step of the songs."""
+        batch, frames, context = padded(songs, guidance=guidance)
+        x, states = noise(batch, frames, PEER_LATENT), noise(batch, context, self.width)
+        clean, time = noise(batch, frames, 2 * PEER_LATENT), torch.full((batch,), 0.5)
+        x, states, clean, time = like(self.model, x, states, clean, time)
+
+        def step() -> torch.Tensor:
+            with torch.inference_mode():
+                return self.model(x, time, time, states, clean, return_dict=False)[0]
+
+        return step
+
+
+class LongCatPeer:
+    """diffusers' LongCatAudioDiTTransformer of equal width, depth and heads. A batch is padded to
+    its longest song, with the masks that its pipeline gives.
+    """
+
+    name = "diffusers LongCatAudioDiTTransformer"
+
+    def __init__(self, config: DitConfig) -> None:
+        require("diffusers", "the peer of the benchmark")
+        from diffusers import LongCatAudioDiTTransformer
+
+        torch.manual_seed(0)
+        self.model = LongCatAudioDiTTransformer(
+            dit_dim=config.width,
+            dit_depth=config.blocks,
+            dit_heads=config.heads,
+            dit_text_dim=CONTEXT_WIDTH,
+            latent_dim=PEER_LATENT,
+            use_latent_condition=False,
+            ff_mult=config.mlp_ratio,
+        ).eval()
+
+    def prepare(
+        self, songs: Sequence[tuple[int, int]], *, guidance: bool
+    ) -> Callable[[], torch.Tensor]:
+        """A function that runs one step of the songs."""
+        batch, frames, context = padded(songs, guidance=guidance)
+        turns = 2 if guidance else 1
+        rows = torch.tensor([f for f, _ in songs] * turns)
+        words = torch.tensor([max(n, 1) for _, n in songs] * turns)
+        x, states = noise(batch, frames, PEER_LATENT), noise(batch, context, CONTEXT_WIDTH)
+        x, states, time = like(self.model, x, states, torch.full((batch,), 0.5))
+        device = x.device
+        row_mask = (torch.arange(frames)[None] < rows[:, None]).to(device)
+        word_mask = (torch.arange(context)[None] < words[:, None]).to(device)
+
+        def step() -> torch.Tensor:
+            with torch.inference_mode():
+                return self.model(x, states, word_mask, time, row_mask, return_dict=False)[0]
+
+        return step
+
+
+def padded(songs: Sequence[tuple[int, int]], *, guidance: bool) -> tuple[int, int, int]:
+    """Sequences, frames and context rows of the padded batch; guidance doubles the sequences."""
+    return (
+        len(songs) * (2 if guidance else 1),
+        max(f for f, _ in songs),
+        max(max(n for _, n in songs), 1),
+    )
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def like(model: torch.nn.Module, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors where the model is, in its dtype."""
+    weight = next(model.parameters())
+    return tuple(tensor.to(weight.device, weight.dtype) for tensor in tensors)
 
 
 class PlainPhaseSearch:

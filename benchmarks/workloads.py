@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mudit_engine.config import DitConfig
+from mudit_engine.config import DitConfig, load_config
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,23 @@ WORKLOADS = {
         "one guided step of four songs of 30, 60, 120 and 260 s",
     ),
 }
+
+
+def network_config(size: str) -> DitConfig:
+    """The network that a benchmark of this size runs: `tiny` ships with the package, `published` is
+    the paper's code, `small` lies between and takes seconds on two cores.
+    """
+    if size == "small":
+        return DitConfig(width=512, blocks=6, heads=8, lyric_width=256, lyric_blocks=2)
+    return load_config(size).dit
+
+
+def mixed_songs(size: str) -> tuple[tuple[int, int], ...]:
+    """(frames, lyric tokens) of four songs whose lengths differ by nine: those of published-mixed,
+    at a quarter of the length in the smaller sizes.
+    """
+    songs = WORKLOADS["published-mixed"].songs
+    return songs if size == "published" else tuple((f // 4, n // 4) for f, n in songs)
 
 
 def step_flops(config: DitConfig, songs: Sequence[tuple[int, int]], *, guidance: bool) -> float:

@@ -1,5 +1,7 @@
 """`mudit bench`: measure the engine against strong peers, interleaved in the same run.
 
+mudit bench list
+mudit bench run step decode --size tiny
 mudit bench e2e --workload published-1536 --rounds 3 --json
 mudit bench kernels --static --arch sm_80,sm_90 --html kernels.html
 """
@@ -11,14 +13,19 @@ from typing import Any
 
 import click
 
+from mudit_engine.cli._bench_registry import list_command, run_command
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 
 
 @click.group()
 def command() -> None:
-    """Measure against peers: whole steps (e2e), kernels (kernels), CPU runtimes against torch
-    (runtimes).
+    """Measure against peers, interleaved: every benchmark by name (list, run), whole steps (e2e),
+    kernels (kernels), CPU runtimes against torch (runtimes).
     """
+
+
+command.add_command(list_command)
+command.add_command(run_command)
 
 
 @command.command()
