@@ -5,12 +5,12 @@ activations at three lengths, packing.
     python -m mudit_engine.benchmarks.plan_memory --parts state,packing \\
       --rehearse musit-380m:64:1:fp32
 
-state        bytes by kind on 2 and 4 real gloo ranks and on rank 0 of rehearsals, each against the
-closed forms: within 1 % activations  bytes that saved_tensors_hooks see, and the most that lives at
-once, of the real network on the CPU, against the plan's fit:
-             within 10 %
-packing      the training sampler on the plan's mix of lengths, at the best option's pack size: at
-least 0.97 filled
+    state        bytes by kind on 2 and 4 real gloo ranks and on rank 0 of rehearsals, each against
+                 the closed forms: within 1 %
+    activations  bytes that saved_tensors_hooks see, and the most that lives at once, of the real
+                 network on the CPU, against the plan's fit: within 10 %
+    packing      the training sampler on the plan's mix of lengths, at the best option's pack size:
+                 at least 0.97 filled
 
 The fit is of packs of several songs. In eager mode one song alone keeps some 7 % less (no copy that
 joins the songs' attention outputs); on the kernels' path it makes no difference. Everything is

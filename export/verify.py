@@ -1,7 +1,6 @@
 """A deployment folder against its manifest: files, graphs and whole songs once more.
 
-report = verify(folder)                                     # {"folder": ..., "differences": [...],
-"parity": [rows]}
+report = verify(folder)      # {"folder": ..., "differences": [...], "parity": [rows]}
 """
 
 from __future__ import annotations

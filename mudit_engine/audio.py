@@ -172,8 +172,8 @@ def resample(
     """Audio [..., ceil(S target / source)] at another sample rate, by a Kaiser-windowed sinc
     low-pass (exact for any pair of rates).
 
-    y[m] = sum_n x[n] h(m source / target - n),   h(t) = c sinc(c t) kaiser(c t / zeros),   c =
-    rolloff min(1, target / source)
+        y[m] = sum_n x[n] h(m source / target - n)
+        h(t) = c sinc(c t) kaiser(c t / zeros)        c = rolloff min(1, target / source)
 
     zeros: zero crossings of the sinc on each side; rolloff: the pass band's share of the lower
     Nyquist frequency; beta: of the Kaiser window (11: stop band below -100 dB). Differentiable.

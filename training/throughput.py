@@ -1,8 +1,9 @@
 """How fast a run is: tokens/s, seconds of audio a second a device, MFU against a stated peak,
 memory, time spent waiting for data.
 
-MFU = 3 forward FLOPs of the global batch / (step seconds * devices * peak)        recomputation is
-not useful work
+    MFU = 3 forward FLOPs of the global batch / (step seconds * devices * peak)
+
+Recomputation is not useful work.
 
 meter = Meter(recipe, device, world=8)
 meter.step(tokens=16384, seconds=1520.0, flops=3.1e14, step_seconds=0.9)

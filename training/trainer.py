@@ -91,7 +91,8 @@ class Work:
 
     epoch: int
     epoch_step: int
-    batches: list[tuple[Batch, float]]  # with 0 where a rank only keeps the others company
+    # with weight 0 where a rank has no song left and only takes part in the collectives
+    batches: list[tuple[Batch, float]]
     songs: int
     seconds: float
 
@@ -123,13 +124,13 @@ class Trainer:
         )
         averaged = self.task.averaged if recipe.ema.enabled else ()
         if recipe.strategy != "single":
-            self.task.spread(self.strategy)
+            self.task.join_ranks(self.strategy)
         self.strategy.prepare(
             self.task.modules,
             recipe,
             lr_scale=self.task.lr_scale,
             ema=averaged,
-            asked=self.task.asked,
+            called_elsewhere=self.task.called_elsewhere,
         )
         self.progress = Progress()
         self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)

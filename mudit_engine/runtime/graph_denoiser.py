@@ -1,7 +1,7 @@
 """The exported graphs (export/graphs.py) as a runtime: the same `prepare` and `step` as the torch
 denoiser, whatever executes the graphs.
 
-    session = OnnxSession(folder)  # or OpenVinoSession, TensorRtSession
+    session = OnnxSession(folder)  # or OpenVinoSession
     denoiser = GraphDenoiser(config.dit, session)
     latents = denoise(denoiser, [denoiser.prepare(song)])
 

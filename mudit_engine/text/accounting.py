@@ -4,7 +4,7 @@ The fates of a text, put one behind the other, are the text: nothing is lost and
 twice. `lyrics check --json`, the file beside a song and training data hold them.
 
     fates = read_lyrics("[verse]\\n月亮 🎸").fates
-    [(fate.text, fate.became, fate.detail) for fate in fates][-1]   ('🎸', 'dropped', 'symbols cannot be sung')
+    fates[-1].text, fates[-1].became         # ('🎸', 'dropped'), and why: 'symbols cannot be sung'
 """
 
 from __future__ import annotations

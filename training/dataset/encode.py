@@ -187,11 +187,11 @@ def encode_latents(
         TextVectors(load_part("chinmu", config, folder, device=device)) if descriptions else None
     )
     vocabulary = Vocabulary.load(config.dit.vocabulary)
-    ears = None
+    transcriber = None
     if separate or transcribe:
-        from mudit_engine.training.dataset.transcribe import Ears
+        from mudit_engine.training.dataset.transcribe import Transcriber
 
-        ears = Ears(separate if stems else None, transcribe, device=device)
+        transcriber = Transcriber(separate if stems else None, transcribe, device=device)
     written = song_fields(
         latent_channels=config.vae.latent_channels, description_width=config.chinmu.embedding
     )
@@ -204,11 +204,13 @@ def encode_latents(
             if stems
             else {}
         )
-        if ears is not None:
-            heard = ears.hear(audio, rate, stems=not parts, lyrics=not song.lyrics.strip())
+        if transcriber is not None:
+            found = transcriber.transcribe(
+                audio, rate, stems=not parts, lyrics=not song.lyrics.strip()
+            )
             parts, song = (
-                parts or heard.stems,
-                _with_heard(song, heard.lyrics, vocabulary, transcribe),
+                parts or found.stems,
+                _with_transcript(song, found.lyrics, vocabulary, transcribe),
             )
         phonemes, sung, unsung = _sung(song, vocabulary)
         arrays = {"latents": latents_of(vae, audio), **phonemes}
@@ -308,7 +310,7 @@ class TextVectors:
 
     def of(self, descriptions: Iterable[SourceDescription]) -> dict[str, np.ndarray]:
         """fragments [F, W] and fragment_kinds [F, 5]: level, language, user type, number of the
-        description, asked.
+        description, whether a request would use it.
         """
         import torch
 
@@ -328,7 +330,7 @@ class TextVectors:
                 LANGUAGES.index(d.language),
                 USER_TYPES.index(d.user),
                 number,
-                int(part.asked),
+                int(part.in_request),
             )
             for part, d, number in rows
         ]
@@ -338,7 +340,7 @@ class TextVectors:
         return {"fragments": fragments, "fragment_kinds": np.array(kinds, np.uint8)}
 
 
-def _with_heard(
+def _with_transcript(
     song: SourceSong, lyrics: str, vocabulary: Vocabulary, by: str | None
 ) -> SourceSong:
     """The song with lyrics that were heard in it. What has no phonemes (another language) leaves it

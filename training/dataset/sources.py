@@ -40,13 +40,13 @@ MOST_FRAGMENTS = 32  # of the description as the engine itself would split it
 
 @dataclass(frozen=True)
 class SourceFragment:
-    """A piece of a description. `asked`: the engine makes it of a request with this description;
-    the others are further ways to say it.
+    """A piece of a description. `in_request`: a request with this description would give it; the
+    others are further ways to say it.
     """
 
     text: str
     level: str
-    asked: bool
+    in_request: bool
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class SourceDescription:
         level (None: the words of the text).
         """
         levels = {part.text: part.level for part in fragments(text)}
-        asked = description_fragments(text, MOST_FRAGMENTS)
-        parts = {one: SourceFragment(one, levels.get(one, "sentence"), True) for one in asked}
+        in_request = description_fragments(text, MOST_FRAGMENTS)
+        parts = {one: SourceFragment(one, levels.get(one, "sentence"), True) for one in in_request}
         for level in ("sentence", "phrase", "word"):
             more = (
                 [one for one, found in levels.items() if found == level]

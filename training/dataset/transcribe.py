@@ -1,9 +1,9 @@
 """What is heard in songs that come without stems or words: stems by demucs, lyrics by
 faster-whisper or FunASR. All are optional.
 
-    ears = Ears("htdemucs", "faster-whisper:large-v3", device="cuda")
-    # heard.stems {"vocals": [c, S], ...} at that rate, heard.lyrics "one line\\na phrase"
-    heard = ears.hear(audio_cS, 44100)
+    transcriber = Transcriber("htdemucs", "faster-whisper:large-v3", device="cuda")
+    # found.stems {"vocals": [c, S], ...} at that rate, found.lyrics "one line\\na phrase"
+    found = transcriber.transcribe(audio_cS, 44100)
 
 Words are heard in the vocals alone where they were separated. Weights are fetched by those packages
 when they are first used. Adapters to demucs 4.1, faster-whisper 1.2 and FunASR 1.4, which are not
@@ -36,12 +36,12 @@ _PHRASE = re.compile(r"[^，。？！；、,.?!;\n]+")
 
 
 @dataclass(frozen=True)
-class Heard:
+class Transcript:
     stems: dict[str, Tensor] = field(default_factory=dict)
     lyrics: str = ""
 
 
-class Ears:
+class Transcriber:
     """Loads what was asked for once. Raises MissingError with the install command, InputError for
     an unknown recogniser.
     """
@@ -52,9 +52,9 @@ class Ears:
         self.separator = Separator(separate, device=device) if separate else None
         self.recogniser = make_recogniser(transcribe, device=device) if transcribe else None
 
-    def hear(
+    def transcribe(
         self, audio_cS: Tensor, rate: int, *, stems: bool = True, lyrics: bool = True
-    ) -> Heard:
+    ) -> Transcript:
         """Stems and lyrics of a song, of those that were asked for."""
         found = (
             self.separator.separate(audio_cS, rate) if self.separator is not None and stems else {}
@@ -65,7 +65,7 @@ class Ears:
             text = tidy(
                 self.recogniser.lines(resample(mono, rate, SPEECH_RATE)[0].float().cpu().numpy())
             )
-        return Heard(found, text)
+        return Transcript(found, text)
 
 
 class Separator:

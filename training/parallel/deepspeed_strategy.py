@@ -37,7 +37,7 @@ from mudit_engine.training.parallel.strategy import (
     Logs,
     Strategy,
     make_optimizer,
-    no_average,
+    missing_average,
     trained,
 )
 from mudit_engine.training.ranks import join
@@ -74,12 +74,12 @@ class DeepSpeed(Strategy):
         *,
         lr_scale: Mapping[str, float],
         ema: Sequence[str],
-        asked: Sequence[str] = (),
+        called_elsewhere: Sequence[str] = (),
     ) -> None:
         self.modules = {phase: module.to(self.device) for phase, module in modules.items()}
         self.lr_scale = dict(lr_scale)
         self._averaged = tuple(ema) if recipe.ema.enabled else ()
-        self._asked = tuple(asked)
+        self._called_elsewhere = tuple(called_elsewhere)
 
     @property
     def engines(self) -> dict[str, _Engine]:
@@ -92,7 +92,7 @@ class DeepSpeed(Strategy):
     def _engine(self, phase: str, module: nn.Module) -> _Engine:
         # weights that another phase reads outside of this engine's own forward must lie whole on
         # every rank
-        stage = min(self.recipe.parallel.zero_stage, 2) if phase in self._asked else None
+        stage = min(self.recipe.parallel.zero_stage, 2) if phase in self._called_elsewhere else None
         parameters = sum(p.numel() for p in trained(module).values())
         config = deepspeed_config(
             self.recipe,
@@ -341,7 +341,7 @@ class _Engine:
         saved.check(self.sizes)
         if self.ema is not None:
             if saved.ema_updates is None:
-                raise no_average(saved.folder)
+                raise missing_average(saved.folder)
             self.ema.updates = saved.ema_updates
         started = saved.names("exp_avg")
         for group in range(len(self.partitions.flats)):

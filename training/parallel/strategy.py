@@ -60,12 +60,12 @@ class Strategy(ABC):
         *,
         lr_scale: Mapping[str, float],
         ema: Sequence[str],
-        asked: Sequence[str] = (),
+        called_elsewhere: Sequence[str] = (),
     ) -> None:
         """Takes over the phases' modules: places them, makes optimisers and the average of the
         phases in `ema`.
 
-        `asked` are phases whose module another phase's forward calls.
+        `called_elsewhere` are phases whose module another phase's forward calls.
         """
 
     @abstractmethod
@@ -132,7 +132,7 @@ class Single(Strategy):
         *,
         lr_scale: Mapping[str, float],
         ema: Sequence[str],
-        asked: Sequence[str] = (),
+        called_elsewhere: Sequence[str] = (),
     ) -> None:
         self.modules = {phase: module.to(self.device) for phase, module in modules.items()}
         self.clip, self.lr_scale = recipe.optimizer.clip, dict(lr_scale)
@@ -206,7 +206,7 @@ class Single(Strategy):
             load_optimizer_tensors(module, self.optimizers[phase], _optimizer_state(saved, shapes))
             if phase in self.emas:
                 if saved.ema_updates is None:
-                    raise no_average(folder)
+                    raise missing_average(folder)
                 self.emas[phase].load(saved.whole("ema", shapes), updates=saved.ema_updates)
 
 
@@ -343,7 +343,7 @@ def _optimizer_state(saved: SavedState, shapes: Mapping[str, torch.Size]) -> dic
     }
 
 
-def no_average(folder: Path) -> InputError:
+def missing_average(folder: Path) -> InputError:
     return InputError(
         f"checkpoint '{folder}' holds no averaged weights: resume with --set ema.enabled=false, as "
         f"it was trained"

@@ -1,8 +1,8 @@
 """Sequence parallelism by DeepSpeed Ulysses: `shares` ranks in a row work on the same songs
 (layouts/sharded.py has the layout).
 
-exchange = make_exchange(strategy)         # None when every rank has its own songs; all ranks call
-it dit.exchange = exchange
+    # all ranks call it; None when every rank has its own songs
+    dit.exchange = make_exchange(strategy)
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def measure(rehearsal: Rehearsal) -> dict[str, Any]:
     """In this process, which has no world yet, or under a launcher: bytes by kind, the peak, and
     the messages of a step.
 
-    state: bytes by kind (model_state.KINDS without gathered) after the first micro-batch of the
+    state: bytes by kind (state_bytes.KINDS without gathered) after the first micro-batch of the
     second step. other: storages that are none of these. peak: the most that lived at once in that
     step, weights and all. sent: {collective: {calls, bytes}} of that step.
     """

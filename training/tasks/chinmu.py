@@ -202,7 +202,7 @@ class ChinMuTask(Task):
             )
         return {value: number for number, value in enumerate(sorted(found))}
 
-    def spread(self, strategy: Strategy) -> None:
+    def join_ranks(self, strategy: Strategy) -> None:
         module = self.modules["model"]
         assert isinstance(module, ChinMuLoss)
         module.ranks = strategy.ranks

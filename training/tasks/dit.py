@@ -127,15 +127,15 @@ class DitTask(Task):
         self.sections = np.array(
             [i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"]
         )
-        self.dit, self.in_company = DiT(self.config.dit), False
+        self.dit, self.on_ranks = DiT(self.config.dit), False
         self.initialise(self.dit)
         return {"model": DitLoss(self.dit, self.path, self.stage)}
 
-    def spread(self, strategy: Strategy) -> None:
+    def join_ranks(self, strategy: Strategy) -> None:
         shares = strategy.shares
         check_heads(self.config.dit.heads, shares)
         self.dit.exchange = make_exchange(strategy)
-        self.in_company = True
+        self.on_ranks = True
 
     def costs(self) -> np.ndarray:
         return np.asarray(self.shards.rows("latents"))
@@ -153,11 +153,11 @@ class DitTask(Task):
             for z, record in zip(latents, records, strict=True)
         ]
         times = self._times(records, moment)
-        if self.in_company:
+        if self.on_ranks:
             # a sequence that counts for nothing and has one row of every kind: with it every rank
             # uses every weight in every pass, in the same order, whatever its songs lack; the
             # collectives of ZeRO 2 and 3 would mix up or wait for ever otherwise
-            conditions.append(self._companion())
+            conditions.append(self._filler_sequence())
             latents.append(np.zeros((1, channels), np.float16))
             noise.append(torch.zeros(1, channels))
             seconds.append(1.0)
@@ -194,7 +194,7 @@ class DitTask(Task):
             flops=forward_flops(self.config.dit, clean),
         )
 
-    def _companion(self) -> Conditions:
+    def _filler_sequence(self) -> Conditions:
         dit = self.config.dit
         outline = outline_rows(Outline(), frames=1, frame_rate=self.config.vae.frame_rate, tokens=1)
         fragment, reference = (

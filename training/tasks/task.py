@@ -75,7 +75,7 @@ class Task(ABC):
     needs: tuple[str, ...]  # fields that the data set must hold
     phases: tuple[str, ...] = ("model",)
     averaged: tuple[str, ...] = ("model",)  # phases with an average of the weights
-    asked: tuple[str, ...] = ()  # phases whose module another phase's forward calls
+    called_elsewhere: tuple[str, ...] = ()  # phases whose module another phase's forward calls
     lr_scale: Mapping[str, float] = {}
     # whether ranks share the songs of every pack, instead of taking different packs
     splits_packs = False
@@ -105,7 +105,7 @@ class Task(ABC):
     @abstractmethod
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch: ...
 
-    def spread(self, strategy: Strategy) -> None:  # noqa: B027 - most stages work on their own songs alone
+    def join_ranks(self, strategy: Strategy) -> None:  # noqa: B027 - most stages work on their own songs alone
         """Called once before training on ranks: from here on batches and modules reckon with
         others.
         """

@@ -159,7 +159,7 @@ class VaeTask(Task):
     part = "vae"
     needs = ("audio",)
     averaged = ("generator",)
-    asked = ("discriminator",)  # by the generator's loss
+    called_elsewhere = ("discriminator",)  # by the generator's loss
 
     def build(self) -> dict[str, nn.Module]:
         self.stage: VaeStage = self.recipe.vae

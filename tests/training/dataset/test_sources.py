@@ -22,11 +22,11 @@ def test_asked_fragments_are_those_of_a_request() -> None:
         {"sentence": (TEXT, "新的一句。"), "phrase": ("钢琴",), "word": ("女声", "")},
     )
     assert tuple(
-        part.text for part in description.fragments if part.asked
+        part.text for part in description.fragments if part.in_request
     ) == description_fragments(TEXT, 32)
-    others = {part.text: part.level for part in description.fragments if not part.asked}
+    others = {part.text: part.level for part in description.fragments if not part.in_request}
     assert others == {TEXT: "sentence", "新的一句": "sentence", "女声": "word"}
-    levels = [part.level for part in description.fragments if not part.asked]
+    levels = [part.level for part in description.fragments if not part.in_request]
     assert levels == sorted(levels, key=("sentence", "phrase", "word").index)
 
 

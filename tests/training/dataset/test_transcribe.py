@@ -20,7 +20,7 @@ from mudit_engine.training.dataset import encode
 from mudit_engine.training.dataset import transcribe as listen
 from mudit_engine.training.dataset.encode import TextVectors
 from mudit_engine.training.dataset.sources import SourceDescription, SourceSong
-from mudit_engine.training.dataset.transcribe import Ears, tidy
+from mudit_engine.training.dataset.transcribe import Transcriber, tidy
 
 
 class Demucs:
@@ -72,7 +72,7 @@ def test_stems_come_back_as_the_song_was_given(demucs: dict[str, Any]) -> None:
     and no random shift.
     """
     song = torch.sin(torch.arange(2001) * 0.05)[None] * 0.3 + 0.01
-    stems = Ears("htdemucs", None).hear(song, 2000).stems
+    stems = Transcriber("htdemucs", None).transcribe(song, 2000).stems
     mix = demucs["mix"]
     assert mix.shape == (1, 2, 1001) and demucs["shifts"] == 0
     assert abs(float(mix.mean())) < 1e-5 and float(mix.mean(1).std()) == pytest.approx(1, abs=1e-3)
@@ -86,7 +86,7 @@ def test_stems_come_back_as_the_song_was_given(demucs: dict[str, Any]) -> None:
 
 def test_an_unknown_separator_is_named(demucs: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--separate nope: demucs has no such model.*try htdemucs"):
-        Ears("nope", None)
+        Transcriber("nope", None)
 
 
 def test_words_are_heard_in_the_vocals(
@@ -111,9 +111,10 @@ def test_words_are_heard_in_the_vocals(
     monkeypatch.setattr(
         listen.Separator, "separate", lambda self, audio, rate: {"vocals": audio * 0.4}
     )
-    heard = Ears("htdemucs", "faster-whisper", device="cuda:1").hear(song, 2000)
-    assert heard.lyrics == "hello moon\nhello again" and loud[0] == pytest.approx(0.4, abs=0.02)
-    assert Ears(None, "faster-whisper", device="cuda:1").hear(song, 2000, lyrics=False).lyrics == ""
+    found = Transcriber("htdemucs", "faster-whisper", device="cuda:1").transcribe(song, 2000)
+    assert found.lyrics == "hello moon\nhello again" and loud[0] == pytest.approx(0.4, abs=0.02)
+    stems_alone = Transcriber(None, "faster-whisper", device="cuda:1")
+    assert stems_alone.transcribe(song, 2000, lyrics=False).lyrics == ""
 
 
 def test_phrases_become_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +126,10 @@ def test_phrases_become_lines(monkeypatch: pytest.MonkeyPatch) -> None:
             return [{"key": "a", "text": "月亮升起来，照亮了小路。la la"}] if input.any() else []
 
     stand_in(monkeypatch, funasr={"AutoModel": AutoModel})
-    ears = Ears(None, "funasr:other")
-    assert ears.hear(torch.ones(1, 8000), 8000).lyrics == "月亮升起来\n照亮了小路\nla la"
-    assert ears.hear(torch.zeros(1, 8000), 8000).lyrics == ""
+    transcriber = Transcriber(None, "funasr:other")
+    found = transcriber.transcribe(torch.ones(1, 8000), 8000)
+    assert found.lyrics == "月亮升起来\n照亮了小路\nla la"
+    assert transcriber.transcribe(torch.zeros(1, 8000), 8000).lyrics == ""
     assert tidy(["(applause)", "  ", "【掌声】你好"]) == "你好"
 
 
@@ -139,18 +141,18 @@ def test_what_is_not_installed_and_what_is_unknown() -> None:
     for module, (package, separate, transcribe) in wanted.items():
         if not available(module):
             with pytest.raises(MissingError, match=f"pip install '?{package}"):
-                Ears(separate, transcribe)
+                Transcriber(separate, transcribe)
     with pytest.raises(
         InputError, match="--transcribe 'whisper' is unknown: use faster-whisper or funasr"
     ):
-        Ears(None, "whisper")
+        Transcriber(None, "whisper")
 
 
 def test_words_without_phonemes_leave_the_song_without_words() -> None:
     song, vocabulary = SourceSong("a", audio=__file__), Vocabulary.load("v1")  # type: ignore[arg-type]
-    named = encode._with_heard(song, "月亮升起来\nhello", vocabulary, "funasr")
+    named = encode._with_transcript(song, "月亮升起来\nhello", vocabulary, "funasr")
     assert named.lyrics == "月亮升起来\nhello" and named.metadata == {"lyrics_heard_by": "funasr"}
-    assert encode._with_heard(song, "", vocabulary, "funasr") is song
+    assert encode._with_transcript(song, "", vocabulary, "funasr") is song
     assert encode._phonemes(replace(named), vocabulary)["phonemes"].size > 4
 
 

@@ -47,7 +47,7 @@ def cost_model(mode: str) -> CostModel:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Costs are of test_network_cost.py: here they are round figures."""
+    """Costs are of test_step_cost.py: here they are round figures."""
     monkeypatch.setattr(
         planning, "fit", lambda config, *, precision, checkpointing: cost_model(checkpointing)
     )
