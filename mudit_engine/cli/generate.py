@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import (
+    emit_json,
+    json_option,
+    loading,
+    note,
+    print_table,
+    progress,
+)
 from mudit_engine.cli._requests import Job, jobs_of
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.names import REFERENCE_KINDS, RUNTIMES, SAMPLERS, USER_TYPES
@@ -200,7 +207,7 @@ def command(**options: Any) -> None:
         jobs = [job for job in jobs if not job.path.exists()]
     start = time.perf_counter()
     pipeline = _pipeline(model, runtime, PRECISIONS[precision], options)
-    loading = time.perf_counter() - start
+    loading_seconds = time.perf_counter() - start
     jobs, refused = _checked(pipeline, jobs, keep_going=options["keep_going"])
     failures += refused
     rows: list[dict[str, Any]] = []
@@ -214,7 +221,9 @@ def command(**options: Any) -> None:
         )
         failures += failed
     if options["as_json"]:
-        emit_json({"loading_seconds": round(loading, 3), "songs": rows, "failures": failures})
+        emit_json(
+            {"loading_seconds": round(loading_seconds, 3), "songs": rows, "failures": failures}
+        )
     elif rows:
         _print_songs(rows)
     if failures:
@@ -230,18 +239,19 @@ def command(**options: Any) -> None:
 def _pipeline(
     model: str, runtime: str, precision: str | None, options: dict[str, Any]
 ) -> SongPipeline:
-    import torch
+    with loading():
+        import torch
 
-    from mudit_engine.cli._deployed import deployed
-    from mudit_engine.pipeline import SongPipeline
+        from mudit_engine.cli._deployed import deployed
+        from mudit_engine.pipeline import SongPipeline
 
-    return SongPipeline.from_pretrained(
-        model,
-        runtime=runtime,
-        device=options["device"],
-        dtype=getattr(torch, precision) if precision else None,
-        deploy=lambda folder, name: deployed(folder, runtime=name, quiet=options["as_json"]),
-    )
+        return SongPipeline.from_pretrained(
+            model,
+            runtime=runtime,
+            device=options["device"],
+            dtype=getattr(torch, precision) if precision else None,
+            deploy=lambda folder, name: deployed(folder, runtime=name, quiet=options["as_json"]),
+        )
 
 
 def _checked(

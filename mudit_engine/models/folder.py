@@ -14,13 +14,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mudit_engine.config import PRESETS, ModelConfig, load_config
 from mudit_engine.errors import ModelError
@@ -199,13 +201,35 @@ def _random(name: str, shape: torch.Size) -> torch.Tensor:
     return around + 0.02 * torch.randn(shape)
 
 
-def _weightless(part: Part) -> contextlib.AbstractContextManager[object]:
-    """Where a part is built whose weights come from elsewhere: on no device, so that nothing is
-    drawn only to be overwritten.
+@contextlib.contextmanager
+def _weightless(part: Part) -> Iterator[None]:
+    """Where a part is built whose weights come from elsewhere: on no device, and nothing is drawn
+    only to be overwritten.
 
-    The other parts hold constants that are in no file.
+    The other parts hold constants that are in no file. Initialisers are skipped, since on torch's
+    meta device they would import its compiler and sympy, which takes a second.
     """
-    return torch.device("meta") if part == "dit" else contextlib.nullcontext()
+    if part != "dit":
+        yield
+        return
+    with torch.device("meta"), _NoInitialisers():
+        yield
+
+
+class _NoInitialisers(TorchFunctionMode):
+    """Calls that only fill a tensor return it as it is."""
+
+    FILL = frozenset(
+        (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_, Tensor.erfinv_, Tensor.mul_)
+        + (Tensor.add_, Tensor.clamp_, nn.init.normal_, nn.init.uniform_, nn.init.constant_)
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in self.FILL:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def save_config(config: ModelConfig, folder: Path) -> None:
