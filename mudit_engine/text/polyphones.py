@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from mudit_engine.text.syllables import syllables
+
 # Confidence of readings that no table states: the only one there is, a word of the dictionary, and
 # the first of several that a dictionary lists for a character which lyrics hardly ever read
 # otherwise.
@@ -123,8 +125,6 @@ def _without_table(char: str, word: str | None) -> Reading:
 @functools.lru_cache(maxsize=8192)
 def _character_readings(char: str) -> tuple[str, ...]:
     """What the dictionary lists for a character, the usual one first."""
-    from mudit_engine.text.mandarin import syllables
-
     return tuple(one for one in _pinyin(char, heteronym=True)[0] if one[:-1] in syllables())
 
 
@@ -149,8 +149,6 @@ def _dictionary_words(text: str) -> list[str | None]:
     where it finds none.
     """
     from pypinyin.seg.mmseg import seg
-
-    from mudit_engine.text.mandarin import syllables
 
     found: list[str | None] = []
     for word in seg.cut(text):

@@ -96,31 +96,6 @@ def test_kernels_import_torch_and_triton_only(file: Path) -> None:
     assert not foreign
 
 
-BELOW_THE_COMMANDS = [
-    file for file in FILES if "cli" not in file.parts and file.name != "__main__.py"
-]
-ARROWS = {
-    "engine": (
-        [file for file in BELOW_THE_COMMANDS if file in ENGINE],
-        ("training", "export", "benchmarks"),
-    ),
-    "training": (sources(ROOT / "training"), ("export", "benchmarks")),
-    "export": (sources(ROOT / "export"), ("training", "benchmarks")),
-    "all": (BELOW_THE_COMMANDS, ("cli",)),
-}
-
-
-@pytest.mark.parametrize(("files", "above"), ARROWS.values(), ids=ARROWS)
-def test_arrows_point_one_way(files: list[Path], above: tuple[str, ...]) -> None:
-    up = tuple(f"mudit_engine.{name}" for name in above)
-    assert {
-        (module_name(file), name)
-        for file in files
-        for name in imported(file)
-        if any(within(name, package) for package in up)
-    } == set()
-
-
 def test_no_module_is_named_like_a_package() -> None:
     """A folder of ours on sys.path (a script's own folder, a test's) would otherwise hide that
     package.
