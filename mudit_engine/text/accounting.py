@@ -3,8 +3,8 @@
 The fates of a text, put one behind the other, are the text: nothing is lost and nothing is counted
 twice. `lyrics check --json`, the file beside a song and training data hold them.
 
-    fates = read_lyrics("[verse]\\n月亮 🎸").fates
-    fates[-1].text, fates[-1].became         # ('🎸', 'dropped'), and why: 'symbols cannot be sung'
+    fate = read_lyrics("[verse]\\n月亮 🎸").fates[-1]
+    fate.text, fate.became, fate.detail        ('🎸', 'dropped', 'symbols cannot be sung')
 """
 
 from __future__ import annotations
