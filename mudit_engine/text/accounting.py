@@ -9,6 +9,7 @@ twice. `lyrics check --json`, the file beside a song and training data hold them
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,15 @@ class Fate:
         return row
 
 
+@functools.lru_cache(maxsize=256)
+def joined(first: Mark, second: Mark) -> Mark:
+    """The mark of a character that made the tokens of both."""
+    assert first.tokens and second.tokens
+    tokens = (min(first.tokens[0], second.tokens[0]), max(first.tokens[1], second.tokens[1]))
+    detail = first.detail if second.detail in first.detail else f"{first.detail} {second.detail}"
+    return Mark(first.became, detail, tokens, first.layer)
+
+
 class LineMarks:
     """Marks of the characters of one source line."""
 
@@ -67,11 +77,19 @@ class LineMarks:
         self.marks: list[Mark | None] = [None] * len(text)
 
     def set(self, columns: Iterable[int], mark: Mark) -> None:
-        """Gives columns a mark; one that a column has already yields only to a stronger one."""
+        """Gives columns a mark; one that a column has already yields only to a stronger one, and
+        two that made tokens are joined.
+        """
         for column in columns:
             known = self.marks[column]
             if known is None or KINDS.index(mark.became) < KINDS.index(known.became):
                 self.marks[column] = mark
+            elif known.became == mark.became and known.tokens and mark.tokens:
+                self.marks[column] = joined(known, mark)
+
+    def reword(self, became: str, mark: Mark) -> None:
+        """Gives all characters of one kind another mark."""
+        self.marks = [mark if m and m.became == became else m for m in self.marks]
 
     def fates(self) -> Iterator[Fate]:
         """Runs of characters with the same mark; those without are left out."""

@@ -1,9 +1,11 @@
 """English: a word -> ARPAbet phones with stress, and the syllable each phone belongs to.
 
 The CMU Pronouncing Dictionary comes first (its first pronunciation, except for the homographs that
-songs use otherwise). Then, in order: stretched and repeated vocables (`sooooo`, `lalala`), endings
-on a known word (`lovin'`, `skylines`), two known words in one (`moonglow`), letter names for
-initials (`KTV`), and at last letter-to-sound rules, so that a name is still sung as a word.
+songs use otherwise; text/heteronyms.py tells those by their context). Then, in order: stretched and
+repeated vocables (`sooooo`, `lalala`), letter names for initials (`KTV`), a further dictionary of
+rarer words, names in pinyin (`Zhangsan`), endings on a known word (`lovin'`, `skylines`), two known
+words in one (`moonglow`), and at last letter-to-sound rules, so that a name is still sung as a
+word.
 
     pronounce("chorus")  Pronunciation(phones=('K', 'AO1', 'R', 'AH0', 'S'), source='dictionary')
 """
@@ -22,6 +24,13 @@ CONSONANTS = (
     "B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T",
     "TH", "V", "W", "Y", "Z", "ZH",
 )  # fmt: skip
+# How a word that no dictionary has is read, by Pronunciation.source.
+GUESSES = {
+    "letters": "spelled out",
+    "rules": "read by the rules of spelling",
+    "derived": "read from the words it is made of",
+    "pinyin": "read as pinyin",
+}
 PHONES = frozenset(CONSONANTS) | {vowel + stress for vowel in VOWELS for stress in "012"}
 
 _LETTERS = {
@@ -43,7 +52,8 @@ _SUNG = {
         "close": "K L OW1 S", "dove": "D AH1 V", "lead": "L IY1 D", "mm": "M", "mmm": "M",
         "hm": "HH M", "ah": "AA1", "ahh": "AA1", "oo": "UW1", "ay": "EY1", "ayy": "EY1", "sh": "SH",
         "woah": "W OW1", "da": "D AA1", "na": "N AA1", "la": "L AA1", "doo": "D UW1", "ba": "B AA1",
-        "sha": "SH AA1", "ha": "HH AA1", "brr": "B ER1",
+        "sha": "SH AA1", "ha": "HH AA1", "brr": "B ER1", "lived": "L IH1 V D", "used": "Y UW1 Z D", "bass": "B EY1 S",
+        "wound": "W UW1 N D",
     }.items()
 }  # fmt: skip
 # consonants that may begin an English syllable together
@@ -67,8 +77,8 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class Pronunciation:
-    """Phones of one word. `source`: dictionary, vocable, derived, letters (spelled out) or rules
-    (letter to sound).
+    """Phones of one word. `source`: dictionary, vocable, derived, letters (spelled out), rules
+    (letter to sound) or pinyin, when `phones` are its syllables with a level tone.
     """
 
     phones: tuple[str, ...]
@@ -89,9 +99,23 @@ def dictionary() -> dict[str, str]:
     return entries
 
 
+@functools.cache
+def further_dictionary() -> dict[str, str]:
+    """52 000 rarer words that the first dictionary does not hold."""
+    text = (files("mudit_engine") / "assets" / "vocabulary" / "more_en.txt").read_text(
+        encoding="utf-8"
+    )
+    return dict(line.split(" ", 1) for line in text.splitlines())
+
+
 def _look_up(word: str) -> tuple[str, ...] | None:
     if word in _SUNG:
         return _SUNG[word]
+    # what is sung otherwise than its first entry is so with an ending too: tears, winds, lives
+    for ending in ("'s", "s'", "s"):
+        stem = word.removesuffix(ending)
+        if stem != word and stem in _SUNG and stem != "close" and len(stem) > 2:
+            return _SUNG[stem] + _plural(_SUNG[stem][-1])
     phones = dictionary().get(word)
     return tuple(phones.partition(" #")[0].split()) if phones else None
 
@@ -117,12 +141,51 @@ def pronounce(word: str) -> Pronunciation:
         return Pronunciation(phones, "vocable")
     if _is_initials(word.strip("'")):
         return Pronunciation(spell(bare), "letters")
+    if further := further_dictionary().get(bare):
+        return Pronunciation(tuple(further.split()), "dictionary")
+    if syllables := _name_in_pinyin(word.strip("'-")):
+        return Pronunciation(syllables, "pinyin")
     if phones := _derive(lower):
         return Pronunciation(phones, "derived")
     letters = bare.replace("'", "")
     if not re.search(r"[aeiouy]", letters):
         return Pronunciation(spell(letters), "letters")
     return Pronunciation(letter_to_sound(letters), "rules")
+
+
+def _name_in_pinyin(word: str) -> tuple[str, ...] | None:
+    """Zhangsan -> zhang1 san1: words that are all pinyin and either look Chinese (zh, x, q) or are
+    written as a name. A name does not say its tones, so all are level.
+    """
+    from mudit_engine.text.mandarin import syllables
+
+    lower = word.lower()
+    chinese = re.search(r"zh|x[iu]|q[iu]|(?<![s])ng(?=[bcdfghjklmnpqrstwxyz])", lower)
+    if not word.isascii() or not (word[:1].isupper() or chinese):
+        return None
+    found: list[str] = []
+    for part in lower.split("'"):
+        cut = _cut_pinyin(part, frozenset(syllables()))
+        if cut is None:
+            return None
+        found += cut
+    if len(found) < 2 and not chinese:
+        return None
+    return tuple(syllable + "1" for syllable in found)
+
+
+def _cut_pinyin(text: str, known: frozenset[str]) -> list[str] | None:
+    """The fewest syllables that make up a text; None where it is no pinyin."""
+    best: list[list[str] | None] = [[]] + [None] * len(text)
+    for end in range(1, len(text) + 1):
+        for start in range(max(0, end - 6), end):
+            before = best[start]
+            if before is not None and text[start:end] in known and len(text[start:end]) > 1:
+                found = [*before, text[start:end]]
+                now = best[end]
+                if now is None or len(found) < len(now):
+                    best[end] = found
+    return best[-1] or None
 
 
 def spell(letters: str) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """Numbers as they are sung, in Mandarin or English. Texts come in NFKC form.
 
 Mandarin: 1998年 and 520 digit by digit, 365天 and 100 as quantities, 2个 as 两个, 50% as
-百分之五十, 12:30 as 十二点三十. English: 1998 as a year, 99 as ninety-nine, 1st, 90s, 50%, $5,
-7:30. Both: digits that are many, begin with 0 or are grouped by dashes (telephone numbers) one by
-one.
+百分之五十, 12:30 as 十二点三十, -5°C as 零下五摄氏度. English: 1998 as a year, 99 as ninety-nine,
+1st, 90s, 50%, $5, 7:30. Both: fractions (1/2), ranges (3-5天, 1998-2008), scores (3-1), units
+(5km), signs; digits that are many, begin with 0 or are grouped by dashes (telephone numbers) one by one.
 
     in_mandarin("365", following="天")   '三百六十五'
     in_english("1998")                   'nineteen ninety-eight'
@@ -13,15 +13,36 @@ from __future__ import annotations
 
 import re
 
+# unit -> (behind the number in Mandarin, in English)
+_UNITS = {
+    "°c": ("摄氏度", "degrees celsius"),
+    "°f": ("华氏度", "degrees fahrenheit"),
+    "°": ("度", "degrees"),
+    "km": ("公里", "kilometers"),
+    "cm": ("厘米", "centimeters"),
+    "mm": ("毫米", "millimeters"),
+    "kg": ("公斤", "kilograms"),
+    "mph": ("英里每小时", "miles an hour"),
+    "bpm": ("拍", "beats a minute"),
+    "am": ("", "A M"),
+    "pm": ("", "P M"),
+}
+_HALVES_OF_A_DAY = {"am": "上午", "pm": "下午"}
+_ONE = r"\d+(?:[.:]\d+)?"
 NUMBER = re.compile(
-    r"[$£€¥]?(?:"
-    r"\d{1,2}:[0-5]\d(?!\d)"  # a time of day
-    r"|\d+(?:-\d+){2,}|\d{3}-\d{4}"  # a telephone number
-    r"|\d+\u2044\d+"  # a fraction, as NFKC writes ½
+    r"(?:(?<![\w.])[-\u2212+](?=\d))?[$£€¥]?(?:"
+    r"\d{1,2}:[0-5]\d(?![\d\-~\u2013])"  # a time of day
+    r"|\d+(?:-\d+){2,}|\d{3}-\d{4}(?!\d)"  # a telephone number
+    rf"|{_ONE}[-~\u2013\u301c]{_ONE}(?![-\d])"  # a range or a score
+    r"|\d+\u2044\d+|\d{1,2}/\d{1,3}(?![/\d])"  # a fraction; NFKC writes ½ with U+2044
     r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"  # 1,000  3.14  42
-    r")(?:%|(?:st|nd|rd|th|'?s)(?![a-z]))?",
+    rf")(?:%|(?:st|nd|rd|th|'?s)(?![a-z])|\s?(?:{'|'.join(_UNITS)})(?![a-z]))?",
     re.IGNORECASE | re.ASCII,
 )
+_RANGE = re.compile(rf"({_ONE})[-~\u2013\u301c]({_ONE})", re.ASCII)
+_TELEPHONE = re.compile(r"\d+(?:-\d+){2,}|\d{3}-\d{4}", re.ASCII)
+_UNIT = re.compile(rf"\s?({'|'.join(_UNITS)})$", re.IGNORECASE)
+_ALL_DAY = "24/7"
 _SUFFIX = re.compile(r"(?:st|nd|rd|th|'?s)$", re.IGNORECASE)
 _DIGITS = "零一二三四五六七八九"
 _MEASURES = frozenset(
@@ -42,6 +63,7 @@ _FRACTIONS = {
     ("3", "4"): "three quarters",
     ("1", "3"): "one third",
 }
+_SIGNS = "-+\u2212"
 _PHONE = 7  # so many digits without a comma are read one by one
 
 
@@ -49,30 +71,39 @@ def in_mandarin(number: str, *, following: str = "") -> str:
     """Han characters for a match of NUMBER. `following`: the character after it (年, 个, ... decide
     the reading).
     """
+    if number == _ALL_DAY:
+        return "二十四小时"
+    if number[0] in _SIGNS:
+        rest = in_mandarin(number[1:], following=following)
+        return {"+": "加"}.get(
+            number[0], "零下" if "°" in number or following == "度" else "负"
+        ) + rest
+    if unit := _UNIT.search(number):
+        name = unit[1].lower()
+        value = in_mandarin(number[: unit.start()], following="度")
+        if name in _HALVES_OF_A_DAY:
+            return _HALVES_OF_A_DAY[name] + value + ("" if ":" in number else "点")
+        return value + _UNITS[name][0]
+    if found := _RANGE.fullmatch(number.removesuffix("%")):
+        first, last = (in_mandarin(part, following=following) for part in found.groups())
+        if not _TELEPHONE.fullmatch(number):
+            joined = f"{first}{'到' if _rises(found) else '比'}{last}"
+            return "百分之" + joined if number.endswith("%") else joined
     money, body = _money(number)
     body = _SUFFIX.sub("", body)
     if body.endswith("%"):
-        return "百分之" + _value(body[:-1])
+        return "百分之" + ("百" if body == "100%" else _value(body[:-1]))
     if ":" in body:
         hours, minutes = body.split(":")
-        spoken = (
-            _value(str(int(hours))).replace("二", "两")
-            if int(hours) == 2
-            else _value(str(int(hours)))
-        )
-        return (
-            spoken
-            + "点"
-            + (
-                ""
-                if minutes == "00"
-                else ("零" if minutes[0] == "0" else "") + _value(str(int(minutes)))
-            )
-        )
+        spoken = _value(str(int(hours)))
+        if int(hours) == 2:
+            spoken = "两"
+        late = "零" if minutes[0] == "0" else ""
+        return spoken + "点" + ("" if minutes == "00" else late + _value(str(int(minutes))))
     if "-" in body:
         return "".join(_DIGITS[int(digit)] for digit in body if digit.isdecimal())
-    if "\u2044" in body:
-        top, bottom = body.split("\u2044")
+    if "\u2044" in body or "/" in body:
+        top, bottom = re.split("[\u2044/]", body)
         return _value(bottom) + "分之" + _value(top)
     if "," in body or "." in body or money:
         return _value(body.replace(",", "")) + (money[1] if money else "")
@@ -81,6 +112,12 @@ def in_mandarin(number: str, *, following: str = "") -> str:
     if body == "2" and following in _LIANG and following:
         return "两"
     return _value(body)
+
+
+def _rises(found: re.Match[str]) -> bool:
+    """True for 3-5 and 7:30-9:00, false for 3-1, which is a score."""
+    first, last = (float(part.replace(":", ".")) for part in found.groups())
+    return first < last
 
 
 def _digit_by_digit(body: str, following: str) -> bool:
@@ -118,6 +155,21 @@ def chinese_value(text: str) -> float | None:
 
 def in_english(number: str) -> str:
     """English words, separated by spaces or hyphens, for a match of NUMBER."""
+    if number == _ALL_DAY:
+        return "twenty-four seven"
+    if number[0] in _SIGNS:
+        return ("plus " if number[0] == "+" else "minus ") + in_english(number[1:])
+    if unit := _UNIT.search(number):
+        said, value = _UNITS[unit[1].lower()][1], number[: unit.start()]
+        said = (
+            re.sub(r"^(degree|kilometer|centimeter|millimeter|kilogram)s", r"\1", said)
+            if (value == "1")
+            else said
+        )
+        return f"{in_english(value)} {said}"
+    if (found := _RANGE.fullmatch(number.removesuffix("%"))) and not _TELEPHONE.fullmatch(number):
+        words = " to ".join(map(in_english, found.groups()))
+        return words + (" percent" if number.endswith("%") else "")
     money, body = _money(number)
     if body.endswith("%"):
         return in_english(body[:-1]) + " percent"
@@ -137,8 +189,8 @@ def in_english(number: str) -> str:
         return _spell(int(hours)) + (late or " o'clock")
     if "-" in body:
         return _digits(body)
-    if "\u2044" in body:
-        top, bottom = body.split("\u2044")
+    if "\u2044" in body or "/" in body:
+        top, bottom = re.split("[\u2044/]", body)
         return (
             _FRACTIONS.get((top, bottom))
             or f"{_english_value(top, plain=True)} over {_english_value(bottom, plain=True)}"

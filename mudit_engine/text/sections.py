@@ -85,6 +85,9 @@ _BRACKETS_ONLY = _bag(
     "其他 其它 停顿 停頓 伴奏",
 )
 
+# Words in brackets that look like a tag and are none.
+_DIRECTIONS = frozenset(("fade in", "fades", "fades out", "ended", "rising", "started", "tags"))
+
 
 @dataclass(frozen=True)
 class Tag:
@@ -120,6 +123,23 @@ def read_tag(text: str) -> Tag | None:
         return None
     rest = rest.strip()
     return Tag(tag.kind, tag.index, tag.extras + (rest,)) if rest else tag
+
+
+def read_described(text: str) -> Tag | None:
+    """A tag with a description around its name: `energetic chorus`, `verse with strings`.
+
+    The name is the first or the last word and one that nobody takes for anything else; what
+    describes it is an extra.
+    """
+    words = normalise(text).replace(",", " ").split()
+    if not 2 <= len(words) <= 6:
+        return None
+    for size in (2, 1):
+        for name, rest in ((words[:size], words[size:]), (words[-size:], words[:-size])):
+            spelled = " ".join(name)
+            if rest and spelled in _kinds() and spelled not in _SUNG_WORDS | _BRACKETS_ONLY:
+                return Tag(_kinds()[spelled], None, (" ".join(rest),))
+    return None
 
 
 def read_soft(text: str) -> Tag | None:
@@ -236,10 +256,13 @@ def accepted() -> str:
 
 
 def near_miss(text: str) -> str | None:
-    """The canonical tag a misspelled one probably meant."""
+    """The canonical tag a misspelled one probably meant, None for other words (whispered)."""
     plain = re.sub(r"[\s\d:]+$", "", normalise(text))
-    names = [
-        name for name in _kinds() if len(name) > 1 and (name.isascii() or name[0] == plain[:1])
-    ]
-    found = difflib.get_close_matches(plain, names, n=1, cutoff=0.6 if plain.isascii() else 0.5)
+    names = [name for name in _kinds() if len(name) > 1 and name[0] == plain[:1]]
+    if not plain.isascii():
+        names = [name for name in names if len(name) == len(plain) <= 3]
+    elif plain in _DIRECTIONS:
+        return None
+    cutoff = 0.78 if plain.isascii() else 0.5
+    found = difflib.get_close_matches(plain, names, n=1, cutoff=cutoff)
     return f"[{_kinds()[found[0]]}]" if found else None

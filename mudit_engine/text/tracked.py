@@ -2,7 +2,7 @@
 and Unicode normalisation.
 
     line = Tracked.of("cafe\\u0301  noir").normalised("NFC").collapsed()
-    line.text, line.spans[3]        ('café noir', (3, 5))
+    line.text, line.spans[3]        ('café noir', (3, 4))
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-Span = tuple[int, int]  # first column and the one behind the last, from 0
+Span = tuple[int, ...]  # columns of the source, from 0
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Tracked:
     @classmethod
     def of(cls, text: str) -> Tracked:
         """A source line as it is."""
-        return cls(text, tuple((place, place + 1) for place in range(len(text))))
+        return cls(text, tuple((place,) for place in range(len(text))))
 
     def __len__(self) -> int:
         return len(self.text)
@@ -40,8 +40,8 @@ class Tracked:
 
     def columns(self, start: int = 0, end: int | None = None) -> Iterator[int]:
         """Source columns of text[start:end], each once for every character that it made."""
-        for first, last in self.spans[start:end]:
-            yield from range(first, last)
+        for span in self.spans[start:end]:
+            yield from span
 
     def without(self, start: int, end: int) -> Tracked:
         """The text with text[start:end] taken out."""
@@ -77,18 +77,28 @@ class Tracked:
             spans += piece.spans
         return Tracked(text, tuple(spans))
 
-    def normalised(self, form: str) -> Tracked:
-        """In a Unicode normal form. Characters that were composed span all they are made of."""
+    def normalised(self, form: str, *, shared: bool = False) -> Tracked:
+        """In a Unicode normal form.
+
+        What was composed spans all that it is made of. Of several characters made of the same ones
+        the first spans them, or with `shared` each.
+        """
         if unicodedata.is_normalized(form, self.text):  # type: ignore[arg-type]
             return self
         text = _normal(form, self.text)
-        parts, spans = [], []
-        for start, end in _clusters(self.text):
-            part = _normal(form, self.text[start:end])
-            parts.append(part)
-            spans += [(self.spans[start][0], self.spans[end - 1][1])] * len(part)
+        clusters = list(_clusters(self.text))
+        parts = [_normal(form, self.text[start:end]) for start, end in clusters]
         if "".join(parts) != text:  # marks that compose across letters: rare outside of India
-            spans = [(self.spans[0][0], self.spans[-1][1])] * len(text)
+            clusters, parts = [(0, len(self.text))], [text]
+        spans: list[Span] = []
+        for (start, end), part in zip(clusters, parts, strict=True):
+            whole = tuple(self.columns(start, end))
+            if part == self.text[start:end]:
+                spans += self.spans[start:end]
+            elif shared:
+                spans += [whole] * len(part)
+            elif part:
+                spans += [whole, *[()] * (len(part) - 1)]
         return Tracked(text, tuple(spans))
 
 
@@ -97,11 +107,13 @@ def _normal(form: str, text: str) -> str:
 
 
 def _clusters(text: str) -> Iterator[Span]:
-    """Runs of a letter and the marks (or Korean vowels and finals) that compose with it."""
+    """Runs of a letter and what composes with it: marks, Korean vowels and finals."""
     start = 0
     for place in range(1, len(text) + 1):
         if place == len(text) or not (
-            unicodedata.combining(text[place]) or "\u1160" <= text[place] <= "\u11ff"
+            unicodedata.combining(text[place])
+            or "\u1160" <= text[place] <= "\u11ff"
+            or text[place] in "\uff9e\uff9f"
         ):
             yield start, place
             start = place

@@ -117,7 +117,7 @@ def test_lrc_is_read_and_reported() -> None:
         "[00:13.00]月亮 落下\r\n[00:20.00][01:20.00]<00:20.00>落在<00:20.80>海面\r\n[00:30.00]\r\n"
         "[1:02:03.4]Hello <00:31.2> world\r\n[1234,500]男：<0,200,0>我爱你"
     )
-    lyrics = parse_lyrics(source)
+    lyrics = parse_lyrics(source, ignore_times=True)
     assert [line.text for line in lyrics.sections[0].lines] == [
         "月亮 落下",
         "落在海面",
@@ -134,6 +134,59 @@ def test_lrc_is_read_and_reported() -> None:
         "line 8: several",
     ):
         assert said in notes
+
+
+def test_a_line_starts_at_its_time() -> None:
+    lyrics = parse_lyrics(
+        "[offset:+500]\n[verse]\n[00:10.50]first\n[00:20.00][01:00.5]twice\n[00:30]<00:30.5>third\n"
+        "[chorus]\n[00:50,250]fourth [00:51.00]word\n[90000,300]fifth\nno time\n[00:99.00]"
+    )
+    verse, chorus = lyrics.sections
+    assert [(line.text, line.start) for line in verse.lines] == [
+        ("first", 10.0),
+        ("twice", 19.5),
+        ("third", 29.5),
+    ]
+    assert [(line.text, line.start) for line in chorus.lines] == [
+        ("fourth word", 49.75),
+        ("twice", 60.0),
+        ("fifth", 89.5),
+        ("no time", None),
+    ]
+    assert lyrics.timed
+    notes = "\n".join(lyrics.notes)
+    assert "times of words are dropped (lines 5, 7)" in notes
+    assert "time stamps without words are dropped (line 10)" in notes
+    assert parse_lyrics(format_lyrics(lyrics)) == lyrics
+
+
+DIRECTIONS = [
+    "[soft harmonica at dawn]",
+    "[whispered]",
+    "<laughs>",
+    "{soft}",
+    "[applause]",
+    "【掌声】",
+]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_stage_direction_is_dropped_with_a_note(direction: str) -> None:
+    for text in (f"[verse]\n{direction}\nla", f"[verse]\n{direction} la"):
+        lyrics = parse_lyrics(text)
+        assert lyrics.sections == (Section("verse", None, (LyricLine("la"),)),)
+        assert f"line 2: '{direction}' is taken for a stage direction" in "\n".join(lyrics.notes)
+
+
+def test_brackets_among_words() -> None:
+    lyrics = parse_lyrics("[verse]\n重[chong2]来 live[L AY1 V] [softly] on [chorus] my love [sigh]")
+    assert lyrics.sections == (
+        Section("verse", None, (LyricLine("重[chong2]来 live[L AY1 V] on"),)),
+        Section("chorus", None, (LyricLine("my love"),)),
+    )
+    described = parse_lyrics("[Energetic Chorus]\nla\n[verse with strings]\nla")
+    assert [section.kind for section in described.sections] == ["chorus", "verse"]
+    assert "'energetic' in the tag [chorus] is dropped" in described.notes[0]
 
 
 def test_repeat_marks() -> None:
@@ -176,14 +229,13 @@ BAD = [
         ["song.txt, line 2", "'[chrous]'", "did you mean [chorus]?", "[pre-chorus]", "【副歌】"],
     ),
     ("[verse]\r\n\r\n【副格】", ["line 3", "did you mean [chorus]?"]),
-    (
-        "[whisper]\nla",
-        ["line 1", "unknown section tag '[whisper]'", "Accepted are [intro], [verse]"],
-    ),
-    ("[whisper] la", ["line 1", "unknown section tag"]),
-    ("<laughs>", ["line 1", "unknown section tag"]),
-    ("{soft}", ["line 1", "unknown section tag"]),
-    ("[]", ["line 1", "unknown section tag '[]'"]),
+    ("[verze] la", ["line 1", "unknown section tag '[verze]'", "Accepted are [intro], [verse]"]),
+    ("<brigde>", ["line 1", "unknown section tag"]),
+    ("{intrp}", ["line 1", "unknown section tag"]),
+    ("[]", ["nothing to sing besides stage directions"]),
+    ("[chrous]\nla\n[verse\nla", ["line 1", "'[chrous]'", "line 3", "does not close it"]),
+    ("la" * 2_000, ["line 1", "4,000 characters", "at most 2,000"]),
+    ("la\n" * 50_000, ["150,000 characters", "at most 100,000"]),
     ("la\n[verse\nla", ["line 2", "does not close it"]),
     ("la\0la", ["NUL", "UTF-8"]),
 ]
