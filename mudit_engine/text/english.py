@@ -52,7 +52,8 @@ _SUNG = {
         "close": "K L OW1 S", "dove": "D AH1 V", "lead": "L IY1 D", "mm": "M", "mmm": "M",
         "hm": "HH M", "ah": "AA1", "ahh": "AA1", "oo": "UW1", "ay": "EY1", "ayy": "EY1", "sh": "SH",
         "woah": "W OW1", "da": "D AA1", "na": "N AA1", "la": "L AA1", "doo": "D UW1", "ba": "B AA1",
-        "sha": "SH AA1", "ha": "HH AA1", "brr": "B ER1", "lived": "L IH1 V D", "used": "Y UW1 Z D", "bass": "B EY1 S",
+        "sha": "SH AA1", "ha": "HH AA1", "brr": "B ER1", "lived": "L IH1 V D", "used": "Y UW1 Z D",
+        "bass": "B EY1 S",
         "wound": "W UW1 N D",
     }.items()
 }  # fmt: skip

@@ -30,7 +30,8 @@ _PAST = r"\b(?:yesterday|ago|last night|last year|used to|once|back then|when i 
 _RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "live": (
         (r"\b(?:it's|is|are|was|were|be|going|we're|i'm|sing|play|recorded) $",
-         r" (?:from|on (?:air|the air|stage|tv|the radio)|tonight|in concert|and direct)\b|^$", "L AY1 V"),
+         r" (?:from|on (?:air|the air|stage|tv|the radio)|tonight|in concert|and direct)\b|^$",
+         "L AY1 V"),
         (r"", r" (?:show|band|music|wire|wires|stream|concert|audience|performance|tv|radio|bait"
          r"|crowd|session|broadcast|at the)\b", "L AY1 V"),
     ),

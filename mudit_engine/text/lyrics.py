@@ -1,11 +1,11 @@
 """Lyrics as people write them -> sections of lines.
 
 Tags: a whole line in [ ] < > { } or 【 】 is a tag, or a stage direction, which is dropped with a
-note ([soft harmonica at dawn]); what nearly is a tag is an error. A line in ( ), 《 》, ** ** or with no
-brackets is a tag only when it names a section: `(ooh yeah)` is sung. A tag may be followed by words
-on its own line. LRC time stamps are kept: a line starts at its time. Dropped, and told in `notes`:
-LRC headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)` behind a line
-writes it twice. Every character of the text is accounted for (text/accounting.py).
+note ([soft harmonica at dawn]); what nearly is a tag is an error. A line in ( ), 《 》, ** ** or
+with no brackets is a tag only when it names a section: `(ooh yeah)` is sung. A tag may be followed
+by words on its own line. LRC time stamps are kept: a line starts at its time. Dropped, and told in
+`notes`: LRC headers, credits (作词：...), singer labels (男：...), names inside a tag. `(x2)`
+behind a line writes it twice. Every character of the text is accounted for (text/accounting.py).
 
     parse_lyrics("[verse]\\n月亮落在海面上").sections[0].lines[0].text
 """

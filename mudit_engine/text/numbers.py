@@ -3,7 +3,8 @@
 Mandarin: 1998年 and 520 digit by digit, 365天 and 100 as quantities, 2个 as 两个, 50% as
 百分之五十, 12:30 as 十二点三十, -5°C as 零下五摄氏度. English: 1998 as a year, 99 as ninety-nine,
 1st, 90s, 50%, $5, 7:30. Both: fractions (1/2), ranges (3-5天, 1998-2008), scores (3-1), units
-(5km), signs; digits that are many, begin with 0 or are grouped by dashes (telephone numbers) one by one.
+(5km), signs; digits that are many, begin with 0 or are grouped by dashes (telephone numbers) one by
+one.
 
     in_mandarin("365", following="天")   '三百六十五'
     in_english("1998")                   'nineteen ninety-eight'
