@@ -147,7 +147,7 @@ def encode_audio(
         return Ready({"audio": samples}, metadata, seconds, flags)
 
     with ShardWriter(out, audio_fields(channels=channels), writer=part[0], index=index) as writer:
-        return _encode(
+        return encode_songs(
             songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
         )
 
@@ -231,12 +231,12 @@ def encode_latents(
         return Ready(arrays, metadata, seconds, tuple(flags), unsung)
 
     with ShardWriter(out, written, writer=part[0], index=index) as writer:
-        return _encode(
+        return encode_songs(
             songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
         )
 
 
-def _encode(
+def encode_songs(
     songs: Iterable[SourceSong],
     writer: ShardWriter,
     prepare: Callable[[SourceSong], Ready],

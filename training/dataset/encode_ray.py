@@ -1,5 +1,5 @@
-"""`mudit data encode` on the machines of a Ray cluster: every part of the source is a row of a Ray
-Data set, mapped to its shards.
+"""`mudit data encode` and `mudit data dedupe` on the machines of a Ray cluster: every part of the
+source is a row of a Ray Data set, mapped to its shards.
 
 All machines see source, model and output under the same paths. A part that is lost with its machine
 is run again by Ray, and skips the songs whose shards are complete; the index is built once, at the
@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError, MuditError
@@ -27,6 +27,37 @@ from mudit_engine.training.dataset.shards import build_index
 from mudit_engine.training.dataset.sources import open_source
 
 PARTS_PER_WORKER = 4  # so that one slow part is not the end of the job
+
+
+class Job(Protocol):
+    """What runs part by part into shards: it travels to the workers."""
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def device(self) -> str: ...
+
+    def encode(self, part: tuple[int, int]) -> Encoded: ...
+
+
+@dataclass(frozen=True)
+class FingerprintJob:
+    """Fingerprints of the songs of a source, for dedupe.py."""
+
+    source: Path
+    out: Path
+    max_seconds: float = MAX_SECONDS
+    device: str = "cpu"
+
+    def encode(self, part: tuple[int, int]) -> Encoded:
+        from mudit_engine.training.dataset.dedupe import fingerprint_songs
+
+        done = Encoded()
+        songs = open_source(self.source, on_bad=done.refuse)
+        return fingerprint_songs(
+            songs, self.out, part=part, index=False, max_seconds=self.max_seconds, done=done
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +109,7 @@ class RayJob:
         )
 
 
-def encode_part(row: dict[str, Any], job: RayJob) -> dict[str, Any]:
+def encode_part(row: dict[str, Any], job: Job) -> dict[str, Any]:
     """Runs on a worker. What a user can cause comes back as a value: Ray would wrap it, and try
     again.
     """
@@ -90,7 +121,7 @@ def encode_part(row: dict[str, Any], job: RayJob) -> dict[str, Any]:
 
 
 def encode_on_ray(
-    job: RayJob,
+    job: Job,
     *,
     address: str = "local",
     parts: int | None = None,
