@@ -35,6 +35,7 @@ FIELDS = {"hashes": Field("uint64"), "times": Field("int32"), "exact": Field("ui
 COPIES = "copies.jsonl"
 MATCHES = 8
 SHARE = 0.12
+OVERLAP = 0.4
 # a landmark that so many songs hold says nothing about any two of them
 COMMON = 200
 OFFSET_STEP = 4  # frames of 16 ms: distances in time are compared in steps of 64 ms
@@ -201,7 +202,9 @@ def _aligned(pairs: np.ndarray, matches: int) -> Iterator[tuple[int, int, int, i
 
 
 def _overlapping(shards: Shards, a: int, b: int, offset: int) -> int:
-    """Landmarks of the one that has fewer of them where both songs sound."""
+    """Landmarks of the one that has fewer of them where both songs sound, OVERLAP of the shorter
+    song at least.
+    """
     songs = [shards.read(n, ["hashes", "times"]) for n in (a, b)]
     limit = np.uint64(min(song.metadata["limit"] for song in songs))  # what both would have kept
     times_a, times_b = (song["times"][song["hashes"] <= limit] for song in songs)
@@ -212,7 +215,8 @@ def _overlapping(shards: Shards, a: int, b: int, offset: int) -> int:
         int(((times >= low + shift) & (times <= high + shift)).sum())
         for times, shift in ((times_a, 0), (times_b, offset))
     ]
-    return min(here)
+    # where songs hardly overlap, a bar of drums could be all that they share
+    return max(min(here), round(OVERLAP * min(len(times_a), len(times_b))))
 
 
 def _choose(
