@@ -66,7 +66,7 @@ class Segments:
 
     @property
     def streams(self) -> int:
-        return 1 + max((item[4] for item in self.items), default=0)
+        return 1 + max([0, *(item[4] for item in self.items)])
 
     def tensor(self, device: torch.device | str) -> Tensor:
         """int32 [N, 5] on `device`, made once."""

@@ -13,6 +13,7 @@ of attention alone; other ops then run as if nothing was named.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -36,28 +37,55 @@ from mudit_engine.layouts.sharded import ShardedSegments
 BACKENDS = ("eager", "triton", "flash")
 
 _named: ContextVar[str | None] = ContextVar("mudit_backend", default=None)
+# (thread, backend) of every `use` that is open, in the order they were opened. torch.compile traces
+# no ContextVar; this it reads, and compiles anew when it has changed.
+_open: tuple[tuple[str, str], ...] = ()
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Every op inside runs on `backend`. Raises InputError for an unknown name."""
+    """Every op inside runs on `backend`, in this thread. Raises InputError for an unknown name.
+
+    Compiled code knows no threads: it takes the backend that one of them has named, and raises
+    while several have.
+    """
+    global _open
     if backend not in BACKENDS:
         raise InputError(f"unknown backend '{backend}': choose one of {', '.join(BACKENDS)}")
+    mine = (str(threading.get_ident()), backend)
+    with _lock:
+        _open = (*_open, mine)
     token = _named.set(backend)
     try:
         yield
     finally:
         _named.reset(token)
+        with _lock:
+            last = len(_open) - 1 - _open[::-1].index(mine)
+            _open = _open[:last] + _open[last + 1 :]
+
+
+def _name() -> str | None:
+    """The backend that was named, None if none was."""
+    if not torch.compiler.is_compiling():
+        return _named.get()
+    if not _open:
+        return None
+    for thread, _ in _open:
+        if thread != _open[0][0]:
+            raise InputError("ops.use is open in several threads: compile in one at a time")
+    return _open[-1][1]
 
 
 def backend_of(x: Tensor) -> str:
     """The backend that attention on x takes now."""
-    return _named.get() or ("triton" if x.is_cuda else "eager")
+    return _name() or ("triton" if x.is_cuda else "eager")
 
 
 def _triton(x: Tensor) -> bool:
     """Whether any other op on x takes the Triton kernels."""
-    named = _named.get()
+    named = _name()
     return x.is_cuda if named in (None, "flash") else named == "triton"
 
 
