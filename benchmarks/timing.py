@@ -23,6 +23,7 @@ import torch
 
 Call = Callable[[], object]
 GEMM_SIZE = (1536, 1536, 6144)
+COPY_BYTES = 1 << 27
 
 
 @dataclass
@@ -173,15 +174,15 @@ class Gemm:
         return cls(call, 2.0 * m * k * n * repeats)
 
 
-def copy_rate(*, device: str = "cpu", size: int = 1 << 26, repeats: int = 5) -> float:
-    """Bytes a second that the best of `repeats` large copies reads and writes, now."""
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(repeats):
-        settle()
-        start = time.perf_counter()
-        target.copy_(source)
-        settle()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size / best
+@dataclass(frozen=True)
+class Copy:
+    """The other yardstick: a copy larger than any cache, which reads and writes `bytes`."""
+
+    call: Call
+    bytes: int
+
+    @classmethod
+    def of(cls, *, device: str = "cpu") -> Copy:
+        source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        return cls(lambda: target.copy_(source), 2 * COPY_BYTES)

@@ -63,6 +63,7 @@ class Op:
     """The ranges around it, "step/block"."""
     start: float
     seconds: float
+    cpu_seconds: float
     flops: float
     bytes: int
     shapes: str
@@ -183,11 +184,11 @@ class Ledger(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time() if self.timed else 0.0
         out = func(*args, **kwargs)
         if self.timed and any(isinstance(a, Tensor) and a.is_cuda for a in tree_leaves(args)):
             torch.cuda.synchronize()
-        end = time.perf_counter()
+        end, cpu = time.perf_counter(), time.process_time() - cpu if self.timed else 0.0
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         for tensor in results:
             self._note(tensor, self.kind)
@@ -197,7 +198,7 @@ class Ledger(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if not given and not results:
             return out
-        self._count(func, args, kwargs, out, given, results, start, end)
+        self._count(func, args, kwargs, out, given, results, (start, end, cpu))
         return out
 
     def _count(
@@ -208,8 +209,7 @@ class Ledger(TorchDispatchMode):
         out: Any,
         given: list[Tensor],
         results: list[Tensor],
-        start: float,
-        end: float,
+        clock: tuple[float, float, float],
     ) -> None:
         packet = func._overloadpacket
         name = packet._qualified_op_name if func.namespace == "mudit" else packet.__name__
@@ -222,6 +222,7 @@ class Ledger(TorchDispatchMode):
         else:
             flops = 0.0
         moved = sum(map(size_of, given)) + sum(map(size_of, results))
+        start, end, cpu = clock
         self.launches += 1
         self.flops += flops
         self.bytes += moved
@@ -234,6 +235,7 @@ class Ledger(TorchDispatchMode):
                     self.place,
                     start - self._began,
                     end - start if self.timed else 0.0,
+                    cpu,
                     flops,
                     moved,
                     shapes,
