@@ -93,8 +93,8 @@ def html(document: Mapping[str, Any]) -> str:
         "<p class=muted>A disc is one operation at one place, its area the time it took. The roof "
         "is what this machine gave in this run: a product of large matrices, and "
         "a copy. "
-        "Operations that multiply no matrices count no FLOPs; the table below holds them to the copy rate, "
-        "which what lies in a cache exceeds.</p>"
+        "Operations that multiply no matrices count no FLOPs; the table below holds them to the "
+        "copy rate, which what lies in a cache exceeds.</p>"
     )
     if document["memory"]["timeline"]:
         parts.append("<h2>Memory by kind</h2>")
