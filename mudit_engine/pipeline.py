@@ -127,10 +127,14 @@ class SongPipeline:
         """Reads a request as `generate` would, references included, without running the song's
         networks: its notes and warnings. Raises what `generate` would raise.
         """
+        return list(self.understand(request).notes)
+
+    def understand(self, request: SongRequest) -> Understood:
+        """What `check` reads, whole: plan, notes and what was understood of the description."""
         understood = self.reader.read(request)
         if request.reference is not None:
             self.reader.check_reference(request.reference)
-        return list(understood.notes)
+        return understood
 
     def generate(
         self, requests: Sequence[SongRequest], *, progress: Progress | None = None
@@ -229,6 +233,7 @@ class SongPipeline:
             },
             "sampler": one.sampler.model_dump(mode="json"),
             "fragments": list(one.fragments),
+            "understood": one.read,
             "outline": outline if self.config.dit.outline else None,
             "phonemes": len(one.phonemes.ids) if one.phonemes else 0,
             "syllables": one.phonemes.syllables if one.phonemes else 0,

@@ -35,6 +35,7 @@ from mudit_engine.text.lyrics import Lyrics, parse_lyrics
 from mudit_engine.text.outline import Outline, plan_song
 from mudit_engine.text.phonemes import PhonemeSequence, phonemize
 from mudit_engine.text.vocabulary import Vocabulary
+from mudit_engine.text.wishes import Wishes, read_description
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Understood:
     lyrics: Lyrics | None
     phonemes: PhonemeSequence | None
     fragments: tuple[str, ...]
+    wishes: Wishes
+    source: dict[str, str]
     outline: Outline
     seconds: float
     frames: int
@@ -57,6 +60,37 @@ class Understood:
     def chords(self) -> str | None:
         """The chords that sound, as the user wrote them or as they were planned."""
         return self.request.chords or chord_names(self.outline.chords)
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """What was understood, property by property: its value, where it came from, and the words
+        of the description behind it; and the words that no table knows.
+        """
+        planned = {
+            "seconds": self.seconds,
+            "bpm": self.outline.bpm,
+            "key": self.outline.key,
+            "chords": self.chords,
+        }
+        read: dict[str, Any] = {}
+        for name, value in planned.items():
+            if value is not None:
+                words = self.wishes.words.get(name)
+                if name == "bpm" and words is None:
+                    words = self.wishes.words.get("tempo")
+                source = self.source[name]
+                read[name] = {"value": value, "source": source}
+                if source == "words" and words:
+                    read[name]["words"] = words
+        for name in ("style", "voice", "drums", "instruments", "without", "mood", "metre"):
+            value = getattr(self.wishes, name)
+            if value not in (None, ()):
+                read[name] = {
+                    "value": list(value) if isinstance(value, tuple) else value,
+                    "source": "words",
+                    "words": self.wishes.words[name],
+                }
+        return {"properties": read, "unread": list(self.wishes.unread)}
 
 
 class RequestReader:
@@ -89,8 +123,10 @@ class RequestReader:
                 f"{config.max_seconds:g} s): ask for less, or use a larger model"
             )
         seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+        wishes = read_description(request.description)
+        notes += [*wishes.notes, *_sung_or_not(wishes, sung=phonemes is not None)]
         plan = plan_song(
-            request.description,
+            wishes,
             phonemes,
             longest=config.max_seconds,
             seed=seed,
@@ -117,6 +153,8 @@ class RequestReader:
             lyrics=lyrics,
             phonemes=phonemes,
             fragments=fragments,
+            wishes=wishes,
+            source=plan.source,
             outline=plan.outline,
             seconds=plan.seconds,
             frames=max(1, math.ceil(plan.seconds * config.vae.frame_rate)),
@@ -189,6 +227,18 @@ class RequestReader:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         return sampler
+
+
+def _sung_or_not(wishes: Wishes, *, sung: bool) -> list[str]:
+    """Notes on a voice without lyrics, and on lyrics without a voice."""
+    if sung and wishes.voice == "none":
+        return [
+            f"'{wishes.words['voice']}' asks for no voice, but there are lyrics: they are sung. "
+            "Leave out the lyrics for an instrumental"
+        ]
+    if not sung and wishes.voice not in (None, "none"):
+        return [f"'{wishes.words['voice']}' asks for a voice, but there are no lyrics to sing"]
+    return []
 
 
 def _idle_options(request: SongRequest, sampler: SamplerConfig) -> list[str]:

@@ -208,7 +208,7 @@ def command(**options: Any) -> None:
     start = time.perf_counter()
     pipeline = _pipeline(model, runtime, PRECISIONS[precision], options)
     loading_seconds = time.perf_counter() - start
-    jobs, refused = _checked(pipeline, jobs, keep_going=options["keep_going"])
+    jobs, read, refused = _checked(pipeline, jobs, keep_going=options["keep_going"])
     failures += refused
     rows: list[dict[str, Any]] = []
     if not options["dry_run"] and jobs:
@@ -221,9 +221,10 @@ def command(**options: Any) -> None:
         )
         failures += failed
     if options["as_json"]:
-        emit_json(
-            {"loading_seconds": round(loading_seconds, 3), "songs": rows, "failures": failures}
-        )
+        timed = {"loading_seconds": round(loading_seconds, 3)}
+        emit_json({**timed, "songs": rows, "understood": read, "failures": failures})
+    elif options["dry_run"]:
+        _print_understood(read)
     elif rows:
         _print_songs(rows)
     if failures:
@@ -256,21 +257,44 @@ def _pipeline(
 
 def _checked(
     pipeline: SongPipeline, jobs: list[Job], *, keep_going: bool
-) -> tuple[list[Job], list[dict[str, str]]]:
-    """The jobs that the model can take, their notes printed, and why it cannot take the others."""
-    good, failures = [], []
+) -> tuple[list[Job], list[dict[str, Any]], list[dict[str, str]]]:
+    """The jobs that the model can take, their notes printed; what was understood of each; and why
+    it cannot take the others.
+    """
+    good, read, failures = [], [], []
     for job in jobs:
         try:
-            notes = pipeline.check(job.request)
+            understood = pipeline.understand(job.request)
         except MuditError as error:
             if not keep_going:
                 raise
             failures.append(job.failure(error))
             continue
-        for message in notes:
+        for message in understood.notes:
             note(f"{job.path.name}: {message}")
         good.append(job)
-    return good, failures
+        read.append({"out": str(job.path), **understood.read, "notes": list(understood.notes)})
+    return good, read, failures
+
+
+def _print_understood(read: list[dict[str, Any]]) -> None:
+    """A row for each property of each song, and the words that no table knows."""
+    for one in read:
+        cells = [
+            [name, _shown(found["value"]), found["source"], found.get("words", "")]
+            for name, found in one["properties"].items()
+        ]
+        if one["unread"]:
+            cells.append(["for the text encoder", "", "words", ", ".join(one["unread"])])
+        print_table(one["out"], ["property", "value", "from", "words"], cells)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _generate(

@@ -147,6 +147,13 @@ def _tidy(parts: list[str]) -> list[str]:
     ]
 
 
+def content_words(text: str) -> list[tuple[str, int]]:
+    """(word, place in the text) of every word that says something: no function words."""
+    return [
+        (word, place) for word, place in _words_at(text) if word.casefold() not in _FUNCTION_WORDS
+    ]
+
+
 def _words_at(text: str) -> list[tuple[str, int]]:
     found = []
     place = 0

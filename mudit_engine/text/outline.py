@@ -5,7 +5,8 @@ Lines take whole bars of 4/4 and begin on their first beat, syllables lie on a g
 what time is left over goes to the parts that are only played. A model with `dit.outline` is told
 beat, key, chord and syllable of every frame (models/outline.py).
 
-    plan = plan_song("慢慢的钢琴曲", phonemize(parse_lyrics(text)), longest=60.0, seed=1)
+    wishes = read_description("慢慢的钢琴曲")
+    plan = plan_song(wishes, phonemize(parse_lyrics(text)), longest=60.0, seed=1)
     plan.seconds, plan.outline.bpm                            # 76.0, as no number says otherwise
     plan.outline.token_times, plan.outline.chords             # [tokens, 2] seconds, TimedChord's
 """
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mudit_engine.text.descriptions import requested_bpm, requested_key
+from mudit_engine.text.descriptions import requested_key
 from mudit_engine.text.harmony import (
     Bars,
     TimedChord,
@@ -29,25 +30,22 @@ from mudit_engine.text.harmony import (
     repeated_chords,
 )
 from mudit_engine.text.phonemes import PhonemeSequence, budget, lines_of_sections, seconds_for
+from mudit_engine.text.wish_tables import ANY_STYLE_BPM, STYLE_BPM
+from mudit_engine.text.wishes import FAST_BPM, MEDIUM_BPM, SLOW_BPM, Wishes
 
 BEATS = 4  # of a bar
 GRID = 2 * BEATS  # eighths of a bar
-SLOW_BPM, MEDIUM_BPM, FAST_BPM = 76.0, 100.0, 128.0
 ONE_BAR_BPM = 88.0  # up to this tempo a line fits one bar; above, two
 SHORTEST_NOTE_SECONDS = 0.26
 LONGEST_NOTE_SECONDS, LONGEST_LAST_SECONDS = 0.9, 1.5
 EDGE_BARS = 1  # of an intro, an outro or another part with no words, where nothing asks for more
+SHORTEST_SONG = 1.0
+# share of major keys among the drawn ones, by the mode that the mood suggests
+MAJOR_SHARE: dict[str | None, float] = {"major": 0.85, "minor": 0.15, None: 0.5}
+MAJOR_TONICS = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+MINOR_TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
 DEFAULT_SECONDS = 30.0  # of a song with no lyrics and no requested length
 TAIL_SECONDS = 0.8  # behind the last bar, for the last chord to ring
-_SLOW = re.compile(r"慢|舒缓|缓缓|抒情|\b(?:slow(?:ly)?|calm|ballad|lullaby)\b", re.IGNORECASE)
-_FAST = re.compile(
-    r"(?<!不)(?:很|太)?快|动感|劲爆|跑起来|\b(?:fast|quick|upbeat|lively|energetic|run)\b",
-    re.IGNORECASE,
-)
-_MEDIUM = re.compile(
-    r"不快不慢|中等速度|中速|散步|\b(?:medium|mid-?tempo|walking pace|not too fast)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -64,15 +62,21 @@ class Outline:
 
 @dataclass(frozen=True)
 class SongPlan:
-    """How long a song is and what happens when. `notes` are warnings for who asked for it."""
+    """How long a song is and what happens when.
+
+    `source` says of bpm, key, chords and seconds where each came from: "request", "words" of the
+    description, "lyrics", "drawn" by the seed, "planned" or "default". `notes` are warnings for
+    who asked for the song.
+    """
 
     seconds: float
     outline: Outline
+    source: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
 def plan_song(
-    description: str,
+    wishes: Wishes,
     phonemes: PhonemeSequence | None,
     *,
     longest: float,
@@ -83,48 +87,78 @@ def plan_song(
     key: str | None = None,
     chords: str | None = None,
 ) -> SongPlan:
-    """Plans a song of this description and these lyrics (None: nothing is sung).
+    """Plans a song of these wishes (text/wishes.py) and these lyrics (None: nothing is sung).
 
-    What is None is read from the description: tempo and key; or planned: seconds as the lyrics
-    need, at most `longest`; chords in the key, drawn by `seed`. Without a key there are none, and
-    the description's mood decides. A model that takes no outline (`outlined` False) gets an empty
-    one. Raises InputError for chords that cannot be read.
+    What is None is taken from the wishes, else planned: the length as the lyrics need and at most
+    `longest`, the tempo drawn by `seed` from the style's range, the key drawn by `seed` in the mode
+    of the mood, chords in that key. Chords that were given choose their own key. A model that takes
+    no outline (`outlined` False) gets an empty one. Raises InputError for chords that cannot be
+    read.
     """
-    tempo = bpm or planned_bpm(description)
+    source = {"bpm": "request", "key": "request", "chords": "request", "seconds": "request"}
+    tempo = bpm
+    if tempo is None:
+        tempo, source["bpm"] = planned_tempo(wishes, seed=seed)
+    in_key = requested_key(key) if key else None
+    if in_key is None and wishes.key:
+        in_key, source["key"] = wishes.key, "words"
+    elif in_key is None and not chords:
+        in_key, source["key"] = drawn_key(wishes.mood, seed=seed), "drawn"
+    notes: list[str] = []
     planned, needed = False, DEFAULT_SECONDS
     if phonemes is not None:
         planned = outlined and phonemes.syllables > 0
         needed = planned_seconds(phonemes, bpm=tempo) if planned else seconds_for(phonemes)
-    length = seconds if seconds is not None else min(needed, longest)
-    notes: list[str] = []
+    length = seconds
+    if length is None and wishes.seconds is not None:
+        length, source["seconds"] = min(max(wishes.seconds, SHORTEST_SONG), longest), "words"
+        if wishes.seconds > longest:
+            notes.append(
+                f"{wishes.seconds:g} s are asked for, and this model makes at most {longest:g} s"
+            )
+    elif length is None:
+        length = min(needed, longest)
+        source["seconds"] = "default" if phonemes is None else "lyrics"
+        if needed > longest:
+            notes.append(
+                f"the lyrics need {needed:g} s: the model's limit of {longest:g} s decides the "
+                "length, not the lyrics"
+            )
     if phonemes is not None and not (planned and length >= needed):
         message = budget(phonemes, length).message
         notes += [message] if message else []
     if not outlined:
-        return SongPlan(length, Outline(), tuple(notes))
-    in_key = requested_key(key or description)
+        return SongPlan(length, Outline(), source, tuple(notes))
     bars = plan_bars(phonemes, bpm=tempo, seconds=length)
     sounding: Sequence[TimedChord] = ()
     if chords:
         sounding = repeated_chords(bars, parse_chords(chords))
     elif in_key:
-        sounding = planned_chords(bars, in_key, seed=seed)
+        sounding, source["chords"] = planned_chords(bars, in_key, seed=seed), "planned"
     times = None
     if phonemes is not None:
         times = token_times(phonemes, plan_syllables(phonemes, bpm=tempo, seconds=length))
-    return SongPlan(length, Outline(tempo, in_key, times, sounding), tuple(notes))
+    return SongPlan(length, Outline(tempo, in_key, times, sounding), source, tuple(notes))
 
 
-def planned_bpm(description: str) -> float:
-    """The tempo a description names, else one that its words for slow and fast suggest."""
-    named = requested_bpm(description)
-    if named is not None:
-        return named
-    if _MEDIUM.search(description):
-        return MEDIUM_BPM
-    if _SLOW.search(description):
-        return SLOW_BPM
-    return FAST_BPM if _FAST.search(description) else MEDIUM_BPM
+def planned_tempo(wishes: Wishes, *, seed: int) -> tuple[float, str]:
+    """(beats a minute, where they come from): a number or words of the description, else drawn from
+    the range in which the style is at home.
+    """
+    if wishes.bpm is not None:
+        return wishes.bpm, "words"
+    if wishes.tempo is not None:
+        return {"slow": SLOW_BPM, "medium": MEDIUM_BPM, "fast": FAST_BPM}[wishes.tempo], "words"
+    low, high = STYLE_BPM.get(wishes.style or "", ANY_STYLE_BPM)
+    return float(random.Random(f"tempo {seed}").randint(low, high)), "drawn"
+
+
+def drawn_key(mood: str | None, *, seed: int) -> str:
+    """A key for a song that names none: any of the 24, its mode more often that of the mood."""
+    chooser = random.Random(f"key {seed}")
+    major = chooser.random() < MAJOR_SHARE[mood]
+    tonics = MAJOR_TONICS if major else MINOR_TONICS
+    return f"{chooser.choice(tonics)} {'major' if major else 'minor'}"
 
 
 def token_times(song: PhonemeSequence, syllables: np.ndarray) -> np.ndarray:

@@ -263,10 +263,10 @@ def test_chords_are_planned_in_the_key_and_can_be_asked_for_again(
         )
         == 0
     )
-    assert (
-        json.loads((tmp_path / "free.json").read_text(encoding="utf-8"))["outline"]["chords"]
-        is None
-    )
+    free = json.loads((tmp_path / "free.json").read_text(encoding="utf-8"))
+    key = free["understood"]["properties"]["key"]
+    assert key == {"value": free["outline"]["key"], "source": "drawn"}
+    assert free["understood"]["properties"]["chords"]["source"] == "planned"
 
 
 def test_a_model_without_an_outline_says_what_it_does_not_follow(

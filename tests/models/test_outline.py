@@ -23,11 +23,12 @@ from mudit_engine.text.outline import (
     Outline,
     plan_bars,
     plan_syllables,
-    planned_bpm,
     planned_seconds,
+    planned_tempo,
     token_times,
 )
 from mudit_engine.text.phonemes import phonemize
+from mudit_engine.text.wishes import read_description
 
 LYRICS = "[intro]\n\n[verse]\n月亮照着窗\n风轻轻唱\n\n[chorus]\n一起飞\n\n[outro]\n"
 RATE = 22050 / 2048
@@ -71,12 +72,11 @@ def test_too_little_time_shrinks_everything() -> None:
         ("慢慢的钢琴曲", 76),
         ("节奏很快", 128),
         ("不快不慢", 100),
-        ("something sad", 100),
         ("fast and loud", 128),
     ],
 )
 def test_tempo_from_words(text: str, bpm: float) -> None:
-    assert planned_bpm(text) == bpm
+    assert planned_tempo(read_description(text), seed=1) == (bpm, "words")
 
 
 def test_frames_know_beat_key_and_syllable() -> None:
