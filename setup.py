@@ -43,7 +43,13 @@ EXTRAS = {
         "openvino==2026.4.1",
         "tensorrt-rtx==1.7.1.116",
     ],
-    "serve": ["fastapi>=0.115", "uvicorn>=0.32"],
+    "serve": [
+        "fastapi>=0.165,<0.166",
+        "uvicorn>=0.54,<0.55",
+        "python-multipart>=0.0.34",
+        "prometheus-client>=0.26,<0.27",
+    ],
+    "trace": ["opentelemetry-sdk>=1.45,<2", "opentelemetry-exporter-otlp-proto-http>=1.45,<2"],
     "eval": ["onnxruntime==1.32.0"],
     # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
@@ -75,6 +81,11 @@ EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["peers"],
     *EXTRAS["docs"],  # a test builds the site
+    *EXTRAS["serve"],
+    "opentelemetry-sdk>=1.45,<2",
+    "httpx>=0.28,<0.29",
+    "selenium>=4.51,<5",
+    "schemathesis>=4.32,<5",
 ]
 
 setup(
@@ -89,7 +100,11 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_namespace_packages(include=["mudit_engine", "mudit_engine.*"]),
     package_data={
-        "": ["*.json", "*.safetensors", "*.tsv", "*.txt", "*.md", "*.html", "*.yaml", "*.png"]
+        "": [
+            f"*.{kind}"
+            for kind in ("json", "safetensors", "tsv", "txt", "md", "html", "js", "css", "svg")
+        ]
+        + ["*.yaml", "*.png"]
     },
     install_requires=CORE,
     extras_require=EXTRAS,

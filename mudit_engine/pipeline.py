@@ -218,9 +218,20 @@ class SongPipeline:
         timings: dict[str, float],
         batch: int,
     ) -> Song:
+        return Song(
+            audio.numpy(),
+            self.config.vae.sample_rate,
+            latents.float().cpu().numpy(),
+            self.info(one, timings, batch),
+        )
+
+    def info(self, one: Understood, timings: dict[str, float], batch: int) -> dict[str, Any]:
+        """What the sidecar of a song says: the request as it was understood, and all that made it.
+        `timings` are seconds by stage, `batch` how many songs were stepped together at most.
+        """
         request = replace(one.request, seconds=one.seconds, seed=one.seed, sampler={})
         outline = {"bpm": one.outline.bpm, "key": one.outline.key, "chords": one.chords}
-        info = {
+        return {
             "schema_version": 1,
             "env": environment(),
             "device": str(self.vae.latent_mean.device),
@@ -243,7 +254,6 @@ class SongPipeline:
             "timings_seconds": {stage: round(t, 4) for stage, t in timings.items()},
             "batch_songs": batch,
         }
-        return Song(audio.numpy(), self.config.vae.sample_rate, latents.float().cpu().numpy(), info)
 
 
 def _batches(understood: Sequence[Understood]) -> list[list[Understood]]:

@@ -44,7 +44,7 @@ from mudit_engine.errors import (
     StoppedError,
 )
 from mudit_engine.runtime.cost import StepCost, predicted_bytes_of
-from mudit_engine.runtime.decode import LatentDecoder, decode_stream
+from mudit_engine.runtime.decode import LatentDecoder, decode_frames, decode_stream
 from mudit_engine.runtime.denoiser import Runtime, SongInputs
 from mudit_engine.runtime.saved_song import freeze, thaw
 
@@ -52,8 +52,7 @@ logger = logging.getLogger(__name__)
 
 OLDEST_SHARE = 0.2  # of the time, for the song that waits longest
 WORTH = 10.0  # a step takes more songs until it costs this many times what batching saves
-CHUNK_FRAMES = 128  # latent frames decoded at once, at least
-HALOS = 8  # and as many halos: what a piece reads beyond itself is at most a quarter as much again
+FIRST_FRAMES = 16  # of a song's first piece, at least
 EARLY = 1.5  # a song that has this many times its own work left until its deadline is urgent
 
 Reading = Callable[[], SongInputs]
@@ -82,6 +81,7 @@ class Event:
     step: int = 0
     steps: int = 0
     audio: Tensor | None = None  # fp32 [channels, samples], within [-1, 1]
+    error: BaseException | None = None  # of a song that failed or was cancelled
 
 
 @dataclass(frozen=True)
@@ -542,8 +542,8 @@ class Batcher:
         assert ticket.latents is not None
         halo = self.decoder.receptive_field
         # an engine is built for some frames and no more
-        frames = getattr(self.decoder, "chunk_frames", None) or max(CHUNK_FRAMES, HALOS * halo)
-        first = min(frames, max(16, halo)) if ticket.stream else None
+        frames = getattr(self.decoder, "chunk_frames", None) or decode_frames(halo)
+        first = min(frames, max(FIRST_FRAMES, halo)) if ticket.stream else None
         return decode_stream(self.decoder, ticket.latents, chunk_frames=frames, first_frames=first)
 
     def _decode_songs(self) -> None:
@@ -652,7 +652,7 @@ class Batcher:
     def _end(self, ticket: Ticket, stage: Stage, error: BaseException | None = None) -> None:
         ticket.error, ticket.finished = error, time.monotonic()
         self._heard.pop(ticket, None)
-        self._tell(ticket, Event(stage, ticket.step, ticket.steps))
+        self._tell(ticket, Event(stage, ticket.step, ticket.steps, error=error))
         ticket._pieces.put(None)
         ticket._ended.set()
 

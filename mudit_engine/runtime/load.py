@@ -37,7 +37,7 @@ from mudit_engine.runtime.graph_denoiser import (
     GraphTextEncoder,
     Session,
 )
-from mudit_engine.runtime.manifest import FILE, folder_of_graphs, read_manifest
+from mudit_engine.runtime.manifest import FILE, check_deployment, folder_of_graphs, read_manifest
 
 # (model folder, runtime) -> the deployment folder that has its graphs
 Deploy = Callable[[Path, str], Path]
@@ -96,6 +96,8 @@ def open_model(
 
 
 def _open_torch(folder: Path, place: torch.device, dtype: torch.dtype | None) -> OpenModel:
+    if (folder / FILE).is_file():
+        check_deployment(folder)
     config, dtype = load_config(folder), dtype or fast_dtype(place)
     dit = load_part("dit", config, folder, device=place, dtype=dtype)
     assert isinstance(dit, DiT)

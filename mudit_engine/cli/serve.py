@@ -1,0 +1,129 @@
+"""`mudit serve`: one model that many people share, over HTTP.
+
+    mudit serve tiny --port 8000                    # then open http://127.0.0.1:8000
+    mudit serve deploy --runtime onnxruntime --keys keys.txt --folder songs
+    mudit serve --new-key team-a                    # prints a key, and its line for the file
+
+The first SIGTERM or Ctrl-C drains: no new songs, open ones are finished (--drain-seconds), then the
+process ends; what is left goes on after a restart. A second one ends at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mudit_engine.cli._console import note
+from mudit_engine.errors import InputError
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("model", default="tiny")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "torch", "onnxruntime", "openvino", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="What runs the networks.",
+)
+@click.option("--device", help="For --runtime torch: cpu, cuda or cuda:N.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--folder",
+    type=FOLDER,
+    default=Path("songs"),
+    show_default=True,
+    help="Where jobs and songs are kept.",
+)
+@click.option("--keys", type=FILE, help="API keys, a line each: NAME sha256:HEX [seconds a day].")
+@click.option("--new-key", metavar="NAME", help="Print a new key and its line, and end.")
+@click.option("--quota", type=click.FloatRange(0), help="Seconds of song a day of a key.")
+@click.option("--max-seconds", type=click.FloatRange(1), help="Longest song.  [default: model's]")
+@click.option(
+    "--max-open", type=click.IntRange(1), default=100, show_default=True, help="Songs open at once."
+)
+@click.option(
+    "--max-upload-mib",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Of a reference.",
+)
+@click.option(
+    "--keep-days", type=click.FloatRange(0), default=7.0, show_default=True, help="Of a song."
+)
+@click.option(
+    "--keep-gib", type=click.FloatRange(0), default=20.0, show_default=True, help="Of all songs."
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Time for open songs after SIGTERM.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of the networks.")
+def command(
+    model: str,
+    runtime: str,
+    device: str | None,
+    host: str,
+    port: int,
+    folder: Path,
+    keys: Path | None,
+    new_key: str | None,
+    threads: int | None,
+    **chosen: Any,
+) -> None:
+    """Serve MODEL over HTTP: the API under /v1, its document at /docs, a page at /."""
+    from mudit_engine.serving import access
+
+    if new_key is not None:
+        key = access.new_key()
+        click.echo(f"{new_key} {access.hash_key(key)}")
+        note(f"the key, shown this once: {key}\nappend the line above to the file of --keys")
+        return
+    from mudit_engine.availability import require
+
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        require(package, "mudit serve")
+    known = access.Keys.load(keys, quota=chosen["quota"]) if keys else None
+    if known is None and chosen["quota"] is not None:
+        known = access.Keys(quota=chosen["quota"])
+    if device is not None and runtime not in ("auto", "torch"):
+        raise InputError(f"--device {device} is for --runtime torch")
+
+    from mudit_engine.cli._deployed import deployed
+    from mudit_engine.serving.app import ServiceOptions, create_app
+    from mudit_engine.serving.engine import Engine
+    from mudit_engine.serving.run import run_service
+    from mudit_engine.serving.service import Retention
+    from mudit_engine.serving.uploads import UploadLimits
+
+    def open_engine() -> Engine:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return Engine.open(
+            model,
+            runtime=runtime,
+            device=device,
+            deploy=lambda source, name: deployed(source, runtime=name, quiet=True),
+        )
+
+    options = ServiceOptions(
+        most_seconds=chosen["max_seconds"],
+        most_open=chosen["max_open"],
+        upload=UploadLimits(bytes=chosen["max_upload_mib"] << 20),
+        retention=Retention(chosen["keep_days"] * 86400, int(chosen["keep_gib"] * 2**30)),
+    )
+    app = create_app(open_engine, folder=folder, options=options, keys=known)
+    note(f"serving '{model}' on http://{host}:{port} (songs in {folder}); Ctrl-C drains and ends")
+    run_service(app, host=host, port=port, drain_seconds=chosen["drain_seconds"])

@@ -1,0 +1,662 @@
+"""The HTTP service: FastAPI routes around a SongService. `mudit serve` runs it with uvicorn.
+
+    app = create_app(lambda: Engine.open("tiny"), folder=Path("songs"), options=ServiceOptions())
+
+    POST /v1/audio/generate   a song in the answer, streamed as it is decoded       POST
+    /v1/audio/speech   the same in OpenAI's words POST /v1/songs            a job; GET, DELETE,
+    /events (SSE), /content (ranges), /preview, /sidecar GET  /v1/models /health /ready /metrics
+    /docs /openapi.json, and the page at /
+
+Every error is {"error": {"type", "message"}}: 400 what was asked for is wrong, 401 no such key, 404
+no such song, 409 not ready yet, 413 too large, 415 of another kind, 429 no room (with Retry-After),
+503 shutting down, 504 a deadline passed. The body of a request is never a path on the server.
+"""
+
+# annotations are evaluated where they stand: FastAPI is imported inside create_app
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel
+
+from mudit_engine import __version__
+from mudit_engine.availability import require
+from mudit_engine.errors import BusyError, DeadlineError, InputError, MuditError, StoppedError
+from mudit_engine.reading import Understood
+from mudit_engine.serving import job_store
+from mudit_engine.serving.access import Keys
+from mudit_engine.serving.body_limit import BodyLimit, TooLarge
+from mudit_engine.serving.engine import Engine
+from mudit_engine.serving.fields import (
+    GenerateBody,
+    SongBody,
+    SpeechBody,
+    numbers_of_form,
+    parse,
+)
+from mudit_engine.serving.job_store import Job
+from mudit_engine.serving.monitoring import Metrics, open_tracer
+from mudit_engine.serving.openapi import complete
+from mudit_engine.serving.service import Listener, Retention, SongService, refused
+from mudit_engine.serving.song_files import MEDIA_TYPES, SONG, converted, part_of, wav_header
+from mudit_engine.serving.uploads import UploadLimits, decode_upload
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).parent / "page"
+KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent to a listener
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """Limits and places of a service.
+
+    Args:
+        most_seconds: the longest song; None is the model's own.
+        most_open: songs that are open at once; more are answered 429.
+        body: bytes of a request without a file.
+        upload: limits of a reference.
+        retention: how long finished songs stay.
+        save_every: seconds between savings of a song's progress.
+        sweep_every: seconds between looks at what is too old.
+    """
+
+    most_seconds: float | None = None
+    most_open: int = 100
+    body: int = 1 << 20
+    upload: UploadLimits = field(default_factory=UploadLimits)
+    retention: Retention = field(default_factory=Retention)
+    save_every: float = 10.0
+    sweep_every: float = 300.0
+
+
+class Failure(Exception):
+    """An answer that is no success."""
+
+    def __init__(
+        self, status: int, kind: str, message: str, *, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message, self.headers = status, kind, message, headers
+
+
+def create_app(
+    open_engine: Callable[[], Engine],
+    *,
+    folder: Path,
+    options: ServiceOptions | None = None,
+    keys: Keys | None = None,
+) -> Any:
+    """The ASGI application. The engine is opened when it starts; nothing is answered before."""
+    require("fastapi", "mudit serve")
+    require("python_multipart", "mudit serve")
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+
+    options, keys = options or ServiceOptions(), keys or Keys()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine = await run_in_threadpool(open_engine)
+        engine.batcher.save_every = options.save_every
+        service = SongService(
+            engine,
+            folder,
+            loop=asyncio.get_running_loop(),
+            metrics=Metrics(engine.batcher.counts),
+            keys=keys,
+            retention=options.retention,
+            most_open=options.most_open,
+            tracer=open_tracer(),
+        )
+        found = await run_in_threadpool(service.recover)
+        if any(found.values()):
+            logger.warning("after a restart: %s", found)
+        app.state.service = service
+        sweeping = asyncio.create_task(_sweep(service, options.sweep_every))
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            app.state.service = None
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="mudit",
+        version=__version__,
+        description="Descriptions and lyrics become whole songs.",
+        lifespan=lifespan,
+    )
+    app.state.service = None
+    app.add_middleware(BodyLimit, plain=options.body, upload=options.upload.bytes + options.body)
+
+    def service_of(request: Request) -> SongService:
+        service = request.app.state.service
+        if service is None:
+            raise Failure(503, "not_ready", "the model is being loaded", headers=_after(2))
+        return cast(SongService, service)
+
+    def owner_of(request: Request) -> str:
+        owner = keys.owner(request.headers.get("authorization"))
+        if owner is None:
+            headers = {"WWW-Authenticate": "Bearer"}
+            message = "no such key: send 'Authorization: Bearer KEY'"
+            raise Failure(401, "unauthorized", message, headers=headers)
+        return owner
+
+    def job_of(request: Request, id: str) -> tuple[SongService, Job]:
+        service, owner = service_of(request), owner_of(request)
+        job = service.store.get(id)
+        if job is None or job.owner != owner:
+            raise Failure(404, "not_found", f"no song '{id[:80]}'")
+        return service, job
+
+    # Errors
+
+    def answer(status: int, kind: str, message: str, headers: Any = None) -> JSONResponse:
+        return JSONResponse(
+            {"error": {"type": kind, "message": message}}, status_code=status, headers=headers
+        )
+
+    @app.exception_handler(Failure)
+    async def on_failure(request: Request, error: Failure) -> JSONResponse:
+        if request.app.state.service is not None and error.status != 404:
+            request.app.state.service.metrics.rejected.labels(error.kind).inc()
+        return answer(error.status, error.kind, error.message, error.headers)
+
+    @app.exception_handler(MuditError)
+    async def on_mudit_error(request: Request, error: MuditError) -> JSONResponse:
+        service = request.app.state.service
+        if service is not None:
+            service.metrics.rejected.labels(refused(error)).inc()
+        if isinstance(error, BusyError):
+            draining = service is None or service.draining
+            return answer(
+                503 if draining else 429,
+                "shutting_down" if draining else "busy",
+                str(error),
+                _after(error.retry_after),
+            )
+        if isinstance(error, DeadlineError):
+            return answer(504, "deadline", str(error))
+        if isinstance(error, InputError):
+            return answer(400, "invalid_request", str(error))
+        return answer(500, "failed", str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        told = "; ".join(
+            f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()
+        )
+        return answer(400, "invalid_request", told)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        kind = {404: "not_found", 405: "method_not_allowed"}.get(
+            error.status_code, "invalid_request"
+        )
+        return answer(error.status_code, kind, str(error.detail), error.headers)
+
+    # What requests bring
+
+    async def body_of(
+        request: Request, kind: type[BaseModel], scratch: Path
+    ) -> tuple[Any, Path | None]:
+        """(the validated body, the decoded reference) of JSON or a form."""
+        content = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if content in ("application/json", ""):
+            try:
+                fields = json.loads(await request.body() or b"null", parse_constant=_no_constant)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"the body is no JSON ({str(error)[:120]})") from None
+            return parse(kind, fields), None  # type: ignore[arg-type]
+        if content != "multipart/form-data" or kind is SpeechBody:
+            raise Failure(
+                415,
+                "unsupported",
+                f"'{content[:60]}': send application/json or multipart/form-data",
+            )
+        try:
+            form = await request.form(max_files=1, max_fields=40, max_part_size=options.body)
+        except (HTTPException, TooLarge):
+            raise
+        except Exception as error:  # the parser's own types
+            raise InputError(f"the form cannot be read ({str(error)[:120]})") from None
+        try:
+            texts: dict[str, str] = {}
+            upload: Any = None
+            for name, value in form.multi_items():
+                if isinstance(value, str):
+                    if name in texts:
+                        raise InputError(f"field '{name[:60]}' is given twice")
+                    texts[name] = value
+                elif name == "reference":
+                    upload = value
+                else:
+                    raise InputError(f"file '{name[:60]}': the one file is named 'reference'")
+            body = parse(kind, numbers_of_form(texts, kind))  # type: ignore[arg-type]
+            if upload is None:
+                return body, None
+            given, decoded = scratch / "upload", scratch / "reference.wav"
+            with given.open("wb") as file:
+                await run_in_threadpool(shutil.copyfileobj, upload.file, file)
+            await decode_upload(given, decoded, limits=options.upload)
+            return body, decoded
+        finally:
+            await form.close()
+
+    async def start(
+        request: Request, body: SongBody, reference: Path | None, owner: str, kept: dict[str, Any]
+    ) -> tuple[SongService, Job, Understood]:
+        service = service_of(request)
+        config = service.engine.config
+        if body.model is not None and body.model not in (config.name, "mudit"):
+            raise Failure(
+                404, "not_found", f"model '{body.model}' is not served here: {config.name} is"
+            )
+        most = min(options.most_seconds or config.max_seconds, config.max_seconds)
+        if body.seconds is not None and body.seconds > most:
+            raise InputError(f"seconds={body.seconds:g} is longer than {most:g}: ask for less")
+
+        def create() -> tuple[Job, Understood]:
+            understood = service.engine.read(body.request(reference=reference))
+            if understood.seconds > most:
+                raise InputError(
+                    f"these lyrics need {understood.seconds:.0f} s, and songs of at most {most:g} "
+                    "are made here: shorten them, or give 'seconds'"
+                )
+            if body.deadline is not None:
+                kept["deadline"] = body.deadline
+            job = service.create(understood, owner=owner, body=kept, reference=reference)
+            return job, understood
+
+        job, understood = await run_in_threadpool(create)
+        return service, job, understood
+
+    # Songs in the answer
+
+    async def pieces(
+        service: SongService, job: Job, listener: Listener | None
+    ) -> AsyncGenerator[bytes]:
+        """PCM as it is decoded; the rest of the song where it is on the disk already. Whoever goes
+        away cancels the song.
+        """
+        ended = False
+        try:
+            if listener is not None:
+                async for news in listener:
+                    if news.audio is not None:
+                        yield news.audio
+                    elif news.final:
+                        ended = True
+                        if news.status != job_store.COMPLETED:
+                            raise _error_of(news.status, news.error)
+                return
+            ended = True
+            now = service.store.get(job.id)
+            if now is None or now.status != job_store.COMPLETED:
+                raise _error_of(now.status if now else "failed", now.error if now else None)
+            yield (service.songs_folder(job.id) / SONG).read_bytes()[44:]
+        finally:
+            if listener is not None:
+                listener.close()
+            if not ended:
+                service.cancel(job.id)
+
+    async def whole(request: Request, service: SongService, job: Job) -> None:
+        """Waits until the song is finished; a client that goes away cancels it."""
+        listener = service.subscribe(job.id)
+        stream = pieces(service, job, listener)
+        gone = asyncio.create_task(_disconnected(request))
+        waiting = asyncio.create_task(_exhaust(stream))
+        try:
+            await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                service.cancel(job.id)
+                raise Failure(499, "client_gone", "the client went away")
+            waiting.result()
+        finally:
+            for task in (gone, waiting):
+                task.cancel()
+            await asyncio.gather(gone, waiting, return_exceptions=True)
+            await stream.aclose()
+
+    def song_headers(job: Job, understood: Understood) -> dict[str, str]:
+        return {
+            "X-Song-Id": job.id,
+            "X-Song-Seed": str(understood.seed),
+            "X-Song-Seconds": f"{understood.seconds:g}",
+            "Cache-Control": "no-store",
+        }
+
+    async def song_response(
+        request: Request, service: SongService, job: Job, understood: Understood, kind: str
+    ) -> Response:
+        headers = song_headers(job, understood)
+        if kind != "wav":
+            await whole(request, service, job)
+            path = await run_in_threadpool(converted, service.songs_folder(job.id) / SONG, kind)
+            return FileResponse(path, media_type=MEDIA_TYPES[kind], headers=headers)
+        listener = service.subscribe(job.id)
+        stream = pieces(service, job, listener)
+        try:
+            # an error that comes before the first audio is an answer of its own
+            gone = asyncio.create_task(_disconnected(request))
+            first = asyncio.create_task(_next(stream))
+            await asyncio.wait({gone, first}, return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            if not first.done():
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+                service.cancel(job.id)
+                raise Failure(499, "client_gone", "the client went away")
+            piece = first.result()
+        except BaseException:
+            await stream.aclose()
+            raise
+        vae = service.engine.config.vae
+        samples = round(understood.seconds * vae.sample_rate)
+        header = wav_header(rate=vae.sample_rate, channels=vae.channels, samples=samples)
+
+        async def body() -> AsyncIterator[bytes]:
+            try:
+                yield header + (piece or b"")
+                async for more in stream:
+                    yield more
+            finally:
+                await stream.aclose()
+
+        length = str(len(header) + samples * vae.channels * 2)
+        return StreamingResponse(
+            body(), media_type="audio/wav", headers={**headers, "Content-Length": length}
+        )
+
+    @app.post("/v1/audio/generate", tags=["songs"], response_class=Response)
+    async def generate(request: Request) -> Response:
+        """Makes a song and answers with its audio; WAV is streamed while it is decoded."""
+        owner = owner_of(request)
+        service_of(request)
+        with tempfile.TemporaryDirectory(prefix="mudit-upload-") as scratch:
+            body, reference = await body_of(request, GenerateBody, Path(scratch))
+            kept = {"response_format": body.response_format}
+            service, job, understood = await start(request, body, reference, owner, kept)
+        return await song_response(request, service, job, understood, body.response_format)
+
+    @app.post("/v1/audio/speech", tags=["songs"], response_class=Response)
+    async def speech(request: Request) -> Response:
+        """Makes a song of lyrics (`input`) and a description (`instructions`)."""
+        owner = owner_of(request)
+        service_of(request)
+        body, _ = await body_of(request, SpeechBody, Path("."))
+        kept = {"response_format": body.response_format}
+        service, job, understood = await start(request, body.song(), None, owner, kept)
+        if body.stream_format == "audio":
+            return await song_response(request, service, job, understood, body.response_format)
+        stream = pieces(service, job, service.subscribe(job.id))
+        vae = service.engine.config.vae
+
+        async def events() -> AsyncIterator[bytes]:
+            try:
+                if body.response_format == "wav":
+                    samples = round(understood.seconds * vae.sample_rate)
+                    header = wav_header(
+                        rate=vae.sample_rate, channels=vae.channels, samples=samples
+                    )
+                    yield _delta(header)
+                    async for piece in stream:
+                        yield _delta(piece)
+                else:
+                    await _exhaust(stream)
+                    path = await run_in_threadpool(
+                        converted, service.songs_folder(job.id) / SONG, body.response_format
+                    )
+                    yield _delta(path.read_bytes())
+                usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+                yield _event(None, {"type": "speech.audio.done", "usage": usage})
+            except MuditError as error:
+                yield _event(None, {"type": "error", "error": {"message": str(error)}})
+            finally:
+                await stream.aclose()
+
+        return StreamingResponse(
+            events(), media_type="text/event-stream", headers=song_headers(job, understood)
+        )
+
+    # Songs as jobs
+
+    @app.post("/v1/songs", tags=["jobs"], status_code=202)
+    async def create_song(request: Request) -> JSONResponse:
+        """Takes a song as a job, which survives a restart of the service."""
+        owner = owner_of(request)
+        service_of(request)
+        with tempfile.TemporaryDirectory(prefix="mudit-upload-") as scratch:
+            body, reference = await body_of(request, GenerateBody, Path(scratch))
+            kept = {"response_format": body.response_format}
+            service, job, understood = await start(request, body, reference, owner, kept)
+        shown = {**service.view(job), "notes": list(understood.notes)}
+        return JSONResponse(shown, status_code=202, headers={"Location": f"/v1/songs/{job.id}"})
+
+    @app.get("/v1/songs", tags=["jobs"])
+    async def list_songs(
+        request: Request, limit: int = 20, before: float | None = None, status: str | None = None
+    ) -> JSONResponse:
+        """One's own songs, the newest first."""
+        service, owner = service_of(request), owner_of(request)
+        if not 1 <= limit <= 100:
+            raise InputError(f"limit={limit} is out of range: use 1 to 100")
+        if status is not None and status not in job_store.STATUSES:
+            raise InputError(
+                f"status '{status[:40]}' is unknown: use one of {', '.join(job_store.STATUSES)}"
+            )
+        jobs = service.store.list(
+            owner=owner,
+            statuses=(status,) if status else job_store.STATUSES,
+            before=before,
+            limit=limit,
+        )
+        more = jobs[-1].created if len(jobs) == limit else None
+        songs = [service.view(job) for job in jobs]
+        return JSONResponse({"object": "list", "data": songs, "before": more})
+
+    @app.get("/v1/songs/{id}", tags=["jobs"])
+    async def get_song(request: Request, id: str) -> JSONResponse:
+        """Where a song is: status, step, position in the queue, estimate."""
+        service, job = job_of(request, id)
+        return JSONResponse(service.view(job))
+
+    @app.delete("/v1/songs/{id}", tags=["jobs"])
+    async def delete_song(request: Request, id: str) -> JSONResponse:
+        """Stops an open song before its next step; deletes an ended one with its files."""
+        service, _ = job_of(request, id)
+        if service.cancel(id):
+            return JSONResponse({"id": id, "object": "song", "cancelled": True, "deleted": False})
+        await run_in_threadpool(service.forget, id)
+        return JSONResponse({"id": id, "object": "song", "cancelled": False, "deleted": True})
+
+    @app.get("/v1/songs/{id}/events", tags=["jobs"], response_class=Response)
+    async def song_events(request: Request, id: str) -> Response:
+        """Server-sent events: progress, preview (audio that can be heard already), and the end."""
+        service, job = job_of(request, id)
+        listener = service.subscribe(id)
+
+        async def events() -> AsyncIterator[bytes]:
+            if listener is None:
+                yield _event("end", service.view(service.store.get(id) or job))
+                return
+            source = listener.__aiter__()
+            try:
+                while True:
+                    try:
+                        news = await asyncio.wait_for(
+                            asyncio.shield(_next_news(source)), KEEP_ALIVE
+                        )
+                    except TimeoutError:
+                        yield b": still here\n\n"
+                        continue
+                    if news is None:
+                        return
+                    now = service.view(service.store.get(id) or job)
+                    if news.final:
+                        yield _event("end", now)
+                        return
+                    if news.audio is not None:
+                        url = f"/v1/songs/{id}/preview"
+                        yield _event("preview", {"seconds": now["preview_seconds"], "url": url})
+                    else:
+                        yield _event("progress", {**now, "step": news.step, "stage": news.stage})
+            finally:
+                listener.close()
+
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    @app.get("/v1/songs/{id}/content", tags=["jobs"], response_class=Response)
+    async def song_content(
+        request: Request, id: str, format: Literal["wav", "flac", "mp3", "ogg"] | None = None
+    ) -> Response:
+        """The finished song; ranges are served."""
+        service, job = job_of(request, id)
+        if job.status != job_store.COMPLETED:
+            raise Failure(409, "not_ready", f"song '{id}' is {job.status}: it has no whole audio")
+        kind = format or job.request.get("response_format", "wav")
+        path = await run_in_threadpool(converted, service.songs_folder(id) / SONG, kind)
+        return FileResponse(path, media_type=MEDIA_TYPES[kind], filename=f"{id}.{kind}")
+
+    @app.get("/v1/songs/{id}/preview", tags=["jobs"], response_class=Response)
+    async def song_preview(request: Request, id: str) -> Response:
+        """A WAV of what is decoded so far."""
+        service, job = job_of(request, id)
+        if job.status == job_store.COMPLETED:
+            return FileResponse(service.songs_folder(id) / SONG, media_type="audio/wav")
+        data = await run_in_threadpool(part_of, service.songs_folder(id))
+        if data is None:
+            raise Failure(409, "not_ready", f"song '{id}' has no audio yet")
+        return Response(data, media_type="audio/wav", headers={"Cache-Control": "no-store"})
+
+    @app.get("/v1/songs/{id}/sidecar", tags=["jobs"])
+    async def song_sidecar(request: Request, id: str) -> Response:
+        """Everything that made the finished song: request, plan, sampler, versions."""
+        service, job = job_of(request, id)
+        path = service.songs_folder(id) / "song.json"
+        if job.status != job_store.COMPLETED or not path.is_file():
+            raise Failure(409, "not_ready", f"song '{id}' is {job.status}: it has no sidecar")
+        return FileResponse(path, media_type="application/json", filename=f"{id}.json")
+
+    # The service itself
+
+    @app.get("/v1/models", tags=["service"])
+    async def models(request: Request) -> JSONResponse:
+        """The served model and its limits."""
+        service = service_of(request)
+        owner_of(request)
+        config = service.engine.config
+        most = min(options.most_seconds or config.max_seconds, config.max_seconds)
+        entry = {
+            "id": config.name,
+            "object": "model",
+            "owned_by": "mudit",
+            "licence": config.licence,
+            "runtime": service.engine.pipeline.runtime_name,
+            "sample_rate": config.vae.sample_rate,
+            "channels": config.vae.channels,
+            "max_seconds": most,
+            "sampler": config.sampler.model_dump(mode="json"),
+            "outline": config.dit.outline,
+        }
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    @app.get("/health", tags=["service"])
+    async def health(request: Request) -> JSONResponse:
+        """Whether the process lives: 503 when the engine's threads have ended."""
+        service = request.app.state.service
+        if service is not None and not service.engine.batcher.alive and not service.draining:
+            raise Failure(503, "broken", "the engine has stopped: restart the service")
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    @app.get("/ready", tags=["service"])
+    async def ready(request: Request) -> JSONResponse:
+        """Whether songs are taken: 503 while the model loads and while the service drains."""
+        service = service_of(request)
+        if service.draining or not service.engine.batcher.alive:
+            raise Failure(
+                503, "shutting_down", "the service takes no more songs", headers=_after(5)
+            )
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", tags=["service"], response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Prometheus metrics."""
+        service = service_of(request)
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    from mudit_engine.serving.page_api import add_page
+
+    add_page(app, service_of=service_of, owner_of=owner_of, body_of=body_of, page=PAGE)
+    complete(app)
+    return app
+
+
+async def _sweep(service: SongService, every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        try:
+            await asyncio.to_thread(service.sweep)
+        except Exception:
+            logger.exception("old songs could not be swept")
+
+
+async def _disconnected(request: Any) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.1)
+
+
+async def _next(stream: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(stream, None)
+
+
+async def _next_news(source: AsyncIterator[Any]) -> Any:
+    return await anext(source, None)
+
+
+async def _exhaust(stream: AsyncIterator[bytes]) -> None:
+    async for _ in stream:
+        pass
+
+
+def _error_of(status: str, message: str | None) -> MuditError:
+    told = message or f"the song is {status}"
+    if status == job_store.CANCELLED:
+        return StoppedError(told)
+    return DeadlineError(told) if "in time" in told else MuditError(told)
+
+
+def _after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, round(seconds)))}
+
+
+def _event(name: str | None, data: Any) -> bytes:
+    """One server-sent event."""
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def _delta(audio: bytes) -> bytes:
+    return _event(
+        None, {"type": "speech.audio.delta", "audio": base64.b64encode(audio).decode("ascii")}
+    )
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,225 @@
+"""What the HTTP service takes: a song's fields under one canonical name each, and the names that
+other services gave them.
+
+    body = GenerateBody.model_validate(canonical({"prompt": "piano", "duration": 10, "steps": 8}))
+    request = body.request(reference=None)  # SongRequest(description="piano", seconds=10.0, ...)
+
+Types are as JSON has them, nothing is converted: "10" is no number, 1.5 no seed, true no length. An
+unknown field is refused with the nearest known name, as is one that is given under two names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mudit_engine.errors import InputError
+from mudit_engine.names import SamplerName
+from mudit_engine.request import FIELDS, HIGHEST_SEED, SongRequest
+
+AudioFormat = Literal["wav", "flac", "mp3", "ogg"]
+LONGEST_LYRICS = 20_000  # characters: six times the lyrics of the longest song
+LONGEST_DESCRIPTION = 4_000
+
+# a name that another service uses -> ours
+ALIASES = {
+    "prompt": "description",
+    "duration": "seconds",
+    "audio_duration": "seconds",
+    "audio_length": "seconds",
+    "negative_prompt": "negative",
+    "tempo": "bpm",
+    "key_scale": "key",
+    "num_inference_steps": "steps",
+    "inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "format": "response_format",
+    "audio_format": "response_format",
+    "output_format": "response_format",
+}
+SAMPLER_FIELDS = ("steps", "guidance", "sampler", "shift", "eta")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SongBody(_Body):
+    """One song. Give a description, lyrics, or both."""
+
+    aliases: ClassVar[Mapping[str, str]] = ALIASES
+
+    description: str = Field(
+        "",
+        max_length=LONGEST_DESCRIPTION,
+        description="The song in your own words, Chinese or English.",
+        examples=["流行抒情，钢琴与弦乐，女声，温暖，BPM 84"],
+    )
+    lyrics: str | None = Field(
+        None,
+        max_length=LONGEST_LYRICS,
+        description="Lines under section tags such as [verse]; none is an instrumental.",
+        examples=["[verse]\n月亮升起来\n照着旧窗台"],
+    )
+    seconds: float | None = Field(
+        None, ge=1, description="Length; none is as long as the lyrics need.", examples=[12.0]
+    )
+    user_type: Literal["none", "amateur", "professional"] = Field(
+        "none", description="Who wrote the description."
+    )
+    reference_kind: Literal["mix", "vocals", "drums", "chords", "bass"] = Field(
+        "mix", description="What the uploaded reference holds."
+    )
+    negative: str = Field(
+        "", max_length=LONGEST_DESCRIPTION, description="What the song should not be."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=HIGHEST_SEED, description="The same seed is the same song.", examples=[7]
+    )
+    bpm: float | None = Field(None, gt=0, description="Beats a minute.", examples=[84.0])
+    key: str | None = Field(
+        None, max_length=40, description="A tonic and a mode.", examples=["C minor"]
+    )
+    chords: str | None = Field(
+        None, max_length=LONGEST_DESCRIPTION, description="A chord a bar.", examples=["C G Am F"]
+    )
+    sampler: SamplerName | None = Field(None, description="None is the model's own.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Sampler steps.", examples=[8])
+    guidance: float | None = Field(None, ge=0, description="How closely the words are followed.")
+    shift: float | None = Field(None, gt=0, description="Time warp of continuous paths.")
+    eta: float | None = Field(None, ge=0, le=1, description="Noise of ddim, 0 to 1.")
+    model: str | None = Field(
+        None, max_length=200, description="The served model's name, or leave it out."
+    )
+    deadline: float | None = Field(
+        None, gt=0, le=86400, description="Give up when the song is not ready after these seconds."
+    )
+
+    def request(self, *, reference: Path | None = None) -> SongRequest:
+        """The request of these fields. Raises InputError."""
+        sampler = {
+            "name" if name == "sampler" else name: value
+            for name in SAMPLER_FIELDS
+            if (value := getattr(self, name)) is not None
+        }
+        own = {
+            name: getattr(self, name)
+            for name in FIELDS
+            if name not in ("sampler", "reference") and name in type(self).model_fields
+        }
+        return SongRequest(**own, sampler=sampler, reference=reference)
+
+
+class GenerateBody(SongBody):
+    """One song, and the form of the answer."""
+
+    response_format: AudioFormat = Field("wav", description="Form of the audio.")
+
+
+class SpeechBody(_Body):
+    """One song in the words of OpenAI's speech API: `input` are the lyrics, `instructions` describe
+    the song.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    input: str = Field(
+        min_length=1,
+        max_length=LONGEST_LYRICS,
+        description="Lyrics.",
+        examples=["[verse]\n月亮升起来"],
+    )
+    instructions: str = Field(
+        "", max_length=LONGEST_DESCRIPTION, description="The song in your own words."
+    )
+    model: str | None = Field(None, max_length=200, description="The served model's name.")
+    voice: Literal["default", "female", "male"] = Field(
+        "default", description="A voice that is added to the instructions."
+    )
+    response_format: AudioFormat = Field("mp3", description="Form of the audio.")
+    speed: float = Field(1.0, ge=1, le=1, description="Songs have their own tempo: 1 alone.")
+    stream_format: Literal["audio", "sse"] = Field(
+        "audio", description="Plain audio, or events speech.audio.delta and speech.audio.done."
+    )
+    seconds: float | None = Field(None, ge=1, description="Length; none is as the lyrics need.")
+    seed: int | None = Field(None, ge=0, le=HIGHEST_SEED)
+    steps: int | None = Field(None, ge=1, le=1000)
+
+    def song(self) -> SongBody:
+        """The same in the canonical fields."""
+        voice = {"default": "", "female": "女声", "male": "男声"}[self.voice]
+        described = "，".join(part for part in (self.instructions, voice) if part)
+        return SongBody(
+            lyrics=self.input,
+            description=described,
+            seconds=self.seconds,
+            seed=self.seed,
+            steps=self.steps,
+            model=self.model,
+        )
+
+
+def canonical(fields: Mapping[str, Any], aliases: Mapping[str, str] = ALIASES) -> dict[str, Any]:
+    """Fields under our names. Raises InputError for one that is given under two names."""
+    found: dict[str, Any] = {}
+    under: dict[str, str] = {}
+    for name, value in fields.items():
+        own = aliases.get(name, name)
+        if own in found:
+            raise InputError(f"'{name}' and '{under[own]}' are the same field: give one of them")
+        found[own], under[own] = value, name
+    return found
+
+
+def parse(kind: type[_Body], fields: Any) -> Any:
+    """A body of its JSON. Raises InputError that names every wrong field with what is accepted."""
+    if not isinstance(fields, Mapping):
+        raise InputError(
+            f"the body is a {type(fields).__name__}: send an object such as "
+            '{"description": "..."}'
+        )
+    aliases: Mapping[str, str] = getattr(kind, "aliases", {})
+    own = canonical({str(name): value for name, value in fields.items()}, aliases)
+    known = [*kind.model_fields, *aliases]
+    for name in own:
+        if name not in kind.model_fields:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"unknown field '{name[:60]}': {hint}")
+    # null is a field's default, as leaving it out is
+    own = {name: value for name, value in own.items() if value is not None}
+    try:
+        return kind.model_validate(own)
+    except ValidationError as error:
+        raise InputError("; ".join(_explained(one) for one in error.errors()[:5])) from None
+
+
+def _explained(error: Any) -> str:
+    where = ".".join(map(str, error["loc"]))
+    given = repr(error.get("input"))
+    given = given if len(given) <= 60 else given[:57] + "..."
+    return f"{where}: {error['msg']} (given: {given})"
+
+
+def numbers_of_form(fields: Mapping[str, str], kind: type[_Body] = GenerateBody) -> dict[str, Any]:
+    """Fields of a form, whose values are all text: those that are numbers here become numbers.
+    Raises InputError for text that is none.
+    """
+    aliases: Mapping[str, str] = getattr(kind, "aliases", {})
+    found: dict[str, Any] = {}
+    for name, text in fields.items():
+        own = aliases.get(name, name)
+        wanted = str(kind.model_fields[own].annotation) if own in kind.model_fields else ""
+        value: Any = text
+        if "int" in wanted or "float" in wanted:
+            try:
+                value = int(text) if "int" in wanted else float(text)
+            except ValueError:
+                raise InputError(f"{name}: '{text[:60]}' is no number") from None
+        found[name] = value
+    return found

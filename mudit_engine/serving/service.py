@@ -1,0 +1,532 @@
+"""Songs as jobs: handed to the engine, written to disk, told to whoever listens, kept for a while.
+
+    service = SongService(engine, folder, loop=asyncio.get_running_loop())
+    job = service.create(understood, owner="team-a", body={...})
+    async for news in service.subscribe(job.id): ...           # progress, pieces of audio, the end
+    service.cancel(job.id)
+
+Threads: the batcher's threads call back; what touches the disk or the table goes through one writer
+thread, in order; listeners live in the event loop. A song is told to be completed only when its
+file and its row are on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mudit_engine.errors import BusyError, DeadlineError, MuditError, StoppedError
+from mudit_engine.files import atomic_path, write_json
+from mudit_engine.reading import Understood
+from mudit_engine.request import request_from_fields
+from mudit_engine.runtime.batcher import ENDED, Event, Stage, Ticket
+from mudit_engine.serving import job_store
+from mudit_engine.serving.access import Keys
+from mudit_engine.serving.engine import Engine
+from mudit_engine.serving.job_store import Job, JobStore
+from mudit_engine.serving.monitoring import Metrics, emit_spans
+from mudit_engine.serving.song_files import PART, SONG, SongWriter, pcm
+
+logger = logging.getLogger(__name__)
+
+PROGRESS, REFERENCE, SIDECAR = "progress.safetensors", "reference.wav", "song.json"
+PATIENCE = 512  # pieces of news that a listener may be behind before it is let go
+
+
+@dataclass(frozen=True)
+class News:
+    """What listeners hear: progress, a piece of PCM, or the end (status is then final)."""
+
+    status: str
+    stage: str
+    step: int
+    steps: int
+    audio: bytes | None = None
+    error: str | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing comes after it: the job ended, or the service is shutting down."""
+        return self.status not in job_store.OPEN or self.stage in ENDED
+
+
+@dataclass
+class _Run:
+    """An open job in this process."""
+
+    job: Job
+    understood: Understood
+    folder: Path
+    ticket: Ticket | None = None
+    writer: SongWriter | None = None
+    stage: str = Stage.READING.value
+    step: int = 0
+    first_audio: float | None = None
+    denoised: float | None = None
+    seconds_written: float = 0.0
+    listeners: list[asyncio.Queue[News]] = field(default_factory=list)
+    # what a listener that comes late has missed
+    pieces: list[bytes] = field(default_factory=list)
+    ended: News | None = None
+
+
+class Listener:
+    """News of one job, for one who listens: `async for news in listener`, then `close`."""
+
+    def __init__(self, run: _Run) -> None:
+        self.queue: asyncio.Queue[News] = asyncio.Queue()
+        self._run = run
+
+    async def __aiter__(self) -> AsyncIterator[News]:
+        while True:
+            news = await self.queue.get()
+            yield news
+            if news.final:
+                return
+
+    def close(self) -> None:
+        """Nothing more is kept for this listener."""
+        with suppress(ValueError):
+            self._run.listeners.remove(self.queue)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long finished songs stay: seconds since they ended, and bytes of all of them."""
+
+    seconds: float = 7 * 86400.0
+    bytes: int = 20 << 30
+
+
+class SongService:
+    """All jobs of one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        metrics: Metrics,
+        keys: Keys,
+        retention: Retention | None = None,
+        most_open: int = 100,
+        tracer: Any | None = None,
+    ) -> None:
+        self.engine, self.folder, self.loop = engine, folder, loop
+        self.metrics, self.keys, self.tracer = metrics, keys, tracer
+        self.retention, self.most_open = retention or Retention(), most_open
+        self.store = JobStore(folder / "jobs.sqlite")
+        self.draining = False
+        self._runs: dict[str, _Run] = {}
+        self._lock = threading.Lock()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="mudit-disk")
+        engine.batcher.on_step = metrics.step
+        engine.batcher.on_save = self._save
+
+    # Taking songs
+
+    def songs_folder(self, id: str) -> Path:
+        """Where a job's files lie."""
+        return self.folder / "songs" / id
+
+    def create(
+        self,
+        understood: Understood,
+        *,
+        owner: str,
+        body: dict[str, Any],
+        reference: Path | None = None,
+    ) -> Job:
+        """A new job, on the disk before it is answered. Raises BusyError when there is no room, or
+        when the owner's day is used up.
+        """
+        if self.draining:
+            raise BusyError("the service is shutting down: ask another one", retry_after=5.0)
+        if (there := len(self._runs)) >= self.most_open:
+            raise BusyError(
+                f"{there} songs are open already: try again later",
+                retry_after=min(max(1.0, self.engine.batcher.backlog()), 600.0),
+            )
+        self.keys.charge(owner, understood.seconds)
+        job = Job(
+            id=f"song-{secrets.token_hex(12)}",
+            owner=owner,
+            request={
+                **body,
+                "fields": _fields(understood),
+                "reference": reference is not None,
+            },
+            steps=len(understood.table.times),
+        )
+        folder = self.songs_folder(job.id)
+        try:
+            folder.mkdir(parents=True)
+            if reference is not None:
+                shutil.move(reference, folder / REFERENCE)
+                request = replace(understood.request, reference=folder / REFERENCE)
+                understood = replace(understood, request=request)
+            self.store.add(job)
+            self._start(job, understood, saved=None)
+        except BaseException:
+            self.keys.refund(owner, understood.seconds)
+            self.store.delete(job.id)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return job
+
+    def _start(self, job: Job, understood: Understood, *, saved: bytes | None) -> None:
+        run = _Run(job, understood, self.songs_folder(job.id), step=job.step)
+        deadline = job.request.get("deadline")
+        if deadline is not None:
+            deadline = max(job.created + deadline - time.time(), 0.0)
+        with self._lock:
+            self._runs[job.id] = run
+        try:
+            run.ticket = self.engine.submit(
+                understood,
+                on_event=lambda event: self._happened(run, event),
+                deadline=deadline,
+                saved=saved,
+            )
+        except BaseException:
+            with self._lock:
+                self._runs.pop(job.id, None)
+            raise
+
+    def recover(self) -> dict[str, int]:
+        """After a restart: songs that were under way go on from their saved step or start again;
+        those that can't end with a reason. Returns how many of each.
+        """
+        found = {"resumed": 0, "restarted": 0, "failed": 0}
+        for job in reversed(self.store.list(statuses=job_store.OPEN)):
+            folder = self.songs_folder(job.id)
+            with suppress(FileNotFoundError):
+                (folder / PART).unlink()
+            saved = None
+            with suppress(FileNotFoundError):
+                saved = (folder / PROGRESS).read_bytes()
+            try:
+                request = request_from_fields(job.request["fields"], where="the job")
+                if job.request.get("reference"):
+                    if not (folder / REFERENCE).is_file():
+                        raise MuditError("its reference is gone")
+                    request = replace(request, reference=folder / REFERENCE)
+                self._start(job, self.engine.read(request), saved=saved)
+            except (MuditError, KeyError, OSError) as error:
+                reason = f"the service was restarted and the song cannot go on: {error}"
+                self.store.update(
+                    job.id, status=job_store.FAILED, finished=time.time(), error=reason
+                )
+                found["failed"] += 1
+                continue
+            found["resumed" if saved else "restarted"] += 1
+        return found
+
+    # What the engine says
+
+    def _happened(self, run: _Run, event: Event) -> None:
+        """From the batcher's threads: quick, whatever takes time goes to the writer."""
+        if event.stage not in ENDED:  # an end is told when it is written
+            run.stage = event.stage.value
+        if event.stage is Stage.DENOISING:
+            run.step = event.step
+            if run.job.started is None:
+                run.job.started = time.time()
+                self._later(self._write_started, run)
+        if event.stage is Stage.DECODING and run.denoised is None:
+            run.denoised = time.time()
+        if event.audio is not None:
+            if run.first_audio is None:
+                run.first_audio = time.time()
+                self.metrics.first_audio.observe(run.first_audio - run.job.created)
+            self._later(self._write_audio, run, pcm(event.audio))
+        elif event.stage in (Stage.COMPLETED, Stage.FAILED, Stage.CANCELLED):
+            self._later(self._write_end, run, event.stage, event.error)
+        else:
+            self._tell(run, self._news(run))
+
+    def _later(self, work: Callable[..., None], *arguments: Any) -> Future[None] | None:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except Exception:
+                logger.exception("a job could not be written")
+
+        with suppress(RuntimeError):  # the writer is closed: the process ends
+            return self._disk.submit(guarded)
+        return None
+
+    def _write_started(self, run: _Run) -> None:
+        self.store.update(
+            run.job.id,
+            only=job_store.OPEN,
+            status=job_store.IN_PROGRESS,
+            started=run.job.started,
+            steps=run.job.steps,
+        )
+        run.job.status = job_store.IN_PROGRESS
+
+    def _write_audio(self, run: _Run, data: bytes) -> None:
+        if run.writer is None:
+            vae = self.engine.config.vae
+            run.writer = SongWriter(run.folder, rate=vae.sample_rate, channels=vae.channels)
+        run.writer.write(data)
+        run.seconds_written = run.writer.samples / run.writer.rate
+        self._tell(run, self._news(run, audio=data))
+
+    def _write_end(self, run: _Run, stage: Stage, error: BaseException | None) -> None:
+        job, now = run.job, time.time()
+        if self.draining and isinstance(error, StoppedError) and "shut down" in str(error):
+            # it stays open in the table, and goes on after the restart
+            if run.writer is not None:
+                run.writer.drop()
+            self._close(run, News(job_store.IN_PROGRESS, stage.value, run.step, job.steps))
+            return
+        result: dict[str, Any] = {}
+        message = None
+        status = {
+            Stage.COMPLETED: job_store.COMPLETED,
+            Stage.CANCELLED: job_store.CANCELLED,
+        }.get(stage, job_store.FAILED)
+        if status == job_store.COMPLETED:
+            try:
+                result = self._write_song(run, now)
+            except Exception as fault:
+                logger.exception("song %s could not be written", job.id)
+                status, error = job_store.FAILED, fault
+        elif run.writer is not None:
+            run.writer.drop()
+        if error is not None:
+            known = isinstance(error, MuditError)
+            message = str(error) if known else "the engine failed on this song; its log says why"
+        with suppress(FileNotFoundError):
+            (run.folder / PROGRESS).unlink()
+        size = sum(file.stat().st_size for file in run.folder.glob("*") if file.is_file())
+        job.status, job.finished, job.error, job.result = status, now, message, result
+        self.store.update(
+            job.id,
+            only=job_store.OPEN,
+            status=status,
+            finished=now,
+            step=run.step,
+            result=result,
+            error=message,
+            bytes=size,
+        )
+        self._count(run, status, now)
+        run.stage = stage.value
+        self._close(run, self._news(run))
+
+    def _write_song(self, run: _Run, now: float) -> dict[str, Any]:
+        assert run.writer is not None
+        run.writer.finish()
+        timings = self._parts(run, now)
+        spent = {name: end - start for name, (start, end) in timings.items()}
+        sidecar = self.engine.info(run.understood, spent)
+        request = {**sidecar["request"], "reference": None}
+        write_json(run.folder / SIDECAR, {**sidecar, "request": request, "file": SONG})
+        return {
+            "seconds": run.writer.samples / run.writer.rate,
+            "sample_rate": run.writer.rate,
+            "channels": run.writer.channels,
+            "seed": run.understood.seed,
+            "timings_seconds": {name: round(value, 3) for name, value in spent.items()},
+            "notes": list(run.understood.notes),
+        }
+
+    def _parts(self, run: _Run, now: float) -> dict[str, tuple[float, float]]:
+        job = run.job
+        started, denoised = job.started or now, run.denoised or now
+        return {
+            "queue": (job.created, started),
+            "denoise": (started, denoised),
+            "decode": (denoised, now),
+        }
+
+    def _count(self, run: _Run, status: str, now: float) -> None:
+        self.metrics.ended.labels(status).inc()
+        if status == job_store.COMPLETED:
+            self.metrics.song_seconds.observe(now - run.job.created)
+            work = now - (run.job.started or run.job.created)
+            self.metrics.rtf.observe(work / max(run.understood.seconds, 1e-3))
+        elif run.job.started is None:
+            self.keys.refund(run.job.owner, run.understood.seconds)
+        described = {
+            "song.id": run.job.id,
+            "song.seconds": run.understood.seconds,
+            "status": status,
+        }
+        emit_spans(self.tracer, "song", described, self._parts(run, now))
+
+    def _save(self, ticket: Ticket, data: bytes) -> None:
+        run = next((run for run in list(self._runs.values()) if run.ticket is ticket), None)
+        if run is not None:
+            self._later(self._write_progress, run, data, ticket.step)
+
+    def _write_progress(self, run: _Run, data: bytes, step: int) -> None:
+        if run.job.id in self._runs and run.job.status in job_store.OPEN:
+            with atomic_path(run.folder / PROGRESS) as aside:
+                aside.write_bytes(data)
+            self.store.update(run.job.id, only=job_store.OPEN, step=step)
+
+    # Listeners
+
+    def _news(self, run: _Run, audio: bytes | None = None) -> News:
+        job = run.job
+        return News(job.status, run.stage, run.step, job.steps, audio, job.error)
+
+    def _tell(self, run: _Run, news: News) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the process ends
+            self.loop.call_soon_threadsafe(self._hear, run, news)
+
+    def _hear(self, run: _Run, news: News) -> None:
+        """In the event loop."""
+        if news.audio is not None:
+            run.pieces.append(news.audio)
+        for queue in run.listeners:
+            if news.audio is None and not news.final and queue.qsize() > PATIENCE // 2:
+                continue  # a slow listener misses steps, never audio
+            queue.put_nowait(news)
+
+    def _close(self, run: _Run, news: News) -> None:
+        with self._lock:
+            self._runs.pop(run.job.id, None)
+
+        def end() -> None:
+            run.ended = news
+            for queue in run.listeners:
+                queue.put_nowait(news)
+
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(end)
+
+    def subscribe(self, id: str) -> Listener | None:
+        """What happens to a job from now on, and its audio from the beginning; None for a job that
+        is not open here. Call it in the event loop.
+        """
+        run = self._runs.get(id)
+        if run is None:
+            return None
+        listener = Listener(run)
+        listener.queue.put_nowait(self._news(run))
+        for piece in run.pieces:
+            listener.queue.put_nowait(self._news(run, audio=piece))
+        run.listeners.append(listener.queue)
+        if run.ended is not None:  # its last news is out already
+            listener.queue.put_nowait(run.ended)
+        return listener
+
+    def view(self, job: Job) -> dict[str, Any]:
+        """A job as the API shows it: the table's row, and where an open one is now."""
+        run = self._runs.get(job.id)
+        shown: dict[str, Any] = {
+            "id": job.id,
+            "object": "song",
+            "status": job.status,
+            "created_at": job.created,
+            "started_at": job.started,
+            "finished_at": job.finished,
+            "step": job.step,
+            "steps": job.steps,
+            "progress": 0.0,
+            "position": None,
+            "estimated_seconds": None,
+            "preview_seconds": 0.0,
+            "error": job.error,
+            "result": job.result or None,
+            "request": {
+                name: value
+                for name, value in job.request.get("fields", {}).items()
+                if value is not None and name != "reference"
+            },
+        }
+        if job.status == job_store.COMPLETED:
+            shown |= {"progress": 1.0, "step": job.steps}
+        elif run is not None:
+            done = run.step / max(job.steps, 1)
+            decoded = run.seconds_written / max(run.understood.seconds, 1e-3)
+            shown |= {
+                "status": run.job.status,
+                "stage": run.stage,
+                "started_at": run.job.started,
+                "step": run.step,
+                "progress": round(0.9 * done + 0.1 * min(decoded, 1.0), 4),
+                "preview_seconds": round(run.seconds_written, 3),
+            }
+            if run.ticket is not None:
+                shown["position"] = self.engine.batcher.ahead(run.ticket)
+                shown["estimated_seconds"] = round(self.engine.batcher.estimate(run.ticket), 2)
+        return shown
+
+    # Ends
+
+    def cancel(self, id: str) -> bool:
+        """Stops a job before its next step. False for one that is not open here."""
+        run = self._runs.get(id)
+        if run is None or run.ticket is None:
+            return False
+        run.ticket.cancel()
+        return True
+
+    def forget(self, id: str) -> None:
+        """Deletes an ended job and its files."""
+        self.store.delete(id)
+        shutil.rmtree(self.songs_folder(id), ignore_errors=True)
+
+    def sweep(self) -> int:
+        """Deletes ended songs that are too old, the oldest of those that take too much room, and
+        folders of no job. Returns how many.
+        """
+        ended = [job for job in self.store.list() if job.status not in job_store.OPEN]
+        now, room, gone = time.time(), self.retention.bytes, 0
+        for job in ended:  # the newest first
+            room -= job.bytes
+            if room < 0 or now - (job.finished or job.created) > self.retention.seconds:
+                self.forget(job.id)
+                gone += 1
+        folder = self.folder / "songs"
+        known = {job.id for job in self.store.list()}
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in known and now - path.stat().st_mtime > 3600:
+                shutil.rmtree(path, ignore_errors=True)
+        return gone
+
+    def drain(self, timeout: float) -> bool:
+        """Takes no more songs and waits for the open ones. False when some are left."""
+        self.draining = True
+        finished = self.engine.drain(timeout)
+        until = time.monotonic() + 10
+        while self._runs and finished and time.monotonic() < until:
+            time.sleep(0.02)
+        return finished
+
+    def close(self) -> None:
+        """Ends the engine, keeping the progress of what is left, and the table."""
+        self.draining = True
+        self.engine.close()
+        self._disk.shutdown(wait=True)
+        self.store.close()
+
+
+def _fields(understood: Understood) -> dict[str, Any]:
+    """The request's fields, with the seed that was drawn: a restart makes the same song."""
+    fields = asdict(replace(understood.request, seed=understood.seed, reference=None))
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def refused(error: BaseException) -> str:
+    """The reason that a refused request is counted under."""
+    if isinstance(error, BusyError):
+        return "busy"
+    return "deadline" if isinstance(error, DeadlineError) else "invalid"
