@@ -259,10 +259,28 @@ def graphs(
     expanded: bool = False,
 ) -> dict[str, Callable[[], Graph]]:
     """Makers of every graph of a model, by name: one at a time, so that a large model is held once.
-    `expanded`: see DenseKeys.
 
     ChinMu's text tower is a graph when it reads characters; a transformers encoder is exported by
     its own library.
+
+    Args:
+        dit: the song transformer.
+        vae: the codec.
+        chinmu: the encoder of descriptions.
+        precision: of the graphs: "fp32", "bf16" or "fp16".
+        expanded: whether masks are written out for every query row (`DenseKeys`), as ONNX Runtime
+            wants them.
+
+    Returns:
+        For each of modulation, lyric_kv, conditions, step, vae_decode and chinmu_text a function
+        that makes the graph: its module, example inputs and dynamic axes.
+
+    Examples:
+        >>> from mudit_engine.runtime.load import open_model
+        >>> opened = open_model("tiny", dtype=torch.float32)
+        >>> makers = graphs(opened.runtime.dit, opened.vae, opened.chinmu)
+        >>> sorted(makers)
+        ['chinmu_text', 'conditions', 'lyric_kv', 'modulation', 'step', 'vae_decode']
     """
     dtype = DTYPES[precision]
     makers: dict[str, Callable[[], Graph]] = {

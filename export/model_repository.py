@@ -67,10 +67,25 @@ class Enum(str):
 def write_repository(
     deployment: Path, repository: Path, *, options: RepositoryOptions | None = None
 ) -> Path:
-    """Writes the repository, which must not exist or be an earlier one. Returns it.
+    """Writes a model repository for NVIDIA's Triton Inference Server.
 
-    Raises ModelError for a folder that is no intact deployment, InputError for one that lacks what
-    the runtime needs, GateError for a configuration that the server's schema refuses.
+    Args:
+        deployment: a deployment folder; it is copied, once for all models.
+        repository: must not exist or be an earlier one.
+        options: runtime, batch, delay, copies, whether on a GPU.
+
+    Returns:
+        repository.
+
+    Raises:
+        ModelError: for a folder that is no intact deployment.
+        InputError: for one that lacks what the runtime needs.
+        GateError: for a configuration that the server's schema refuses.
+
+    Examples:
+        >>> repository = write_repository(deployed, new_folder)
+        >>> sorted(path.name for path in (repository / "models").iterdir())
+        ['mudit_decode', 'mudit_denoise', 'mudit_song', 'mudit_text']
     """
     options = options or RepositoryOptions()
     manifest = read_manifest(deployment)

@@ -48,14 +48,32 @@ def export_onnx(
     runtimes: Sequence[str] = (),
     report: Report = lambda text: None,
 ) -> Path:
-    """Writes the deployment folder `out`, which must not exist or must be an earlier export.
-    Returns it.
+    """Writes the deployment folder of a model: ONNX graphs, the model as it was, and a manifest.
 
-    With random_weights `model` is a preset or a config.json, of which a model with random weights
-    is made: to build and time engines of a size that nobody has trained yet. fp32 graphs are held
-    to PyTorch in `runtimes` (export/parity.py). Raises InputError for an unknown flavour or a
-    folder that holds something else, GateError for a graph that fails its checks or a runtime that
-    makes another song; `out` is then as it was.
+    The folder is written aside and renamed. fp32 graphs are held to PyTorch by whole songs in
+    `runtimes` (export/parity.py).
+
+    Args:
+        model: a name or a model folder; with random_weights a preset or a config.json.
+        out: must not exist or must be an earlier export.
+        flavours: "fp32" (opset 20) for ONNX Runtime and OpenVINO, "bf16" and "fp16" (opset 23) for
+            TensorRT.
+        random_weights: draws weights, to build and time engines of a size nobody has trained yet.
+        runtimes: "onnxruntime", "openvino": what is held to PyTorch.
+        report: told the name of each graph.
+
+    Returns:
+        out.
+
+    Raises:
+        InputError: for an unknown flavour or a folder that holds something else.
+        GateError: for a graph that fails its checks or a runtime that makes another song; `out` is
+            then as it was.
+        MissingError: when the package onnx is not installed.
+
+    Examples:
+        >>> export_onnx("tiny", Path("deploy"), flavours=("fp32",))        # doctest: +SKIP
+        PosixPath('deploy')
     """
     require("onnx", "exporting to ONNX")
     require("onnxscript", "exporting to ONNX")

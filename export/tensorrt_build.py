@@ -126,11 +126,26 @@ def make_plan(
     options: Options | None = None,
     graphs: Sequence[str] = (),
 ) -> Plan:
-    """Reads the deployment folder and decides every profile. `graphs`: those to build now (default
-    all); the package has all.
+    """Reads a deployment folder and decides every engine's shapes and flags; builds nothing.
 
-    Raises ModelError for a folder without graphs of the flavour, InputError for options that do not
-    fit.
+    Args:
+        folder: written by `export_onnx` with a TensorRT flavour.
+        target: where the engines run (`TARGETS`).
+        buckets: "SECONDS" or "SECONDS:TOKENS" each, the longest song of a profile; none gives four.
+        options: flavour, songs of a step, refit and so on.
+        graphs: those to build now; none is all. The build package has all.
+
+    Returns:
+        What `write_package` and `build_engines` take.
+
+    Raises:
+        ModelError: for a folder without graphs of the flavour.
+        InputError: for options that do not fit.
+
+    Examples:
+        >>> plan = make_plan(deploy, TARGETS["rtx-sm80"], graphs=["step"])    # doctest: +SKIP
+        >>> plan.graphs, plan.out.name                                      # doctest: +SKIP
+        (('step',), 'rtx-sm80')
     """
     options = options or Options()
     manifest = read_manifest(folder)
@@ -304,14 +319,26 @@ def build_engines(
     report: Callable[[str], None] = lambda text: None,
     keep: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Writes the package, builds every engine in a child process each, and puts them through the
-    gate. Returns a row an engine.
+    """Writes the build package, builds each engine in a child process, and holds it to a gate.
 
-    `report` hears the name of an engine before it is built, and `keep` its row once it has passed
-    the gate, whatever becomes of the next. `measured` also runs them (needs the GPU). Raises
-    MissingError when the machine cannot build this target: the package is there nonetheless;
-    GateError when an attention, projection or adaLN is not fused or masked; MuditError when the
-    builder fails.
+    Args:
+        plan: what `make_plan` decided.
+        measured: also runs each engine; needs its GPU.
+        report: told the name of an engine before it is built.
+        keep: told the row of an engine once it has passed the gate, whatever becomes of the next.
+
+    Returns:
+        A row an engine: seconds, bytes, memory, and what is fused in each profile.
+
+    Raises:
+        MissingError: when the machine cannot build this target; the package is there nonetheless.
+        GateError: when an attention, a projection or an adaptive norm is not fused or masked.
+        MuditError: when the builder fails.
+
+    Examples:
+        >>> rows = build_engines(plan)                                      # doctest: +SKIP
+        >>> rows[0]["fusion"][0]["faults"]                                  # doctest: +SKIP
+        []
     """
     out = write_package(plan)
     if reason := lacking(plan.target, plan.options):

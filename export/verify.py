@@ -17,10 +17,22 @@ from mudit_engine.runtime.manifest import differences, read_manifest
 def verify(
     folder: Path, *, runtimes: Sequence[str] = ("onnxruntime",), parity: bool = True
 ) -> dict[str, Any]:
-    """Differences from the manifest, faults of the graphs, and parity measured again with these
-    runtimes (of fp32 graphs).
+    """A deployment folder against its manifest: files, graphs, and whole songs once more.
 
-    Raises ModelError for a folder without a readable manifest.
+    Args:
+        folder: written by `export_onnx`.
+        runtimes: what parity is measured with, of fp32 graphs.
+        parity: False checks files and graphs alone.
+
+    Returns:
+        {"folder": its name, "differences": a list of sentences, "parity": rows}.
+
+    Raises:
+        ModelError: for a folder without a readable manifest.
+
+    Examples:
+        >>> verify(deployed, parity=False)["differences"]
+        []
     """
     manifest = read_manifest(folder)
     wrong = differences(folder, manifest)

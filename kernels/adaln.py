@@ -453,12 +453,37 @@ def layer_norm_modulate(
     *,
     eps: float = EPS,
 ) -> Tensor:
-    """LayerNorm of x [T, D] without affine terms, then (1 + scale) and shift of the run's table
-    row, by Triton; differentiable.
+    """LayerNorm without affine terms, then scale and shift of the run's table row, by Triton.
 
-    The tables are [R, D], rows may be strided (mod[:, 0] of [R, 6, D]); None for both gives the
-    plain LayerNorm. Raises ValueError for widths that are no multiple of 8 or above 8192. Source:
-    Peebles and Xie 2023, section 3.2 (adaLN).
+        h = LN(x) (1 + scale[r]) + shift[r]
+
+    Differentiable.
+
+    Args:
+        x_TD: [T, D] in bf16, fp16 or fp32, D a multiple of 8 up to 8192.
+        shift_RD: [R, D] table; rows may be strided (mod[:, 0] of [R, 6, D]). None for both tables
+            gives the plain LayerNorm.
+        scale_RD: [R, D] table.
+        runs: which table row each run of packed rows takes.
+        eps: of the LayerNorm.
+
+    Returns:
+        [T, D] of x's dtype.
+
+    Raises:
+        ValueError: for widths that are no multiple of 8 or above 8192, and for other dtypes.
+
+    Source:
+        Peebles and Xie 2023, section 3.2, adaLN (arXiv 2212.09748).
+
+    Examples:
+        >>> import torch
+        >>> x, shift, scale = torch.randn(5, 8), torch.randn(2, 8), torch.randn(2, 8)
+        >>> runs = Runs(((2, 0), (3, 1)))        # two rows take table row 0, three take row 1
+        >>> h = layer_norm_modulate(x, shift, scale, runs)
+        >>> exact = layer_norm_modulate_reference(x, shift, scale, runs)
+        >>> bool(torch.allclose(h, exact, atol=1e-5))
+        True
     """
     if shift_RD is None or scale_RD is None or runs is None:
         shift_RD = scale_RD = runs = None
@@ -479,12 +504,37 @@ def residual_norm(
     eps: float = EPS,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(x + gate[r] y, its modulated LayerNorm) in one pass by Triton: the residual stream is read
-    and written once; differentiable.
+    """x + gate[r] y and its modulated LayerNorm, in one pass by Triton; differentiable.
 
-    gate None is 1; shift and scale None give the plain LayerNorm. `inplace` writes the sum over x
-    (no gradients). Raises ValueError as layer_norm_modulate does. Source: Peebles and Xie 2023,
-    section 3.2 (adaLN-Zero).
+        x' = x + gate[r] y        h = LN(x') (1 + scale[r]) + shift[r]
+
+    The residual stream is read and written once.
+
+    Args:
+        x_TD: [T, D] in bf16, fp16 or fp32, D a multiple of 8 up to 8192.
+        y_TD: [T, D], what a branch adds.
+        gate_RD: [R, D] table; None is 1.
+        shift_RD: [R, D] table; None with scale None gives the plain LayerNorm.
+        scale_RD: [R, D] table.
+        runs: which table row each run of packed rows takes.
+        eps: of the LayerNorm.
+        inplace: writes x' over x (no gradients then).
+
+    Returns:
+        x' and h, both [T, D].
+
+    Raises:
+        ValueError: as layer_norm_modulate does.
+
+    Source:
+        Peebles and Xie 2023, section 3.2, adaLN-Zero (arXiv 2212.09748).
+
+    Examples:
+        >>> import torch
+        >>> x, y = torch.randn(2, 5, 8).unbind()
+        >>> total, h = residual_norm(x, y, None, None, None, None)
+        >>> bool(torch.allclose(total, x + y))
+        True
     """
     if gate_RD is not None and runs is None:
         raise ValueError("a gate needs runs: which modulation row each packed row takes")

@@ -303,13 +303,38 @@ def attention(
     scale: float | None = None,
     precision: str = "tf32",
 ) -> Tensor:
-    """Attention of every segment by the Triton kernels; what attention_reference() computes.
-    Returns a contiguous [T, S H, K].
+    """Attention of every segment by the Triton kernels: what attention_reference() computes.
 
-    q [T, S H, K], k and v [L, H, K] in bf16, fp16 or fp32, K 64, 96 or 128; rows and heads may be
-    strided, the last axis is copied if it is. cos, sin fp32 [S, T, K/2]. precision is of fp32
-    products. Differentiable in q, k and v, if no two segments share key rows. Raises ValueError for
-    anything else. Source: Dao 2023, FlashAttention-2.
+    Differentiable in q, k and v if no two segments share key rows. Needs a GPU, or
+    TRITON_INTERPRET=1.
+
+    Args:
+        q: [T, S H, K] in bf16, fp16 or fp32, K 64, 96 or 128. Rows and heads may be strided; the
+            last axis is copied if it is.
+        k: [L, H, K] of the same dtype, already rotated.
+        v: [L, H, K].
+        segments: which rows see which.
+        cos: fp32 [S, T, K/2], rotary angles of the queries; None rotates nothing.
+        sin: fp32 [S, T, K/2].
+        scale: what q k is multiplied by, positive; None is 1 / sqrt(K).
+        precision: of fp32 products, "tf32" or "ieee".
+
+    Returns:
+        A contiguous [T, S H, K] of q's dtype.
+
+    Raises:
+        ValueError: for other shapes, dtypes or head widths, or segments that leave the buffers.
+
+    Source:
+        Dao 2023, FlashAttention-2 (arXiv 2307.08691).
+
+    Examples:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 8, 1, 64).unbind()
+        >>> segments = Segments.self_attention([3, 5])
+        >>> y = attention(q, k, v, segments, precision="ieee")
+        >>> bool(torch.allclose(y, attention_reference(q, k, v, segments), atol=1e-5))
+        True
     """
     if unobserved(q, k, v):
         return _attend(q, k, v, segments, cos, sin, scale, precision)

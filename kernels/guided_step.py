@@ -32,11 +32,20 @@ COLUMNS = ("a", "b", "c", "d", "p", "q", "w")
 
 @dataclass(frozen=True)
 class SongRows:
-    """Where each song lies: (start, rows, cond_start, uncond_start), the first in x, kept and
-    noise, the last two in the network's output.
+    """Where each song of a batch lies in the latents and in the network's output.
 
-    uncond_start is -1 for a song that is not guided at this step (its output is cond, whatever w
-    says).
+    Args:
+        items: (start, rows, cond_start, uncond_start) of each song: its first row and number of
+            rows in x, kept and noise; the first rows of its conditional and its unconditional
+            sequence in the network's output. uncond_start is -1 for a song that is not guided at
+            this step (its output is the conditional one, whatever w says).
+        plans: what launchers have already checked, kept by them; leave it out.
+
+    Examples:
+        Two songs of 2 and 3 frames; only the first is guided:
+
+        >>> SongRows(((0, 2, 0, 5), (2, 3, 2, -1))).tensor("cpu").shape
+        torch.Size([2, 4])
     """
 
     items: tuple[tuple[int, int, int, int], ...]
@@ -352,14 +361,38 @@ def guided_step(
     *,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One guided sampler update of packed latents in one pass by Triton; (x', kept'), new tensors
-    or, `inplace`, x and kept themselves.
+    """Guidance and one sampler update of packed latents, in one pass by Triton; not differentiable.
 
-    x, kept, noise are fp32 [T, C], C a multiple of 8; out [N, C] is the network's packed output of
-    any float type; rows [B, 7] are the songs' coefficients, fp32. kept is not read where c is 0 (it
-    may hold NaN). Without noise, a song whose row has d != 0 becomes NaN. Rows no span covers stay
-    as they are. Not differentiable. Raises ValueError for other types, shapes or spans outside the
-    buffers.
+        out = uncond + w (cond - uncond)
+        x' = a x + b out + c kept + d noise        kept' = p x + q out
+
+    Args:
+        x_TC: fp32 [T, C], C a multiple of 8.
+        kept_TC: fp32 [T, C]; not read where c is 0 (it may hold NaN).
+        out_NC: [N, C] of any float dtype, the network's packed output.
+        noise_TC: fp32 [T, C]; without it, a song whose row has d != 0 becomes NaN.
+        rows_B7: fp32 [B, 7], the songs' coefficients (a, b, c, d, p, q, w).
+        spans: where each song lies. Rows that none covers stay as they are.
+        inplace: writes over x and kept.
+
+    Returns:
+        x' and kept', new tensors or, `inplace`, x and kept themselves.
+
+    Raises:
+        ValueError: for other dtypes, shapes or spans outside the buffers.
+
+    Source:
+        Ho and Salimans 2022, guidance (arXiv 2207.12598).
+
+    Examples:
+        >>> import torch
+        >>> x, kept, out = torch.randn(2, 8), torch.zeros(2, 8), torch.randn(4, 8)
+        >>> rows = torch.tensor([[1.0, -0.5, 0, 0, 0, 1, 3.0]])
+        >>> spans = SongRows(((0, 2, 0, 2),))    # conditional rows 0 and 1, unconditional 2 and 3
+        >>> new, _ = guided_step(x, kept, out, None, rows, spans)
+        >>> exact, _ = guided_step_reference(x, kept, out, None, rows, spans)
+        >>> bool(torch.allclose(new, exact, atol=1e-6))
+        True
     """
     direct = unobserved(x_TC, kept_TC, out_NC, noise_TC)
     kinds = tuple(None if t is None else (t.shape, t.dtype) for t in (kept_TC, noise_TC, rows_B7))

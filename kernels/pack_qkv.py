@@ -419,14 +419,38 @@ def pack_qkv(
     k_out: Tensor | None = None,
     v_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q [T, S H, K], k and v [T, H, K] from qkv [T, (S + 2) H K], laid out q of stream 0, k, v, q
-    of the other streams; differentiable.
+    """Splits a fused projection, normalises q and k, rotates k: one Triton kernel; differentiable.
 
-    q and k are RMS-normalised with gains [S, K] and [K] (None: not), k is rotated by fp32 tables
-    cos, sin [T, K/2] and written to `k_out`, v to `v_out` where given: strided [T, H, K], such as
-    rows of a buffer that already holds lyric keys (no gradients then). Without v_out and gradients
-    v is a view of qkv. Raises ValueError for head widths that are no sum of at most two powers of
-    two from 16 up. Sources: Su et al. 2021 (rotation), Henry et al. 2020 (QK-norm).
+    Args:
+        qkv: [T, (S + 2) H K] in bf16, fp16 or fp32: q of stream 0, k, v, q of the other streams.
+        q_gain: [S, K], gains of the queries' RMS norm; None leaves them as they are.
+        k_gain: [K]; None likewise.
+        cos: fp32 [T, K/2], the keys' rotary angles.
+        sin: fp32 [T, K/2].
+        heads: H.
+        q_streams: S.
+        eps: of the RMS norms.
+        k_out: strided [T, H, K] that k is written to, such as rows of a buffer that already holds
+            lyric keys; no gradients then.
+        v_out: the same for v. Without it and without gradients v is a view of qkv.
+
+    Returns:
+        q [T, S H, K], k and v [T, H, K].
+
+    Raises:
+        ValueError: for head widths that are no sum of at most two powers of two from 16 up, and for
+            other shapes or dtypes.
+
+    Source:
+        Su et al. 2021 (arXiv 2104.09864); Henry et al. 2020, QK-norm (arXiv 2010.04245).
+
+    Examples:
+        >>> import torch
+        >>> from mudit_engine.kernels.rotary import rope_table
+        >>> cos, sin = rope_table(torch.arange(5.0), 64)
+        >>> q, k, v = pack_qkv(torch.randn(5, 3 * 64), None, None, cos, sin, heads=1)
+        >>> k.shape
+        torch.Size([5, 1, 64])
     """
     return _run(qkv, q_gain, k_gain, cos, sin, k_out, v_out, heads, q_streams, eps)
 
@@ -442,7 +466,30 @@ def pack_kv(
     k_out: Tensor | None = None,
     v_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised, rotated k and v [L, H, K] from kv [L, 2 H K]: the cached side of cross-attention.
-    As pack_qkv without queries.
+    """Splits, normalises and rotates the cached side of cross-attention, by the same Triton kernel.
+
+    Args:
+        kv: [L, 2 H K] in bf16, fp16 or fp32: keys, then values.
+        k_gain: [K], the gain of the keys' RMS norm; None leaves them as they are.
+        cos: fp32 [L, K/2], rotary angles.
+        sin: fp32 [L, K/2].
+        heads: H.
+        eps: of the RMS norm.
+        k_out: strided [L, H, K] that k is written to.
+        v_out: the same for v.
+
+    Returns:
+        k and v [L, H, K].
+
+    Raises:
+        ValueError: as pack_qkv does.
+
+    Examples:
+        >>> import torch
+        >>> from mudit_engine.kernels.rotary import rope_table
+        >>> tables = rope_table(torch.arange(5.0), 64)
+        >>> k, v = pack_kv(torch.randn(5, 2 * 64), None, *tables, heads=1)
+        >>> v.shape
+        torch.Size([5, 1, 64])
     """
     return _run(kv, None, k_gain, cos, sin, k_out, v_out, heads, 0, eps)[1:]

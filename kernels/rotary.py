@@ -29,8 +29,26 @@ def rope_chunks(head_dim: int) -> tuple[int, ...]:
 
 
 def rope_table(positions: Tensor, head_dim: int, *, base: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, K/2] in fp32 for float positions [T]. Frequency i is base^(-2i/K), i counted
-    through the chunks.
+    """Cosines and sines of rotary angles.
+
+    Frequency i is base^(-2i/K), i counted through the chunks of the head width.
+
+    Args:
+        positions: float [T], places of the rows, of any unit.
+        head_dim: K.
+        base: of the frequencies.
+
+    Returns:
+        cos and sin, fp32 [T, K/2].
+
+    Source:
+        Su et al. 2021 (arXiv 2104.09864).
+
+    Examples:
+        >>> import torch
+        >>> cos, sin = rope_table(torch.arange(10.0), 64)
+        >>> cos.shape, float(cos[0, 0]), float(sin[0, 0])
+        (torch.Size([10, 32]), 1.0, 0.0)
     """
     frequency = base ** (
         -torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim

@@ -21,8 +21,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """Segments on the host (for launch sizes, never read back from the device) and, on demand, as
-    an int32 tensor [N, 5].
+    """Which query rows see which key rows: the one description of a batch that attention takes.
+
+    Kept on the host (launch sizes are never read back from the device) and, on demand, as an int32
+    tensor [N, 5].
+
+    Args:
+        items: (q_start, q_rows, k_start, k_rows, stream) of each segment, in rows.
+        plans: what launchers worked out for these segments, kept by them; leave it out.
+
+    Examples:
+        Two songs of 3 and 5 rows, and their lyrics of 2 and 4 tokens:
+
+        >>> own = Segments.self_attention([3, 5])
+        >>> own.items
+        ((0, 3, 0, 3, 0), (3, 5, 3, 5, 0))
+        >>> Segments.cross_attention([3, 5], [2, 4]).items
+        ((0, 3, 0, 2, 0), (3, 5, 2, 4, 0))
     """
 
     items: tuple[tuple[int, int, int, int, int], ...]
@@ -66,6 +81,7 @@ class Segments:
 
     @property
     def streams(self) -> int:
+        """How many streams of heads the segments name."""
         return 1 + max([0, *(item[4] for item in self.items)])
 
     def tensor(self, device: torch.device | str) -> Tensor:
@@ -81,6 +97,7 @@ class Segments:
 
     @classmethod
     def from_tensor(cls, table: Tensor) -> Segments:
+        """The segments of an int32 tensor [N, 5], as `tensor` gives it."""
         return cls(
             tuple((int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in table.tolist())
         )

@@ -45,10 +45,24 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Every op inside runs on `backend`, in this thread. Raises InputError for an unknown name.
+    """Runs every operation inside the block on one backend, in this thread.
 
     Compiled code knows no threads: it takes the backend that one of them has named, and raises
     while several have.
+
+    Args:
+        backend: "eager" (the plain references), "triton" (the kernels), or "flash"
+            (flash-attention, for attention alone; others then run as if nothing was named).
+
+    Raises:
+        InputError: for an unknown name. A call inside that the backend cannot serve raises too:
+            nothing falls back in silence.
+
+    Examples:
+        >>> import torch
+        >>> with use("eager"):
+        ...     backend_of(torch.zeros(1))
+        'eager'
     """
     global _open
     if backend not in BACKENDS:
@@ -79,7 +93,19 @@ def _name() -> str | None:
 
 
 def backend_of(x: Tensor) -> str:
-    """The backend that attention on x takes now."""
+    """The backend that attention on x takes now.
+
+    Args:
+        x: any tensor; only its device counts.
+
+    Returns:
+        The name given to `use`, else "triton" for CUDA tensors and "eager" for all others.
+
+    Examples:
+        >>> import torch
+        >>> backend_of(torch.zeros(1))
+        'eager'
+    """
     return _name() or ("triton" if x.is_cuda else "eager")
 
 
@@ -106,8 +132,36 @@ def attention(
     *,
     scale: float | None = None,
 ) -> Tensor:
-    """Ragged attention: q [T, S H, K], k and v [L, H, K], tables [S, T, K/2] or None -> [T, S H, K]
-    (kernels/attention.py).
+    """Attention of packed sequences: each query row sees the key rows of its segment and no others.
+
+    Queries are rotated inside; keys come rotated, by `pack_qkv` or `pack_kv`.
+
+    Args:
+        q: [T, S H, K] of a float dtype: T packed rows, S streams of H heads, K head width.
+        k: [L, H, K] keys, already rotated.
+        v: [L, H, K] values.
+        segments: which rows see which: `Segments` of packed rows; masks of padded rows
+            (layouts/dense.py); or segments shared by ranks (layouts/sharded.py).
+        cos: fp32 [S, T, K/2] of the queries' rotary angles, a table a stream; None rotates nothing.
+        sin: fp32 [S, T, K/2], as cos.
+        scale: what q k is multiplied by; None is 1 / sqrt(K).
+
+    Returns:
+        [T, S H, K] of q's dtype. Rows of segments without keys, and rows of none, are 0.
+
+    Raises:
+        ValueError: for shapes or dtypes that the backend does not take.
+
+    Source:
+        Dao 2023, FlashAttention-2 (arXiv 2307.08691); Su et al. 2021, RoPE (arXiv 2104.09864).
+
+    Examples:
+        Two songs of 3 and 5 rows, packed end to end:
+
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 8, 2, 64).unbind()
+        >>> attention(q, k, v, Segments.self_attention([3, 5])).shape
+        torch.Size([8, 2, 64])
     """
     if isinstance(segments, ShardedSegments):
         return sharded.attention(q, k, v, segments, cos, sin, scale=scale, whole=attention)
@@ -130,7 +184,31 @@ def pack_qkv(
     heads: int,
     q_streams: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits a fused projection; normalises q and k, rotates k (kernels/pack_qkv.py)."""
+    """Splits a fused projection into queries, keys and values, normalises q and k, and rotates k.
+
+    Args:
+        qkv: [T, (S + 2) H K]: queries of stream 0, keys, values, then queries of the other streams.
+        q_gain: [S, K], the gains of the queries' RMS norm; None leaves them as they are.
+        k_gain: [K], the gain of the keys; None likewise.
+        cos: fp32 [T, K/2], the keys' rotary angles (`rope_table`).
+        sin: fp32 [T, K/2].
+        heads: H.
+        q_streams: S.
+
+    Returns:
+        q [T, S H, K] normalised, k [T, H, K] normalised and rotated, v [T, H, K].
+
+    Source:
+        Su et al. 2021 (arXiv 2104.09864); Henry et al. 2020, QK-norm (arXiv 2010.04245).
+
+    Examples:
+        >>> import torch
+        >>> from mudit_engine.kernels.rotary import rope_table
+        >>> cos, sin = rope_table(torch.arange(5.0), 64)
+        >>> q, k, v = pack_qkv(torch.randn(5, 3 * 2 * 64), None, None, cos, sin, heads=2)
+        >>> q.shape, k.shape, v.shape
+        (torch.Size([5, 2, 64]), torch.Size([5, 2, 64]), torch.Size([5, 2, 64]))
+    """
     if _triton(qkv):
         return packing.pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
     return packing.pack_qkv_reference(
@@ -141,21 +219,81 @@ def pack_qkv(
 def pack_kv(
     kv: Tensor, k_gain: Tensor | None, cos: Tensor, sin: Tensor, *, heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Splits and rotates the cached side of cross-attention (kernels/pack_qkv.py)."""
+    """Splits a projection into keys and values, normalises the keys and rotates them.
+
+    This is the side of cross-attention that is computed once a song.
+
+    Args:
+        kv: [L, 2 H K]: keys, then values.
+        k_gain: [K], the gain of the keys' RMS norm; None leaves them as they are.
+        cos: fp32 [L, K/2], rotary angles.
+        sin: fp32 [L, K/2].
+        heads: H.
+
+    Returns:
+        k [L, H, K] and v [L, H, K].
+
+    Examples:
+        >>> import torch
+        >>> from mudit_engine.kernels.rotary import rope_table
+        >>> tables = rope_table(torch.arange(7.0), 64)
+        >>> k, v = pack_kv(torch.randn(7, 2 * 2 * 64), None, *tables, heads=2)
+        >>> k.shape
+        torch.Size([7, 2, 64])
+    """
     if _triton(kv):
         return packing.pack_kv(kv, k_gain, cos, sin, heads=heads)
     return packing.pack_kv_reference(kv, k_gain, cos, sin, heads=heads)
 
 
 def rms_norm(x: Tensor, gain: Tensor | None) -> Tensor:
-    """RMSNorm over the last axis (the query of serial cross-attention)."""
+    """RMS norm over the last axis, x / sqrt(mean(x^2) + eps) times a gain.
+
+    Args:
+        x: [..., K] of a float dtype.
+        gain: [K]; None is 1.
+
+    Returns:
+        A tensor like x.
+
+    Source:
+        Zhang and Sennrich 2019 (arXiv 1910.07467).
+
+    Examples:
+        >>> import torch
+        >>> rms_norm(torch.full((4,), 3.0), torch.full((4,), 2.0)).round()
+        tensor([2., 2., 2., 2.])
+    """
     return F.rms_norm(x, x.shape[-1:], gain, packing.EPS)
 
 
 def layer_norm_modulate(
     x: Tensor, shift: Tensor | None, scale: Tensor | None, runs: Runs | PerSequence | None
 ) -> Tensor:
-    """LayerNorm, then (1 + scale) and shift of each run's row (kernels/adaln.py)."""
+    """LayerNorm without affine terms, then scale and shift by a row of a table.
+
+        h = LN(x) (1 + scale[r]) + shift[r]        r: the table row of the packed row
+
+    Args:
+        x: [T, D] of a float dtype.
+        shift: [R, D] table, a row for each modulation; rows may be strided. None for both tables
+            gives the plain LayerNorm.
+        scale: [R, D], as shift.
+        runs: which table row each run of packed rows takes; None where there is no table.
+
+    Returns:
+        [T, D] of x's dtype.
+
+    Source:
+        Peebles and Xie 2023, section 3.2, adaLN (arXiv 2212.09748).
+
+    Examples:
+        >>> import torch
+        >>> x, table = torch.randn(5, 8), torch.zeros(2, 8)
+        >>> h = layer_norm_modulate(x, table, table, Runs(((2, 0), (3, 1))))   # 2 rows, then 3
+        >>> bool(torch.allclose(h, torch.nn.functional.layer_norm(x, (8,), eps=1e-6), atol=1e-5))
+        True
+    """
     if isinstance(runs, PerSequence):
         return dense.layer_norm_modulate(x, shift, scale)
     if _triton(x):
@@ -171,8 +309,30 @@ def residual_norm(
     scale: Tensor | None,
     runs: Runs | PerSequence | None,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate y and its modulated LayerNorm, the residual stream read and written once; over x
-    itself when nothing needs a gradient.
+    """Adds a gated branch to the residual stream, then normalises and modulates the sum.
+
+        x' = x + gate[r] y        h = LN(x') (1 + scale[r]) + shift[r]
+
+    Args:
+        x: [T, D], the residual stream. It is overwritten where nothing needs a gradient.
+        y: [T, D], what a branch adds.
+        gate: [R, D] table; None is 1.
+        shift: [R, D] table; None with scale None gives the plain LayerNorm.
+        scale: [R, D] table.
+        runs: which table row each run of packed rows takes; None where there is no table.
+
+    Returns:
+        x' and h, both [T, D] of x's dtype.
+
+    Source:
+        Peebles and Xie 2023, section 3.2, adaLN-Zero (arXiv 2212.09748).
+
+    Examples:
+        >>> import torch
+        >>> x, y = torch.randn(2, 5, 8).unbind()
+        >>> total, h = residual_norm(x.clone(), y, None, None, None, None)
+        >>> bool(torch.allclose(total, x + y))
+        True
     """
     if isinstance(runs, PerSequence):
         return dense.residual_norm(x, y, gate, shift, scale)
@@ -186,7 +346,26 @@ def residual_norm(
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """gelu_tanh(x W^T + b): a matrix product and its epilogue (kernels/bias_gelu.py)."""
+    """A matrix product with bias, followed by the tanh form of GELU.
+
+        h = gelu_tanh(x W^T + b)
+
+    Args:
+        x: [T, D] of a float dtype.
+        weight: [M, D].
+        bias: [M].
+
+    Returns:
+        [T, M] of x's dtype.
+
+    Source:
+        Hendrycks and Gimpel 2016, eq. 2 (arXiv 1606.08415).
+
+    Examples:
+        >>> import torch
+        >>> linear_gelu(torch.randn(3, 8), torch.randn(16, 8), torch.zeros(16)).shape
+        torch.Size([3, 16])
+    """
     if _triton(x):
         from mudit_engine.kernels.bias_gelu import bias_gelu
 
@@ -209,7 +388,36 @@ def guided_step(
     *,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Guidance and one sampler update (kernels/guided_step.py), over x and kept where `inplace`."""
+    """Guidance and one update of the latents, by a row of coefficients for each song.
+
+        out = uncond + w (cond - uncond)
+        x' = a x + b out + c kept + d noise        kept' = p x + q out
+
+    Args:
+        x: fp32 [T, C], packed latents of all songs.
+        kept: fp32 [T, C], what the sampler keeps from step to step; not read where c is 0.
+        out: [N, C] of a float dtype, the network's packed output for all sequences.
+        noise: fp32 [T, C] of standard normal values; None where every d is 0.
+        rows: fp32 [B, 7], a row (a, b, c, d, p, q, w) for each song.
+        spans: where each song lies in x and in out.
+        inplace: writes x' and kept' over x and kept.
+
+    Returns:
+        x' and kept', fp32 [T, C].
+
+    Source:
+        Ho and Salimans 2022, guidance (arXiv 2207.12598); diffusion/samplers.py for the tables.
+
+    Examples:
+        One song of 2 frames, one Euler step without guidance (b = -0.5):
+
+        >>> import torch
+        >>> x, out = torch.zeros(2, 8), torch.ones(2, 8)
+        >>> rows = torch.tensor([[1.0, -0.5, 0, 0, 0, 1, 1]])
+        >>> x, kept = guided_step(x, torch.zeros(2, 8), out, None, rows, SongRows(((0, 2, 0, -1),)))
+        >>> float(x[0, 0]), float(kept[0, 0])
+        (-0.5, 1.0)
+    """
     if _triton(x):
         return guided_step_kernels.guided_step(x, kept, out, noise, rows, spans, inplace=inplace)
     new_x, new_kept = guided_step_kernels.guided_step_reference(x, kept, out, noise, rows, spans)

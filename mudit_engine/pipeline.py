@@ -47,6 +47,12 @@ class Song:
         sample_rate: samples a second.
         latents: float32 [frames, latent channels], normalised.
         info: what the sidecar JSON holds: everything that made the song.
+
+    Examples:
+        >>> audio, latents = np.zeros((1, 22050), np.float32), np.zeros((11, 128), np.float32)
+        >>> song = Song(audio, 22050, latents, {})
+        >>> song.seconds
+        1.0
     """
 
     audio: np.ndarray
@@ -76,7 +82,25 @@ class Song:
 
 
 class SongPipeline:
-    """The engine as one object: every part loaded once, songs generated in ragged batches."""
+    """The engine as one object: every part loaded once, songs generated in batches without padding.
+
+    Args:
+        config: the model's configuration.
+        vae: the codec.
+        chinmu: the encoder of descriptions.
+        runtime: what denoises.
+        decoder: what makes audio of normalised latents; None is the VAE.
+        text: what reads descriptions; None is ChinMu.
+        runtime_name: of the runtime, for the sidecar.
+        precision: of the networks' products, for the sidecar.
+
+    Examples:
+        >>> pipeline = SongPipeline.from_pretrained("tiny", dtype=torch.float32)
+        >>> request = SongRequest(description="钢琴", seconds=1, seed=1, sampler={"steps": 2})
+        >>> [song] = pipeline.generate([request])
+        >>> song.audio.shape, song.sample_rate
+        ((1, 22050), 22050)
+    """
 
     def __init__(
         self,
@@ -108,8 +132,21 @@ class SongPipeline:
         dtype: torch.dtype | None = None,
         deploy: Deploy | None = None,
     ) -> SongPipeline:
-        """Loads an embedded model by name, a model folder, or for other runtimes than torch a
-        folder made by `mudit export`; see runtime/load.py for the arguments and what is raised.
+        """Loads a model by name or folder.
+
+        Args:
+            source: an embedded model's name, a model folder, or for other runtimes than torch a
+                folder made by `mudit export`.
+            runtime: what runs the networks; `open_model` (runtime/load.py) says more of this and
+                the rest.
+            device: of torch.
+            dtype: of torch's networks.
+            deploy: makes the graphs of a model folder that has none.
+
+        Raises:
+            InputError: for an unknown runtime or options that it does not take.
+            MissingError: for a package or device that is not here.
+            ModelError: for a folder that does not fit.
         """
         opened = open_model(source, runtime=runtime, device=device, dtype=dtype, deploy=deploy)
         return cls(
@@ -139,17 +176,28 @@ class SongPipeline:
     def generate(
         self, requests: Sequence[SongRequest], *, progress: Progress | None = None
     ) -> list[Song]:
-        """Songs of all requests, in their order (see `stream`)."""
+        """Songs of all requests, in their order.
+
+        Args:
+            requests: the songs that are wanted.
+            progress: called with (stage, amount, total), as `stream` says.
+
+        Raises:
+            InputError: for a request that the model cannot take; no song is made then.
+        """
         return list(self.stream(requests, progress=progress))
 
     def stream(
         self, requests: Sequence[SongRequest], *, progress: Progress | None = None
     ) -> Iterator[Song]:
-        """Yields the songs in the requests' order, each as soon as it is decoded. All requests are
-        read before any network runs.
+        """Yields the songs in the requests' order, each as soon as it is decoded.
 
-        progress(stage, amount, total) counts up 'denoise' (sampler rows) and 'decode' (latent
-        frames).
+        All requests are read before any network runs.
+
+        Args:
+            requests: the songs that are wanted.
+            progress: called with (stage, amount, total), which counts up 'denoise' (sampler rows)
+                and 'decode' (latent frames).
         """
         understood = [self.reader.read(request) for request in requests]
         report = progress or (lambda stage, amount, total: None)

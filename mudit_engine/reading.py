@@ -40,7 +40,25 @@ from mudit_engine.text.wishes import Wishes, read_description
 
 @dataclass(frozen=True)
 class Understood:
-    """A request after its text was read, before any network ran. `notes` are for who asked."""
+    """A request after its text was read, before any network ran.
+
+    Args:
+        request: what was wanted.
+        lyrics: its sections; None for an instrumental.
+        phonemes: what is sung; None for an instrumental.
+        fragments: of the description.
+        outline: tempo, key, chords and times of the plan.
+        seconds: length of the song.
+        frames: latent frames of it.
+        seed: the request's, or one that was drawn.
+        sampler: the model's sampler with the request's changes.
+        table: of that sampler.
+        notes: for the user who sent the request.
+
+    Examples:
+        >>> [field for field in Understood.__dataclass_fields__][:3]
+        ['request', 'lyrics', 'phonemes']
+    """
 
     request: SongRequest
     lyrics: Lyrics | None
@@ -94,12 +112,20 @@ class Understood:
 
 
 class RequestReader:
-    """Reads requests for one model.
+    """Reads requests for one model, so that a request means the same song everywhere.
 
     Args:
         config: the model's configuration.
         vae: encodes reference audio; its device is where that runs.
         text: what reads descriptions: ChinMu, or a runtime that stands in for it.
+
+    Examples:
+        >>> from mudit_engine.runtime.load import open_model
+        >>> opened = open_model("tiny", dtype=torch.float32)
+        >>> reader = RequestReader(opened.config, opened.vae, text=opened.text)
+        >>> understood = reader.read(SongRequest(description="钢琴，C 大调", seconds=8, seed=1))
+        >>> understood.outline.key, understood.frames
+        ('C major', 87)
     """
 
     def __init__(self, config: ModelConfig, vae: SpectralVAE, *, text: TextEncoder) -> None:

@@ -48,7 +48,7 @@ class SongRequest:
             None are planned in the key.
         sampler: fields of SamplerConfig that differ from the model's own, such as {"steps": 20}.
 
-    Example:
+    Examples:
         >>> SongRequest(description="慢歌，钢琴", bpm=72, seed=1).bpm
         72.0
     """
@@ -169,8 +169,20 @@ FIELDS = tuple(one.name for one in dataclasses.fields(SongRequest))
 def request_from_fields(fields: Any, *, where: str) -> SongRequest:
     """A request of its fields by name, as JSON gives them; null is the field's default.
 
-    `where` names the source in messages, such as "songs.jsonl line 3". Raises InputError for
-    anything but an object, for unknown fields, and for what SongRequest refuses.
+    Args:
+        fields: an object with fields of SongRequest.
+        where: names the source in messages, such as "songs.jsonl line 3".
+
+    Returns:
+        The request.
+
+    Raises:
+        InputError: for anything but an object, for unknown fields, and for what SongRequest
+            refuses.
+
+    Examples:
+        >>> request_from_fields({"description": "慢歌", "bpm": 72}, where="line 1").bpm
+        72.0
     """
     if not isinstance(fields, Mapping):
         raise InputError(

@@ -403,8 +403,22 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(source: str | Path, *, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """A recipe by name or path with `key=value` overrides (dots go into sections; values are JSON,
-    or else text). Raises ConfigError.
+    """A training run as one typed document, by name or file.
+
+    Args:
+        source: a name from training/recipes, or a .json file.
+        overrides: "key=value" each; dots go into sections, values are JSON or else text.
+
+    Returns:
+        The recipe, frozen.
+
+    Raises:
+        ConfigError: for an unknown field (the nearest known one is named) or an impossible value.
+
+    Examples:
+        >>> recipe = load_recipe("tiny-dit-finetune", overrides=["steps=100", "optimizer.lr=1e-4"])
+        >>> recipe.steps, recipe.optimizer.lr, recipe.task
+        (100, 0.0001, 'dit-finetune')
     """
     fields = _read(source)
     for override in overrides:

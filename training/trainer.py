@@ -98,7 +98,24 @@ class Work:
 
 
 class Trainer:
-    """One run of a recipe in a folder."""
+    """One run of a recipe in a folder.
+
+    A run that resumes equals one that was never interrupted, bit for bit on one device.
+
+    Args:
+        recipe: what is trained, on what, and how.
+        folder: of the run: checkpoints, metrics and the summary.
+        task: None is the recipe's own.
+        quiet: shows no progress.
+
+    Raises:
+        InputError: for a data set without training songs or without what the task needs.
+
+    Examples:
+        >>> trainer = Trainer(small_recipe, run_folder, quiet=True)
+        >>> trainer.run(resume="never")["steps"] == small_recipe.steps
+        True
+    """
 
     def __init__(
         self, recipe: Recipe, folder: Path, *, task: Task | None = None, quiet: bool = False
@@ -152,11 +169,20 @@ class Trainer:
         }
 
     def run(self, *, resume: str = "auto") -> dict[str, Any]:
-        """Trains to recipe.steps; returns the summary that `--json` prints. `resume` is auto, never
-        or a tag.
+        """Trains to recipe.steps.
 
-        Raises DivergedError, InterruptedRun (state saved), OutputError (older checkpoints intact),
-        InputError.
+        Args:
+            resume: "auto" continues from the newest good checkpoint, "never" begins anew, a tag or
+                step continues from that one.
+
+        Returns:
+            The summary that `mudit train --json` prints.
+
+        Raises:
+            DivergedError: after too many steps of NaN or infinity.
+            InterruptedRun: when a signal stopped the run; its state is saved.
+            OutputError: when a checkpoint could not be written; older ones are intact.
+            InputError: for a checkpoint that does not fit.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         tag = self._resume(resume)

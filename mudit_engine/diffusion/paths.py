@@ -225,7 +225,28 @@ def ddpm_alphas(config: PathConfig) -> Tensor:
 
 
 def make_path(config: PathConfig) -> Path:
-    """The path a PathConfig describes. Raises ConfigError."""
+    """The path that a configuration describes: x_t = alpha(t) x0 + sigma(t) eps.
+
+    Args:
+        config: kind (ddpm, linear, bezier) and what the network predicts.
+
+    Returns:
+        The path; t = 0 is data and t = 1 is noise for every kind.
+
+    Raises:
+        ConfigError: for values that no path can have.
+
+    Source:
+        DDPM (arXiv 2006.11239), SiT (2401.08740); the Bezier path is derived in the module's
+        docstring.
+
+    Examples:
+        >>> import torch
+        >>> from mudit_engine.config import PathConfig
+        >>> path = make_path(PathConfig(kind="linear"))
+        >>> float(path.alpha(torch.tensor(0.25))), float(path.sigma(torch.tensor(0.25)))
+        (0.75, 0.25)
+    """
     kinds: dict[str, type[Path]] = {"linear": LinearPath, "bezier": BezierPath, "ddpm": DdpmPath}
     return kinds[config.kind](config)
 

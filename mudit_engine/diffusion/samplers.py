@@ -52,7 +52,14 @@ _BLIND = 1e-9  # a determinant below this: the output says nothing about x0
 
 @dataclass(frozen=True)
 class SamplerTable:
-    """A sampler of S rows. Tensors are float32 on the CPU; computed in float64 and cast once."""
+    """A sampler of S rows. Tensors are float32 on the CPU; computed in float64 and cast once.
+
+    Examples:
+        >>> from mudit_engine.config import PathConfig, SamplerConfig
+        >>> table = sampler_table(PathConfig(), SamplerConfig(name="ode-heun", steps=4))
+        >>> len(table.times), any(table.needs_noise)
+        (7, False)
+    """
 
     times: Tensor
     """[S], what the network is told at each row (Path.network_time)."""
@@ -82,11 +89,31 @@ class Steps:
 
 
 def sampler_table(path: PathConfig, sampler: SamplerConfig) -> SamplerTable:
-    """The table of a sampler on a path. Raises ConfigError where they do not go together.
+    """The table of a sampler on a path: one row of coefficients for each evaluation of the network.
 
-    `eta` is read by ddim, `diffusion` and `diffusion_norm` by sde-euler, `spacing` by ddpm paths,
-    `shift` by the others. guidance_interval is in noise levels t: outside it w is 1. ode-heun has 2
-    steps - 1 rows, the others `steps`.
+    ode-heun has 2 steps - 1 rows, the others `steps`.
+
+    Args:
+        path: how data turns into noise, and what the network predicts.
+        sampler: `eta` is read by ddim, `diffusion` and `diffusion_norm` by sde-euler, `spacing` by
+            ddpm paths, `shift` by the others. guidance_interval is in noise levels t, from 0 to 1:
+            outside of it w is 1.
+
+    Returns:
+        The table, computed in float64 and rounded once to float32.
+
+    Raises:
+        ConfigError: where sampler and path do not go together, or the levels are too close to tell
+            apart.
+
+    Source:
+        DDIM (arXiv 2010.02502), DPM-Solver++ (2211.01095), SiT (2401.08740), EDM (2206.00364).
+
+    Examples:
+        >>> from mudit_engine.config import PathConfig, SamplerConfig
+        >>> table = sampler_table(PathConfig(), SamplerConfig(steps=4, guidance=3))
+        >>> table.rows.shape, table.guided
+        (torch.Size([4, 7]), (True, True, True, True))
     """
     try:
         check_sampler(path, sampler)

@@ -111,8 +111,26 @@ def decode_chunked(
     chunk_frames: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Audio [channels, T * hop] of one song's latents [T, C]; equals the whole decode for any
-    chunk_frames. See `decode_stream`.
+    """Audio of one song's latents, decoded in chunks of bounded memory; equals the whole decode.
+
+    Args:
+        vae: what decodes: a `TorchDecoder`, or a runtime that stands in for it.
+        latents_TC: [T, C], as `vae` takes them.
+        chunk_frames: latent frames decoded at once, beside the receptive field on both sides.
+        progress: called with (done, total) latent frames.
+
+    Returns:
+        fp32 [channels, T hop].
+
+    Raises:
+        ValueError: for another shape or chunk_frames < 1.
+
+    Examples:
+        >>> from mudit_engine.runtime.load import open_model
+        >>> opened = open_model("tiny", dtype=torch.float32)
+        >>> audio = decode_chunked(opened.decoder, torch.zeros(4, 128), chunk_frames=2)
+        >>> audio.shape[1] == 4 * opened.config.vae.hop
+        True
     """
     audio_cS = torch.empty(vae.config.channels, len(latents_TC) * vae.config.hop)
     done = 0

@@ -50,7 +50,33 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SongInputs:
-    """What the denoiser needs of one song. Tensors are on the CPU; latents are normalised."""
+    """What the denoiser needs of one song. Tensors are on the CPU; latents are normalised.
+
+    Args:
+        frames: latent frames of the song.
+        seconds: length of the song.
+        table: of the sampler.
+        seed: starts the song's own noise generator.
+        descriptions: fp32 [fragments, W], vectors of the description.
+        negative: fp32 [fragments, W] of what the song should not be; may have no rows.
+        lyric_ids: phoneme ids; empty for an instrumental.
+        user_type: whose words the description is in.
+        reference: fp32 [frames, C], latents of reference audio.
+        reference_kind: what that audio holds.
+        outline: rows of beat, key, chord and syllable, read by a model with config.outline.
+        texts: the fragments themselves, for a runtime that reads text; of `descriptions` it takes
+            the number of rows alone.
+        negative_texts: the same of `negative`.
+
+    Examples:
+        >>> from mudit_engine.config import PathConfig, SamplerConfig
+        >>> from mudit_engine.diffusion.samplers import sampler_table
+        >>> table = sampler_table(PathConfig(), SamplerConfig(steps=4))
+        >>> nothing = torch.zeros(0, 512)
+        >>> song = SongInputs(11, 1.0, table, seed=1, descriptions=nothing, negative=nothing)
+        >>> song.user_type
+        'none'
+    """
 
     frames: int
     seconds: float
@@ -175,11 +201,23 @@ State = TypeVar("State", bound=SongProgress)
 
 
 class Runtime(Protocol[State]):
-    """What `denoise` asks of a runtime."""
+    """What `denoise` needs of a runtime: songs are prepared once and stepped together.
 
-    def prepare(self, song: SongInputs) -> State: ...
+    `Denoiser` (torch), `GraphDenoiser` (ONNX Runtime, OpenVINO) and the TensorRT engines are
+    runtimes.
 
-    def step(self, states: Sequence[State]) -> None: ...
+    Examples:
+        A runtime is any object with these two methods:
+
+        >>> sorted(name for name in vars(Runtime) if not name.startswith("_"))
+        ['prepare', 'step']
+    """
+
+    def prepare(self, song: SongInputs) -> State:
+        """What no step of the song changes, and its first noise."""
+
+    def step(self, states: Sequence[State]) -> None:
+        """Advances every song by one row of its table. No song may be done."""
 
 
 @runtime_checkable
@@ -220,10 +258,20 @@ class _Packing:
 
 @dataclass
 class Denoiser:
-    """The torch runtime.
+    """The runtime on PyTorch: any mix of songs, each at its own step, is one ragged batch.
 
-    capture makes graphs of steps: CudaCapture on a CUDA device unless it is given, none elsewhere.
-    graph_bytes bounds what graphs and their buffers hold: a quarter of the device unless given.
+    Args:
+        dit: the song transformer; its device and dtype are those of the work.
+        capture: makes graphs of steps; CudaCapture on a CUDA device unless it is given, none
+            elsewhere.
+        graph_bytes: what graphs and their buffers hold at most; a quarter of the device unless
+            given.
+
+    Examples:
+        >>> from mudit_engine.runtime.load import open_model
+        >>> denoiser = Denoiser(open_model("tiny", dtype=torch.float32).runtime.dit)
+        >>> denoiser.device.type
+        'cpu'
     """
 
     dit: DiT
@@ -446,11 +494,27 @@ def denoise(
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Runs every song to the end of its table and returns its latents [T, C]; songs leave the batch
-    as they finish.
+    """Runs every song to the end of its table; songs leave the batch as they finish.
 
-    on_step is called after each step with the number of sampler rows done. Raises ModelError when a
-    latent is not finite.
+    Args:
+        runtime: what prepared the songs.
+        states: the songs, each at any step of its own table.
+        on_step: called after each step with the number of sampler rows done.
+
+    Returns:
+        Normalised latents fp32 [T, C] of each song.
+
+    Raises:
+        ModelError: when a latent is not finite.
+
+    Examples:
+        >>> from mudit_engine import SongPipeline, SongRequest
+        >>> pipeline = SongPipeline.from_pretrained("tiny", dtype=torch.float32)
+        >>> request = SongRequest(description="钢琴", seconds=1, seed=1, sampler={"steps": 2})
+        >>> song = pipeline.reader.inputs(pipeline.reader.read(request))
+        >>> [latents] = denoise(pipeline.runtime, [pipeline.runtime.prepare(song)])
+        >>> latents.shape
+        torch.Size([11, 128])
     """
     while active := [state for state in states if not state.done]:
         runtime.step(active)

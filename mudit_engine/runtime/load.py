@@ -47,8 +47,19 @@ Deploy = Callable[[Path, str], Path]
 class OpenModel:
     """A model that can make songs.
 
-    `runtime` denoises, `decoder` makes audio of normalised latents, `text` reads descriptions;
-    `precision` is that of the networks' products.
+    Args:
+        config: its configuration.
+        vae: the codec.
+        chinmu: the encoder of descriptions.
+        runtime: what denoises.
+        decoder: what makes audio of normalised latents.
+        text: what reads descriptions: chinmu, or a runtime that stands in for it.
+        name: of the runtime.
+        precision: of the networks' products.
+
+    Examples:
+        >>> open_model("tiny", dtype=torch.float32).precision
+        torch.float32
     """
 
     config: ModelConfig
@@ -71,12 +82,27 @@ def open_model(
 ) -> OpenModel:
     """Opens an embedded model by name, a model folder, or a folder made by `mudit export`.
 
-    torch runs on CUDA where there is one, else on the CPU, its networks in `dtype` (None:
-    fast_dtype); tensorrt on the GPU that its engines were built for; onnxruntime and openvino on
-    the CPU in fp32. All but torch take no device or dtype. `deploy` makes the graphs of a model
-    folder that has none. Raises InputError for an unknown runtime or options that it does not
-    take, MissingError for a package or device that is not here, ModelError for a folder that does
-    not fit.
+    Args:
+        source: a name such as "tiny", or a folder.
+        runtime: torch runs on CUDA where there is one, else on the CPU; tensorrt on the GPU that
+            its engines were built for; onnxruntime and openvino on the CPU in fp32; auto chooses.
+        device: of torch, such as "cuda:1"; the other runtimes take none.
+        dtype: of torch's networks; None is bf16 where the device multiplies it in hardware, else
+            fp32.
+        deploy: makes the graphs of a model folder that has none.
+
+    Returns:
+        The networks and what runs them.
+
+    Raises:
+        InputError: for an unknown runtime or options that it does not take.
+        MissingError: for a package or device that is not here.
+        ModelError: for a folder that does not fit.
+
+    Examples:
+        >>> opened = open_model("tiny", dtype=torch.float32)
+        >>> opened.name, opened.config.vae.sample_rate
+        ('torch', 22050)
     """
     folder = model_folder(source)
     if runtime == "auto":

@@ -94,10 +94,21 @@ def fragments(description: str) -> tuple[Fragment, ...]:
 
 
 def description_fragments(description: str, max_fragments: int) -> tuple[str, ...]:
-    """What a model is conditioned on, at most `max_fragments` texts: all sentences in order, then
-    the phrases of them in order.
+    """What a model is conditioned on: all sentences of a description in order, then their phrases.
 
-    Raises InputError for a description that is only blanks and for max_fragments < 1.
+    Args:
+        description: free text in Chinese, English or both.
+        max_fragments: how many texts at most.
+
+    Returns:
+        The texts, without repetition.
+
+    Raises:
+        InputError: for a description that is only blanks and for max_fragments < 1.
+
+    Examples:
+        >>> description_fragments("温暖的女声，钢琴和弦乐。BPM 92", 4)
+        ('温暖的女声，钢琴和弦乐', 'BPM 92', '温暖的女声', '钢琴')
     """
     if max_fragments < 1:
         raise InputError(
@@ -258,10 +269,18 @@ SLOWEST_BPM, FASTEST_BPM = 20.0, 400.0
 
 
 def requested_bpm(description: str) -> float | None:
-    """Beats a minute named in a description ("BPM 92", "92 bpm", "每分钟92拍", "tempo of 120");
-    None if none is.
+    """The tempo that a description names.
 
-    A range ("90-100 bpm") gives its middle.
+    Args:
+        description: read are "BPM 92", "92 bpm", "每分钟92拍", "tempo of 120"; a range such as
+            "90-100 bpm" gives its middle.
+
+    Returns:
+        Beats a minute; None if no tempo is named.
+
+    Examples:
+        >>> requested_bpm("一首 BPM 92 的民谣"), requested_bpm("90-100 bpm"), requested_bpm("慢歌")
+        (92.0, 95.0, None)
     """
     text = unicodedata.normalize("NFKC", description).replace("每分鐘", "每分钟")
     for pattern in _BPM:
@@ -307,10 +326,18 @@ _AFTER_ARTICLE = re.compile(
 
 
 def requested_key(description: str) -> str | None:
-    """Key named in a description, as "C major", "A minor", "Eb major"; None if none is.
+    """The key that a description names.
 
-    Read are "C大调", "降E大调", "#F小调", "D调" and "1=D" (major), "F# minor", "bB major", "E-flat
-    major", "Am", "key of G" (major).
+    Args:
+        description: read are "C大调", "降E大调", "#F小调", "D调" and "1=D" (major), "F# minor",
+            "bB major", "E-flat major", "Am", "key of G" (major).
+
+    Returns:
+        Tonic and mode, as "C major", "A minor", "Eb major"; None if no key is named.
+
+    Examples:
+        >>> requested_key("降E大调的慢歌"), requested_key("a song in Am"), requested_key("慢歌")
+        ('Eb major', 'A minor', None)
     """
     text = unicodedata.normalize("NFKC", description)
     if match := _CHINESE_KEY.search(text):

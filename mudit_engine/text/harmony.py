@@ -159,8 +159,21 @@ def realise(numerals: Sequence[str], *, key: int, mode: str, sevenths: bool) -> 
 
 
 def parse_chords(text: str) -> list[list[ChordSymbol]]:
-    """The chords of each bar. Raises InputError for a symbol it does not know, an empty bar or no
-    chord at all.
+    """The chords of each bar, as a user writes them.
+
+    Args:
+        text: a chord a bar, "C G Am F"; or bars between |, "C | Am F | G7", whose chords share the
+            bar evenly. Known are major and minor triads, dim, 7, maj7 and m7.
+
+    Returns:
+        The symbols of each bar.
+
+    Raises:
+        InputError: for an unknown symbol, an empty bar or no chord at all.
+
+    Examples:
+        >>> [[chord.name for chord in bar] for bar in parse_chords("C | Am F | G7")]
+        [['C'], ['Am', 'F'], ['G7']]
     """
     bars = (
         [bar.split() for bar in text.strip().strip("|").split("|")]
@@ -194,8 +207,26 @@ def chord_names(chords: Sequence[TimedChord]) -> str | None:
 
 
 def planned_chords(bars: Bars, key: str, *, seed: int) -> tuple[TimedChord, ...]:
-    """A chord a bar: the seed draws a progression for verses, one for choruses and one for the
-    rest; the last bar is the tonic's.
+    """A chord for each bar of a song, in a key.
+
+    The seed draws a progression for verses, one for choruses and one for the rest; the last bar is
+    the tonic's.
+
+    Args:
+        bars: the bars of the song, section by section (`text.outline.plan_bars`).
+        key: tonic and mode, such as "A minor".
+        seed: the song's.
+
+    Returns:
+        Chords with their start and end in seconds.
+
+    Raises:
+        InputError: for an unknown key.
+
+    Examples:
+        >>> chords = planned_chords(Bars(2.0, (("verse", 4), ("chorus", 4))), "A minor", seed=1)
+        >>> len(chords), chords[-1].symbol.name, chords[-1].end
+        (8, 'Am', 16.0)
     """
     tonic, mode = key_parts(key)
     chosen = random.Random(seed).sample(PROGRESSIONS[mode], 3)

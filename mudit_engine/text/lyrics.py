@@ -123,11 +123,26 @@ class Lyrics:
 
 
 def parse_lyrics(text: str, *, source: str = "lyrics", ignore_times: bool = False) -> Lyrics:
-    """Sections and sung lines of a text. `source` names the text in messages; `ignore_times` drops
-    LRC time stamps.
+    """Sections and sung lines of lyrics as people write them.
 
-    Raises InputError that names every line with an unknown or unclosed tag; for text with neither a
-    line nor a section, or too long to be a song; for binary data.
+    Args:
+        text: lyrics with a tag above each section (mudit_engine/text/sections.py knows the names).
+        source: names the text in messages.
+        ignore_times: drops LRC time stamps; otherwise a line is sung at its stamp.
+
+    Returns:
+        The sections in order, with `notes` on what was read otherwise than written.
+
+    Raises:
+        InputError: naming every line with an unknown or unclosed tag; for text with neither a line
+            nor a section, or too long to be a song; for binary data.
+
+    Examples:
+        >>> song = parse_lyrics("[verse]\\n月亮升起来\\n[Chorus 2]\\nhome tonight")
+        >>> [(section.kind, section.index) for section in song.sections]
+        [('verse', None), ('chorus', 2)]
+        >>> song.sections[1].lines[0].text
+        'home tonight'
     """
     lyrics, errors = scan_lyrics(text, source=source, ignore_times=ignore_times)
     raise_errors(errors)

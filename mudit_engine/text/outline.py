@@ -50,8 +50,18 @@ TAIL_SECONDS = 0.8  # behind the last bar, for the last chord to ring
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a song's course. `token_times` holds (start, end) seconds of each lyric
-    token, -1 for those that are not sung.
+    """What is known of a song's course before a note of it exists.
+
+    Args:
+        bpm: beats a minute.
+        key: tonic and mode, such as "Eb major".
+        token_times: float32 [L, 2], start and end in seconds of each lyric token, -1 for tokens
+            that are not sung.
+        chords: which chord sounds when.
+
+    Examples:
+        >>> Outline(bpm=84.0, key="A minor").chords
+        ()
     """
 
     bpm: float | None = None
@@ -87,13 +97,37 @@ def plan_song(
     key: str | None = None,
     chords: str | None = None,
 ) -> SongPlan:
-    """Plans a song of these wishes (text/wishes.py) and these lyrics (None: nothing is sung).
+    """Plans a song of wishes and lyrics: its length, tempo, key, chords and syllables.
 
-    What is None is taken from the wishes, else planned: the length as the lyrics need and at most
-    `longest`, the tempo drawn by `seed` from the style's range, the key drawn by `seed` in the mode
-    of the mood, chords in that key. Chords that were given choose their own key. A model that takes
-    no outline (`outlined` False) gets an empty one. Raises InputError for chords that cannot be
-    read.
+    What is None is taken from the wishes, else planned: the length as the lyrics need, the tempo
+    drawn by `seed` from the style's range, the key drawn by `seed` in the mode of the mood, chords
+    in that key. Chords that were given choose their own key.
+
+    Args:
+        wishes: what the description asks for (text/wishes.py).
+        phonemes: what is sung; None for an instrumental.
+        longest: seconds that a song may have at most.
+        seed: draws what nobody named.
+        outlined: False for a model that takes no outline, which gets an empty one.
+        seconds: the length that is wanted.
+        bpm: the tempo that is wanted, beats a minute.
+        key: the key that is wanted, such as "A minor".
+        chords: the chords that are wanted, as `parse_chords` reads them.
+
+    Returns:
+        Length, outline, where each value came from, and notes for who sent the request.
+
+    Raises:
+        InputError: for chords that cannot be read.
+
+    Examples:
+        >>> from mudit_engine.text.wishes import read_description
+        >>> wishes = read_description("钢琴，C 大调，BPM 120")
+        >>> plan = plan_song(wishes, None, longest=60.0, seed=1, seconds=16.8)
+        >>> plan.outline.bpm, plan.outline.key, len(plan.outline.chords)
+        (120.0, 'C major', 8)
+        >>> plan.source["bpm"], plan.source["chords"]
+        ('words', 'planned')
     """
     source = {"bpm": "request", "key": "request", "chords": "request", "seconds": "request"}
     tempo = bpm
@@ -180,10 +214,26 @@ def planned_seconds(song: PhonemeSequence, *, bpm: float) -> float:
 
 
 def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.ndarray:
-    """Seconds (start, end) of every syllable, [syllables, 2], within `seconds`.
+    """When each syllable is sung.
 
     Bars that are left over go to played parts, then before the first and behind the last sung one.
     Where the lyrics need more bars than there are, all times shrink in proportion.
+
+    Args:
+        song: what is sung.
+        bpm: beats a minute.
+        seconds: length of the song.
+
+    Returns:
+        float32 [syllables, 2], start and end in seconds, within the song.
+
+    Examples:
+        >>> from mudit_engine.text.lyrics import parse_lyrics
+        >>> from mudit_engine.text.phonemes import phonemize
+        >>> song = phonemize(parse_lyrics("[verse]\\n月亮升起来"))
+        >>> times = plan_syllables(song, bpm=80.0, seconds=12.0)
+        >>> times.shape, bool((times[1:, 0] >= times[:-1, 1]).all())
+        ((5, 2), True)
     """
     plan = _plan(song, bpm, seconds)
     times: list[tuple[float, float]] = []
@@ -199,11 +249,22 @@ def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.n
 
 
 def plan_bars(song: PhonemeSequence | None, *, bpm: float, seconds: float) -> Bars:
-    """The whole bars of the same plan at its tempo, section by section; without a song, those of
-    one long verse.
+    """The whole bars of a song's plan at its tempo, section by section.
 
     What is left of the song behind them is its last chord's to ring. Sections of hurried lyrics
     take their shares of the bars there are.
+
+    Args:
+        song: what is sung; None gives one long verse.
+        bpm: beats a minute.
+        seconds: length of the song.
+
+    Returns:
+        The length of a bar in seconds, and (name, bars) of each section.
+
+    Examples:
+        >>> plan_bars(None, bpm=120.0, seconds=16.8)
+        Bars(seconds=2.0, sections=(('verse', 8),))
     """
     bar = BEATS * 60 / bpm
     total = max(1, _whole_bars(seconds, bar))

@@ -100,12 +100,25 @@ class Unsure:
 class PhonemeSequence:
     """What a model reads of a song's lyrics.
 
-    `ids`, `tokens`, `syllable_of` and `backing` have one entry a token. `syllable_of` is the index
-    of the token's syllable in the song, -1 for section, line, space and breath tokens; `backing` is
-    true for what stands in round brackets. `starts` has one entry a sung line: its second, None
-    where the lyrics do not say. `notes` name line numbers of the source, as do `unsure` (readings
-    that are guesses) and `fates` (what became of the characters of the lines); `unsung` counts the
-    letters that cannot be sung, by script.
+    ids, tokens, syllable_of and backing have one entry a token.
+
+    Args:
+        ids: rows of the vocabulary.
+        tokens: the same as text, such as "iang4", "en:AA1" or "<line>".
+        syllables: how many syllables are sung.
+        syllable_of: the index of the token's syllable in the song, -1 for section, line, space and
+            breath tokens.
+        notes: what was read otherwise than written; they name lines of the source.
+        unsung: how many letters cannot be sung, by script.
+        backing: whether the token stands in round brackets.
+        starts: seconds at which each sung line begins, None where the lyrics do not say.
+        unsure: readings that are guesses.
+        fates: what became of the characters of the lines.
+
+    Examples:
+        >>> from mudit_engine.text.lyrics import parse_lyrics
+        >>> phonemize(parse_lyrics("[verse]\\n月亮")).syllable_of
+        (-1, 0, 1, 1, -1)
     """
 
     ids: tuple[int, ...]
@@ -184,8 +197,23 @@ def examine_lyrics(
 
 
 def phonemize(lyrics: Lyrics, *, vocabulary: Vocabulary | None = None) -> PhonemeSequence:
-    """Tokens of all sections in order. Raises InputError, naming the lines, for overrides in braces
-    that are no pinyin or ARPAbet.
+    """The phoneme tokens of lyrics, section after section.
+
+    Args:
+        lyrics: what `parse_lyrics` gives.
+        vocabulary: the tokens and their ids; None is the one that ships with the package.
+
+    Returns:
+        Tokens, their ids, the syllable of each, and notes on what cannot be sung.
+
+    Raises:
+        InputError: naming the line, for a reading in braces that is no pinyin or ARPAbet.
+
+    Examples:
+        >>> from mudit_engine.text.lyrics import parse_lyrics
+        >>> song = phonemize(parse_lyrics("[verse]\\n月亮"))
+        >>> song.tokens, song.syllables
+        (('<verse>', 've4', 'l', 'iang4', '<line>'), 2)
     """
     song = _sing(lyrics, vocabulary)
     raise_errors(song.errors)

@@ -52,7 +52,28 @@ _NO_KEY = re.compile(r"\bkey of ([H-Z])\b|\b([H-Z]) (?:major|minor)\b|(?<![A-Za-
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was read. None is not said. `words` has the words behind each property that was."""
+    """What was read of a description. None is what it does not say.
+
+    Args:
+        bpm: beats a minute, where a number names them.
+        tempo: "slow", "medium" or "fast", where no number does.
+        metre: such as "4/4".
+        key: such as "A minor".
+        mood: "major" or "minor", what the mood suggests.
+        style: one of the styles that the tables know.
+        voice: such as "female".
+        drums: whether there should be some.
+        instruments: that should play.
+        without: instruments that should not.
+        seconds: length of the song.
+        words: the words from which each property was read.
+        notes: wishes that cannot be followed or contradict each other.
+        unread: words that no table knows.
+
+    Examples:
+        >>> read_description("no drums").drums
+        False
+    """
 
     bpm: float | None = None
     tempo: str | None = None  # "slow", "medium", "fast", where no number says it
@@ -72,7 +93,20 @@ class Wishes:
 
 @functools.lru_cache(maxsize=1024)
 def read_description(description: str) -> Wishes:
-    """Everything that the tables find in a description, of any length and script."""
+    """Everything that the tables find in a description, of any length and script.
+
+    Args:
+        description: free text in Chinese, English or both.
+
+    Returns:
+        What was asked for, the words behind each property, wishes that cannot be followed, and
+        words that no table knows (the text encoder reads them as well).
+
+    Examples:
+        >>> wishes = read_description("慢歌，不要鼓，女声，A小调，三分钟")
+        >>> wishes.tempo, wishes.drums, wishes.voice, wishes.key, wishes.seconds
+        ('slow', False, 'female', 'A minor', 180.0)
+    """
     reader = _Reader(unicodedata.normalize("NFKC", description))
     reader.tempo()
     reader.metre()

@@ -40,7 +40,20 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The tags of one run."""
+    """The checkpoints of one run, each a folder with a manifest of checksums.
+
+    Args:
+        folder: that holds them.
+        keep: how many of the newest stay.
+        ranks: the ranks that write into it together; None is this process alone.
+
+    Examples:
+        >>> checkpoints = Checkpoints(new_folder, keep=2)
+        >>> with checkpoints.saving(100) as folder:
+        ...     _ = (folder / "state.json").write_text("{}")
+        >>> checkpoints.newest_good().name
+        'step-00000100'
+    """
 
     def __init__(self, folder: Path, *, keep: int = 3, ranks: Ranks | None = None) -> None:
         self.folder, self.keep, self.ranks = folder, keep, ranks or Ranks()

@@ -36,11 +36,25 @@ def export_part(
     weights: Literal["ema", "raw"] = "ema",
     dtype: Literal["float32", "float16"] = "float32",
 ) -> Path:
-    """Writes the part that `run` trained into a model folder, beside the parts that are there.
-    Returns the weights' file.
+    """Writes the part that a run trained into a model folder, beside the parts that are there.
 
-    An existing config.json keeps its other parts; it must agree on what parts share. Raises
-    InputError when the run has no good checkpoint.
+    Args:
+        run: folder of the run.
+        folder: the model folder; an existing config.json keeps its other parts and must agree on
+            what parts share.
+        tag: of the checkpoint; None is the newest good one.
+        weights: "ema", their average, or "raw".
+        dtype: how they are stored.
+
+    Returns:
+        The weights' file.
+
+    Raises:
+        InputError: when the run has no good checkpoint or the folder does not fit.
+
+    Examples:
+        >>> export_part(trained_run, new_folder).name
+        'dit.safetensors'
     """
     import torch
 

@@ -127,8 +127,27 @@ def _best_fit(pool: list[tuple[int, int]], room: int) -> tuple[int, ...]:
 
 
 class Sampler:
-    """Epoch plans and their slices for a rank. `costs` is int [N]; `numbers` are the songs an epoch
-    goes through (default: all).
+    """Which songs form which batch: a pure function of the seed, sliced by rank.
+
+    Songs are packed end to end into packs of at most `budget`; a global batch is `packs_per_step`
+    packs, whatever the number of ranks.
+
+    Args:
+        costs: int [N], what each song costs of a pack, such as its frames.
+        seed: of the run.
+        budget: cost of a pack at most.
+        packs_per_step: packs of a global batch.
+        numbers: int64, the songs an epoch goes through; None is all.
+        window: songs among which those that fill a pack are sought.
+
+    Raises:
+        InputError: for no songs, or songs that do not fit a pack.
+
+    Examples:
+        >>> sampler = Sampler(np.array([30, 50, 20, 70]), seed=0, budget=100, packs_per_step=1)
+        >>> epoch = [pack for step in range(sampler.steps(0)) for pack in sampler.batch(0, step)]
+        >>> sorted(int(song) for pack in epoch for song in pack)      # each song once
+        [0, 1, 2, 3]
     """
 
     def __init__(

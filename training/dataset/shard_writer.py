@@ -68,11 +68,30 @@ class _Batch:
 
 
 class ShardWriter:
-    """Appends songs to shards of about `shard_bytes`, or of what came in `every_seconds`. A shard
-    appears whole or not at all; a second run skips the songs that are there.
+    """Appends songs to the shards of a data set.
 
-    Writers of several processes share a folder when each has its own `writer` number; with `index`
-    False none of them writes the index: call build_index once they are done.
+    A shard appears whole or not at all; a second run skips the songs that are there. Writers of
+    several processes share a folder when each has its own number.
+
+    Args:
+        folder: of the data set; it is made.
+        fields: of a song (`song_fields`, `audio_fields`).
+        writer: number of this writer, the beginning of its shards' names.
+        shard_bytes: a shard is written when it has about this many,
+        every_seconds: or when its songs came in this time.
+        index: writes the index at the end; with several writers none does: call build_index once
+            they are done.
+
+    Raises:
+        InputError: for fields that differ from those of the folder.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mudit_engine.training.dataset.shards import Shards, song_fields
+        >>> with ShardWriter(new_folder, song_fields(latent_channels=8)) as writer:
+        ...     writer.add("one", {"latents": np.zeros((20, 8))}, metadata={"seconds": 1.9})
+        >>> len(Shards(new_folder))
+        1
     """
 
     def __init__(

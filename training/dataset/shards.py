@@ -60,12 +60,22 @@ LANGUAGES = ("zh", "en")
 
 
 def song_fields(*, latent_channels: int, description_width: int = 512) -> dict[str, Field]:
-    """The fields of a DiT data set.
+    """The fields of a data set for the song transformer.
 
-    latents [T, C]; phonemes [L]; phoneme_times [L, 2] seconds (start, end), empty when unknown;
-    fragments [F, W] description vectors with fragment_kinds [F, 5] = positions in LEVELS,
-    LANGUAGES, USER_TYPES, number of the description, whether a request with it asks for this
-    fragment; `stem.*` [T, C] latents of the separated stems.
+    Args:
+        latent_channels: C of the VAE.
+        description_width: W of ChinMu's vectors.
+
+    Returns:
+        latents float16 [T, C]; phonemes int32 [L]; phoneme_times float32 [L, 2] in seconds, empty
+        when unknown; fragments float16 [F, W] with fragment_kinds uint8 [F, 5] = positions in
+        LEVELS, LANGUAGES and USER_TYPES, number of the description, whether a request would use the
+        fragment; `stem.*` float16 [T, C].
+
+    Examples:
+        >>> fields = song_fields(latent_channels=96)
+        >>> fields["latents"], fields["phonemes"]
+        (Field(dtype='float16', width=96), Field(dtype='int32', width=None))
     """
     latents = Field("float16", latent_channels)
     return {
@@ -171,8 +181,22 @@ def _index_checksum(header: Mapping[str, str], columns: Mapping[str, np.ndarray]
 
 
 class Shards:
-    """A data set, read at random. `shards.read(i)` gives song i of the sorted ids; arrays are views
-    of the mapped files.
+    """A data set, read at random through memory maps.
+
+    Songs are numbered by their sorted ids; arrays are views of the mapped files.
+
+    Args:
+        folder: written by `mudit data encode` or a ShardWriter.
+        open_files: shards that are kept open at most.
+
+    Raises:
+        InputError: for a folder without an index, or with one of another version.
+
+    Examples:
+        >>> shards = Shards(small_recipe.data.folder)
+        >>> song = shards.read(0)
+        >>> song.id, song["latents"].shape[1]
+        ('song-000', 8)
     """
 
     def __init__(self, folder: str | Path, *, open_files: int = 256) -> None:
@@ -230,6 +254,7 @@ class Shards:
         return np.flatnonzero(self._columns["split"] == SPLITS.index(split))
 
     def id(self, number: int) -> str:
+        """The id of song `number`."""
         ends = self._columns[f"{IDS}/ends"]
         start = int(ends[number - 1]) if number else 0
         return self._columns[IDS][start : int(ends[number])].tobytes().decode()

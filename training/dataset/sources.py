@@ -98,11 +98,22 @@ OnBad = Callable[[str, str], None]  # what it is called, and what is wrong with 
 
 
 def open_source(path: str | Path, *, on_bad: OnBad | None = None) -> Iterator[SourceSong]:
-    """The songs of a corpus folder (`mudit data synth`), a .jsonl manifest, or a folder of audio
-    files.
+    """The songs of a corpus folder, a .jsonl manifest, or a folder of audio files.
 
-    A song that cannot be read is told to `on_bad`, and the others follow; without it, it raises.
-    Raises InputError, always where two songs have one id.
+    Args:
+        path: one of the three.
+        on_bad: told of a song that cannot be read, and the others follow; without it, it raises.
+
+    Returns:
+        Songs one after the other, nothing of them decoded yet.
+
+    Raises:
+        InputError: for a path that is none of the three, a song that cannot be read, and always
+            where two songs have one id.
+
+    Examples:
+        >>> [song.id for song in open_source(audio_folder)]
+        ['one', 'two']
     """
     path = Path(path)
     if path.is_file():

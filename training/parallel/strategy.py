@@ -39,11 +39,24 @@ Logs = dict[str, tuple[Tensor, Tensor | float]]
 
 
 class Strategy(ABC):
-    """What the trainer needs from an engine. Losses handed to backward are already divided by the
-    weight of the *global* batch.
+    """How a step is carried out; what the trainer needs from an engine.
 
     `rank` and `world` count the ranks that take different songs; `shares` of them in a row work on
-    the same songs (sequence parallelism).
+    the same songs (sequence parallelism). A phase is a module with an optimiser of its own.
+
+    Source:
+        Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), for the strategy `deepspeed`.
+
+    Examples:
+        >>> from mudit_engine.training.recipe import load_recipe
+        >>> strategy = Single(torch.device("cpu"))
+        >>> recipe = load_recipe("tiny-vae")
+        >>> strategy.prepare({"model": nn.Linear(2, 1)}, recipe, lr_scale={}, ema=())
+        >>> strategy.begin("model", passes=1)
+        >>> loss = strategy.modules["model"](torch.ones(1, 2)).square().sum()
+        >>> strategy.backward("model", loss)
+        >>> strategy.step("model", lr=1e-3) >= 0
+        True
     """
 
     rank: int = 0
@@ -73,10 +86,12 @@ class Strategy(ABC):
         """Clears gradients; `passes` forward and backward passes follow."""
 
     @abstractmethod
-    def forward(self, phase: str, batch: Any) -> tuple[Tensor, Logs]: ...
+    def forward(self, phase: str, batch: Any) -> tuple[Tensor, Logs]:
+        """The loss sum of a micro-batch and figures to log, by the module of a phase."""
 
     @abstractmethod
-    def backward(self, phase: str, loss: Tensor) -> None: ...
+    def backward(self, phase: str, loss: Tensor) -> None:
+        """Adds the gradient of a loss that is already divided by the weight of the global batch."""
 
     @abstractmethod
     def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
@@ -116,7 +131,8 @@ class Strategy(ABC):
         """Writes weights, optimiser and average into an empty folder (each rank its own files)."""
 
     @abstractmethod
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote, also by another number of ranks or at another ZeRO stage."""
 
 
 class Single(Strategy):

@@ -69,7 +69,22 @@ class Batch:
 
 
 class Task(ABC):
-    """Networks, data and loss of a stage."""
+    """What a stage adds to the trainer: networks, batches and a loss.
+
+    Args:
+        recipe: of the run.
+        shards: the data set.
+
+    Raises:
+        InputError: when the data set lacks a field that the task needs.
+
+    Examples:
+        >>> from mudit_engine.training.tasks.choose import make_task
+        >>> task = make_task(small_recipe, Shards(small_recipe.data.folder))
+        >>> batch = task.load([0, 1], Moment(seed=0, epoch=0, step=0))
+        >>> len(batch.ids)
+        2
+    """
 
     part: Part
     needs: tuple[str, ...]  # fields that the data set must hold
@@ -103,7 +118,8 @@ class Task(ABC):
         """int [N]: what each song costs of a pack's size."""
 
     @abstractmethod
-    def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch: ...
+    def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
+        """The micro-batch of these songs: a pure function of the songs and the moment."""
 
     def join_ranks(self, strategy: Strategy) -> None:  # noqa: B027 - most stages work on their own songs alone
         """Called once before training on ranks: from here on batches and modules reckon with
