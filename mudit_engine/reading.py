@@ -47,6 +47,8 @@ class Understood:
         lyrics: its sections; None for an instrumental.
         phonemes: what is sung; None for an instrumental.
         fragments: of the description.
+        wishes: what the description asks for.
+        source: where length, tempo, key and chords each came from, such as "words" or "drawn".
         outline: tempo, key, chords and times of the plan.
         seconds: length of the song.
         frames: latent frames of it.
