@@ -296,6 +296,7 @@ class SongPipeline:
             "outline": outline if self.config.dit.outline else None,
             "phonemes": len(one.phonemes.ids) if one.phonemes else 0,
             "syllables": one.phonemes.syllables if one.phonemes else 0,
+            "lyrics_accounting": [fate.row() for fate in one.fates],
             "frames": one.frames,
             "notes": list(one.notes),
             "model": self.config.model_dump(mode="json"),

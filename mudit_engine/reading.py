@@ -29,11 +29,12 @@ from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, TextEncoder
+from mudit_engine.text.accounting import Fate
 from mudit_engine.text.descriptions import description_fragments
 from mudit_engine.text.harmony import chord_names
-from mudit_engine.text.lyrics import Lyrics, parse_lyrics
+from mudit_engine.text.lyrics import Lyrics
 from mudit_engine.text.outline import Outline, plan_song
-from mudit_engine.text.phonemes import PhonemeSequence, phonemize
+from mudit_engine.text.phonemes import PhonemeSequence, read_lyrics
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.text.wishes import Wishes, read_description
 
@@ -56,6 +57,7 @@ class Understood:
         sampler: the model's sampler with the request's changes.
         table: of that sampler.
         notes: for the user who sent the request.
+        fates: what became of every character of the lyrics.
 
     Examples:
         >>> [field for field in Understood.__dataclass_fields__][:3]
@@ -75,6 +77,7 @@ class Understood:
     sampler: SamplerConfig
     table: SamplerTable
     notes: tuple[str, ...]
+    fates: tuple[Fate, ...] = ()
 
     @property
     def chords(self) -> str | None:
@@ -139,12 +142,18 @@ class RequestReader:
         Raises InputError for lyrics, chords or a length that the model cannot take, and ConfigError
         for a sampler that does not fit its path.
         """
-        config, notes = self.config, []
+        config = self.config
+        notes: list[str] = []
         lyrics = phonemes = None
+        fates: tuple[Fate, ...] = ()
         if (request.lyrics or "").strip():
-            lyrics = parse_lyrics(request.lyrics or "")
-            phonemes = phonemize(lyrics, vocabulary=Vocabulary.load(config.dit.vocabulary))
-            notes += [*lyrics.notes, *phonemes.notes]
+            read = read_lyrics(
+                request.lyrics or "",
+                vocabulary=Vocabulary.load(config.dit.vocabulary),
+                ignore_times=request.ignore_times,
+            )
+            lyrics, phonemes, fates = read.lyrics, read.phonemes, read.fates
+            notes += read.notes
         if request.seconds is not None and request.seconds > config.max_seconds:
             raise InputError(
                 f"seconds={request.seconds:g} is longer than model '{config.name}' makes (at most "
@@ -189,6 +198,7 @@ class RequestReader:
             seed=seed,
             sampler=sampler,
             table=sampler_table(config.path, sampler),
+            fates=fates,
             notes=tuple(notes),
         )
 

@@ -46,6 +46,8 @@ class SongRequest:
         key: a tonic and a mode such as "C minor" or "降E大调"; None is as the description says.
         chords: a chord a bar, "C G Am F", or bars with more, "C | Am F | G" (text/harmony.py);
             None are planned in the key.
+        ignore_times: whether LRC time stamps of the lyrics are dropped; else a line starts at its
+            time.
         sampler: fields of SamplerConfig that differ from the model's own, such as {"steps": 20}.
 
     Examples:
@@ -64,6 +66,7 @@ class SongRequest:
     bpm: float | None = None
     key: str | None = None
     chords: str | None = None
+    ignore_times: bool = False
     sampler: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +107,10 @@ class SongRequest:
             )
         if self.chords is not None:
             parse_chords(self.chords)
+        if not isinstance(self.ignore_times, bool):
+            raise InputError(
+                f"ignore_times {_shown(self.ignore_times)} is of a wrong type: give true or false"
+            )
         if self.seed is not None:
             self._whole_number("seed", "a whole number from 0 to 2^63 - 1")
             if not 0 <= self.seed <= HIGHEST_SEED:

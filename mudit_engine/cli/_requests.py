@@ -60,7 +60,8 @@ def jobs_of(options: Mapping[str, Any]) -> tuple[list[Job], list[dict[str, str]]
         _check_output(out)
         fields = _request_fields(options, options, Path())
         fields["lyrics"] = _lyrics_of_option(options["lyrics"])
-        return [Job(_request(fields), out, "the command line")], []
+        source = "the lyrics" if options["lyrics"] in (None, "-") else options["lyrics"]
+        return [Job(_request(fields, source), out, "the command line")], []
     for name in SINGLE_SONG_OPTIONS:
         if options[name] is not None:
             raise InputError(
@@ -127,7 +128,7 @@ def _line_job(
         if options["seed"] is not None and "seed" not in given:
             request_fields["seed"] = options["seed"] + number - 1
         request_fields["lyrics"] = _lyrics_of_line(given, here)
-        request = _request(request_fields)
+        request = _request(request_fields, given.get("lyrics_file", "lyrics"))
         out = folder / name
         _check_output(out)
     except InputError as error:
@@ -156,8 +157,14 @@ def _request_fields(
     return fields
 
 
-def _request(fields: Mapping[str, Any]) -> SongRequest:
-    return SongRequest(**{name: value for name, value in fields.items() if value is not None})
+def _request(fields: Mapping[str, Any], source: str) -> SongRequest:
+    """A request whose lyrics can be read; `source` names them in messages."""
+    from mudit_engine.text.phonemes import read_lyrics
+
+    request = SongRequest(**{name: value for name, value in fields.items() if value is not None})
+    if (request.lyrics or "").strip():
+        read_lyrics(request.lyrics or "", source=source, ignore_times=request.ignore_times)
+    return request
 
 
 def _lyrics_of_line(given: Mapping[str, Any], here: Path) -> Any:

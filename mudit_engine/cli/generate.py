@@ -106,6 +106,9 @@ class Seconds(click.ParamType):
     help="A chord a bar, 'C G Am F', or bars with more, 'C | Am F | G7', repeated to the end. "
     "Default: planned in the key.",
 )
+@click.option(
+    "--ignore-times", is_flag=True, help="Drop LRC time stamps: lines follow one another."
+)
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="Default: the model's own.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Sampler steps.")
 @click.option(
@@ -192,8 +195,8 @@ class Seconds(click.ParamType):
 def command(**options: Any) -> None:
     """Generate a song, or a manifest of songs.
 
-    A reading can be written into the lyrics, in braces behind a character or word: 长{chang2},
-    live{L AY1 V}.
+    A reading can be written into the lyrics, in braces or brackets behind a character or word:
+    长{chang2}, 重[chong2]来, live{L AY1 V}, Zhangsan{zhang1 san1}.
     """
     # everything the user wrote is read before anything heavy is imported
     jobs, failures = jobs_of(options)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mudit_engine.errors import InputError
 from mudit_engine.text.harmony import key_parts
-from mudit_engine.text.outline import BEATS, Outline
+from mudit_engine.text.length import BEATS
+from mudit_engine.text.outline import Outline
 
 PERIODS = (1, BEATS, 4 * BEATS)  # beats
 # first column of the tonic and the mode, then of the syllable, then of the chord

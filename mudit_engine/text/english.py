@@ -29,7 +29,7 @@ GUESSES = {
     "letters": "spelled out",
     "rules": "read by the rules of spelling",
     "derived": "read from the words it is made of",
-    "pinyin": "read as pinyin",
+    "pinyin": "taken for a name in pinyin and read",
 }
 PHONES = frozenset(CONSONANTS) | {vowel + stress for vowel in VOWELS for stress in "012"}
 

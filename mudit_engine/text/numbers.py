@@ -85,15 +85,17 @@ def in_mandarin(number: str, *, following: str = "") -> str:
         if name in _HALVES_OF_A_DAY:
             return _HALVES_OF_A_DAY[name] + value + ("" if ":" in number else "点")
         return value + _UNITS[name][0]
-    if found := _RANGE.fullmatch(number.removesuffix("%")):
-        first, last = (in_mandarin(part, following=following) for part in found.groups())
-        if not _TELEPHONE.fullmatch(number):
-            joined = f"{first}{'到' if _rises(found) else '比'}{last}"
-            return "百分之" + joined if number.endswith("%") else joined
     money, body = _money(number)
     body = _SUFFIX.sub("", body)
+    if found := _range(body):
+        first, last = (in_mandarin(part, following=following) for part in found.groups())
+        joined = f"{first}{'到' if _rises(found) else '比'}{last}" + (money[1] if money else "")
+        return "百分之" + joined if body.endswith("%") else joined
     if body.endswith("%"):
-        return "百分之" + ("百" if body == "100%" else _value(body[:-1]))
+        share = body[:-1]
+        plain = re.fullmatch(r"\d+(?:\.\d+)?", share, re.ASCII)
+        value = _value(share) if plain else in_mandarin(share)
+        return "百分之" + ("百" if share == "100" else value)
     if ":" in body:
         hours, minutes = body.split(":")
         spoken = _value(str(int(hours)))
@@ -113,6 +115,12 @@ def in_mandarin(number: str, *, following: str = "") -> str:
     if body == "2" and following in _LIANG and following:
         return "两"
     return _value(body)
+
+
+def _range(body: str) -> re.Match[str] | None:
+    """3-5, 10~20%, 7:30-9:00; not a telephone number."""
+    plain = body.removesuffix("%")
+    return None if _TELEPHONE.fullmatch(plain) else _RANGE.fullmatch(plain)
 
 
 def _rises(found: re.Match[str]) -> bool:
@@ -168,10 +176,10 @@ def in_english(number: str) -> str:
             else said
         )
         return f"{in_english(value)} {said}"
-    if (found := _RANGE.fullmatch(number.removesuffix("%"))) and not _TELEPHONE.fullmatch(number):
-        words = " to ".join(map(in_english, found.groups()))
-        return words + (" percent" if number.endswith("%") else "")
     money, body = _money(number)
+    if found := _range(_SUFFIX.sub("", body)):
+        words = " to ".join(map(in_english, found.groups()))
+        return words + (" percent" if body.endswith("%") else f" {money[0]}s" if money else "")
     if body.endswith("%"):
         return in_english(body[:-1]) + " percent"
     if ordinal := re.fullmatch(r"(\d+)(?:st|nd|rd|th)", body, re.IGNORECASE):

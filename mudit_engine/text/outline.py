@@ -14,9 +14,8 @@ beat, key, chord and syllable of every frame (models/outline.py).
 from __future__ import annotations
 
 import itertools
-import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,23 +28,28 @@ from mudit_engine.text.harmony import (
     planned_chords,
     repeated_chords,
 )
-from mudit_engine.text.phonemes import PhonemeSequence, budget, lines_of_sections, seconds_for
+from mudit_engine.text.length import (
+    BEATS,
+    EDGE_BARS,
+    GRID,
+    TAIL_SECONDS,
+    fit,
+    line_bars,
+    planned_seconds,
+    shortest_unit,
+    timed_lines,
+)
+from mudit_engine.text.phonemes import PhonemeSequence, lines_of_sections
 from mudit_engine.text.wish_tables import ANY_STYLE_BPM, STYLE_BPM
 from mudit_engine.text.wishes import FAST_BPM, MEDIUM_BPM, SLOW_BPM, Wishes
 
-BEATS = 4  # of a bar
-GRID = 2 * BEATS  # eighths of a bar
-ONE_BAR_BPM = 88.0  # up to this tempo a line fits one bar; above, two
-SHORTEST_NOTE_SECONDS = 0.26
 LONGEST_NOTE_SECONDS, LONGEST_LAST_SECONDS = 0.9, 1.5
-EDGE_BARS = 1  # of an intro, an outro or another part with no words, where nothing asks for more
 SHORTEST_SONG = 1.0
 # share of major keys among the drawn ones, by the mode that the mood suggests
 MAJOR_SHARE: dict[str | None, float] = {"major": 0.85, "minor": 0.15, None: 0.5}
 MAJOR_TONICS = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 MINOR_TONICS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "G#", "A", "Bb", "B")
 DEFAULT_SECONDS = 30.0  # of a song with no lyrics and no requested length
-TAIL_SECONDS = 0.8  # behind the last bar, for the last chord to ring
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,7 @@ def plan_song(
     elif in_key is None and not chords:
         in_key, source["key"] = drawn_key(wishes.mood, seed=seed), "drawn"
     notes: list[str] = []
-    planned, needed = False, DEFAULT_SECONDS
-    if phonemes is not None:
-        planned = outlined and phonemes.syllables > 0
-        needed = planned_seconds(phonemes, bpm=tempo) if planned else seconds_for(phonemes)
+    needed = DEFAULT_SECONDS if phonemes is None else planned_seconds(phonemes, bpm=tempo)
     length = seconds
     if length is None and wishes.seconds is not None:
         length, source["seconds"] = min(max(wishes.seconds, SHORTEST_SONG), longest), "words"
@@ -158,9 +159,8 @@ def plan_song(
                 f"the lyrics need {needed:g} s: the model's limit of {longest:g} s decides the "
                 "length, not the lyrics"
             )
-    if phonemes is not None and not (planned and length >= needed):
-        message = budget(phonemes, length).message
-        notes += [message] if message else []
+    if phonemes is not None and (message := fit(phonemes, bpm=tempo, seconds=length).message):
+        notes.append(message)
     if not outlined:
         return SongPlan(length, Outline(), source, tuple(notes))
     bars = plan_bars(phonemes, bpm=tempo, seconds=length)
@@ -204,20 +204,12 @@ def token_times(song: PhonemeSequence, syllables: np.ndarray) -> np.ndarray:
     return times
 
 
-def planned_seconds(song: PhonemeSequence, *, bpm: float) -> float:
-    """Whole seconds of the plan when nothing is stretched or cut."""
-    bars = sum(
-        sum(_line_bars(count, bpm) for count in lines) or EDGE_BARS
-        for _, lines in lines_of_sections(song)
-    )
-    return float(math.ceil(bars * BEATS * 60 / bpm + TAIL_SECONDS))
-
-
 def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.ndarray:
     """When each syllable is sung.
 
-    Bars that are left over go to played parts, then before the first and behind the last sung one.
-    Where the lyrics need more bars than there are, all times shrink in proportion.
+    Lines with a time stamp begin at it; those that would begin after the end are not sung (-1).
+    Without stamps, bars that are left over go to played parts, then before the first and behind the
+    last sung one. Where the lyrics need more bars than there are, all times shrink in proportion.
 
     Args:
         song: what is sung.
@@ -235,6 +227,8 @@ def plan_syllables(song: PhonemeSequence, *, bpm: float, seconds: float) -> np.n
         >>> times.shape, bool((times[1:, 0] >= times[:-1, 1]).all())
         ((5, 2), True)
     """
+    if song.timed:
+        return _timed_syllables(song, bpm, seconds)
     plan = _plan(song, bpm, seconds)
     times: list[tuple[float, float]] = []
     start = float(plan.before)
@@ -270,6 +264,8 @@ def plan_bars(song: PhonemeSequence | None, *, bpm: float, seconds: float) -> Ba
     total = max(1, _whole_bars(seconds, bar))
     if song is None:
         return Bars(bar, (("verse", total),))
+    if song.timed:
+        return Bars(bar, tuple(_timed_bars(song, bpm, total)))
     plan = _plan(song, bpm, seconds)
     named = [
         ("intro", plan.before),
@@ -291,6 +287,37 @@ def plan_bars(song: PhonemeSequence | None, *, bpm: float, seconds: float) -> Ba
     )
 
 
+def _timed_syllables(song: PhonemeSequence, bpm: float, seconds: float) -> np.ndarray:
+    times: list[tuple[float, float]] = []
+    for line in timed_lines(song, bpm=bpm):
+        if line.start >= seconds:
+            times += [(-1.0, -1.0)] * line.syllables
+            continue
+        grid = line.seconds / line.bars / GRID
+        rhythm = _rhythm(line.syllables, line.bars, bpm)
+        times += [
+            (min(line.start + a * grid, seconds), min(line.start + b * grid, seconds))
+            for a, b in rhythm
+        ]
+    return np.array(times, np.float64).reshape(-1, 2).astype(np.float32)
+
+
+def _timed_bars(song: PhonemeSequence, bpm: float, total: int) -> Iterator[tuple[str, int]]:
+    """Sections from the bar in which their first line begins to that of the next."""
+    bar = BEATS * 60 / bpm
+    names = [kind for kind, _ in lines_of_sections(song)]
+    begins: list[tuple[str, int]] = [("intro", 0)]
+    seen = -1
+    for line in timed_lines(song, bpm=bpm):
+        if line.section != seen:
+            seen = line.section
+            begins.append((names[seen], int(line.start / bar + 0.05)))
+    ends = [begin for _, begin in begins[1:]] + [total]
+    for (name, begin), end in zip(begins, ends, strict=True):
+        if min(end, total) > min(begin, total):
+            yield name, min(end, total) - min(begin, total)
+
+
 def _whole_bars(seconds: float, bar: float) -> int:
     return int((seconds - TAIL_SECONDS) / bar + 0.05)
 
@@ -310,7 +337,7 @@ class _Plan:
 def _plan(song: PhonemeSequence, bpm: float, seconds: float) -> _Plan:
     sections = lines_of_sections(song)
     bar = BEATS * 60 / bpm
-    bars = [[_line_bars(count, bpm) for count in lines] or [EDGE_BARS] for _, lines in sections]
+    bars = [[line_bars(count, bpm) for count in lines] or [EDGE_BARS] for _, lines in sections]
     needed = sum(map(sum, bars))
     spare = _whole_bars(seconds, bar) - needed
     before = 0
@@ -331,26 +358,11 @@ def _shares(total: int, parts: int) -> list[int]:
     return [total // parts + (number < total % parts) for number in range(parts)]
 
 
-def _unit(bpm: float) -> int:
-    """Shortest note in eighths."""
-    return 1 if 30 / bpm >= SHORTEST_NOTE_SECONDS else 2
-
-
-def _line_bars(syllables: int, bpm: float) -> int:
-    """Bars of a line: one or two by the tempo, doubled until its syllables fit with a breath behind
-    them.
-    """
-    bars = 1 if bpm <= ONE_BAR_BPM else 2
-    while syllables > bars * GRID // _unit(bpm) - 1:
-        bars *= 2
-    return bars
-
-
 def _rhythm(syllables: int, bars: int, bpm: float) -> Sequence[tuple[int, int]]:
     """(start, end) in eighths: even notes of whole units, the longer ones last, none longer than
     can be held.
     """
-    unit = _unit(bpm)
+    unit = shortest_unit(bpm)
     slots = bars * GRID // unit - 1  # the last one is for the breath
     seconds = 30 / bpm * unit
     longest = max(1, int(LONGEST_NOTE_SECONDS / seconds))

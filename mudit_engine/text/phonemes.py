@@ -15,10 +15,9 @@ backing voices. What cannot be sung is reported in `notes`.
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mudit_engine.errors import InputError
@@ -29,26 +28,6 @@ from mudit_engine.text.languages import refuse_other_languages, script_of
 from mudit_engine.text.lyrics import LyricLine, Lyrics, raise_errors, scan_lyrics
 from mudit_engine.text.tracked import Tracked
 from mudit_engine.text.vocabulary import Vocabulary
-
-# Pace of singing, in syllables a second while a line lasts: what is comfortable for pop songs, and
-# what still can be understood.
-COMFORTABLE_RATE, FASTEST_RATE = 2.6, 4.5
-COMFORTABLE_RAP_RATE, FASTEST_RAP_RATE = 4.5, 7.0
-LINE_REST_SECONDS, SHORTEST_LINE_REST_SECONDS = 0.6, 0.2  # behind every line
-SHORTEST_LINE_SECONDS = 2.0  # a comfortable line, its rest included: one bar of a slow song
-SECTION_REST_SECONDS = 1.5  # before every sung section but the first
-EDGE_SECONDS = 4.0  # before and after the words where no intro or outro asks for more
-PLAYED_SECONDS = {
-    "intro": 8.0,
-    "interlude": 8.0,
-    "inst": 16.0,
-    "solo": 12.0,
-    "break": 4.0,
-    "drop": 8.0,
-    "outro": 8.0,
-}
-PLAYED_SECONDS_OTHERWISE = 8.0  # a verse or chorus with no words
-INSTRUMENTAL_SECONDS = 30.0  # the least for a song with no words at all
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\u2032"), "'")
 _LATIN = str.maketrans(
@@ -72,6 +51,7 @@ _MUTE = frozenset("~^_*=<>+\\")
 _SYMBOLS = {"&": ("和", "and"), "@": ("", "at"), "%": ("百分号", "percent"), "#": ("", "number")}
 _WORD = re.compile(r"'?[A-Za-z]+(?:'[A-Za-z]+)*'?(?:-[A-Za-z]+(?:'[A-Za-z]+)*'?)*")
 _OVERRIDE = re.compile(r"\{([^{}]*)\}|\[([^\[\]]*[0-5\u00e0-\u01dc][^\[\]]*)\]")
+_GRADE = re.compile(r"[A-Z]{1,2}(?![A-Za-z])")
 _HAN = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇々]"
 _ONE_BY_ONE = re.compile(f"(?<!{_HAN}){_HAN}(?: {_HAN})+(?!{_HAN})")
 
@@ -134,6 +114,11 @@ class PhonemeSequence:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def timed(self) -> bool:
+        """True when a line says when it starts."""
+        return any(start is not None for start in self.starts)
 
 
 @dataclass(frozen=True)
@@ -431,7 +416,7 @@ class _Line:
             )
         return syllable
 
-    def sing_han(self, text: str, given: dict[int, str], places: list[int]) -> None:
+    def sing_han(self, text: str, given: dict[int, str], places: Sequence[int | None]) -> None:
         for number, (reading, place) in enumerate(
             zip(mandarin.read_han(text), places, strict=True)
         ):
@@ -445,9 +430,11 @@ class _Line:
                 syllable = "er2"
             if syllable is None:
                 self.unsung.setdefault("characters with no known reading", []).append(text[number])
-                self.settle([place], "dropped", "a character with no known reading")
+                if place is not None:
+                    self.settle([place], "dropped", "a character with no known reading")
                 continue
-            if number not in given and reading.confidence < mandarin.SURE and reading.others:
+            doubtful = reading.confidence < mandarin.SURE and bool(reading.others)
+            if doubtful and number not in given and place is not None:
                 within = text[max(0, number - 4) : number + 5]
                 column = next(self.folded.columns(place), 0) + 1
                 self.song.unsure.append(
@@ -464,7 +451,8 @@ class _Line:
             self.before()
             first = len(self.song.tokens)
             self.song.sing_mandarin(syllable)
-            self.settle([place], "phonemes", syllable, first)
+            if place is not None:
+                self.settle([place], "phonemes", syllable, first)
 
     def word(self, match: re.Match[str]) -> None:
         self.place = match.end()
@@ -521,7 +509,8 @@ class _Line:
                 self.song.sing_english(said.phones)
 
     def in_words(self, match: re.Match[str]) -> tuple[str, bool]:
-        chinese = self.mandarin_here(match.start(), match.end())
+        grade = _GRADE.match(self.text, match.end())  # the G of 5G says nothing of the language
+        chinese = self.mandarin_here(match.start(), grade.end() if grade else match.end())
         following = self.text[match.end() : match.end() + 1]
         if chinese:
             return numbers.in_mandarin(match[0], following=following), True
@@ -532,7 +521,7 @@ class _Line:
         self.before()
         first = len(self.song.tokens)
         if chinese:
-            self.sing_han(text, {}, [start] * len(text))
+            self.sing_han(text, {}, [None] * len(text))
         else:
             for word in re.findall(r"[a-z']+", text, re.IGNORECASE):
                 self.say(word)
@@ -620,88 +609,6 @@ def _fold(line: Tracked) -> Tracked:
 
 def _plain(char: str) -> str:
     return char.translate(_LATIN)
-
-
-@dataclass(frozen=True)
-class LyricBudget:
-    """Whether lyrics fit a length. `rate`: syllables a second over the whole song; `message`: what
-    to tell the user, if anything.
-    """
-
-    syllables: int
-    seconds: float
-    rate: float
-    fits: bool
-    suggested_seconds: float
-    message: str | None
-
-
-def budget(lyrics: Lyrics | PhonemeSequence, seconds: float) -> LyricBudget:
-    """Holds lyrics against a requested length: `fits` is False when singing them all would be
-    faster than FASTEST_RATE.
-
-    Raises InputError for a length that is no positive number.
-    """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InputError(f"a song cannot last {seconds} seconds: give a positive number")
-    song = lyrics if isinstance(lyrics, PhonemeSequence) else phonemize(lyrics)
-    suggested, least = seconds_for(song), _shortest_seconds(song)
-    rate, message = song.syllables / seconds, None
-    if seconds < least:
-        message = (
-            f"{song.syllables} syllables do not fit into {seconds:g} s ({rate:.1f} a second): "
-            f"lines would be skipped or swallowed. "
-            f"They need at least {math.ceil(least)} s; comfortable are {suggested:g} s. Ask for "
-            f"more seconds or shorten the lyrics"
-        )
-    elif seconds < 0.75 * suggested and song.syllables:
-        message = (
-            f"{song.syllables} syllables in {seconds:g} s will sound hurried ({rate:.1f} a "
-            f"second): comfortable are {suggested:g} s"
-        )
-    elif seconds > 2 * suggested + 30 and song.syllables:
-        message = (
-            f"the lyrics fill about {suggested:g} s of {seconds:g} s: the rest is played without a "
-            "voice"
-        )
-    return LyricBudget(song.syllables, float(seconds), rate, seconds >= least, suggested, message)
-
-
-def seconds_for(lyrics: Lyrics | PhonemeSequence) -> float:
-    """Seconds that lyrics need at a comfortable pace, whole seconds: lines, rests between sections,
-    intro, interludes and outro.
-
-    A line lasts max(SHORTEST_LINE_SECONDS, syllables / COMFORTABLE_RATE + LINE_REST_SECONDS).
-    """
-    song = lyrics if isinstance(lyrics, PhonemeSequence) else phonemize(lyrics)
-    parts = lines_of_sections(song)
-    if not song.syllables:
-        return max(
-            INSTRUMENTAL_SECONDS,
-            sum(PLAYED_SECONDS.get(kind, PLAYED_SECONDS_OTHERWISE) for kind, _ in parts),
-        )
-    total, sung_before = 0.0, False
-    for kind, lines in parts:
-        if not lines:
-            total += PLAYED_SECONDS.get(kind, PLAYED_SECONDS_OTHERWISE)
-            continue
-        total += SECTION_REST_SECONDS if sung_before else 0.0
-        rate = COMFORTABLE_RAP_RATE if kind == "rap" else COMFORTABLE_RATE
-        total += sum(
-            max(SHORTEST_LINE_SECONDS, count / rate + LINE_REST_SECONDS) for count in lines
-        )
-        sung_before = True
-    total += sum(EDGE_SECONDS for _, lines in (parts[0], parts[-1]) if lines)
-    return float(math.ceil(total))
-
-
-def _shortest_seconds(song: PhonemeSequence) -> float:
-    """Seconds below which lines are lost: nothing but words at the fastest rate."""
-    total = 0.0
-    for kind, lines in lines_of_sections(song):
-        rate = FASTEST_RAP_RATE if kind == "rap" else FASTEST_RATE
-        total += sum(count / rate + SHORTEST_LINE_REST_SECONDS for count in lines)
-    return total
 
 
 def lines_of_sections(song: PhonemeSequence) -> list[tuple[str, list[int]]]:

@@ -1,4 +1,4 @@
-"""Readings of Mandarin and English, numbers, overrides, what is reported, and the lyric budget."""
+"""Readings of Mandarin and English, numbers, overrides, and what is reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mudit_engine.errors import InputError
 from mudit_engine.text import english, mandarin, numbers
 from mudit_engine.text.lyrics import LyricLine, Lyrics, Section, parse_lyrics
-from mudit_engine.text.phonemes import budget, phonemize, seconds_for
+from mudit_engine.text.phonemes import phonemize
 from mudit_engine.text.vocabulary import Vocabulary
 
 
@@ -320,48 +320,6 @@ def test_one_syllable_a_character(text: str) -> None:
     song = phonemize(_one(text))
     assert song.syllables == len(text)
     assert song.notes == ()
-
-
-def _verse(lines: int, syllables: int, kind: str = "verse") -> Lyrics:
-    return Lyrics(
-        (Section(kind, None, tuple(LyricLine("啊" * syllables, n + 1) for n in range(lines))),)
-    )
-
-
-def test_budget_warns_before_lines_are_lost() -> None:
-    lyrics = _verse(8, 9)
-    comfortable = seconds_for(lyrics)
-    assert comfortable == 41  # 8 lines of 9/2.6 + 0.6 s, 4 s at either end
-    good, hurried, lost, sparse = (
-        budget(lyrics, seconds) for seconds in (comfortable, 25, 10, 200)
-    )
-    assert (good.fits, good.message, good.syllables, good.rate) == (True, None, 72, 72 / 41)
-    assert hurried.fits
-    assert "hurried" in str(hurried.message)
-    assert not lost.fits
-    assert lost.suggested_seconds == comfortable
-    assert "72 syllables do not fit into 10 s" in str(lost.message)
-    assert sparse.fits
-    assert "rest is played" in str(sparse.message)
-
-
-def test_budget_takes_tokens_or_lyrics_and_refuses_bad_lengths() -> None:
-    lyrics = _verse(3, 7)
-    assert budget(phonemize(lyrics), 20) == budget(lyrics, 20)
-    for seconds in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="positive number"):
-            budget(lyrics, seconds)
-
-
-def test_seconds_grow_with_lines_sections_and_played_parts() -> None:
-    plain = seconds_for(parse_lyrics("[verse]\n月亮落在海面上"))
-    assert seconds_for(parse_lyrics("[verse]\n月亮落在海面上\n月亮落在海面上")) > plain
-    assert (
-        seconds_for(parse_lyrics("[verse]\n月亮落在海面上\n[solo]\n[outro]")) == plain + 12 + 8 - 4
-    )
-    assert seconds_for(_verse(8, 16, "rap")) < seconds_for(_verse(8, 16))
-    assert seconds_for(parse_lyrics("[inst]")) == 30
-    assert budget(parse_lyrics("[inst]"), 12).message is None
 
 
 def test_no_vowel_and_rhotic_syllables_count_once() -> None:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from mudit_engine.models.chinmu import ChinMu
     from mudit_engine.models.vae import SpectralVAE
+    from mudit_engine.text.accounting import Fate
     from mudit_engine.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ def encode_latents(
                 parts or found.stems,
                 _with_transcript(song, found.lyrics, vocabulary, transcribe),
             )
-        phonemes, sung, unsung = _sung(song, vocabulary)
+        phonemes, sung, unsung, fates = _sung(song, vocabulary)
         arrays = {"latents": latents_of(vae, audio), **phonemes}
         flags = []
         for kind, part_cS in parts.items():
@@ -228,6 +229,8 @@ def encode_latents(
         if seconds > config.max_seconds:
             flags.append(f"it lasts {seconds:.0f} s, the model was made for {config.max_seconds:g}")
         metadata = {**song.metadata, "seconds": seconds, "lyrics": song.lyrics}
+        if fates:
+            metadata["lyrics_accounting"] = [fate.row() for fate in fates]
         return Ready(arrays, metadata, seconds, tuple(flags), unsung)
 
     with ShardWriter(out, written, writer=part[0], index=index) as writer:
@@ -365,14 +368,19 @@ def _phonemes(song: SourceSong, vocabulary: Vocabulary) -> dict[str, np.ndarray]
 
 def _sung(
     song: SourceSong, vocabulary: Vocabulary
-) -> tuple[dict[str, np.ndarray], int, dict[str, int]]:
-    """(phonemes and their times, syllables, letters that cannot be sung by script)."""
-    from mudit_engine.text.lyrics import parse_lyrics
-    from mudit_engine.text.phonemes import phonemize
+) -> tuple[dict[str, np.ndarray], int, dict[str, int], tuple[Fate, ...]]:
+    """(phonemes and their times, syllables, letters that cannot be sung by script, what became of
+    every character of the lyrics).
+    """
+    from mudit_engine.text.lyrics import raise_errors
+    from mudit_engine.text.phonemes import examine_lyrics
 
     if not song.lyrics.strip():
-        return {}, 0, {}
-    sequence = phonemize(parse_lyrics(song.lyrics), vocabulary=vocabulary)
+        return {}, 0, {}, ()
+    # lyrics in another language are flagged, not refused: the music is worth learning from
+    read, errors = examine_lyrics(song.lyrics, vocabulary=vocabulary)
+    raise_errors(errors)
+    sequence = read.phonemes
     arrays: dict[str, np.ndarray] = {"phonemes": np.array(sequence.ids, np.int32)}
     if len(song.syllables) == sequence.syllables:
         # tokens that are not sung have no time: -1
@@ -389,7 +397,7 @@ def _sung(
             sequence.syllables,
         )
     unsung = {script: count for script, count in sequence.unsung if script != "symbols"}
-    return arrays, sequence.syllables, unsung
+    return arrays, sequence.syllables, unsung, read.fates
 
 
 def _load(path: Path, sample_rate: int, channels: int, max_seconds: float) -> Tensor:
