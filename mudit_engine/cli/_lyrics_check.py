@@ -4,6 +4,7 @@ fit.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -40,9 +41,10 @@ class SectionRow:
 @click.option(
     "--description",
     default="",
-    help="The song's description: its tempo decides how long lines last. Default: 100 BPM.",
+    help="The song's description: its tempo decides how long lines last.",
 )
 @click.option("--bpm", type=click.FloatRange(20, 400), help="The tempo, if not as described.")
+@click.option("--seed", default=0, show_default=True, help="Draws a tempo that nothing names.")
 @click.option(
     "--ignore-times", is_flag=True, help="Drop LRC time stamps: lines follow one another."
 )
@@ -55,6 +57,7 @@ def check(
     seconds: float | None,
     description: str,
     bpm: float | None,
+    seed: int,
     ignore_times: bool,
     show_phonemes: bool,
     as_json: bool,
@@ -66,17 +69,20 @@ def check(
     """
     from mudit_engine.files import read_text
     from mudit_engine.text.length import fit
-    from mudit_engine.text.outline import plan_song, planned_bpm
+    from mudit_engine.text.outline import plan_song, planned_tempo
     from mudit_engine.text.phonemes import read_lyrics
+    from mudit_engine.text.wishes import read_description
 
     text = sys.stdin.read() if file == "-" else read_text(Path(file), "lyrics")
     name = "the lyrics" if file == "-" else file
     read = read_lyrics(text.removeprefix("\ufeff"), source=name, ignore_times=ignore_times)
     song = read.phonemes
+    wishes = read_description(description)
+    tempo = bpm or planned_tempo(wishes, seed=seed)[0]
     plan = plan_song(
-        description, song, longest=float("inf"), seed=0, outlined=False, seconds=seconds, bpm=bpm
+        wishes, song, longest=math.inf, seed=seed, outlined=False, seconds=seconds, bpm=tempo
     )
-    found = fit(song, bpm=bpm or planned_bpm(description), seconds=plan.seconds)
+    found = fit(song, bpm=tempo, seconds=plan.seconds)
     rows = section_rows(read)
     notes = [*read.notes, *plan.notes]
     if as_json:
@@ -88,6 +94,7 @@ def check(
                 "tokens": len(song.ids),
                 "syllables": song.syllables,
                 "seconds": plan.seconds,
+                "bpm": tempo,
                 "syllables_per_second": found.rate,
                 "fits": found.fits,
                 "unsure": [asdict(guess) for guess in song.unsure],
@@ -107,7 +114,7 @@ def check(
         for line in spoken_lines(read):
             click.echo(line)
     pace = f", {found.rate:.1f} a second while a line lasts" if song.syllables else ""
-    click.echo(f"{song.syllables} syllables in {plan.seconds:.0f} s{pace}")
+    click.echo(f"{song.syllables} syllables in {plan.seconds:.0f} s at {tempo:g} BPM{pace}")
     click.echo(summary(read))
     for message in notes:
         note(message)

@@ -10,6 +10,7 @@ from mudit_engine.text.length import fit, planned_seconds, shortest_seconds
 from mudit_engine.text.lyrics import LyricLine, Lyrics, Section, parse_lyrics
 from mudit_engine.text.outline import plan_bars, plan_song, plan_syllables
 from mudit_engine.text.phonemes import PhonemeSequence, phonemize
+from mudit_engine.text.wishes import Wishes
 
 
 def verse(lines: int, syllables: int, kind: str = "verse") -> PhonemeSequence:
@@ -62,12 +63,12 @@ def test_seconds_grow_with_lines_sections_and_played_parts() -> None:
 
 def test_generate_and_check_plan_alike_and_say_when_the_limit_decided() -> None:
     song = verse(8, 9)
-    free = plan_song("", song, longest=260.0, seed=0)
+    free = plan_song(Wishes(), song, longest=260.0, seed=0, bpm=100)
     assert (free.seconds, free.notes) == (planned_seconds(song, bpm=100), ())
     for outlined in (True, False):
-        cut = plan_song("", song, longest=30.0, seed=0, outlined=outlined)
+        cut = plan_song(Wishes(), song, longest=30.0, seed=0, outlined=outlined, bpm=100)
         assert cut.seconds == 30
-        assert "need 40 s; the model makes at most 30 s, which decided" in cut.notes[0]
+        assert "need 40 s: the model's limit of 30 s decides the length" in cut.notes[0]
 
 
 TIMED = "[verse]\n[00:04.00]月亮落在海面上\n[00:10.00]照着小河流\n啊\n[chorus]\n[00:30.5]一起飞"
