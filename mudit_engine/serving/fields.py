@@ -88,6 +88,7 @@ class SongBody(_Body):
     chords: str | None = Field(
         None, max_length=LONGEST_DESCRIPTION, description="A chord a bar.", examples=["C G Am F"]
     )
+    ignore_times: bool = Field(False, description="Drop the lyrics' LRC time stamps.")
     sampler: SamplerName | None = Field(None, description="None is the model's own.")
     steps: int | None = Field(None, ge=1, le=1000, description="Sampler steps.", examples=[8])
     guidance: float | None = Field(None, ge=0, description="How closely the words are followed.")

@@ -4,7 +4,7 @@ every character, the lines' times, tempo, key, chords and description terms.
     shown = understanding(understood, config)        # JSON values
     shown["sections"][0]["lines"][0]["syllables"]    # text, reading, other readings of each
 
-A reading is corrected in the lyrics themselves, in braces behind the character: 长{zhang3}.
+A reading is corrected in the lyrics themselves, behind the character: 长{zhang3}, 长[zhang3].
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import numpy as np
 
 from mudit_engine.config import ModelConfig
 from mudit_engine.reading import Understood
+from mudit_engine.text.length import LyricFit, fit
 from mudit_engine.text.lyrics import LyricLine
 from mudit_engine.text.mandarin import is_han, parse_syllable, read_han
-from mudit_engine.text.phonemes import LyricBudget, PhonemeSequence, budget
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
+from mudit_engine.text.phonemes import GIVEN_READING, PhonemeSequence, given_in
+from mudit_engine.text.wishes import MEDIUM_BPM
 
 
 def understanding(understood: Understood, config: ModelConfig) -> dict[str, Any]:
     """The request as the model reads it."""
     outline, phonemes = understood.outline, understood.phonemes
-    found: LyricBudget | None = None
+    found: LyricFit | None = None
     if phonemes is not None:
-        found = budget(phonemes, understood.seconds)
+        bpm = outline.bpm or MEDIUM_BPM
+        found = fit(phonemes, bpm=bpm, seconds=understood.seconds)
     return {
         "seconds": understood.seconds,
         "max_seconds": config.max_seconds,
@@ -45,7 +46,7 @@ def understanding(understood: Understood, config: ModelConfig) -> dict[str, Any]
             "syllables": found.syllables,
             "rate": round(found.rate, 2),
             "fits": found.fits,
-            "suggested_seconds": found.suggested_seconds,
+            "suggested_seconds": found.needed,
         },
         "sections": _sections(understood),
     }
@@ -63,7 +64,7 @@ def _sections(understood: Understood) -> list[dict[str, Any]]:
             lines.append(
                 {
                     "number": line.number,
-                    "text": _BRACES.sub("", line.text),
+                    "text": GIVEN_READING.sub("", line.text),
                     "syllables": readings(line),
                     "start": start,
                     "end": end,
@@ -117,7 +118,7 @@ def readings(line: LyricLine) -> list[dict[str, Any]]:
             if is_han(text[place]):
                 characters.append({"text": text[place], "at": place, "end": place + 1})
                 place += 1
-            elif match := _BRACES.match(text, place):
+            elif match := GIVEN_READING.match(text, place):
                 _given(characters, match)
                 place = match.end()
             else:
@@ -134,7 +135,7 @@ def readings(line: LyricLine) -> list[dict[str, Any]]:
 
 def _given(characters: list[dict[str, Any]], match: re.Match[str]) -> None:
     """Readings in braces are of the characters before them."""
-    written = match[1].split()
+    written = given_in(match).split()
     for one, syllable in zip(characters[-len(written) :] if written else [], written, strict=False):
         own = parse_syllable(syllable) or syllable
         one |= {"reading": own, "corrected": True, "confidence": 1.0}

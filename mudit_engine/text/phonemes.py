@@ -50,7 +50,8 @@ _BREATHS = frozenset(",;:.!?、。，；：！？…—–·|/")
 _MUTE = frozenset("~^_*=<>+\\")
 _SYMBOLS = {"&": ("和", "and"), "@": ("", "at"), "%": ("百分号", "percent"), "#": ("", "number")}
 _WORD = re.compile(r"'?[A-Za-z]+(?:'[A-Za-z]+)*'?(?:-[A-Za-z]+(?:'[A-Za-z]+)*'?)*")
-_OVERRIDE = re.compile(r"\{([^{}]*)\}|\[([^\[\]]*[0-5\u00e0-\u01dc][^\[\]]*)\]")
+# A reading behind its character or word, in braces or, where it has a tone or a stress, brackets.
+GIVEN_READING = re.compile(r"\{([^{}]*)\}|\[([^\[\]]*[0-5\u00e0-\u01dc][^\[\]]*)\]")
 _GRADE = re.compile(r"[A-Z]{1,2}(?![A-Za-z])")
 _HAN = "[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇々]"
 _ONE_BY_ONE = re.compile(f"(?<!{_HAN}){_HAN}(?: {_HAN})+(?!{_HAN})")
@@ -390,8 +391,8 @@ class _Line:
                 detail = "a blank between characters that are spaced one by one"
                 self.settle([self.place], "dropped", detail)
                 self.place += 1
-            elif match := _OVERRIDE.match(self.text, self.place):
-                parts = (match[1] if match[1] is not None else match[2]).split()
+            elif match := GIVEN_READING.match(self.text, self.place):
+                parts = given_in(match).split()
                 syllables = [self.pinyin(part, match[0]) for part in parts]
                 if not 1 <= len(syllables) <= len(chars):
                     counts = f"{len(syllables)} syllables for the {len(chars)} characters before it"
@@ -458,9 +459,9 @@ class _Line:
         self.place = match.end()
         self.before()
         first = len(self.song.tokens)
-        if override := _OVERRIDE.match(self.text, self.place):
+        if override := GIVEN_READING.match(self.text, self.place):
             self.place = override.end()
-            given = override[1] if override[1] is not None else override[2]
+            given = given_in(override)
             phones = tuple(given.upper().split())
             wrong = [phone for phone in phones if phone not in english.PHONES]
             pinyin = [mandarin.parse_syllable(part) for part in given.split()]
@@ -571,6 +572,11 @@ class _Line:
             self.song.notes.append(
                 f"line {self.number}: its Chinese characters are read in Mandarin, not in Japanese"
             )
+
+
+def given_in(match: re.Match[str]) -> str:
+    """What stands between the braces or brackets of a match of GIVEN_READING."""
+    return str(match[1] if match[1] is not None else match[2])
 
 
 def _pairs_of_brackets(text: str) -> dict[int, bool]:
