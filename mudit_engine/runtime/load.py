@@ -38,6 +38,7 @@ from mudit_engine.runtime.graph_denoiser import (
     Session,
 )
 from mudit_engine.runtime.manifest import FILE, check_deployment, folder_of_graphs, read_manifest
+from mudit_engine.runtime.precision import auto_dtype
 
 # (model folder, runtime) -> the deployment folder that has its graphs
 Deploy = Callable[[Path, str], Path]
@@ -188,11 +189,10 @@ def usual_device(name: str | None = None) -> torch.device:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies matrices of it in hardware (CUDA, CPUs with AMX), else
-    fp32.
+    """bf16 on CUDA; on a CPU what it multiplies matrices in fastest, by a measurement that is kept
+    (runtime/precision.py).
     """
-    fast = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if device.type == "cuda" else auto_dtype()
 
 
 def load_codec_and_text(
