@@ -27,7 +27,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adaln_kernels import norm_bwd_kernel, norm_fwd_kernel, shape_of_program
-from .rows import aligned, check_rows, on_device, processors, segment_sums
+from .rows import (
+    DTYPES,
+    aligned,
+    check_rows,
+    check_written,
+    on_device,
+    processors,
+    segment_sums,
+    unobserved,
+)
 
 EPS = 1e-6
 MAX_WIDTH = 8192
@@ -44,6 +53,9 @@ class Runs:
     _tiles: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What launchers found out about these runs and tensors of a kind, so that it is checked once
+    and not at every call of every step."""
 
     def tensor(self, device: torch.device | str) -> Tensor:
         """int32 [T]: the modulation row of every packed row, made once."""
@@ -123,7 +135,8 @@ def layer_norm_modulate_reference(
     width = (x_TD.shape[1],)
     if shift_RD is None or scale_RD is None or runs is None:
         return F.layer_norm(x_TD, width, eps=eps)
-    scales, shifts = (1 + scale_RD).unbind(), shift_RD.unbind()
+    # under autocast tables may be of other types than the rows; layer_norm takes one alone
+    scales, shifts = (1 + scale_RD.to(x_TD.dtype)).unbind(), shift_RD.to(x_TD.dtype).unbind()
     parts = [F.layer_norm(x, width, scales[r], shifts[r], eps) for x, r in runs.split(x_TD)]
     return torch.cat(parts) if len(parts) != 1 else parts[0]
 
@@ -207,8 +220,8 @@ def _forward(
         with on_device(x.device):
             norm_fwd_kernel[grid](
                 x, y, gate, shift, scale, tiles, total, h, stats, _stride(x), _stride(y),
-                _stride(gate), _stride(shift), _stride(scale), _stride(total), rows, eps,
-                TILE_ROWS=tile_rows, HAS_TILES=tiles is not None, HAS_Y=y is not None,
+                _stride(gate), _stride(shift), _stride(scale), _stride(total), rows, tile_rows, eps,
+                HAS_TILES=tiles is not None, HAS_Y=y is not None,
                 HAS_GATE=gate is not None, HAS_SCALE=scale is not None, HAS_STATS=stats is not None,
                 **shape_of_program(width),
             )  # fmt: skip
@@ -227,9 +240,10 @@ def _norm_backward(
     tiles: Tensor | None,
     offsets: Tensor | None,
     tile_rows: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dy, tables): x is what was normalised; dy is empty without a gate; tables [Q, R, D] are
-    the gradients of shift, scale, gate.
+    """(dx, dy, tables): x is what was normalised; dy is empty without a gate; tables [Q, R, D] of
+    `dtype` are the gradients of shift, scale, gate.
     """
     rows, width = x.shape
     quantities = 2 * (scale is not None) + (gate is not None)
@@ -255,17 +269,15 @@ def _norm_backward(
         with on_device(x.device):
             norm_bwd_kernel[(n_tiles,)](
                 x, y, gate, scale, stats, tiles, dh, dtotal, dx, dy, parts, _stride(x), _stride(y),
-                _stride(gate), _stride(scale), _stride(dh), _stride(dtotal), rows, n_tiles,
-                TILE_ROWS=tile_rows, HAS_TILES=tiles is not None, HAS_DSUM=dtotal is not None,
+                _stride(gate), _stride(scale), _stride(dh), _stride(dtotal), rows, tile_rows,
+                n_tiles, HAS_TILES=tiles is not None, HAS_DSUM=dtotal is not None,
                 HAS_GATE=gate is not None, HAS_SCALE=scale is not None,
                 PARTS_IN_MEMORY=shape["BLOCK_D"] > 4096, **shape,
             )  # fmt: skip
-    table = scale if scale is not None else gate
-    return dx, dy, segment_sums(parts, offsets, dtype=x.dtype if table is None else table.dtype)
+    return dx, dy, segment_sums(parts, offsets, dtype=dtype)
 
 
-@torch.library.custom_op("mudit::layer_norm_modulate", mutates_args=())
-def _layer_norm_modulate(
+def _modulated(
     x: Tensor,
     shift: Tensor | None,
     scale: Tensor | None,
@@ -276,6 +288,11 @@ def _layer_norm_modulate(
 ) -> tuple[Tensor, Tensor]:
     stats = torch.empty(2, x.shape[0], dtype=torch.float32, device=x.device)
     return _forward(x, None, None, shift, scale, tiles, None, stats, tile_rows, eps), stats
+
+
+_layer_norm_modulate = torch.library.custom_op(
+    "mudit::layer_norm_modulate", _modulated, mutates_args=()
+)
 
 
 @torch.library.custom_op("mudit::residual_norm", mutates_args=())
@@ -296,8 +313,7 @@ def _residual_norm(
     return total, h, stats
 
 
-@torch.library.custom_op("mudit::residual_norm_", mutates_args=("x",))
-def _residual_norm_(
+def _in_place(
     x: Tensor,
     y: Tensor,
     gate: Tensor | None,
@@ -308,10 +324,18 @@ def _residual_norm_(
     eps: float,
 ) -> Tensor:
     total = aligned(x)
+    if total is x:
+        # the same rows are read before they are written, other rows of x by another program
+        same = y.data_ptr() == x.data_ptr() and y.stride() == x.stride()
+        tables = {"gate": gate, "shift": shift, "scale": scale}
+        check_written({"x": x}, tables if same else {"y": y, **tables})
     h = _forward(total, y, gate, shift, scale, tiles, total, None, tile_rows, eps)
     if total is not x:
         x.copy_(total)
     return h
+
+
+_residual_norm_ = torch.library.custom_op("mudit::residual_norm_", _in_place, mutates_args=("x",))
 
 
 @_layer_norm_modulate.register_fake
@@ -345,14 +369,14 @@ def _(
     tiles: Tensor | None,
     offsets: Tensor | None,
     tile_rows: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    table = scale if scale is not None else gate
     groups = 1 if offsets is None else offsets.shape[0] - 1
     tables = x.new_empty(
         2 * (scale is not None) + (gate is not None),
         groups,
         x.shape[1],
-        dtype=x.dtype if table is None else table.dtype,
+        dtype=dtype,
     )
     dy = x.new_empty(
         x.shape if gate is not None else (0, x.shape[1]), dtype=x.dtype if y is None else y.dtype
@@ -360,20 +384,40 @@ def _(
     return x.new_empty(x.shape), dy, tables
 
 
+def _dtypes(*tables: Tensor | None) -> tuple[torch.dtype | None, ...]:
+    return tuple(None if table is None else table.dtype for table in tables)
+
+
+def _common(dtypes: tuple[torch.dtype | None, ...]) -> torch.dtype:
+    """What gradients of tables are summed into: their own type if they share one, else fp32."""
+    given = {dtype for dtype in dtypes if dtype is not None}
+    return given.pop() if len(given) == 1 else torch.float32
+
+
+def _as(
+    gradients: tuple[Tensor, ...], dtypes: tuple[torch.dtype | None, ...]
+) -> list[Tensor | None]:
+    """The gradients, in order, of those tables that were given, each in its table's type."""
+    left = iter(gradients)
+    return [None if dtype is None else next(left).to(dtype) for dtype in dtypes]
+
+
 def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, scale, tiles, offsets, ctx.tile_rows, _ = inputs
+    x, shift, scale, tiles, offsets, ctx.tile_rows, _ = inputs
+    ctx.dtypes = _dtypes(shift, scale)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, output[1], scale, tiles, offsets)
 
 
 def _differentiate_norm(ctx: Any, dh: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     x, stats, scale, tiles, offsets = ctx.saved_tensors
+    dtype = _common(ctx.dtypes)
     dx, _, tables = _norm_backward(
-        dh, None, x, stats, None, None, scale, tiles, offsets, ctx.tile_rows
+        dh, None, x, stats, None, None, scale, tiles, offsets, ctx.tile_rows, dtype
     )
     return (
         dx,
-        *(tables[:2].unbind() if scale is not None else (None, None)),
+        *_as(tables.unbind(), ctx.dtypes),
         None,
         None,
         None,
@@ -384,7 +428,8 @@ def _differentiate_norm(ctx: Any, dh: Tensor, _: Any) -> tuple[Tensor | None, ..
 def _save_residual(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    _, y, gate, _, scale, tiles, offsets, ctx.tile_rows, _ = inputs
+    _, y, gate, shift, scale, tiles, offsets, ctx.tile_rows, _ = inputs
+    ctx.dtypes = _dtypes(shift, scale, gate)
     total, _, stats = output
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
@@ -397,14 +442,15 @@ def _differentiate_residual(
     total, stats, y, gate, scale, tiles, offsets = ctx.saved_tensors
     if dh is None:
         dh = torch.zeros_like(total)
+    dtype = _common(ctx.dtypes)
     dx, dy, tables = _norm_backward(
-        dh, dtotal, total, stats, y, gate, scale, tiles, offsets, ctx.tile_rows
+        dh, dtotal, total, stats, y, gate, scale, tiles, offsets, ctx.tile_rows, dtype
     )
-    dshift, dscale = (tables[0], tables[1]) if scale is not None else (None, None)
+    dshift, dscale, dgate = _as(tables.unbind(), ctx.dtypes)
     return (
         dx,
         dx if gate is None else dy,
-        None if gate is None else tables[-1],
+        dgate,
         dshift,
         dscale,
         None,
@@ -429,16 +475,47 @@ def _plan(
     given = [table for table in tables if table is not None]
     if not given:
         return None, None, tile_rows
-    shapes = {(tuple(table.shape), table.dtype) for table in given}
+    shapes = {tuple(table.shape) for table in given}
     if len(shapes) != 1 or given[0].dim() != 2 or given[0].shape[1] != x.shape[1]:
         raise ValueError(
             f"modulation tables {sorted(map(str, shapes))} for width {x.shape[1]}: gate, shift and "
-            f"scale are [R, D] of one type"
+            f"scale are [R, D], equally many rows"
+        )
+    if wrong := sorted({str(table.dtype) for table in given if table.dtype not in DTYPES}):
+        raise ValueError(
+            f"modulation tables of {', '.join(wrong)} have no triton kernel (bfloat16, float16, "
+            f"float32): use the eager backend"
         )
     if runs is None:
         raise ValueError("modulation needs runs: which table row each packed row takes")
     runs.check(rows=x.shape[0], table_rows=given[0].shape[0])
     return *runs.tiles(x.device, tile_rows=tile_rows, table_rows=given[0].shape[0]), tile_rows
+
+
+def _check_sum(x: Tensor, y: Tensor) -> None:
+    if y.shape != x.shape:
+        raise ValueError(f"y {tuple(y.shape)} is added to x {tuple(x.shape)}: pass equal shapes")
+    check_rows("y", y)
+
+
+_UNTABLED: dict[Any, tuple[None, int]] = {}  # plans of calls without tables
+
+
+def _looked_up(
+    x: Tensor, y: Tensor, tables: tuple[Tensor | None, ...], runs: Runs | None
+) -> tuple[Tensor | None, int]:
+    """(tiles, rows of a tile) of a call where nothing is recorded, checked once for its shapes."""
+    kinds = tuple(None if table is None else (table.shape, table.dtype) for table in tables)
+    key = (x.shape, x.dtype, y.shape, y.dtype, x.device, kinds)
+    plans: dict[Any, Any] = _UNTABLED if runs is None else runs.plans
+    plan = plans.get(key)
+    if plan is None:
+        _check_sum(x, y)
+        tiles, _, tile_rows = _plan(x, tables, runs, training=False)
+        if len(_UNTABLED) > 1024:
+            _UNTABLED.clear()
+        plan = plans[key] = (tiles, tile_rows)
+    return plan
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -487,6 +564,9 @@ def layer_norm_modulate(
     """
     if shift_RD is None or scale_RD is None or runs is None:
         shift_RD = scale_RD = runs = None
+    if unobserved(x_TD, shift_RD, scale_RD):
+        tiles, tile_rows = _looked_up(x_TD, x_TD, (shift_RD, scale_RD), runs)
+        return _forward(x_TD, None, None, shift_RD, scale_RD, tiles, None, None, tile_rows, eps)
     tiles, offsets, tile_rows = _plan(
         x_TD, (shift_RD, scale_RD), runs, training=_needs_grad(x_TD, shift_RD, scale_RD)
     )
@@ -538,12 +618,16 @@ def residual_norm(
     """
     if gate_RD is not None and runs is None:
         raise ValueError("a gate needs runs: which modulation row each packed row takes")
-    if y_TD.shape != x_TD.shape:
-        raise ValueError(
-            f"y {tuple(y_TD.shape)} is added to x {tuple(x_TD.shape)}: pass equal shapes"
-        )
     if shift_RD is None or scale_RD is None or runs is None:
         shift_RD = scale_RD = None
+    if unobserved(x_TD, y_TD, gate_RD, shift_RD, scale_RD):
+        tiles, tile_rows = _looked_up(x_TD, y_TD, (gate_RD, shift_RD, scale_RD), runs)
+        modulation = (gate_RD, shift_RD, scale_RD, tiles)
+        if inplace:
+            return x_TD, _in_place(x_TD, y_TD, *modulation, tile_rows, eps)
+        total = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
+        return total, _forward(x_TD, y_TD, *modulation, total, None, tile_rows, eps)
+    _check_sum(x_TD, y_TD)
     training = _needs_grad(x_TD, y_TD, gate_RD, shift_RD, scale_RD)
     tiles, offsets, tile_rows = _plan(x_TD, (gate_RD, shift_RD, scale_RD), runs, training=training)
     if not inplace:

@@ -13,6 +13,7 @@ kept in fp32 for the backward pass.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import triton
@@ -35,7 +36,7 @@ def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dic
 
 
 @triton.jit
-def _tile_of(tiles_ptr, n_rows, TILE_ROWS: tl.constexpr, HAS_TILES: tl.constexpr):
+def _tile_of(tiles_ptr, n_rows, tile_rows, HAS_TILES: tl.constexpr):
     """(first row, rows, table row) of this program."""
     tile = tl.program_id(0).to(tl.int64)
     if HAS_TILES:
@@ -45,8 +46,8 @@ def _tile_of(tiles_ptr, n_rows, TILE_ROWS: tl.constexpr, HAS_TILES: tl.constexpr
             tl.load(tiles_ptr + tile * 3 + 2),
         )
         return start.to(tl.int64), count.to(tl.int64), r
-    start = tile * TILE_ROWS
-    return start, tl.minimum(TILE_ROWS, n_rows - start), 0
+    start = tile * tile_rows
+    return start, tl.minimum(tile_rows, n_rows - start), 0
 
 
 @triton.jit
@@ -56,7 +57,7 @@ def _table_row(ptr, r, stride_row, cols, inside):
     ]
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["n_rows", "tile_rows"])
 def norm_fwd_kernel(
     x_ptr,
     y_ptr,
@@ -74,10 +75,10 @@ def norm_fwd_kernel(
     stride_scale_row,
     stride_sum_row,
     n_rows,
+    tile_rows,
     eps,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
     ROW_BLOCK: tl.constexpr,
     HAS_TILES: tl.constexpr,
     HAS_Y: tl.constexpr,
@@ -85,7 +86,7 @@ def norm_fwd_kernel(
     HAS_SCALE: tl.constexpr,
     HAS_STATS: tl.constexpr,
 ):
-    start, count, r = _tile_of(tiles_ptr, n_rows, TILE_ROWS, HAS_TILES)
+    start, count, r = _tile_of(tiles_ptr, n_rows, tile_rows, HAS_TILES)
     cols = tl.arange(0, BLOCK_D)
     inside = cols < D
     if HAS_GATE:
@@ -135,7 +136,7 @@ def _add_part(part_ptr, value, first, inside):
     tl.store(part_ptr, before + tl.sum(value, axis=0), mask=inside)
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["n_rows", "tile_rows", "n_tiles"])
 def norm_bwd_kernel(
     x_ptr,
     y_ptr,
@@ -155,10 +156,10 @@ def norm_bwd_kernel(
     stride_dh_row,
     stride_dsum_row,
     n_rows,
+    tile_rows,
     n_tiles,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
     ROW_BLOCK: tl.constexpr,
     HAS_TILES: tl.constexpr,
     HAS_DSUM: tl.constexpr,
@@ -166,7 +167,7 @@ def norm_bwd_kernel(
     HAS_SCALE: tl.constexpr,
     PARTS_IN_MEMORY: tl.constexpr,
 ):
-    start, count, r = _tile_of(tiles_ptr, n_rows, TILE_ROWS, HAS_TILES)
+    start, count, r = _tile_of(tiles_ptr, n_rows, tile_rows, HAS_TILES)
     cols = tl.arange(0, BLOCK_D)
     inside = cols < D
     # parts [Q, N, D]: shift and scale, then gate
@@ -242,6 +243,7 @@ def norm_bwd_kernel(
             tl.store(part_ptr + gate_part * next_part, tl.sum(dgate, axis=0), mask=inside)
 
 
+@cache
 def shape_of_program(width: int) -> dict[str, int]:
     """8 columns a thread: one 16-byte access of bf16, and room in registers for a row's inputs and
     three accumulators.

@@ -119,7 +119,7 @@ def _metadata(name: str, products: float) -> Any:
     return launch_metadata
 
 
-@triton.jit(launch_metadata=_metadata("attention_bwd_dq", 3))
+@triton.jit(launch_metadata=_metadata("attention_bwd_dq", 3), do_not_specialize=["n_rows"])
 def attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest, out_ptr, do_ptr, lse_ptr, dlse_ptr,
     cos_ptr, sin_ptr, dq_ptr, rotated_ptr, state_ptr, tiles_ptr, scale, n_heads, n_rows,
@@ -317,13 +317,44 @@ def _add_key_gradients(
     return dk1, dk2, dv1, dv2
 
 
-@triton.jit(launch_metadata=_metadata("attention_bwd_dkv", 4))
+@triton.jit
+def _add_left_queries(
+    q_ptr, do_ptr, state_ptr, k1, k2, v1, v2, dk1, dk2, dv1, dv2, whole, q_rows, scale_log2,
+    STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds the queries from `whole` on, fewer than a trip of the loop. Padding queries need no mask
+    of their own: their q, do, lse and delta are 0, so p is finite and every product with them is 0.
+    """
+    queries = tl.arange(0, BLOCK_Q)
+    for i in tl.static_range(TILES):
+        left = whole + i * BLOCK_Q
+        if left < q_rows:
+            rows = left + queries
+            live = rows < q_rows
+            lse = tl.load(state_ptr + 2 * rows, mask=live, other=0.0)
+            delta = tl.load(state_ptr + 2 * rows + 1, mask=live, other=0.0)
+            q1, q2 = _load_chunks(
+                q_ptr, None, None, rows, q_rows, 0, 0, STRIDE_Q_ROW, MAIN, REST, True, False
+            )
+            p = _probabilities(k1, k2, q1, q2, lse, scale_log2, REST, PRECISION)
+            do1, do2 = _load_chunks(
+                do_ptr, None, None, rows, q_rows, 0, 0, STRIDE_DO_ROW, MAIN, REST, True, False
+            )
+            dk1, dk2, dv1, dv2 = _add_key_gradients(
+                p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION
+            )
+    return dk1, dk2, dv1, dv2
+
+
+@triton.jit(launch_metadata=_metadata("attention_bwd_dkv", 4), do_not_specialize=["n_rows"])
 def attention_bwd_dkv_kernel(
     q_ptr, k_ptr, v_ptr, q_main, q_rest, do_main, do_rest, do_ptr, state_ptr, dk_ptr, dv_ptr,
     tiles_ptr, scale, n_heads, n_rows, stride_q_head, stride_k_row, stride_k_head, stride_v_row,
     stride_v_head, stride_dk_row, STRIDE_Q_ROW: tl.constexpr, STRIDE_DO_ROW: tl.constexpr,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, PAIRED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, PAIRED: tl.constexpr, TMA: tl.constexpr,
+    LEFT_LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tiles_ptr + tl.program_id(0) // n_heads * 6
     head = tl.program_id(0) % n_heads
@@ -358,46 +389,13 @@ def attention_bwd_dkv_kernel(
     # PAIRED: a trip takes two query tiles, whose descriptor loads share one wait
     TRIP: tl.constexpr = 2 * BLOCK_Q if PAIRED else BLOCK_Q
     whole = q_rows // TRIP * TRIP
-    # What is left of the segment comes first. Padding queries need no mask of their own: their q,
-    # do, lse and delta are 0, so p is finite and every product with them is 0.
-    for i in tl.static_range(TRIP // BLOCK_Q):
-        left = whole + i * BLOCK_Q
-        if left < q_rows:
-            live = left + queries < q_rows
-            lse = tl.load(state_ptr + 2 * (left + queries), mask=live, other=0.0)
-            delta = tl.load(state_ptr + 2 * (left + queries) + 1, mask=live, other=0.0)
-            q1, q2 = _load_chunks(
-                q_ptr,
-                q_main,
-                q_rest,
-                left + queries,
-                q_rows,
-                0,
-                0,
-                STRIDE_Q_ROW,
-                MAIN,
-                REST,
-                True,
-                TMA,
-            )
-            p = _probabilities(k1, k2, q1, q2, lse, scale_log2, REST, PRECISION)
-            do1, do2 = _load_chunks(
-                do_ptr,
-                do_main,
-                do_rest,
-                left + queries,
-                q_rows,
-                0,
-                0,
-                STRIDE_DO_ROW,
-                MAIN,
-                REST,
-                True,
-                TMA,
-            )
-            dk1, dk2, dv1, dv2 = _add_key_gradients(
-                p, delta, v1, v2, q1, q2, do1, do2, dk1, dk2, dv1, dv2, REST, PRECISION
-            )
+    # What is left of the segment comes first, while few registers are taken, unless ptxas then
+    # serialises the loop's wgmma (LEFT_LAST).
+    if not LEFT_LAST:
+        dk1, dk2, dv1, dv2 = _add_left_queries(
+            q_ptr, do_ptr, state_ptr, k1, k2, v1, v2, dk1, dk2, dv1, dv2, whole, q_rows, scale_log2,
+            STRIDE_Q_ROW, STRIDE_DO_ROW, MAIN, REST, BLOCK_Q, TRIP // BLOCK_Q, PRECISION,
+        )  # fmt: skip
 
     # All loads stand before the first product, so that descriptor loads wait on one barrier. The
     # loop counts rows of the buffer and carries the address of the states: were one derived from
@@ -491,6 +489,11 @@ def attention_bwd_dkv_kernel(
                 p, delta_b, v1, v2, q3, q4, do3, do4, dk1, dk2, dv1, dv2, REST, PRECISION
             )
         states += 2 * TRIP
+    if LEFT_LAST:
+        dk1, dk2, dv1, dv2 = _add_left_queries(
+            q_ptr, do_ptr, state_ptr, k1, k2, v1, v2, dk1, dk2, dv1, dv2, whole, q_rows, scale_log2,
+            STRIDE_Q_ROW, STRIDE_DO_ROW, MAIN, REST, BLOCK_Q, TRIP // BLOCK_Q, PRECISION,
+        )  # fmt: skip
 
     k_start = tl.load(tile, volatile=True).to(tl.int64)
     k_end = k_start + tl.load(tile + 1, volatile=True)

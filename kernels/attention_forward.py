@@ -7,7 +7,7 @@ program for each (query tile, head).
 
 A head of 96 is kept as columns 64 + 32 in two tensor-core products each, so that nothing is padded
 to 128. The main loop sees whole key tiles and has no masks; what is left of the segment is one
-masked tile after it. Source: Dao 2023, FlashAttention-2, algorithm 1.
+masked tile. Source: Dao 2023, FlashAttention-2, algorithm 1.
 
     out, lse = forward(q, k, v, cos, sin, tiles, config, scale=K**-0.5, precision="tf32")
 """
@@ -171,7 +171,7 @@ def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) ->
     }
 
 
-@triton.jit(launch_metadata=_fwd_metadata)
+@triton.jit(launch_metadata=_fwd_metadata, do_not_specialize=["n_rows"])
 def attention_fwd_kernel(
     q_ptr,
     k_ptr,
@@ -273,19 +273,30 @@ def attention_fwd_kernel(
     keys = tl.arange(0, BLOCK_K)
     column = head * HEAD_DIM
     whole = k_rows // BLOCK_K * BLOCK_K
-    if whole < k_rows:
-        # the masked tile comes first, while no accumulator has to survive it
-        o1, o2, m, total = _attend_tile(
-            q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
-            whole + keys, k_rows, k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST,
-            True, TMA, PRECISION,
-        )  # fmt: skip
+    # The masked tile comes first, while no accumulator has to survive it, but for descriptors at
+    # head width 128: there the loop's wgmma must find accumulators that nothing else has written,
+    # or ptxas serialises them (C7515; seen with triton 3.6).
+    LAST: tl.constexpr = TMA and MAIN == 128
+    if not LAST:  # noqa: SIM102 - decided at compile time
+        if whole < k_rows:
+            o1, o2, m, total = _attend_tile(
+                q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
+                whole + keys, k_rows, k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN,
+                REST, True, TMA, PRECISION,
+            )  # fmt: skip
     for start in tl.range(0, whole, BLOCK_K):
         o1, o2, m, total = _attend_tile(
             q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
             start + keys, k_rows, k_start + start, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST,
             False, TMA, PRECISION,
         )  # fmt: skip
+    if LAST:  # noqa: SIM102
+        if whole < k_rows:
+            o1, o2, m, total = _attend_tile(
+                q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
+                whole + keys, k_rows, k_start + whole, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN,
+                REST, True, TMA, PRECISION,
+            )  # fmt: skip
 
     # no keys: m = -inf and o = 0 give lse = -inf and out = 0
     total = tl.where(total == 0.0, 1.0, total)

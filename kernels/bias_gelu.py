@@ -19,12 +19,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rows import aligned, check_rows, on_device, row_pointers, segment_sums
+from .rows import aligned, check_rows, on_device, row_pointers, segment_sums, unobserved
 
 # 64 rows amortise the bias and, backward, one fp32 partial row of its gradient to 2-3 % of the
 # traffic
 TILE_ROWS = 64
 BLOCK_D = 256
+MAX_ROWS = 65535 * TILE_ROWS  # of the grid's second axis
 
 
 def bias_gelu_reference(x_TD: Tensor, bias_D: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def _metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dic
     }
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["n_rows"])
 def _bias_gelu_fwd_kernel(
     x_ptr,
     bias_ptr,
@@ -80,7 +81,7 @@ def _bias_gelu_fwd_kernel(
         )
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["n_rows"])
 def _bias_gelu_bwd_kernel(
     x_ptr,
     bias_ptr,
@@ -123,8 +124,7 @@ def _bias_gelu_bwd_kernel(
     tl.store(parts_ptr + tile * D + cols, tl.sum(dbias, axis=0), mask=inside)
 
 
-@torch.library.custom_op("mudit::bias_gelu", mutates_args=())
-def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+def _forward(x: Tensor, bias: Tensor) -> Tensor:
     rows, width = x.shape
     h = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     if rows:
@@ -144,6 +144,9 @@ def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
                 num_warps=4,
             )
     return h
+
+
+_bias_gelu = torch.library.custom_op("mudit::bias_gelu", _forward, mutates_args=())
 
 
 @_bias_gelu.register_fake
@@ -219,9 +222,11 @@ def bias_gelu(x_TD: Tensor, bias_D: Tensor) -> Tensor:
         True
     """
     check_rows("x", x_TD)
+    if x_TD.shape[0] > MAX_ROWS:
+        raise ValueError(f"x has {x_TD.shape[0]} rows: a launch takes {MAX_ROWS}, split them")
     if bias_D.shape != x_TD.shape[1:]:
         raise ValueError(
             f"bias of shape {tuple(bias_D.shape)} for x {tuple(x_TD.shape)}: pass one value per "
             f"column"
         )
-    return _bias_gelu(x_TD, bias_D)
+    return (_forward if unobserved(x_TD, bias_D) else _bias_gelu)(x_TD, bias_D)

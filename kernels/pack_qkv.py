@@ -16,6 +16,7 @@ program leaves one partial row of each gain's gradient, which rows.segment_sums 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,7 +25,15 @@ from torch import Tensor
 
 from .pack_qkv_kernels import pack_bwd_kernel, pack_fwd_kernel
 from .rotary import rope_chunks, rotate_reference
-from .rows import DTYPES, aligned, on_device, processors, segment_sums
+from .rows import (
+    DTYPES,
+    aligned,
+    check_written,
+    on_device,
+    processors,
+    segment_sums,
+    unobserved,
+)
 
 EPS = 1e-6
 
@@ -75,18 +84,26 @@ def pack_kv_reference(
     return rotate_reference(k, cos, sin), v
 
 
+@lru_cache(maxsize=4096)
 def _shape_of_program(
-    x: Tensor, sections: int, heads: int, head_dim: int, *, per_thread: int = 8
+    rows: int,
+    device: torch.device,
+    sections: int,
+    heads: int,
+    head_dim: int,
+    *,
+    per_thread: int = 8,
 ) -> dict[str, int]:
     """Tile of `per_thread` elements of each half; all heads (the table is read once), fewer when
     the rest makes too few programs.
     """
     block = triton.next_power_of_2(head_dim // 2)
     tile_rows = max(128 * per_thread // block, 1)
-    programs = triton.cdiv(x.shape[0], tile_rows) * sections
-    group = heads
-    while group > 1 and programs * (heads // group) < 8 * processors(x.device):
-        group = max(d for d in range(1, group) if heads % d == 0)
+    programs = triton.cdiv(rows, tile_rows) * sections
+    # of three sizes alone: each one is a compiled kernel
+    quarter = max(d for d in range(1, max(heads // 4, 1) + 1) if heads % d == 0)
+    enough = 8 * processors(device)
+    group = next((g for g in (heads, quarter) if programs * (heads // g) >= enough), 1)
     return {
         "HEADS": heads,
         "GROUP": group,
@@ -134,7 +151,7 @@ def _launch_forward(
     if rows:
         x = aligned(x)
         programs = q_streams + 1 + (v is not None)
-        shape = _shape_of_program(x, programs, heads, head_dim)
+        shape = _shape_of_program(rows, x.device, programs, heads, head_dim)
         with on_device(x.device):
             pack_fwd_kernel[
                 triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]
@@ -182,8 +199,7 @@ def _pack(
     return _launch_forward(x, q_gain, k_gain, cos, sin, k, v, q_streams, eps), k, v
 
 
-@torch.library.custom_op("mudit::pack_into", mutates_args=("k", "v"))
-def _pack_into(
+def _into(
     x: Tensor,
     q_gain: Tensor | None,
     k_gain: Tensor | None,
@@ -194,7 +210,11 @@ def _pack_into(
     q_streams: int,
     eps: float,
 ) -> Tensor:
+    check_written({"k": k} if v is None else {"k": k, "v": v}, {"x": x, "cos": cos, "sin": sin})
     return _launch_forward(x, q_gain, k_gain, cos, sin, k, v, q_streams, eps)
+
+
+_pack_into = torch.library.custom_op("mudit::pack_into", _into, mutates_args=("k", "v"))
 
 
 @torch.library.custom_op("mudit::pack_backward", mutates_args=())
@@ -214,7 +234,9 @@ def _pack_backward(
     q_streams = dq.shape[1] // heads
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     # one 16-byte access a thread in each half: with more, fp32 spills on sm_100
-    shape = _shape_of_program(x, q_streams + 2, heads, head_dim, per_thread=16 // x.element_size())
+    shape = _shape_of_program(
+        rows, x.device, q_streams + 2, heads, head_dim, per_thread=16 // x.element_size()
+    )
     tiles, groups = triton.cdiv(rows, shape["TILE_ROWS"]), heads // shape["GROUP"]
     parts = torch.empty(
         q_streams + 1, tiles * groups, head_dim, dtype=torch.float32, device=x.device
@@ -336,7 +358,10 @@ def _differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor
 _pack.register_autograd(_differentiate, setup_context=_save)
 
 
-def _run(
+_CHECKED: dict[Any, int] = {}  # head widths of calls whose shapes and types were found right
+
+
+def _check(
     x: Tensor,
     q_gain: Tensor | None,
     k_gain: Tensor | None,
@@ -346,8 +371,8 @@ def _run(
     v_out: Tensor | None,
     heads: int,
     q_streams: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> int:
+    """The head width. Raises ValueError for shapes and types that the kernels cannot serve."""
     rows, sections = x.shape[0], q_streams + 2
     if x.dim() != 2 or x.shape[1] % (sections * heads):
         raise ValueError(
@@ -375,6 +400,36 @@ def _run(
         raise ValueError(
             f"RoPE tables of {cos.dtype}, {sin.dtype}: pass float32 (rope_table makes them)"
         )
+    return head_dim
+
+
+def _run(
+    x: Tensor,
+    q_gain: Tensor | None,
+    k_gain: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    k_out: Tensor | None,
+    v_out: Tensor | None,
+    heads: int,
+    q_streams: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sections = q_streams + 2
+    direct = unobserved(x, q_gain, k_gain)
+    if direct:
+        others = (cos, sin, q_gain, k_gain, k_out, v_out)
+        kinds = tuple(None if t is None else (t.shape, t.dtype) for t in others)
+        key = (x.shape, x.dtype, heads, q_streams, kinds)
+        head_dim = _CHECKED.get(key)
+        if head_dim is None:
+            head_dim = _check(x, q_gain, k_gain, cos, sin, k_out, v_out, heads, q_streams)
+            if len(_CHECKED) > 1024:
+                _CHECKED.clear()
+            _CHECKED[key] = head_dim
+    else:
+        head_dim = _check(x, q_gain, k_gain, cos, sin, k_out, v_out, heads, q_streams)
+    rows = x.shape[0]
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, q_gain, k_gain)
     )
@@ -386,17 +441,27 @@ def _run(
             "returned k and v, or use no_grad"
         )
     for name, given in (("k_out", k_out), ("v_out", v_out)):
-        if given is not None and (given.dtype != x.dtype or _aligned_heads(given) is not given):
+        if given is None:
+            continue
+        if given.dtype != x.dtype or _aligned_heads(given) is not given:
             raise ValueError(
                 f"{name} of {given.dtype}, strides {given.stride()}: pass {x.dtype} with a dense "
                 f"last axis and 16-byte rows and heads"
+            )
+        if heads * given.stride(1) >= 2**31:
+            raise ValueError(
+                f"heads of {name} lie {given.stride(1)} elements apart, beyond what a program "
+                f"addresses: pass rows of [heads, {head_dim}]"
             )
     k = (
         torch.empty(rows, heads, head_dim, dtype=x.dtype, device=x.device)
         if k_out is None
         else k_out
     )
-    q = _pack_into(x, q_gain, k_gain, cos, sin, k, v_out, q_streams, eps)
+    if direct and k_out is None and v_out is None:
+        q = _launch_forward(x, q_gain, k_gain, cos, sin, k, None, q_streams, eps)
+    else:
+        q = (_into if direct else _pack_into)(x, q_gain, k_gain, cos, sin, k, v_out, q_streams, eps)
     # nobody asked for v elsewhere: it stays where the projection wrote it
     v = (
         x.view(rows, sections, heads, head_dim)[:, 2 if q_streams else 1]

@@ -110,7 +110,7 @@ def _pack_section_fwd(
         tl.store(out_head + b_col, b.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["n_rows"])
 def pack_fwd_kernel(
     x_ptr,
     q_gain_ptr,
@@ -278,7 +278,7 @@ def _pack_section_bwd(
         tl.store(part_ptr + b_col, tl.sum(dgain_b, axis=0)[None, :], mask=inside)
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["n_rows", "n_parts"])
 def pack_bwd_kernel(
     x_ptr,
     q_gain_ptr,

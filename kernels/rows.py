@@ -15,6 +15,7 @@ however the programs were scheduled.
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ def check_rows(name: str, x: Tensor, *, max_width: int | None = None) -> None:
         )
 
 
+@cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of `device`; an A100's count where there is no GPU (interpreter,
     compilation ahead of time).
@@ -97,6 +99,8 @@ def processors(device: torch.device) -> int:
 
 def overlaps_itself(x: Tensor) -> bool:
     """Whether two indices of x reach one element, as in an expanded tensor."""
+    if x.is_contiguous():
+        return False
     reach = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size > 1:
@@ -125,8 +129,11 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 
 def _extent(x: Tensor) -> tuple[int, int]:
     """Addresses of the first byte of x and of the first one behind it."""
+    first = x.data_ptr()
+    if x.is_contiguous():
+        return first, first + x.nbytes
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+    return first, first + (last + 1) * x.element_size()
 
 
 def check_written(written: dict[str, Tensor], read: dict[str, Tensor | None]) -> None:
@@ -134,6 +141,7 @@ def check_written(written: dict[str, Tensor], read: dict[str, Tensor | None]) ->
     one with another tensor of the call: programs would race for it.
     """
     names = list(written)
+    others = [(name, y) for name, y in read.items() if y is not None]
     for i, name in enumerate(names):
         x = written[name]
         if overlaps_itself(x):
@@ -142,9 +150,8 @@ def check_written(written: dict[str, Tensor], read: dict[str, Tensor | None]) ->
                 f"twice and cannot be written in place: pass a tensor whose elements are its own "
                 f"(.clone())"
             )
-        others = [(other, written[other]) for other in names[i + 1 :]] + list(read.items())
-        for other, y in others:
-            if y is not None and overlap(x, y):
+        for other, y in [*((other, written[other]) for other in names[i + 1 :]), *others]:
+            if overlap(x, y):
                 raise ValueError(
                     f"{name}, which is written in place, shares memory with {other}: pass tensors "
                     f"of their own (.clone()), or inplace=False"
@@ -177,7 +184,7 @@ def _segment_sum_metadata(
     }
 
 
-@triton.jit(launch_metadata=_segment_sum_metadata)
+@triton.jit(launch_metadata=_segment_sum_metadata, do_not_specialize=["n_parts", "n_groups"])
 def _segment_sum_kernel(
     parts_ptr,
     offsets_ptr,

@@ -264,7 +264,10 @@ def rms_norm(x: Tensor, gain: Tensor | None) -> Tensor:
         >>> rms_norm(torch.full((4,), 3.0), torch.full((4,), 2.0)).round()
         tensor([2., 2., 2., 2.])
     """
-    return F.rms_norm(x, x.shape[-1:], gain, packing.EPS)
+    if gain is not None and gain.dtype != x.dtype:
+        return packing.rms_norm_reference(x, gain)  # under autocast: weights fp32, rows bf16
+    # autocast may widen the result, and attention takes queries of the keys' type
+    return F.rms_norm(x, x.shape[-1:], gain, packing.EPS).to(x.dtype)
 
 
 def layer_norm_modulate(

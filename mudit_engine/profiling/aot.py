@@ -244,3 +244,57 @@ def compile_for(arch: str, *, all_configs: bool = False) -> Iterator[list[Kernel
     finally:
         JITFunction.run, Autotuner.run = stock_run, stock_tune
         driver._active = previous
+
+
+@contextlib.contextmanager
+def variants_for(arch: str) -> Iterator[dict[str, set[str]]]:
+    """Within the block launches are counted instead of run or compiled: the dictionary holds, for
+    each kernel, the keys that `arch` would compile it for. Raises as compile_for does.
+
+    A kernel that gets another key for another row count is compiled again and again in training.
+    """
+    capability = _capability(arch)
+    from triton import knobs
+    from triton.runtime import driver
+
+    if knobs.runtime.interpret:
+        raise MuditError(
+            "TRITON_INTERPRET=1 is set: unset it, interpreted kernels have no variants"
+        )
+    found: dict[str, set[str]] = {}
+
+    def note(*, key: str, fn: Any, **_: Any) -> bool:
+        found.setdefault(fn.name, set()).add(key)
+        return True  # "somebody else compiles it": nothing is compiled, nothing launched
+
+    previous, hook = driver._active, knobs.runtime.jit_cache_hook
+    driver.set_active(_driver(capability))
+    knobs.runtime.jit_cache_hook = note
+    try:
+        yield found
+    finally:
+        knobs.runtime.jit_cache_hook = hook
+        driver._active = previous
+
+
+@contextlib.contextmanager
+def launches_stubbed(arch: str = "sm_90") -> Iterator[None]:
+    """Within the block a launch returns at once: what is left is the host's work around it, which
+    can be timed without a GPU. Raises as compile_for does.
+    """
+    capability = _capability(arch)
+    from triton import knobs
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    if knobs.runtime.interpret:
+        raise MuditError(
+            "TRITON_INTERPRET=1 is set: unset it, interpreted launches are not stubbed"
+        )
+    stock_run, previous = JITFunction.run, driver._active
+    JITFunction.run = lambda self, *args, **kwargs: None
+    driver.set_active(_driver(capability))
+    try:
+        yield
+    finally:
+        JITFunction.run, driver._active = stock_run, previous

@@ -202,8 +202,65 @@ def test_custom_ops_are_sound(device):
     stats = torch.stack((x.detach().mean(1), 1 / x.detach().std(1)))
     opcheck(
         ops.norm_backward.default,
-        (plain[1], plain[0], plain[0], stats, plain[1], plain[2], plain[4], tiles, offsets, 4),
+        (
+            plain[1],
+            plain[0],
+            plain[0],
+            stats,
+            plain[1],
+            plain[2],
+            plain[4],
+            tiles,
+            offsets,
+            4,
+            torch.float32,
+        ),
     )
+
+
+@pytest.mark.parametrize("narrow", ["gate", "shift", "scale", "all but gate"])
+def test_tables_of_mixed_types(narrow, device):
+    """As autocast makes them: a projection's rows are bf16, a parameter's fp32."""
+    x, y, mod = draw(150, 96, torch.float32, device)
+    runs = Runs(((63, 2), (0, 1), (87, 0)))
+    tables = {name: mod[:, i].clone() for i, name in enumerate(("gate", "shift", "scale"))}
+    for name in ("shift", "scale") if narrow == "all but gate" else (narrow,):
+        tables[name] = tables[name].bfloat16()
+    leaves = [t.requires_grad_() for t in (x, y.bfloat16(), *tables.values())]
+    outs, grads = [], []
+    for function in (residual_norm, residual_norm_reference):
+        out = function(*leaves, runs)
+        outs.append(out)
+        weights = [torch.ones_like(out[0]), torch.arange(96.0, device=device).expand(150, 96)]
+        grads.append(torch.autograd.grad(out, leaves, weights))
+    torch.testing.assert_close(outs[0], outs[1], rtol=2e-5, atol=2e-5)
+    for leaf, got, want in zip(leaves, *grads, strict=True):
+        assert got.dtype == leaf.dtype
+        assert (got.float() - want.float()).norm() <= 5e-3 * want.float().norm()
+    with torch.no_grad():
+        again = residual_norm(*leaves, runs)
+        inplace = residual_norm(x.detach().clone(), *leaves[1:], runs, inplace=True)
+    for a, b, c in zip(outs[0], again, inplace, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@pytest.mark.parametrize("case", ["y overlaps x", "x repeats a row", "a table is x"])
+def test_in_place_refuses_memory_that_programs_would_race_for(case, device):
+    both = torch.randn(33, 64, device=device)
+    x, y, gate = both[:-1], torch.randn(32, 64, device=device), None
+    runs = Runs(((32, 0),))
+    if case == "y overlaps x":
+        y = both[1:]
+    elif case == "x repeats a row":
+        x = both[:1].expand(32, 64)
+    else:
+        gate = both[:1]
+    with torch.no_grad(), pytest.raises(ValueError, match="shares memory|reaches elements twice"):
+        residual_norm(x, y, gate, None, None, runs, inplace=True)
+    with torch.no_grad():
+        x = both[:-1].clone()
+        doubled = residual_norm(x, x, None, None, None, None, inplace=True)[0]  # its own rows: fine
+    torch.testing.assert_close(doubled, 2 * both[:-1])
 
 
 def test_traces_whole(device):
@@ -238,7 +295,10 @@ def test_gradcheck_of_the_references():
         (lambda x, t: layer_norm_modulate(torch.zeros(1, 8200), None, None, None), "8192"),
         (lambda x, t: layer_norm_modulate(x, t, t, Runs(((3, 0),))), "must add up"),
         (lambda x, t: layer_norm_modulate(x, t, t, Runs(((4, 2),))), "table rows exist"),
-        (lambda x, t: layer_norm_modulate(x, t, t.half(), Runs(((4, 0),))), "of one type"),
+        (
+            lambda x, t: layer_norm_modulate(x, t, t.double(), Runs(((4, 0),))),
+            "tables of torch",
+        ),
         (lambda x, t: residual_norm(x, x, t, None, None, None), "needs runs"),
         (lambda x, t: residual_norm(x, x[:2], None, None, None, None), "equal shapes"),
         (

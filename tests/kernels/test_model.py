@@ -77,6 +77,28 @@ def test_forward_and_every_gradient_equal_eager(changes: dict[str, object], devi
         assert (triton_grads[name] - grad).norm() <= 1e-2 * grad.norm() + 1e-5, name
 
 
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_autocast_over_fp32_weights(changes: dict[str, object], device: str) -> None:
+    """Strategy `single` in bf16: projections give bf16, parameters and the residual stream fp32."""
+    model, batch = make_model({**changes, "blocks": 1}).to(device), make_batch(device)
+    grads = {}
+    for backend, autocast in (("eager", False), ("eager", True), ("triton", True)):
+        model.zero_grad()
+        with ops.use(backend), torch.autocast(device, torch.bfloat16, enabled=autocast):
+            out = model(batch)
+        out.float().square().sum().backward()
+        grads[backend, autocast] = {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
+    exact = grads.pop(("eager", False))
+    errors = {
+        run: max(float((got[n] - g).norm() / (g.norm() + 1e-3)) for n, g in exact.items())
+        for run, got in grads.items()
+    }
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+    assert errors["triton", True] <= 2 * errors["eager", True] <= 0.5, errors
+
+
 def test_sampling_equals_eager(device: str) -> None:
     denoiser = Denoiser(make_model({}).to(device).eval())
     g = torch.Generator().manual_seed(2)
