@@ -4,6 +4,7 @@ ChinMu find songs by words?
     mudit eval codec --model runs/tiny-vae/export --corpus data/tiny-corpus --gate
     mudit eval tiny --corpus data/tiny-corpus --json > figures.json
     mudit eval retrieval
+    mudit eval songs A/ B/ --reference REF/ --out report/
 
 Figures are of songs held out of training. With --gate the exit code is 4 when a bar of
 mudit_engine/evaluation/bars.py is missed.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._eval_songs import command as songs_of_systems
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.bars import Verdict
@@ -82,7 +84,10 @@ _training = click.option(
 
 @click.group()
 def command() -> None:
-    """Hold a model against its corpus: the codec, whole songs, retrieval."""
+    """Judge songs: a model against its corpus (codec, tiny, retrieval), or any systems (songs)."""
+
+
+command.add_command(songs_of_systems, "songs")
 
 
 @command.command()

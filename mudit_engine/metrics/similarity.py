@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine.audio import resample
 from mudit_engine.availability import require
-from mudit_engine.errors import InputError, ModelError
+from mudit_engine.errors import InputError
+from mudit_engine.metrics.embeddings import CLAP_SECONDS, loaded, mono
 
-CLAP_SECONDS = 10.0  # CLAP's window: longer audio would be cut at a random place
 CHUNK_SECONDS = 30.0  # of MERT: its attention is quadratic in time
 PAPER_SAMPLES = 80_000
 
@@ -50,7 +49,7 @@ class TextSimilarity:
         from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
 
         return cls(
-            *(_loaded(kind, source) for kind in (ClapModel, AutoTokenizer, AutoFeatureExtractor))
+            *(loaded(kind, source) for kind in (ClapModel, AutoTokenizer, AutoFeatureExtractor))
         )
 
     @torch.inference_mode()
@@ -71,7 +70,7 @@ class TextSimilarity:
             rate = self.extractor.sampling_rate
             windows = [
                 window.numpy()
-                for window in _mono(song, sample_rate, rate).split(round(CLAP_SECONDS * rate))
+                for window in mono(song, sample_rate, rate).split(round(CLAP_SECONDS * rate))
             ]
             heard = self.extractor(windows, sampling_rate=rate, return_tensors="pt")
             audio = self.model.get_audio_features(
@@ -103,8 +102,8 @@ class AudioSimilarity:
 
         trust = {"trust_remote_code": trust_remote_code}
         return cls(
-            _loaded(AutoModel, source, **trust),
-            _loaded(AutoFeatureExtractor, source, **trust),
+            loaded(AutoModel, source, **trust),
+            loaded(AutoFeatureExtractor, source, **trust),
             variant=variant,
         )
 
@@ -115,9 +114,9 @@ class AudioSimilarity:
         """
         rate = int(self.extractor.sampling_rate)
         if self.variant == "paper":
-            chunks: Sequence[Tensor] = [_mono(audio, rate, rate)[:PAPER_SAMPLES]]
+            chunks: Sequence[Tensor] = [mono(audio, rate, rate)[:PAPER_SAMPLES]]
         else:
-            whole = _mono(audio, sample_rate, rate)
+            whole = mono(audio, sample_rate, rate)
             chunks = whole.split(round(CHUNK_SECONDS * rate))
             # too short a rest for the encoder's strides, and of no weight
             if len(chunks) > 1 and len(chunks[-1]) < rate:
@@ -139,18 +138,3 @@ class AudioSimilarity:
         )
         matrix = ours @ theirs.T
         return float(matrix.mean() if self.variant == "paper" else matrix.diagonal().mean())
-
-
-def _mono(audio: Tensor, source: int, target: int) -> Tensor:
-    mono = audio.mean(0) if audio.dim() == 2 else audio
-    return resample(mono[None].float(), source, target)[0]
-
-
-def _loaded(kind: Any, source: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"'{source}' cannot be loaded as {kind.__name__}: {str(error).splitlines()[0]}. Give a "
-            f"folder or a hub id that is reachable"
-        ) from error

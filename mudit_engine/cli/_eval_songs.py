@@ -1,0 +1,122 @@
+"""`mudit eval songs`: folders of songs from any systems, compared with reference songs.
+
+mudit eval songs A/ B/ --reference REF/ --requests requests.jsonl --out report/
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=FOLDER)
+@click.option(
+    "--reference",
+    required=True,
+    type=FOLDER,
+    help="Songs that the distances are to: real music, hundreds of songs where possible.",
+)
+@click.option(
+    "--requests",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON Lines: the id of each song and what was asked for (description, user_type, bpm, "
+    "key). Every system must have every id.",
+)
+@click.option(
+    "--features",
+    multiple=True,
+    default=("musicnn",),
+    show_default=True,
+    metavar="KIND[:SOURCE]",
+    help="Of FAD and KAD: musicnn, clap:SOURCE, encodec:SOURCE, mert:SOURCE; may be repeated. "
+    "SOURCE is a folder or a hub id.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with weights (MERT).")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="A folder for the page (index.html), songs.csv, songs.tex and songs.json.",
+)
+@click.option("--copy-audio", is_flag=True, help="Copy the page's songs beside it.")
+@click.option(
+    "--work",
+    default="runs/eval",
+    show_default=True,
+    type=FOLDER,
+    help="Where measurements are kept, so that the next run is quick.",
+)
+@json_option
+def command(
+    folders: tuple[Path, ...],
+    reference: Path,
+    requests: Path | None,
+    features: tuple[str, ...],
+    trust_remote_code: bool,
+    out: Path | None,
+    copy_audio: bool,
+    work: Path,
+    as_json: bool,
+) -> None:
+    """Compare FOLDERS of songs, one a system: FAD and KAD to reference songs, adherence to tempo
+    and key, loudness, endings, with intervals and tests.
+    """
+    import dataclasses
+
+    from mudit_engine.evaluation.listening import Listener
+    from mudit_engine.evaluation.system_report import (
+        columns,
+        text_of,
+        write_csv,
+        write_latex,
+        write_page,
+    )
+    from mudit_engine.evaluation.systems import System, compare, load_requests
+    from mudit_engine.files import write_json
+    from mudit_engine.hardware import environment
+    from mudit_engine.metrics.embeddings import open_embedder
+    from mudit_engine.metrics.figures import Figure
+
+    systems = [System.of(folder) for folder in folders]
+    held_to = System.of(reference, name="reference")
+    asked = load_requests(requests) if requests else None
+    embedders = [open_embedder(one, trust_remote_code=trust_remote_code) for one in features]
+
+    def track(items: Any, text: str) -> Any:
+        with progress(text, total=len(items), quiet=as_json) as advance:
+            for item in items:
+                yield item
+                advance()
+
+    comparison = compare(systems, held_to, asked, Listener(work), embedders=embedders, track=track)
+    if out is not None:
+        page = write_page(comparison, systems, asked, out, copy_audio=copy_audio)
+        write_csv(comparison, out / "songs.csv")
+        write_latex(comparison, out / "songs.tex")
+        document = {"env": environment(), **dataclasses.asdict(comparison)}
+        write_json(out / "songs.json", document)
+        note(f"the page: {page}")
+    if as_json:
+        emit_json(comparison)
+        return
+    names = columns(comparison)
+    cells = [
+        [row.system, row.user, row.songs]
+        + [text_of(row.figures.get(name, Figure(None))) for name in names]
+        for row in comparison.rows
+    ]
+    print_table("Systems", ["system", "user", "songs", *names], cells, numeric=["songs", *names])
+    told = [one for one in comparison.differences if one.adjusted_p < 0.05]
+    for one in told:
+        note(
+            f"{one.a} and {one.b} differ in {one.measure} by {one.difference:+.3g} "
+            f"(p = {one.adjusted_p:.2g} after Holm, {one.songs} songs)"
+        )
+    if comparison.differences and not told:
+        note("no difference between the systems is significant at 5 % after Holm's adjustment")
