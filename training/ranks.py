@@ -11,6 +11,7 @@ never wait for a device.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import logging
@@ -20,7 +21,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -131,7 +132,27 @@ class Spread(Ranks):
         from torch import distributed as dist
 
         self.barrier()
+        self.group = None
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process of a rank with an exit code: the last call of a program that ran on many.
+
+    What was written is flushed and what waits in `atexit` runs, but the interpreter is not taken
+    down. gloo's worker threads let go of tensors a moment after the call that waited for them has
+    returned, and for that they want the interpreter's lock. CPython before 3.14 unwinds a thread
+    that asks for it too late; through C++ that may not throw this is std::terminate, and a rank
+    that had done all its work would end with -6 ("terminate called without an active exception").
+    """
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        pass  # whoever read it has gone
+    finally:
+        os._exit(code)
 
 
 def launched_world() -> int:

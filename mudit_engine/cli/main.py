@@ -146,7 +146,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> NoReturn:
     """Entry point of `mudit`."""
-    sys.exit(run())
+    code = run()
+    ranks = sys.modules.get("mudit_engine.training.ranks")
+    if ranks is not None and ranks.launched_world() > 1:
+        ranks.leave(code)
+    sys.exit(code)
 
 
 def _failed(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mudit_engine.training.dataset.shards import Shards
+from mudit_engine.training.ranks import leave
 from mudit_engine.training.recipe import Recipe, parse_recipe
 from mudit_engine.training.tasks.choose import make_task
 from mudit_engine.training.tasks.task import Task
@@ -42,6 +43,7 @@ def main(path: str) -> None:
         trainer.run(resume=job.get("resume", "auto"))
     if trainer is not None:
         trainer.strategy.close()
+    leave(0)
 
 
 def poison(trainer: Trainer, step: int) -> None:

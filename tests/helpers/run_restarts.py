@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from fault_runs import arm, recipe_for
+from mudit_engine.training.ranks import leave
 from mudit_engine.training.trainer import Trainer
 
 
@@ -21,6 +22,7 @@ def main(data: str, out: str) -> None:
         arm(trainer, "optimizer step", 6)
     trainer.run()
     trainer.strategy.close()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from typing import Any
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import write_json
-from mudit_engine.training.ranks import local_world
+from mudit_engine.training.ranks import leave, local_world
 
 OK, WARN, FAIL = "ok", "warning", "failed"
 SIZES_MIB = {"cpu": (1, 8), "cuda": (1, 64, 512)}
@@ -649,9 +649,10 @@ def main(arguments: Sequence[str]) -> None:
         report = preflight(Wanted(**{**fields, "folder": Path(fields["folder"])}))
     except MuditError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        leave(error.exit_code)
     if report is not None:
         write_json(out, report)
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from typing import Any
 
 from mudit_engine.errors import MuditError
 from mudit_engine.files import write_json
+from mudit_engine.training.ranks import leave
 
 # the second step has moments; the first micro-batch of a step leaves its gradients
 STEPS, MICRO_BATCHES = (
@@ -434,8 +435,7 @@ def main(arguments: list[str]) -> None:
     if real:
         dist.barrier()
         dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # the fake group's threads and DeepSpeed's exit hooks have nothing to say
+    leave(0)
 
 
 if __name__ == "__main__":
