@@ -2,10 +2,11 @@
 
     app = create_app(lambda: Engine.open("tiny"), folder=Path("songs"), options=ServiceOptions())
 
-    POST /v1/audio/generate   a song in the answer, streamed as it is decoded       POST
-    /v1/audio/speech   the same in OpenAI's words POST /v1/songs            a job; GET, DELETE,
-    /events (SSE), /content (ranges), /preview, /sidecar GET  /v1/models /health /ready /metrics
-    /docs /openapi.json, and the page at /
+    POST /v1/audio/generate   a song in the answer, streamed as it is decoded
+    POST /v1/audio/speech     the same in OpenAI's words
+    POST /v1/songs            a job; GET, DELETE, /events (SSE), /content (ranges), /preview,
+                              /sidecar
+    GET  /v1/models /health /ready /metrics /docs /openapi.json, and the page at /
 
 Every error is {"error": {"type", "message"}}: 400 what was asked for is wrong, 401 no such key, 404
 no such song, 409 not ready yet, 413 too large, 415 of another kind, 429 no room (with Retry-After),

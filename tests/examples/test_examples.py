@@ -151,7 +151,15 @@ CHECKS = (
 )
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+# the commands of docs/deployment.md, which tests/house/test_docs.py runs, are those of the export's
+SLOW = {export_and_serve}
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CHECKS],
+    ids=lambda check: check.__name__,
+)
 def test_example(check, environment, micro, songs, tmp_path) -> None:
     check(environment, micro, songs, tmp_path)
 
