@@ -50,7 +50,7 @@ EXTRAS = {
         "prometheus-client>=0.26,<0.27",
     ],
     "trace": ["opentelemetry-sdk>=1.45,<2", "opentelemetry-exporter-otlp-proto-http>=1.45,<2"],
-    "eval": ["onnxruntime==1.32.0"],
+    "eval": ["onnxruntime==1.32.0", "scipy>=1.14"],
     # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],

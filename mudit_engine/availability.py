@@ -62,7 +62,7 @@ PACKAGES = {
     "httpx": ("httpx", "dev"),
     "selenium": ("selenium", "dev"),
     "schemathesis": ("schemathesis", "dev"),
-    "scipy": ("scipy", "corpus"),
+    "scipy": ("scipy", "eval"),
     "diffusers": ("diffusers", "bench"),
     "liger_kernel": ("liger-kernel", "peers"),
     "pyworld": ("pyworld", "corpus"),

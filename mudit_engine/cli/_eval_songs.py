@@ -6,11 +6,17 @@ mudit eval songs A/ B/ --reference REF/ --requests requests.jsonl --out report/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mudit_engine.evaluation.systems import Asked, Similarity
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -38,6 +44,23 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Of FAD and KAD: musicnn, clap:SOURCE, encodec:SOURCE, mert:SOURCE; may be repeated. "
     "SOURCE is a folder or a hub id.",
 )
+@click.option(
+    "--sst",
+    metavar="SOURCE",
+    help="Measure SST, the cosine of description and song, with this CLAP model.",
+)
+@click.option(
+    "--asoa",
+    metavar="SOURCE",
+    help="Measure ASOA, the cosine of a song and its request's reference, by this MERT model.",
+)
+@click.option(
+    "--asoa-variant",
+    type=click.Choice(["fixed", "paper"]),
+    default="fixed",
+    show_default=True,
+    help="fixed: whole songs, resampled, layer by layer. paper: as its published script.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with weights (MERT).")
 @click.option(
     "--out",
@@ -58,6 +81,9 @@ def command(
     reference: Path,
     requests: Path | None,
     features: tuple[str, ...],
+    sst: str | None,
+    asoa: str | None,
+    asoa_variant: str,
     trust_remote_code: bool,
     out: Path | None,
     copy_audio: bool,
@@ -87,6 +113,10 @@ def command(
     held_to = System.of(reference, name="reference")
     asked = load_requests(requests) if requests else None
     embedders = [open_embedder(one, trust_remote_code=trust_remote_code) for one in features]
+    if (sst or asoa) and asked is None:
+        raise InputError("--sst and --asoa hold songs against what was asked for: give --requests")
+    similarities = [_sst(sst)] if sst else []
+    similarities += [_asoa(asoa, asoa_variant, trust_remote_code)] if asoa else []
 
     def track(items: Any, text: str) -> Any:
         with progress(text, total=len(items), quiet=as_json) as advance:
@@ -94,7 +124,15 @@ def command(
                 yield item
                 advance()
 
-    comparison = compare(systems, held_to, asked, Listener(work), embedders=embedders, track=track)
+    comparison = compare(
+        systems,
+        held_to,
+        asked,
+        Listener(work),
+        embedders=embedders,
+        similarities=similarities,
+        track=track,
+    )
     if out is not None:
         page = write_page(comparison, systems, asked, out, copy_audio=copy_audio)
         write_csv(comparison, out / "songs.csv")
@@ -120,3 +158,28 @@ def command(
         )
     if comparison.differences and not told:
         note("no difference between the systems is significant at 5 % after Holm's adjustment")
+
+
+def _sst(source: str) -> Similarity:
+    from mudit_engine.evaluation.systems import Similarity
+    from mudit_engine.metrics.similarity import TextSimilarity
+
+    model = TextSimilarity.load(source)
+
+    def measure(audio: Tensor, rate: int, wish: Asked) -> float | None:
+        return model([wish.description], [audio], rate)[0] if wish.description.strip() else None
+
+    return Similarity("sst", source, measure)
+
+
+def _asoa(source: str, variant: Any, trust_remote_code: bool) -> Similarity:
+    from mudit_engine.audio import load_audio
+    from mudit_engine.evaluation.systems import Similarity
+    from mudit_engine.metrics.similarity import AudioSimilarity
+
+    model = AudioSimilarity.load(source, variant=variant, trust_remote_code=trust_remote_code)
+
+    def measure(audio: Tensor, rate: int, wish: Asked) -> float | None:
+        return model(audio, rate, *load_audio(wish.reference)) if wish.reference else None
+
+    return Similarity("asoa", f"{source} ({variant})", measure)

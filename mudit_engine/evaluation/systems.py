@@ -7,7 +7,7 @@ each song does what was asked for.
     comparison.rows, comparison.differences
 
 A song is a file; its name without the suffix is its id. With requests (a JSON object a line: id,
-and any of description, user_type, bpm, key, drums, voice) every system must have a song of every
+and any of description, user_type, bpm, key, reference) every system must have a song of every
 id, and the rows are given for each user type and for all. Without, sets are compared as sets.
 
 Distances are figures of a set; the others are means over songs. Differences between systems are
@@ -18,7 +18,7 @@ comparisons of a table.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,8 @@ EVERYBODY = "all"
 ASKED_FIELDS = ("id", "description", "user_type", "bpm", "key", "lyrics", "seconds", "reference")
 # what is measured of a song by itself, with its unit and which way is better (0: neither)
 MEASURES: dict[str, tuple[str, int]] = {
+    "sst": ("cosine of description and song", 1),
+    "asoa": ("cosine of the song and its target", 1),
     "tempo": ("share of songs within 4 %", 1),
     "key": ("share of songs", 1),
     "loudness": ("LUFS", 0),
@@ -96,6 +98,18 @@ class Asked:
     user_type: str = "none"
     bpm: float | None = None
     key: str | None = None
+    reference: Path | None = None  # the song that the description is of
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A similarity of a song to what was asked, by a model that the user names. `key` is the
+    model's source: measurements are kept by it.
+    """
+
+    name: str  # "sst" or "asoa"
+    key: str
+    measure: Callable[[Tensor, int, Asked], float | None]
 
 
 def load_requests(path: Path) -> dict[str, Asked]:
@@ -117,17 +131,19 @@ def load_requests(path: Path) -> dict[str, Asked]:
         refuse_unknown(fields, ASKED_FIELDS, where=where)
         if fields["id"] in found:
             raise InputError(f"{where}: the id '{fields['id']}' is asked for twice")
-        found[fields["id"]] = _asked(fields, where)
+        found[fields["id"]] = _asked(fields, where, path.parent)
     if not found:
         raise InputError(f"requests '{path}' are empty: write one JSON object a line")
     return found
 
 
-def _asked(fields: Mapping[str, Any], where: str) -> Asked:
+def _asked(fields: Mapping[str, Any], where: str, here: Path) -> Asked:
     description, user = fields.get("description") or "", fields.get("user_type") or "none"
     bpm, key = fields.get("bpm"), fields.get("key")
     if not isinstance(description, str):
         raise InputError(f"{where}: description {description!r} is of a wrong type: give a text")
+    if not isinstance(fields.get("reference") or "", str):
+        raise InputError(f"{where}: reference is of a wrong type: give the path of a song")
     if user not in USER_TYPES:
         raise InputError(
             f"{where}: user_type {user!r} is unknown: use one of {', '.join(USER_TYPES)}"
@@ -142,6 +158,7 @@ def _asked(fields: Mapping[str, Any], where: str) -> Asked:
         user,
         float(bpm) if bpm is not None else requested_bpm(description),
         requested_key(key or description),
+        here / fields["reference"] if fields.get("reference") else None,
     )
 
 
@@ -199,6 +216,7 @@ def compare(
     listener: Listener,
     *,
     embedders: Sequence[Embedder],
+    similarities: Sequence[Similarity] = (),
     track: Track = silent_track,
 ) -> Comparison:
     """Measures every song once and compares. Measurements are kept by the content of the files, so
@@ -213,10 +231,10 @@ def compare(
     values: dict[str, dict[str, dict[str, float]]] = {}
     features: dict[str, dict[str, dict[str, Tensor]]] = {}
     for system in (*systems, reference):
-        measured = {
-            name: _measure(path, listener, embedders)
-            for name, path in track(list(system.songs.items()), f"listening to {system.name}")
-        }
+        measured = {}
+        for name, path in track(list(system.songs.items()), f"listening to {system.name}"):
+            wish = asked.get(name) if asked and system is not reference else None
+            measured[name] = _measure(path, listener, embedders, similarities, wish)
         features[system.name] = {name: rows for name, (_, rows) in measured.items()}
         values[system.name] = {
             name: _held(own, asked.get(name) if asked else None)
@@ -240,6 +258,7 @@ def compare(
             "reference": reference.name,
             "reference_songs": len(reference.songs),
             "features": [one.key for one in embedders],
+            "similarities": {one.name: one.key for one in similarities},
         },
     )
 
@@ -256,7 +275,11 @@ def _users(asked: Mapping[str, Asked] | None) -> dict[str, set[str] | None]:
 
 
 def _measure(
-    path: Path, listener: Listener, embedders: Sequence[Embedder]
+    path: Path,
+    listener: Listener,
+    embedders: Sequence[Embedder],
+    similarities: Sequence[Similarity],
+    wish: Asked | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     digest = file_digest(path)
     audio: list[tuple[Tensor, int]] = []
@@ -277,7 +300,28 @@ def _measure(
         for one in embedders
     }
     own: dict[str, Any] = {name: float(value) for name, value in levels.items()}
+    if wish is not None:
+        for similarity in similarities:
+            own[similarity.name] = _similar(similarity, wish, digest, listener, load)
     return {**own, "heard_tempo": heard.tempo, "heard_chroma": heard.chroma_12}, rows
+
+
+def _similar(
+    one: Similarity,
+    wish: Asked,
+    digest: str,
+    listener: Listener,
+    load: Callable[[], tuple[Tensor, int]],
+) -> float:
+    """NaN where the request says nothing to hold the song against."""
+    other = file_digest(wish.reference) if wish.reference else ""
+    key = (one.name, one.key, digest, wish.description, other)
+
+    def measured() -> dict[str, Tensor]:
+        value = one.measure(*load(), wish)
+        return {"value": torch.tensor(float("nan") if value is None else value)}
+
+    return float(listener.keep(key, measured)["value"])
 
 
 def _levels(audio: Tensor, rate: int) -> dict[str, Tensor]:

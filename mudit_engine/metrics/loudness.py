@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from mudit_engine.audio import resample
+from mudit_engine.availability import require
 
 BLOCK_SECONDS, HOP_SECONDS = 0.4, 0.1
 ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0
@@ -29,8 +30,9 @@ ENDING_SECONDS = 0.5
 
 def loudness(audio_cS: Tensor, sample_rate: int) -> float:
     """Integrated loudness in LUFS of audio [channels, samples]; -inf for silence. Audio shorter
-    than a block is one block.
+    than a block is one block. Raises MissingError without scipy.
     """
+    require("scipy", "loudness")
     from scipy.signal import lfilter
 
     filtered = audio_cS.double().numpy()

@@ -217,3 +217,30 @@ def test_the_command(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run([*arguments[:3], "--reference", str(tmp_path / "nowhere")]) == 2
     assert run([*arguments[:-1], "--features", "vggish"]) == 2
     assert run([*arguments[:-1], "--features", f"clap:{tmp_path}"]) == 1
+
+
+def test_similarity_to_what_was_asked(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SST and ASOA through the command: a song is its own target's twin, noise is not."""
+    pytest.importorskip("transformers")
+    from tiny_encoders import save_clap, save_encoder
+
+    lines = [
+        {"id": str(n), "description": "slow piano", "reference": f"good/{n}.wav"} for n in range(6)
+    ]
+    requests = folders / "targets.jsonl"
+    requests.write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["eval", "songs", str(folders / "good"), str(folders / "noisy"), "--json"]
+    arguments += ["--reference", str(folders / "reference"), "--work", str(tmp_path / "work")]
+    arguments += ["--sst", str(save_clap(tmp_path / "clap"))]
+    arguments += ["--asoa", str(save_encoder(tmp_path / "mert"))]
+    assert run(arguments) == 2, "they need requests"
+    capsys.readouterr()
+    assert run([*arguments, "--requests", str(requests)]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    found = {one["system"]: one["figures"] for one in results["rows"] if one["user"] == "all"}
+    assert found["good"]["asoa"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert found["noisy"]["asoa"]["value"] < 0.9999
+    assert -1 <= found["good"]["sst"]["value"] <= 1 and found["good"]["sst"]["n"] == 6
+    assert results["facts"]["similarities"]["asoa"].endswith("(fixed)")
