@@ -43,6 +43,8 @@ EXTRAS = {
         "openvino==2026.4.1",
         "tensorrt-rtx==1.7.1.116",
     ],
+    "lora": ["peft==0.21.2"],
+    "hub": ["huggingface_hub>=1.0"],
     "serve": [
         "fastapi>=0.165,<0.166",
         "uvicorn>=0.54,<0.55",

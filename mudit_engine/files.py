@@ -8,6 +8,7 @@ text = read_text(Path("lyrics.txt"), "lyrics")
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -75,3 +76,9 @@ def read_text(path: Path, what: str) -> str:
         ) from None
     except OSError as error:
         raise InputError(f"{what} file '{path}' cannot be read: {error.strerror}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

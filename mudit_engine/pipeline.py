@@ -23,14 +23,25 @@ from torch import Tensor
 
 from mudit_engine.audio import save_audio, save_spectrogram
 from mudit_engine.config import ModelConfig
+from mudit_engine.errors import InputError, ModelError
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
 from mudit_engine.models.chinmu import ChinMu
+from mudit_engine.models.complete import save_model
+from mudit_engine.models.folder import model_folder
+from mudit_engine.models.lora import LoraSet, LoraSpec
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.reading import RequestReader, Understood
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_song
-from mudit_engine.runtime.denoiser import Runtime, SongProgress, TextEncoder, WholeSongs, denoise
+from mudit_engine.runtime.denoiser import (
+    Denoiser,
+    Runtime,
+    SongProgress,
+    TextEncoder,
+    WholeSongs,
+    denoise,
+)
 from mudit_engine.runtime.load import Deploy, open_model
 
 BATCH_FRAMES = 16384  # latent frames denoised together, guidance branches not counted
@@ -113,10 +124,13 @@ class SongPipeline:
         text: TextEncoder | None = None,
         runtime_name: str = "torch",
         precision: torch.dtype = torch.float32,
+        folder: Path | None = None,
     ) -> None:
         """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE), `text`
-        reads descriptions (None: ChinMu).
+        reads descriptions (None: ChinMu); `folder` is where the weights lie.
         """
+        self.folder = folder
+        self._loras: LoraSet | None = None
         self.config, self.vae, self.chinmu = config, vae, chinmu
         self.runtime, self.runtime_name, self.precision = runtime, runtime_name, precision
         self.decoder = decoder or TorchDecoder(vae)
@@ -131,24 +145,27 @@ class SongPipeline:
         device: str | None = None,
         dtype: torch.dtype | None = None,
         deploy: Deploy | None = None,
+        revision: str | None = None,
     ) -> SongPipeline:
         """Loads a model by name or folder.
 
         Args:
-            source: an embedded model's name, a model folder, or for other runtimes than torch a
-                folder made by `mudit export`.
+            source: an embedded model's name, a model folder, `org/name` of the Hugging Face Hub,
+                or for other runtimes than torch a folder made by `mudit export`.
             runtime: what runs the networks; `open_model` (runtime/load.py) says more of this and
                 the rest.
             device: of torch.
             dtype: of torch's networks.
             deploy: makes the graphs of a model folder that has none.
+            revision: of a model of the hub: a branch, a tag or a commit.
 
         Raises:
             InputError: for an unknown runtime or options that it does not take.
             MissingError: for a package or device that is not here.
             ModelError: for a folder that does not fit.
         """
-        opened = open_model(source, runtime=runtime, device=device, dtype=dtype, deploy=deploy)
+        folder = model_folder(source, revision=revision)
+        opened = open_model(folder, runtime=runtime, device=device, dtype=dtype, deploy=deploy)
         return cls(
             opened.config,
             opened.vae,
@@ -158,7 +175,40 @@ class SongPipeline:
             text=opened.text,
             runtime_name=opened.name,
             precision=opened.precision,
+            folder=folder,
         )
+
+    def set_loras(self, loras: Sequence[LoraSpec], *, merged: bool = True) -> None:
+        """Makes these LoRAs act, and no others; nothing is loaded anew, and [] gives the model as
+        it was (models/lora.py).
+
+        merged False keeps them apart from the weights, with peft, and stays so for this pipeline.
+        Raises InputError for another runtime than torch, ModelError for a LoRA of another model.
+        """
+        if not isinstance(self.runtime, Denoiser):
+            raise InputError(
+                f"runtime '{self.runtime_name}' runs the weights it was exported with: take "
+                "runtime 'torch', or export a model with the LoRA in it"
+            )
+        if self._loras is None:
+            self._loras = LoraSet(self.runtime.dit, merged=merged)
+        elif self._loras.merged != merged:
+            raise InputError("LoRAs of one pipeline are either merged or kept apart: make another")
+        self._loras.use(loras)
+
+    @property
+    def loras(self) -> tuple[LoraSpec, ...]:
+        """The LoRAs that act now."""
+        return self._loras.specs if self._loras is not None else ()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a whole model folder, the LoRAs that act merged into it. Returns it.
+
+        Raises ModelError for a pipeline that was not made by from_pretrained.
+        """
+        if self.folder is None:
+            raise ModelError("this pipeline was put together by hand: save its parts one by one")
+        return save_model(self.folder, Path(folder), loras=self.loras)
 
     def check(self, request: SongRequest) -> list[str]:
         """Reads a request as `generate` would, references included, without running the song's
@@ -285,6 +335,7 @@ class SongPipeline:
             "device": str(self.vae.latent_mean.device),
             "runtime": self.runtime_name,
             "precision": str(self.precision).removeprefix("torch."),
+            "loras": [{"folder": str(one.folder), "scale": one.scale} for one in self.loras],
             "request": {
                 name: str(value) if isinstance(value, Path) else value
                 for name, value in asdict(request).items()

@@ -314,6 +314,19 @@ class DitStage(_Section):
         return self
 
 
+class LoraConfig(_Section):
+    """Low-rank additions to the song transformer's matrices; everything else stays as `init` has
+    it (models/lora.py).
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(16, gt=0, description="the additions are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into the additions")
+    parts: tuple[Literal["attention", "mlp", "modulation"], ...] = Field(
+        ("attention", "mlp", "modulation"), min_length=1
+    )
+
+
 class Recipe(_Section):
     """Everything a run needs beside the machine."""
 
@@ -344,6 +357,9 @@ class Recipe(_Section):
     vae: VaeStage = VaeStage()
     chinmu: ChinMuStage = ChinMuStage()
     dit: DitStage = DitStage()
+    lora: LoraConfig | None = Field(
+        None, description="train low-rank additions to the weights of `init` only (dit tasks)"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -353,6 +369,11 @@ class Recipe(_Section):
                     f"section '{section}' has no effect on task '{self.task}': remove it (its "
                     f"section is '{_SECTIONS[self.task]}')"
                 )
+        if self.lora is not None and (_SECTIONS[self.task] != "dit" or self.init is None):
+            raise ValueError(
+                "lora is for the dit tasks, and adds to trained weights: set init to a model "
+                "folder, or remove it"
+            )
         if (
             self.strategy == "single"
             and "parallel" in self.model_fields_set
@@ -422,7 +443,7 @@ def load_recipe(source: str | Path, *, overrides: list[str] | tuple[str, ...] = 
     """
     fields = _read(source)
     for override in overrides:
-        fields = merge(fields, _parse_override(override))
+        fields = merge(fields, parse_override(override))
     recipe = parse_recipe(fields, source=f"recipe '{fields.get('name', source)}'")
     recipe.model_config_resolved()
     return recipe
@@ -472,7 +493,10 @@ def _read(source: str | Path, *, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     return merge(_read(base, seen=(*seen, str(base))), fields)
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str) -> dict[str, Any]:
+    """`key=value` as fields: dots go into sections, values are JSON or else text. Raises
+    InputError.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {text!r} must be key=value, for example --set optimizer.lr=3e-4")

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from mudit_engine.errors import ConfigError, InputError, MuditError
-from mudit_engine.files import write_json
-from mudit_engine.models.folder import save_config
+from mudit_engine.files import sha256_of, write_json
+from mudit_engine.models.folder import model_folder, save_config
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
 from mudit_engine.training.dataset.shards import Shards
@@ -166,7 +166,15 @@ class Trainer:
             "songs": len(self.sampler.numbers),
             "data": self.shards.digest,
             "model": json.loads(getattr(self.task.config, self.task.part).model_dump_json()),
+            "lora": self._lora_identity(),
         }
+
+    def _lora_identity(self) -> dict[str, Any] | None:
+        """The additions that are trained and the weights they add to, which no checkpoint holds."""
+        if self.recipe.lora is None or self.recipe.init is None:
+            return None
+        base = model_folder(self.recipe.init) / f"{self.task.part}.safetensors"
+        return {**self.recipe.lora.model_dump(mode="json"), "base": sha256_of(base)}
 
     def run(self, *, resume: str = "auto") -> dict[str, Any]:
         """Trains to recipe.steps.
@@ -267,9 +275,9 @@ class Trainer:
             if ours["model"].get(name) != value
         }
         changed = [
-            f"{name} ({theirs[name]} -> {ours[name]})"
+            f"{name} ({theirs.get(name)} -> {ours[name]})"
             for name in ours
-            if name != "model" and theirs[name] != ours[name]
+            if name != "model" and theirs.get(name) != ours[name]
         ]
         changed += [
             f"{self.task.part}.{name} ({value} -> {ours['model'].get(name)})"

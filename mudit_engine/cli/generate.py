@@ -144,6 +144,13 @@ class Seconds(click.ParamType):
     help="An embedded model or a model folder.",
 )
 @click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FOLDER[:SCALE]",
+    help="A LoRA that is added to the model, how strongly (1 as it was trained). Repeatable.",
+)
+@click.option(
     "--runtime",
     type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
@@ -243,19 +250,26 @@ def command(**options: Any) -> None:
 def _pipeline(
     model: str, runtime: str, precision: str | None, options: dict[str, Any]
 ) -> SongPipeline:
+    if options["loras"] and runtime == "auto":
+        runtime = "torch"
     with loading():
         import torch
 
         from mudit_engine.cli._deployed import deployed
+        from mudit_engine.models.lora import parse_lora
         from mudit_engine.pipeline import SongPipeline
 
-        return SongPipeline.from_pretrained(
+        loras = [parse_lora(text) for text in options["loras"]]
+        pipeline = SongPipeline.from_pretrained(
             model,
             runtime=runtime,
             device=options["device"],
             dtype=getattr(torch, precision) if precision else None,
             deploy=lambda folder, name: deployed(folder, runtime=name, quiet=options["as_json"]),
         )
+        if loras:
+            pipeline.set_loras(loras)
+        return pipeline
 
 
 def _checked(

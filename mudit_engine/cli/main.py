@@ -38,6 +38,7 @@ COMMANDS = (
     "generate",
     "lyrics",
     "data",
+    "finetune",
     "train",
     "plan",
     "export",

@@ -21,7 +21,7 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", required=False)
 @click.option(
     "--set",
     "overrides",
@@ -46,7 +46,15 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
     "--export",
     "export_to",
     type=click.Path(path_type=Path),
-    help="Model folder to write the trained part into.  [default: OUT/model]",
+    help="Model folder to write the trained part into.  [default: OUT/model] Without RECIPE: the "
+    "run whose weights are written, into --out or RUN/model.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "raw"]),
+    default="ema",
+    show_default=True,
+    help="What is exported: the average, or the newest weights.",
 )
 @click.option(
     "--export-dtype",
@@ -114,12 +122,13 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
 @click.option("--write-only", is_flag=True, help="Write the launch files and start nothing.")
 @json_option
 def command(
-    recipe: str,
+    recipe: str | None,
     overrides: tuple[str, ...],
     out: Path | None,
     resume: str,
     threads: int | None,
     export_to: Path | None,
+    weights: str,
     export_dtype: str,
     launcher: str | None,
     nodes: int,
@@ -135,8 +144,16 @@ def command(
 ) -> None:
     """Train a part of a model by RECIPE (a name or a .json file).
 
-    Ctrl-C, SIGTERM and SIGUSR1 save after the running step; the same command resumes.
+    Ctrl-C, SIGTERM and SIGUSR1 save after the running step; the same command resumes. `mudit train
+    --export RUN` writes what a stopped run has learned so far, as a whole model folder.
     """
+    if recipe is None:
+        if export_to is None:
+            raise click.UsageError(
+                "give RECIPE to train, or --export RUN to write what a run has learned"
+            )
+        _export(export_to, out, resume, weights, export_dtype, as_json=as_json)
+        return
     from mudit_engine.training.recipe import load_recipe
 
     # before torch is imported: a wrong field is told at once
@@ -157,6 +174,7 @@ def command(
             resume,
             "--export-dtype",
             export_dtype,
+            *(("--weights", weights) if weights != "ema" else ()),
             *(("--threads", str(threads)) if threads else ()),
         ]
         arguments += [
@@ -221,7 +239,10 @@ def command(
     if not main:  # of many ranks one reports
         return
     file = export_part(
-        out, export_to or out / "model", dtype="float16" if export_dtype == "float16" else "float32"
+        out,
+        export_to or out / "model",
+        weights="raw" if weights == "raw" else "ema",
+        dtype="float16" if export_dtype == "float16" else "float32",
     )
     summary["exported"] = str(file)
     if as_json:
@@ -239,3 +260,22 @@ def command(
     ]
     print_table(f"Trained {summary['recipe']}", ["", "value"], rows)
     note(f"the loss curve is in {summary['loss_curve']}, every step in {out / 'metrics.jsonl'}")
+
+
+def _export(
+    run: Path, out: Path | None, tag: str, weights: str, dtype: str, *, as_json: bool
+) -> None:
+    """Writes a checkpoint of a run as a model folder: the newest good one, or `tag`."""
+    from mudit_engine.training.checkpoints.export_part import export_part
+
+    file = export_part(
+        run,
+        out or run / "model",
+        tag=None if tag in ("auto", "never") else tag,
+        weights="raw" if weights == "raw" else "ema",
+        dtype="float16" if dtype == "float16" else "float32",
+    )
+    if as_json:
+        emit_json({"exported": str(file), "run": str(run), "weights": weights})
+    else:
+        note(f"written: {file}")

@@ -43,7 +43,7 @@ from mudit_engine.kernels.worklist import Segments
 from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
 from mudit_engine.layouts.sharded import Exchange, ShardedLayout, shard
-from mudit_engine.models.layers import EncoderBlock, fourier_features
+from mudit_engine.models.layers import EncoderBlock, fourier_features, linear_gelu
 from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 
@@ -198,7 +198,7 @@ class DitBlock(nn.Module):
             x_ND, h_ND = ops.residual_norm(
                 x_ND, self.cross_out(y.flatten(-2)), None, shift2, scale2, layout.runs
             )
-        y = self.down(ops.linear_gelu(h_ND, self.up.weight, self.up.bias))
+        y = self.down(linear_gelu(self.up, h_ND))
         return ops.residual_norm(x_ND, y, gate2, next_shift, next_scale, layout.runs)
 
 

@@ -28,6 +28,7 @@ from mudit_engine.config import PRESETS, ModelConfig, load_config
 from mudit_engine.errors import ModelError
 from mudit_engine.files import atomic_path, write_text
 from mudit_engine.models.contract import check_contract, write_contract
+from mudit_engine.models.hub import fetch, hub_name
 
 Part = Literal["dit", "vae", "chinmu"]
 PARTS: tuple[Part, ...] = ("dit", "vae", "chinmu")
@@ -35,12 +36,17 @@ EMBEDDED = Path(__file__).parent.parent / "assets"
 EMBEDDED_MODELS = ("tiny", "tiny-mudit")
 
 
-def model_folder(source: str | Path) -> Path:
-    """The folder of an embedded model's name, or of a path.
-    Raises ModelError when there is none.
+def model_folder(source: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of an embedded model's name, of a path, or of `org/name[@revision]` on the
+    Hugging Face Hub (models/hub.py).
+
+    Raises ModelError when there is none, MissingError for a hub's name without huggingface_hub.
     """
     folder = EMBEDDED / str(source) if str(source) in EMBEDDED_MODELS else Path(source)
     if not (folder / "config.json").is_file():
+        found = None if folder.exists() or str(source) in PRESETS else hub_name(source)
+        if found is not None:
+            return fetch(found[0], revision=revision or found[1])
         hint = (
             f" ('{source}' is a preset: presets have no weights, train one with `mudit train`)"
             if str(source) in PRESETS

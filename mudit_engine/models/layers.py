@@ -30,6 +30,14 @@ def fourier_features(x_B: Tensor, width: int, *, max_period: float = 10000.0) ->
     return torch.cat((angle.cos(), angle.sin()), -1)
 
 
+def linear_gelu(linear: nn.Module, x: Tensor) -> Tensor:
+    """gelu_tanh(linear(x)): fused for a plain layer; one that LoRA has wrapped is called."""
+    if type(linear) is nn.Linear:
+        return ops.linear_gelu(x, linear.weight, linear.bias)
+    u: Tensor = linear(x)
+    return nn.functional.gelu(u, approximate="tanh")
+
+
 class EncoderBlock(nn.Module):
     """x += Attn(LN x); x += MLP(LN x), with QK-RMSNorm and RoPE, on rows of several sequences
     packed end to end.

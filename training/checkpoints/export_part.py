@@ -6,18 +6,35 @@ export_part(Path("runs/a"), Path("runs/a/model"), dtype="float16")
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mudit_engine.config import load_config
-from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.models.folder import Part, build_part, save_config, save_part
+from mudit_engine.errors import ConfigError, InputError, ModelError
+from mudit_engine.models.complete import DIT_FIELDS, PartSource, complete_folder, write_card
+from mudit_engine.models.folder import (
+    Part,
+    build_part,
+    load_part,
+    model_folder,
+    save_config,
+    save_part,
+)
+from mudit_engine.models.lora import LoraSet, LoraSpec, add_lora, save_lora
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
-from mudit_engine.training.recipe import parse_recipe
+from mudit_engine.training.dataset.encoded_with import read_encoder
+from mudit_engine.training.recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mudit_engine.config import ModelConfig
+    from mudit_engine.training.checkpoints.saved_state import SavedState
+
+log = logging.getLogger(__name__)
 
 PART_OF_TASK: dict[str, Part] = {
     "vae": "vae",
@@ -37,6 +54,9 @@ def export_part(
     dtype: Literal["float32", "float16"] = "float32",
 ) -> Path:
     """Writes the part that a run trained into a model folder, beside the parts that are there.
+
+    Parts that the folder lacks are copied from the models that the data set was encoded with and
+    the training began from; of a LoRA run the merged weights are written, and folder/lora.
 
     Args:
         run: folder of the run.
@@ -70,18 +90,37 @@ def export_part(
     )
     part = PART_OF_TASK[recipe.task]
     config = _merged_config(load_config(found), part, folder)
-    module = build_part(part, config)
-    phase, prefix = PHASE_OF_PART[part], f"{part}."
-    saved = SavedState(found, phase)
+    saved = SavedState(found, PHASE_OF_PART[part])
+    if weights == "ema" and saved.ema_updates is None:
+        raise InputError(
+            f"'{found}' holds no averaged weights (ema.enabled was false): export with --weights "
+            f"raw"
+        )
+    if recipe.lora is None:
+        module = _trained(saved, part, build_part(part, config), weights)
+    else:
+        module = _with_lora(saved, recipe, config, folder, weights)
+    file = save_part(part, module, folder, dtype=torch.float16 if dtype == "float16" else None)
+    if part == "chinmu" and hasattr(module.text, "save_assets"):
+        module.text.save_assets(folder / "text_encoder")
+    save_config(config, folder)
+    if missing := complete_folder(folder, _sources(recipe)):
+        log.warning(
+            "'%s' lacks %s: export the runs that trained them into it too",
+            folder,
+            ", ".join(f"{name}.safetensors" for name in missing),
+        )
+    step = json.loads((found / "trainer.json").read_text(encoding="utf-8"))["progress"]["step"]
+    write_card(folder, {f"{part} trained by": f"{recipe.name}, {step} steps"})
+    return file
+
+
+def _trained(saved: SavedState, part: Part, module: nn.Module, weights: str) -> nn.Module:
+    prefix = f"{part}."
     shapes = {f"{prefix}{name}": value.shape for name, value in module.state_dict().items()}
     state = saved.buffers()  # the average holds parameters only
     state |= saved.whole("weight", shapes) if saved.sharded else {}
     if weights == "ema":
-        if saved.ema_updates is None:
-            raise InputError(
-                f"'{found}' holds no averaged weights (ema.enabled was false): export with "
-                f"--weights raw"
-            )
         state |= saved.whole("ema", shapes)
     module.load_state_dict(
         {
@@ -90,11 +129,41 @@ def export_part(
             if name.startswith(prefix)
         }
     )
-    file = save_part(part, module, folder, dtype=torch.float16 if dtype == "float16" else None)
-    if part == "chinmu" and hasattr(module.text, "save_assets"):
-        module.text.save_assets(folder / "text_encoder")
-    save_config(config, folder)
-    return file
+    return module
+
+
+def _with_lora(
+    saved: SavedState, recipe: Recipe, config: ModelConfig, folder: Path, weights: str
+) -> nn.Module:
+    """The song transformer that the LoRA was trained on with it merged; the LoRA by itself goes to
+    folder/lora.
+    """
+    assert recipe.lora is not None and recipe.init is not None
+    base = model_folder(recipe.init)
+    around, lora = build_part("dit", config), recipe.lora
+    settings = add_lora(
+        around, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, parts=lora.parts
+    )
+    shapes = {f"dit.{name}": p.shape for name, p in around.named_parameters() if p.requires_grad}
+    state = saved.whole("ema" if weights == "ema" else "weight", shapes)
+    tensors = {name.removeprefix("dit."): value for name, value in state.items()}
+    save_lora(folder / "lora", tensors, settings, base=str(recipe.init))
+    module = load_part("dit", load_config(base), base)
+    LoraSet(module).use([LoraSpec(folder / "lora")])
+    return module
+
+
+def _sources(recipe: Recipe) -> list[PartSource]:
+    """Where parts that were not trained may come from: what the data set was encoded with, and what
+    the training started from, if it holds the same weights.
+    """
+    encoder = read_encoder(Path(recipe.data.folder))
+    known = encoder.sha256 if encoder is not None else {}
+    folders = [encoder.model] if encoder is not None else []
+    if recipe.init is not None:
+        with contextlib.suppress(ModelError):
+            folders.append(model_folder(recipe.init))
+    return [PartSource(folder, known) for folder in folders]
 
 
 def _merged_config(ours: ModelConfig, part: Part, folder: Path) -> ModelConfig:
@@ -103,7 +172,7 @@ def _merged_config(ours: ModelConfig, part: Part, folder: Path) -> ModelConfig:
     there = load_config(folder)
     # the codec and the text encoder that are there stay as they were trained; the song model brings
     # what generation goes by
-    names = ("dit", "path", "sampler", "name", "max_seconds") if part == "dit" else (part,)
+    names = DIT_FIELDS if part == "dit" else (part,)
     ours_fields = ours.model_dump()
     try:
         return type(there).model_validate(

@@ -31,6 +31,7 @@ from mudit_engine.errors import (
     OutputError,
 )
 from mudit_engine.names import USER_TYPES
+from mudit_engine.training.dataset.encoded_with import note_encoder
 from mudit_engine.training.dataset.read_song import MAX_SECONDS, read_song
 from mudit_engine.training.dataset.shard_writer import ShardWriter
 from mudit_engine.training.dataset.shards import (
@@ -233,6 +234,7 @@ def encode_latents(
             metadata["lyrics_accounting"] = [fate.row() for fate in fates]
         return Ready(arrays, metadata, seconds, tuple(flags), unsung)
 
+    note_encoder(out, folder, parts=("vae", "chinmu") if descriptions else ("vae",))
     with ShardWriter(out, written, writer=part[0], index=index) as writer:
         return encode_songs(
             songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song

@@ -36,6 +36,7 @@ from mudit_engine.training.parallel.strategy import (
     Ema,
     Logs,
     Strategy,
+    learned_state,
     make_optimizer,
     missing_average,
     trained,
@@ -318,7 +319,7 @@ class _Engine:
         metadata = {"ema_updates": str(self.ema.updates)} if self.ema is not None else {}
         save_file(tensors, folder / rank_file(phase, rank, world), metadata)
         if rank == 0:
-            state = self.module.state_dict()
+            state = learned_state(self.module)
             rest = {
                 name: value.detach().cpu().contiguous().clone()
                 for name, value in state.items()

@@ -175,6 +175,11 @@ class Single(Strategy):
 
     def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
         optimizer, parameters = self.optimizers[phase], list(trained(self.modules[phase]).values())
+        for p in parameters:
+            # no song of the batch had what this weight reads: a gradient of 0, as ranks that share
+            # their gradients have it, and not a weight that the optimiser skips
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
         if math.isfinite(norm) and norm <= limit:
             for group in optimizer.param_groups:
@@ -201,7 +206,7 @@ class Single(Strategy):
     def save(self, folder: Path) -> None:
         with disk_errors():
             for phase, module in self.modules.items():
-                save_file(_host(module.state_dict()), folder / f"{phase}.safetensors")
+                save_file(_host(learned_state(module)), folder / f"{phase}.safetensors")
                 save_file(
                     optimizer_tensors(module, self.optimizers[phase]),
                     folder / f"{phase}.optimizer.safetensors",
@@ -301,13 +306,20 @@ def trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
+def learned_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state without frozen parameters, which a resumed run has from where this one had
+    them.
+    """
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
 def restore(module: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
     """Loads weights of the same names and shapes. Raises InputError that names the first
     difference.
     """
-    own = module.state_dict()
-    _check_names(own, state, f"weights in '{source}'")
-    module.load_state_dict(dict(state))
+    _check_names(learned_state(module), state, f"weights in '{source}'")
+    module.load_state_dict(dict(state), strict=False)
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

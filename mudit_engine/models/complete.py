@@ -1,0 +1,153 @@
+"""A model folder that can be used: parts that were not trained are copied from the models they came
+from, and a card says what the folder is.
+
+    missing = complete_folder(Path("runs/a/model"), [Path("models/base")])
+    write_card(Path("runs/a/model"), {"trained by": "tiny-dit-finetune, 400 steps"})
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from mudit_engine.config import load_config, parse_config
+from mudit_engine.files import atomic_path, sha256_of, write_text
+from mudit_engine.models.folder import PARTS, Part, load_part, save_config, save_part
+from mudit_engine.models.lora import LoraSet, LoraSpec
+
+CARD = "README.md"
+# what the song transformer brings with it: generation goes by them
+DIT_FIELDS = ("dit", "path", "sampler", "name", "max_seconds")
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """A model folder that parts may be taken from; `sha256` are checksums that they must have, by
+    part.
+    """
+
+    folder: Path
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, part: Part) -> bool:
+        path = self.folder / f"{part}.safetensors"
+        if not (path.is_file() and (self.folder / "config.json").is_file()):
+            return False
+        return part not in self.sha256 or sha256_of(path) == self.sha256[part]
+
+
+def complete_folder(folder: Path, sources: Sequence[PartSource]) -> tuple[Part, ...]:
+    """Copies each part that `folder` lacks from the first source that has it. Returns the parts
+    that none has.
+
+    Raises ConfigError where a part does not go with those that are there.
+    """
+    fields = load_config(folder).model_dump(mode="json")
+    missing, taken = [], []
+    for part in PARTS:
+        if (folder / f"{part}.safetensors").is_file():
+            continue
+        source = next((one for one in sources if one.has(part)), None)
+        if source is None:
+            missing.append(part)
+            continue
+        theirs = load_config(source.folder).model_dump(mode="json")
+        for name in DIT_FIELDS if part == "dit" else (part,):
+            fields[name] = theirs[name]
+        taken.append((part, source.folder))
+    if taken:
+        config = parse_config(
+            type(load_config(folder)), fields, source=f"'{folder}' with {_told(taken)}"
+        )
+        for part, source_folder in taken:
+            _copy(source_folder / f"{part}.safetensors", folder / f"{part}.safetensors")
+            if part == "chinmu" and (source_folder / "text_encoder").is_dir():
+                for path in sorted((source_folder / "text_encoder").iterdir()):
+                    if path.is_file():
+                        _copy(path, folder / "text_encoder" / path.name)
+        save_config(config, folder)
+    return tuple(missing)
+
+
+def save_model(source: Path, out: Path, *, loras: Sequence[LoraSpec] = ()) -> Path:
+    """Writes a copy of a model folder, with LoRAs merged into its song transformer. Returns `out`.
+
+    Raises ModelError for a LoRA that does not fit.
+    """
+    config = load_config(source)
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(config, out)
+    if loras:
+        dit = load_part("dit", config, source)
+        LoraSet(dit).use(loras)
+        with safe_open(source / "dit.safetensors", "pt") as stored:
+            dtype = stored.get_tensor("final.weight").dtype
+        save_part("dit", dit, out, dtype=dtype)
+    complete_folder(out, [PartSource(source)])
+    merged = ", ".join(f"{one.folder} at {one.scale:g}" for one in loras)
+    write_card(out, {"LoRAs": merged} if merged else {})
+    return out
+
+
+def _told(taken: Sequence[tuple[Part, Path]]) -> str:
+    return ", ".join(f"{part} of '{folder}'" for part, folder in taken)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as aside:
+        shutil.copyfile(source, aside)
+
+
+def write_card(folder: Path, facts: Mapping[str, Any], *, again: bool = False) -> Path:
+    """Writes README.md, a model card in the hub's form, unless there is one (`again`: anyway)."""
+    path = folder / CARD
+    if path.exists() and not again:
+        return path
+    config = load_config(folder)
+    there = [part for part in PARTS if (folder / f"{part}.safetensors").is_file()]
+    rows = {
+        "parts": ", ".join(there) or "none",
+        "audio": f"{config.vae.sample_rate} Hz, {config.vae.channels} channel(s)",
+        "path and sampler": f"{config.path.kind}, {config.sampler.name}, {config.sampler.steps} "
+        f"steps, guidance {config.sampler.guidance:g}",
+        "longest song": f"{config.max_seconds:g} s",
+        **facts,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    write_text(
+        path,
+        f"""---
+library_name: mudit-engine
+license: {config.licence.lower()}
+pipeline_tag: text-to-audio
+tags: [music, lyrics-to-song]
+---
+
+# {config.name}
+
+A lyrics-to-song model for mudit-engine.
+
+    mudit generate --model FOLDER --description "..." --lyrics lyrics.txt --out song.wav
+
+| | |
+| --- | --- |
+{table}
+
+## Training data
+
+Say whose songs these are and under which licence they may be used.
+
+## Limits
+
+Say what was listened to, and what the model does not do.
+""",
+    )
+    return path
+
+
+__all__ = ["DIT_FIELDS", "PartSource", "complete_folder", "write_card"]
