@@ -66,6 +66,12 @@ class ScheduleConfig(_Section):
     warmup: int = Field(100, ge=0, description="steps")
     decay: float = Field(0.2, gt=0, le=1, description="wsd: share of the steps that decay")
     floor: float = Field(0.0, ge=0, le=1, description="share of the peak at the end")
+    steps: int | None = Field(
+        None,
+        gt=0,
+        description="steps that the schedule is laid out for, whenever the run ends; null: the "
+        "run's own",
+    )
 
 
 class ParallelConfig(_Section):
@@ -397,7 +403,7 @@ class Recipe(_Section):
                 "bf16 with zero_stage=0 drifts (DeepSpeed accumulates gradients in bf16 there): "
                 "use zero_stage 1, 2 or 3"
             )
-        if self.schedule.warmup > self.steps:
+        if self.schedule.warmup > (self.schedule.steps or self.steps):
             raise ValueError(
                 f"schedule.warmup={self.schedule.warmup} is longer than steps={self.steps}: lower "
                 f"the one or raise the other"

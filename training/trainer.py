@@ -37,7 +37,8 @@ from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_pack
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
-from mudit_engine.training.recipe import Recipe
+from mudit_engine.training.recipe import Recipe, parse_recipe
+from mudit_engine.training.run_lock import RunLock
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
 from mudit_engine.training.tasks.choose import make_task
@@ -152,6 +153,7 @@ class Trainer:
         self.progress = Progress()
         self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)
         self._counted: dict[str, float] = {}
+        self._lock: RunLock | None = None
         self._signal: int | None = None
 
     # what must not change between a checkpoint and its continuation, for the sequence of songs to
@@ -192,7 +194,26 @@ class Trainer:
             OutputError: when a checkpoint could not be written; older ones are intact.
             InputError: for a checkpoint that does not fit.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            self._lock = self._locked(held)
+            return self._run(resume)
+
+    def _locked(self, held: contextlib.ExitStack) -> RunLock | None:
+        """Takes the folder for this run, by its first rank; the others learn whether it has it."""
+        lock, refusal = RunLock(self.folder), None
+        if self.ranks.main:
+            try:
+                held.enter_context(lock)
+            except MuditError as error:
+                refusal = error
+        told = self.ranks.first(str(refusal) if refusal is not None else None)
+        if refusal is not None:
+            raise refusal
+        if told is not None:
+            raise InputError(told)
+        return lock if self.ranks.main else None
+
+    def _run(self, resume: str) -> dict[str, Any]:
         tag = self._resume(resume)
         if tag is None:
             self.task.warm_start()
@@ -290,9 +311,42 @@ class Trainer:
                 "init=FOLDER and another --out)"
             )
         self.progress = Progress(**state["progress"])
+        self._tell_schedule(tag)
         self.strategy.load(tag)
         log.info("resumed from %s", tag)
         return tag
+
+    def _tell_schedule(self, tag: Path) -> None:
+        """Says what another number of steps, or another schedule, does to the learning rate from
+        here on.
+        """
+        try:
+            before = parse_recipe(
+                json.loads((tag / RECIPE).read_text(encoding="utf-8")), source=str(tag / RECIPE)
+            )
+        except ConfigError:  # of another release: there is nothing to compare with
+            return
+        step = self.progress.step
+        places = {"next": step, "last": max(self.recipe.steps - 1, 0)}
+        rates = {
+            name: (learning_rate(at, before), learning_rate(at, self.recipe))
+            for name, at in places.items()
+        }
+        if self.ranks.main and any(
+            not math.isclose(old, new, rel_tol=1e-9, abs_tol=1e-15) for old, new in rates.values()
+        ):
+            log.warning(
+                "the learning rate goes another way than in the run that is resumed (steps %d, now "
+                "%d): at step %d it would have been %.4g and is %.4g, at step %d %.4g and %.4g. To "
+                "keep the old one, --set schedule.steps=%d",
+                before.steps,
+                self.recipe.steps,
+                step,
+                *rates["next"],
+                places["last"],
+                *rates["last"],
+                before.schedule.steps or before.steps,
+            )
 
     def _works(self) -> Iterator[Work]:
         """Global batches from here to the last step, prepared ahead by threads."""
@@ -593,6 +647,9 @@ class Trainer:
             )
 
     def _save(self, runlog: RunLog) -> None:
+        lost = self._lock.lost() if self._lock is not None else None
+        if (told := self.ranks.first(lost)) is not None:
+            raise MuditError(told)
         runlog.flush()
         with self.checkpoints.saving(self.progress.step) as folder:
             self.strategy.save(folder)

@@ -27,9 +27,17 @@ SMALL_DIT = {
 
 
 def write_songs(
-    folder: Path, count: int = 24, *, seed: int = 0, validation: int = 4, shard_bytes: int = 40_000
+    folder: Path,
+    count: int = 24,
+    *,
+    seed: int = 0,
+    validation: int = 4,
+    shard_bytes: int = 40_000,
+    conditions: int | None = None,
 ) -> Path:
-    """A DiT data set of `count` training songs of 8 to 40 frames, and a few for validation."""
+    """A DiT data set of `count` training songs of 8 to 40 frames, and a few for validation. Of
+    them the first `conditions` (None: all) have lyrics, descriptions and stems.
+    """
     rng = np.random.default_rng(seed)
     with ShardWriter(
         folder, song_fields(latent_channels=CHANNELS), shard_bytes=shard_bytes
@@ -58,6 +66,8 @@ def write_songs(
             }
             if number % 3 == 0:
                 arrays["stem.vocals"] = latents * 0.5
+            if conditions is not None and number >= conditions:
+                arrays = {"latents": latents}
             split = "train" if number < count else "validation"
             metadata = {
                 "seconds": frames / 10.77,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -28,6 +29,7 @@ from mudit_engine.models.lora import LoraSet, LoraSpec
 from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.dataset.encode import encode_latents
 from mudit_engine.training.dataset.sources import open_source
+from mudit_engine.training.recipe import Recipe, load_recipe
 from mudit_engine.training.trainer import Trainer
 from small_songs import SMALL_DIT, small_recipe, write_songs
 from tunes import RATE, tune
@@ -106,12 +108,9 @@ def test_latents_of_two_codecs_are_never_mixed(tmp_path: Path) -> None:
         save_part(part, build_part(part, config), other)
     with pytest.raises(InputError, match="encoded with another"):
         encode_latents(open_source(songs), data, model=other)
-    recipe = small_recipe(
-        data,
-        init=str(other),
-        model=str(TINY),
-        model_overrides={},
-        data__pack_size=256,
+    recipe = load_recipe(
+        "tiny-dit-finetune",
+        overrides=[f"data.folder={data}", f"init={other}", "device=cpu"],
     )
     with pytest.raises(ConfigError, match="which is not that of init"):
         Trainer(recipe, tmp_path / "run")
@@ -138,12 +137,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lora_recipe(base: Path, **changes: object) -> object:
-    lora = {"rank": 4, "alpha": 8, "dropout": 0.1}
-    return small_recipe(
-        base / "data",
-        **{"init": str(base / "model"), "lora": lora, "optimizer__lr": 1e-2, **changes},
-    )
+def lora_recipe(base: Path, **changes: Any) -> Recipe:
+    fields: dict[str, Any] = {"init": str(base / "model"), "optimizer__lr": 1e-2}
+    fields["lora"] = {"rank": 4, "alpha": 8, "dropout": 0.1}
+    return small_recipe(base / "data", **{**fields, **changes})
 
 
 def test_a_lora_trains_resumes_and_is_exported(base: Path, tmp_path: Path) -> None:

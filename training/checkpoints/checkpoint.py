@@ -161,8 +161,9 @@ class Checkpoints:
                 log.warning("checkpoint '%s' is bad (%s): trying the one before it", tag, fault)
         if tags:
             raise InputError(
-                f"all {len(tags)} checkpoints in '{self.folder}' are bad: restore one, or start "
-                f"over with --resume never"
+                f"all {len(tags)} checkpoints in '{self.folder}' are bad: restore one of them from "
+                f"a copy, or move the folder away (mv '{self.folder}' '{self.folder}.bad') and "
+                f"give the same command, which then begins at step 0"
             )
         return None
 

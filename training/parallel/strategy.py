@@ -290,15 +290,16 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     state.
     """
     schedule, peak = recipe.schedule, recipe.optimizer.lr
+    total = schedule.steps or recipe.steps
     if step < schedule.warmup:
         return peak * (step + 1) / schedule.warmup
-    done = (step - schedule.warmup) / max(recipe.steps - schedule.warmup, 1)
+    done = (step - schedule.warmup) / max(total - schedule.warmup, 1)
     if schedule.kind == "constant":
         share = 1.0
     elif schedule.kind == "cosine":
         share = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     else:
-        share = min(1.0, max(0.0, recipe.steps - step) / max(schedule.decay * recipe.steps, 1))
+        share = min(1.0, max(0.0, total - step) / max(schedule.decay * total, 1))
     return peak * (schedule.floor + (1 - schedule.floor) * share)
 
 
