@@ -104,6 +104,7 @@ class SongPipeline:
         text: what reads descriptions; None is ChinMu.
         runtime_name: of the runtime, for the sidecar.
         precision: of the networks' products, for the sidecar.
+        folder: where the weights lie; None for parts put together by hand.
 
     Examples:
         >>> pipeline = SongPipeline.from_pretrained("tiny", dtype=torch.float32)
