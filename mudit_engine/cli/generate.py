@@ -189,6 +189,13 @@ class Seconds(click.ParamType):
     metavar="FILE",
     help=".wav, .flac, .ogg or .mp3.",
 )
+@click.option(
+    "--best-of",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Make N songs with seeds in a row and keep the one that does best what was asked for.",
+)
 @click.option("--spectrogram", is_flag=True, help="Also write a .png of the spectrum.")
 @click.option(
     "--skip-existing", is_flag=True, help="With --manifest: leave out songs whose file is there."
@@ -226,6 +233,7 @@ def command(**options: Any) -> None:
             pipeline,
             jobs,
             spectrogram=options["spectrogram"],
+            best_of=options["best_of"],
             keep_going=options["keep_going"],
             quiet=options["as_json"],
         )
@@ -314,8 +322,39 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _best(pipeline: SongPipeline, job: Job, count: int, report: Any) -> Song:
+    """The best of `count` songs with seeds in a row; its sidecar names them all."""
+    import dataclasses
+    import secrets
+
+    from mudit_engine.evaluation.candidates import rank_candidates
+
+    first = job.request.seed if job.request.seed is not None else secrets.randbelow(2**31)
+    requests = [dataclasses.replace(job.request, seed=first + n) for n in range(count)]
+    songs = pipeline.generate(requests, progress=report)
+    ranked = rank_candidates(songs, chinmu=pipeline.chinmu, description=job.request.description)
+    best = ranked[0].song
+    best.info["candidates"] = [
+        {
+            "seed": one.seed,
+            "score": one.score,
+            "similarity": one.similarity,
+            "tempo_error": one.tempo_error,
+            "key_rank": one.key_rank,
+        }
+        for one in ranked
+    ]
+    return best
+
+
 def _generate(
-    pipeline: SongPipeline, jobs: list[Job], *, spectrogram: bool, keep_going: bool, quiet: bool
+    pipeline: SongPipeline,
+    jobs: list[Job],
+    *,
+    spectrogram: bool,
+    best_of: int,
+    keep_going: bool,
+    quiet: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Rows of the songs that were made, and the failures of those that were not."""
     rows: list[dict[str, Any]] = []
@@ -330,6 +369,11 @@ def _generate(
             )
 
         def make(some: list[Job]) -> None:
+            if best_of > 1:
+                for job in some:
+                    song = _best(pipeline, job, best_of, report)
+                    rows.append(_row(song, song.save(job.path, spectrogram=spectrogram)))
+                return
             songs = pipeline.stream([job.request for job in some], progress=report)
             for job, song in zip(some, songs, strict=True):
                 rows.append(_row(song, song.save(job.path, spectrogram=spectrogram)))
