@@ -31,9 +31,10 @@ class Oracle:
 
 
 def song(seed: int, *, angle: float, bpm: float, tonic: float, asked: dict[str, Any]) -> Song:
-    """A triad struck at a tempo."""
+    """Tonic, subdominant and dominant, two seconds each, struck at a tempo."""
     t = np.arange(8 * RATE) / RATE
-    chord = sum(np.sin(2 * np.pi * tonic * r * t) for r in (1.0, 1.26, 1.498))
+    root = tonic * np.array([1.0, 4 / 3, 3 / 2, 1.0])[(t // 2).astype(int)]
+    chord = sum(np.sin(2 * np.pi * root * r * t) for r in (1.0, 5 / 4, 3 / 2))
     audio = (0.2 * chord * np.exp(-10 * (t % (60 / bpm)))).astype(np.float32)
     audio[0] = angle
     info = {"request": {"seed": seed}, "outline": asked}
