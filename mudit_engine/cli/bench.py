@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from mudit_engine.cli._bench_gate import compare_command, gate_command
 from mudit_engine.cli._bench_registry import list_command, run_command
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 
@@ -20,12 +21,15 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 @click.group()
 def command() -> None:
     """Measure against peers, interleaved: every benchmark by name (list, run), whole steps (e2e),
-    kernels (kernels), CPU runtimes against torch (runtimes).
+    kernels (kernels), CPU runtimes against torch (runtimes); and hold what was measured or counted
+    to what was before (compare, gate).
     """
 
 
 command.add_command(list_command)
 command.add_command(run_command)
+command.add_command(compare_command)
+command.add_command(gate_command)
 
 
 @command.command()
