@@ -64,6 +64,7 @@ ELSEWHERE = {
     "bench e2e": "minutes at the published size; tests/benchmarks",
     "bench kernels": "compiles; tests/cli/test_bench_kernels.py",
     "bench runtimes": "minutes; tests/runtime/test_deployed_runtimes.py",
+    "eval songs": "needs folders of songs; tests/evaluation/test_systems.py",
     "eval tiny": "needs a corpus and minutes; tests/cli/test_eval.py",
     "data synth": "needs espeak-ng and fluidsynth; tests/training/corpus",
     "data stats": "needs a corpus; tests/training/corpus",
@@ -201,9 +202,10 @@ class Sandbox:
         self.folder, self.micro = folder, micro
         rng = np.random.default_rng(0)
         (folder / "songs").mkdir()
-        for name in ("one.wav", "two.wav", "loop.wav", "songs/three.wav"):
+        for name in ("one", "two", "loop", *(f"songs/{number}" for number in range(4))):
             wave = 0.1 * rng.normal(size=8000 * 3) + 0.3 * np.sin(np.arange(24000) * 0.2)
-            soundfile.write(folder / name, wave, 8000)
+            soundfile.write(folder / f"{name}.wav", wave, 8000)
+            (folder / f"{name}.txt").write_text("[verse]\n月亮升起来\n", "utf-8")
         (folder / "song.txt").write_text("[verse]\n月亮升起来\n[chorus]\nhome tonight\n", "utf-8")
         shutil.copytree(micro, folder / "models/mine")
         for text in blocks(page, "json"):  # the page's own manifest
@@ -217,6 +219,8 @@ class Sandbox:
                 model = [] if "--model" in words else ["--model", str(self.micro)]
                 length = [] if "--seconds" in words else ["--seconds", "3"]
                 return [*swapped, *model, *length, "--steps", "2"]
+            case ["mudit", "finetune", *_]:
+                return [*swapped, "--model", str(self.micro), "--steps", "2", "--samples", "0"]
             case ["mudit", "train", recipe] if "--launch" not in words:
                 swapped[2] = recipe
                 less = {"model": self.micro, "model_overrides": "{}", "steps": 2}
