@@ -24,7 +24,7 @@ from mudit_engine.text.syllables import (
 from mudit_engine.text.traditional import SAYS_MORE, to_simplified
 
 # Readings whose confidence is below this are named to the writer of the lyrics.
-SURE = 0.8
+SURE = 0.85
 
 _HAN_EXTRA = "〇々"
 # What is spoken with an r-coloured final before 儿. Nouns that songs sing in two syllables (月儿,
