@@ -26,6 +26,7 @@ CORE = [
     "num2words>=0.5.14,<0.6",
     "matplotlib>=3.9",
     "packaging>=24",
+    "llguidance>=1.9,<2",  # grammars over vocabularies: lyrics that keep their form
 ]
 POLYGRAPHY = "polygraphy==0.53.6"
 EXTRAS = {
@@ -79,6 +80,7 @@ EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["export"],
     *EXTRAS["bench"],
+    *EXTRAS["lyrics"],
     *EXTRAS["corpus"],
     *EXTRAS["eval"],
     *EXTRAS["peers"],
@@ -106,7 +108,7 @@ setup(
             f"*.{kind}"
             for kind in ("json", "safetensors", "tsv", "txt", "md", "html", "js", "css", "svg")
         ]
-        + ["*.yaml", "*.png"]
+        + ["*.yaml", "*.png", "*.jsonl"]
     },
     install_requires=CORE,
     extras_require=EXTRAS,

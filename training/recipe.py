@@ -20,9 +20,15 @@ from mudit_engine.config import ModelConfig, load_config, parse_config
 from mudit_engine.errors import ConfigError, InputError
 
 FOLDER = Path(__file__).parent / "recipes"
-_SECTIONS = {"vae": "vae", "chinmu": "chinmu", "dit-pretrain": "dit", "dit-finetune": "dit"}
+_SECTIONS = {
+    "vae": "vae",
+    "chinmu": "chinmu",
+    "dit-pretrain": "dit",
+    "dit-finetune": "dit",
+    "lyrics": "lyrics",
+}
 
-TaskName = Literal["vae", "chinmu", "dit-pretrain", "dit-finetune"]
+TaskName = Literal["vae", "chinmu", "dit-pretrain", "dit-finetune", "lyrics"]
 
 
 class _Section(BaseModel):
@@ -32,12 +38,14 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the songs are, and how they become batches."""
 
-    folder: str = Field(description="a data set written by `mudit data encode`")
+    folder: str = Field(
+        description="a data set written by `mudit data encode`; lyrics: a JSONL file, or builtin:N"
+    )
     pack_size: int = Field(
         4096,
         gt=0,
         description="cost of one micro-batch at most: latent frames (dit), crops (vae), songs "
-        "(chinmu)",
+        "(chinmu), tokens (lyrics)",
     )
     packs_per_step: int = Field(
         1, ge=1, description="micro-batches of a global batch, whatever the number of ranks"
@@ -333,6 +341,35 @@ class LoraConfig(_Section):
     )
 
 
+class SmallModel(_Section):
+    """A language model that is trained from nothing, on characters (lyrics.base=scratch)."""
+
+    width: int = Field(192, gt=0)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(6, ge=1)
+    head_width: int = Field(32, gt=0)
+    mlp_width: int = Field(512, gt=0)
+    max_tokens: int = Field(2048, gt=0)
+
+
+class LyricsStage(_Section):
+    """The lyric model: what is tuned, and how (training/tasks/lyrics.py)."""
+
+    base: str = Field(
+        "scratch", description="a model folder, an id of the Hugging Face hub, or scratch"
+    )
+    method: Literal["auto", "qlora", "lora", "full"] = Field(
+        "auto",
+        description="qlora: NF4 base with double quantisation; lora: base in bf16 or fp32; full: "
+        "every weight; auto: qlora where bitsandbytes runs, else lora; full from scratch",
+    )
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    checkpointing: bool = Field(False, description="recompute layers in the backward pass")
+    small: SmallModel = SmallModel()
+
+
 class Recipe(_Section):
     """Everything a run needs beside the machine."""
 
@@ -366,6 +403,7 @@ class Recipe(_Section):
     lora: LoraConfig | None = Field(
         None, description="train low-rank additions to the weights of `init` only (dit tasks)"
     )
+    lyrics: LyricsStage = LyricsStage()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

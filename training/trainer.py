@@ -31,17 +31,16 @@ import torch
 
 from mudit_engine.errors import ConfigError, InputError, MuditError
 from mudit_engine.files import sha256_of, write_json
-from mudit_engine.models.folder import model_folder, save_config
+from mudit_engine.models.folder import model_folder
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
-from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
 from mudit_engine.training.recipe import Recipe, parse_recipe
 from mudit_engine.training.run_lock import RunLock
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
-from mudit_engine.training.tasks.choose import make_task
+from mudit_engine.training.tasks.choose import make_task, open_data
 from mudit_engine.training.tasks.task import Batch, Moment, Task, average, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting
 
@@ -122,7 +121,7 @@ class Trainer:
         self, recipe: Recipe, folder: Path, *, task: Task | None = None, quiet: bool = False
     ) -> None:
         self.recipe, self.folder, self.quiet = recipe, folder, quiet
-        self.shards = task.shards if task is not None else Shards(recipe.data.folder)
+        self.shards = task.shards if task is not None else open_data(recipe)
         self.strategy = make_strategy(recipe)
         self.task = task or make_task(recipe, self.shards)
         costs = self.task.costs()
@@ -227,7 +226,7 @@ class Trainer:
                 "ranks": self.ranks.world,
                 "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4),
             }
-            save_config(self.task.config, self.folder)
+            self.task.save_config(self.folder)
             describe_run(self.folder, self.recipe, extra)
         self.strategy.describe(self.folder)
         start_step, started = self.progress.step, time.monotonic()

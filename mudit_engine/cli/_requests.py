@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mudit_engine.audio import check_audio_path
+from mudit_engine.cli._written_lyrics import check_write_options, written_lyrics
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import read_text
 from mudit_engine.request import FIELDS, SongRequest, refuse_unknown
@@ -53,13 +54,17 @@ def jobs_of(options: Mapping[str, Any]) -> tuple[list[Job], list[dict[str, str]]
 
     Raises InputError that names the option, or the manifest's line and field.
     """
+    check_write_options(options)
     if options["manifest"] is None:
         if options["keep_going"]:
             raise InputError("--keep-going is for --manifest: one song is made or it is not")
         out = Path(options["out"])
         _check_output(out)
         fields = _request_fields(options, options, Path())
-        fields["lyrics"] = _lyrics_of_option(options["lyrics"])
+        if options["write_lyrics"] is None:
+            fields["lyrics"] = _lyrics_of_option(options["lyrics"])
+        else:
+            fields["lyrics"] = written_lyrics(options, fields["description"])
         source = "the lyrics" if options["lyrics"] in (None, "-") else options["lyrics"]
         return [Job(_request(fields, source), out, "the command line")], []
     for name in SINGLE_SONG_OPTIONS:

@@ -62,6 +62,15 @@ class Seconds(click.ParamType):
     "instrumental.",
 )
 @click.option(
+    "--write-lyrics",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[auto|small|grammar|FOLDER|ID|URL]",
+    help="Write the lyrics from the description first, as `mudit lyrics write --model` does.",
+)
+@click.option("--structure", metavar="PARTS", help="With --write-lyrics: verse:4x7,chorus:4x5.")
+@click.option("--rhyme", metavar="AABA|one|free", help="With --write-lyrics: the rhyme scheme.")
+@click.option(
     "--seconds",
     type=Seconds(),
     default="auto",

@@ -30,6 +30,11 @@ MODES = ("none", "selective", "full")
     show_default=True,
     help="A preset, a config.json or a model folder.",
 )
+@click.option(
+    "--lyrics",
+    metavar="qwen-14b|qwen3-8b|qwen3-14b|FILE",
+    help="Plan the tuning of a lyric model instead: a known one, or a config.json of transformers.",
+)
 @click.option("--nodes", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--gpus-per-node", type=click.IntRange(1), default=8, show_default=True)
 @click.option(
@@ -100,6 +105,7 @@ MODES = ("none", "selective", "full")
 @json_option
 def command(
     preset: str,
+    lyrics: str | None,
     nodes: int,
     gpus_per_node: int,
     gpu: str,
@@ -120,7 +126,7 @@ def command(
     rehearse: bool,
     as_json: bool,
 ) -> None:
-    """Plan the song transformer's training on NODES x GPUS_PER_NODE.
+    """Plan the song transformer's training (or a lyric model's) on NODES x GPUS_PER_NODE.
 
     Memory and packing are computed; time is a model with stated assumptions. Options share one
     global batch and are ranked by GPU-hours.
@@ -143,6 +149,11 @@ def command(
     )
     if not epochs > 0:
         raise InputError(f"--epochs {epochs} must be positive")
+    if lyrics is not None:
+        from mudit_engine.cli._plan_lyrics import show
+
+        show(lyrics, cluster, songs=songs, epochs=epochs, as_json=as_json)
+        return
     if precision == "bf16" and 0 in stages:
         raise InputError(
             "--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 "

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.ranks import leave
 from mudit_engine.training.recipe import Recipe, parse_recipe
-from mudit_engine.training.tasks.choose import make_task
+from mudit_engine.training.tasks.choose import make_task, open_data
 from mudit_engine.training.tasks.task import Task
 from mudit_engine.training.trainer import Trainer
 from small_songs import small_recipe
@@ -35,8 +34,9 @@ def main(path: str) -> None:
     trainer = None
     for job in json.loads(Path(path).read_text()):
         recipe = recipe_of(job)
-        task = make_task(recipe, Shards(recipe.data.folder))
-        wake(task, job.get("wake", 0.0))
+        task = make_task(recipe, open_data(recipe))
+        if job.get("wake"):
+            wake(task, job["wake"])
         trainer = Trainer(recipe, Path(job["out"]), task=task, quiet=True)
         if "poison" in job:
             poison(trainer, job["poison"])

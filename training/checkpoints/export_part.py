@@ -88,6 +88,10 @@ def export_part(
         json.loads((found / "recipe.json").read_text(encoding="utf-8")),
         source=str(found / "recipe.json"),
     )
+    if recipe.task == "lyrics":
+        from mudit_engine.training.checkpoints.export_lyrics import export_lyrics
+
+        return export_lyrics(found, recipe, folder, dtype=dtype)
     part = PART_OF_TASK[recipe.task]
     config = _merged_config(load_config(found), part, folder)
     saved = SavedState(found, PHASE_OF_PART[part])

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import numpy as np
 
-from mudit_engine.training.corpus import lyrics_en, lyrics_zh
+from mudit_engine.lyric_model import grammar_en, grammar_zh
 from mudit_engine.training.corpus.form import Part, Plan
 from mudit_engine.training.corpus.labels import HELD_OUT_SHARE
 
@@ -51,7 +51,7 @@ def is_held_out_line(text: str) -> bool:
 
 
 def grammar(language: str) -> ModuleType:
-    return {"zh": lyrics_zh, "en": lyrics_en}[language]
+    return {"zh": grammar_zh, "en": grammar_en}[language]
 
 
 def split_syllables(text: str, language: str) -> tuple[SyllableText, ...]:

@@ -1,16 +1,27 @@
-"""The task that a recipe names.
+"""The data and the task that a recipe names.
 
-task = make_task(recipe, shards)
+task = make_task(recipe, open_data(recipe))
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from mudit_engine.training.dataset.shards import Shards
     from mudit_engine.training.recipe import Recipe
     from mudit_engine.training.tasks.task import Task
+
+
+def open_data(recipe: Recipe) -> Shards:
+    """The songs that a recipe trains on: shards of encoded songs, or lyrics."""
+    if recipe.task == "lyrics":
+        from mudit_engine.training.dataset.lyric_set import LyricSet
+
+        return cast("Shards", LyricSet.of_recipe(recipe))
+    from mudit_engine.training.dataset.shards import Shards
+
+    return Shards(recipe.data.folder)
 
 
 def make_task(recipe: Recipe, shards: Shards) -> Task:
@@ -21,6 +32,10 @@ def make_task(recipe: Recipe, shards: Shards) -> Task:
         from mudit_engine.training.tasks.vae import VaeTask
 
         return VaeTask(recipe, shards)
+    if recipe.task == "lyrics":
+        from mudit_engine.training.tasks.lyrics import LyricTask
+
+        return LyricTask(recipe, shards)
     if recipe.task == "chinmu":
         from mudit_engine.training.tasks.chinmu import ChinMuTask
 

@@ -16,6 +16,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import ConfigError, InputError, ModelError
-from mudit_engine.models.folder import Part, load_config, load_part, model_folder
+from mudit_engine.models.folder import Part, load_config, load_part, model_folder, save_config
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.seeding import chooser, generator
@@ -143,6 +144,10 @@ class Task(ABC):
     def active(self, step: int) -> tuple[str, ...]:
         """The phases that take part in a step, in order."""
         return self.phases
+
+    def save_config(self, folder: Path) -> None:
+        """Writes the configuration of what is trained into the run's folder."""
+        save_config(self.config, folder)
 
     def part_module(self) -> nn.Module:
         """The network that a model folder takes."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mudit_engine.lyric_model import grammar_en, grammar_zh
 from mudit_engine.text.english import pronounce
 from mudit_engine.text.lyrics import format_lyrics, parse_lyrics
 from mudit_engine.text.mandarin import read_han
 from mudit_engine.text.phonemes import phonemize
-from mudit_engine.training.corpus import lyrics, lyrics_en, lyrics_zh
+from mudit_engine.training.corpus import lyrics
 from mudit_engine.training.corpus.form import draw_form
 
 LANGUAGES = ("zh", "en")
@@ -71,11 +72,11 @@ def test_lines_of_a_section_rhyme_on_different_words(language):
 def test_mandarin_rhyme_is_heard_in_the_last_final():
     for _, words in songs("zh", 40):
         for line in (line for part in words for line in part):
-            assert lyrics_zh.rhyme_class(line.text) == line.rhyme
+            assert grammar_zh.rhyme_class(line.text) == line.rhyme
 
 
 def test_english_rhyme_is_heard_from_the_last_vowel_on():
-    for rhyme, kinds in lyrics_en.RHYMES.items():
+    for rhyme, kinds in grammar_en.RHYMES.items():
         for phrase in (phrase for phrases in kinds.values() for phrase in phrases):
             phones = pronounce(phrase.split()[-1]).phones
             last_vowel = max(place for place, phone in enumerate(phones) if phone[-1].isdigit())
