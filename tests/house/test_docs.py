@@ -145,6 +145,32 @@ def test_named_files_exist(page: Path) -> None:
         assert (RESULTS / name).exists(), f"{relative(page)} names {name}"
 
 
+# files that are ours in no checkout: written elsewhere, or other packages'
+FOREIGN = {"build_engines.py", "model.py", "model_config_pb2.py", "flash_attn_triton.py"}
+
+
+def test_sources_name_files_that_exist() -> None:
+    """Comments and docstrings of the package lead to files that are there."""
+    listed = [
+        path
+        for folder in ("mudit_engine", "kernels", "training", "export", "benchmarks", "docs")
+        for path in (ROOT / folder).rglob("*.py")
+        if "__pycache__" not in path.parts
+    ]
+    tests = list((ROOT / "tests").rglob("*.py")) + list((ROOT / "examples").rglob("*.py"))
+    known = {path.relative_to(ROOT).as_posix() for path in (*listed, *tests, ROOT / "setup.py")}
+    tails = {"/".join(name.split("/")[-k:]) for name in known for k in range(1, 6)}
+    lost = [
+        f"{relative(path)}: {name}"
+        for path in listed
+        for name in re.findall(
+            r"(?<![\w./{])((?:[\w-]+/)*[\w-]+\.py)\b", path.read_text(encoding="utf-8")
+        )
+        if name not in tails and name.split("/")[-1] not in FOREIGN
+    ]
+    assert lost == []
+
+
 def test_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert len(lines) <= 100
