@@ -543,8 +543,15 @@ class Batcher:
         halo = self.decoder.receptive_field
         # an engine is built for some frames and no more
         frames = getattr(self.decoder, "chunk_frames", None) or decode_frames(halo)
-        first = min(frames, max(FIRST_FRAMES, halo)) if ticket.stream else None
-        return decode_stream(self.decoder, ticket.latents, chunk_frames=frames, first_frames=first)
+        first = min(frames, max(FIRST_FRAMES, halo))
+        # a piece reads its halo again: of a short song that would be most of the work
+        early = ticket.stream and len(ticket.latents) > first + 2 * halo
+        return decode_stream(
+            self.decoder,
+            ticket.latents,
+            chunk_frames=frames,
+            first_frames=first if early else None,
+        )
 
     def _decode_songs(self) -> None:
         while True:
@@ -555,7 +562,7 @@ class Batcher:
             self._decode_piece()
 
     def _decode_piece(self) -> None:
-        """One piece of one song: of one that nobody has heard yet, then of the shortest."""
+        """One piece of one song: of whoever waits for the least work."""
         with self._lock:
             if not self._decoding:
                 return
@@ -588,9 +595,14 @@ class Batcher:
         with self._lock:
             self._lock.notify_all()
 
-    def _decode_order(self, ticket: Ticket) -> tuple[bool, int]:
+    def _decode_order(self, ticket: Ticket) -> tuple[int, int]:
+        """Frames until somebody has what they wait for: the first piece, or the rest of the song."""
         assert ticket.song is not None
-        return ticket in self._heard, ticket.song.frames - self._heard.get(ticket, 0)
+        halo, heard = self.decoder.receptive_field, self._heard.get(ticket, 0)
+        left = ticket.song.frames - heard
+        if not heard and ticket.stream:
+            left = min(left, max(FIRST_FRAMES, halo) + halo)
+        return left, ticket.number
 
     # What songs cost
 
