@@ -9,9 +9,9 @@ are the same for every way of serving. one-at-a-time takes songs in their order 
 whole; static takes up to 8 that wait, steps them together, takes no other until all are done, and
 answers them together. Every song's latents are held to the song alone, bit for bit.
 
---modelled keeps the batcher, its threads and its queues and replaces the networks by pauses as long
-as their CPU seconds, which are measured first; steps and decoding share one machine. It says what
-the scheduling does where other work on the machine would drown it.
+--modelled runs the batcher's own decisions in simulated time: a step and a piece of decoding take
+the CPU seconds that were measured first, and share one machine (benchmarks/serving_model.py). It
+says what the scheduling does where other work on the machine would drown it.
 
 Short songs (at most 10 s) are those that suffer behind long ones; throughput is song seconds a
 second from the first arrival to the last song.
@@ -30,16 +30,14 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from torch import Tensor
 
-from mudit_engine.config import VaeConfig
 from mudit_engine.errors import GateError
 from mudit_engine.files import atomic_path, write_json
 from mudit_engine.hardware import environment
 from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.runtime.batcher import Batcher, Event, Stage, Ticket
 from mudit_engine.runtime.cost import StepCost, measure_cost, noise_song
-from mudit_engine.runtime.denoiser import SongInputs, SongProgress, denoise
+from mudit_engine.runtime.denoiser import SongInputs, denoise
 
 LENGTHS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0, 60.0)
 SHARES = (0.22, 0.18, 0.16, 0.14, 0.14, 0.1, 0.06)
@@ -104,73 +102,6 @@ def load(pipeline: SongPipeline, *, songs: int, rate: float, seed: int) -> list[
     return found
 
 
-class Machine:
-    """A processor that its workers share: work of one CPU second takes a second alone, two beside
-    another worker. `pace`: real seconds of a modelled one.
-    """
-
-    def __init__(self, pace: float) -> None:
-        self.pace, self.workers, self.late = pace, 0, 0.0
-
-    def work(self, seconds: float) -> None:
-        """Returns when so much work is done. What a pause was too long by, the next is shorter."""
-        self.workers += 1
-        late, self.late = self.late, 0.0
-        end = time.monotonic() - late
-        while seconds > 0:
-            part = min(seconds, 0.02)
-            end += part * self.pace * self.workers
-            time.sleep(max(0.0, end - time.monotonic()))
-            seconds -= part
-        self.workers -= 1
-        self.late += min(max(0.0, time.monotonic() - end), 0.1)
-
-
-class ModelledRuntime:
-    """Steps that only take their time."""
-
-    def __init__(self, machine: Machine, cost: StepCost) -> None:
-        self.machine, self.cost = machine, cost
-
-    def prepare(self, song: SongInputs) -> SongProgress:
-        """A song of nothing."""
-        x = torch.zeros(song.frames, 1)
-        generator = torch.Generator()
-        return SongProgress(
-            frames=song.frames, table=song.table, generator=generator, x_TC=x, kept_TC=x
-        )
-
-    def step(self, states: list[SongProgress]) -> None:
-        """As long as the measured curve says."""
-        rows = [one.frames for one in states for _ in range(1 + one.guided)]
-        self.machine.work(self.cost.step(rows))
-        for one in states:
-            one.step += 1
-
-
-@dataclass(frozen=True)
-class ModelledDecoder:
-    """Decoding that only takes its time."""
-
-    machine: Machine
-    pipeline: SongPipeline
-    seconds_per_frame: float
-
-    @property
-    def config(self) -> VaeConfig:
-        return self.pipeline.config.vae.model_copy(update={"latent_channels": 1})
-
-    @property
-    def receptive_field(self) -> int:
-        return self.pipeline.decoder.receptive_field
-
-    def decode(self, latents_NTC: Tensor) -> Tensor:
-        """Silence, after a while."""
-        frames = latents_NTC.shape[1]
-        self.machine.work(frames * self.seconds_per_frame)
-        return torch.zeros(1, self.config.channels, frames * self.config.hop)
-
-
 def measured_costs(pipeline: SongPipeline) -> tuple[StepCost, float]:
     """(the curve of a step, decoding of a latent frame) in CPU seconds of one thread."""
     runtime, config, cost = pipeline.runtime, pipeline.config, StepCost()
@@ -191,31 +122,19 @@ def measured_costs(pipeline: SongPipeline) -> tuple[StepCost, float]:
     return cost, (time.process_time() - started) / frames
 
 
-def serve(
-    pipeline: SongPipeline,
-    way: str,
-    asked: list[Asked],
-    *,
-    modelled: tuple[StepCost, float] | None,
-    pace: float,
-) -> dict[str, Any]:
+def serve(pipeline: SongPipeline, way: str, asked: list[Asked]) -> dict[str, Any]:
     """Serves the load in real time and says how long everybody waited."""
-    parts: tuple[Any, Any] = (pipeline.runtime, pipeline.decoder)
-    if modelled is not None:
-        machine = Machine(pace)
-        parts = (
-            ModelledRuntime(machine, modelled[0]),
-            ModelledDecoder(machine, pipeline, modelled[1]),
-        )
-        cost = StepCost(pace * modelled[0].base, pace * modelled[0].a, pace * modelled[0].b)
-    else:
-        pace, cost = 1.0, measure_cost(pipeline.runtime, pipeline.config)
-    batcher = WAYS[way](*parts, pipeline.config, cost=cost)
+    batcher = WAYS[way](
+        pipeline.runtime,
+        pipeline.decoder,
+        pipeline.config,
+        cost=measure_cost(pipeline.runtime, pipeline.config),
+    )
     started = time.monotonic()
 
     def listener(one: Asked) -> Callable[[Event], None]:
         def heard(event: Event) -> None:
-            now = (time.monotonic() - started) / pace
+            now = time.monotonic() - started
             if event.audio is not None and one.first_audio is None:
                 one.first_audio = now
             if event.stage is Stage.COMPLETED:
@@ -225,7 +144,7 @@ def serve(
 
     cpu = time.process_time()
     for one in asked:
-        time.sleep(max(0.0, started + pace * one.at - time.monotonic()))
+        time.sleep(max(0.0, started + one.at - time.monotonic()))
         one.ticket = batcher.submit(
             lambda one=one: one.song,  # type: ignore[misc]
             on_event=listener(one),
@@ -237,12 +156,26 @@ def serve(
     cpu = time.process_time() - cpu
     batcher.close()
     if way == "static":
-        _answered_together(asked)
-    return {"way": way, **_figures(asked, cpu)}
+        answered_together(asked)
+    return {"way": way, **figures(asked, cpu)}
 
 
-def _answered_together(asked: list[Asked]) -> None:
-    """A static batch is answered when its last song is decoded: songs whose steps began together."""
+def simulated(
+    way: type[Batcher], pipeline: SongPipeline, asked: list[Asked], costs: tuple[StepCost, float]
+) -> dict[str, Any]:
+    """The same in simulated time."""
+    from mudit_engine.benchmarks.serving_model import simulate
+
+    spent = simulate(way, pipeline, asked, costs)
+    if way is Static:
+        answered_together(asked)
+    return figures(asked, spent)
+
+
+def answered_together(asked: list[Asked]) -> None:
+    """A static batch is answered when its last song is decoded: songs whose steps began
+    together.
+    """
     batches: dict[float, list[Asked]] = {}
     for one in asked:
         assert one.ticket is not None and one.ticket.started is not None
@@ -253,7 +186,7 @@ def _answered_together(asked: list[Asked]) -> None:
             one.finished = one.first_audio = end
 
 
-def _figures(asked: list[Asked], cpu: float) -> dict[str, Any]:
+def figures(asked: list[Asked], cpu: float) -> dict[str, Any]:
     seconds = [one.song.seconds for one in asked]
     short = [one for one in asked if one.song.seconds <= SHORT]
     last = max(one.finished or 0.0 for one in asked)
@@ -294,7 +227,7 @@ def capacity(
         return 1 / sum(one * share for one, share in zip(spent, SHARES, strict=True))
     asked = load(pipeline, songs=8, rate=1e6, seed=seed)
     started = time.monotonic()
-    serve(pipeline, "one-at-a-time", asked, modelled=None, pace=1.0)
+    serve(pipeline, "one-at-a-time", asked)
     mean = sum(length * share for length, share in zip(LENGTHS, SHARES, strict=True))
     seconds = sum(one.song.seconds for one in asked)
     return seconds / mean / (time.monotonic() - started)
@@ -318,7 +251,6 @@ def run(
     rates: list[float],
     seed: int,
     modelled: bool,
-    pace: float,
     report: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], dict[str, float] | None]:
     """Rows of every rate and way, and the measured costs that were modelled with."""
@@ -330,12 +262,17 @@ def run(
     for number, share in enumerate(rates):
         for way in WAYS:
             asked = load(pipeline, songs=songs, rate=share * most, seed=seed + number)
-            row = serve(pipeline, way, asked, modelled=costs, pace=pace)
-            if way == "continuous" and not modelled:
+            if costs is not None:
+                row = {"way": way, **simulated(WAYS[way], pipeline, asked, costs)}
+                rows.append({"rate": share, "songs_per_second": round(share * most, 3), **row})
+                continue
+            row = serve(pipeline, way, asked)
+            if way == "continuous":
                 check(pipeline, asked)
             rows.append({"rate": share, "songs_per_second": round(share * most, 3), **row})
-            told = rows[-1]["short"]
-            report(f"{share:g} {way}: short {told['to_song']}, audio {told['to_first_audio']}")
+    for row in rows:
+        told = row["short"]
+        report(f"{row['rate']:g} {row['way']}: {told['to_song']}, audio {told['to_first_audio']}")
     if costs is None:
         return rows, None
     known = {"base": costs[0].base, "a": costs[0].a, "b": costs[0].b}
@@ -373,8 +310,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--rates", default="0.5,0.8,1.1", show_default=True, help="Shares of the capacity.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--modelled", is_flag=True, help="Pauses of measured CPU seconds for the networks.")
-@click.option("--pace", default=0.25, show_default=True, help="Real seconds of a modelled one.")
+@click.option("--modelled", is_flag=True, help="Simulated time.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG file.")
 def main(
@@ -384,7 +320,6 @@ def main(
     seed: int,
     threads: int,
     modelled: bool,
-    pace: float,
     out: Path | None,
     plot: Path | None,
 ) -> None:
@@ -395,9 +330,7 @@ def main(
         click.echo(text, err=True)
 
     parsed = [float(one) for one in rates.split(",")]
-    rows, costs = run(
-        model, songs=songs, rates=parsed, seed=seed, modelled=modelled, pace=pace, report=report
-    )
+    rows, costs = run(model, songs=songs, rates=parsed, seed=seed, modelled=modelled, report=report)
     document = {
         "schema_version": 1,
         "env": environment(["bench", "serving-load", *sys.argv[1:]]),

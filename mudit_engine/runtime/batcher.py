@@ -166,16 +166,18 @@ class Batcher:
         most_songs: int = 64,
         most_waiting: int | None = None,
         readers: int = 1,
-        decode_beside: bool = True,
+        decoders: int = 2,
         on_step: Callable[[StepRecord], None] | None = None,
         save_every: float | None = None,
         on_save: Callable[[Ticket, bytes], None] | None = None,
+        start: bool = True,
     ) -> None:
         """`memory`: predicted bytes of all songs in flight at most (None: no limit); `most_songs`:
         in one step; `most_waiting`: songs that wait, beyond which `submit` raises BusyError.
 
-        `decode_beside` False decodes between steps, for a runtime whose decoder shares its device's
-        stream. `on_save` gets a song's progress every `save_every` seconds, to resume it later.
+        `decoders`: threads that decode, so that a short song needs not wait for a piece of a long
+        one; 0 decodes between steps, for a runtime whose decoder shares its device's stream.
+        `on_save` gets a song's progress every `save_every` seconds, to resume it later.
         """
         self.runtime, self.decoder, self.config = runtime, decoder, config
         self.cost = cost or StepCost()
@@ -195,15 +197,18 @@ class Batcher:
         self._credit = 0.0
         self._saved_at: dict[Ticket, float] = {}
         self._accepting, self._closing = True, False
-        self._beside = decode_beside
+        self._beside = decoders > 0
+        self._at_decoder: set[Ticket] = set()
         self._threads = [
             threading.Thread(target=self._read_songs, name=f"mudit-read-{n}", daemon=True)
             for n in range(readers)
         ]
         self._threads.append(threading.Thread(target=self._step_songs, name="mudit-engine"))
-        if decode_beside:
-            self._threads.append(threading.Thread(target=self._decode_songs, name="mudit-decode"))
-        for thread in self._threads:
+        self._threads += [
+            threading.Thread(target=self._decode_songs, name=f"mudit-decode-{n}")
+            for n in range(decoders)
+        ]
+        for thread in self._threads if start else ():  # a simulation turns the wheels itself
             thread.daemon = True
             thread.start()
 
@@ -317,28 +322,31 @@ class Batcher:
 
     def _read_songs(self) -> None:
         while (ticket := self._unread.get()) is not None:
-            try:
-                if ticket._cancelled.is_set():
-                    raise StoppedError("the song was cancelled before it was read")
-                song = ticket.read()
-                ticket.bytes = predicted_bytes_of(self.config.dit, song, element=self.element)
-                if self.memory is not None and ticket.bytes > self.memory:
-                    raise InputError(
-                        f"a song of {song.seconds:g} s takes {ticket.bytes >> 20} MiB, and this "
-                        f"engine has {self.memory >> 20}: ask for a shorter one"
-                    )
-            except Exception as error:
-                self._fail(ticket, error)
-                with self._lock:
-                    self._reading -= 1
-                    self._lock.notify_all()
-                continue
-            ticket.song, ticket.steps = song, len(song.table.times)
-            self._tell(ticket, Event(Stage.WAITING, 0, ticket.steps))
+            self._read(ticket)
+
+    def _read(self, ticket: Ticket) -> None:
+        try:
+            if ticket._cancelled.is_set():
+                raise StoppedError("the song was cancelled before it was read")
+            song = ticket.read()
+            ticket.bytes = predicted_bytes_of(self.config.dit, song, element=self.element)
+            if self.memory is not None and ticket.bytes > self.memory:
+                raise InputError(
+                    f"a song of {song.seconds:g} s takes {ticket.bytes >> 20} MiB, and this "
+                    f"engine has {self.memory >> 20}: ask for a shorter one"
+                )
+        except Exception as error:
+            self._fail(ticket, error)
             with self._lock:
                 self._reading -= 1
-                self._waiting.append(ticket)
                 self._lock.notify_all()
+            return
+        ticket.song, ticket.steps = song, len(song.table.times)
+        self._tell(ticket, Event(Stage.WAITING, 0, ticket.steps))
+        with self._lock:
+            self._reading -= 1
+            self._waiting.append(ticket)
+            self._lock.notify_all()
 
     # Stepping, in the engine's thread
 
@@ -556,17 +564,28 @@ class Batcher:
     def _decode_songs(self) -> None:
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._closing or self._decoding)
+                self._lock.wait_for(lambda: self._closing or self._undecoded())
                 if self._closing:
                     return
             self._decode_piece()
 
+    def _undecoded(self) -> list[tuple[Ticket, Iterator[Tensor]]]:
+        """Songs that no decoder is at now. With the lock held."""
+        return [entry for entry in self._decoding if entry[0] not in self._at_decoder]
+
     def _decode_piece(self) -> None:
         """One piece of one song: of whoever waits for the least work."""
         with self._lock:
-            if not self._decoding:
+            if not (waiting := self._undecoded()):
                 return
-            entry = min(self._decoding, key=lambda one: self._decode_order(one[0]))
+            entry = min(waiting, key=lambda one: self._decode_order(one[0]))
+            self._at_decoder.add(entry[0])
+        self._decode(entry)
+        with self._lock:
+            self._at_decoder.discard(entry[0])
+            self._lock.notify_all()
+
+    def _decode(self, entry: tuple[Ticket, Iterator[Tensor]]) -> None:
         ticket, pieces = entry
         error: BaseException | None = None
         piece, started = None, time.perf_counter()
@@ -596,7 +615,9 @@ class Batcher:
             self._lock.notify_all()
 
     def _decode_order(self, ticket: Ticket) -> tuple[int, int]:
-        """Frames until somebody has what they wait for: the first piece, or the rest of the song."""
+        """Frames until somebody has what they wait for: the first piece, or the rest of the
+        song.
+        """
         assert ticket.song is not None
         halo, heard = self.decoder.receptive_field, self._heard.get(ticket, 0)
         left = ticket.song.frames - heard

@@ -6,6 +6,7 @@ audio = session.run("vae_decode", {"latents": latents})[0]
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,15 @@ class OpenVinoSession:
         self.folder = folder
         self.core = openvino.Core()
         self.requests: dict[str, Any] = {}
+        # a request serves one caller at a time; a service decodes in several threads
+        self.lock = threading.Lock()
 
     def run(self, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Raises ModelError for a graph that is missing, broken, or takes other inputs."""
-        request = self.requests.get(graph) or self._compile(graph)
+        with self.lock:
+            return self._run(self.requests.get(graph) or self._compile(graph), graph, inputs)
+
+    def _run(self, request: Any, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         try:
             request.infer(
                 {name: value.contiguous().numpy() for name, value in inputs.items()},

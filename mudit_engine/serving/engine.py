@@ -65,7 +65,7 @@ class Engine:
             memory=memory or free_memory(),
             most_waiting=most_waiting,
             # engines share one stream and one scratch memory
-            decode_beside=not on_device,
+            decoders=0 if on_device else 2,
             on_step=on_step,
             save_every=save_every,
             on_save=on_save,

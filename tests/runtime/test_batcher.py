@@ -369,7 +369,7 @@ def test_audio_arrives_in_pieces_and_the_first_is_short(
 def test_the_decoder_may_run_between_steps(
     make: Callable[..., Batcher], denoiser: Denoiser
 ) -> None:
-    batcher = make(denoiser, decode_beside=False)
+    batcher = make(denoiser, decoders=0)
     tickets = [batcher.submit(lambda seed=seed: song(40, seed=seed)) for seed in range(3)]
     for ticket in tickets:
         ticket.wait(20)
