@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table
+from mudit_engine.cli._console import Invocation, emit_json, json_option, note, print_table
 
 COLUMNS = {
     "case": "case",
@@ -132,6 +132,78 @@ def run_command(
         note(f"written: {out}")
     if as_json:
         emit_json(documents)
+
+
+@click.command("scale")
+@click.option(
+    "--size",
+    type=click.Choice(("tiny", "small", "published")),
+    default="tiny",
+    show_default=True,
+    help="Of the network that is timed; the presets up to 3 B are counted.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--longest",
+    type=click.FloatRange(30),
+    help="Seconds of the longest song that is timed.  [default: by size]",
+)
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the page here.  [default: scale.html, unless --json]",
+)
+@click.option("--threads", type=click.IntRange(1), help="Of torch.")
+@json_option
+def scale_command(
+    size: str,
+    rounds: int,
+    longest: float | None,
+    page: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """What a step costs against the song's length (a T + b T^2), the batch and the model's size:
+    one page with plots.
+    """
+    import torch
+
+    from mudit_engine.benchmarks.registry import Options
+    from mudit_engine.benchmarks.scaling import scale
+    from mudit_engine.benchmarks.scaling_page import html, in_words
+    from mudit_engine.files import write_text
+    from mudit_engine.hardware import environment
+
+    if threads:
+        torch.set_num_threads(threads)
+    document = scale(Options(size=size, rounds=rounds, seconds=longest, report=note))
+    invocation = click.get_current_context().find_object(Invocation)
+    document["env"] = environment(invocation.arguments if invocation else None)
+    if page is None and not as_json:
+        page = Path("scale.html")
+    if page is not None:
+        write_text(page, html(document))
+        note(f"page: {page}")
+    if as_json:
+        emit_json(document)
+        return
+    rows = document["length"]["rows"]
+    columns = ["seconds", "frames", "GFLOP", "CPU s", "MiB"]
+    cells = [
+        [
+            row["seconds_of_song"],
+            row["frames"],
+            _cell(row["flops"] / 1e9),
+            _cell(row.get("cpu_seconds_least")),
+            _cell(_mib(row.get("memory_bytes"))),
+        ]
+        for row in rows
+    ]
+    print_table(f"A guided step, size {size}", columns, cells, numeric=columns)
+    laws = document["length"]["laws"]
+    for name, unit in (("flops", "FLOP"), ("cpu_seconds", "s"), ("memory_bytes", "B")):
+        click.echo(f"{in_words(name, laws[name], unit)}   (T in frames)")
 
 
 def print_rows(title: str, rows: list[dict[str, Any]]) -> None:

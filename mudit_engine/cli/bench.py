@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from mudit_engine.cli._bench_gate import compare_command, gate_command
-from mudit_engine.cli._bench_registry import list_command, run_command
+from mudit_engine.cli._bench_registry import list_command, run_command, scale_command
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 
 
@@ -28,6 +28,7 @@ def command() -> None:
 
 command.add_command(list_command)
 command.add_command(run_command)
+command.add_command(scale_command)
 command.add_command(compare_command)
 command.add_command(gate_command)
 

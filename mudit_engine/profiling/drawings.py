@@ -36,7 +36,7 @@ STEPS = ("#3b5bdb", "#748ffc", "#b197fc", "#66a80f", "#e8590c", "#0c8599", "#f08
 WIDTH = 920
 
 
-def _svg(height: float, parts: Sequence[str], label: str) -> str:
+def svg(height: float, parts: Sequence[str], label: str) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
         + "".join(parts)
@@ -44,7 +44,7 @@ def _svg(height: float, parts: Sequence[str], label: str) -> str:
     )
 
 
-def _text(
+def text(
     x: float, y: float, text: str, *, anchor: str = "start", colour: str = INK, size: int = 12
 ) -> str:
     return (
@@ -53,14 +53,14 @@ def _text(
     )
 
 
-def _rect(x: float, y: float, width: float, height: float, colour: str, title: str) -> str:
+def rect(x: float, y: float, width: float, height: float, colour: str, title: str) -> str:
     return (
         f'<rect x="{x:.2f}" y="{y:.1f}" width="{max(width, 0.6):.2f}" height="{height:.1f}" '
         f'fill="{colour}" rx="1.5"><title>{escape(title)}</title></rect>'
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str = GRID, more: str = "") -> str:
+def line(x1: float, y1: float, x2: float, y2: float, colour: str = GRID, more: str = "") -> str:
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" {more}/>'
     )
@@ -105,22 +105,22 @@ def timeline(spans: Sequence[Mapping[str, Any]]) -> str:
     for tick in _ticks(end):
         x = left + tick * scale
         parts += [
-            _line(x, 6, x, bottom),
-            _text(x, bottom + 16, time(tick), anchor="middle", colour=MUTED, size=11),
+            line(x, 6, x, bottom),
+            text(x, bottom + 16, time(tick), anchor="middle", colour=MUTED, size=11),
         ]
     for number, name in enumerate(names):
         y = 10 + number * row
         own = [span for span in spans if span["stage"] == name]
-        parts.append(_text(left - 10, y + 14, name, anchor="end"))
+        parts.append(text(left - 10, y + 14, name, anchor="end"))
         for span in own:
             title = f"{name}: {time(span['seconds'])} from {time(span['start'])}"
             colour = STEPS[number % len(STEPS)]
             parts.append(
-                _rect(
+                rect(
                     left + span["start"] * scale, y + 3, span["seconds"] * scale, 15, colour, title
                 )
             )
-    return _svg(bottom + 24, parts, "timeline of stages")
+    return svg(bottom + 24, parts, "timeline of stages")
 
 
 def waterfall(steps: Sequence[Sequence[Any]]) -> str:
@@ -133,19 +133,19 @@ def waterfall(steps: Sequence[Sequence[Any]]) -> str:
     for tick in _ticks(total):
         x = left + tick * scale
         parts += [
-            _line(x, 4, x, bottom),
-            _text(x, bottom + 16, time(tick), anchor="middle", colour=MUTED, size=11),
+            line(x, 4, x, bottom),
+            text(x, bottom + 16, time(tick), anchor="middle", colour=MUTED, size=11),
         ]
     for number, (label, seconds) in enumerate(steps):
         y = 8 + number * row
-        parts.append(_text(left - 10, y + 15, label, anchor="end"))
+        parts.append(text(left - 10, y + 15, label, anchor="end"))
         title = f"{label}: {time(seconds)}"
         parts.append(
-            _rect(left + at * scale, y + 3, seconds * scale, 17, STEPS[number % len(STEPS)], title)
+            rect(left + at * scale, y + 3, seconds * scale, 17, STEPS[number % len(STEPS)], title)
         )
         end = left + (at + seconds) * scale
         parts.append(
-            _text(
+            text(
                 end + 8,
                 y + 16,
                 f"{time(seconds)}  {100 * seconds / total:.1f} %",
@@ -153,13 +153,13 @@ def waterfall(steps: Sequence[Sequence[Any]]) -> str:
                 size=11,
             )
         )
-        parts.append(_line(end, y + 20, end, y + row + 3, MUTED, 'stroke-dasharray="2 2"'))
+        parts.append(line(end, y + 20, end, y + row + 3, MUTED, 'stroke-dasharray="2 2"'))
         at += seconds
     y = 8 + row * len(steps)
-    parts.append(_text(left - 10, y + 15, "what it took", anchor="end"))
-    parts.append(_rect(left, y + 3, total * scale, 17, INK, f"in all: {time(total)}"))
-    parts.append(_text(left + total * scale + 8, y + 16, time(total), colour=INK, size=11))
-    return _svg(bottom + 24, parts, "waterfall from the ideal to the actual time")
+    parts.append(text(left - 10, y + 15, "what it took", anchor="end"))
+    parts.append(rect(left, y + 3, total * scale, 17, INK, f"in all: {time(total)}"))
+    parts.append(text(left + total * scale + 8, y + 16, time(total), colour=INK, size=11))
+    return svg(bottom + 24, parts, "waterfall from the ideal to the actual time")
 
 
 def roofline(operations: Sequence[Mapping[str, Any]], rates: Mapping[str, Any]) -> str:
@@ -186,17 +186,17 @@ def roofline(operations: Sequence[Mapping[str, Any]], rates: Mapping[str, Any]) 
     for power in range(-1, 4):
         x = x_of(10.0**power)
         parts += [
-            _line(x, top, x, top + height),
-            _text(x, top + height + 16, f"{10.0**power:g}", anchor="middle", colour=MUTED, size=11),
+            line(x, top, x, top + height),
+            text(x, top + height + 16, f"{10.0**power:g}", anchor="middle", colour=MUTED, size=11),
         ]
     for power in range(math.ceil(math.log10(floor)), math.floor(math.log10(roof)) + 1):
         y = y_of(10.0**power)
         parts += [
-            _line(left, y, WIDTH - right, y),
-            _text(left - 8, y + 4, _rate(10.0**power), anchor="end", colour=MUTED, size=11),
+            line(left, y, WIDTH - right, y),
+            text(left - 8, y + 4, _rate(10.0**power), anchor="end", colour=MUTED, size=11),
         ]
     parts.append(
-        _text(left + width / 2, top + height + 34, "FLOPs a byte", anchor="middle", colour=MUTED)
+        text(left + width / 2, top + height + 34, "FLOPs a byte", anchor="middle", colour=MUTED)
     )
     knee = min(max(peak / band, low), high)
     begin = max(band * low, floor) / band
@@ -204,12 +204,10 @@ def roofline(operations: Sequence[Mapping[str, Any]], rates: Mapping[str, Any]) 
     path = " ".join(f"{x_of(a):.1f},{y_of(b):.1f}" for a, b in roofs)
     parts.append(f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="2"/>')
     parts.append(
-        _text(
-            x_of(high) - 4, y_of(peak) - 7, f"measured GEMM: {_rate(peak)}", anchor="end", size=11
-        )
+        text(x_of(high) - 4, y_of(peak) - 7, f"measured GEMM: {_rate(peak)}", anchor="end", size=11)
     )
     parts.append(
-        _text(x_of(knee) - 10, y_of(peak) + 26, f"copy: {size(band)}/s", anchor="end", size=11)
+        text(x_of(knee) - 10, y_of(peak) + 26, f"copy: {size(band)}/s", anchor="end", size=11)
         if knee > low * 20
         else ""
     )
@@ -230,11 +228,11 @@ def roofline(operations: Sequence[Mapping[str, Any]], rates: Mapping[str, Any]) 
     x = left + 10.0
     for kind in dict.fromkeys(op["kind"] for op in points):
         parts += [
-            _rect(x, top + 6, 10, 10, COLOURS[kind], kind),
-            _text(x + 15, top + 15, kind, size=11),
+            rect(x, top + 6, 10, 10, COLOURS[kind], kind),
+            text(x + 15, top + 15, kind, size=11),
         ]
         x += 30 + 7 * len(kind)
-    return _svg(top + height + 42, parts, "roofline")
+    return svg(top + height + 42, parts, "roofline")
 
 
 def _rate(value: float) -> str:
@@ -257,8 +255,8 @@ def memory(timeline: Sequence[Mapping[str, Any]]) -> str:
     for tick in _ticks(most / 2**20, 4):
         y = top + height * (1 - tick * 2**20 / most)
         parts += [
-            _line(left, y, WIDTH - right, y),
-            _text(left - 8, y + 4, f"{tick:g} MiB", anchor="end", colour=MUTED, size=11),
+            line(left, y, WIDTH - right, y),
+            text(left - 8, y + 4, f"{tick:g} MiB", anchor="end", colour=MUTED, size=11),
         ]
     below = [0.0] * len(timeline)
     for kind in kinds:
@@ -282,14 +280,12 @@ def memory(timeline: Sequence[Mapping[str, Any]]) -> str:
         below = above
     for tick in _ticks(end):
         x = left + width * tick / end
-        parts.append(
-            _text(x, top + height + 16, time(tick), anchor="middle", colour=MUTED, size=11)
-        )
+        parts.append(text(x, top + height + 16, time(tick), anchor="middle", colour=MUTED, size=11))
     x = float(left)
     for kind in kinds:
         parts += [
-            _rect(x, 6, 10, 10, MEMORY.get(kind, MUTED), kind),
-            _text(x + 15, 15, kind, size=11),
+            rect(x, 6, 10, 10, MEMORY.get(kind, MUTED), kind),
+            text(x + 15, 15, kind, size=11),
         ]
         x += 34 + 7 * len(kind)
-    return _svg(top + height + 24, parts, "memory by kind")
+    return svg(top + height + 24, parts, "memory by kind")

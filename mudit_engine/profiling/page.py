@@ -76,7 +76,7 @@ def html(document: Mapping[str, Any]) -> str:
         )
     parts.append(_cards(document))
     parts.append("<h2>The three largest avoidable costs</h2><ol class=costs>")
-    parts += [f"<li>{_bold_start(cost['words'])}</li>" for cost in document["costs"][:3]]
+    parts += [f"<li>{bold_start(cost['words'])}</li>" for cost in document["costs"][:3]]
     parts.append("</ol>")
     parts.append("<h2>From the ideal to the actual time</h2>")
     parts.append(drawings.waterfall(document["waterfall"]))
@@ -109,7 +109,7 @@ def html(document: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _bold_start(words: str) -> str:
+def bold_start(words: str) -> str:
     head, colon, rest = words.partition(":")
     return f"<b>{escape(head)}</b>{colon}{escape(rest)}"
 
@@ -134,7 +134,7 @@ def _cards(document: Mapping[str, Any]) -> str:
     return f"<div class=cards>{inside}</div>"
 
 
-def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML; a column says whether it holds numbers."""
     head = "".join(f"<th{' class=number' if n else ''}>{escape(c)}</th>" for c, n in columns)
     body = "".join(
@@ -184,7 +184,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
         ]
         for s in stages
     ]
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def _operations(operations: Sequence[Mapping[str, Any]]) -> str:
@@ -219,7 +219,7 @@ def _operations(operations: Sequence[Mapping[str, Any]]) -> str:
     ]
     left = len(operations) - len(rows)
     more = f"<p class=muted>and {left} more in the JSON of this page.</p>" if left > 0 else ""
-    return _table(columns, rows) + more
+    return table(columns, rows) + more
 
 
 def _peak(memory: Mapping[str, Any]) -> str:
