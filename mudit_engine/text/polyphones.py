@@ -160,8 +160,6 @@ def _dictionary_words(text: str) -> tuple[list[str | None], list[str | None]]:
     """
     from pypinyin.seg.mmseg import seg
 
-    from mudit_engine.text.mandarin import syllables
-
     found: list[str | None] = []
     idioms: list[str | None] = []
     for word in seg.cut(text):

@@ -329,9 +329,9 @@ def test_options_exist(page: Path) -> None:
 def test_commands_in_the_text_exist() -> None:
     """`mudit something` between backticks names a command."""
     for page in PAGES:
-        for text in re.findall(r"`mudit ([a-z][^`]*)`", prose(page)):
+        for text in re.findall(r"`mudit\s+([a-z][^`]*)`", prose(page)):
             command: click.Command = cli
-            for word in re.split(r"[ |]", text):
+            for word in re.split(r"[\s|]+", text):
                 if not isinstance(command, click.Group) or word.startswith("-"):
                     break
                 found = command.get_command(click.Context(command), word)
