@@ -142,7 +142,25 @@ def parse_rhyme(text: str) -> str:
 
 
 def parse_form(text: str, *, rhyme: str = DEFAULT_RHYME, language: Language = "zh") -> Form:
-    """A form as it is written on the command line. Raises InputError that names the part."""
+    """A form of lyrics as it is written on the command line.
+
+    Args:
+        text: parts such as "verse:4x7" (four lines of seven syllables), "chorus:4x7/5" (lengths in
+            turn), "bridge:2x8-9" (a range), or "outro" alone for a section that is played.
+        rhyme: letters for the lines of a section, "one" for the song, or "free".
+        language: "zh" or "en".
+
+    Returns:
+        The form.
+
+    Raises:
+        InputError: naming the part that cannot be read.
+
+    Examples:
+        >>> form = parse_form("verse:4x7,chorus:2x5,outro")
+        >>> [section.kind for section in form.sections]
+        ['verse', 'chorus', 'outro']
+    """
     sections = []
     for part in filter(None, (piece.strip() for piece in re.split(r"[,，;]", text))):
         match = _PART.fullmatch(part)

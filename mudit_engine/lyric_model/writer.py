@@ -103,10 +103,30 @@ def write_lyrics(
     sampling: Sampling | None = None,
     on_line: OnLine | None = None,
 ) -> Written:
-    """Lyrics about a theme. `draft` holds lines that stay (None where one is to be written; copies
-    follow what they copy); `rhyme_class` is for the lines of letter A, or all with rhyme `one`.
+    """Lyrics about a theme, in a form that they cannot break.
 
-    Raises InputError where kept lines break the form or no line can keep it.
+    Args:
+        theme: what they are about, in free words.
+        form: sections, lines, syllables and rhymes (`parse_form`).
+        model: who writes: an author of mudit_engine/lyric_model, or None for the grammar alone.
+        seed: of the sampling.
+        draft: lines that stay, None where one is to be written; copies follow what they copy.
+        rhyme_class: of the lines of letter A, or of all with rhyme `one`; None lets the writing
+            choose.
+        sampling: how a model's lines are drawn.
+        on_line: told of each line that stands.
+
+    Returns:
+        The lyrics, their score, and who wrote them.
+
+    Raises:
+        InputError: where kept lines break the form or no line can keep it.
+
+    Examples:
+        >>> from mudit_engine.lyric_model.form import parse_form
+        >>> written = write_lyrics("夏夜", parse_form("verse:4x7", rhyme="AABA"), seed=1)
+        >>> [len(line.text) for line in written.lyrics.sections[0].lines]
+        [7, 7, 7, 7]
     """
     rules = LineRules(form)
     rhyme_class = check_class(rhyme_class, form)

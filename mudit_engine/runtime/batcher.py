@@ -153,7 +153,36 @@ class Ticket:
 
 
 class Batcher:
-    """Songs of many callers on one runtime."""
+    """Songs of many callers on one runtime, batched at the step: they join and leave as they come.
+
+    A song is the same song alone and among others.
+
+    Args:
+        runtime: what denoises.
+        decoder: what makes audio of latents.
+        config: of the model.
+        cost: what a step costs, measured (runtime/cost.py); None guesses until steps were run.
+        memory: predicted bytes of all songs in flight at most; None is no limit.
+        most_songs: in one step.
+        most_waiting: songs that wait, beyond which `submit` raises BusyError; None is no limit.
+        readers: threads that read requests.
+        decoders: threads that decode, so that a short song needs not wait for a piece of a long
+            one; 0 decodes between steps, for a runtime whose decoder shares its device's stream.
+        on_step: told of every step.
+        save_every: seconds between savings of a song's progress; None saves none.
+        on_save: gets that progress, to resume the song later.
+        start: False starts no threads: a simulation does their work itself.
+
+    Examples:
+        >>> from mudit_engine import SongPipeline, SongRequest
+        >>> pipeline = SongPipeline.from_pretrained("tiny", dtype=torch.float32)
+        >>> request = SongRequest(description="钢琴", seconds=1, seed=1, sampler={"steps": 2})
+        >>> batcher = Batcher(pipeline.runtime, pipeline.decoder, pipeline.config)
+        >>> ticket = batcher.submit(lambda: pipeline.reader.inputs(pipeline.reader.read(request)))
+        >>> ticket.wait(60).shape
+        torch.Size([11, 128])
+        >>> batcher.close()
+    """
 
     def __init__(
         self,
@@ -172,13 +201,6 @@ class Batcher:
         on_save: Callable[[Ticket, bytes], None] | None = None,
         start: bool = True,
     ) -> None:
-        """`memory`: predicted bytes of all songs in flight at most (None: no limit); `most_songs`:
-        in one step; `most_waiting`: songs that wait, beyond which `submit` raises BusyError.
-
-        `decoders`: threads that decode, so that a short song needs not wait for a piece of a long
-        one; 0 decodes between steps, for a runtime whose decoder shares its device's stream.
-        `on_save` gets a song's progress every `save_every` seconds, to resume it later.
-        """
         self.runtime, self.decoder, self.config = runtime, decoder, config
         self.cost = cost or StepCost()
         self.memory, self.most_songs, self.most_waiting = memory, most_songs, most_waiting

@@ -97,7 +97,25 @@ def create_app(
     options: ServiceOptions | None = None,
     keys: Keys | None = None,
 ) -> Any:
-    """The ASGI application. The engine is opened when it starts; nothing is answered before."""
+    """The ASGI application of the service. Nothing is answered before its engine is open.
+
+    Args:
+        open_engine: opens the model when the application starts.
+        folder: where jobs and songs are kept.
+        options: limits, uploads, and how long songs stay.
+        keys: who may ask; None is everybody.
+
+    Returns:
+        A FastAPI application.
+
+    Raises:
+        MissingError: without the extra `serve`.
+
+    Examples:
+        >>> app = create_app(lambda: Engine.open("tiny"), folder=Path("songs"))
+        >>> "/v1/songs" in {getattr(route, "path", "") for route in app.routes}
+        True
+    """
     require("fastapi", "mudit serve")
     require("python_multipart", "mudit serve")
     from fastapi import FastAPI, Request
