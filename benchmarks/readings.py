@@ -4,7 +4,7 @@ confidence is worth.
     python -m mudit_engine.benchmarks.readings --out benchmarks/results/readings_zh.json
 
 The development set is benchmarks/readings_zh.txt: lines and phrases with the reading of their
-ambiguous characters, written down by hand from dictionaries. Its lists 2 to 4 were each read once
+ambiguous characters, written down by hand from dictionaries. Its lists 2 to 6 were each read once
 before a rule was changed for them; their first scores stand in the file. Others that are installed
 are measured beside us: pypinyin alone, by the words of jieba or rjieba, with the large phrases of
 pypinyin-dict, g2pM, and g2pW where its model is given. Exits with 4 below 97 %.
@@ -22,8 +22,9 @@ from typing import Any
 import click
 
 MUST = 0.97
-# (right, all) of our readings by source when lists 2 to 4 were read for the first time
-FIRST_READING = {"rule": (592, 620), "word": (282, 287), "usual": (172, 193)}
+# (right, all) of our readings by source when lists 2 to 6 were read for the first time, one after
+# the other, the rules mended in between
+FIRST_READING = {"rule": (738, 770), "word": (364, 371), "usual": (249, 284)}
 EDGES = (0.0, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.01)
 Reader = Callable[[str], list[str]]
 
