@@ -138,13 +138,16 @@ def pronounce(word: str) -> Pronunciation:
     for form in dict.fromkeys((lower, bare)):
         if phones := _look_up(form):
             return Pronunciation(phones, "dictionary")
+    syllables = _name_in_pinyin(word.strip("'-"))
+    if syllables and _CHINESE.search(lower):
+        return Pronunciation(syllables, "pinyin")
     if phones := _vocable(bare):
         return Pronunciation(phones, "vocable")
     if _is_initials(word.strip("'")):
         return Pronunciation(spell(bare), "letters")
     if further := further_dictionary().get(bare):
         return Pronunciation(tuple(further.split()), "dictionary")
-    if syllables := _name_in_pinyin(word.strip("'-")):
+    if syllables:
         return Pronunciation(syllables, "pinyin")
     if phones := _derive(lower):
         return Pronunciation(phones, "derived")
@@ -154,6 +157,10 @@ def pronounce(word: str) -> Pronunciation:
     return Pronunciation(letter_to_sound(letters), "rules")
 
 
+# what hardly any English word has
+_CHINESE = re.compile(r"zh|x[iu]|q[iu](?!e|i|a)|ng(?=[bcdfhjklmnpqrtwxyz])")
+
+
 def _name_in_pinyin(word: str) -> tuple[str, ...] | None:
     """Zhangsan -> zhang1 san1: words that are all pinyin and either look Chinese (zh, x, q) or are
     written as a name. A name does not say its tones, so all are level.
@@ -161,7 +168,7 @@ def _name_in_pinyin(word: str) -> tuple[str, ...] | None:
     from mudit_engine.text.mandarin import syllables
 
     lower = word.lower()
-    chinese = re.search(r"zh|x[iu]|q[iu]|(?<![s])ng(?=[bcdfghjklmnpqrstwxyz])", lower)
+    chinese = _CHINESE.search(lower)
     if not word.isascii() or not (word[:1].isupper() or chinese):
         return None
     found: list[str] = []

@@ -73,6 +73,7 @@ _RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
         (r"\b(?:take|takes|took|taking) (?:a|my|your|his|her|the|one last|that) $", r"", "B AW1"),
         (r"", r" (?:down|to|before|out|my head|your head|our heads)\b", "B AW1"),
         (r"\bto $", r"", "B AW1"),
+        (_NOUN, r"", "B OW1"),
     ),
     "bows": ((r"", r" (?:down|to|before|out)\b", "B AW1 Z"),),
     "wound": (

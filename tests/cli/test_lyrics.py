@@ -39,3 +39,31 @@ def test_unknown_tag_names_line_and_near_miss(
     assert run(["lyrics", "check", str(path)]) == 2
     error = capsys.readouterr().err
     assert "line 3" in error and "bridge" in error
+
+
+def test_every_character_is_accounted_for_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "[verse]\n[00:02.00]地球围着谁 (啦) 🎸\n我把它背着\n[soft rain]\n"
+    path = tmp_path / "song.lrc"
+    path.write_text("\ufeff" + text, encoding="utf-8")
+    assert run(["lyrics", "check", str(path), "--json", "--bpm", "100"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert "".join(row["text"] for row in results["accounting"]) == text
+    counts = results["characters"]
+    assert counts.pop("characters") == len(text) == sum(counts.values())
+    assert results["seconds"] == 13  # from 2 s on two lines of two bars of 2.4 s, and a tail
+    assert run(["lyrics", "check", str(path), "--json", "--bpm", "100", "--ignore-times"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["seconds"] == 11
+
+
+def test_guesses_are_named_with_their_other_readings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "song.txt"
+    path.write_text("[verse]\n他倒了\n转来的学生\n", encoding="utf-8")
+    assert run(["lyrics", "check", str(path), "--phonemes"]) == 0
+    captured = capsys.readouterr()
+    assert "line 3: 转 in '转来的学生' is read zhuan3 and may be zhuan4" in captured.err
+    assert "转{zhuan4}" in captured.err
+    assert "学/x ve2" in captured.out and "characters:" in captured.out

@@ -64,6 +64,14 @@ READINGS = [
     ("你&我", "n i3 h e2 uo3"),
     ("you & me", "Y UW1 <space> AH0 N D <space> M IY1"),
     ("(ooh, yeah)", "UW1 <breath> Y AE1"),
+    ("长 大", "zh ang3 d a4"),
+    ("月亮 重 庆 人", "ve4 l iang4 <space> ch ong2 q ing4 r en2"),
+    ("我 爱你", "uo3 <space> ai4 n i3"),
+    ("重[chong2]来", "ch ong2 l ai2"),
+    ("live[L AY1 V]", "L AY1 V"),
+    ("唱5G的歌", "ch ang4 u3 JH IY1 d e5 g e1"),
+    ("我们在哪儿玩儿", "uo3 m en5 z ai4 n a3 r5 uan2 r5"),
+    ("月儿弯弯", "ve4 er2 uan1 uan1"),
 ]
 
 
