@@ -92,6 +92,16 @@ EXTRAS["dev"] = [
     "schemathesis>=4.32,<5",
 ]
 
+
+def folders_of(name: str) -> list[str]:
+    return find_namespace_packages(where=str(ROOT / name))
+
+
+# Folders that the package links to; where git made plain files of the links, setuptools is told
+# where they lie.
+LINKED = ("kernels", "training", "export", "benchmarks")
+UNLINKED = [name for name in LINKED if (ROOT / "mudit_engine" / name).is_file()]
+
 setup(
     name="mudit-engine",
     version=VERSION,
@@ -102,7 +112,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=find_namespace_packages(include=["mudit_engine", "mudit_engine.*"]),
+    packages=find_namespace_packages(include=["mudit_engine", "mudit_engine.*"])
+    + [f"mudit_engine.{name}" for name in UNLINKED]
+    + [f"mudit_engine.{name}.{folder}" for name in UNLINKED for folder in folders_of(name)],
+    package_dir={f"mudit_engine.{name}": name for name in UNLINKED},
     package_data={
         "": [
             f"*.{kind}"

@@ -213,3 +213,47 @@ assert is_kernels_available() == installed and for_diffusers() == installed
     pytest.importorskip("transformers")
     pytest.importorskip("diffusers")
     run_in(ROOT, sys.executable, "-c", probe)
+
+
+@pytest.fixture(scope="module")
+def unlinked(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone as git makes it where links are off: plain files that hold the links' targets."""
+    origin = tmp_path_factory.mktemp("origin") / "tree"
+    clone = origin.with_name("clone")
+    shutil.copytree(tree, origin, symlinks=True)
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+    run_in(origin, *git, "init", "-q")
+    run_in(origin, *git, "add", "-A", "-f")
+    run_in(origin, *git, "commit", "-q", "-m", "tree")
+    run_in(origin, "git", "clone", "-q", "-c", "core.symlinks=false", str(origin), str(clone))
+    assert all((clone / "mudit_engine" / name).read_text() == f"../{name}" for name in LINKED)
+    return clone
+
+
+RENDER = """
+import torch
+import mudit_engine.export.manifest, mudit_engine.benchmarks, mudit_engine.training.corpus
+from mudit_engine.kernels.attention import attention_reference
+from mudit_engine.kernels.worklist import Segments
+from mudit_engine.training.recipe import load_recipe
+x = torch.randn(3, 2, 16)
+assert attention_reference(x, x, x, Segments.self_attention([2, 1])).shape == x.shape
+assert load_recipe("tiny-dit-pretrain").steps
+from mudit_engine import SongPipeline, SongRequest
+request = SongRequest(description="quiet piano", lyrics="[verse]\\nmoon", seconds=2, sampler={"steps": 2})
+[song] = SongPipeline.from_pretrained("tiny").generate([request])
+assert song.audio.shape[-1] > 0
+"""
+
+
+def test_a_checkout_without_links_imports_and_runs(unlinked: Path, tmp_path: Path) -> None:
+    path = f"sys.path.insert(0, {str(unlinked)!r})"
+    assert use(tmp_path, path) == unlinked / "kernels" / "attention.py"
+    code = f"import sys; {path}\n{RENDER}"
+    run_in(tmp_path, sys.executable, "-c", code)
+
+
+def test_a_checkout_without_links_builds_the_same_wheel(
+    unlinked: Path, shipped: list[str], tmp_path: Path
+) -> None:
+    assert contents(build_wheel(unlinked, tmp_path)) == shipped
