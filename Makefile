@@ -1,6 +1,9 @@
 # make song    sets everything up and writes out/song.wav from a description and lyrics
 # make test    sets everything up, checks the code and runs the tests
 # make docs    builds the documentation into out/site; a warning is an error
+# make test-long   the slow tests too: long runs, ranks under load, browsers; then test-floor. Hours
+# make test-floor  the quick tests on the oldest torch and Triton of setup.py, in .venv-floor; the
+#              torch of that release brings several GB of CUDA libraries
 # make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random
 #              faults: takes an hour on two cores
 # make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their
@@ -15,8 +18,10 @@ BIN := $(VENV)/bin
 # two single-threaded workers suit two cores; more cores take more: make test WORKERS=8
 WORKERS ?= 2
 TEST_ARGS ?=
+FLOOR ?= .venv-floor
+INSTALL := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help song test lint docs ranks gpu tiny clean
+.PHONY: help song test test-long test-floor lint docs ranks gpu tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +36,14 @@ song: $(VENV)/.core
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
+	  $(TEST_ARGS)
+
+test-long: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow" $(TEST_ARGS)
+	$(MAKE) test-floor
+
+test-floor: $(FLOOR)/.dev
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" \
 	  $(TEST_ARGS)
 
 lint: $(VENV)/.dev
@@ -55,7 +68,7 @@ tiny: $(VENV)/.dev
 	$(BIN)/python -m mudit_engine.training.tiny.pipeline --work data/tiny
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOOR) build dist *.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -70,15 +83,22 @@ $(BIN)/python:
 	    exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 
-# What is installed follows setup.py; an unchanged setup.py installs nothing again.
-$(VENV)/.core: setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+# What is installed follows setup.py and constraints.txt; unchanged ones install nothing again.
+$(VENV)/.core: setup.py constraints.txt | $(BIN)/python
+	$(BIN)/$(INSTALL) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(VENV)/.dev: setup.py constraints.txt | $(BIN)/python
+	$(BIN)/$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.core $@
 
-$(VENV)/.docs: setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+$(VENV)/.docs: setup.py constraints.txt | $(BIN)/python
+	$(BIN)/$(INSTALL) -c constraints.txt -e '.[docs]'
 	@touch $(VENV)/.core $@
+
+$(FLOOR)/.dev: setup.py constraints.txt
+	"$(PYTHON)" -m venv $(FLOOR)
+	sed -e 's/^torch==.*/torch==2.11.0/' -e 's/^triton==.*/triton==3.6.0/' constraints.txt \
+	  > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/$(INSTALL) -c $(FLOOR)/constraints.txt -e '.[dev]'
+	@touch $@

@@ -10,11 +10,12 @@ from setuptools import find_namespace_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "mudit_engine/__init__.py").read_text())[1]
 
-# torch 2.13.0 is exact: a range lets pip take a build with several GB of CUDA libraries, and Triton
-# 3.7.1 is the release that pairs with it (3.8 and 3.9 spill registers where 3.7 does not).
+# constraints.txt names the exact set that `make` installs, and which every change is tested on. The
+# lower ends of torch and Triton are what images for GPU hosts still carry (`make test-floor`);
+# Triton 3.8 and 3.9 spill registers where 3.7 does not.
 CORE = [
-    "torch==2.13.0",
-    "triton==3.7.1; platform_system == 'Linux'",
+    "torch>=2.11,<2.14",
+    "triton>=3.6,<3.8; platform_system == 'Linux'",
     "numpy>=1.26",
     "pydantic>=2.10,<3",
     "click>=8.1,<9",

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 __all__ = ["Song", "SongPipeline", "SongRequest", "__version__"]
 
-# kernels, training, export and benchmarks are links to folders beside this one. Where git made plain
-# files of them (core.symlinks=false, its default on Windows), the folders are found there.
+# kernels, training, export and benchmarks are links to folders beside this one. Where git made
+# plain files of them (core.symlinks=false, its default on Windows), the folders are found there.
 _HERE = os.path.dirname(os.path.abspath(__file__))
 if os.path.isfile(os.path.join(_HERE, "kernels")):
     __path__.append(os.path.dirname(_HERE))

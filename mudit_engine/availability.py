@@ -72,6 +72,11 @@ PACKAGES = {
     "mido": ("mido", "corpus"),
     "mkdocs": ("mkdocs", "docs"),
 }
+# Releases that the whole suite runs on: those of constraints.txt, and the oldest of setup.py.
+TESTED = {
+    "constraints": {"torch": "2.13.0", "triton": "3.7.1"},
+    "floor": {"torch": "2.11.0", "triton": "3.6.0"},
+}
 # command -> Debian package
 TOOLS = {"espeak-ng": "espeak-ng", "fluidsynth": "fluidsynth"}
 
@@ -90,6 +95,24 @@ def version(module: str) -> str | None:
         return importlib.metadata.version(PACKAGES.get(module, (module, None))[0])
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def tested_set() -> str:
+    """Which set of TESTED torch and Triton are: "constraints", "floor", "between" where each lies
+    in its range, "other" where one does not.
+    """
+    from packaging.version import Version
+
+    # a local label such as 2.13.0+cpu names a build, not a release
+    here = {name: Version(found).public for name in ("torch", "triton") if (found := version(name))}
+    for name, releases in TESTED.items():
+        if here == releases:
+            return name
+    within = len(here) == 2 and all(
+        Version(TESTED["floor"][name]) <= Version(found) <= Version(TESTED["constraints"][name])
+        for name, found in here.items()
+    )
+    return "between" if within else "other"
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from mudit_engine.availability import CORE, TOOLS, pip_install, requirements
+from mudit_engine.availability import CORE, TOOLS, pip_install, requirements, tested_set
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 from mudit_engine.cli._doctor_cluster import cluster_options, examine_cluster
 from mudit_engine.errors import MissingError
@@ -28,6 +28,13 @@ IMPORT_CHECKS = ("numpy", "safetensors", "soundfile", "torch")
 SONG_SECONDS = 260.0
 LYRIC_TOKENS = 1000
 STYLES = {"ok": "green", "missing": "red", "broken": "red", "other version": "yellow"}
+
+TESTED_SETS = {
+    "constraints": "the set of constraints.txt, on which every change is tested",
+    "floor": "the oldest set that is supported (make test-floor)",
+    "between": "between the oldest and the newest set that were tested",
+    "other": "not a tested set: pip install -c constraints.txt in a checkout gives one",
+}
 
 Row = dict[str, Any]
 
@@ -73,6 +80,7 @@ def command(required: Sequence[str], preset: str | None, as_json: bool, **cluste
     report: Row = {
         "machine": here,
         "torch": None if "torch" in broken else torch_report(),
+        "tested_set": tested_set(),
         "packages": packages,
         "mend": mend_commands(packages),
         "tools": [
@@ -241,6 +249,7 @@ def print_report(report: Row) -> None:
                     f"{command}",
                 )
             )
+    rows.append(("torch and triton", TESTED_SETS[report["tested_set"]]))
     print_table("Machine", ["", ""], rows)
     # an extra repeats what another one holds already (dev is the largest): list each package where
     # it first stands

@@ -198,3 +198,28 @@ def test_install_command_is_the_pin_for_this_interpreter() -> None:
     assert words[1:4] == ["-m", "pip", "install"]
     [pin] = [pin for pin in availability.requirements()["export"] if pin.name == "onnx"]
     assert words[4:] == [f"onnx{pin.specifier}"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "triton", "name"),
+    [
+        ("2.13.0+cpu", "3.7.1", "constraints"),
+        ("2.13.0+cu130", "3.7.1", "constraints"),
+        ("2.11.0", "3.6.0", "floor"),
+        ("2.12.1", "3.7.0", "between"),
+        ("2.13.0", "3.6.0", "between"),
+        ("2.10.0", "3.6.0", "other"),
+        ("2.13.0", "3.8.0", "other"),
+        ("2.13.0", None, "other"),
+    ],
+)
+def test_says_which_tested_set_it_found(
+    torch: str,
+    triton: str | None,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {"torch": torch, "triton": triton}
+    monkeypatch.setattr(availability, "version", found.get)
+    assert availability.tested_set() == name
+    assert set(doctor.TESTED_SETS) == {*availability.TESTED, "between", "other"}

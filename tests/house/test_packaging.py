@@ -4,7 +4,10 @@ anywhere; nothing is shadowed.
 
 from __future__ import annotations
 
+import email
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from mudit_engine.availability import TESTED
 
 ROOT = Path(__file__).parents[2]
 LINKED = ("kernels", "training", "export", "benchmarks")
@@ -240,7 +248,8 @@ x = torch.randn(3, 2, 16)
 assert attention_reference(x, x, x, Segments.self_attention([2, 1])).shape == x.shape
 assert load_recipe("tiny-dit-pretrain").steps
 from mudit_engine import SongPipeline, SongRequest
-request = SongRequest(description="quiet piano", lyrics="[verse]\\nmoon", seconds=2, sampler={"steps": 2})
+asked = {"description": "quiet piano", "lyrics": "[verse]\\nmoon", "sampler": {"steps": 2}}
+request = SongRequest(**asked, seconds=2)
 [song] = SongPipeline.from_pretrained("tiny").generate([request])
 assert song.audio.shape[-1] > 0
 """
@@ -257,3 +266,57 @@ def test_a_checkout_without_links_builds_the_same_wheel(
     unlinked: Path, shipped: list[str], tmp_path: Path
 ) -> None:
     assert contents(build_wheel(unlinked, tmp_path)) == shipped
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    names = [canonicalize_name(name) for name, _ in pins]
+    assert names == sorted(set(names)), "one line a package, in order"
+    return dict(zip(names, (release for _, release in pins), strict=True))
+
+
+def stated(wheel: Path, extra: str) -> list[Requirement]:
+    """What the project asks for with an extra, on this platform."""
+    [name] = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("dist-info/METADATA")]
+    metadata = email.message_from_bytes(zipfile.ZipFile(wheel).read(name))
+    found = [Requirement(line) for line in metadata.get_all("Requires-Dist") or ()]
+    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})]
+
+
+def test_the_constraints_lie_in_the_ranges_of_what_make_installs(wheel: Path) -> None:
+    pins = constraints()
+    for asked in stated(wheel, "dev") + stated(wheel, "docs"):
+        name = canonicalize_name(asked.name)
+        assert name in pins, f"{asked} has no line in constraints.txt"
+        assert asked.specifier.contains(pins[name]), f"{asked} is not {pins[name]}"
+
+
+def test_what_is_asked_for_in_turn_is_pinned_too(wheel: Path) -> None:
+    """Nothing that `make` installs is left to the day on which it runs."""
+    pins = constraints()
+    seen: set[tuple[str, str]] = set()
+    waiting = stated(wheel, "dev")
+    while waiting:
+        asked = waiting.pop()
+        name = canonicalize_name(asked.name)
+        for extra in {"", *asked.extras} - {known for other, known in seen if other == name}:
+            seen.add((name, extra))
+            try:
+                needs = [Requirement(need) for need in importlib.metadata.requires(name) or ()]
+            except importlib.metadata.PackageNotFoundError:
+                continue  # not asked for on this platform, or not installed here
+            waiting += [n for n in needs if n.marker is None or n.marker.evaluate({"extra": extra})]
+    assert sorted(name for name, _ in seen if name not in pins) == []
+
+
+def test_the_ends_of_the_ranges_are_the_sets_that_were_tested(wheel: Path) -> None:
+    pins = constraints()
+    assert TESTED["constraints"] == {name: pins[name] for name in ("torch", "triton")}
+    for asked in stated(wheel, ""):
+        if asked.name in TESTED["floor"]:
+            low = SpecifierSet(f">={TESTED['floor'][asked.name].removesuffix('.0')}")
+            assert str(low) in str(asked.specifier)
+    makefile = (ROOT / "Makefile").read_text()
+    for name, release in TESTED["floor"].items():
+        assert re.search(rf"\b{name}==\.\*/{name}=={re.escape(release)}/", makefile)
