@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -120,10 +122,17 @@ def add_kernel(environment: dict[str, str], micro: Path, songs: Path, tmp: Path)
 
 
 def export_and_serve(environment: dict[str, str], micro: Path, songs: Path, tmp: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    for package in ("onnxruntime", "fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     script = EXAMPLES / "export_and_serve.sh"
-    run(script, "out", "--no-parity", environment=environment, folder=tmp, MODEL=micro)
-    assert (tmp / "out/graph.wav").is_file()
+    run(script, "out", "--no-parity", environment=environment, folder=tmp, MODEL=micro, PORT=port)
+    graph, served = (soundfile.read(tmp / f"out/{name}.wav")[0] for name in ("graph", "served"))
+    assert len(graph) == len(served) and np.abs(graph - served).max() < 1e-3, "the same song"
     models = {path.name for path in (tmp / "out/repository/models").iterdir()}
     assert models == {"mudit_text", "mudit_denoise", "mudit_decode", "mudit_song"}
 
