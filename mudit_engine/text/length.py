@@ -23,8 +23,9 @@ ONE_BAR_BPM = 88.0  # up to this tempo a line fits one bar; above, two
 SHORTEST_NOTE_SECONDS = 0.26
 EDGE_BARS = 1  # of an intro, an outro or another part with no words, where nothing asks for more
 TAIL_SECONDS = 0.8  # behind the last bar, for the last chord to ring
-# Syllables a second while a line lasts: what sounds hurried, and what cannot be understood.
-HURRIED_RATE, HURRIED_RAP_RATE = 3.5, 5.5
+# Syllables a second while a line lasts: what sounds hurried where much less time is left than
+# planned, and what cannot be understood.
+HURRIED_RATE, HURRIED_RAP_RATE, HURRIED_SHARE = 2.0, 4.0, 0.75
 FASTEST_RATE, FASTEST_RAP_RATE = 4.5, 7.0
 SHORTEST_LINE_REST_SECONDS = 0.2  # behind every line
 SPARSE_SECONDS = 30.0  # so many more than twice what lyrics fill are worth a word
@@ -76,7 +77,7 @@ def fit(song: PhonemeSequence, *, bpm: float, seconds: float) -> LyricFit:
             f"swallowed. They need at least {math.ceil(least)} s; comfortable are {needed:g} s. "
             f"Ask for more seconds or shorten the lyrics"
         )
-    elif pressed < 1 and rate > hurried:
+    elif pressed < HURRIED_SHARE and rate > hurried:
         message = (
             f"{song.syllables} syllables in {seconds:g} s will sound hurried ({rate:.1f} a second "
             f"while a line lasts): comfortable are {needed:g} s"
