@@ -5,6 +5,7 @@ mudit export onnx models/mine deploy --flavour fp32 --flavour bf16
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ FLAVOURS = ("fp32", "bf16", "fp16")
     help="MODEL is a preset or config.json: draw weights, to build and time that size.",
 )
 @click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FOLDER[:SCALE]",
+    help="A LoRA that is merged into the weights that are exported. Repeatable.",
+)
+@click.option(
     "--no-parity", is_flag=True, help="Leave out the songs through every runtime (needs fp32)."
 )
 @json_option
@@ -42,6 +50,7 @@ def command(
     out: Path,
     flavours: tuple[str, ...],
     random_weights: bool,
+    loras: tuple[str, ...],
     no_parity: bool,
     as_json: bool,
 ) -> None:
@@ -51,9 +60,16 @@ def command(
     from mudit_engine.export.onnx_export import export_onnx
     from mudit_engine.runtime.manifest import read_manifest
 
+    if loras and random_weights:
+        raise click.UsageError("--lora adds to trained weights: leave --random-weights out")
     flavours = flavours or ("fp32",)
     runtimes = runtimes_here() if "fp32" in flavours and not no_parity else ()
-    with progress("exporting", total=7 * len(flavours), quiet=as_json) as advance:
+    with (
+        tempfile.TemporaryDirectory(prefix="mudit-merged-") as work,
+        progress("exporting", total=7 * len(flavours), quiet=as_json) as advance,
+    ):
+        if loras:
+            model = _merged(model, Path(work), loras)
         report = partial(_advance, advance)
         export_onnx(
             model,
@@ -64,6 +80,18 @@ def command(
             report=report,
         )
     show(out, read_manifest(out)["parity"] or [], as_json=as_json)
+
+
+def _merged(model: str, work: Path, loras: tuple[str, ...]) -> str:
+    """A copy of the model, under its own name, with the LoRAs in its weights."""
+    import torch
+
+    from mudit_engine.models.complete import save_model
+    from mudit_engine.models.folder import model_folder
+    from mudit_engine.models.lora import parse_lora
+
+    specs, source = [parse_lora(text) for text in loras], model_folder(model)
+    return str(save_model(source, work / source.name, loras=specs, dtype=torch.float32))
 
 
 def _advance(advance: Any, text: str) -> None:

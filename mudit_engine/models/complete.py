@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from mudit_engine.config import load_config, parse_config
@@ -74,8 +75,11 @@ def complete_folder(folder: Path, sources: Sequence[PartSource]) -> tuple[Part, 
     return tuple(missing)
 
 
-def save_model(source: Path, out: Path, *, loras: Sequence[LoraSpec] = ()) -> Path:
-    """Writes a copy of a model folder, with LoRAs merged into its song transformer. Returns `out`.
+def save_model(
+    source: Path, out: Path, *, loras: Sequence[LoraSpec] = (), dtype: torch.dtype | None = None
+) -> Path:
+    """Writes a copy of a model folder, with LoRAs merged into its song transformer, in `dtype`
+    (None: as it is stored). Returns `out`.
 
     Raises ModelError for a LoRA that does not fit.
     """
@@ -86,8 +90,7 @@ def save_model(source: Path, out: Path, *, loras: Sequence[LoraSpec] = ()) -> Pa
         dit = load_part("dit", config, source)
         LoraSet(dit).use(loras)
         with safe_open(source / "dit.safetensors", "pt") as stored:
-            dtype = stored.get_tensor("final.weight").dtype
-        save_part("dit", dit, out, dtype=dtype)
+            save_part("dit", dit, out, dtype=dtype or stored.get_tensor("final.weight").dtype)
     complete_folder(out, [PartSource(source)])
     merged = ", ".join(f"{one.folder} at {one.scale:g}" for one in loras)
     write_card(out, {"LoRAs": merged} if merged else {})

@@ -133,6 +133,9 @@ def deepspeed_config(
     }
     if recipe.precision == "bf16":
         config["bf16"] = {"enabled": True}
+        # DeepSpeed's own defaults are bf16, whose rounding grows with the ranks
+        config["communication_data_type"] = parallel.reduce_dtype
+        config["data_types"] = {"grad_accum_dtype": parallel.accumulate_dtype}
     return config
 
 

@@ -237,9 +237,10 @@ class _Engine:
                 # viewed as
             ):
                 p.data = p.data.view(1)
-        self.engine, *_ = deepspeed.initialize(
-            model=wrapped, optimizer=optimizer, config=given, dist_init_required=False
-        )
+        with _zero_optimizer_at_stage_1():
+            self.engine, *_ = deepspeed.initialize(
+                model=wrapped, optimizer=optimizer, config=given, dist_init_required=False
+            )
         self.partitions = _Partitions(self.engine, self.names)
         for piece in self.partitions.pieces if exact else ():
             self.partitions.flats[piece.group].data[piece.view] = exact[piece.name][
@@ -362,6 +363,28 @@ class _Engine:
         for name, value in rest.items():
             own[name].copy_(value)
         self.partitions.publish()
+
+
+@contextlib.contextmanager
+def _zero_optimizer_at_stage_1() -> Iterator[None]:
+    """Inside, bf16 weights with fp32 accumulation take ZeRO's optimiser at stage 1 too.
+
+    DeepSpeed 0.19.8 would take its BF16_Optimizer, which keeps fp32 gradients of all weights on
+    every rank for good and shards otherwise; ZeRO's own adds up in fp32 where it is told to.
+    """
+    from deepspeed.runtime.engine import ZERO_OPTIMIZATION, DeepSpeedEngine
+
+    check = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def choose(engine: Any, optimizer: Any) -> Any:
+        chosen = check(engine, optimizer)
+        return ZERO_OPTIMIZATION if engine.zero_optimization() else chosen
+
+    DeepSpeedEngine._do_optimizer_sanity_check = choose
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = check
 
 
 class _Gate:

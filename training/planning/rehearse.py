@@ -399,6 +399,7 @@ def _by_kind(engine: Any) -> Iterator[tuple[str, list[Any]]]:
         [v for state in base.state.values() for v in state.values() if torch.is_tensor(v)],
     )
     gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients += [g for p in parameters if (g := getattr(p, "grad_accum", None)) is not None]
     for name in ("grads_in_partition", "grad_partitions_flat_buffer"):
         if getattr(optimizer, name, None) is not None:
             gradients.append(getattr(optimizer, name))

@@ -2,14 +2,15 @@
 other in a step. Closed forms.
 
     P parameters, W ranks, w bytes of a weight (2 or 4)
+    g bytes of a gradient that is added up, r of one that is sent (2 or 4, by the recipe)
     b elements of a bucket (two of them when communication overlaps)
 
     stage  weights  gradients  master  moments  average  sent in a step of A micro-batches
     0      4 P      4 P        -       8 P      4 P      all-reduce 4 P
-    1      w P      w P        4 P/W   8 P/W    4 P/W    all-reduce w P, all-gather w P
-    2      w P      w P/W (*)  4 P/W   8 P/W    4 P/W    A times all-reduce w P, all-gather w P
-    3      w P/W    w P/W      4 P/W   8 P/W    4 P/W    A times (all-gather w P, and again what may
-                                                         not live, reduce-scatter w P)
+    1      w P      g P        4 P/W   8 P/W    4 P/W    all-reduce r P, all-gather w P
+    2      w P      g P/W (*)  4 P/W   8 P/W    4 P/W    A times all-reduce r P, all-gather w P
+    3      w P/W    g P/W      4 P/W   8 P/W    4 P/W    A times (all-gather w P, and again what may
+                                                         not live, reduce-scatter r P)
 
 What is sent is counted in passes over the bytes.
 
@@ -17,9 +18,9 @@ What is sent is counted in passes over the bytes.
     sharding = Sharding(stage=2, world=64, precision="bf16", buckets=buckets)
     state = state_bytes(parameters, sharding)
 
-(*) whole tensors: those that reach into the rank's part; twice while further micro-batches are
-added up. The closed forms follow DeepSpeed 0.19.8 (its padding included) and are held to its real
-engine by training/planning/rehearse.py.
+(*) where gradients are added up in the weights' own type, whole tensors: those that reach into the
+rank's part; twice while further micro-batches are added up. The closed forms follow DeepSpeed
+0.19.8 (its padding included) and are held to its real engine by training/planning/rehearse.py.
 """
 
 from __future__ import annotations
@@ -90,6 +91,18 @@ class Sharding:
     def weight_bytes(self) -> int:
         return 2 if self.precision == "bf16" else 4
 
+    @property
+    def added_bytes(self) -> int:
+        """Of a gradient that micro-batches are added up in."""
+        half = self.precision == "bf16" and self.parallel.accumulate_dtype == "bf16"
+        return 2 if half else 4
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of a gradient on its way between ranks."""
+        half = self.precision == "bf16" and self.parallel.reduce_dtype == "bf16"
+        return 2 if half else 4
+
     def reduce_bucket(self, parameters: int) -> int:
         return self.parallel.reduce_bucket or bucket_sizes(parameters)["reduce"]
 
@@ -135,12 +148,16 @@ def state_bytes(
             "average": 4 * count,
         }
         return state | {"average": 4 * count * sharding.average, "buckets": 0, "gathered": 0}
-    bucket = sharding.reduce_bucket(count) * w * (2 if sharding.overlap else 1)
+    # stage 1 puts what it has added up into its buckets, stage 2 what a backward pass left
+    element = sharding.added_bytes if sharding.stage == 1 else w
+    bucket = sharding.reduce_bucket(count) * element * (2 if sharding.overlap else 1)
     if sharding.stage < 3:
         shares = [_share(group, world) for group in parameters.groups]
         part, whole = sum(shares), sum(shares) * world
-        gradients = w * count
-        if sharding.stage == 2:
+        gradients = sharding.added_bytes * count
+        if sharding.stage == 2 and sharding.added_bytes != w:
+            gradients = sharding.added_bytes * part  # added up apart, in the rank's part alone
+        elif sharding.stage == 2:
             groups = zip(parameters.groups, shares, strict=True)
             touched = [
                 sum(ranks)
@@ -149,7 +166,7 @@ def state_bytes(
                 )
             ]
             gradients = (
-                w
+                sharding.added_bytes
                 * (max(touched) if rank is None else touched[rank])
                 * (2 if micro_batches > 1 else 1)
             )
@@ -160,7 +177,8 @@ def state_bytes(
     live = min(count - kept, sharding.parallel.max_live_parameters)
     # one flat buffer, which is not doubled
     bucket = sharding.reduce_bucket(count) * w
-    return _kinds(w * (part + kept), w * part, part, bucket, w * live, average=sharding.average)
+    gradients = sharding.added_bytes * part
+    return _kinds(w * (part + kept), gradients, part, bucket, w * live, average=sharding.average)
 
 
 def _kinds(
@@ -217,7 +235,7 @@ def messages(parameters: Parameters, sharding: Sharding, *, micro_batches: int) 
             Message(
                 "all-reduce",
                 "gradients",
-                float(w * count * rounds),
+                float(sharding.sent_bytes * count * rounds),
                 calls * rounds,
                 2,
                 sharding.overlap,
@@ -242,7 +260,7 @@ def messages(parameters: Parameters, sharding: Sharding, *, micro_batches: int) 
         Message(
             "reduce-scatter",
             "gradients",
-            float(w * count * rounds),
+            float(sharding.sent_bytes * count * rounds),
             float(calls * rounds),
             1,
             sharding.overlap,
