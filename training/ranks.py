@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import socket
 import sys
 import warnings
@@ -153,6 +154,27 @@ def leave(code: int) -> NoReturn:
         pass  # whoever read it has gone
     finally:
         os._exit(code)
+
+
+_PEER_IS_GONE = re.compile(
+    r"connection (?:closed|reset|refused|was aborted)|broken pipe|timed? ?out|"
+    r"remote process exited|socket (?:closed|error)|peer|store->get|no route to host",
+    re.IGNORECASE,
+)
+
+
+def lost_peer(error: RuntimeError) -> str | None:
+    """The first line of an error of a collective that another rank's end (or silence) has caused;
+    None for other errors.
+    """
+    from torch import distributed as dist
+
+    text = str(error).strip()
+    first = text.splitlines()[0][:200] if text else type(error).__name__
+    of_group = isinstance(error, (dist.DistError, dist.DistBackendError)) or any(
+        name in text.lower() for name in ("gloo", "nccl", "processgroup")
+    )
+    return first if of_group and _PEER_IS_GONE.search(text) else None
 
 
 def launched_world() -> int:

@@ -29,24 +29,26 @@ from typing import Any
 
 import torch
 
-from mudit_engine.errors import ConfigError, InputError, MuditError
-from mudit_engine.files import sha256_of, write_json
-from mudit_engine.models.folder import model_folder
+from mudit_engine.errors import InputError, MuditError
+from mudit_engine.files import write_json
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
-from mudit_engine.training.recipe import Recipe, parse_recipe
+from mudit_engine.training.ranks import lost_peer
+from mudit_engine.training.recipe import Recipe
+from mudit_engine.training.resume import RECIPE, check_same_run, identity, tell_schedule
 from mudit_engine.training.run_lock import RunLock
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
+from mudit_engine.training.stragglers import Pace
 from mudit_engine.training.tasks.choose import make_task, open_data
 from mudit_engine.training.tasks.task import Batch, Moment, Task, average, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting
 
 log = logging.getLogger(__name__)
 
-STATE, RECIPE, CONFIG = "trainer.json", "recipe.json", "config.json"
+STATE, CONFIG = "trainer.json", "config.json"
 BAD_WINDOW = 100  # steps among which bad ones are counted
 SPIKE_MEMORY = 0.98  # of the running means of the logarithms of loss and gradient norm
 SPIKE_WARMUP = 50  # steps before a spike can be told from the start of training
@@ -54,6 +56,10 @@ SPIKE_WARMUP = 50  # steps before a spike can be told from the start of training
 
 class DivergedError(MuditError):
     """Too many steps gave NaN or infinity."""
+
+
+class LostPeerError(MuditError):
+    """Another rank is gone: what this one says of it is not where the fault is."""
 
 
 class InterruptedRun(MuditError):
@@ -153,29 +159,12 @@ class Trainer:
         self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)
         self._counted: dict[str, float] = {}
         self._lock: RunLock | None = None
+        self._pace = Pace(self.ranks, self.strategy.device)
         self._signal: int | None = None
 
-    # what must not change between a checkpoint and its continuation, for the sequence of songs to
-    # be the same
     def _identity(self) -> dict[str, Any]:
-        data = self.recipe.data
-        return {
-            "task": self.recipe.task,
-            "seed": self.recipe.seed,
-            "pack_size": data.pack_size,
-            "packs_per_step": data.packs_per_step,
-            "songs": len(self.sampler.numbers),
-            "data": self.shards.digest,
-            "model": json.loads(getattr(self.task.config, self.task.part).model_dump_json()),
-            "lora": self._lora_identity(),
-        }
-
-    def _lora_identity(self) -> dict[str, Any] | None:
-        """The additions that are trained and the weights they add to, which no checkpoint holds."""
-        if self.recipe.lora is None or self.recipe.init is None:
-            return None
-        base = model_folder(self.recipe.init) / f"{self.task.part}.safetensors"
-        return {**self.recipe.lora.model_dump(mode="json"), "base": sha256_of(base)}
+        songs = len(self.sampler.numbers)
+        return identity(self.recipe, self.task, songs=songs, digest=self.shards.digest)
 
     def run(self, *, resume: str = "auto") -> dict[str, Any]:
         """Trains to recipe.steps.
@@ -195,7 +184,17 @@ class Trainer:
         """
         with contextlib.ExitStack() as held:
             self._lock = self._locked(held)
-            return self._run(resume)
+            try:
+                return self._run(resume)
+            except RuntimeError as error:
+                if self.ranks.world == 1 or (reason := lost_peer(error)) is None:
+                    raise
+                raise LostPeerError(
+                    f"rank {self.ranks.rank} of {self.ranks.world} lost another rank in step "
+                    f"{self.progress.step} ({reason}): it has died, or hung for longer than "
+                    f"parallel.timeout_seconds={self.recipe.parallel.timeout_seconds:g}. Look for "
+                    f"the first error among the ranks' logs; the same command resumes"
+                ) from error
 
     def _locked(self, held: contextlib.ExitStack) -> RunLock | None:
         """Takes the folder for this run, by its first rank; the others learn whether it has it."""
@@ -248,6 +247,8 @@ class Trainer:
             for work in self._works():
                 waited = time.monotonic() - waiting
                 metrics = self._step(work) | {"wait_s": round(waited, 4)}
+                self._pace.step(waited)
+                metrics |= self._pace.compare()
                 runlog.step(metrics)
                 if self.recipe.log.songs:
                     runlog.songs(metrics["step"], self._everyone(self._ids(work)))
@@ -287,65 +288,13 @@ class Trainer:
         if tag is None:
             return None
         state = json.loads((tag / STATE).read_text(encoding="utf-8"))
-        ours = self._identity()
-        theirs = state["identity"]
-        fields = {
-            name: value
-            for name, value in theirs["model"].items()
-            if ours["model"].get(name) != value
-        }
-        changed = [
-            f"{name} ({theirs.get(name)} -> {ours[name]})"
-            for name in ours
-            if name != "model" and theirs.get(name) != ours[name]
-        ]
-        changed += [
-            f"{self.task.part}.{name} ({value} -> {ours['model'].get(name)})"
-            for name, value in fields.items()
-        ]
-        if changed:
-            raise ConfigError(
-                f"checkpoint '{tag}' belongs to another run: {', '.join(changed)}. "
-                "Undo the change, or start a new run from its weights (export it, then --set "
-                "init=FOLDER and another --out)"
-            )
+        check_same_run(tag, self._identity(), state["identity"], part=self.task.part)
         self.progress = Progress(**state["progress"])
-        self._tell_schedule(tag)
+        if self.ranks.main:
+            tell_schedule(tag, self.recipe, step=self.progress.step)
         self.strategy.load(tag)
         log.info("resumed from %s", tag)
         return tag
-
-    def _tell_schedule(self, tag: Path) -> None:
-        """Says what another number of steps, or another schedule, does to the learning rate from
-        here on.
-        """
-        try:
-            before = parse_recipe(
-                json.loads((tag / RECIPE).read_text(encoding="utf-8")), source=str(tag / RECIPE)
-            )
-        except ConfigError:  # of another release: there is nothing to compare with
-            return
-        step = self.progress.step
-        places = {"next": step, "last": max(self.recipe.steps - 1, 0)}
-        rates = {
-            name: (learning_rate(at, before), learning_rate(at, self.recipe))
-            for name, at in places.items()
-        }
-        if self.ranks.main and any(
-            not math.isclose(old, new, rel_tol=1e-9, abs_tol=1e-15) for old, new in rates.values()
-        ):
-            log.warning(
-                "the learning rate goes another way than in the run that is resumed (steps %d, now "
-                "%d): at step %d it would have been %.4g and is %.4g, at step %d %.4g and %.4g. To "
-                "keep the old one, --set schedule.steps=%d",
-                before.steps,
-                self.recipe.steps,
-                step,
-                *rates["next"],
-                places["last"],
-                *rates["last"],
-                before.schedule.steps or before.steps,
-            )
 
     def _works(self) -> Iterator[Work]:
         """Global batches from here to the last step, prepared ahead by threads."""
@@ -475,7 +424,7 @@ class Trainer:
                     number * self.strategy.world + self.strategy.rank,
                 )
             )
-            with self._counting(phase, batch):
+            with self._counting(phase, batch), self._pace.forward(batch.tokens):
                 loss_sum, logs = self.strategy.forward(
                     phase, to_device(batch.inputs, self.strategy.device)
                 )
