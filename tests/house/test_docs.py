@@ -47,6 +47,7 @@ ELSEWHERE = {
     "make gpu": "needs a GPU",
     "pytest": "is what runs this test",
     ".venv/bin/pytest": "is what runs this test",
+    "python -m pip install": "fetches packages from the network",
     ". .venv/bin/activate": "an environment of `make`",
     "python examples/": "tests/examples runs every example",
     "examples/": "tests/examples runs every example",
