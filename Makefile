@@ -6,6 +6,7 @@
 #              torch of that release brings several GB of CUDA libraries
 # make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random
 #              faults: takes an hour on two cores
+# make triton  the model repository in a real Triton Inference Server (the package nvidia-pytriton)
 # make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their
 #              peers, writes out/gpu/
 #
@@ -21,7 +22,7 @@ TEST_ARGS ?=
 FLOOR ?= .venv-floor
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help song test test-long test-floor lint docs ranks gpu tiny clean
+.PHONY: help song test test-long test-floor lint docs ranks triton gpu tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +59,14 @@ docs: $(VENV)/.docs
 ranks: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
 	  tests/training/parallel/test_deepspeed.py tests/training/checkpoints/test_faults.py
+
+# nvidia-pytriton bundles tritonserver, whose Python backend wants numpy < 2
+triton: $(VENV)/.dev
+	"$(PYTHON)" -m venv $(VENV)-triton
+	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  nvidia-pytriton==0.7.0 numpy==1.26.4
+	MUDIT_TRITON_ENV=$(VENV)-triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
+	  tests/serving/test_triton_server.py
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m mudit_engine.benchmarks.report_gpu --out out/gpu

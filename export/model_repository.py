@@ -1,15 +1,15 @@
-"""A model repository for NVIDIA's Triton Inference Server: text -> denoise -> decode, and the
-ensemble that chains them.
+"""A model repository for NVIDIA's Triton Inference Server.
 
-    REPO/models/mudit_text, mudit_denoise, mudit_decode  Python models (serving/triton_backend.py)
-    REPO/models/mudit_song                               the ensemble: one JSON request, audio out
-    REPO/deployment                                      the deployment folder, once for all of them
+    REPO/models/mudit_song     a decoupled Python model (serving/triton_backend.py) with the
+                               deployment folder inside: events and pieces of audio as they happen
+    REPO/models/mudit_whole    gathers them into one answer (serving/triton_whole.py)
 
     write_repository(Path("deploy"), Path("repo"), options=RepositoryOptions(runtime="onnxruntime"))
     tritonserver --model-repository=repo/models  # in an environment that has mudit-engine
 
-Requests that wait together are batched (songs of any lengths: the engine's batches are ragged);
-each model is warmed up with a real request before the server says it is ready.
+Requests are batched at the step by the engine inside mudit_song, whatever their lengths; the server
+says that it is ready when the engine is warm. Nothing lies outside REPO/models, so that the
+repository can be served from an object store.
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mudit_engine.availability import available
 from mudit_engine.config import ModelConfig, load_config
@@ -31,25 +28,30 @@ from mudit_engine.errors import GateError, InputError, OutputError
 from mudit_engine.names import RUNTIMES
 from mudit_engine.runtime.manifest import FILE, differences, read_manifest
 
-MODELS = {"mudit_text": "TextModel", "mudit_denoise": "DenoiseModel", "mudit_decode": "DecodeModel"}
-MODEL_FILE = """from mudit_engine.serving.triton_backend import {} as TritonPythonModel
+MODELS = {
+    "mudit_song": ("triton_backend", "SongModel"),
+    "mudit_whole": ("triton_whole", "WholeModel"),
+}
+MODEL_FILE = """from mudit_engine.serving.{} import {} as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 """
-WARM_FRAMES = 32
+VERSION = "1"
+INSIDE = Path("models") / "mudit_song" / VERSION / "deployment"
 
 
 @dataclass(frozen=True)
 class RepositoryOptions:
-    """How the server runs the models. `gpu` places denoise and decode on it;
-    delay in microseconds.
+    """How the server runs the models. `most_waiting`: songs that wait in an engine, beyond which
+    requests are refused; `instances`: engines, on a GPU one for each; `whole`: clients of
+    mudit_whole that are served at once.
     """
 
     runtime: str = "torch"
-    max_batch: int = 8
-    delay: int = 20_000
+    most_waiting: int = 64
     instances: int = 1
     gpu: bool = False
+    whole: int = 8
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -70,9 +72,9 @@ def write_repository(
     """Writes a model repository for NVIDIA's Triton Inference Server.
 
     Args:
-        deployment: a deployment folder; it is copied, once for all models.
+        deployment: a deployment folder; it is copied into the model.
         repository: must not exist or be an earlier one.
-        options: runtime, batch, delay, copies, whether on a GPU.
+        options: runtime, queue, copies, whether on a GPU.
 
     Returns:
         repository.
@@ -85,7 +87,7 @@ def write_repository(
     Examples:
         >>> repository = write_repository(deployed, new_folder)
         >>> sorted(path.name for path in (repository / "models").iterdir())
-        ['mudit_decode', 'mudit_denoise', 'mudit_song', 'mudit_text']
+        ['mudit_song', 'mudit_whole']
     """
     options = options or RepositoryOptions()
     manifest = read_manifest(deployment)
@@ -106,7 +108,7 @@ def write_repository(
     if (
         repository.exists()
         and any(repository.iterdir())
-        and not (repository / "deployment" / FILE).is_file()
+        and not (repository / INSIDE / FILE).is_file()
     ):
         raise InputError(
             f"'{repository}' holds something that is not a repository: name a new folder"
@@ -118,16 +120,14 @@ def write_repository(
             raise GateError(f"config.pbtxt of {name} is not what the server reads: {faults}")
     aside = repository.with_name(f".{repository.name}.{secrets.token_hex(4)}")
     try:
-        shutil.copytree(deployment, aside / "deployment")
         for name, text in configs.items():
             folder = aside / "models" / name
-            (folder / "1").mkdir(parents=True)
+            (folder / VERSION).mkdir(parents=True)
             (folder / "config.pbtxt").write_text(text, encoding="utf-8")
-            if name in MODELS:
-                (folder / "1" / "model.py").write_text(
-                    MODEL_FILE.format(MODELS[name]), encoding="utf-8"
-                )
-        _write_warm_up(aside, config)
+            (folder / VERSION / "model.py").write_text(
+                MODEL_FILE.format(*MODELS[name]), encoding="utf-8"
+            )
+        shutil.copytree(deployment, aside / INSIDE)
         if repository.exists():
             shutil.rmtree(repository)
         aside.rename(repository)
@@ -143,76 +143,33 @@ def write_repository(
 
 def model_configs(config: ModelConfig, options: RepositoryOptions) -> dict[str, str]:
     """config.pbtxt of every model."""
-    c, audio = config.dit.latent_channels, config.vae.channels
-    song = ("SONG", "TYPE_STRING", [1])
-    latents, seconds = ("LATENTS", "TYPE_FP32", [-1, c]), ("SECONDS", "TYPE_FP32", [1])
-    request, info = ("REQUEST", "TYPE_STRING", [1]), ("INFO", "TYPE_STRING", [1])
-    sound, rate = ("AUDIO", "TYPE_INT16", [audio, -1]), ("SAMPLE_RATE", "TYPE_INT32", [1])
-    warm = {
-        "mudit_text": {"REQUEST": ("TYPE_STRING", [1], "request")},
-        "mudit_denoise": {"SONG": ("TYPE_STRING", [1], "song")},
-        "mudit_decode": {
-            "LATENTS": ("TYPE_FP32", [WARM_FRAMES, c], "latents"),
-            "SECONDS": ("TYPE_FP32", [1], "seconds"),
+    request = [_port("REQUEST", "TYPE_STRING", [1])]
+    audio = _port("AUDIO", "TYPE_INT16", [config.vae.channels, -1])
+    rate = _port("SAMPLE_RATE", "TYPE_INT32", [1])
+    kind = Enum("KIND_GPU" if options.gpu else "KIND_CPU")
+    song = {
+        "name": "mudit_song",
+        "backend": "python",
+        # the engine batches: the server hands every request over as it comes
+        "max_batch_size": 0,
+        "model_transaction_policy": {"decoupled": True},
+        "input": request,
+        "output": [_port("EVENT", "TYPE_STRING", [1]), audio, rate],
+        "instance_group": [{"count": options.instances, "kind": kind}],
+        "parameters": {
+            "runtime": {"string_value": options.runtime},
+            "most_waiting": {"string_value": str(options.most_waiting)},
         },
     }
-    ports = {
-        "mudit_text": ([request], [song, seconds, info]),
-        "mudit_denoise": ([song], [latents]),
-        "mudit_decode": ([latents, seconds], [sound, rate]),
+    whole = {
+        "name": "mudit_whole",
+        "backend": "python",
+        "max_batch_size": 0,
+        "input": request,
+        "output": [audio, rate, _port("INFO", "TYPE_STRING", [1])],
+        "instance_group": [{"count": options.whole, "kind": Enum("KIND_CPU")}],
     }
-    texts = {name: _python_model(name, *ports[name], warm[name], options) for name in MODELS}
-    # the ensemble's own tensors carry the data from step to step
-    steps = []
-    for name, (takes, gives) in ports.items():
-        maps = {
-            "input_map": {port[0]: port[0] for port in takes},
-            "output_map": {port[0]: port[0] for port in gives},
-        }
-        steps.append({"model_name": name, "model_version": -1, **maps})
-    ensemble = {
-        "name": "mudit_song",
-        "platform": "ensemble",
-        "max_batch_size": options.max_batch,
-        "input": [_port(*request)],
-        "output": [_port(*port) for port in (sound, rate, info, latents)],
-        "ensemble_scheduling": {"step": steps},
-    }
-    return {**texts, "mudit_song": pbtxt(ensemble)}
-
-
-def _python_model(
-    name: str,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    warm: Mapping[str, Any],
-    options: RepositoryOptions,
-) -> str:
-    on_gpu = options.gpu and name != "mudit_text"
-    samples = {
-        port: {"data_type": Enum(kind), "dims": dims, "input_data_file": file}
-        for port, (kind, dims, file) in warm.items()
-    }
-    return pbtxt(
-        {
-            "name": name,
-            "backend": "python",
-            "max_batch_size": options.max_batch,
-            # songs differ in length: requests are batched as they are, and never padded to each
-            # other
-            "input": [
-                {**_port(*port), **({"allow_ragged_batch": True} if -1 in port[2] else {})}
-                for port in inputs
-            ],
-            "output": [_port(*port) for port in outputs],
-            "instance_group": [
-                {"count": options.instances, "kind": Enum("KIND_GPU" if on_gpu else "KIND_CPU")}
-            ],
-            "dynamic_batching": {"max_queue_delay_microseconds": options.delay},
-            "parameters": {"runtime": {"string_value": options.runtime}},
-            "model_warmup": [{"name": "short song", "batch_size": 1, "inputs": samples}],
-        }
-    )
+    return {"mudit_song": pbtxt(song), "mudit_whole": pbtxt(whole)}
 
 
 def _port(name: str, kind: str, dims: Sequence[int]) -> dict[str, Any]:
@@ -240,7 +197,7 @@ def pbtxt(message: Mapping[str, Any], indent: str = "") -> str:
     return "".join(lines)
 
 
-MAPS = ("input_map", "output_map", "parameters", "inputs")
+MAPS = ("parameters",)
 
 
 def _scalar(value: Any) -> str:
@@ -280,39 +237,3 @@ def _schema() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _write_warm_up(root: Path, config: ModelConfig) -> None:
-    """Files that the server reads as inputs: raw values, and for strings a 32-bit length before
-    each.
-    """
-    from mudit_engine.models.chinmu import ChinMu
-    from mudit_engine.models.folder import load_part
-    from mudit_engine.models.vae import SpectralVAE
-    from mudit_engine.reading import RequestReader
-    from mudit_engine.serving.triton_backend import pack_song, parse_request
-
-    seconds = min(WARM_FRAMES / config.vae.frame_rate, config.max_seconds)
-    request = json.dumps(
-        {"description": "warm up", "seconds": round(max(seconds, 1.0), 3), "seed": 0}
-    ).encode()
-    vae, chinmu = (load_part(part, config, root / "deployment") for part in ("vae", "chinmu"))
-    assert isinstance(vae, SpectralVAE) and isinstance(chinmu, ChinMu)
-    reader = RequestReader(config, vae, text=chinmu)
-    song = reader.inputs(reader.read(parse_request(request, root)))
-    latents = np.zeros((WARM_FRAMES, config.dit.latent_channels), np.float32)
-    files = {
-        "mudit_text/request": _string(request),
-        "mudit_denoise/song": _string(pack_song(song)),
-        "mudit_decode/latents": latents.tobytes(),
-        "mudit_decode/seconds": struct.pack("<f", WARM_FRAMES / config.vae.frame_rate),
-    }
-    for name, data in files.items():
-        model, file = name.split("/")
-        folder = root / "models" / model / "warmup"
-        folder.mkdir(exist_ok=True)
-        (folder / file).write_bytes(data)
-
-
-def _string(data: bytes) -> bytes:
-    return struct.pack("<I", len(data)) + data

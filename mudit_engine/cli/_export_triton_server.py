@@ -1,7 +1,7 @@
 """`mudit export triton-server`: a model repository for NVIDIA's Triton Inference Server.
 
 mudit export triton-server deploy repo --runtime onnxruntime
-mudit export triton-server deploy repo --runtime tensorrt --gpu --max-batch 4
+mudit export triton-server deploy repo --runtime tensorrt --gpu --instances 2
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
     type=click.Choice(("torch", "onnxruntime", "openvino", "tensorrt")),
     default="torch",
     show_default=True,
-    help="What denoises and decodes.",
+    help="What runs the networks.",
 )
-@click.option("--gpu", is_flag=True, help="Place denoise and decode on a GPU.")
+@click.option("--gpu", is_flag=True, help="Place the engine on a GPU.")
 @click.option(
-    "--max-batch",
+    "--max-waiting",
     type=click.IntRange(1),
-    default=8,
+    default=64,
     show_default=True,
-    help="Songs the server batches at most.",
-)
-@click.option(
-    "--delay-ms",
-    type=click.FloatRange(0),
-    default=20.0,
-    show_default=True,
-    help="How long a request waits for others.",
+    help="Songs that wait in an engine at most.",
 )
 @click.option(
     "--instances",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Copies of each model.",
+    help="Engines; with --gpu on each GPU.",
+)
+@click.option(
+    "--whole",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Clients of mudit_whole served at once.",
 )
 @json_option
 def command(
@@ -51,20 +51,20 @@ def command(
     repository: Path,
     runtime: str,
     gpu: bool,
-    max_batch: int,
-    delay_ms: float,
+    max_waiting: int,
     instances: int,
+    whole: int,
     as_json: bool,
 ) -> None:
-    """Write the model repository REPO of the deployment folder OUT: text -> denoise -> decode,
-    batched and warmed up.
+    """Write the model repository REPO of the deployment folder OUT: mudit_song streams events and
+    audio, mudit_whole answers with the whole song.
 
     Serve it with `tritonserver --model-repository=REPO/models` where mudit-engine is installed.
     """
     from mudit_engine.availability import available
     from mudit_engine.export.model_repository import RepositoryOptions, write_repository
 
-    options = RepositoryOptions(runtime, max_batch, round(delay_ms * 1000), instances, gpu)
+    options = RepositoryOptions(runtime, max_waiting, instances, gpu, whole)
     write_repository(folder, repository, options=options)
     models = sorted(path.name for path in (repository / "models").iterdir())
     validated = available("tritonclient")

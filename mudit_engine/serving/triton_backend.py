@@ -1,15 +1,14 @@
-"""The three stages of a song as Python models of NVIDIA's Triton Inference Server: text -> denoise
--> decode.
+"""Songs in NVIDIA's Triton Inference Server: a decoupled Python model around the batcher.
 
-    REQUEST, JSON of SongRequest's fields  -> text    -> SONG (safetensors), SECONDS, INFO (JSON)
-    SONG                                   -> denoise -> LATENTS [frames, C]
-    LATENTS, SECONDS                       -> decode  -> AUDIO int16 [channels, samples],
-                                                         SAMPLE_RATE
+    REQUEST, JSON of SongRequest's fields -> responses as they happen:
+        EVENT          JSON: stage, step, steps; at last also seed, seconds and notes
+        AUDIO          int16 [channels, samples], a piece of the song, or no samples
+        SAMPLE_RATE    int32
 
-A REQUEST is JSON with the fields of SongRequest. `mudit export triton-server` writes the repository
-whose model.py files name these classes. The server hands `execute` all requests that waited
-together, whatever their lengths: `denoise` steps them as one ragged batch. "reference" in a request
-is an audio file in base64.
+`mudit export triton-server` writes the repository whose model.py files name this class and
+serving/triton_whole.py, which gathers the pieces for clients that want one answer. All requests of
+an instance share one engine and are batched at the step (runtime/batcher.py); a client that cancels
+stops its song before the next one. "reference" in a request is an audio file in base64.
 """
 
 from __future__ import annotations
@@ -18,160 +17,161 @@ import base64
 import binascii
 import importlib
 import json
+import logging
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mudit_engine.config import load_config
-from mudit_engine.diffusion.samplers import SamplerTable
-from mudit_engine.errors import InputError, MuditError
-from mudit_engine.models.outline import OutlineRows
-from mudit_engine.reading import RequestReader
+from mudit_engine.errors import BusyError, InputError, MuditError, StoppedError
+from mudit_engine.reading import Understood
 from mudit_engine.request import FIELDS, SongRequest, request_from_fields
-from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_song
-from mudit_engine.runtime.denoiser import SongInputs, denoise
-from mudit_engine.runtime.load import fast_dtype, load_codec_and_text, open_model, usual_device
+from mudit_engine.runtime.batcher import ENDED, Event, Stage, Ticket
+from mudit_engine.serving.engine import Engine
 
-DEPLOYMENT = "deployment"  # folder beside the repository
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT = "deployment"  # folder inside the model's version folder
 
 
-class _Model:
-    """What the server calls. Subclasses answer a list of requests, each with a list of named arrays
-    or an error.
-    """
+class SongModel:
+    """What the server calls."""
 
     def initialize(self, args: dict[str, Any]) -> None:
+        """Opens the engine on the instance's own device."""
         self.utils: Any = importlib.import_module("triton_python_backend_utils")
         parameters = json.loads(args["model_config"]).get("parameters", {})
-        # .../models/<name> -> .../deployment
-        self.folder = Path(args["model_repository"]).parent.parent / DEPLOYMENT
-        self.runtime_name = str(parameters["runtime"]["string_value"])
-        self.load()
+        folder = Path(args["model_repository"]) / str(args["model_version"]) / DEPLOYMENT
+        runtime = str(parameters["runtime"]["string_value"])
+        device = device_of(args)
+        if device is not None:
+            torch.cuda.set_device(device)
+        on_torch = runtime == "torch"
+        self.engine = Engine.open(
+            folder,
+            runtime=runtime,
+            device=(f"cuda:{device}" if device is not None else "cpu") if on_torch else None,
+            most_waiting=int(parameters["most_waiting"]["string_value"]),
+        )
 
-    def load(self) -> None:
-        raise NotImplementedError
+    def execute(self, requests: list[Any]) -> None:
+        """Hands every request to the batcher; answers are sent from its threads."""
+        for request in requests:
+            sender = request.get_response_sender()
+            gathered = bool(json.loads(request.parameters() or "{}").get("gathered"))
+            try:
+                _Answer(self, sender, gathered=gathered).start(_text_of(self.utils, request))
+            except Exception as error:
+                self.refuse(sender, error, gathered=gathered)
 
-    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        raise NotImplementedError
+    def finalize(self) -> None:
+        """Ends the engine; songs under way are cancelled."""
+        self.engine.close()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        responses = []
-        for result in self.answer(requests):
-            if isinstance(result, MuditError):
-                responses.append(
-                    self.utils.InferenceResponse(error=self.utils.TritonError(str(result)))
-                )
-            else:
-                responses.append(
-                    self.utils.InferenceResponse(
-                        [self.utils.Tensor(name, value) for name, value in result.items()]
-                    )
-                )
-        return responses
-
-    def given(self, request: Any, name: str) -> np.ndarray:
-        """An input without its batch axis. Raises InputError unless that is 1: the server batches
-        requests, songs of one would be lost.
+    def refuse(self, sender: Any, error: BaseException, *, gathered: bool) -> None:
+        """Answers with an error: the user's own is INVALID_ARG, which HTTP says as 400. To one who
+        gathers, mudit_whole, it is an event.
         """
-        array: np.ndarray = self.utils.get_input_tensor_by_name(request, name).as_numpy()
-        if len(array) != 1:
-            raise InputError(
-                f"{name} holds {len(array)} songs: send one song a request, the server batches them"
-            )
-        return array[0]
-
-
-class TextModel(_Model):
-    """Requests to what the network needs of them."""
-
-    def load(self) -> None:
-        config = load_config(self.folder)
-        vae, chinmu = load_codec_and_text(config, self.folder, torch.device("cpu"), torch.float32)
-        self.reader = RequestReader(config, vae, text=chinmu)
-
-    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        def read(request: Any) -> dict[str, np.ndarray]:
-            return self._read(bytes(self.given(request, "REQUEST")[0]))
-
-        return [_guarded(partial(read, request)) for request in requests]
-
-    def _read(self, text: bytes) -> dict[str, np.ndarray]:
-        with tempfile.TemporaryDirectory() as scratch:
-            read = self.reader.read(parse_request(text, Path(scratch)))
-            song = self.reader.inputs(read)
-        info = {
-            "frames": read.frames,
-            "seconds": read.seconds,
-            "seed": read.seed,
-            "notes": list(read.notes),
-        }
-        packed = np.array([[pack_song(song)]], dtype=np.object_)
-        described = np.array([[json.dumps(info, ensure_ascii=False).encode()]], dtype=np.object_)
-        return {
-            "SONG": packed,
-            "SECONDS": np.array([[read.seconds]], np.float32),
-            "INFO": described,
-        }
-
-
-class DenoiseModel(_Model):
-    """All songs that wait, as one ragged batch."""
-
-    def load(self) -> None:
-        self.runtime = open_model(self.folder, runtime=self.runtime_name).runtime
-
-    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        def unpack(request: Any) -> SongInputs:
-            return unpack_song(bytes(self.given(request, "SONG")[0]))
-
-        inputs = [_guarded(partial(unpack, request)) for request in requests]
-        good = [song for song in inputs if not isinstance(song, MuditError)]
-        try:
-            found: list[Any] = list(self._latents(good))
-        except MuditError:
-            # one song must not take the others down
-            found = [_guarded(partial(self._latents, [song])) for song in good]
-            found = [one if isinstance(one, MuditError) else one[0] for one in found]
-        answers = iter(found)
-        return [song if isinstance(song, MuditError) else next(answers) for song in inputs]
-
-    def _latents(self, songs: list[SongInputs]) -> list[dict[str, np.ndarray]]:
-        if not songs:
-            return []
-        with torch.inference_mode():
-            states = [self.runtime.prepare(song) for song in songs]
-            return [
-                {"LATENTS": x.float().cpu().numpy()[None]} for x in denoise(self.runtime, states)
-            ]
-
-
-class DecodeModel(_Model):
-    """Latents to audio, chunk by chunk."""
-
-    def load(self) -> None:
-        self.decoder: LatentDecoder
-        if self.runtime_name == "torch":
-            config, place = load_config(self.folder), usual_device()
-            vae, _ = load_codec_and_text(config, self.folder, place, fast_dtype(place))
-            self.decoder = TorchDecoder(vae)
+        code = "INTERNAL"
+        if isinstance(error, InputError):
+            code = "INVALID_ARG"
+        elif isinstance(error, BusyError):
+            code = "UNAVAILABLE"
+        elif isinstance(error, StoppedError):
+            code = "CANCELLED"
+        elif not isinstance(error, MuditError):
+            logger.error("a request failed", exc_info=error)
+        if gathered:
+            response = self.response({"error": str(error), "code": code}, None)
         else:
-            self.decoder = open_model(self.folder, runtime=self.runtime_name).decoder
+            errors = self.utils.TritonError
+            response = self.utils.InferenceResponse(error=errors(str(error), getattr(errors, code)))
+        _send(self.utils, sender, response, final=True)
 
-    def answer(self, requests: list[Any]) -> list[dict[str, np.ndarray] | MuditError]:
-        return [_guarded(partial(self._decode, request)) for request in requests]
+    def response(self, event: dict[str, Any], audio_cS: torch.Tensor | None) -> Any:
+        """One of a request's responses."""
+        utils, vae = self.utils, self.engine.config.vae
+        audio = np.zeros((vae.channels, 0), np.int16)
+        if audio_cS is not None:
+            audio = (audio_cS * 32767).round().to(torch.int16).numpy()
+        text = json.dumps(event, ensure_ascii=False).encode()
+        return utils.InferenceResponse(
+            [
+                utils.Tensor("EVENT", np.array([text], dtype=np.object_)),
+                utils.Tensor("AUDIO", np.ascontiguousarray(audio)),
+                utils.Tensor("SAMPLE_RATE", np.array([vae.sample_rate], np.int32)),
+            ]
+        )
 
-    def _decode(self, request: Any) -> dict[str, np.ndarray]:
-        latents = torch.from_numpy(self.given(request, "LATENTS").copy())
-        seconds = float(self.given(request, "SECONDS")[0])
-        audio = decode_song(self.decoder, latents, seconds=seconds)
-        rate = np.array([[self.decoder.config.sample_rate]], np.int32)
-        return {"AUDIO": (audio * 32767).round().to(torch.int16).numpy()[None], "SAMPLE_RATE": rate}
+
+class _Answer:
+    """One request on its way."""
+
+    def __init__(self, model: SongModel, sender: Any, *, gathered: bool) -> None:
+        self.model, self.sender, self.gathered = model, sender, gathered
+        self.ticket: Ticket | None = None
+        self.understood: Understood | None = None
+        self.scratch = tempfile.TemporaryDirectory(prefix="mudit-request-")
+
+    def start(self, text: bytes) -> None:
+        """Checks the request and hands it in. Raises InputError, BusyError."""
+        try:
+            request = parse_request(text, Path(self.scratch.name))
+            self.understood = self.model.engine.read(request)
+            self.ticket = self.model.engine.submit(self.understood, on_event=self.heard)
+        except BaseException:
+            self.scratch.cleanup()
+            raise
+
+    def heard(self, event: Event) -> None:
+        """From the batcher's threads."""
+        if event.stage in ENDED:
+            self.scratch.cleanup()
+            if event.stage is Stage.COMPLETED:
+                self._send(event, final=True)
+            else:
+                error = event.error or MuditError("the song failed")
+                self.model.refuse(self.sender, error, gathered=self.gathered)
+            return
+        if self.ticket is not None and self.sender.is_cancelled():
+            self.ticket.cancel()
+            return
+        self._send(event, final=False)
+
+    def _send(self, event: Event, *, final: bool) -> None:
+        assert self.understood is not None
+        told: dict[str, Any] = {
+            "stage": event.stage.value,
+            "step": event.step,
+            "steps": event.steps,
+            "seconds": self.understood.seconds,
+            "seed": self.understood.seed,
+        }
+        if final:
+            told["notes"] = list(self.understood.notes)
+        response = self.model.response(told, event.audio)
+        _send(self.model.utils, self.sender, response, final=final)
+
+
+def _send(utils: Any, sender: Any, response: Any, *, final: bool) -> None:
+    sender.send(response, flags=utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+
+def _text_of(utils: Any, request: Any) -> bytes:
+    values = utils.get_input_tensor_by_name(request, "REQUEST").as_numpy().reshape(-1)
+    if len(values) != 1:
+        raise InputError(f"REQUEST holds {len(values)} songs: send one song a request")
+    text = values[0]
+    return text if isinstance(text, bytes) else str(text).encode()
+
+
+def device_of(args: dict[str, Any]) -> int | None:
+    """The GPU that the server gave to this instance, None for a CPU instance."""
+    if args.get("model_instance_kind") != "GPU":
+        return None
+    return int(args["model_instance_device_id"])
 
 
 def parse_request(text: bytes, scratch: Path) -> SongRequest:
@@ -180,7 +180,7 @@ def parse_request(text: bytes, scratch: Path) -> SongRequest:
     """
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"REQUEST is no JSON ({error}): send an object with fields {', '.join(FIELDS)}"
         ) from None
@@ -194,65 +194,3 @@ def parse_request(text: bytes, scratch: Path) -> SongRequest:
             ) from None
         fields["reference"] = path
     return request_from_fields(fields, where="REQUEST")
-
-
-def pack_song(song: SongInputs) -> bytes:
-    """SongInputs as safetensors: tensors, and the rest as JSON in its metadata."""
-    from safetensors.torch import save
-
-    tensors: dict[str, Tensor] = {"descriptions": song.descriptions, "negative": song.negative}
-    tensors |= {"times": song.table.times, "rows": song.table.rows}
-    if song.reference is not None:
-        tensors["reference"] = song.reference
-    if song.outline is not None:
-        tensors |= {f"outline.{name}": value for name, value in vars(song.outline).items()}
-    rest = {
-        name: getattr(song, name)
-        for name in ("frames", "seconds", "seed", "user_type", "reference_kind")
-    }
-    rest |= {
-        "lyric_ids": list(song.lyric_ids),
-        "guided": song.table.guided,
-        "needs_noise": song.table.needs_noise,
-    }
-    rest |= {"texts": list(song.texts), "negative_texts": list(song.negative_texts)}
-    rest |= {"noise_scale": song.table.noise_scale}
-    return save(
-        {name: value.cpu().contiguous() for name, value in tensors.items()},
-        {"song": json.dumps(rest)},
-    )
-
-
-def unpack_song(data: bytes) -> SongInputs:
-    """What pack_song made. Raises InputError for other bytes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        rest = json.loads(header["__metadata__"]["song"])
-        guided, noisy, scale = rest.pop("guided"), rest.pop("needs_noise"), rest.pop("noise_scale")
-        table = SamplerTable(tensors["times"], tensors["rows"], tuple(guided), scale, tuple(noisy))
-        parts = {
-            name.removeprefix("outline."): value
-            for name, value in tensors.items()
-            if name.startswith("outline.")
-        }
-        outline = OutlineRows(**parts) if parts else None
-        described: dict[str, Any] = {
-            name: tensors.get(name) for name in ("descriptions", "negative", "reference")
-        }
-        return SongInputs(table=table, outline=outline, **described, **rest)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"SONG cannot be read ({error}): send what the text model gave, from the same version"
-        ) from None
-
-
-def _guarded(work: Callable[[], Any]) -> Any:
-    """The result of `work`, or the MuditError it raised: one bad request is one bad response."""
-    try:
-        return work()
-    except MuditError as error:
-        return error

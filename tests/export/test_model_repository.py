@@ -1,15 +1,16 @@
-"""The model repository: configurations the server's own schema reads, and the stages answer as the
-pipeline does.
+"""The model repository: configurations the server's own schema reads, and models that answer as the
+pipeline does. (tests/serving/test_triton_server.py runs them in a real server.)
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
-import struct
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,18 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mudit_engine.cli.main import run
 from mudit_engine.errors import InputError
 from mudit_engine.export.manifest import new_manifest, write_manifest
 from mudit_engine.export.model_repository import (
+    INSIDE,
     RepositoryOptions,
     _schema,
     config_faults,
     write_repository,
 )
 from mudit_engine.pipeline import SongPipeline, SongRequest
-from mudit_engine.serving import triton_backend
+from mudit_engine.serving.triton_backend import device_of
 
 REQUESTS: list[dict[str, Any]] = [
     {"description": "slow piano", "lyrics": "(verse)\n你好世界", "seconds": 3.0, "seed": 5},
@@ -54,31 +57,70 @@ def repository(deployment: Path) -> Path:
     return write_repository(deployment, deployment.with_name("repo"))
 
 
-class Stage:
-    """A model of the repository, loaded and called as the server does."""
+class Error:
+    """The server's error type."""
 
-    def __init__(self, repository: Path, name: str) -> None:
+    INTERNAL, INVALID_ARG, UNAVAILABLE, CANCELLED = "INTERNAL", "INVALID_ARG", "BUSY", "CANCELLED"
+
+    def __init__(self, message: str, code: str = "INTERNAL") -> None:
+        self.message, self.code = message, code
+
+
+class Sender:
+    """What a decoupled model answers with."""
+
+    def __init__(self) -> None:
+        self.responses: list[Any] = []
+        self.done, self.gone = threading.Event(), False
+
+    def send(self, response: Any, flags: int = 0) -> None:
+        self.responses.append(response)
+        if flags:
+            self.done.set()
+
+    def is_cancelled(self) -> bool:
+        return self.gone
+
+
+class Server:
+    """The model mudit_song of a repository, loaded and called as the server does."""
+
+    def __init__(self, repository: Path) -> None:
+        folder = repository / "models" / "mudit_song"
         scope: dict[str, Any] = {}
-        exec((repository / "models" / name / "1" / "model.py").read_text(), scope)
+        exec((folder / "1" / "model.py").read_text(), scope)
         self.model = scope["TritonPythonModel"]()
-        text = (repository / "models" / name / "config.pbtxt").read_text()
-        parameters = {"runtime": {"string_value": parse(text).parameters["runtime"].string_value}}
+        config = parse((folder / "config.pbtxt").read_text())
+        parameters = {
+            name: {"string_value": one.string_value} for name, one in config.parameters.items()
+        }
         arguments = {
             "model_config": json.dumps({"parameters": parameters}),
-            "model_repository": str(repository / "models" / name),
+            "model_repository": str(folder),
+            "model_version": "1",
+            "model_instance_kind": "CPU",
         }
         self.model.initialize(arguments)
 
-    def __call__(self, *requests: dict[str, np.ndarray]) -> list[Any]:
-        given = [
-            {
-                name: SimpleNamespace(as_numpy=lambda value=value: value)
-                for name, value in request.items()
-            }
-            for request in requests
-        ]
-        answers: list[Any] = self.model.execute(given)
-        return answers
+    def ask(self, *texts: bytes, gathered: bool = False) -> list[Sender]:
+        senders = [Sender() for _ in texts]
+
+        def request(text: bytes, sender: Sender) -> Any:
+            value = np.array([text], dtype=np.object_)
+            return SimpleNamespace(
+                get_response_sender=lambda: sender,
+                parameters=lambda: json.dumps({"gathered": gathered}),
+                REQUEST=SimpleNamespace(as_numpy=lambda: value),
+            )
+
+        self.model.execute([request(*pair) for pair in zip(texts, senders, strict=True)])
+        return senders
+
+    def answers(self, *texts: bytes, gathered: bool = False) -> list[list[Any]]:
+        senders = self.ask(*texts, gathered=gathered)
+        for sender in senders:
+            assert sender.done.wait(60)
+        return [sender.responses for sender in senders]
 
 
 def parse(text: str) -> Any:
@@ -87,20 +129,25 @@ def parse(text: str) -> Any:
     return text_format.Parse(text, _schema().ModelConfig())
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Any:
     utils: Any = ModuleType("triton_python_backend_utils")
     utils.Tensor = lambda name, value: (name, value)
-    utils.TritonError = lambda message: message
+    utils.TritonError = Error
+    utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
     utils.InferenceResponse = lambda tensors=(), error=None: SimpleNamespace(
         error=error, **dict(tensors)
     )
-    utils.get_input_tensor_by_name = lambda request, name: request[name]
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+    utils.get_input_tensor_by_name = lambda request, name: getattr(request, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "triton_python_backend_utils", utils)
+        one = Server(repository)
+        yield one
+        one.model.finalize()
 
 
-def string(data: bytes) -> np.ndarray:
-    return np.array([[data]], dtype=np.object_)
+def _events(responses: list[Any]) -> list[dict[str, Any]]:
+    return [json.loads(one.EVENT[0]) for one in responses]
 
 
 def test_the_servers_schema_reads_every_configuration(repository: Path) -> None:
@@ -108,30 +155,19 @@ def test_the_servers_schema_reads_every_configuration(repository: Path) -> None:
         path.parent.name: parse(path.read_text())
         for path in (repository / "models").rglob("config.pbtxt")
     }
-    assert set(found) == {"mudit_text", "mudit_denoise", "mudit_decode", "mudit_song"}
+    assert set(found) == {"mudit_song", "mudit_whole"}
     for name, config in found.items():
-        assert config.name == name and config.max_batch_size == 8
-    denoise = found["mudit_denoise"]
-    assert (
-        denoise.backend == "python"
-        and denoise.dynamic_batching.max_queue_delay_microseconds == 20_000
-    )
-    assert found["mudit_decode"].input[0].allow_ragged_batch, (
-        "songs of different lengths wait together"
-    )
-    steps = found["mudit_song"].ensemble_scheduling.step
-    assert [step.model_name for step in steps] == ["mudit_text", "mudit_denoise", "mudit_decode"]
-    known = {port.name for port in found["mudit_song"].input}
-    # every tensor of the ensemble comes from somewhere, and is a port of its model
-    for step in steps:
-        model = found[step.model_name]
-        assert (
-            set(step.input_map) == {port.name for port in model.input}
-            and set(step.input_map.values()) <= known
-        )
-        assert set(step.output_map) == {port.name for port in model.output}
-        known |= set(step.output_map.values())
-    assert {port.name for port in found["mudit_song"].output} <= known
+        assert config.name == name and config.backend == "python" and config.max_batch_size == 0
+    assert found["mudit_song"].model_transaction_policy.decoupled
+    assert not found["mudit_whole"].model_transaction_policy.decoupled
+    assert found["mudit_whole"].instance_group[0].count == 8
+
+
+def test_everything_lies_inside_the_models(repository: Path, deployment: Path) -> None:
+    """An object store serves REPO/models and nothing beside it."""
+    assert [path.name for path in repository.iterdir()] == ["models"]
+    inside = {path.name for path in (repository / INSIDE).iterdir()}
+    assert inside == {path.name for path in deployment.iterdir()}
 
 
 def test_a_configuration_that_the_schema_refuses_is_a_fault() -> None:
@@ -139,19 +175,13 @@ def test_a_configuration_that_the_schema_refuses_is_a_fault() -> None:
     assert "no field" in str(config_faults('name: "a" batches: 4'))
 
 
-def test_warm_up_files_are_as_long_as_their_inputs(repository: Path) -> None:
-    for path in (repository / "models").rglob("config.pbtxt"):
-        for warm in parse(path.read_text()).model_warmup:
-            for sample in warm.inputs.values():
-                data = (path.parent / "warmup" / sample.input_data_file).read_bytes()
-                if sample.data_type == _schema().DataType.Value("TYPE_STRING"):
-                    assert struct.unpack("<I", data[:4])[0] == len(data) - 4
-                else:
-                    assert len(data) == 4 * int(np.prod(sample.dims))
+def test_an_instance_takes_the_gpu_that_it_was_given() -> None:
+    assert device_of({"model_instance_kind": "CPU", "model_instance_device_id": "0"}) is None
+    assert device_of({"model_instance_kind": "GPU", "model_instance_device_id": "3"}) == 3
 
 
-def test_the_stages_make_what_the_pipeline_makes(
-    repository: Path, deployment: Path, server: None, tmp_path: Path
+def test_the_model_makes_what_the_pipeline_makes(
+    server: Server, deployment: Path, tmp_path: Path
 ) -> None:
     sound = tmp_path / "reference.wav"
     soundfile.write(sound, np.random.default_rng(0).normal(0, 0.1, 8000), 8000)
@@ -160,29 +190,23 @@ def test_the_stages_make_what_the_pipeline_makes(
         *REQUESTS,
         {**with_reference, "reference": base64.b64encode(sound.read_bytes()).decode()},
     ]
-    texts = Stage(repository, "mudit_text")(
-        *({"REQUEST": string(json.dumps(one).encode())} for one in requests)
-    )
-    assert [text.error for text in texts] == [None] * 3
-    assert [json.loads(text.INFO[0, 0])["seed"] for text in texts] == [5, 6, 7]
-    latents = Stage(repository, "mudit_denoise")(*({"SONG": text.SONG} for text in texts))
-    stage = Stage(repository, "mudit_decode")
-    songs = stage(
-        *(
-            {"LATENTS": one.LATENTS, "SECONDS": text.SECONDS}
-            for one, text in zip(latents, texts, strict=True)
-        )
-    )
+    found = server.answers(*(json.dumps(one).encode() for one in requests))
     pipeline = SongPipeline.from_pretrained(deployment)
     wanted = pipeline.generate(
         [SongRequest(**one) for one in REQUESTS] + [SongRequest(**with_reference, reference=sound)]
     )
-    for song, expected in zip(songs, wanted, strict=True):
-        assert song.AUDIO.dtype == np.int16 and song.AUDIO.shape == (1, *expected.audio.shape)
-        assert np.abs(song.AUDIO[0] / 32767 - expected.audio).max() < 1e-3
-        assert song.SAMPLE_RATE.tolist() == [[8000]]
+    for responses, expected, seed in zip(found, wanted, (5, 6, 7), strict=True):
+        events = _events(responses)
+        assert events[-1]["stage"] == "completed" and events[-1]["seed"] == seed
+        steps = [one["step"] for one in events if one["stage"] == "denoising"]
+        assert steps == list(range(1, events[-1]["steps"] + 1))
+        audio = np.concatenate([one.AUDIO for one in responses], axis=1)
+        assert audio.dtype == np.int16 and audio.shape == expected.audio.shape
+        assert np.abs(audio / 32767 - expected.audio).max() < 1e-3
+        assert responses[-1].SAMPLE_RATE.tolist() == [8000]
 
 
+@pytest.mark.parametrize("gathered", [False, True], ids=["stream", "gathered"])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -196,34 +220,47 @@ def test_the_stages_make_what_the_pipeline_makes(
     ids=["json", "list", "unknown", "empty", "type", "base64"],
 )
 def test_a_bad_request_is_one_bad_answer(
-    repository: Path, server: None, text: bytes, message: str
+    server: Server, text: bytes, message: str, gathered: bool
 ) -> None:
-    good = {"REQUEST": string(json.dumps(REQUESTS[1]).encode())}
-    answers = Stage(repository, "mudit_text")({"REQUEST": string(text)}, good)
-    assert re.search(message, answers[0].error) and answers[1].error is None
+    good = json.dumps(REQUESTS[1]).encode()
+    bad, fine = server.answers(text, good, gathered=gathered)
+    assert len(bad) == 1 and _events(fine)[-1]["stage"] == "completed"
+    if gathered:
+        [told] = _events(bad)
+        assert re.search(message, told["error"]) and told["code"] == "INVALID_ARG"
+    else:
+        assert re.search(message, bad[0].error.message) and bad[0].error.code == "INVALID_ARG"
 
 
-def test_a_song_that_breaks_takes_no_other_with_it(repository: Path, server: None) -> None:
-    good = Stage(repository, "mudit_text")({"REQUEST": string(json.dumps(REQUESTS[1]).encode())})[
-        0
-    ].SONG
-    song = triton_backend.unpack_song(bytes(good[0, 0]))
-    assert song.texts and len(song.texts) == len(song.descriptions), (
-        "a runtime that reads text needs it"
-    )
-    song.descriptions.fill_(float("nan"))
-    broken = string(triton_backend.pack_song(song))
-    answers = Stage(repository, "mudit_denoise")(
-        {"SONG": broken}, {"SONG": good}, {"SONG": string(b"junk")}
-    )
-    assert (
-        "NaN" in answers[0].error
-        and answers[1].error is None
-        and "cannot be read" in answers[2].error
-    )
-    assert np.isfinite(answers[1].LATENTS).all()
-    two = np.concatenate([good, good])
-    assert "one song a request" in Stage(repository, "mudit_denoise")({"SONG": two})[0].error
+def test_a_song_that_breaks_takes_no_other_with_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = server.model.engine.pipeline.reader
+    inputs = reader.inputs
+
+    def broken(understood: Any) -> Any:
+        song = inputs(understood)
+        if understood.seed == 13:
+            nothing = torch.full_like(song.descriptions, float("nan"))
+            song = dataclasses.replace(song, descriptions=nothing)
+        return song
+
+    monkeypatch.setattr(reader, "inputs", broken)
+    texts = [json.dumps({**REQUESTS[0], "seed": seed}).encode() for seed in (13, 14)]
+    bad, good = server.answers(*texts)
+    assert "NaN" in bad[-1].error.message and bad[-1].error.code == "INTERNAL"
+    assert _events(good)[-1]["stage"] == "completed"
+
+
+def test_a_client_that_cancels_stops_its_song(server: Server) -> None:
+    long = {"description": "a", "seconds": 15, "seed": 1, "sampler": {"steps": 1000}}
+    [sender] = server.ask(json.dumps(long).encode())
+    while len(sender.responses) < 5:
+        assert not sender.done.wait(0.01)
+    sender.gone = True
+    assert sender.done.wait(30)
+    assert sender.responses[-1].error.code == "CANCELLED" and len(sender.responses) < 900
+    assert not any(server.model.engine.batcher.counts().values())
 
 
 def test_the_command(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +271,7 @@ def test_the_command(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFix
                 "triton-server",
                 str(deployment),
                 str(tmp_path / "repo"),
-                "--max-batch",
+                "--max-waiting",
                 "3",
                 "--json",
             ]
@@ -242,18 +279,22 @@ def test_the_command(deployment: Path, tmp_path: Path, capsys: pytest.CaptureFix
         == 0
     )
     report = json.loads(capsys.readouterr().out)["results"]
-    assert (
-        report["models"] == ["mudit_decode", "mudit_denoise", "mudit_song", "mudit_text"]
-        and report["schema_checked"]
-    )
+    assert report["models"] == ["mudit_song", "mudit_whole"] and report["schema_checked"]
     assert (
         run(
-            ["export", "triton-server", str(deployment), str(tmp_path / "repo"), "--max-batch", "4"]
+            [
+                "export",
+                "triton-server",
+                str(deployment),
+                str(tmp_path / "repo"),
+                "--max-waiting",
+                "4",
+            ]
         )
         == 0
     ), "written again"
     assert (
-        "max_batch_size: 4"
+        'string_value: "4"'
         in (tmp_path / "repo" / "models" / "mudit_song" / "config.pbtxt").read_text()
     )
     assert (
