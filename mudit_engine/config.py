@@ -19,7 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mudit_engine.errors import ConfigError
 from mudit_engine.names import SamplerName
 
-PRESETS = ("tiny", "mudit-380m", "musit-380m", "musit-1b", "musit-3b", "published")
+PRESETS = (
+    "tiny",
+    "mudit-380m",
+    "musit-380m",
+    "musit-380m-parallel",
+    "musit-1b",
+    "musit-3b",
+    "published",
+)
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 C = TypeVar("C", bound=BaseModel)

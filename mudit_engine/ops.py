@@ -183,6 +183,8 @@ def pack_qkv(
     *,
     heads: int,
     q_streams: int = 1,
+    k_out: Tensor | None = None,
+    v_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splits a fused projection into queries, keys and values, normalises q and k, and rotates k.
 
@@ -194,6 +196,9 @@ def pack_qkv(
         sin: fp32 [T, K/2].
         heads: H.
         q_streams: S.
+        k_out: [T, H, K], where the keys are written, such as rows of a buffer that holds lyric
+            keys behind them; no gradients then.
+        v_out: [T, H, K], likewise for the values.
 
     Returns:
         q [T, S H, K] normalised, k [T, H, K] normalised and rotated, v [T, H, K].
@@ -210,10 +215,14 @@ def pack_qkv(
         (torch.Size([5, 2, 64]), torch.Size([5, 2, 64]), torch.Size([5, 2, 64]))
     """
     if _triton(qkv):
-        return packing.pack_qkv(qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams)
-    return packing.pack_qkv_reference(
+        return packing.pack_qkv(
+            qkv, q_gain, k_gain, cos, sin,
+            heads=heads, q_streams=q_streams, k_out=k_out, v_out=v_out,
+        )  # fmt: skip
+    q, k, v = packing.pack_qkv_reference(
         qkv, q_gain, k_gain, cos, sin, heads=heads, q_streams=q_streams
     )
+    return q, k if k_out is None else k_out.copy_(k), v if v_out is None else v_out.copy_(v)
 
 
 def pack_kv(

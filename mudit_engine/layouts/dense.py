@@ -73,6 +73,10 @@ class DenseLayout:
     def rows(self) -> int:
         return self.cos.shape[2]
 
+    def joint_tables(self) -> tuple[Tensor, Tensor]:
+        """Angles of both streams, fp32 [2, B, N, K/2] each."""
+        return torch.cat((self.cos, self.cross_cos)), torch.cat((self.sin, self.cross_sin))
+
     def joint_segments(self, lyric_offset: int) -> DenseStreams:
         """Self- and cross-attention of one call."""
         return DenseStreams((self.self_segments, self.cross_segments))

@@ -12,7 +12,7 @@ none).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class Layout:
     sin: Tensor
     cross_cos: Tensor  # fp32 [1, T, K/2] cross-attention, by share of the song
     cross_sin: Tensor
+    _joint: dict[int, Segments] = field(default_factory=dict, compare=False, repr=False)
+    _tables: list[tuple[Tensor, Tensor]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def has_lyrics(self) -> bool:
@@ -64,10 +66,22 @@ class Layout:
 
     def joint_segments(self, lyric_offset: int) -> Segments:
         """Self-attention as stream 0 and cross-attention as stream 1 of one launch, the lyric keys
-        from row `lyric_offset` on.
+        from row `lyric_offset` on. Made once, as the worklists that it keeps.
         """
-        cross = tuple((q, n, k + lyric_offset, m, 1) for q, n, k, m, _ in self.cross_segments.items)
-        return Segments(self.self_segments.items + cross)
+        if lyric_offset not in self._joint:
+            cross = tuple(
+                (q, n, k + lyric_offset, m, 1) for q, n, k, m, _ in self.cross_segments.items
+            )
+            self._joint[lyric_offset] = Segments(self.self_segments.items + cross)
+        return self._joint[lyric_offset]
+
+    def joint_tables(self) -> tuple[Tensor, Tensor]:
+        """Angles of both streams, fp32 [2, T, K/2] each. Made once."""
+        if not self._tables:
+            self._tables.append(
+                (torch.cat((self.cos, self.cross_cos)), torch.cat((self.sin, self.cross_sin)))
+            )
+        return self._tables[0]
 
     def gather_targets(self, x_TD: Tensor) -> Tensor:
         """Target rows of all sequences, end to end."""

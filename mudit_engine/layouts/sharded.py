@@ -121,6 +121,10 @@ class ShardedLayout:
     def exchange(self) -> Exchange:
         return self.self_segments.exchange
 
+    def joint_tables(self) -> tuple[Tensor, Tensor]:
+        """Angles of both streams, fp32 [2, n, K/2] each."""
+        return torch.cat((self.cos, self.cross_cos)), torch.cat((self.sin, self.cross_sin))
+
     def joint_segments(self, lyric_offset: int) -> ShardedSegments:
         """Self-attention as stream 0 and cross-attention as stream 1; each rank's lyric keys lie
         behind its own rows.

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +73,16 @@ class DitBatch:
     reference_kinds: Sequence[int]
     # of all target frames; wanted by a model with config.outline
     outline: OutlineRows | None = None
+
+
+class JointKeys(NamedTuple):
+    """Keys and values of a parallel block in one buffer, [N + ..., H, K] each: the sequences' rows,
+    which every block of every step writes, and from row `offset` on this block's lyrics.
+    """
+
+    k: Tensor
+    v: Tensor
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -157,8 +167,7 @@ class DitBlock(nn.Module):
         mod: tuple[Tensor, ...],
         next_shift: Tensor,
         next_scale: Tensor,
-        lyric_k: Tensor,
-        lyric_v: Tensor,
+        lyrics: tuple[Tensor, Tensor] | JointKeys,
         layout: Layout | DenseLayout | ShardedLayout,
     ) -> tuple[Tensor, Tensor]:
         """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the
@@ -173,14 +182,17 @@ class DitBlock(nn.Module):
             layout.sin[0],
             heads=self.heads,
             q_streams=self.streams,
+            k_out=lyrics.k[: layout.rows] if isinstance(lyrics, JointKeys) else None,
+            v_out=lyrics.v[: layout.rows] if isinstance(lyrics, JointKeys) else None,
         )
         if self.parallel:
-            k, v = torch.cat((k, lyric_k), -3), torch.cat((v, lyric_v), -3)
-            cos, sin = (
-                torch.cat((layout.cos, layout.cross_cos)),
-                torch.cat((layout.sin, layout.cross_sin)),
-            )
-            y = ops.attention(q, k, v, layout.joint_segments(layout.rows), cos, sin)
+            offset = layout.rows
+            if isinstance(lyrics, JointKeys):
+                k, v, offset = lyrics
+            else:
+                k, v = torch.cat((k, lyrics[0]), -3), torch.cat((v, lyrics[1]), -3)
+            cos, sin = layout.joint_tables()
+            y = ops.attention(q, k, v, layout.joint_segments(offset), cos, sin)
             x_ND, h_ND = ops.residual_norm(
                 x_ND, self.out(y.flatten(-2)), gate1, shift2, scale2, layout.runs
             )
@@ -193,13 +205,34 @@ class DitBlock(nn.Module):
             if self.cross_q_gain is not None:
                 q = ops.rms_norm(q, self.cross_q_gain)
             y = ops.attention(
-                q, lyric_k, lyric_v, layout.cross_segments, layout.cross_cos, layout.cross_sin
+                q, *lyrics[:2], layout.cross_segments, layout.cross_cos, layout.cross_sin
             )
             x_ND, h_ND = ops.residual_norm(
                 x_ND, self.cross_out(y.flatten(-2)), None, shift2, scale2, layout.runs
             )
         y = self.down(linear_gelu(self.up, h_ND))
         return ops.residual_norm(x_ND, y, gate2, next_shift, next_scale, layout.runs)
+
+
+def joint_keys(
+    kv: Sequence[Sequence[tuple[Tensor, Tensor]]], rows: int
+) -> list[tuple[Tensor, Tensor] | JointKeys]:
+    """One buffer for all parallel blocks: `rows` rows for the sequences, then the lyrics of every
+    block. kv: of every song, the lyric keys and values of every block (DiT.lyric_kv).
+    """
+    counts = [len(song[0][0]) for song in kv]
+    total, first = sum(counts), kv[0][0]
+    shape = (rows + len(kv[0]) * total, *first[0].shape[1:])
+    k, v = first[0].new_zeros(shape), first[1].new_zeros(shape)
+    joint = [JointKeys(k, v, rows + block * total) for block in range(len(kv[0]))]
+    for block, own in enumerate(joint):
+        place = slice(own.offset, own.offset + total)
+        for song, song_k, song_v in zip(
+            kv, k[place].split(counts), v[place].split(counts), strict=True
+        ):
+            song_k.copy_(song[block][0])
+            song_v.copy_(song[block][1])
+    return list(joint)
 
 
 class DiT(nn.Module):
@@ -387,7 +420,7 @@ class DiT(nn.Module):
         self,
         x_ND: Tensor,
         modulation: Modulation,
-        kv: Sequence[tuple[Tensor, Tensor]],
+        kv: Sequence[tuple[Tensor, Tensor] | JointKeys],
         layout: Layout | DenseLayout | ShardedLayout,
         *,
         checkpointing: Checkpointing = "none",
@@ -407,7 +440,7 @@ class DiT(nn.Module):
                 if i + 1 < len(self.blocks)
                 else (final_shift, final_scale)
             )
-            args = (x_ND, h_ND, mod, following[0], following[1], *kv[i], layout)
+            args = (x_ND, h_ND, mod, following[0], following[1], kv[i], layout)
             if checkpointing == "none":
                 x_ND, h_ND = block(*args)
             elif checkpointing == "full":

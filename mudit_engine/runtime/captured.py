@@ -32,7 +32,7 @@ from mudit_engine import ops
 from mudit_engine.errors import MuditError
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.layouts.packed import Layout
-from mudit_engine.models.dit import DiT, Modulation
+from mudit_engine.models.dit import DiT, JointKeys, Modulation, joint_keys
 
 if TYPE_CHECKING:
     from mudit_engine.runtime.denoiser import SongState
@@ -126,14 +126,10 @@ class StepGraph:
         modulation, embedded = first.modulation[0], first.conditions[0]
         self.base, self.final = stacked(modulation.base), stacked(modulation.final)
         self.conditions = buffer(placing.layout.rows, *embedded.shape[1:], dtype=embedded.dtype)
-        lyrics = sum(len(state.kv[0][0]) for state in states)
-        self.kv = [
-            (
-                buffer(lyrics, *k.shape[1:], dtype=k.dtype),
-                buffer(lyrics, *v.shape[1:], dtype=v.dtype),
-            )
-            for k, v in first.kv
-        ]
+        self.kv = pack_lyrics(dit, states, placing.layout.rows)
+        # a joint buffer belongs to every block, and counts once
+        own = {t.data_ptr(): t for one in self.kv for t in one[:2]}
+        buffers += own.values()
         self.starts = list(itertools.accumulate(self.frames, initial=0))
         sources = [torch.arange(self.starts[i], self.starts[i + 1]) for i, _ in self.sequences]
         self.source_rows = torch.cat(sources).to(device)
@@ -209,9 +205,11 @@ class StepGraph:
         counts = [len(states[song].conditions[branch]) for song, branch in self.sequences]
         for (song, branch), own in zip(self.sequences, self.conditions.split(counts), strict=True):
             own.copy_(states[song].conditions[branch])
-        lyrics = [len(state.kv[0][0]) for state in states]
-        for block, (k, v) in enumerate(self.kv):
-            for state, own_k, own_v in zip(states, k.split(lyrics), v.split(lyrics), strict=True):
+        counts = [len(state.kv[0][0]) for state in states]
+        for block, held in enumerate(self.kv):
+            first = held.offset if isinstance(held, JointKeys) else 0
+            k, v = (t[first : first + sum(counts)].split(counts) for t in held[:2])
+            for state, own_k, own_v in zip(states, k, v, strict=True):
                 own_k.copy_(state.kv[block][0])
                 own_v.copy_(state.kv[block][1])
 
@@ -243,6 +241,24 @@ def sequences_of(states: Sequence[SongState]) -> list[tuple[int, int]]:
     """(song, branch) of every sequence of a step, in the order in which they are packed."""
     songs = range(len(states))
     return [(i, b) for b in (0, 1) for i in songs if b == 0 or states[i].guided]
+
+
+def pack_lyrics(
+    dit: DiT, states: Sequence[SongState], rows: int
+) -> list[tuple[Tensor, Tensor] | JointKeys]:
+    """Lyric keys and values of all songs, block by block: end to end, or behind `rows` rows for the
+    sequences where a block attends to both at once.
+    """
+    if dit.config.cross_attention == "parallel":
+        return joint_keys([state.kv for state in states], rows)
+    blocks = range(len(dit.blocks))
+    return [
+        (
+            torch.cat([state.kv[block][0] for state in states]),
+            torch.cat([state.kv[block][1] for state in states]),
+        )
+        for block in blocks
+    ]
 
 
 class GraphCache:

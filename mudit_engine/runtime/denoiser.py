@@ -32,7 +32,13 @@ from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.layouts.packed import Span, lyric_positions, make_layout
-from mudit_engine.models.dit import DiT, Modulation, check_lyric_ids, pool_descriptions
+from mudit_engine.models.dit import (
+    DiT,
+    JointKeys,
+    Modulation,
+    check_lyric_ids,
+    pool_descriptions,
+)
 from mudit_engine.models.outline import OutlineRows, no_outline
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.runtime.captured import (
@@ -42,6 +48,7 @@ from mudit_engine.runtime.captured import (
     GraphCache,
     Home,
     Placing,
+    pack_lyrics,
     sequences_of,
 )
 
@@ -253,7 +260,7 @@ class _Packing:
 
     placing: Placing
     conditions_ND: Tensor
-    kv: list[tuple[Tensor, Tensor]]
+    kv: list[tuple[Tensor, Tensor] | JointKeys]
 
 
 @dataclass
@@ -441,14 +448,9 @@ class Denoiser:
 
     def _lay_out(self, states: Sequence[SongState]) -> _Packing:
         conditions = [states[song].conditions[branch] for song, branch in sequences_of(states)]
-        kv = [
-            (
-                torch.cat([state.kv[block][0] for state in states]),
-                torch.cat([state.kv[block][1] for state in states]),
-            )
-            for block in range(len(self.dit.blocks))
-        ]
-        return _Packing(self._place(states), torch.cat(conditions), kv)
+        placing = self._place(states)
+        kv = pack_lyrics(self.dit, states, placing.layout.rows)
+        return _Packing(placing, torch.cat(conditions), kv)
 
     def _place(self, states: Sequence[SongState]) -> Placing:
         lyric_starts = list(

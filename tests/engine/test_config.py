@@ -35,6 +35,7 @@ def test_presets_load_and_round_trip(preset: str, tmp_path: Path) -> None:
     [
         ("mudit-380m", 380, 0.03),
         ("musit-380m", 380, 0.03),
+        ("musit-380m-parallel", 380, 0.03),
         ("musit-1b", 1000, 0.1),
         ("musit-3b", 3000, 0.1),
         ("published", 428, 0.05),

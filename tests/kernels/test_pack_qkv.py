@@ -318,3 +318,24 @@ def test_refuses_what_it_cannot_do(change, says):
             heads=given["heads"],
             k_out=given["k_out"],
         )
+
+
+@pytest.mark.parametrize("case", ["v_out is k_out", "k_out overlaps x", "k_out repeats a row"])
+def test_outputs_that_programs_would_race_for_are_refused(case, device):
+    x, table = torch.randn(5, 96, device=device), torch.randn(5, 8, device=device)
+    outs = torch.randn(2, 5, 2, 16, device=device)
+    k_out, v_out = outs
+    if case == "v_out is k_out":
+        v_out = k_out
+    elif case == "k_out overlaps x":
+        k_out = x.view(5, 3, 2, 16)[:, 1]
+    else:
+        k_out = k_out[:1].expand(5, 2, 16)
+    with torch.no_grad(), pytest.raises(ValueError, match="shares memory|reaches elements twice"):
+        pack_qkv(x, None, None, table, table, heads=2, k_out=k_out, v_out=v_out)
+    with torch.no_grad():
+        q, k, v = pack_qkv(x, None, None, table, table, heads=2, k_out=outs[0], v_out=outs[1])
+        want = pack_qkv(x, None, None, table, table, heads=2)
+    assert k is outs[0] or k.data_ptr() == outs[0].data_ptr()
+    for a, b in zip((q, k, v), want, strict=True):
+        assert torch.equal(a, b)

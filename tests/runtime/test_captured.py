@@ -65,6 +65,20 @@ def test_equals_the_uncaptured_loop_on_the_kernels() -> None:
     assert capture.captures == 1
 
 
+def test_parallel_blocks_write_keys_where_the_lyrics_wait() -> None:
+    """Lyric rows are placed once a batch; a step joins nothing."""
+    denoiser = make_denoiser(cross_attention="parallel")
+    states = [denoiser.prepare(song(20, 4, seed=1)), denoiser.prepare(song(9, 0, seed=2))]
+    denoiser.step(states)
+    lyrics = [one.k[one.offset :].clone() for one in denoiser._pack(states).kv]
+    with _Count() as count:
+        denoiser.step(states)
+    rows = denoiser._pack(states).placing.layout.rows
+    assert count.joined and max(count.joined) <= rows
+    for one, before in zip(denoiser._pack(states).kv, lyrics, strict=True):
+        assert torch.equal(one.k[one.offset :], before)
+
+
 def test_one_capture_serves_every_song_of_a_layout() -> None:
     denoiser, capture = captured()
     first = [song(31, 6, seed=k, steps=4) for k in (3, 6, 9)]  # equal counts, other words
@@ -115,10 +129,14 @@ class _Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self.joined: list[int] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen.append(func.name())
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func.name() == "aten::cat":
+            self.joined.append(out.shape[0])
+        return out
 
 
 def test_nothing_runs_between_two_steps_but_the_graph() -> None:
