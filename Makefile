@@ -7,8 +7,9 @@
 # make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random
 #              faults: takes an hour on two cores
 # make triton  the model repository in a real Triton Inference Server (the package nvidia-pytriton)
-# make gpu     on a machine with an NVIDIA GPU: proves the kernels there, times them against their
-#              peers, writes out/gpu/
+# make gpu     on a machine with an NVIDIA GPU, with its own Python and torch (PYTHON=python3) and
+#              no network: proves the kernels there, times them, a step, songs and training beside
+#              their peers, writes out/gpu/
 #
 # Only Python 3.11 or 3.12, with venv, and make are needed. PYTHON=... chooses the interpreter,
 # VENV=... the environment's folder.
@@ -68,8 +69,9 @@ triton: $(VENV)/.dev
 	MUDIT_TRITON_ENV=$(VENV)-triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
 	  tests/serving/test_triton_server.py
 
-gpu: $(VENV)/.dev
-	$(BIN)/python -m mudit_engine.benchmarks.report_gpu --out out/gpu
+# The machine's own Python with its own torch: make gpu PYTHON=python3 STAGES="numerics step"
+gpu:
+	$(PYTHON) -m mudit_engine.benchmarks.gpu_run $(STAGES) --out out/gpu
 
 # The embedded model from nothing: corpus, codec, encoder, latents, both training stages. Takes
 # hours on two cores.

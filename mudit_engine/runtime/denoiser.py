@@ -273,6 +273,7 @@ class Denoiser:
             elsewhere.
         graph_bytes: what graphs and their buffers hold at most; a quarter of the device unless
             given.
+        captures: False runs every step launch by launch.
 
     Examples:
         >>> from mudit_engine.runtime.load import open_model
@@ -284,6 +285,7 @@ class Denoiser:
     dit: DiT
     capture: Capture | None = None
     graph_bytes: int | None = None
+    captures: bool = True
     _packing: tuple[tuple[object, ...], _Packing] | None = field(default=None, repr=False)
     _graphs: GraphCache | None = field(default=None, repr=False)
     _uncapturable: bool = field(default=False, repr=False)
@@ -295,7 +297,7 @@ class Denoiser:
     @property
     def graphs(self) -> GraphCache | None:
         """The captured steps; None where none are made."""
-        if self._graphs is None and not self._uncapturable:
+        if self._graphs is None and self.captures and not self._uncapturable:
             cuda = self.device.type == "cuda"
             capture = self.capture or (CudaCapture() if cuda else None)
             if capture is not None:

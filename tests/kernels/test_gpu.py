@@ -1,5 +1,5 @@
 """The kernels on a real device, compiled: what the interpreter can't see (schedules, TMA, streams,
-graphs). `make gpu` runs these.
+graphs). On a GPU: TRITON_INTERPRET=0 pytest tests/kernels -m gpu.
 
 Every test is skipped where there is no CUDA device, or where TRITON_INTERPRET=1 has replaced the
 compiler.
@@ -19,7 +19,7 @@ from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling import strict
 
-ABSENT = "needs a CUDA device and TRITON_INTERPRET=0 (make gpu)"
+ABSENT = "needs a CUDA device and TRITON_INTERPRET=0 (on a GPU machine)"
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(strict.INTERPRETED or not torch.cuda.is_available(), reason=ABSENT),
