@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mudit_engine.files import write_text
-from mudit_engine.training.dataset.encode import Encoded, OnSong, Ready, encode_songs
+from mudit_engine.training.dataset.encode import Encoded, OnSong, Ready, encode_songs, writer_lock
 from mudit_engine.training.dataset.fingerprint import HOP, SAMPLE_RATE, exact_digest, fingerprint
 from mudit_engine.training.dataset.read_song import MAX_SECONDS, read_song
 from mudit_engine.training.dataset.shard_files import Field
@@ -88,7 +88,10 @@ def fingerprint_songs(
         flags = () if len(hashes) >= 2 * MATCHES else ("too little of it to be compared by ear",)
         return Ready(arrays, {"seconds": seconds, "known": known, "limit": limit}, seconds, flags)
 
-    with ShardWriter(out, FIELDS, writer=part[0], index=index) as writer:
+    with (
+        writer_lock(out, part),
+        ShardWriter(out, FIELDS, writer=part[0], index=index) as writer,
+    ):
         return encode_songs(
             songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
         )

@@ -41,6 +41,7 @@ from mudit_engine.training.dataset.shards import (
     song_fields,
 )
 from mudit_engine.training.dataset.sources import SourceDescription, SourceSong
+from mudit_engine.training.run_lock import RunLock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,7 +149,10 @@ def encode_audio(
         flags = (f"{clipped} samples are beyond full scale and were clipped",) if clipped else ()
         return Ready({"audio": samples}, metadata, seconds, flags)
 
-    with ShardWriter(out, audio_fields(channels=channels), writer=part[0], index=index) as writer:
+    with (
+        writer_lock(out, part),
+        ShardWriter(out, audio_fields(channels=channels), writer=part[0], index=index) as writer,
+    ):
         return encode_songs(
             songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
         )
@@ -235,10 +239,18 @@ def encode_latents(
         return Ready(arrays, metadata, seconds, tuple(flags), unsung)
 
     note_encoder(out, folder, parts=("vae", "chinmu") if descriptions else ("vae",))
-    with ShardWriter(out, written, writer=part[0], index=index) as writer:
+    with (
+        writer_lock(out, part),
+        ShardWriter(out, written, writer=part[0], index=index) as writer,
+    ):
         return encode_songs(
             songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
         )
+
+
+def writer_lock(out: Path, part: tuple[int, int]) -> RunLock:
+    """Held while a part is written: two processes with one number would write the same shards."""
+    return RunLock(out, f"writer-{part[0]:03d}.lock")
 
 
 def encode_songs(

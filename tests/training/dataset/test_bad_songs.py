@@ -13,7 +13,7 @@ import soundfile
 
 from mudit_engine.cli.main import run
 from mudit_engine.errors import InputError
-from mudit_engine.training.dataset.encode import Encoded, encode_audio, encode_latents
+from mudit_engine.training.dataset.encode import Encoded, encode_audio, encode_latents, writer_lock
 from mudit_engine.training.dataset.read_song import read_song
 from mudit_engine.training.dataset.shard_files import Field
 from mudit_engine.training.dataset.shard_writer import ShardWriter
@@ -298,3 +298,13 @@ def test_sigterm_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
     build_index(out)
     assert len(Shards(out)) == 7
     assert_own_audio(Shards(out), tmp_path / "songs")
+
+
+def test_two_processes_do_not_write_one_part(tmp_path: Path) -> None:
+    source, out = songs(tmp_path / "songs", 2), tmp_path / "out"
+    with writer_lock(out, (0, 1)):
+        with pytest.raises(InputError, match="is in use by process"):
+            encode_audio(open_source(source), out, sample_rate=RATE, channels=1)
+        done = encode_audio(open_source(source), out, sample_rate=RATE, channels=1, part=(1, 2))
+    assert done.songs == 1
+    assert encode_audio(open_source(source), out, sample_rate=RATE, channels=1).songs == 1
