@@ -15,23 +15,8 @@ from mudit_engine.cli.serve import command as serve
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
-KNOWN = set(
-    [
-        "FROM",
-        "RUN",
-        "COPY",
-        "WORKDIR",
-        "ENV",
-        "ARG",
-        "USER",
-        "VOLUME",
-        "EXPOSE",
-        "STOPSIGNAL",
-        "HEALTHCHECK",
-        "ENTRYPOINT",
-        "CMD",
-    ]
-)
+KNOWN = {"FROM", "RUN", "COPY", "WORKDIR", "ENV", "ARG", "USER", "VOLUME", "EXPOSE"}
+KNOWN |= {"STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
 
 def instructions(file: Path) -> list[tuple[str, str]]:
