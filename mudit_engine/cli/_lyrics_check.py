@@ -74,7 +74,7 @@ def check(
     from mudit_engine.text.wishes import read_description
 
     text = sys.stdin.read() if file == "-" else read_text(Path(file), "lyrics")
-    name = "the lyrics" if file == "-" else file
+    name = "standard input" if file == "-" else file
     read = read_lyrics(text.removeprefix("\ufeff"), source=name, ignore_times=ignore_times)
     song = read.phonemes
     wishes = read_description(description)

@@ -65,7 +65,7 @@ def jobs_of(options: Mapping[str, Any]) -> tuple[list[Job], list[dict[str, str]]
             fields["lyrics"] = _lyrics_of_option(options["lyrics"])
         else:
             fields["lyrics"] = written_lyrics(options, fields["description"])
-        source = "the lyrics" if options["lyrics"] in (None, "-") else options["lyrics"]
+        source = "standard input" if options["lyrics"] == "-" else options["lyrics"] or "lyrics"
         return [Job(_request(fields, source), out, "the command line")], []
     for name in SINGLE_SONG_OPTIONS:
         if options[name] is not None:

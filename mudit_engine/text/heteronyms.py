@@ -29,6 +29,7 @@ _PAST = r"\b(?:yesterday|ago|last night|last year|used to|once|back then|when i 
 # word -> (test of what stands before, test of what stands behind, phones) in order; both must hold.
 _RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "live": (
+        (r"^ $", r" from\b", "L AY1 V"),
         (r"\b(?:it's|is|are|was|were|be|going|we're|i'm|sing|play|recorded) $",
          r" (?:from|on (?:air|the air|stage|tv|the radio)|tonight|in concert|and direct)\b|^$",
          "L AY1 V"),

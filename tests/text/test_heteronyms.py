@@ -15,6 +15,8 @@ CASES = [
     ("our *lives* are short", "L AY1 V Z"),
     ("I have *read* your letters", "R EH1 D"),
     ("I *read* your mind", "R IY1 D"),
+    ("I'd *read* it all before", "R EH1 D"),
+    ("*live* from the studio", "L AY1 V"),
     ("don't *close* the door", "K L OW1 Z"),
     ("hold me *close*", "K L OW1 S"),
     ("*close* your eyes", "K L OW1 Z"),
