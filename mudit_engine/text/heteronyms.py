@@ -38,7 +38,9 @@ _RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "lives": ((_NOUN, r"", "L AY1 V Z"), (r"\b(?:nine|many|past|more|both|all|new|save|our) $", r"",
                "L AY1 V Z"), (r"", r"", "L IH1 V Z")),
-    "read": ((_HAVE, r"", "R EH1 D"), (r"", _PAST, "R EH1 D"), (_PAST, r"", "R EH1 D"),
+    "read": (
+        (r"\b(?:i'd|you'd|we'd|they'd|he'd|she'd) $", r".*\b(?:before|already)\b", "R EH1 D"),
+        (_HAVE, r"", "R EH1 D"), (r"", _PAST, "R EH1 D"), (_PAST, r"", "R EH1 D"),
              (r"\b(?:he|she|it) $", r"", "R EH1 D")),
     "wind": (
         (r"", r" (?:up|down|back|around|it|the clock)\b", "W AY1 N D"),

@@ -48,8 +48,8 @@ def refuse_other_languages(lyrics: Lyrics, *, source: str = "lyrics") -> None:
         return
     language, chars, line = found
     raise InputError(
-        f"{source}: the words are in {language} ('{chars}' on line {line}), which is not sung: Mandarin and "
-        f"English are. Translate them, or leave the lyrics out for an instrumental"
+        f"{source}: the words are in {language} ('{chars}' on line {line}), which is not sung: "
+        f"Mandarin and English are. Translate them, or leave the lyrics out for an instrumental"
     )
 
 
