@@ -33,6 +33,7 @@ from mudit_engine.runtime.manifest import check_deployment, read_manifest
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
 
 ENGINES = ("lyric_kv", "conditions", "modulation", "step", "vae_decode")
+KEPT_BYTES = 2 << 30
 TEXT_ENGINE = "chinmu_text"  # of a model whose text tower reads characters
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -55,7 +56,10 @@ class TrtDenoiser:
     halo: int
     dtype: torch.dtype = torch.bfloat16
     reads_text: bool = False  # whether descriptions are read on the device; else they are vectors
+    # of programs that no song uses now, captured ones with them; the longest unused goes first
+    kept_bytes: int = KEPT_BYTES
     idle: dict[Mode, list[Program]] = field(default_factory=dict, repr=False)
+    _used: list[tuple[Mode, Program]] = field(default_factory=list, repr=False)
 
     def prepare(self, song: SongInputs) -> TrtSong:
         """Raises InputError for a song that no bucket holds."""
@@ -83,7 +87,7 @@ class TrtDenoiser:
             for state in finished:
                 last = state.program.x[state.step % 2][0, : state.frames]
                 state.x_TC = last.to("cpu", copy=True)
-                self.idle[state.mode].append(state.program)
+                self._keep(state.mode, state.program)
 
     def render(self, song: SongInputs) -> tuple[Tensor, Tensor]:
         """Latents fp32 [T, C] and audio int16 [channels, T hop] of one song, in one launch. Raises
@@ -99,13 +103,32 @@ class TrtDenoiser:
             program.final_x[: song.frames].clone(),
             program.pcm[:, : song.frames * self.config.vae.hop].clone(),
         )
-        self.idle[mode].append(program)
+        self._keep(mode, program)
         if not torch.isfinite(latents).all():
             raise ModelError(
                 "the song became NaN or infinite while sampling: check the weights, lower the "
                 "guidance or take more steps"
             )
         return latents, pcm
+
+    def release(self, state: TrtSong) -> None:
+        """Takes back what a song used that will not be finished."""
+        if not state.done:
+            self.device.wait()
+            self._keep(state.mode, state.program)
+
+    def _keep(self, mode: Mode, program: Program) -> None:
+        """Keeps a program for the next song of its mode, within the budget."""
+        self.idle.setdefault(mode, []).append(program)
+        self._used = [(one, other) for one, other in self._used if other is not program]
+        self._used.append((mode, program))
+        held = sum(other.bytes for _, other in self._used)
+        while held > self.kept_bytes and len(self._used) > 1:
+            oldest, unused = self._used.pop(0)
+            held -= unused.bytes
+            # one that a song uses now is in no list, and is counted again when it comes back
+            if unused in self.idle.get(oldest, []):
+                self.idle[oldest].remove(unused)
 
     def _take(self, song: SongInputs) -> tuple[Mode, Program]:
         if self.reads_text and (len(song.texts), len(song.negative_texts)) != (

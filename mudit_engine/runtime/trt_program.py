@@ -248,6 +248,19 @@ class Program:
             device.run(tensor.zero_)
         device.run(lambda: self.unconditional[1:].fill_(1))
 
+    @property
+    def bytes(self) -> int:
+        """Of its tensors, on the device and pinned."""
+
+        def held(value: object) -> int:
+            if isinstance(value, Tensor):
+                return value.numel() * value.element_size()
+            if isinstance(value, dict):
+                return sum(map(held, value.values()))
+            return sum(map(held, value)) if isinstance(value, (list, tuple)) else 0
+
+        return held(list(vars(self).values()))
+
     def fill(self, song: SongInputs) -> torch.Generator:
         """Writes a song into pinned memory; returns its generator. The stream must be idle: the
         memory may still be read.

@@ -324,6 +324,28 @@ def test_a_graph_serves_every_song_of_its_mode_and_keeps_nothing(plain: Setting)
     assert plain.device.captures == before + 4
 
 
+def test_what_is_kept_is_within_its_budget(tmp_path: Path) -> None:
+    """The longest unused program goes first, and its mode is captured again when it is wanted."""
+    setting = Setting(tmp_path)
+    runtime = setting.runtime
+    songs = [setting.song(seed=1, steps=steps) for steps in (2, 3, 4)]
+    setting.check(songs[0])
+    [[one]] = [programs for programs in runtime.idle.values() if programs]
+    assert one.bytes > 10_000
+    runtime.kept_bytes = int(2.5 * one.bytes)
+    for song in songs:
+        setting.check(song)
+    assert sum(map(len, runtime.idle.values())) == 2
+    before = setting.device.captures
+    setting.check(songs[2])
+    assert setting.device.captures == before, "the newest are kept"
+    setting.check(songs[0])
+    assert setting.device.captures == before + 1
+    held = sum(map(len, runtime.idle.values()))
+    runtime.release(runtime.prepare(songs[0]))
+    assert sum(map(len, runtime.idle.values())) == held, "a song that was stopped gives it back"
+
+
 def test_one_wait_a_song_and_the_launches_in_order(plain: Setting) -> None:
     song = plain.song(frames=310, steps=3, guidance_interval=(0.3, 0.8))
     plain.runtime.render(song)
