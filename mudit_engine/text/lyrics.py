@@ -34,7 +34,7 @@ from mudit_engine.text.sections import (
 from mudit_engine.text.tracked import Span, Tracked
 
 # More is no song: the longest of rap songs have some 10,000 characters.
-MOST_CHARACTERS, MOST_CHARACTERS_OF_A_LINE = 100_000, 2_000
+MOST_CHARACTERS, MOST_CHARACTERS_OF_A_LINE = 50_000, 2_000
 MOST_ERRORS = 20  # named at once
 
 _STRICT = {"[": "]", "<": ">", "{": "}", "【": "】", "〔": "〕", "〖": "〗"}
@@ -348,17 +348,26 @@ class _Reader:
         What stands before a tag is a line of its own, in the section before it.
         """
         readings = {match.start() for match in _READING.finditer(line.text)}
+        directions = []
         for match in _BRACKETS.finditer(line.text):
             if match.start() in readings or match.start() == 0:
                 continue
             tag = read_tag(match[1])
+            if tag is None and not near_miss(match[1]):
+                tag = read_described(match[1])
             if tag is None:
-                return self.direction(match[0], line, match.start(), match.end())
+                directions.append(match)
+                continue
+            if directions:  # first these, then the tag
+                break
             before = line[: match.start()].stripped()
             self.left_out(line[: match.start()], before, "a blank too many")
             self.take_apart(before)
             return self.open(tag, line[match.start() :], 0, match.end() - match.start())
-        return None
+        left = line
+        for match in reversed(directions):
+            left = self.direction(match[0], left, match.start(), match.end())
+        return left if directions else None
 
     def open(self, tag: Tag, line: Tracked, start: int, end: int) -> Tracked:
         for extra in tag.extras:

@@ -235,7 +235,7 @@ BAD = [
     ("[]", ["nothing to sing besides stage directions"]),
     ("[chrous]\nla\n[verse\nla", ["line 1", "'[chrous]'", "line 3", "does not close it"]),
     ("la" * 2_000, ["line 1", "4,000 characters", "at most 2,000"]),
-    ("la\n" * 50_000, ["150,000 characters", "at most 100,000"]),
+    ("la\n" * 50_000, ["150,000 characters", "at most 50,000"]),
     ("la\n[verse\nla", ["line 2", "does not close it"]),
     ("la\0la", ["NUL", "UTF-8"]),
 ]
