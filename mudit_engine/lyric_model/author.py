@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mudit_engine.errors import InputError
+from mudit_engine.lyric_model import embedded
 from mudit_engine.lyric_model.constraint import Guide, LinePattern, theme_extra
 from mudit_engine.lyric_model.fill import Draft, LineRules, grammar_line
 from mudit_engine.lyric_model.form import Form
@@ -104,6 +105,9 @@ class ModelAuthor:
         self.guide: Guide = model.guide
         self.extra = theme_extra(theme, rules.form.language)
         self.usual = usual_classes(rules.form.language)
+        if model.borrows_ends:
+            known = embedded.rhymes(rules.form.language)
+            self.usual = tuple(name for name in self.usual if name in known)
         self.past: Any = None
         self._theme = theme_pieces(theme, rules.form.language)
         self._told: list[float] = []
@@ -139,10 +143,16 @@ class ModelAuthor:
         wanted, others = rules.classes(draft, section, line)
         wanted = wanted or rhyme
         classes: tuple[str, ...] | None = None
+        model_ends = self.model.borrows_ends
         if rules.groups[section][line] is not None:
             left = tuple(name for name in self.usual if name not in others)
             classes = (wanted,) if wanted is not None else left
         pattern = LinePattern(language, low, high, classes, self.extra)
+        # the rhyme word comes first where a model would only find a character or a word that rhymes
+        borrowed = embedded.line_ends(language, classes) if model_ends and classes else ()
+        led = replace(pattern, ends=borrowed) if borrowed else pattern
+        if not led.possible():
+            led = pattern
         taste = functools.partial(
             _taste,
             language=language,
@@ -153,7 +163,7 @@ class ModelAuthor:
         for number in range(ROUNDS):
             warm = 1 + 0.25 * number
             best: tuple[float, str, list[int], float] | None = None
-            for tokens, told in self._candidates(pattern, warm):
+            for tokens, told in self._candidates(led if number < ROUNDS // 2 else pattern, warm):
                 text = self.model.decode(tokens).rstrip("\n")
                 if rules.fault(draft, section, line, text, rhyme=wanted) is not None:
                     continue

@@ -71,6 +71,7 @@ class TransformersModel:
     """A model and its tokenizer. Raises ModelError for one that cannot be used."""
 
     max_tokens: int | None = None
+    borrows_ends = False
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         check_tokenizer(tokenizer, name)

@@ -46,6 +46,14 @@ class LinePattern:
     high: int
     classes: tuple[str, ...] | None = None
     extra: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()  # phrases (Mandarin) or words to end with; none: any of the classes
+
+    def possible(self) -> bool:
+        """Whether any line is of this pattern."""
+        if self.language == "zh":
+            return True
+        ways = reachable(self.high, lexicon(self.extra), _ends(self))
+        return any(count in ways for count in range(self.low, self.high + 1))
 
     def lark(self) -> str:
         """The grammar in llguidance's Lark dialect."""
@@ -59,8 +67,15 @@ def _han(pattern: LinePattern) -> str:
     else:
         known = characters_of_class()
         ends = "".join(char for name in pattern.classes for char in known[name])
-    low, high = pattern.low - 1, pattern.high - 1
-    return f"start: LINE\nLINE: /[{body}]{{{low},{high}}}[{ends}]\\n/\n"
+    ways = [f"[{body}]{{{pattern.low - 1},{pattern.high - 1}}}[{ends}]"]
+    sizes = sorted({len(phrase) for phrase in pattern.ends if len(phrase) <= pattern.low})
+    if sizes:
+        ways = [
+            f"[{body}]{{{pattern.low - size},{pattern.high - size}}}"
+            f"({_either(phrase for phrase in pattern.ends if len(phrase) == size)})"
+            for size in sizes
+        ]
+    return f"start: LINE\nLINE: /({'|'.join(ways)})\\n/\n"
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,8 +112,17 @@ def reachable(most: int, words: Iterable[int], ends: Iterable[int]) -> dict[int,
     return found
 
 
+def _ends(pattern: LinePattern) -> dict[int, tuple[str, ...]]:
+    """Syllables -> words that an English line of a pattern may end with."""
+    ends = endings(pattern.classes, pattern.extra)
+    if not pattern.ends:
+        return ends
+    left = {n: tuple(w for w in own if w in pattern.ends) for n, own in ends.items()}
+    return {n: own for n, own in left.items() if own}
+
+
 def _english(pattern: LinePattern) -> str:
-    words, ends = lexicon(pattern.extra), endings(pattern.classes, pattern.extra)
+    words, ends = lexicon(pattern.extra), _ends(pattern)
     ways = reachable(pattern.high, words, ends)
     starts = [f"l{count}" for count in range(pattern.low, pattern.high + 1) if count in ways]
     if not starts:

@@ -53,6 +53,19 @@ def rhymes(language: str) -> tuple[str, ...]:
 
 
 @functools.cache
+def line_ends(language: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """What the templates end lines with in these classes: phrases of two or three characters, or
+    English words.
+    """
+    if language == "en":
+        kinds = [grammar_en.RHYMES[name] for name in classes if name in grammar_en.RHYMES]
+        phrases = [phrase for own in kinds for words in own.values() for phrase in words]
+        return tuple(dict.fromkeys(phrase.split()[-1] for phrase in phrases))
+    known = dict.fromkeys(p for phrases in grammar_zh.ENDINGS.values() for p in phrases)
+    return tuple(p for p in known if len(p) > 1 and rhyme_of(p) in classes)
+
+
+@functools.cache
 def _tracks() -> dict[str, tuple[str, ...]]:
     """Rhyme class -> the grammar's own, wider classes that hold it."""
     found: dict[str, set[str]] = {}

@@ -44,6 +44,8 @@ class Past:
 class CharacterModel:
     """A trained model of characters and its vocabulary."""
 
+    borrows_ends = True  # rhyming lines end in a phrase of the templates that it learned from
+
     def __init__(
         self, config: dict[str, Any], weights: dict[str, Tensor], document: dict[str, Any]
     ) -> None:

@@ -84,6 +84,8 @@ def walk(guide, tokens, pattern, seed, spent=None):
         LinePattern("zh", 5, 8, None),
         LinePattern("en", 8, 8, ("AY T",)),
         LinePattern("en", 4, 6, None),
+        LinePattern("zh", 5, 6, ("ang",), ends=("月光", "在路上")),
+        LinePattern("en", 6, 6, ("EY",), ends=("today", "way")),
     ],
     ids=str,
 )
@@ -97,11 +99,15 @@ def test_every_line_that_passes_is_as_asked(pattern):
         if pattern.classes is not None:
             last = line.strip()[-1] if pattern.language == "zh" else line.strip()
             assert rhyme_of(last) in pattern.classes
+        if pattern.ends:
+            assert line.strip().endswith(pattern.ends)
 
 
 def test_a_rhyme_with_words_of_two_syllables_only_has_no_dead_ends():
     ways = reachable(5, (1, 2), (2,))
     assert ways == {2: [], 3: [1], 4: [1, 2], 5: [1, 2]}
+    assert not LinePattern("en", 1, 1, ("EY",), ends=("today",)).possible()
+    assert LinePattern("en", 2, 2, ("EY",), ends=("today",)).possible()
     with pytest.raises(InputError, match="no English line of 1 syllables"):
         LinePattern("en", 1, 1, ("XX",)).lark()
 
