@@ -134,42 +134,58 @@ def _token_spans(times_L2: np.ndarray) -> np.ndarray:
     another until its end.
     """
     spans = np.array(times_L2, np.float64)
-    start = 0
-    while start < len(spans):
-        stop = start + 1
-        while (
-            stop < len(spans)
-            and times_L2[stop][0] >= 0
-            and (times_L2[stop] == times_L2[start]).all()
-        ):
-            stop += 1
-        if times_L2[start][0] >= 0 and stop - start > 1:
-            begin, end = (float(one) for one in times_L2[start])
-            spans[start] = (begin - CONSONANT_SECONDS, begin + CONSONANT_TAIL_SECONDS)
-            edges = np.linspace(begin, end, stop - start)
-            spans[start + 1 : stop] = np.stack((edges[:-1], edges[1:]), 1)
-        start = stop
+    if not len(spans):
+        return spans
+    # a syllable's tokens stand together and have the same times
+    follows = (times_L2[1:] == times_L2[:-1]).all(1) & (times_L2[1:, 0] >= 0)
+    starts = np.flatnonzero(np.concatenate(([True], ~follows)))
+    counts = np.diff(np.append(starts, len(spans)))
+    count = np.repeat(counts, counts)
+    place = np.arange(len(spans)) - np.repeat(starts, counts)
+    begin, end = spans[:, 0].copy(), spans[:, 1].copy()
+    several = (count > 1) & (begin >= 0)
+    first, later = several & (place == 0), several & (place > 0)
+    spans[first, 0] = begin[first] - CONSONANT_SECONDS
+    spans[first, 1] = begin[first] + CONSONANT_TAIL_SECONDS
+    begin, end, place, last = begin[later], end[later], place[later], count[later] - 1
+    step = (end - begin) / last
+    spans[later, 0] = (place - 1) * step + begin
+    spans[later, 1] = np.where(place == last, end, place * step + begin)
     return spans
 
 
 def _sounding(
     spans_L2: np.ndarray, frames: int, frame_rate: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The TOKENS tokens that fill most of each frame, and the share they fill."""
+    """The TOKENS tokens that fill most of each frame, and the share they fill. Of equal shares the
+    earlier token's comes first.
+
+    Only the frames that a token may touch are looked at: all frames by all tokens would be millions
+    of pairs for a song of minutes, and nearly all of them 0.
+    """
     index = np.zeros((frames, TOKENS), np.int64)
     weight = np.zeros((frames, TOKENS), np.float32)
     sung = np.flatnonzero(spans_L2[:, 1] > 0)
-    if len(sung) and frames:
-        left = np.arange(frames)[:, None] / frame_rate
-        bounds = spans_L2[sung]
-        overlap = np.minimum(left + 1 / frame_rate, bounds[None, :, 1]) - np.maximum(
-            left, bounds[None, :, 0]
-        )
-        share = np.clip(overlap, 0, None) * frame_rate
-        most = np.argsort(-share, axis=1, kind="stable")[:, :TOKENS]
-        kept = most.shape[1]
-        weight[:, :kept] = np.take_along_axis(share, most, 1)
-        index[:, :kept] = np.where(weight[:, :kept] > 0, sung[most], 0)
+    if not len(sung) or not frames:
+        return index, weight
+    # a frame more on either side than the span reaches: the shares themselves decide
+    first = np.clip(np.floor(spans_L2[sung, 0] * frame_rate) - 1, 0, frames).astype(np.int64)
+    last = np.clip(np.ceil(spans_L2[sung, 1] * frame_rate) + 1, 0, frames).astype(np.int64)
+    counts = np.maximum(last - first, 0)
+    token = np.repeat(np.arange(len(sung)), counts)
+    frame = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts - first, counts)
+    left, bounds = frame / frame_rate, spans_L2[sung[token]]
+    overlap = np.minimum(left + 1 / frame_rate, bounds[:, 1]) - np.maximum(left, bounds[:, 0])
+    share = np.clip(overlap, 0, None) * frame_rate
+    heard = share > 0
+    token, frame, share = token[heard], frame[heard], share[heard]
+    order = np.lexsort((token, -share, frame))
+    token, frame, share = token[order], frame[order], share[order]
+    place = np.arange(len(frame)) - np.searchsorted(frame, frame)
+    kept = place < TOKENS
+    weight[frame[kept], place[kept]] = share[kept]
+    index[frame[kept], place[kept]] = sung[token[kept]]
+    index[weight == 0] = 0
     return index, weight
 
 
@@ -177,7 +193,7 @@ def _syllable_progress(times_L2: np.ndarray, centre_T: np.ndarray) -> np.ndarray
     """[T, 3]: whether a syllable is sung, seconds since its start and until its end (at most 1)."""
     out = np.zeros((len(centre_T), 3), np.float32)
     for start, end in np.unique(times_L2[times_L2[:, 0] >= 0], axis=0) if len(times_L2) else ():
-        inside = (centre_T >= start) & (centre_T < end)
+        inside = slice(*np.searchsorted(centre_T, (start, end)))
         out[inside, 0] = 1
         out[inside, 1] = np.minimum(centre_T[inside] - start, 1)
         out[inside, 2] = np.minimum(end - centre_T[inside], 1)

@@ -12,6 +12,7 @@ from mudit_engine.models.outline import (
     FEATURES,
     SYLLABLE,
     TOKENS,
+    _sounding,
     aligned,
     no_outline,
     outline_rows,
@@ -171,3 +172,29 @@ def test_wrong_key_and_wrong_lyrics_are_named() -> None:
         outline_rows(Outline(None, "H major"), frames=4, frame_rate=1.0, tokens=0)
     with pytest.raises(InputError, match="3 lyric tokens, the lyrics have 5"):
         outline_rows(Outline(None, None, np.zeros((3, 2))), frames=4, frame_rate=1.0, tokens=5)
+
+
+def dense_sounding(spans: np.ndarray, frames: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """All frames by all tokens: what the engine's way by touched frames must equal."""
+    index, weight = np.zeros((frames, TOKENS), np.int64), np.zeros((frames, TOKENS), np.float32)
+    sung = np.flatnonzero(spans[:, 1] > 0)
+    if len(sung) and frames:
+        left, bounds = np.arange(frames)[:, None] / rate, spans[sung]
+        overlap = np.minimum(left + 1 / rate, bounds[:, 1]) - np.maximum(left, bounds[:, 0])
+        share = np.clip(overlap, 0, None) * rate
+        most = np.argsort(-share, axis=1, kind="stable")[:, :TOKENS]
+        kept = most.shape[1]
+        weight[:, :kept] = np.take_along_axis(share, most, 1)
+        index[:, :kept] = np.where(weight[:, :kept] > 0, sung[most], 0)
+    return index, weight
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_sounding_tokens_equal_those_of_all_pairs(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    frames, rate = int(draw.integers(0, 80)), float(draw.choice([1.0, 5.86, 10.77]))
+    starts = draw.uniform(-0.2, frames / rate + 2, 40)
+    starts[::3] = np.round(starts[::3] * rate) / rate  # bounds on the edges of frames
+    spans = np.stack((starts, starts + draw.choice([0.0, 0.05, 0.3, 3 / rate], 40)), 1)
+    found, wanted = _sounding(spans, frames, rate), dense_sounding(spans, frames, rate)
+    assert np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1])
