@@ -22,6 +22,7 @@ from mudit_engine.benchmarks.workloads import WORKLOADS, Workload, step_flops
 from mudit_engine.config import DitConfig, PathConfig, SamplerConfig, load_config
 from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import GateError, InputError
+from mudit_engine.hardware import keep_freed_memory
 from mudit_engine.models.dit import DiT
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, SongState
 
@@ -69,6 +70,7 @@ def make_network(preset: str | DitConfig) -> DiT:
     make the work trivially denormal.
     """
     torch.manual_seed(0)
+    keep_freed_memory()  # as opening a model does; the peers of the process have it as well
     config = load_config(preset).dit if isinstance(preset, str) else preset
     dit = DiT(config).eval().requires_grad_(False)
     for parameter in dit.parameters():

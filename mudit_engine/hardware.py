@@ -10,6 +10,7 @@ nvidia-smi also answers where torch is broken or was built without CUDA.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -38,6 +39,8 @@ CPU_FLAGS = (
     "sve",
     "bf16",
 )
+# of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -84,6 +87,26 @@ def machine() -> Machine:
         memory_mib=total,
         memory_available_mib=free,
         gpus=_gpus(),
+    )
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Has the C library keep large blocks that are freed, for the tensors to come; False where it
+    is not glibc, or where its own variables (MALLOC_...) say otherwise.
+
+    By default every tensor above some size is mapped anew and its pages cleared and faulted in one
+    by one: a tenth of a step's time on a CPU, more where threads wait for the same lock. The
+    process keeps what it used at most, once a model works in it.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    return bool(
+        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        and library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     )
 
 

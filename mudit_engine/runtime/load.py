@@ -23,7 +23,7 @@ import torch
 from mudit_engine.availability import available
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import InputError, MissingError, ModelError
-from mudit_engine.hardware import machine
+from mudit_engine.hardware import keep_freed_memory, machine
 from mudit_engine.models.chinmu import CHARACTERS, ChinMu
 from mudit_engine.models.dit import DiT
 from mudit_engine.models.folder import load_part, model_folder
@@ -123,6 +123,8 @@ def open_model(
 
 
 def _open_torch(folder: Path, place: torch.device, dtype: torch.dtype | None) -> OpenModel:
+    if place.type == "cpu":
+        keep_freed_memory()
     if (folder / FILE).is_file():
         check_deployment(folder)
     config, dtype = load_config(folder), dtype or fast_dtype(place)

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mudit_engine.errors import InputError
+from mudit_engine.hardware import keep_freed_memory
 from mudit_engine.training.checkpoints.checkpoint import disk_errors
 from mudit_engine.training.checkpoints.saved_state import SavedState
 from mudit_engine.training.ranks import Ranks
@@ -140,6 +141,8 @@ class Single(Strategy):
 
     def __init__(self, device: torch.device, *, precision: str = "fp32") -> None:
         self.device, self.precision, self.ranks = device, precision, Ranks()
+        if device.type == "cpu":
+            keep_freed_memory()
 
     def prepare(
         self,

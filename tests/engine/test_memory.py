@@ -1,0 +1,40 @@
+"""Freed memory is kept once a model is open, unless the process was told otherwise."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, torch
+from mudit_engine.hardware import keep_freed_memory
+torch.set_num_threads(1)
+kept = keep_freed_memory()
+def work():
+    for _ in range(4):
+        torch.ones(1 << 22) + 1
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc")
+def test_pages_are_not_faulted_in_again() -> None:
+    def faults(**more: str) -> tuple[str, int]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | more
+        done = subprocess.run(
+            [sys.executable, "-c", CODE], capture_output=True, text=True, env=env, check=True
+        )
+        kept, count = done.stdout.split()
+        return kept, int(count)
+
+    kept, few = faults()
+    left_alone, many = faults(MALLOC_ARENA_MAX="2")
+    assert (kept, left_alone) == ("True", "False")
+    assert few < many / 4
