@@ -33,7 +33,9 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -116,14 +118,19 @@ def quantize(entry: dict[str, Any], folder: Path) -> Path:
             file=sys.stderr,
         )
     path = folder / quantized_name(entry)
-    modelopt_quantize(
-        onnx_path=str((folder / entry["onnx"]).resolve()),
-        quantize_mode=entry["quantize"],
-        calibration_data=calibration,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        op_types_to_exclude=["Attention"],
-        output_path=str(path),
-    )
+    # ModelOpt rewrites the file that it is given: a copy, with the weights that lie beside it
+    source = (folder / entry["onnx"]).resolve()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for file in source.parent.glob(f"{source.name}*"):
+            shutil.copyfile(file, Path(scratch) / file.name)
+        modelopt_quantize(
+            onnx_path=str(Path(scratch) / source.name),
+            quantize_mode=entry["quantize"],
+            calibration_data=calibration,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_exclude=["Attention"],
+            output_path=str(path),
+        )
     return path
 
 

@@ -647,6 +647,32 @@ def test_attention_is_left_out_of_quantising(
     assert asked["quantize_mode"] == "fp8" and asked["calibration_data"]["x"].tolist() == [0, 1, 2]
 
 
+def test_quantising_leaves_the_deployments_graph_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ModelOpt rewrites what it is given; the graph's hash is in the manifest."""
+    from types import ModuleType
+
+    def rewrites(onnx_path: str, output_path: str, **options: Any) -> None:
+        assert Path(onnx_path).with_name("step.onnx.data").read_bytes() == b"weights"
+        Path(onnx_path).write_bytes(b"rewritten")
+        Path(output_path).write_bytes(b"quantised")
+
+    for name in ("modelopt", "modelopt.onnx", "modelopt.onnx.quantization"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["modelopt.onnx.quantization"].quantize = rewrites  # type: ignore[attr-defined]
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+    (graphs / "step.onnx").write_bytes(b"graph")
+    (graphs / "step.onnx.data").write_bytes(b"weights")
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    entry = {"name": "step", "onnx": "../graphs/step.onnx", "quantize": "int8"}
+    assert tensorrt_engine.quantize(entry, folder).read_bytes() == b"quantised"
+    assert (graphs / "step.onnx").read_bytes() == b"graph"
+    assert [path.name for path in folder.iterdir()] == ["step.int8.onnx"]
+
+
 def test_pins_are_those_of_setup_py(deployment: Path) -> None:
     plan = make_plan(deployment, TARGETS["a100"])
     assert plan.spec[
