@@ -56,7 +56,7 @@ def attention_entry(
         q_ptr, k_ptr, v_ptr, None, None, None, None, None, None, out_ptr, lse_ptr, tiles_ptr, SCALE,
         HEADS, n_rows, HEADS * HEAD_DIM, HEAD_DIM, HEAD_DIM, HEAD_DIM, HEADS * HEAD_DIM,
         HEADS * HEAD_DIM, HEADS * HEAD_DIM, HEAD_DIM, MAIN, REST, BLOCK_Q, BLOCK_K, False, False,
-        "tf32",
+        False, "tf32",
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def residual_norm_entry(
 ):  # fmt: skip
     norm_fwd_kernel(
         x_ptr, y_ptr, gate_ptr, shift_ptr, scale_ptr, tiles_ptr, sum_ptr, h_ptr, None,
-        D, D, D, D, D, D, n_rows, EPSILON, D, BLOCK_D, 1, ROW_BLOCK, True, True, True, True, False,
+        D, D, D, D, D, D, n_rows, 1, EPSILON, D, BLOCK_D, ROW_BLOCK, True, True, True, True, False,
     )  # fmt: skip
 
 

@@ -16,15 +16,10 @@ leaves what the second, over key tiles, needs of every query row.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from .attention_backward_kernels import attention_bwd_dkv_kernel, attention_bwd_dq_kernel
-from .attention_forward import Config, chunks, describable, describe, family
-
-# Triton 3.6 leaves ptxas to serialise the key gradient's wgmma (C7515 at head width 128) unless the
-# queries that are left come after the loop; from 3.7 on that order spills and the other is clean.
-_OLD_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+from .attention_forward import OLD_TRITON, Config, chunks, describable, describe, family
 
 # (family, head width) -> tiles of the query-gradient and of the key-gradient kernel for 16-bit
 # inputs
@@ -122,7 +117,7 @@ def backward(
             dk.stride(0), STRIDE_Q_ROW=rotated.stride(0), STRIDE_DO_ROW=d_out.stride(0),
             HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=by_key.block_q, BLOCK_K=by_key.block_k,
             PAIRED=by_key.paired, TMA=tma,
-            LEFT_LAST=tma and _OLD_TRITON and head_dim == 128, PRECISION=precision,
+            LEFT_LAST=tma and OLD_TRITON and head_dim == 128, PRECISION=precision,
             num_warps=by_key.warps, num_stages=by_key.stages,
         )  # fmt: skip
     return dq, dk, dv

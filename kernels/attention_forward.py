@@ -24,6 +24,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+# Triton 3.6 leaves ptxas to serialise wgmma (C7515 at head width 128) unless the masked tile comes
+# after the loop; from 3.7 on the other order is clean, and takes fewer registers.
+OLD_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -202,6 +205,7 @@ def attention_fwd_kernel(
     BLOCK_K: tl.constexpr,
     ROTATE: tl.constexpr,
     TMA: tl.constexpr,
+    MASKED_LAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # heads are the fast axis, so that all heads of the longest tiles start first
@@ -273,11 +277,9 @@ def attention_fwd_kernel(
     keys = tl.arange(0, BLOCK_K)
     column = head * HEAD_DIM
     whole = k_rows // BLOCK_K * BLOCK_K
-    # The masked tile comes first, while no accumulator has to survive it, but for descriptors at
-    # head width 128: there the loop's wgmma must find accumulators that nothing else has written,
-    # or ptxas serialises them (C7515; seen with triton 3.6).
-    LAST: tl.constexpr = TMA and MAIN == 128
-    if not LAST:  # noqa: SIM102 - decided at compile time
+    # The masked tile comes first, while no accumulator has to survive it, unless ptxas then
+    # serialises the loop's wgmma (MASKED_LAST)
+    if not MASKED_LAST:  # noqa: SIM102 - decided at compile time
         if whole < k_rows:
             o1, o2, m, total = _attend_tile(
                 q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
@@ -290,7 +292,7 @@ def attention_fwd_kernel(
             start + keys, k_rows, k_start + start, column, STRIDE_K_ROW, STRIDE_V_ROW, MAIN, REST,
             False, TMA, PRECISION,
         )  # fmt: skip
-    if LAST:  # noqa: SIM102
+    if MASKED_LAST:  # noqa: SIM102
         if whole < k_rows:
             o1, o2, m, total = _attend_tile(
                 q1, q2, o1, o2, m, total, scale_log2, k_ptr, v_ptr, k_main, k_rest, v_main, v_rest,
@@ -425,7 +427,8 @@ def forward(
         q, k, v, k_main, k_rest, v_main, v_rest, cos, sin, out, lse, tiles, scale, heads, n_rows,
         q.stride(0), q.stride(1), k.stride(1), v.stride(1), out.stride(0), STRIDE_K_ROW=k.stride(0),
         STRIDE_V_ROW=v.stride(0), HEAD_DIM=head_dim, MAIN=main, REST=rest, BLOCK_Q=config.block_q,
-        BLOCK_K=config.block_k, ROTATE=cos is not None, TMA=tma, PRECISION=precision,
+        BLOCK_K=config.block_k, ROTATE=cos is not None,
+        MASKED_LAST=tma and OLD_TRITON and head_dim == 128, TMA=tma, PRECISION=precision,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return out, lse

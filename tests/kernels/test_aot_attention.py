@@ -21,6 +21,7 @@ COMMITTED = {
     (r["op"], r["variant"], r["head_dim"], r["arch"]): r
     for r in json.loads(FILE.read_text())["rows"]
 }
+TRITON36 = json.loads((FILE.parent / "static_attention_triton36.json").read_text())
 OURS = {key: r for key, r in COMMITTED.items() if not r["variant"].startswith("peer")}
 # (arch, head width) -> least overlap and serial ceiling of the forward pass
 FORWARD_BARS = {
@@ -93,6 +94,16 @@ def compiled(folder: Path, *options: str) -> list[dict]:
 @pytest.mark.parametrize("key", OURS, ids=name)
 def test_committed_figures_hold_the_bars(key):
     hold_bars(OURS[key])
+
+
+def test_triton_3_6_holds_the_same_bars():
+    """What GPU images with torch 2.11 carry: compiled from a folder beside the environment."""
+    assert TRITON36["versions"]["triton"].startswith("3.6.")
+    assert {(r["head_dim"], r["arch"]) for r in TRITON36["rows"]} == {
+        (width, arch) for width in (64, 96, 128) for arch in ("sm_80", "sm_90")
+    }
+    for row in TRITON36["rows"]:
+        hold_bars(row)
 
 
 def test_every_architecture_and_head_width_is_committed():
