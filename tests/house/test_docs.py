@@ -40,6 +40,7 @@ RESULTS = ROOT / "benchmarks/results"
 ELSEWHERE = {
     "make song": "test_make_song_is_a_command_that_runs takes it apart",
     "make test": "is what runs this test",
+    "make test-long": "hours",
     "make lint": "is part of make test",
     "make docs": "test_the_site_builds does",
     "make tiny": "hours on two cores",
