@@ -206,11 +206,11 @@ def test_a_cancelled_song_stops_before_its_next_step(
     ticket = batcher.submit(lambda: song(20, steps=50))
     steered.go.release(3)
     _until(lambda: batcher.steps_done == 3)
-    ticket.cancel()  # the fourth step waits for the test already
+    ticket.cancel()  # the fourth step may wait for the test already
     steered.release_all()
     with pytest.raises(StoppedError, match="cancelled at step"):
         ticket.wait(20)
-    assert ticket.stage is Stage.CANCELLED and len(steered.batches) == 4
+    assert ticket.stage is Stage.CANCELLED and len(steered.batches) in (3, 4)
     assert batcher.counts() == dict.fromkeys(batcher.counts(), 0)
     with pytest.raises(StoppedError):
         list(ticket.audio())
