@@ -21,7 +21,7 @@ from micro_deployment import micro_config, save_model
 from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
 from mudit_engine.errors import GateError, InputError, ModelError
-from mudit_engine.export import onnx_export, parity, verify
+from mudit_engine.export import onnx_export, parity
 from mudit_engine.export.graphs import DTYPES, TorchGraphs, graphs
 from mudit_engine.export.onnx_export import check_file, check_graph, export_graph, export_onnx
 from mudit_engine.export.unroll import unroll
@@ -561,7 +561,7 @@ def test_verify_command(
         ALL_GRAPHS
     )
     row = {"runtime": "onnxruntime", "case": "instrumental", "latents": 2e-4, "padding": 0.0}
-    monkeypatch.setattr(verify, "measure_parity", lambda folder, runtimes: [row])
+    monkeypatch.setattr(parity, "measure_parity", lambda folder, runtimes: [row])
     assert run(["export", "verify", str(deployed)]) == 4
     assert "instrumental: latents differ by 2.00e-04" in capsys.readouterr().err
     folder = _broken(deployed, tmp_path / "folder", "graphs/fp32/vae_decode.onnx", _flip)
