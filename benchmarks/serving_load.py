@@ -20,6 +20,7 @@ second from the first arrival to the last song.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -331,9 +332,11 @@ def main(
 
     parsed = [float(one) for one in rates.split(",")]
     rows, costs = run(model, songs=songs, rates=parsed, seed=seed, modelled=modelled, report=report)
+    module = "mudit_engine.benchmarks.serving_load"  # no folder of this machine
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     document = {
         "schema_version": 1,
-        "env": environment(["bench", "serving-load", *sys.argv[1:]]),
+        "env": {**environment(), "command": command},
         "threads": threads,
         "modelled": modelled,
         "costs_in_cpu_seconds": costs,
