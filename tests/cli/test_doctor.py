@@ -115,7 +115,9 @@ def test_a_core_that_does_not_import_is_broken(
     assert status(results, "core", "torch") == "broken"
     assert results["torch"] is None
     assert results["lacking"] == ["core"]
-    assert results["mend"]["core"].endswith("-m pip install --force-reinstall torch==2.13.0")
+    mend = results["mend"]["core"]
+    [pin] = [one for one in availability.requirements()[availability.CORE] if one.name == "torch"]
+    assert "-m pip install --force-reinstall" in mend and f"torch{pin.specifier}" in mend
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +131,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(
         word in out
-        for word in ("Machine", "Packages", "Programs", "Parameters of tiny", "==2.13.0")
+        for word in ("Machine", "Packages", "Programs", "Parameters of tiny", "2.13.0")
     )
 
 
