@@ -130,8 +130,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--preset", "tiny"]) == 0
     out = capsys.readouterr().out
     assert all(
-        word in out
-        for word in ("Machine", "Packages", "Programs", "Parameters of tiny", "2.13.0")
+        word in out for word in ("Machine", "Packages", "Programs", "Parameters of tiny", "2.13.0")
     )
 
 
