@@ -141,10 +141,10 @@ def leave(code: int) -> NoReturn:
     """Ends the process of a rank with an exit code: the last call of a program that ran on many.
 
     What was written is flushed and what waits in `atexit` runs, but the interpreter is not taken
-    down. gloo's worker threads let go of tensors a moment after the call that waited for them has
-    returned, and for that they want the interpreter's lock. CPython before 3.14 unwinds a thread
-    that asks for it too late; through C++ that may not throw this is std::terminate, and a rank
-    that had done all its work would end with -6 ("terminate called without an active exception").
+    down. Ranks that had done all their work were seen to end with -6 ("terminate called without an
+    active exception"). The likely cause, which was not reproduced: gloo's worker threads let go of
+    tensors late and want the interpreter's lock for it, and CPython before 3.14 unwinds a thread
+    that asks too late, which through C++ that may not throw is std::terminate.
     """
     try:
         atexit._run_exitfuncs()
