@@ -8,6 +8,7 @@ picture of its spectrum.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,7 +307,9 @@ def _checked(
             continue
         for message in understood.notes:
             note(f"{job.path.name}: {message}")
-        good.append(job)
+        # a seed that was drawn stays: the song made is the one that was understood
+        request = dataclasses.replace(job.request, seed=understood.seed)
+        good.append(dataclasses.replace(job, request=request))
         read.append({"out": str(job.path), **understood.read, "notes": list(understood.notes)})
     return good, read, failures
 
@@ -333,7 +336,6 @@ def _shown(value: object) -> str:
 
 def _best(pipeline: SongPipeline, job: Job, count: int, report: Any) -> Song:
     """The best of `count` songs with seeds in a row; its sidecar names them all."""
-    import dataclasses
     import secrets
 
     from mudit_engine.evaluation.candidates import rank_candidates
