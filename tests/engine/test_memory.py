@@ -34,7 +34,7 @@ def test_pages_are_not_faulted_in_again() -> None:
         kept, count = done.stdout.split()
         return kept, int(count)
 
-    # Blocks of 64 MB, since glibc by itself keeps those of up to 32 MB once one was freed. What lies
+    # Blocks of 64 MB, since glibc by itself keeps those of up to 32 MB once one was freed. What is
     # at the heap's end may make it grow by another pair or two, of 48 blocks.
     kept, few = faults()
     left_alone, many = faults(MALLOC_ARENA_MAX="2")
