@@ -1,5 +1,6 @@
 # make song    sets everything up and writes out/song.wav from a description and lyrics
-# make test    sets everything up, checks the code and runs the tests
+# make test    sets everything up, checks the code and runs the tests, in an order drawn anew each
+#              time; the seed is printed, and TEST_ARGS=--randomly-seed=N repeats it
 # make docs    builds the documentation into out/site; a warning is an error
 # make test-long   the slow tests too: long runs, ranks under load, browsers; then test-floor. Hours
 # make test-floor  the quick tests on the oldest torch and Triton of setup.py, in .venv-floor; the

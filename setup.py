@@ -72,6 +72,7 @@ EXTRAS = {
 }
 EXTRAS["dev"] = [
     "pytest==9.2.0",
+    "pytest-randomly==5.1.0",
     "pytest-xdist==3.8.0",
     "hypothesis>=6.150,<7",
     "ruff==0.17.6",

@@ -5,7 +5,6 @@ Runge-Kutta solution and closed-form moments."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,6 +19,9 @@ from mudit_engine.diffusion.samplers import (
     dpmpp_steps,
     sampler_table,
 )
+
+# a second thread only waits for the first, at these sizes
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PATHS = {
     "linear": PathConfig(kind="linear", t_min=1e-5),
@@ -44,15 +46,6 @@ PATHS = {
 BLIND = "bezier1"  # its velocity says nothing about x0 at t = 1: ddim and dpmpp-2m refuse it
 DIFFUSIONS = ("sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing")
 ODE = ("ode-euler", "ode-heun")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """States of a few thousand numbers: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def start(count: int) -> Tensor:

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -272,16 +271,6 @@ class Sandbox:
             case ["mudit", "export", "verify"]:
                 return [*swapped, "--no-parity"]
         return swapped
-
-
-@pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 RUN = [page for page in PAGES if any(not elsewhere(words) for words in commands(page))]

@@ -85,7 +85,7 @@ def test_every_length_head_and_dtype(length, head_dim, dtype, heads, capability,
     )
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 @given(
     songs=st.lists(st.tuples(st.integers(0, 140), st.integers(0, 70)), min_size=1, max_size=2),
     head_dim=st.sampled_from(HEADS),

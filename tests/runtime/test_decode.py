@@ -46,7 +46,7 @@ def whole(vae: SpectralVAE, latents_TC: Tensor) -> Tensor:
         return vae.decode(latents_TC[None])[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     frames=st.integers(1, 90),
     chunk=st.integers(1, 100),

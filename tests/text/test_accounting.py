@@ -64,14 +64,14 @@ def everything_has_a_fate(text: str) -> None:
 
 
 @given(TEXTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_all_characters_of_any_text_are_accounted_for(text: str) -> None:
     everything_has_a_fate(text)
 
 
 @pytest.mark.slow
 @given(TEXTS)
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=20_000)
 def test_all_characters_of_twenty_thousand_texts_are_accounted_for(text: str) -> None:
     everything_has_a_fate(text)
 

@@ -120,7 +120,7 @@ def test_empty_description_and_impossible_cap_are_input_errors() -> None:
     ),
     st.integers(1, 6),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_description_is_handled(description: str, cap: int) -> None:
     found = fragments(description)
     assert found == fragments(description)

@@ -273,7 +273,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES | st.text(max_size=4), max_size=14).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_parse_of_format_is_identity(text: str) -> None:
     try:
         lyrics = parse_lyrics(text)
@@ -300,6 +300,6 @@ SECTIONS = st.builds(
 
 
 @given(st.lists(SECTIONS, min_size=1, max_size=5).map(lambda sections: Lyrics(tuple(sections))))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_built_lyrics_survive_formatting(lyrics: Lyrics) -> None:
     assert parse_lyrics(format_lyrics(lyrics)) == lyrics

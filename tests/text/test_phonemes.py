@@ -301,7 +301,7 @@ ANY = st.text(CHARS | st.characters(exclude_categories=("Cs",)), max_size=40).fi
 
 
 @given(ANY)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_sung_or_reported_and_no_han_character_is_lost(text: str) -> None:
     song = phonemize(_one(text))
     assert len(song.ids) == len(song.tokens) == len(song.syllable_of)
@@ -324,7 +324,7 @@ def test_any_text_is_sung_or_reported_and_no_han_character_is_lost(text: str) ->
 
 
 @given(st.text("月亮落在海面上一不儿地得啊长行重", min_size=1, max_size=60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_one_syllable_a_character(text: str) -> None:
     song = phonemize(_one(text))
     assert song.syllables == len(text)

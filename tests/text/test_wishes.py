@@ -133,7 +133,7 @@ def test_tempi_are_drawn_from_the_range_of_the_style(style: str | None) -> None:
 
 
 @given(st.text(max_size=80))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_read(text: str) -> None:
     wishes = read_description(text)
     assert wishes == read_description(text)

@@ -11,7 +11,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,13 @@ from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.trainer import InterruptedRun, Trainer
 from small_songs import small_recipe, write_songs
 
+# a second thread only waits for the first, at these sizes
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HELPERS = Path(__file__).parents[2] / "helpers"
 
 STATE = ("model.safetensors", "model.optimizer.safetensors", "model.ema.safetensors")
 SAME = ("step", "epoch", "loss", "grad_norm", "lr", "mse", "songs", "weight")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 from mudit_engine.errors import InputError
 from mudit_engine.training.dataset.batching import Sampler, prefetch
 
-settings.register_profile("sampler", deadline=None, max_examples=60, derandomize=True)
-settings.load_profile("sampler")
-
 lengths = st.lists(st.integers(1, 100), min_size=1, max_size=80)
 
 
+@settings(max_examples=60)
 @given(
     lengths,
     st.integers(0, 5),
@@ -38,6 +36,7 @@ def test_every_song_once_in_packs_that_fit(
     assert all(len(sampler.batch(epoch, step)) == packs for step in range(sampler.steps(epoch) - 1))
 
 
+@settings(max_examples=60)
 @given(lengths, st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 6), st.data())
 def test_world_size_may_change_in_the_middle_of_an_epoch(
     costs: list[int], worlds: list[int], packs: int, data: st.DataObject

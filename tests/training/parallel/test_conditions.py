@@ -5,7 +5,6 @@ references, and LoRAs, whose base no rank trains.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,12 @@ from mudit_engine.training.trainer import Trainer
 from run_ranks import wake
 from small_songs import small_recipe, write_songs
 
+# a second thread only waits for the first, at these sizes
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 30
 KINDS = {"none": 0, "rare": 2, "all": None}
 PARALLEL: dict[str, Any] = {"strategy": "deepspeed", "parallel__timeout_seconds": 120}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ from mudit_engine.training.trainer import Trainer
 from run_ranks import poison, wake
 from small_audio import CORPUS_ATTRIBUTES, chinmu_recipe, vae_recipe, write_chords, write_tones
 from small_songs import small_recipe, write_songs
+
+# a second thread only waits for the first, at these sizes
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WAKE = 0.05
 # 5 packs an epoch in steps of 4: accumulation 2 on 2 ranks, and the last step of an epoch leaves
@@ -60,14 +63,6 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "ulysses-2": {"parallel__zero_stage": 1, "parallel__sequence_parallel": 2},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

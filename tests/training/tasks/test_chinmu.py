@@ -50,12 +50,9 @@ def test_equal_words_are_no_negatives(data: Path) -> None:
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_pairs_are_learned(data: Path, tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_pairs_are_learned(data: Path, tmp_path: Path, one_thread: None) -> None:
     trainer = Trainer(recipe(data), tmp_path, quiet=True)
     trainer.run()
-    torch.set_num_threads(before)
     assert trainer.validate()["recall_at_1"] > 0.9, "four tones, four words: chance is 0.25"
 
 

@@ -4,7 +4,6 @@ statistics, two optimisers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +24,8 @@ from mudit_engine.training.trainer import Trainer
 from small_audio import SMALL_VAE, write_chords
 from small_audio import vae_recipe as recipe
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# a second thread only waits for the first, at these sizes
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
