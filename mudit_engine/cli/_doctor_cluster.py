@@ -68,7 +68,8 @@ def examine_cluster(options: dict[str, Any], *, as_json: bool) -> bool:
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} goes with --cluster")
         return False
-    from mudit_engine.training.parallel.preflight import Wanted, preflight, preflight_here
+    from mudit_engine.training.parallel.preflight import preflight, preflight_here
+    from mudit_engine.training.parallel.verdicts import Wanted
 
     wanted = Wanted(
         folder=options["folder"] or Path.cwd(),

@@ -23,29 +23,12 @@ from dataclasses import dataclass, field
 from mudit_engine.errors import InputError
 from mudit_engine.text import english, mandarin, numbers
 from mudit_engine.text.accounting import Fate, LineMarks, Mark, in_order
+from mudit_engine.text.folding import fold
 from mudit_engine.text.heteronyms import pronounce_here
 from mudit_engine.text.languages import refuse_other_languages, script_of
 from mudit_engine.text.lyrics import LyricLine, Lyrics, raise_errors, scan_lyrics
-from mudit_engine.text.tracked import Tracked
 from mudit_engine.text.vocabulary import Vocabulary
 
-_APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\u2032"), "'")
-_LATIN = str.maketrans(
-    {
-        "ß": "ss",
-        "æ": "ae",
-        "Æ": "Ae",
-        "œ": "oe",
-        "Œ": "Oe",
-        "ø": "o",
-        "Ø": "O",
-        "đ": "d",
-        "Đ": "D",
-        "ł": "l",
-        "Ł": "L",
-        "ı": "i",
-    }
-)
 _BREATHS = frozenset(",;:.!?、。，；：！？…—–·|/")
 _MUTE = frozenset("~^_*=<>+\\")
 _SYMBOLS = {"&": ("和", "and"), "@": ("", "at"), "%": ("百分号", "percent"), "#": ("", "number")}
@@ -296,7 +279,7 @@ class _Line:
         self.song = song
         self.line = line
         self.number = line.number
-        self.folded = _fold(line.tracked())
+        self.folded = fold(line.tracked())
         self.text = self.folded.text
         self.marks = LineMarks(line.source or line.text, line.number)
         self.joined = {
@@ -590,31 +573,6 @@ def _pairs_of_brackets(text: str) -> dict[int, bool]:
             found[open_places.pop()] = True
             found[place] = bool(open_places)
     return found
-
-
-def _fold(line: Tracked) -> Tracked:
-    """NFKC with plain apostrophes; Latin letters lose their accents, but not inside braces and
-    brackets, where ü and tone marks count.
-    """
-    plain = line.mapped(lambda char: _plain(char.translate(_APOSTROPHES))).normalised(
-        "NFKC", shared=True
-    )
-    plain = plain.mapped(lambda char: _plain(char.translate(_APOSTROPHES)))
-    closing = ""
-    chars: list[str] = []
-    for char in plain.text:
-        if closing:
-            closing = "" if char == closing else closing
-            chars.append(char)
-            continue
-        closing = {"{": "}", "[": "]"}.get(char, "")
-        base = char if char.isascii() else unicodedata.normalize("NFD", char)[0]
-        chars.append(base if base.isascii() and base.isalpha() else char)
-    return Tracked("".join(chars), plain.spans)
-
-
-def _plain(char: str) -> str:
-    return char.translate(_LATIN)
 
 
 def lines_of_sections(song: PhonemeSequence) -> list[tuple[str, list[int]]]:

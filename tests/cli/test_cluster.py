@@ -12,6 +12,7 @@ import pytest
 
 from mudit_engine.cli.main import run
 from mudit_engine.training.parallel import preflight
+from mudit_engine.training.parallel.verdicts import Wanted
 
 
 def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
@@ -162,7 +163,7 @@ def test_an_unfit_cluster_fails_a_gate(
         "9",
     )
     assert document(capsys, "doctor", "--cluster", *options, code=4) == REPORT
-    assert asked == [(3, preflight.Wanted(tmp_path, 2, None, 1.5, 9.0))]
+    assert asked == [(3, Wanted(tmp_path, 2, None, 1.5, 9.0))]
     assert run(["doctor", "--cluster", *options]) == 4
     captured = capsys.readouterr()
     assert "chrony" in captured.out

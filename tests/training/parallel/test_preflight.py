@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mudit_engine.errors import InputError, MuditError
-from mudit_engine.training.parallel.preflight import Check, Wanted, judge, preflight, preflight_here
+from mudit_engine.training.parallel.preflight import preflight, preflight_here
+from mudit_engine.training.parallel.verdicts import Check, Wanted, judge
 
 HERE = Wanted(Path("runs"))
 
