@@ -1,4 +1,5 @@
-"""What the documentation's build does beside mkdocs: shows the reader of docstrings whole packages.
+"""What the documentation's build does beside mkdocs: shows the reader of docstrings whole packages,
+and writes the help of every command and the fields of a recipe into their pages.
 
 The folders kernels, training, export and benchmarks reach the package through links and have no
 __init__.py, which the static reader (griffe) does not follow. It reads a copy in which they are
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +37,55 @@ def on_config(config: Any) -> Any:
             (inner / "__init__.py").touch()
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [copy.name]
     return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts what the code says of itself in the place of a mark."""
+    for mark, write in (("<!-- commands -->", _commands), ("<!-- recipe -->", _recipe)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, write())
+    return markdown
+
+
+def _commands() -> str:
+    from mudit_engine.cli.main import cli
+
+    return "\n\n".join(_help(cli, click.Context(cli, info_name="mudit"), level=2))
+
+
+def _help(command: click.Command, context: click.Context, *, level: int) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            within = click.Context(
+                inner, info_name=name, parent=context, terminal_width=90, max_content_width=90
+            )
+            yield f"{'#' * level} `{within.command_path}`"
+            if not isinstance(inner, click.Group):
+                yield f"```text\n{inner.get_help(within)}\n```"
+            yield from _help(inner, within, level=level + 1)
+
+
+def _recipe() -> str:
+    from mudit_engine.training.recipe import Recipe
+
+    return "\n".join(["| field | default | meaning |", "| --- | --- | --- |", *_fields(Recipe, "")])
+
+
+def _fields(model: Any, before: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and hasattr(inner, "model_fields"):
+            yield from _fields(inner, f"{before}{name}.")
+            continue
+        default = (
+            "required"
+            if field.is_required()
+            else f"`{field.get_default(call_default_factory=True)!r}`"
+        )
+        meaning = (field.description or "").replace("|", "\\|")
+        yield f"| `{before}{name}` | {default} | {meaning} |"
 
 
 def on_post_build(config: Any) -> None:

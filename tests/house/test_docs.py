@@ -213,9 +213,9 @@ def figures() -> dict[str, str]:
         "[bench e2e][2]": f"{mixed['ratio_to_peer']:.1f} x as fast",
         "[bench runtimes][3]": f"{bf16['cpu_ratio_to_torch']:.1f} x as fast",
         "[eval tiny][4]": f"{tempo:.2f} and {key:.2f}",
-        "[export onnx][5]": f"up to {max(row.get('latents') or 0 for row in parity):.1e}",
+        "[export onnx][5]": f"{max(row.get('latents') or 0 for row in parity):.1e}",
         "[export tensorrt][6]": " ".join(f"{found} of {wanted}" for found, wanted in fused),
-        "[make ranks][7]": f"{faults['losses']} of {faults['faults']} faults",
+        "[make ranks][7]": f"{faults['losses']} of {faults['trainings']}",
         "[plan_memory][8]": f"within {0.001:.3f} %" if state < 1e-5 else "not so",
     }
 
