@@ -5,6 +5,7 @@ mudit eval songs A/ B/ --reference REF/ --requests requests.jsonl --out report/
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from mudit_engine.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mudit_engine.evaluation.systems import Asked, Similarity
+    from mudit_engine.evaluation.systems import Asked, Comparison, Similarity, System
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -93,21 +94,9 @@ def command(
     """Compare FOLDERS of songs, one a system: FAD and KAD to reference songs, adherence to tempo
     and key, loudness, endings, with intervals and tests.
     """
-    import dataclasses
-
     from mudit_engine.evaluation.listening import Listener
-    from mudit_engine.evaluation.system_report import (
-        columns,
-        text_of,
-        write_csv,
-        write_latex,
-        write_page,
-    )
     from mudit_engine.evaluation.systems import System, compare, load_requests
-    from mudit_engine.files import write_json
-    from mudit_engine.hardware import environment
     from mudit_engine.metrics.embeddings import open_embedder
-    from mudit_engine.metrics.figures import Figure
 
     systems = [System.of(folder) for folder in folders]
     held_to = System.of(reference, name="reference")
@@ -115,8 +104,8 @@ def command(
     embedders = [open_embedder(one, trust_remote_code=trust_remote_code) for one in features]
     if (sst or asoa) and asked is None:
         raise InputError("--sst and --asoa hold songs against what was asked for: give --requests")
-    similarities = [_sst(sst)] if sst else []
-    similarities += [_asoa(asoa, asoa_variant, trust_remote_code)] if asoa else []
+    similarities = [sst_by(sst)] if sst else []
+    similarities += [asoa_by(asoa, asoa_variant, trust_remote_code)] if asoa else []
 
     def track(items: Any, text: str) -> Any:
         with progress(text, total=len(items), quiet=as_json) as advance:
@@ -133,6 +122,32 @@ def command(
         similarities=similarities,
         track=track,
     )
+    show_comparison(comparison, systems, asked, out, copy_audio=copy_audio, as_json=as_json)
+
+
+def show_comparison(
+    comparison: Comparison,
+    systems: Sequence[System],
+    asked: Mapping[str, Asked] | None,
+    out: Path | None,
+    *,
+    copy_audio: bool,
+    as_json: bool,
+) -> None:
+    """Writes the page and tables into `out`, and prints the table and what differs."""
+    import dataclasses
+
+    from mudit_engine.evaluation.system_report import (
+        columns,
+        text_of,
+        write_csv,
+        write_latex,
+        write_page,
+    )
+    from mudit_engine.files import write_json
+    from mudit_engine.hardware import environment
+    from mudit_engine.metrics.figures import Figure
+
     if out is not None:
         page = write_page(comparison, systems, asked, out, copy_audio=copy_audio)
         write_csv(comparison, out / "songs.csv")
@@ -160,7 +175,8 @@ def command(
         note("no difference between the systems is significant at 5 % after Holm's adjustment")
 
 
-def _sst(source: str) -> Similarity:
+def sst_by(source: str) -> Similarity:
+    """SST with a CLAP model."""
     from mudit_engine.evaluation.systems import Similarity
     from mudit_engine.metrics.similarity import TextSimilarity
 
@@ -172,7 +188,8 @@ def _sst(source: str) -> Similarity:
     return Similarity("sst", source, measure)
 
 
-def _asoa(source: str, variant: Any, trust_remote_code: bool) -> Similarity:
+def asoa_by(source: str, variant: Any, trust_remote_code: bool) -> Similarity:
+    """ASOA with a MERT model."""
     from mudit_engine.audio import load_audio
     from mudit_engine.evaluation.systems import Similarity
     from mudit_engine.metrics.similarity import AudioSimilarity

@@ -1,7 +1,7 @@
 """A comparison of systems as files: a table for a paper, for a spreadsheet, and a page to look at.
 
     write_csv(comparison, Path("songs.csv"))
-    write_latex(comparison, Path("songs.tex"))
+    writelatex(comparison, Path("songs.tex"))
     write_page(comparison, systems, asked, Path("songs/"))      # songs/index.html and its pictures
 
 The page holds no script and asks nothing of the network: tables, intervals drawn as plots, and for
@@ -78,17 +78,17 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     write_text(path, out.getvalue())
 
 
-def write_latex(comparison: Comparison, path: Path) -> None:
+def writelatex(comparison: Comparison, path: Path) -> None:
     """The table of all users as a LaTeX tabular; it wants the package booktabs."""
     names = columns(comparison)
     lines = [
         f"\\begin{{tabular}}{{ll{'r' * len(names)}}}",
         "\\toprule",
-        " & ".join(["System", "User", *map(_latex, names)]) + " \\\\",
+        " & ".join(["System", "User", *map(latex, names)]) + " \\\\",
         "\\midrule",
     ]
     for row in comparison.rows:
-        cells = [_latex(row.system), _latex(row.user)]
+        cells = [latex(row.system), latex(row.user)]
         for name in names:
             one = row.figures.get(name)
             cells.append("--" if one is None or one.value is None else f"{one.value:.3g}")
@@ -97,7 +97,8 @@ def write_latex(comparison: Comparison, path: Path) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _latex(text: str) -> str:
+def latex(text: str) -> str:
+    """The text with LaTeX's special characters escaped."""
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {char: f"\\{char}" for char in "&%$#_{}"}
     return "".join(special.get(char, char) for char in text)

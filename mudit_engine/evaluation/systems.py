@@ -99,6 +99,7 @@ class Asked:
     bpm: float | None = None
     key: str | None = None
     reference: Path | None = None  # the song that the description is of
+    lyrics: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ def _asked(fields: Mapping[str, Any], where: str, here: Path) -> Asked:
     bpm, key = fields.get("bpm"), fields.get("key")
     if not isinstance(description, str):
         raise InputError(f"{where}: description {description!r} is of a wrong type: give a text")
+    if not isinstance(fields.get("lyrics") or "", str):
+        raise InputError(f"{where}: lyrics are of a wrong type: give a text")
     if not isinstance(fields.get("reference") or "", str):
         raise InputError(f"{where}: reference is of a wrong type: give the path of a song")
     if user not in USER_TYPES:
@@ -159,6 +162,7 @@ def _asked(fields: Mapping[str, Any], where: str, here: Path) -> Asked:
         float(bpm) if bpm is not None else requested_bpm(description),
         requested_key(key or description),
         here / fields["reference"] if fields.get("reference") else None,
+        fields.get("lyrics") or "",
     )
 
 

@@ -1,0 +1,1 @@
+"""Listening tests: a questionnaire as a static page, and what its answers say."""
