@@ -259,6 +259,22 @@ class ChinMuStage(_Section):
     levels: tuple[float, float, float] = Field(
         (1.0, 1.0, 1.0), description="odds of a word, a phrase, a sentence as the text of a pair"
     )
+    mixing: Literal["minibatch", "batch"] = Field(
+        "minibatch",
+        description="minibatch: the level is drawn for each song; batch: once for a whole batch",
+    )
+    registers: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the loss that draws a song's professional and amateur texts "
+        "together, away from other songs' texts of both kinds; needs texts >= 2",
+    )
+    encode_at_once: int = Field(
+        0,
+        ge=0,
+        description="songs or texts that a tower works on at a time (0: all); their activations "
+        "are computed again in the backward pass, so that the batch may be large",
+    )
     attributes: dict[str, float] = Field(
         default_factory=dict,
         description="metadata fields (style, voice, ...) that both vectors must tell, and their "
@@ -267,6 +283,15 @@ class ChinMuStage(_Section):
     texts: int = Field(
         2, ge=1, description="texts of a song in a step; each makes a pair with the song's audio"
     )
+
+    @model_validator(mode="after")
+    def _two_registers(self) -> ChinMuStage:
+        if self.registers and self.texts < 2:
+            raise ValueError(
+                f"chinmu.registers={self.registers} compares two texts of a song: set chinmu.texts "
+                "to 2 or more"
+            )
+        return self
 
 
 class DitStage(_Section):

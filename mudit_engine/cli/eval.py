@@ -5,6 +5,7 @@ ChinMu find songs by words?
     mudit eval tiny --corpus data/tiny-corpus --json > figures.json
     mudit eval retrieval
     mudit eval songs A/ B/ --reference REF/ --out report/
+    mudit eval survey make A/ B/ --requests requests.jsonl --out survey/
 
 Figures are of songs held out of training. With --gate the exit code is 4 when a bar of
 mudit_engine/evaluation/bars.py is missed.
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._eval_retrieval import table, table_options
 from mudit_engine.cli._eval_songs import command as songs_of_systems
+from mudit_engine.cli._eval_survey import command as survey
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.bars import Verdict
@@ -84,10 +87,13 @@ _training = click.option(
 
 @click.group()
 def command() -> None:
-    """Judge songs: a model against its corpus (codec, tiny, retrieval), or any systems (songs)."""
+    """Judge songs: a model against its corpus (codec, tiny, retrieval), or any systems (songs,
+    survey).
+    """
 
 
 command.add_command(songs_of_systems, "songs")
+command.add_command(survey, "survey")
 
 
 @command.command()
@@ -176,8 +182,36 @@ def tiny(
 
 @command.command()
 @_shared_options
-def retrieval(model: str, corpus: Path, held_out: int, gate: bool, as_json: bool) -> None:
-    """RA@5, 10, 15 of ChinMu between fragments of descriptions and held-out songs."""
+@table_options
+@click.pass_context
+def retrieval(
+    context: click.Context,
+    model: str,
+    corpus: Path,
+    held_out: int,
+    gate: bool,
+    as_json: bool,
+    train: Path | None,
+    **told: Any,
+) -> None:
+    """RA@5, 10, 15 of ChinMu between fragments of descriptions and held-out songs: of a model, or
+    (--train) of ChinMus trained on texts of each length, as the paper's Table 3.
+    """
+    idle = ("model", "corpus", "gate") if train else tuple(told)
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in idle
+        and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"{given[0]} has no effect {'with' if train else 'without'} --train: leave it out"
+        )
+    if train:
+        track = _track(quiet=as_json)
+        table(train, songs=held_out, as_json=as_json, track=track, **told)
+        return
     from mudit_engine.evaluation.retrieval import judge_retrieval
     from mudit_engine.models.chinmu import ChinMu
     from mudit_engine.models.folder import load_config, load_part, model_folder

@@ -15,9 +15,9 @@ Source: the paper's Table 3 (RA@5, 10, 15).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,15 +25,34 @@ from torch import Tensor
 
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.bars import RETRIEVAL, Verdict, verdicts
-from mudit_engine.evaluation.songs import LEVELS, EvalSong, Track, silent_track
+from mudit_engine.evaluation.songs import LEVELS, Track, silent_track
 from mudit_engine.metrics import figures
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.retrieval import chance, first_right
-from mudit_engine.models.chinmu import ChinMu
 
 CUTOFFS = (5, 10, 15)
 DRAWS = 10
 Direction = Literal["text to audio", "audio to text"]
+
+
+class Encoder(Protocol):
+    """Words and songs in one space: ChinMu, or a CLAP (metrics/similarity.py)."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [N, embedding]."""
+
+    def encode_audio(self, songs: Sequence[Tensor], sample_rate: int) -> Tensor:
+        """Unit vectors [N, embedding] of songs [channels, samples]."""
+
+
+class Described(Protocol):
+    """A song and the fragments of its descriptions, by level."""
+
+    @property
+    def fragments(self) -> Mapping[str, Sequence[str]]: ...
+
+    def load(self) -> tuple[Tensor, int]:
+        """Audio [channels, samples] and its rate."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class Retrieval:
 
 
 def judge_retrieval(
-    chinmu: ChinMu, songs: Sequence[EvalSong], *, seed: int = 0, track: Track = silent_track
+    chinmu: Encoder, songs: Sequence[Described], *, seed: int = 0, track: Track = silent_track
 ) -> tuple[list[Retrieval], list[Verdict]]:
     """Both directions, every level, K = 5, 10, 15. Raises InputError with too few songs for K to
     mean anything.
@@ -72,7 +91,7 @@ def judge_retrieval(
 
 
 def _level(
-    chinmu: ChinMu, songs: Sequence[EvalSong], audio_NE: Tensor, level: str, seed: int
+    chinmu: Encoder, songs: Sequence[Described], audio_NE: Tensor, level: str, seed: int
 ) -> list[Retrieval]:
     generator = np.random.default_rng(seed)
     texts = sorted({text for song in songs for text in song.fragments[level]})

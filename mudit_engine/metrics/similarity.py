@@ -61,13 +61,29 @@ class TextSimilarity:
         """
         if len(texts) != len(songs):
             raise InputError(f"{len(texts)} texts and {len(songs)} songs: give one text a song")
+        rows = zip(self.encode_text(texts), self.encode_audio(songs, sample_rate), strict=True)
+        return [float(asked @ heard) for asked, heard in rows]
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [N, embedding] of texts, each by itself: padding changes nothing."""
         found = []
-        for text, song in zip(texts, songs, strict=True):
+        for text in texts:
             words = self.tokenizer([text], padding=True, truncation=True, return_tensors="pt")
-            asked = self.model.get_text_features(
-                input_ids=words["input_ids"], attention_mask=words["attention_mask"]
-            ).pooler_output
-            rate = self.extractor.sampling_rate
+            found.append(
+                self.model.get_text_features(
+                    input_ids=words["input_ids"], attention_mask=words["attention_mask"]
+                ).pooler_output
+            )
+        return F.normalize(torch.cat(found), dim=-1)
+
+    @torch.inference_mode()
+    def encode_audio(self, songs: Sequence[Tensor], sample_rate: int) -> Tensor:
+        """Unit vectors [N, embedding] of songs [channels, samples] or [samples], the mean over
+        windows of 10 s.
+        """
+        found, rate = [], self.extractor.sampling_rate
+        for song in songs:
             windows = [
                 window.numpy()
                 for window in mono(song, sample_rate, rate).split(round(CLAP_SECONDS * rate))
@@ -76,8 +92,8 @@ class TextSimilarity:
             audio = self.model.get_audio_features(
                 **{k: heard[k] for k in ("input_features", "is_longer") if k in heard}
             ).pooler_output
-            found.append(float(F.cosine_similarity(asked, audio.mean(0, keepdim=True))))
-        return found
+            found.append(audio.mean(0, keepdim=True))
+        return F.normalize(torch.cat(found), dim=-1)
 
 
 class AudioSimilarity:

@@ -87,8 +87,8 @@ def vae_recipe(data: Path, **changes: object) -> Recipe:
     )
 
 
-def write_tones(folder: Path) -> Path:
-    """Tones of four heights, each described by its word."""
+def write_tones(folder: Path, *, users: tuple[str, ...] = ("amateur",)) -> Path:
+    """Tones of four heights, each described by its word; a professional says "pro" first."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder, audio_fields(channels=1)) as writer:
         for number in range(24):
@@ -100,11 +100,12 @@ def write_tones(folder: Path) -> Path:
             described = [
                 {
                     "language": "en",
-                    "user": "amateur",
-                    "word": [WORDS[height]],
-                    "phrase": [f"a {WORDS[height]} tone"],
+                    "user": user,
+                    "word": [f"{'pro ' * (user == 'professional')}{WORDS[height]}"],
+                    "phrase": [f"{'pro ' * (user == 'professional')}a {WORDS[height]} tone"],
                     "sentence": [],
                 }
+                for user in users
             ]
             samples = (wave[:, None] * 32767).astype(np.int16)
             split = "train" if number < 20 else "validation"

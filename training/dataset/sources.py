@@ -4,8 +4,11 @@ audio files. All become SourceSong.
 A manifest is JSON Lines; only `audio` is needed:
     {"audio": "a.flac", "id": "a", "lyrics": "[verse]\\n...", "split": "train",
      "stems": {"vocals": "v.flac"},
-     "descriptions": [{"language": "zh", "user": "amateur", "text": "..."}]}
-`descriptions` may also be texts, or an object of texts by user type. What lies beside the files of
+     "descriptions": [{"language": "zh", "user": "amateur", "text": "...",
+                       "words": ["..."], "phrases": ["..."], "sentences": ["..."]}]}
+`descriptions` may also be texts, or an object of texts by user type. Without words, phrases and
+sentences the text is split; with them it may be left out. Annotations in another form become such a
+manifest by a field map (annotations.py). What lies beside the files of
 a folder is told in beside.py.
 
     for song in open_source("corpus"): ...
@@ -18,6 +21,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from mudit_engine.training.dataset.beside import AUDIO_SUFFIXES, audio_files, ro
 from mudit_engine.training.dataset.shards import LANGUAGES, SPLITS, STEMS
 
 _FULL_STOPS = "。.!！?？"
+BY_LEVEL = {"words": "word", "phrases": "phrase", "sentences": "sentence"}
 MOST_FRAGMENTS = 32  # of the description as the engine itself would split it
 
 
@@ -274,17 +279,47 @@ def _descriptions(given: Any) -> Iterator[SourceDescription]:
         raise ValueError(f"descriptions must be texts or objects with a text, not {given!r}")
     for one in given:
         fields = {"text": one} if isinstance(one, str) else one
-        if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        levels = _levels(fields) if isinstance(fields, dict) else None
+        if not isinstance(fields, dict) or not isinstance(
+            fields.get("text", "" if levels else None), str
+        ):
             raise ValueError(f"description {one!r} is neither a text nor an object with a text")
-        if unknown := set(fields) - {"text", "language", "user"}:
+        if unknown := set(fields) - {"text", "language", "user", *BY_LEVEL}:
             raise ValueError(f"description has unknown fields {sorted(unknown)}")
-        text = fields["text"]
+        text = fields.get("text") or "，".join(chain.from_iterable((levels or {}).values()))
         language = fields.get("language") or ("zh" if any(map(is_han, text)) else "en")
         user = fields.get("user") or "none"
         for value, accepted in ((language, LANGUAGES), (user, USER_TYPES)):
             if value not in accepted:
                 raise ValueError(f"'{value}' is none of {', '.join(accepted)}")
-        yield SourceDescription.of(language, user, text)
+        if levels is None:
+            yield SourceDescription.of(language, user, text)
+            continue
+        # what annotators wrote at each level, and not the engine's own way of splitting it; a
+        # request would hold their sentences
+        yield SourceDescription(
+            language,
+            user,
+            text,
+            tuple(
+                SourceFragment(part, level, level == "sentence" or not levels["sentence"])
+                for level, parts in levels.items()
+                for part in dict.fromkeys(parts)
+            ),
+        )
+
+
+def _levels(fields: Mapping[str, Any]) -> dict[str, list[str]] | None:
+    """The texts of each level, None where a description has none of its own."""
+    if not set(BY_LEVEL) & set(fields):
+        return None
+    found: dict[str, list[str]] = {}
+    for name, level in BY_LEVEL.items():
+        parts = fields.get(name) or []
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{name} must be a list of texts, not {parts!r}")
+        found[level] = [part.strip() for part in parts if part.strip()]
+    return found if any(found.values()) else None
 
 
 def _check_course(known: Any) -> None:

@@ -2,28 +2,36 @@
 pushed apart.
 
     loss = mean over `texts` rounds of symmetric InfoNCE over the songs of the batch
+         + registers * InfoNCE between a song's professional and amateur words (see `register_loss`)
          + sum over labels of weight (CE(head(text), label) + CE(head(audio), label)) / 2
          where songs are labelled (`attributes`)
 
 Each step takes a crop of every song and `texts` fragments of its descriptions, of any level,
-language and user type. Songs that drew the same words are not negatives of each other. The pairs of
-a batch are one pack, so a pack's size is the number of songs; ranks share the songs of a pack, and
-gather its vectors, so that the negatives are the same on any number of them.
+language and user type. The level is drawn for each song (`mixing: minibatch`) or once for the whole
+batch (`mixing: batch`), so that all negatives are as long as the positive. With `encode_at_once`
+towers run on so many songs or texts at a time and once more in the backward pass, as GradCache
+does: the memory is that of a few songs, the batch and its gradients those of all. Songs that drew
+the same words are not negatives of each other. The pairs of a batch are one pack, so a pack's size
+is the number of songs; ranks share the songs of a pack, and gather its vectors, so that the
+negatives are the same on any number of them.
 
     batch = ChinMuTask(recipe, shards).load([4, 17], moment)
+
+Source: Gao et al. 2021 (GradCache, arXiv 2101.06983); Oord et al. 2018 (InfoNCE).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mudit_engine.audio import resample
 from mudit_engine.errors import ConfigError, InputError
@@ -36,6 +44,9 @@ from mudit_engine.training.seeding import seed64
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 
 HEAD_SCALE = 10.0  # the heads read unit vectors
+REGISTERS = ("professional", "amateur")  # of the first and second round, where both are compared
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class ChinMuInputs:
     songs: list[Tensor]  # mono, at the tower's sample rate
     labels: dict[str, Tensor]  # class of each song by attribute, -1 where it has none
     real: int  # songs that count: 0 on a rank that keeps others company
+    # songs whose first text is a professional's and whose second an amateur's (empty: not asked)
+    both: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,17 +91,79 @@ def info_nce_share(
     ) / 2
 
 
+def register_loss(
+    mine: tuple[Tensor, Tensor],
+    everyone: tuple[Tensor, Tensor],
+    groups: tuple[Tensor, Tensor],
+    scale: Tensor,
+    *,
+    first: int,
+    both_n: Tensor,
+) -> Tensor:
+    """Symmetric InfoNCE between the two registers of a song, summed over the songs that have both.
+
+    A professional's text has one positive, the amateur's text of the same song, and its negatives
+    are the texts of all other songs in both registers: those of its own register are the hard ones,
+    since they share the manner and not the song. Texts of the same words are no negatives.
+
+    Args:
+        mine: [n, E] unit vectors of this rank's songs in each register.
+        everyone: [N, E] of all ranks'.
+        groups: [N] numbers of the words of each register; equal words have equal numbers.
+        first: place of this rank's first song among all.
+        both_n: whether a song has both.
+    """
+    own = torch.arange(len(mine[0]), device=scale.device) + first
+    total = scale.new_zeros(())
+    for here, there in ((0, 1), (1, 0)):
+        other = scale * mine[here] @ everyone[there].T
+        same = scale * mine[here] @ everyone[here].T
+        not_other = groups[here][own][:, None] == groups[there][None]
+        not_other |= groups[there][own][:, None] == groups[there][None]
+        not_other[torch.arange(len(own), device=own.device), own] = False
+        not_same = groups[here][own][:, None] == groups[here][None]
+        logits = torch.cat(
+            [
+                other.masked_fill(not_other, float("-inf")),
+                same.masked_fill(not_same, float("-inf")),
+            ],
+            1,
+        )
+        losses = F.cross_entropy(logits, own, reduction="none")
+        total = total + torch.where(both_n, losses, 0.0).sum() / 2
+    return total
+
+
+def in_parts(encode: Callable[[Sequence[T]], Tensor], items: Sequence[T], at_once: int) -> Tensor:
+    """encode(items), `at_once` of them at a time (0: all), each part computed again in the backward
+    pass instead of kept.
+    """
+    if not at_once or not torch.is_grad_enabled() or len(items) <= at_once:
+        return encode(items)
+    parts = [items[start : start + at_once] for start in range(0, len(items), at_once)]
+    return torch.cat(
+        [cast(Tensor, checkpoint(encode, part, use_reentrant=False)) for part in parts]
+    )
+
+
 class ChinMuLoss(nn.Module):
     """Both towers and their loss as one module."""
 
     def __init__(
-        self, chinmu: ChinMu, classes: Mapping[str, int], weights: Mapping[str, float]
+        self,
+        chinmu: ChinMu,
+        classes: Mapping[str, int],
+        weights: Mapping[str, float],
+        *,
+        registers: float = 0.0,
+        encode_at_once: int = 0,
     ) -> None:
         """`classes` counts the values of each attribute. The heads serve the loss alone: they are
         no part of the model.
         """
         super().__init__()
         self.chinmu, self.weights = chinmu, dict(weights)
+        self.registers, self.encode_at_once = registers, encode_at_once
         self.ranks = Ranks()  # that hold the other songs of the batch
         self.heads = nn.ModuleDict(
             {name: nn.Linear(chinmu.config.embedding, count) for name, count in classes.items()}
@@ -99,9 +174,11 @@ class ChinMuLoss(nn.Module):
         nearest to a text.
         """
         rounds, songs, scale = len(inputs.texts), inputs.real, self.chinmu.scale.reshape(())
-        audio_NE = self.chinmu.audio(inputs.songs)[:songs]
-        text_RNE = self.chinmu.encode_text(
-            [text for texts in inputs.texts for text in texts]
+        audio_NE = in_parts(self.chinmu.audio, inputs.songs, self.encode_at_once)[:songs]
+        text_RNE = in_parts(
+            self.chinmu.encode_text,
+            [text for texts in inputs.texts for text in texts],
+            self.encode_at_once,
         ).unflatten(0, (rounds, -1))[:, :songs]
         text_E = text_RNE.flatten(0, 1)
         labels = {name: numbers[:songs] for name, numbers in inputs.labels.items()}
@@ -123,6 +200,10 @@ class ChinMuLoss(nn.Module):
                 nearest = (text_NE @ all_audio.T).argmax(1)
                 hits.append((groups[nearest] == groups[first : first + songs]).sum())
         loss = torch.stack(losses).mean()
+        if self.registers:
+            apart = self._registers(text_RNE, numbered, held, inputs)
+            loss = loss + self.registers * apart
+            logs["registers"] = (apart.detach(), float(sum(inputs.both[:songs])))
         for name, weight in self.weights.items():
             told, correct = self._told(name, text_E, audio_NE, labels[name])
             loss = loss + weight * told
@@ -143,6 +224,25 @@ class ChinMuLoss(nn.Module):
         all_text = gather_rows(text_RNE.transpose(0, 1).contiguous(), counts).transpose(0, 1)
         groups = [[n for own in held for n in own[r]] for r in range(len(text_RNE))]
         return groups, [Others(text, all_audio, first) for text in all_text]
+
+    def _registers(
+        self,
+        text_RNE: Tensor,
+        numbered: Sequence[Sequence[int]],
+        held: Sequence[Others | None],
+        inputs: ChinMuInputs,
+    ) -> Tensor:
+        device, mine = text_RNE.device, (text_RNE[0], text_RNE[1])
+        one, other = held[0], held[1]
+        everyone = mine if one is None or other is None else (one.text_NE, other.text_NE)
+        return register_loss(
+            mine,
+            everyone,
+            (torch.tensor(numbered[0], device=device), torch.tensor(numbered[1], device=device)),
+            self.chinmu.scale.reshape(()),
+            first=0 if one is None else one.first,
+            both_n=torch.tensor(inputs.both[: inputs.real], dtype=torch.bool, device=device),
+        )
 
     def _told(
         self, name: str, text_E: Tensor, audio_NE: Tensor, labels_N: Tensor
@@ -182,7 +282,11 @@ class ChinMuTask(Task):
         self.classes = {name: self._values(name) for name in weights}
         return {
             "model": ChinMuLoss(
-                chinmu, {name: len(values) for name, values in self.classes.items()}, weights
+                chinmu,
+                {name: len(values) for name, values in self.classes.items()},
+                weights,
+                registers=self.stage.registers,
+                encode_at_once=self.stage.encode_at_once,
             )
         }
 
@@ -216,7 +320,11 @@ class ChinMuTask(Task):
 
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
         records = [self.shards.read(number) for number in songs]
-        texts = [self._texts(record, moment.chooser("texts", record.id)) for record in records]
+        odds = self._odds(moment)
+        drawn = [
+            self._texts(record, moment.chooser("texts", record.id), odds) for record in records
+        ]
+        texts = [one for one, _ in drawn]
         rounds = tuple(zip(*texts, strict=True))
         # the same words have the same number on every rank
         groups = tuple(tuple(seed64(text) for text in drawn) for drawn in rounds)
@@ -227,7 +335,8 @@ class ChinMuTask(Task):
             )
             for name, values in self.classes.items()
         }
-        inputs = ChinMuInputs(rounds, groups, audio, labels, len(records))
+        both = tuple(two for _, two in drawn) if self.stage.registers else ()
+        inputs = ChinMuInputs(rounds, groups, audio, labels, len(records), both)
         seconds = sum(len(mono) for mono in audio) / self.config.chinmu.sample_rate
         return Batch(
             tuple(record.id for record in records),
@@ -237,26 +346,45 @@ class ChinMuTask(Task):
             seconds=seconds,
         )
 
-    def _texts(self, record: SongRecord, choose: random.Random) -> list[str]:
-        described: list[dict[str, Any]] = record.metadata.get("descriptions", [])
+    def _odds(self, moment: Moment) -> dict[str, float]:
+        """Of each level; of one level alone where the batch shares it."""
         odds = dict(zip(LEVELS, self.stage.levels, strict=True))
+        if self.stage.mixing == "minibatch":
+            return odds
+        # one choice for the batch, the same on every rank
+        chosen = moment.chooser("level", "").choices(LEVELS, weights=list(odds.values()))[0]
+        return {level: float(level == chosen) for level in LEVELS}
+
+    def _texts(
+        self, record: SongRecord, choose: random.Random, odds: Mapping[str, float]
+    ) -> tuple[list[str], bool]:
+        """The song's texts, and whether the first two are a professional's and an amateur's."""
+        described: list[dict[str, Any]] = record.metadata.get("descriptions", [])
+        if not described:
+            raise InputError(
+                f"song '{record.id}' has no description: ChinMu learns from described songs "
+                f"only, leave it out of this data set"
+            )
+        allowed = [level for level, odd in odds.items() if odd > 0]
+        having = [one for one in described if any(one[level] for level in allowed)]
+        if not having and self.stage.mixing == "batch":  # a song without this level keeps company
+            allowed = [n for n, odd in zip(LEVELS, self.stage.levels, strict=True) if odd > 0]
+            having = [one for one in described if any(one[level] for level in allowed)]
+        if not having:
+            raise InputError(
+                f"song '{record.id}' has no fragment of the levels in "
+                f"chinmu.levels={self.stage.levels}"
+            )
+        by_user = {user: [one for one in having if one["user"] == user] for user in REGISTERS}
+        both = bool(self.stage.registers) and all(by_user.values())
         drawn = []
-        for _ in range(self.stage.texts):
-            if not described:
-                raise InputError(
-                    f"song '{record.id}' has no description: ChinMu learns from described songs "
-                    f"only, leave it out of this data set"
-                )
-            description = choose.choice(described)
-            levels = [level for level in LEVELS if description[level] and odds[level] > 0]
-            if not levels:
-                raise InputError(
-                    f"song '{record.id}' has no fragment of the levels in "
-                    f"chinmu.levels={self.stage.levels}"
-                )
-            level = choose.choices(levels, weights=[odds[one] for one in levels])[0]
+        for number in range(self.stage.texts):
+            description = choose.choice(by_user[REGISTERS[number % 2]] if both else having)
+            levels = [level for level in allowed if description[level]]
+            weights = [odds[one] or 1.0 for one in levels]
+            level = choose.choices(levels, weights=weights)[0]
             drawn.append(choose.choice(description[level]))
-        return drawn
+        return drawn, both
 
     def _crop(self, record: SongRecord, moment: Moment) -> Tensor:
         """A crop of the mix; the middle of the song in evaluation."""

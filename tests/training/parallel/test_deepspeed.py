@@ -70,7 +70,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deepspeed")
     write_songs(folder / "songs")
     write_chords(folder / "chords")
-    write_tones(folder / "tones")
+    write_tones(folder / "tones", users=("professional", "amateur"))
     return folder
 
 
@@ -100,6 +100,7 @@ def audio_recipes(root: Path, **parallel: Any) -> dict[str, Recipe]:
     # share unevenly
     attributes = {**dict.fromkeys(CORPUS_ATTRIBUTES, 0.0), "height": 0.5}
     pairs = {"steps": 8, "data.pack_size": 7, "chinmu.attributes": attributes}
+    pairs |= {"chinmu.registers": 0.5, "chinmu.encode_at_once": 2}
     chinmu = chinmu_recipe(root / "tones", **{**pairs, "ema.decay": 0.9, **dotted})
     gan = {
         "vae.adversarial": 0.1,

@@ -5,6 +5,7 @@ pairs are learned.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks.chinmu import ChinMuTask, crop
+from mudit_engine.training.tasks.chinmu import ChinMuTask, crop, register_loss
 from mudit_engine.training.tasks.task import Moment
 from mudit_engine.training.trainer import Trainer
 from small_audio import CORPUS_ATTRIBUTES, RATE, write_tones
@@ -95,3 +96,103 @@ def test_attribute_that_no_song_has_is_named(data: Path, tmp_path: Path) -> None
             ),
             tmp_path,
         ).run()
+
+
+def loss_and_gradients(task: ChinMuTask, songs: range) -> tuple[float, dict[str, torch.Tensor]]:
+    module = task.modules["model"]
+    module.zero_grad()
+    loss, _ = module(task.load(songs, Moment(0, 0, 0)).inputs)
+    loss.backward()
+    return float(loss.detach()), {
+        name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None
+    }
+
+
+def kept_bytes(task: ChinMuTask, songs: range) -> int:
+    """Bytes that the forward pass keeps for the backward one, weights left out."""
+    module, kept = task.modules["model"], {}
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inputs = task.load(songs, Moment(0, 0, 0)).inputs
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = module(inputs)
+    del loss
+    return sum(kept.values())
+
+
+def test_parts_give_the_large_batchs_gradients(data: Path) -> None:
+    changes = {"chinmu.registers": 0.5}
+    whole = ChinMuTask(recipe(data, **changes), Shards(data))
+    parts = ChinMuTask(recipe(data, **changes, **{"chinmu.encode_at_once": 3}), Shards(data))
+    parts.modules["model"].load_state_dict(whole.modules["model"].state_dict())
+    songs = range(10)
+    (loss, gradients), (ours, found) = (loss_and_gradients(t, songs) for t in (whole, parts))
+    assert ours == pytest.approx(loss, rel=1e-6) and found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert kept_bytes(parts, songs) < 0.3 * kept_bytes(whole, songs)
+
+
+def test_a_batch_of_one_level_or_of_all(data: Path) -> None:
+    levels = {"chinmu.levels": [1, 1, 0], "chinmu.texts": 1}
+
+    def lengths(mixing: str, step: int) -> set[int]:
+        task = ChinMuTask(recipe(data, **levels, **{"chinmu.mixing": mixing}), Shards(data))
+        [texts] = task.load(range(12), Moment(0, 0, step)).inputs.texts
+        return {len(text.split()) for text in texts}
+
+    assert {1, 3} in [lengths("minibatch", step) for step in range(3)]
+    of_batches = [lengths("batch", step) for step in range(8)]
+    assert all(len(one) == 1 for one in of_batches) and {1} in of_batches and {3} in of_batches
+
+
+def test_registers_against_the_definition() -> None:
+    g = torch.Generator().manual_seed(0)
+    pro, amateur = (
+        torch.nn.functional.normalize(torch.randn(4, 8, generator=g).double(), dim=-1)
+        for _ in range(2)
+    )
+    words = (torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6, 7, 5]))  # songs 0 and 3 say the same
+    both = torch.tensor([True, True, True, False])
+    scale = torch.tensor(3.0, dtype=torch.float64)
+    expected = 0.0
+    for i in range(3):
+        for a, b in ((pro, amateur), (amateur, pro)):
+            wa, wb = words if a is pro else words[::-1]
+            others = [float(scale * a[i] @ b[j]) for j in range(4) if j != i and wb[j] != wb[i]] + [
+                float(scale * a[i] @ a[j]) for j in range(4) if wa[j] != wa[i]
+            ]
+            right = float(scale * a[i] @ b[i])
+            expected -= (right - math.log(sum(map(math.exp, [right, *others])))) / 2
+    found = register_loss((pro, amateur), (pro, amateur), words, scale, first=0, both_n=both)
+    assert float(found) == pytest.approx(expected)
+    # the share of a rank that holds the last two songs
+    shares = [
+        register_loss(
+            (pro[part], amateur[part]),
+            (pro, amateur),
+            words,
+            scale,
+            first=part.start,
+            both_n=both[part],
+        )
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    assert float(sum(shares)) == pytest.approx(expected)
+
+
+def test_registers_are_drawn_in_order(tmp_path: Path) -> None:
+    data = write_tones(tmp_path / "data", users=("professional", "amateur"))
+    task = ChinMuTask(recipe(data, **{"chinmu.registers": 1.0}), Shards(data))
+    inputs = task.load(range(8), Moment(0, 0, 0)).inputs
+    assert inputs.both == (True,) * 8
+    assert all(text.startswith("pro") for text in inputs.texts[0])
+    assert not any(text.startswith("pro") for text in inputs.texts[1])
+    loss, logs = task.modules["model"](inputs)
+    assert float(logs["registers"][0]) > 0 and math.isfinite(float(loss.detach()))
