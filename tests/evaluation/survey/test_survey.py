@@ -257,7 +257,6 @@ def test_null_differences_are_not_found_and_planted_ones_are(made: Made) -> None
         [one] = judge(key, Heard(ratings=ratings, listeners=listeners)).differences
         found["mixed"] += one.p_mixed < 0.05
         found["paper"] += one.p_paper < 0.05
-    print(found)
     assert 30 <= found["mixed"] <= 70
     hits = 0
     for _ in range(50):
