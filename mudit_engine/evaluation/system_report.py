@@ -1,7 +1,7 @@
 """A comparison of systems as files: a table for a paper, for a spreadsheet, and a page to look at.
 
     write_csv(comparison, Path("songs.csv"))
-    writelatex(comparison, Path("songs.tex"))
+    write_latex(comparison, Path("songs.tex"))
     write_page(comparison, systems, asked, Path("songs/"))      # songs/index.html and its pictures
 
 The page holds no script and asks nothing of the network: tables, intervals drawn as plots, and for
@@ -78,7 +78,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     write_text(path, out.getvalue())
 
 
-def writelatex(comparison: Comparison, path: Path) -> None:
+def write_latex(comparison: Comparison, path: Path) -> None:
     """The table of all users as a LaTeX tabular; it wants the package booktabs."""
     names = columns(comparison)
     lines = [
