@@ -31,6 +31,7 @@ import torch
 from mudit_engine import ops
 from mudit_engine.availability import available
 from mudit_engine.benchmarks.end_to_end import make_network, make_states
+from mudit_engine.benchmarks.static_attention import hopper
 from mudit_engine.benchmarks.train_peers import _batch, trainer
 from mudit_engine.benchmarks.workloads import Workload
 from mudit_engine.config import DitConfig, ModelConfig, VaeConfig
@@ -227,7 +228,7 @@ def graphs() -> dict[str, float]:
 
 def static() -> dict[str, float]:
     """Registers, spills and shared memory of a step's kernels, the most of their variants, compiled
-    for sm_90.
+    for sm_90; of the Hopper forward also the order of its loop.
     """
     take = _stepping(SONGS, _denoiser(dtype=torch.bfloat16))
     with compile_for("sm_90") as builds, ops.use("triton"):
@@ -237,6 +238,12 @@ def static() -> dict[str, float]:
         for key in ("registers", "spill_bytes", "shared_bytes"):
             name = f"{build.kernel}/{key}"
             found[name] = max(found.get(name, 0), getattr(build, key))
+    (row,) = hopper(SERIAL.width // SERIAL.heads, "bf16")
+    keys = ("registers", "loop_registers", "spill_bytes", "shared_bytes", "loop_instructions")
+    found |= {f"attention_hopper_kernel/{key}": row[key] for key in keys}
+    in_the_open = 1.0 - row["exponentials_under_products"]
+    found["attention_hopper_kernel/exponentials_in_the_open"] = in_the_open
+    found["attention_hopper_kernel/warnings"] = len(row["ptxas_warnings"])
     return found
 
 

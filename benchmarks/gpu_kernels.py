@@ -81,7 +81,7 @@ class _Dense:
     flops: float
 
 
-def _self_attention(run: StageRun, lengths: Sequence[int], head_dim: int) -> _Dense:
+def self_attention(run: StageRun, lengths: Sequence[int], head_dim: int) -> _Dense:
     heads, rows = (128 if run.dry else 1536) // head_dim, sum(lengths)
     g = torch.Generator(device=run.device).manual_seed(head_dim)
     q, k, v = (
@@ -105,14 +105,14 @@ def attention_peers(run: StageRun) -> None:
     for head_dim in run.head_dims:
         for shape, lengths in shapes.items():
             tiny = [n // 512 + 1 for n in lengths]
-            given = _self_attention(run, tiny if run.dry else lengths, head_dim)
-            truth = _truth(given, rotated=False)
+            given = self_attention(run, tiny if run.dry else lengths, head_dim)
+            truth = truth_of(given, rotated=False)
             for name, provider in _providers(run, given).items():
                 work = partial(_compare, run, name, provider, given, truth, shape, head_dim)
                 run.attempt(f"{name} {shape} K{head_dim}", work)
 
 
-def _truth(given: _Dense, *, rotated: bool) -> Tensor:
+def truth_of(given: _Dense, *, rotated: bool) -> Tensor:
     """The same in fp32."""
     tables = (given.cos, given.sin) if rotated else (None, None)
     with torch.no_grad():
@@ -202,8 +202,8 @@ QUERY_TILES = [
 def sweep(run: StageRun) -> None:
     """Other tiles than those that were chosen by counting instructions."""
     for head_dim in run.head_dims:
-        given = _self_attention(run, [33, 40] if run.dry else [2800] * 4, head_dim)
-        truth = _truth(given, rotated=True)
+        given = self_attention(run, [33, 40] if run.dry else [2800] * 4, head_dim)
+        truth = truth_of(given, rotated=True)
         for config in FORWARD_TILES[:1] if run.dry else FORWARD_TILES:
             work = partial(_sweep_forward, run, config, given, truth, head_dim)
             run.attempt(f"fwd K{head_dim} {config}", work)

@@ -37,6 +37,7 @@ from mudit_engine.hardware import CHECKOUT, environment
 STAGES = {
     "numerics": ("gpu_kernels:numerics", 220),
     "attention": ("gpu_kernels:attention_peers", 280),
+    "hopper": ("gpu_hopper:hopper", 200),
     "sweep": ("gpu_kernels:sweep", 230),
     "step": ("gpu_network:step", 200),
     "song": ("gpu_network:song", 120),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from mudit_engine.benchmarks.peers_attention import peer_backward, peer_forward
 from mudit_engine.benchmarks.static_figures import PEER, as_text, figures, write
+from mudit_engine.kernels import attention_hopper
 from mudit_engine.kernels.attention_backward import backward, backward_configs
 from mudit_engine.kernels.attention_forward import Config, forward, forward_config
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling.aot import ARCHITECTURES, KernelBuild, compile_for
+from mudit_engine.profiling.schedule import register_grants, schedule
 
 HEAD_DIMS = (64, 96, 128)
 ROWS, HEADS = 1536, 16
@@ -37,6 +40,8 @@ VARIANTS = {
     "ieee": (torch.float32, "ieee"),
 }
 DTYPE_OF = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "ieee": "fp32"}
+HOPPER = {"bf16": "hopper-bf16", "fp16": "hopper-fp16"}
+"""Variants of the warp-specialised forward: those that it takes."""
 # matrix products of one tile pair: q k, p v | q k, do v, ds k | q k, p do, do v, ds q
 PRODUCTS = {"fwd": 2, "bwd_dq": 3, "bwd_dkv": 4}
 
@@ -165,6 +170,55 @@ def ours(arch: str, head_dim: int, variant: str) -> list[dict[str, Any]]:
     return rows
 
 
+def hopper(head_dim: int, variant: str) -> list[dict[str, Any]]:
+    """The warp-specialised forward for sm_90, with the order of its loop: each of its two groups of
+    four warps has a copy of the loop, and the figures are of one of them.
+    """
+    dtype, _ = VARIANTS[variant]
+    config = attention_hopper.CONFIG
+    table = Segments.self_attention([ROWS]).query_tiles(config.block_q, "cpu")
+    q, k, v = torch.zeros(ROWS, 3 * HEADS, head_dim, dtype=dtype).split(HEADS, 1)
+    angles = torch.zeros(1, ROWS, head_dim // 2)
+    with compile_for("sm_90") as builds:
+        attention_hopper.forward(
+            q, k, v, angles, angles, table, config, scale=head_dim**-0.5, precision="tf32",
+            covered=True,
+        )  # fmt: skip
+    (build,) = builds
+    group = replace(config, block_q=config.block_q // 2)
+    found = row(
+        build,
+        op="fwd",
+        variant=HOPPER[variant],
+        head_dim=head_dim,
+        dtype=DTYPE_OF[variant],
+        config=group,
+    )
+    moved = requested_bytes(
+        "fwd",
+        table,
+        config,
+        head_dim=head_dim,
+        heads=HEADS,
+        element=dtype.itemsize,
+        rotate=True,
+    )
+    return [found | order_of_loop(build) | {"bytes_moved": moved}]
+
+
+def order_of_loop(build: KernelBuild) -> dict[str, Any]:
+    """What profiling/schedule.py reads of a loop: the worst of its copies."""
+    trips = schedule(build.sass)
+    return {
+        "tile": [attention_hopper.CONFIG.block_q, attention_hopper.CONFIG.block_k, 12, 2],
+        "loops": len(trips),
+        "loop_registers": max(trip.registers for trip in trips),
+        "register_grants": sorted(set(register_grants(build.sass))),
+        "waits": sorted({trip.waits for trip in trips}),
+        "exponentials_under_products": min(trip.overlapped for trip in trips),
+    }
+
+
 def tutorial(arch: str, head_dim: int) -> list[dict[str, Any]]:
     """The tutorial's algorithm at our tiles."""
     config = tiles(arch, head_dim)
@@ -201,6 +255,8 @@ def run(
         for head_dim in head_dims:
             for variant in variants:
                 rows += ours(arch, head_dim, variant)
+                if arch == "sm_90" and variant in HOPPER:
+                    rows += hopper(head_dim, variant)
             if with_peers and arch in ("sm_80", "sm_90"):
                 rows += tutorial(arch, head_dim)
     return rows

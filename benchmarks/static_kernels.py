@@ -109,6 +109,11 @@ def plan(
                 jobs += [
                     Job("attention", "attention", arch, dtype, head_dim) for head_dim in head_dims
                 ]
+                if arch == "sm_90" and dtype != "fp32":
+                    jobs += [
+                        Job("hopper", "attention hopper", arch, dtype, head_dim)
+                        for head_dim in head_dims
+                    ]
             jobs += [Job("elementwise", name, arch, dtype) for name in variants]
         jobs += [Job("elementwise", name, None, dtype) for name in variants]
     for name, peer in all_peers(head_dims).items() if peers else ():
@@ -165,6 +170,11 @@ def work(job: Job) -> list[Any]:
 
         assert job.arch and job.head_dim
         return ours(job.arch, job.head_dim, "tf32" if job.dtype == "fp32" else job.dtype)
+    if job.kind == "hopper":
+        from mudit_engine.benchmarks.static_attention import hopper
+
+        assert job.head_dim
+        return hopper(job.head_dim, job.dtype)
     if job.kind == "elementwise":
         from mudit_engine.benchmarks.static_elementwise import compiled, traffic
 

@@ -12,7 +12,7 @@ torch.compile, export and activation checkpointing can see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from . import attention_forward
 from .attention_backward import backward, backward_configs
-from .attention_forward import forward, forward_config
+from .attention_forward import Config, forward, forward_config
 from .rotary import rotate_reference
 from .rows import on_device, unobserved
 from .worklist import Segments
@@ -109,7 +109,10 @@ attention_fwd = torch.library.custom_op("mudit::attention_fwd", _forward, mutate
 
 
 @attention_fwd.register_fake
-def _(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered):
+def unwritten(
+    q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, q_covered, k_covered
+):
+    """out and lse of a forward operator, as they are traced."""
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(
         (q.shape[1], q.shape[0]), dtype=torch.float32
     )
@@ -153,13 +156,15 @@ def _(
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """What the gradient of any forward operator with attention_fwd's arguments needs."""
     q, k, v, cos, sin, _, dq_tiles, dkv_tiles, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, cos, sin, dq_tiles, dkv_tiles, *output)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def gradients(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Of what keep_for_backward() kept."""
     q, k, v, cos, sin, dq_tiles, dkv_tiles, out, lse = ctx.saved_tensors
     if d_out is None:
         d_out = torch.zeros_like(out)
@@ -169,7 +174,7 @@ def _backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Ten
     return *grads, *[None] * 9
 
 
-attention_fwd.register_autograd(_backward, setup_context=_setup_context)
+attention_fwd.register_autograd(gradients, setup_context=keep_for_backward)
 
 
 def _check(
@@ -243,7 +248,7 @@ def _blocks(
 _blocks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _attend(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -252,14 +257,17 @@ def _attend(
     sin: Tensor | None,
     scale: float | None,
     precision: str,
+    launch: Callable[..., tuple[Tensor, Tensor]] = forward,
+    configure: Callable[..., Config] = forward_config,
 ) -> Tensor:
     """attention() where nothing is recorded: what shapes and strides decide is looked up in
-    segments.plans, and the launcher is called as it is.
+    segments.plans, and the launcher is called as it is. launch, configure: another forward kernel
+    with the arguments of attention_forward.forward and forward_config.
     """
     tables = None if cos is None or sin is None else (cos.shape, cos.dtype, sin.shape, sin.dtype)
     with on_device(q.device):
         key = (
-            "attention", q.shape, q.stride(), q.dtype, k.shape, k.stride(), k.dtype, v.shape,
+            launch, q.shape, q.stride(), q.dtype, k.shape, k.stride(), k.dtype, v.shape,
             v.stride(), v.dtype, tables, q.device, scale, precision,
             attention_forward.target_capability(),
         )  # fmt: skip
@@ -267,7 +275,7 @@ def _attend(
         if plan is None:
             _check(q, k, v, segments, cos, sin, precision)
             scale = _scale(scale, q.shape[2])
-            config = forward_config(q.shape[2], q.dtype, key[-1], precision)
+            config = configure(q.shape[2], q.dtype, key[-1], precision)
             streams = q.shape[1] // k.shape[1]
             covered, _ = segments.covers(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
             tiles = segments.query_tiles(config.block_q, q.device)
@@ -277,7 +285,7 @@ def _attend(
             q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         if cos is not None and sin is not None:
             cos, sin = cos.contiguous(), sin.contiguous()
-        return forward(
+        return launch(
             q, k, v, cos, sin, tiles, config, scale=scale, precision=precision, covered=covered
         )[0]
 
@@ -290,6 +298,39 @@ def _scale(scale: float | None, head_dim: int) -> float:
             f"scale={scale}: pass a positive number (the running maximum is taken before scaling)"
         )
     return scale
+
+
+def record(
+    operator: Callable[..., tuple[Tensor, Tensor]],
+    block_q: int | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    precision: str,
+) -> Tensor:
+    """attention() by a forward operator with attention_fwd's arguments, where gradients or traces
+    are wanted. block_q: rows of its query tiles, None for attention_fwd's own.
+    """
+    _check(q, k, v, segments, cos, sin, precision)
+    streams, head_dim = q.shape[1] // k.shape[1], q.shape[2]
+    scale = _scale(scale, head_dim)
+    block_fwd, block_dq, block_dkv = _blocks(head_dim, q.dtype, precision, q.device)
+    q_tiles = segments.query_tiles(block_q or block_fwd, q.device)
+    dq_tiles = dkv_tiles = q_tiles[:0]
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        segments.check_keys_apart()
+        dq_tiles, dkv_tiles = (
+            segments.query_tiles(block_dq, q.device),
+            segments.key_tiles(block_dkv, q.device),
+        )
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    cos, sin = (None if x is None else x.contiguous() for x in (cos, sin))
+    covered = segments.covers(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
+    return operator(q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, *covered)[0]
 
 
 def attention(
@@ -337,22 +378,5 @@ def attention(
         True
     """
     if unobserved(q, k, v):
-        return _attend(q, k, v, segments, cos, sin, scale, precision)
-    _check(q, k, v, segments, cos, sin, precision)
-    streams, head_dim = q.shape[1] // k.shape[1], q.shape[2]
-    scale = _scale(scale, head_dim)
-    block_q, block_dq, block_dkv = _blocks(head_dim, q.dtype, precision, q.device)
-    q_tiles = segments.query_tiles(block_q, q.device)
-    dq_tiles = dkv_tiles = q_tiles[:0]
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        segments.check_keys_apart()
-        dq_tiles, dkv_tiles = (
-            segments.query_tiles(block_dq, q.device),
-            segments.key_tiles(block_dkv, q.device),
-        )
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    cos, sin = (None if x is None else x.contiguous() for x in (cos, sin))
-    covered = segments.covers(q_rows=q.shape[0], k_rows=k.shape[0], streams=streams)
-    return attention_fwd(
-        q, k, v, cos, sin, q_tiles, dq_tiles, dkv_tiles, scale, precision, *covered
-    )[0]
+        return attend(q, k, v, segments, cos, sin, scale, precision)
+    return record(attention_fwd, None, q, k, v, segments, cos, sin, scale, precision)

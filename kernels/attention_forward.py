@@ -151,7 +151,7 @@ def _attend_tile(
     return o1, o2, m, total
 
 
-def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
+def forward_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) -> dict[str, Any]:
     """Useful work of a launch, for profilers. Reads the worklist back, so it runs only while one is
     attached.
     """
@@ -174,7 +174,7 @@ def _fwd_metadata(grid: tuple[int, ...], metadata: Any, args: dict[str, Any]) ->
     }
 
 
-@triton.jit(launch_metadata=_fwd_metadata, do_not_specialize=["n_rows"])
+@triton.jit(launch_metadata=forward_metadata, do_not_specialize=["n_rows"])
 def attention_fwd_kernel(
     q_ptr,
     k_ptr,
@@ -398,6 +398,13 @@ def describe(
     ) if rest else None
 
 
+def results(q: Tensor, *, covered: bool) -> tuple[Tensor, Tensor]:
+    """Where a forward kernel writes out and lse; cleared unless it writes all of them."""
+    fresh = torch.empty if covered else torch.zeros
+    out = fresh(q.shape, dtype=q.dtype, device=q.device)
+    return out, fresh(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, tiles: Tensor,
     config: Config, *, scale: float, precision: str, covered: bool,
@@ -407,16 +414,9 @@ def forward(
 
     covered: every (stream, row) of q lies in a segment, so that nothing has to be cleared first.
     """
-    n_rows, q_heads, head_dim = q.shape
+    n_rows, _, head_dim = q.shape
     heads = k.shape[1]
-    out = (
-        torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if covered
-        else torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    )
-    lse = (torch.empty if covered else torch.zeros)(
-        q_heads, n_rows, dtype=torch.float32, device=q.device
-    )
+    out, lse = results(q, covered=covered)
     if not tiles.shape[0]:
         return out, lse
     main, rest = chunks(head_dim)

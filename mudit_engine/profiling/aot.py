@@ -77,6 +77,12 @@ class KernelBuild:
                 )
             return done.stderr + done.stdout, cubin.read_bytes()
 
+    @property
+    def block_warps(self) -> int:
+        """Warps of a block: more than `warps` where a kernel is specialised by warps."""
+        found = re.search(r"^\.(?:req|max)ntid (\d+)", self.ptx, re.MULTILINE)
+        return int(found[1]) // 32 if found else self.warps
+
     def _logged(self, pattern: str) -> int:
         return sum(int(n) for n in re.findall(pattern, self._assembled[0]))
 

@@ -196,6 +196,7 @@ PIPE_OF = {opcode: pipe for pipe, opcodes in PIPES.items() for opcode in opcodes
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,6})\*/\s+(?:@(!?U?P\w+)\s+)?(\S+)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^(\.L_\w+):")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
+_TARGETS = re.compile(r"BRANCH_TARGETS ([^\"]+)")
 
 
 @dataclass(frozen=True)
@@ -364,6 +365,9 @@ def _blocks(code: list[Instruction], labels: dict[str, int]) -> tuple[list[range
             or re.match(r"!?U?P\d", last.operands) is not None
         )
         out = [number[t] for t in [target.get(end)] if t is not None and t in number]
+        if last.base == "BRX" and (table := _TARGETS.search(last.operands)):
+            # how the warps of a specialised kernel find their part
+            out += [number[labels[name]] for name in table[1].split(",") if name in labels]
         if (last.base not in jumps or conditional) and n + 1 < len(blocks):
             out.append(n + 1)
         successors.append(out)
@@ -537,6 +541,9 @@ def analyse(
         global_access_bytes=dict(Counter(ins.access_bytes for ins in code if ins.streams)),
         tma_loads=sum(ins.base == "UTMALDG" for ins in code),
         blocks_per_sm=blocks_per_sm(
-            machine, registers=build.registers, warps=build.warps, shared_bytes=build.shared_bytes
+            machine,
+            registers=build.registers,
+            warps=build.block_warps,
+            shared_bytes=build.shared_bytes,
         ),
     )

@@ -50,6 +50,8 @@ def hold_bars(row: dict) -> None:
         return  # exact products are for checking: no tensor cores, registers as the compiler likes
     assert row["mma_instructions"] > 0
     assert row["spill_bytes"] <= {"sm_80": 16, "sm_90": 0}.get(row["arch"], 32)
+    if row["variant"].startswith("hopper"):
+        hold_schedule(row)
     if row["arch"] == "sm_90" and row["variant"] != "tf32":
         assert row["tma_loads"] > 0
     if row["op"] == "attention_fwd" and row["variant"] in ("bf16", "fp16"):
@@ -59,6 +61,17 @@ def hold_bars(row: dict) -> None:
             assert row["instructions_per_mma"] <= 1.10 * TEMPLATE_INSTRUCTIONS_PER_MMA
         if row["head_dim"] == 96 and row["arch"] == "sm_90":
             assert row["registers"] <= 180
+
+
+def hold_schedule(row: dict) -> None:
+    """What makes the Hopper forward worth having: in both groups of warps every exponential runs
+    while products are in flight, with the registers that each group is given.
+    """
+    assert row["loops"] == 2 and row["exponentials_under_products"] == 1.0
+    chunks = 2 if row["head_dim"] == 96 else 1
+    assert row["waits"] == [[chunks, 0]]  # for the scores, then for what they were issued with
+    assert {24, 240} <= set(row["register_grants"]) and row["loop_registers"] <= 240
+    assert row["spill_bytes"] == 0 and row["tma_loads"] > 0
 
 
 def hold_committed(row: dict) -> None:
@@ -104,6 +117,15 @@ def test_triton_3_6_holds_the_same_bars():
     }
     for row in TRITON36["rows"]:
         hold_bars(row)
+
+
+def test_the_hopper_forward_is_committed():
+    wanted = {
+        ("attention_fwd", f"hopper-{dtype}", k, "sm_90")
+        for dtype in ("bf16", "fp16")
+        for k in (64, 96, 128)
+    }
+    assert wanted <= OURS.keys()
 
 
 def test_every_architecture_and_head_width_is_committed():

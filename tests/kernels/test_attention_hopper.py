@@ -1,0 +1,298 @@
+"""The Hopper kernel of attention in the simulator: results against float64 under random schedules,
+and proof that the simulator notices each synchronisation that is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from attention_cases import NAMES, Case, assert_close, make_case
+from mudit_engine.kernels import attention_hopper as hopper
+from mudit_engine.kernels.attention import attention_reference
+from mudit_engine.kernels.worklist import Segments
+from mudit_engine.profiling import simulator
+from mudit_engine.profiling.simulator import SynchronisationFault, simulated
+
+HEADS = (64, 96, 128)
+# songs and lyrics: a tile and a bit, one row, nothing, several tiles that end inside one
+RAGGED = ([130, 0, 1, 65], [3, 9, 0, 257])
+LONG = ([300, 1, 640, 70], [0, 128, 1, 513])
+
+
+def launch(case: Case, *, programs: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse of a case, its items shared by `programs`."""
+    tiles = case.segments.query_tiles(hopper.CONFIG.block_q, "cpu")
+    return hopper.forward(
+        case.q, case.k, case.v, case.cos, case.sin, tiles, hopper.CONFIG,
+        scale=case.q.shape[-1] ** -0.5, precision="tf32", covered=True, programs=programs,
+    )  # fmt: skip
+
+
+def softmax_sums(case: Case) -> torch.Tensor:
+    """lse [S H, T] in float64."""
+    heads = case.k.shape[1]
+    lse = torch.zeros(case.q.shape[1], case.q.shape[0], dtype=torch.float64)
+    for q_start, q_rows, k_start, k_rows, stream in case.segments.items:
+        rows = slice(q_start, q_start + q_rows)
+        for head in range(heads):
+            # one key of zeros beside the values' unit vectors would do; the scores are plainer
+            q_head = stream * heads + head
+            q = rotated(case)[rows, q_head].double()
+            s = q @ case.k[k_start : k_start + k_rows, head].double().T * q.shape[1] ** -0.5
+            lse[q_head, rows] = s.logsumexp(1) if k_rows else -torch.inf
+    return lse
+
+
+def rotated(case: Case) -> torch.Tensor:
+    """The queries after their rotation, rounded as the kernel rounds them."""
+    if case.cos is None:
+        return case.q
+    from mudit_engine.kernels.rotary import rotate_reference
+
+    parts = case.q.float().unflatten(1, (-1, case.k.shape[1])).unbind(1)
+    turned = [rotate_reference(x, case.cos[i], case.sin[i]) for i, x in enumerate(parts)]
+    return torch.cat(turned, 1).to(case.q.dtype)
+
+
+def hold(case: Case, *, programs: int | None = None) -> None:
+    out, lse = launch(case, programs=programs)
+    eager, truth = (
+        case.run(attention_reference, dtype)[0] for dtype in (case.q.dtype, torch.float64)
+    )
+    assert_close([out], [eager], [truth])
+    torch.testing.assert_close(lse.double(), softmax_sums(case), rtol=1e-5, atol=2e-5)
+
+
+def case_of(lengths, keys, head_dim, dtype=torch.bfloat16, heads=1, rotate=True) -> Case:
+    return make_case(lengths, keys=keys, head_dim=head_dim, heads=heads, dtype=dtype, rotate=rotate)
+
+
+@pytest.mark.parametrize("head_dim", HEADS, ids="K{}".format)
+def test_ragged_songs_and_lyrics(head_dim):
+    with simulated(seed=head_dim):
+        hold(case_of(*RAGGED, head_dim), programs=2)
+
+
+def test_fp16_and_queries_that_are_not_rotated():
+    with simulated():
+        hold(case_of([100], [130], 64, torch.float16, rotate=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("programs", [1, 3, 7, None], ids="P{}".format)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=NAMES.get)
+@pytest.mark.parametrize("head_dim", HEADS, ids="K{}".format)
+def test_every_head_dtype_and_share_of_the_work(head_dim, dtype, programs, seed):
+    with simulated(seed):
+        hold(case_of(*LONG, head_dim, dtype, heads=2, rotate=seed % 3 != 2), programs=programs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("keys", [1, 127, 128, 129, 255, 256, 384, 500], ids="L{}".format)
+def test_key_lengths_around_a_tile(keys, seed):
+    with simulated(seed):
+        hold(case_of([64, 1, 129], [keys, 0, keys], 64))
+
+
+def test_gradients_come_from_its_sums():
+    case = case_of([70], [9], 64)
+    with simulated():
+        got = case.run(hopper.attention_hopper)
+    truth = case.run(attention_reference, torch.float64)
+    assert_close(got, case.run(attention_reference), truth, case.cancelling())
+
+
+@pytest.mark.parametrize("layout", ["fused", "odd-address"])
+def test_strided_inputs(layout):
+    case = case_of([65, 30], None, 64, heads=2)
+    plain = copy.copy(case)
+    if layout == "fused":
+        case.q, case.k, case.v = torch.cat((case.q, case.k, case.v), 1).split(2, 1)
+    else:  # no descriptor may point there
+        case.k, case.v = (
+            torch.cat((x.new_zeros(1), x.flatten()))[1:].view_as(x) for x in (case.k, case.v)
+        )
+    with simulated(), torch.no_grad():
+        assert torch.equal(
+            *(
+                hopper.attention_hopper(c.q, c.k, c.v, c.segments, c.cos, c.sin)
+                for c in (case, plain)
+            )
+        )
+
+
+def test_a_neighbours_nan_stays_out():
+    case = case_of([70, 60], None, 64)
+    for x in (case.q, case.k, case.v):
+        x[70:] = torch.nan
+    with simulated(1):
+        out, lse = launch(case, programs=1)
+    assert out[:70].isfinite().all() and lse[:, :70].isfinite().all()
+    assert out[70:].isnan().all()
+
+
+@pytest.mark.parametrize("programs", [1, 2, 5, 8])
+@pytest.mark.parametrize("items", [1, 7, 16, 23])
+def test_every_item_has_one_program(items, programs):
+    item_of = simulator.load()["item_of"]
+    taken = []
+    for program in range(programs):
+        simulator.Block.current = simulator.Block(program, programs, 0)
+        taken += [item_of(turn, items) for turn in range(-(-items // programs))]
+    assert sorted(item for item in taken if item < items) == list(range(items))
+
+
+# ---- what the simulator notices
+
+
+def is_call(node: ast.AST, *names: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in names
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One synchronisation taken away: where, how, and the head width that gets there."""
+
+    line: int
+    kind: str
+    head_dim: int
+
+
+def mutations() -> dict[str, Mutation]:
+    """Each synchronisation of the kernel that can be taken away, found in its source."""
+    tree = ast.parse(Path(importlib.util.find_spec(simulator.KERNELS).origin).read_text())
+    whole = {
+        node.lineno
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "REST > 0"
+        for top in branch.orelse
+        for node in ast.walk(top)
+        if hasattr(node, "lineno")
+    }
+    found = {}
+
+    def add(node: ast.AST, what: str, kind: str) -> None:
+        # a head of 96 is two chunks, one of 64 is whole
+        head_dim = 64 if node.lineno in whole else 96
+        found[f"{node.lineno}: {what}"] = Mutation(node.lineno, kind, head_dim)
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and is_call(
+            node.value,
+            "mbarrier.wait",
+            "mbarrier.arrive",
+            "mbarrier.expect",
+            "fence_async_shared",
+        ):
+            add(node, f"no {ast.unparse(node.value)}", "remove")
+        elif is_call(node, "warpgroup_mma_wait"):
+            add(node, f"{ast.unparse(node)} one later", "later")
+            for kept in ast.walk(node.keywords[0].value):
+                if isinstance(kept, ast.Name) and kept.id in ("p1", "p2"):
+                    add(node, f"{kept.id} not kept", f"drop {kept.id}")
+        elif is_call(node, "mbarrier.init") and ast.unparse(node).endswith("count=2)"):
+            add(node, f"{ast.unparse(node)} of one", "count")
+    return found
+
+
+class Mutate(ast.NodeTransformer):
+    def __init__(self, line: int, kind: str) -> None:
+        self.line, self.kind, self.done = line, kind, False
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        if node.lineno == self.line and self.kind == "remove":
+            self.done = True
+            return ast.copy_location(ast.Pass(), node)
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        if node.lineno == self.line and self.kind.startswith("drop"):
+            name = self.kind.split()[1]
+            targets, deps = node.targets[0].elts, node.value.keywords[0].value.elts
+            place = [ast.unparse(one) for one in deps].index(name)
+            del targets[place], deps[place]
+            self.done = True
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if (
+            node.lineno == self.line
+            and self.kind == "later"
+            and is_call(node, "warpgroup_mma_wait")
+        ):
+            node.args[0] = ast.BinOp(node.args[0], ast.Add(), ast.Constant(1))
+            self.done = True
+        if node.lineno == self.line and self.kind == "count" and is_call(node, "mbarrier.init"):
+            node.keywords[0].value = ast.Constant(1)
+            self.done = True
+        return self.generic_visit(node)
+
+
+def noticed(mutation: Mutation, seeds: int) -> str:
+    """What gives a mutant away, or "" when it passes under every schedule."""
+    case = case_of([300, 129], [140, 0], mutation.head_dim)
+
+    def change(tree: ast.Module) -> ast.Module:
+        mutate = Mutate(mutation.line, mutation.kind)
+        tree = mutate.visit(tree)
+        assert mutate.done
+        return tree
+
+    for seed in range(seeds):
+        try:
+            with simulated(seed, change=change):
+                hold(case, programs=2)
+        except SynchronisationFault as fault:
+            return f"seed {seed}: {fault}"
+        except AssertionError as fault:
+            return f"seed {seed}: wrong, {str(fault)[:60]}"
+    return ""
+
+
+ALL = mutations()
+QUICK = [name for name in ALL if "fence" in name or "no mbarrier.wait(k_f" in name]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_missing_synchronisation_is_noticed(name):
+    assert noticed(ALL[name], seeds=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_every_missing_synchronisation_is_noticed(name):
+    assert noticed(ALL[name], seeds=60)
+
+
+# ---- where it runs
+
+
+def test_it_is_refused_with_a_reason_elsewhere():
+    q, k, v = torch.zeros(3, 4, 1, 64, dtype=torch.bfloat16).unbind()
+    segments = Segments.self_attention([4])
+    with pytest.raises(ValueError, match=r"NVIDIA H100.*take backend='triton' or 'eager'"):
+        hopper.attention_hopper(q, k, v, segments)
+
+
+def test_a_triton_without_gluon_is_named(monkeypatch):
+    monkeypatch.setattr(hopper.importlib.util, "find_spec", lambda name: None)
+    hopper._gluon.cache_clear()
+    try:
+        assert "has no triton.experimental.gluon" in hopper.refusal(torch.device("cpu"))
+    finally:
+        hopper._gluon.cache_clear()
+
+
+def test_fp32_is_refused():
+    q, k, v = torch.zeros(3, 4, 1, 64).unbind()
+    with simulated(), pytest.raises(ValueError, match="no Hopper kernel"):
+        hopper.attention_hopper(q, k, v, Segments.self_attention([4]))
