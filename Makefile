@@ -108,10 +108,9 @@ $(VENV)/.docs: setup.py constraints.txt | $(BIN)/python
 	$(BIN)/$(INSTALL) -c constraints.txt -e '.[docs]'
 	@touch $(VENV)/.core $@
 
-# Triton 3.6 interprets kernels with conversions that numpy 2.4 refuses.
 $(FLOOR)/.dev: setup.py constraints.txt
 	"$(PYTHON)" -m venv $(FLOOR)
 	sed -e 's/^torch==.*/torch==2.11.0/' -e 's/^triton==.*/triton==3.6.0/' \
-	  -e 's/^numpy==.*/numpy==2.3.5/' constraints.txt > $(FLOOR)/constraints.txt
+	  constraints.txt > $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/$(INSTALL) -c $(FLOOR)/constraints.txt -e '.[dev]'
 	@touch $@

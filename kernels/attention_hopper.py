@@ -11,6 +11,7 @@ a Triton without it is named by refusal(), and everything else works.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import importlib.util
 from functools import cache
@@ -21,7 +22,7 @@ import triton
 from torch import Tensor
 
 from .attention import attend, gradients, keep_for_backward, record, unwritten
-from .attention_forward import Config, chunks, describable, results
+from .attention_forward import Config, chunks, describable, results, target_capability
 from .rows import on_device, unobserved
 from .worklist import Segments
 
@@ -70,16 +71,12 @@ def refusal(device: torch.device) -> str | None:
         return None
     if (reason := _gluon()) is not None:
         return reason
-    where = f"the device is {device}"
-    try:
-        with on_device(device):
-            target = triton.runtime.driver.active.get_current_target()
-    except RuntimeError:  # Triton finds no driver at all
-        target = None
-    if target is not None:
-        where = f"{device} is sm_{target.arch}"
-        if target.backend == "cuda" and target.arch == CAPABILITY:
-            return None
+    capability = 0
+    with contextlib.suppress(RuntimeError), on_device(device):  # Triton may find no driver at all
+        capability = target_capability()
+    if capability == CAPABILITY:
+        return None
+    where = f"{device} is sm_{capability}" if device.type == "cuda" else f"the device is {device}"
     return (
         f"the Hopper kernel runs on an NVIDIA H100, H200 or GH200 (sm_90) alone, and {where}: "
         f"take backend='triton' or 'eager'"
@@ -156,6 +153,8 @@ def _forward(
     k_covered: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """attention_fwd by the Hopper kernel: the same arguments, the same results."""
+    if (reason := refusal(q.device)) is not None:  # compiled code asks here
+        raise ValueError(reason)
     with on_device(q.device):
         config = hopper_config(q.shape[-1], q.dtype, CAPABILITY)
         return forward(
@@ -210,9 +209,9 @@ def attention_hopper(
         >>> if refusal(q.device) is None:  # on an H100
         ...     out = attention_hopper(q, k, v, Segments.self_attention([3, 5]))
     """
-    if not torch.compiler.is_compiling() and (reason := refusal(q.device)) is not None:
-        raise ValueError(reason)
     hopper_config(q.shape[-1], q.dtype, CAPABILITY)
     if unobserved(q, k, v):
+        if (reason := refusal(q.device)) is not None:
+            raise ValueError(reason)
         return attend(q, k, v, segments, cos, sin, scale, "tf32", forward, hopper_config)
     return record(attention_hopper_fwd, CONFIG.block_q, q, k, v, segments, cos, sin, scale, "tf32")

@@ -249,12 +249,12 @@ class Block:
         self.weights = [self.rng.choice((0.02, 1.0, 1.0)) for _ in work]
         done = threading.Semaphore(0)
 
+        @torch.no_grad()  # which a thread does not inherit
         def body(me: Partition, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
             me.turn.acquire()
             try:
                 if self.fault is None:
-                    with torch.no_grad():  # which a thread does not inherit
-                        function(*arguments)
+                    function(*arguments)
                     if me.products:
                         raise SynchronisationFault("a product was never waited for")
                 me.finished = True

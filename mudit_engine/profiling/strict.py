@@ -181,6 +181,19 @@ def _repair_patching() -> None:
     interpreter._patch_lang = patch_lang
 
 
+def _repair_index() -> None:
+    """Triton 3.6 makes an index by int() of an array of one element, which numpy refuses from 2.4
+    on.
+    """
+    stock: Callable[[Any, Any], None] = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        stock(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
+
+
 class _Buffer:
     """One storage: which bytes the launch may touch, and which program touched them."""
 
@@ -343,6 +356,7 @@ def install() -> None:
     if not hasattr(Builder, "strict"):
         Builder.strict = True
         _repair_arithmetic()
+        _repair_index()
         _repair_patching()
         _hook_memory()
 

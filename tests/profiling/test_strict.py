@@ -41,6 +41,21 @@ def _copy_kernel(x_ptr, out_ptr, n, SHIFT: tl.constexpr, FILL: tl.constexpr, N: 
     tl.store(out_ptr + cols - tl.program_id(0) * SHIFT, x)
 
 
+@triton.jit
+def _sum_kernel(x_ptr, n_ptr, out_ptr):
+    total = 0.0
+    for i in range(tl.load(n_ptr)):
+        total += tl.load(x_ptr + i)
+    tl.store(out_ptr, total)
+
+
+def test_a_loop_takes_its_bound_from_memory():
+    """Triton 3.6 converts it in a way that numpy 2.4 refuses (make test-floor)."""
+    out = torch.empty(1)
+    _sum_kernel[(1,)](torch.arange(1.0, 6.0), torch.tensor([4], dtype=torch.int32), out)
+    assert out.item() == 10.0
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"]
 )
