@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from mudit_engine.benchmarks import measure_kernels as kernels_benchmark
 from mudit_engine.benchmarks.gpu_kernels import BF16_ERROR, self_attention, truth_of
@@ -73,8 +74,8 @@ def _hold(run: StageRun, name: str, size: CaseSize, head_dim: int, dtype: torch.
     positions = torch.cat([torch.arange(n) for n in frames]).float().to(run.device)
     cos, sin = (torch.stack((t, t)) for t in rope_table(positions, head_dim))
 
-    def provider(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (attention_hopper(*inputs, segments, cos, sin),)
+    def provider(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return (attention_hopper(q, k, v, segments, cos, sin),)
 
     results = kernels_benchmark.results
     truth = results(case, case.providers[EAGER], torch.float64)
