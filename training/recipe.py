@@ -56,9 +56,16 @@ class DataConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW. Weight decay is for matrices; gains, biases and embeddings take none."""
+    """AdamW, or Muon for the matrices of the song transformer's blocks and AdamW for the rest.
+    Weight decay is for matrices; gains, biases and embeddings take none.
+    """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-4, gt=0)
+    muon_lr: float = Field(
+        0.02, gt=0, description="muon: peak of its matrices' learning rate; it follows the schedule"
+    )
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -299,6 +306,13 @@ class DitStage(_Section):
     logit_mean: float = 0.0
     logit_std: float = Field(1.0, gt=0)
     min_snr_gamma: float | None = Field(None, gt=0)
+    contrastive: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share at which the squared distance from another song's target is taken off "
+        "the loss (contrastive flow matching; its paper: 0.05)",
+    )
     structured_lyrics: bool = Field(
         True, description="keep section tokens (<verse>) among the phonemes"
     )
@@ -451,6 +465,8 @@ class Recipe(_Section):
                 "lora is for the dit tasks, and adds to trained weights: set init to a model "
                 "folder, or remove it"
             )
+        if self.optimizer.kind == "muon":
+            self._check_muon()
         if (
             self.strategy == "single"
             and "parallel" in self.model_fields_set
@@ -480,6 +496,19 @@ class Recipe(_Section):
                 f"the one or raise the other"
             )
         return self
+
+    def _check_muon(self) -> None:
+        if _SECTIONS[self.task] != "dit" or self.lora is not None:
+            raise ValueError(
+                "optimizer.kind=muon is for whole matrices of the song transformer (dit tasks "
+                f"without lora), not for {'lora' if self.lora else self.task}: use adamw"
+            )
+        if self.strategy == "deepspeed" and self.parallel.zero_stage != 0:
+            raise ValueError(
+                f"optimizer.kind=muon with parallel.zero_stage={self.parallel.zero_stage}: "
+                "DeepSpeed 0.19.8 clips Muon's orthogonal update there in place of the gradient, "
+                "so that ranks would not train as one device does: use zero_stage=0, or adamw"
+            )
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, without the sections of other tasks: a document that

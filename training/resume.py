@@ -39,6 +39,8 @@ def identity(recipe: Recipe, task: Task, *, songs: int, digest: str) -> dict[str
         "data": digest,
         "model": json.loads(getattr(task.config, task.part).model_dump_json()),
         "lora": _lora_identity(recipe, task.part),
+        # None, as checkpoints have it that were made before there was a choice
+        "optimizer": None if recipe.optimizer.kind == "adamw" else recipe.optimizer.kind,
     }
 
 

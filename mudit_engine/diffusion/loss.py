@@ -13,6 +13,7 @@ ranks and accumulation steps.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -108,6 +109,30 @@ def diffusion_loss(
             counts.to(song_weights.device), output_size=frames
         )
     return error_T.sum(), frames
+
+
+def contrasted_rows(lengths: Sequence[int]) -> Tensor:
+    """Row of the next song that stands against each row of packed songs, int64 [sum of lengths]:
+    the same frame, counted around a shorter song's end.
+
+    For contrastive flow matching (arXiv 2506.05350), whose loss is the error less a share of the
+    squared distance from another sample's target. The last song takes the first. Raises ValueError
+    for fewer than two songs: there is no other.
+
+    Examples:
+        >>> contrasted_rows([3, 2]).tolist()
+        [3, 4, 3, 0, 1]
+    """
+    if len(lengths) < 2 or min(lengths) < 1:
+        raise ValueError(f"lengths {list(lengths)} must be two songs or more, of a frame or more")
+    starts = [0, *itertools.accumulate(lengths)]
+    following = [*range(1, len(lengths)), 0]
+    return torch.cat(
+        [
+            starts[other] + torch.arange(count) % lengths[other]
+            for count, other in zip(lengths, following, strict=True)
+        ]
+    )
 
 
 def min_snr_weights(path: Path, t: Tensor, *, gamma: float = 5.0) -> Tensor:

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from mudit_engine.config import PathConfig
-from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_times
+from mudit_engine.diffusion.loss import (
+    contrasted_rows,
+    diffusion_loss,
+    min_snr_weights,
+    sample_times,
+)
 from mudit_engine.diffusion.paths import make_path
 from mudit_engine.errors import ConfigError
 
@@ -174,3 +179,10 @@ def test_min_snr_weights_weigh_the_error_of_x0(config):
         rtol=1e-4,
         atol=0,
     )
+
+
+def test_contrasted_rows_are_the_next_songs():
+    assert contrasted_rows([3, 2, 4]).tolist() == [3, 4, 3, 5, 6, 0, 1, 2, 0]
+    for lengths in ([5], [], [3, 0]):
+        with pytest.raises(ValueError, match="must be two songs or more"):
+            contrasted_rows(lengths)

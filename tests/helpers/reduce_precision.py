@@ -35,6 +35,11 @@ WAYS: dict[str, dict[str, Any]] = {
 def main(data: Path, out: Path, stage: int) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
+    sent: set[str] = set()
+    # once: DeepSpeed keeps the functions that it finds when the ranks first join
+    for call in ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter"):
+        if hasattr(dist, call):
+            setattr(dist, call, _noting(getattr(dist, call), sent))
     for name, changes in WAYS.items():
         recipe = small_recipe(
             data,
@@ -49,20 +54,9 @@ def main(data: Path, out: Path, stage: int) -> None:
         )
         task = make_task(recipe, Shards(recipe.data.folder))
         wake(task, 0.05)
-        sent: set[str] = set()
-        originals = {
-            call: getattr(dist, call)
-            for call in ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter")
-            if hasattr(dist, call)
-        }
-        for call, original in originals.items():
-            setattr(dist, call, _noting(original, sent))
-        try:
-            trainer = Trainer(recipe, out / f"{name}-{stage}", task=task, quiet=True)
-            trainer.run()
-        finally:
-            for call, original in originals.items():
-                setattr(dist, call, original)
+        sent.clear()
+        trainer = Trainer(recipe, out / f"{name}-{stage}", task=task, quiet=True)
+        trainer.run()
         rows = [json.loads(line) for line in _lines(out / f"{name}-{stage}" / "metrics.jsonl")]
         optimizer: Any = trainer.strategy.engines["model"].engine.optimizer  # type: ignore[attr-defined]
         added = str(optimizer.gradient_accumulation_dtype).removeprefix("torch.")

@@ -34,8 +34,9 @@ def write_songs(
     validation: int = 4,
     shard_bytes: int = 40_000,
     conditions: int | None = None,
+    held_out: str = "validation",
 ) -> Path:
-    """A DiT data set of `count` training songs of 8 to 40 frames, and a few for validation. Of
+    """A DiT data set of `count` training songs of 8 to 40 frames, and a few in `held_out`. Of
     them the first `conditions` (None: all) have lyrics, descriptions and stems.
     """
     rng = np.random.default_rng(seed)
@@ -68,7 +69,7 @@ def write_songs(
                 arrays["stem.vocals"] = latents * 0.5
             if conditions is not None and number >= conditions:
                 arrays = {"latents": latents}
-            split = "train" if number < count else "validation"
+            split = "train" if number < count else held_out
             metadata = {
                 "seconds": frames / 10.77,
                 "bpm": 90 + number,

@@ -1,7 +1,7 @@
 """The training state in a checkpoint, whoever wrote it: one device in whole tensors, or ranks in
 pieces of flattened fp32 parameters.
 
-    kinds: weight, exp_avg, exp_avg_sq, step, ema
+    kinds: weight, exp_avg, exp_avg_sq, step, momentum_buffer (Muon), ema
     single:    <phase>.safetensors, <phase>.optimizer.safetensors, <phase>.ema.safetensors
     deepspeed: <phase>.rank-00003-of-00008.safetensors with `<kind>/<parameter>@<first element>`,
                <phase>.buffers.safetensors
@@ -68,7 +68,8 @@ class SavedState:
         saved = (
             self.names("weight")
             if self.sharded
-            else self.names("weight") & (sizes.keys() | self.names("exp_avg"))
+            else self.names("weight")
+            & (sizes.keys() | self.names("exp_avg") | self.names("momentum_buffer"))
         )
         wrong = [f"{name} is missing" for name in sizes.keys() - saved] + [
             f"{name} is unknown" for name in saved - sizes.keys()

@@ -33,20 +33,21 @@ from mudit_engine.training.parallel.deepspeed_config import (
     save_deepspeed_config,
 )
 from mudit_engine.training.parallel.strategy import (
+    ADAM,
+    MOMENTS,
     Ema,
     Logs,
     Strategy,
     learned_state,
     make_optimizer,
     missing_average,
+    set_rates,
     trained,
 )
 from mudit_engine.training.ranks import join
 
 if TYPE_CHECKING:
     from mudit_engine.training.recipe import Recipe
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeed(Strategy):
@@ -263,8 +264,7 @@ class _Engine:
         self.passes -= 1
 
     def step(self, lr: float, limit: float) -> float:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.engine.optimizer, lr)
         if self.gate is None:
             # stage 0: whole gradients, averaged already, on every rank
             norm = float(
@@ -345,9 +345,11 @@ class _Engine:
             if saved.ema_updates is None:
                 raise missing_average(saved.folder)
             self.ema.updates = saved.ema_updates
-        started = saved.names("exp_avg")
+        started = saved.names("exp_avg") | saved.names("momentum_buffer")
         for group in range(len(self.partitions.flats)):
-            self.partitions.reset_state(group, moments=bool(started))
+            names = {piece.name for piece in self.partitions.pieces if piece.group == group}
+            muon = not names.isdisjoint(saved.names("momentum_buffer"))
+            self.partitions.reset_state(group, (MOMENTS[2:] if muon else ADAM) if started else ())
         for piece in self.partitions.pieces:
             for kind, flat in self._kinds(piece.group).items():
                 # never stepped: its moments are 0
@@ -495,14 +497,16 @@ class _Partitions:
             }
         return found
 
-    def reset_state(self, group: int, *, moments: bool) -> None:
+    def reset_state(self, group: int, moments: Sequence[str]) -> None:
+        """Zeros of these kinds in place of a group's state, with AdamW's count of steps."""
         base = getattr(self.optimizer, "optimizer", self.optimizer)
         key = self._views[group] if self.stage == 0 else self.flats[group]
         if not moments:
             base.state.pop(key, None)
             return
-        base.state[key] = {kind: torch.zeros_like(key, requires_grad=False) for kind in MOMENTS}
-        base.state[key]["step"] = torch.zeros((), dtype=torch.float32, device=key.device)
+        base.state[key] = {kind: torch.zeros_like(key, requires_grad=False) for kind in moments}
+        if ADAM[0] in moments:
+            base.state[key]["step"] = torch.zeros((), dtype=torch.float32, device=key.device)
 
     @torch.no_grad()
     def publish(self) -> None:

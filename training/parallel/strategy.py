@@ -29,6 +29,7 @@ from mudit_engine.errors import InputError
 from mudit_engine.hardware import keep_freed_memory
 from mudit_engine.training.checkpoints.checkpoint import disk_errors
 from mudit_engine.training.checkpoints.saved_state import SavedState
+from mudit_engine.training.parallel.muon import MuonAdamW, hidden_matrices
 from mudit_engine.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 # name -> (sum, weight): averages that add up over micro-batches and ranks. What lies on the device
 # stays there until a step is logged.
 Logs = dict[str, tuple[Tensor, Tensor | float]]
+ADAM = ("exp_avg", "exp_avg_sq")
+MOMENTS = (*ADAM, "momentum_buffer")  # Muon's
 
 
 class Strategy(ABC):
@@ -185,8 +188,7 @@ class Single(Strategy):
                 p.grad = torch.zeros_like(p)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
         if math.isfinite(norm) and norm <= limit:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * self.lr_scale.get(phase, 1.0)
+            set_rates(optimizer, lr * self.lr_scale.get(phase, 1.0))
             optimizer.step()
             if phase in self.emas:
                 self.emas[phase].update()
@@ -270,22 +272,34 @@ class Ema:
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW with the fused kernel; decay on matrices only."""
+    """AdamW with the fused kernel, decay on matrices only; or Muon beside it (muon.py)."""
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    parameters = trained(module).values()
-    decayed = [p for p in parameters if p.dim() > 1 and id(p) not in embeddings]
-    plain = [p for p in parameters if p.dim() <= 1 or id(p) in embeddings]
+    hidden = hidden_matrices(module) if config.kind == "muon" else set()
+    matrices = [p for p in trained(module).values() if id(p) in hidden]
+    others = [p for p in trained(module).values() if id(p) not in hidden]
+    decayed = [p for p in others if p.dim() > 1 and id(p) not in embeddings]
+    plain = [p for p in others if p.dim() <= 1 or id(p) in embeddings]
+    shared = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay, **shared},
+        {"params": plain, "weight_decay": 0.0, **shared},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+    groups = [g for g in groups if g["params"]]
+    if config.kind == "muon":
+        return MuonAdamW(
+            matrices,
+            groups,
+            lr=config.muon_lr,
+            momentum=config.muon_momentum,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def set_rates(optimizer: Any, lr: float) -> None:
+    """The learning rate of every group: `lr`, times the share of a group that has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_share", 1.0)
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -327,8 +341,8 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> 
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state as named tensors: `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`,
-    `step/<parameter>`.
+    """The optimiser's state as named tensors: `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`,
+    `step/<parameter>`, Muon's `momentum_buffer/<parameter>`.
     """
     names = {id(p): name for name, p in module.named_parameters()}
     state = optimizer.state
@@ -363,10 +377,10 @@ def load_optimizer_tensors(
 def _optimizer_state(saved: SavedState, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     state = {
         f"{kind}/{name}": value
-        for kind in ("exp_avg", "exp_avg_sq")
+        for kind in MOMENTS
         for name, value in saved.whole(kind, shapes).items()
     }
-    unknown = (saved.names("exp_avg") | saved.names("exp_avg_sq")) - shapes.keys()
+    unknown = {name for kind in MOMENTS for name in saved.names(kind)} - shapes.keys()
     state |= {f"exp_avg/{name}": torch.empty(0) for name in unknown}  # refused by name below
     return state | {
         f"step/{name}": torch.tensor(steps)

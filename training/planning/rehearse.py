@@ -234,7 +234,7 @@ def compare(rehearsal: Rehearsal, measured: Mapping[str, Any]) -> dict[str, Any]
     )
 
     recipe = _recipe(rehearsal)
-    parameters = parameters_of(recipe.model_config_resolved().dit)
+    parameters = parameters_of(recipe.model_config_resolved().dit, recipe.optimizer)
     sharding = Sharding.of(recipe, rehearsal.world, device="cpu")
     planned = state_bytes(parameters, sharding, rank=measured["rank"])
     # buckets and gathered weights live in the backward pass, not between two

@@ -6,7 +6,7 @@ other in a step. Closed forms.
     b elements of a bucket (two of them when communication overlaps)
 
     stage  weights  gradients  master  moments  average  sent in a step of A micro-batches
-    0      4 P      4 P        -       8 P      4 P      all-reduce 4 P
+    0      4 P      4 P        -       8 P (M)  4 P      all-reduce 4 P
     1      w P      g P        4 P/W   8 P/W    4 P/W    all-reduce r P, all-gather w P
     2      w P      g P/W (*)  4 P/W   8 P/W    4 P/W    A times all-reduce r P, all-gather w P
     3      w P/W    g P/W      4 P/W   8 P/W    4 P/W    A times (all-gather w P, and again what may
@@ -18,6 +18,7 @@ What is sent is counted in passes over the bytes.
     sharding = Sharding(stage=2, world=64, precision="bf16", buckets=buckets)
     state = state_bytes(parameters, sharding)
 
+(M) 4 bytes less for each element that Muon trains, which only stage 0 takes.
 (*) where gradients are added up in the weights' own type, whole tensors: those that reach into the
 rank's part; twice while further micro-batches are added up. The closed forms follow DeepSpeed
 0.19.8 (its padding included) and are held to its real engine by training/planning/rehearse.py.
@@ -31,7 +32,7 @@ from dataclasses import dataclass, field
 
 from mudit_engine.config import DitConfig
 from mudit_engine.training.parallel.deepspeed_config import bucket_sizes
-from mudit_engine.training.recipe import ParallelConfig, Recipe
+from mudit_engine.training.recipe import OptimizerConfig, ParallelConfig, Recipe
 
 KINDS = ("weights", "gradients", "master", "moments", "average", "buckets", "gathered")
 STAGE0_BUCKET = 500_000_000  # elements that DeepSpeed flattens at once for stage 0's all-reduce
@@ -39,26 +40,32 @@ STAGE0_BUCKET = 500_000_000  # elements that DeepSpeed flattens at once for stag
 
 @dataclass(frozen=True)
 class Parameters:
-    """Sizes of the trained tensors, by the optimiser's groups (weight decay, none)."""
+    """Sizes of the trained tensors, by the optimiser's groups (weight decay, none), and how many
+    elements are Muon's, which keeps one moment of each instead of two.
+    """
 
     groups: tuple[tuple[int, ...], ...]
+    muon: int = 0
 
     @property
     def count(self) -> int:
         return sum(sum(group) for group in self.groups)
 
 
-def parameters_of(config: DitConfig) -> Parameters:
-    """Those of the song transformer, from the network itself without memory."""
+def parameters_of(config: DitConfig, optimizer: OptimizerConfig | None = None) -> Parameters:
+    """Those of the song transformer, from the network itself without memory. `optimizer` None is
+    AdamW.
+    """
     import torch
 
     from mudit_engine.models.dit import DiT
     from mudit_engine.training.parallel.strategy import make_optimizer
-    from mudit_engine.training.recipe import OptimizerConfig
 
     with torch.device("meta"):
-        groups = make_optimizer(DiT(config), OptimizerConfig()).param_groups
-    return Parameters(tuple(tuple(p.numel() for p in group["params"]) for group in groups))
+        groups = make_optimizer(DiT(config), optimizer or OptimizerConfig()).param_groups
+    sizes = tuple(tuple(p.numel() for p in group["params"]) for group in groups)
+    own = [sum(sizes[i]) for i, group in enumerate(groups) if "momentum" in group]
+    return Parameters(sizes, sum(own))
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def state_bytes(
             "weights": 4 * count,
             "gradients": 4 * count,
             "master": 0,
-            "moments": 8 * count,
+            "moments": 8 * count - 4 * parameters.muon,
             "average": 4 * count,
         }
         return state | {"average": 4 * count * sharding.average, "buckets": 0, "gathered": 0}

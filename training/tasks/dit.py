@@ -19,7 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mudit_engine.diffusion.loss import diffusion_loss, min_snr_weights, sample_times
+from mudit_engine.diffusion.loss import (
+    contrasted_rows,
+    diffusion_loss,
+    min_snr_weights,
+    sample_times,
+)
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.files import sha256_of
@@ -87,6 +92,13 @@ class DitLoss(nn.Module):
             counted = torch.arange(len(clean.frames), device=out_TC.device) < inputs.songs
             weights = counted.float() if weights is None else weights * counted
         loss, _ = diffusion_loss(out_TC, target_TC, clean.frames, song_weights=weights)
+        songs = list(clean.frames)[: inputs.songs]
+        if self.training and self.stage.contrastive and len(songs) > 1:
+            rows_T = torch.arange(len(out_TC))  # a filler's stay: it counts for nothing
+            rows_T[: sum(songs)] = contrasted_rows(songs)
+            other_TC = target_TC[rows_T.to(out_TC.device, non_blocking=True)]
+            distance, _ = diffusion_loss(out_TC, other_TC, clean.frames, song_weights=weights)
+            loss = loss - self.stage.contrastive * distance
         return loss, self._logs(out_TC.detach(), target_TC, inputs)
 
     def _logs(self, out_TC: Tensor, target_TC: Tensor, inputs: DitInputs) -> Logs:

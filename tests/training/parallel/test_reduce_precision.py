@@ -23,9 +23,11 @@ def test_configuration(tmp_path: Path) -> None:
     assert "data_types" not in deepspeed_config(exact, parameters=1000, world=2)
 
 
-@pytest.mark.parametrize("stage", [1])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_two_ranks_send_and_add_up(tmp_path: Path, stage: int) -> None:
-    """Stage 1 too, where DeepSpeed would change its optimiser, with eight micro-batches a step."""
+    """Stage 1, where DeepSpeed would change its optimiser, and stage 3, which scatters what it
+    reduces, with eight micro-batches a step.
+    """
     write_songs(tmp_path / "data")
     arguments = (str(tmp_path / "data"), str(tmp_path), str(stage))
     ranks = start(2, "reduce_precision.py", *arguments, log=tmp_path / "log")

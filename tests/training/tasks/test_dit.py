@@ -20,6 +20,7 @@ from mudit_engine.training.dataset.shard_writer import ShardWriter
 from mudit_engine.training.dataset.shards import Shards, audio_fields
 from mudit_engine.training.tasks.dit import Conditions, DitTask, choose_fragments
 from mudit_engine.training.tasks.task import Moment
+from run_ranks import wake
 from small_songs import small_recipe, write_songs
 
 
@@ -197,6 +198,45 @@ def test_loss_of_every_path_has_gradients(shards: Shards, kind: str) -> None:
     bands = [logs[f"mse_noise{i}of3"] for i in (1, 2, 3)]
     assert sum(float(total) for total, _ in bands) == pytest.approx(float(logs["mse"][0]), rel=1e-5)
     assert sum(frames for _, frames in bands) == logs["mse"][1]
+
+
+@pytest.mark.parametrize("on_ranks", [False, True], ids=["alone", "with a filler"])
+def test_contrastive_flow_matching_takes_off_the_next_songs_distance(
+    shards: Shards, on_ranks: bool
+) -> None:
+    """loss = |out - target|^2 - 0.05 |out - target of the next song|^2, in training alone, and
+    not where a pack holds one song.
+    """
+    one = task(shards, dit__contrastive=0.05)
+    one.on_ranks = on_ranks
+    wake(one, 0.05)
+    module, outs = one.modules["model"], []
+    one.part_module().register_forward_hook(lambda *given: outs.append(given[2].detach()))
+    inputs = one.load(range(3), Moment(0, 0, 0)).inputs
+    frames = inputs.clean.frames[:3]
+    total = sum(frames)
+    with torch.no_grad():
+        loss, logs = module(inputs)
+        times_T = inputs.times_B[:3].repeat_interleave(torch.tensor(frames))
+        target = one.path.target(
+            inputs.clean.latents_TC[:total], inputs.noise_TC[:total], times_T
+        ).split(frames)
+        others = torch.cat(
+            [
+                torch.cat([target[(i + 1) % 3]] * (1 + frames[i] // len(target[(i + 1) % 3])))[
+                    : frames[i]
+                ]
+                for i in range(3)
+            ]
+        )
+        distance = float((outs[0][:total] - others).square().mean(1).sum())
+        mse = float(logs["mse"][0])
+        assert float(loss) == pytest.approx(mse - 0.05 * distance, rel=1e-5)
+        assert distance > mse * 0.5, "it would show"
+        alone, logs = module(one.load([0], Moment(0, 0, 0)).inputs)
+        assert float(alone) == pytest.approx(float(logs["mse"][0]), rel=1e-5)
+        module.eval()
+        assert float(module(inputs)[0]) == pytest.approx(mse, rel=1e-5)
 
 
 def test_checkpointing_changes_nothing_but_memory(shards: Shards) -> None:
