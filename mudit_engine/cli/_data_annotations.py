@@ -14,7 +14,7 @@ from mudit_engine.cli._console import emit_json, json_option, note
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+@click.command("annotations")
 @click.argument("source", type=FILE)
 @click.option("--fields", type=FILE, help="A JSON map: where in a song's object things lie.")
 @click.option(
@@ -24,7 +24,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--out", type=FILE, required=True, help="The manifest, for `mudit data encode`.")
 @json_option
-def annotations(
+def command(
     source: Path, fields: Path | None, audio: Path | None, out: Path, as_json: bool
 ) -> None:
     """Turn SOURCE (.jsonl or .json, one object a song) into a manifest with descriptions at three

@@ -5,7 +5,7 @@ mudit eval retrieval --train data/audio --recipe tiny-chinmu --set steps=300 --c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,7 +87,7 @@ def table(
     songs: int,
     work: Path,
     out: Path | None,
-    track: Callable[[Sequence[Any], str], Iterable[Any]],
+    track: Any,
     as_json: bool,
 ) -> None:
     """Trains, tests and prints."""

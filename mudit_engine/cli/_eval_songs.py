@@ -62,6 +62,11 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     show_default=True,
     help="fixed: whole songs, resampled, layer by layer. paper: as its published script.",
 )
+@click.option(
+    "--lyrics",
+    metavar="NAME[:MODEL]",
+    help="Measure the phonemes misheard of each asked line, by faster-whisper or funasr.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with weights (MERT).")
 @click.option(
     "--out",
@@ -85,6 +90,7 @@ def command(
     sst: str | None,
     asoa: str | None,
     asoa_variant: str,
+    lyrics: str | None,
     trust_remote_code: bool,
     out: Path | None,
     copy_audio: bool,
@@ -102,10 +108,13 @@ def command(
     held_to = System.of(reference, name="reference")
     asked = load_requests(requests) if requests else None
     embedders = [open_embedder(one, trust_remote_code=trust_remote_code) for one in features]
-    if (sst or asoa) and asked is None:
-        raise InputError("--sst and --asoa hold songs against what was asked for: give --requests")
+    if (sst or asoa or lyrics) and asked is None:
+        raise InputError(
+            "--sst, --asoa and --lyrics hold songs against what was asked for: give --requests"
+        )
     similarities = [sst_by(sst)] if sst else []
     similarities += [asoa_by(asoa, asoa_variant, trust_remote_code)] if asoa else []
+    similarities += [lyrics_by(lyrics)] if lyrics else []
 
     def track(items: Any, text: str) -> Any:
         with progress(text, total=len(items), quiet=as_json) as advance:
@@ -200,3 +209,21 @@ def asoa_by(source: str, variant: Any, trust_remote_code: bool) -> Similarity:
         return model(audio, rate, *load_audio(wish.reference)) if wish.reference else None
 
     return Similarity("asoa", f"{source} ({variant})", measure)
+
+
+def lyrics_by(name: str) -> Similarity:
+    """Errors of sung lines by a recogniser of speech, which mishears singing too: compare systems,
+    and look at real songs' figure beside them.
+    """
+    from mudit_engine.evaluation.systems import Similarity
+    from mudit_engine.metrics.lyric_error import lyric_error
+    from mudit_engine.training.dataset.transcribe import Transcriber
+
+    transcriber = Transcriber(None, name)
+
+    def measure(audio: Tensor, rate: int, wish: Asked) -> float | None:
+        if not wish.lyrics.strip():
+            return None
+        return lyric_error(wish.lyrics, transcriber.transcribe(audio, rate).lyrics)
+
+    return Similarity("lyrics", name, measure)

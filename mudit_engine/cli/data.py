@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
-from mudit_engine.cli._data_annotations import annotations
+from mudit_engine.cli._data_annotations import command as from_annotations
 from mudit_engine.cli._data_dedupe import dedupe
 from mudit_engine.cli._data_encode import encode, inspect
 
@@ -28,7 +28,7 @@ def command() -> None:
     """Make the labelled song corpus, encode songs for training, and look at both."""
 
 
-command.add_command(annotations)
+command.add_command(from_annotations)
 command.add_command(encode)
 command.add_command(dedupe)
 command.add_command(inspect)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._eval_paper import command as paper
 from mudit_engine.cli._eval_retrieval import table, table_options
 from mudit_engine.cli._eval_songs import command as songs_of_systems
 from mudit_engine.cli._eval_survey import command as survey
@@ -88,11 +89,12 @@ _training = click.option(
 @click.group()
 def command() -> None:
     """Judge songs: a model against its corpus (codec, tiny, retrieval), or any systems (songs,
-    survey).
+    paper, survey).
     """
 
 
 command.add_command(songs_of_systems, "songs")
+command.add_command(paper, "paper")
 command.add_command(survey, "survey")
 
 

@@ -7,8 +7,8 @@ each song does what was asked for.
     comparison.rows, comparison.differences
 
 A song is a file; its name without the suffix is its id. With requests (a JSON object a line: id,
-and any of description, user_type, bpm, key, reference) every system must have a song of every
-id, and the rows are given for each user type and for all. Without, sets are compared as sets.
+and any of description, user_type, bpm, key, lyrics, reference) every system must have a song of
+every id, and the rows are given for each user type and for all. Without, sets are compared as sets.
 
 Distances are figures of a set; the others are means over songs. Differences between systems are
 tested on what both made of the same ids (metrics/significance.py), adjusted by Holm over all
@@ -38,6 +38,7 @@ from mudit_engine.metrics.embeddings import Embedder
 from mudit_engine.metrics.fad import FrechetReference, frechet_infinity
 from mudit_engine.metrics.figures import NOTHING, Figure
 from mudit_engine.metrics.kad import kernel_distance, median_distance
+from mudit_engine.metrics.repetition import repetition
 from mudit_engine.metrics.rhythm_and_key import octave_error, rank_in_chroma
 from mudit_engine.metrics.significance import holm, paired_permutation
 from mudit_engine.names import USER_TYPES
@@ -52,11 +53,13 @@ ASKED_FIELDS = ("id", "description", "user_type", "bpm", "key", "lyrics", "secon
 MEASURES: dict[str, tuple[str, int]] = {
     "sst": ("cosine of description and song", 1),
     "asoa": ("cosine of the song and its target", 1),
+    "lyrics": ("share of phonemes misheard, mean over lines", -1),
     "tempo": ("share of songs within 4 %", 1),
     "key": ("share of songs", 1),
     "loudness": ("LUFS", 0),
     "true_peak": ("dB", -1),
     "ending": ("dB", -1),
+    "repetition": ("best match of 4 s windows of harmony", 0),
     "seconds": ("s", 0),
 }
 TESTED = tuple(name for name in MEASURES if name != "seconds")  # a length is asked for
@@ -108,7 +111,7 @@ class Similarity:
     model's source: measurements are kept by it.
     """
 
-    name: str  # "sst" or "asoa"
+    name: str  # "sst", "asoa" or "lyrics"
     key: str
     measure: Callable[[Tensor, int, Asked], float | None]
 
@@ -294,7 +297,7 @@ def _measure(
         return audio[0]
 
     heard = listener.hear_made(("file", digest), load)
-    levels = listener.keep(("levels", digest), lambda: _levels(*load()))
+    levels = listener.keep(("levels with repetition", digest), lambda: _levels(*load()))
 
     def embedded(one: Embedder) -> dict[str, Tensor]:
         return {"rows": one(*load()).float()}
@@ -319,13 +322,19 @@ def _similar(
 ) -> float:
     """NaN where the request says nothing to hold the song against."""
     other = file_digest(wish.reference) if wish.reference else ""
-    key = (one.name, one.key, digest, wish.description, other)
+    key: tuple[str, ...] = (one.name, one.key, digest, wish.description, other)
+    key += (wish.lyrics,) if wish.lyrics else ()
 
     def measured() -> dict[str, Tensor]:
         value = one.measure(*load(), wish)
-        return {"value": torch.tensor(float("nan") if value is None else value)}
+        return {"value": torch.tensor(nan_of(value))}
 
     return float(listener.keep(key, measured)["value"])
+
+
+def nan_of(value: float | None) -> float:
+    """NaN stands for nothing among kept measurements."""
+    return float("nan") if value is None else value
 
 
 def _levels(audio: Tensor, rate: int) -> dict[str, Tensor]:
@@ -334,6 +343,7 @@ def _levels(audio: Tensor, rate: int) -> dict[str, Tensor]:
         "true_peak": loudness.true_peak(audio, rate),
         "ending": loudness.ending_level(audio, rate),
         "seconds": audio.shape[1] / rate,
+        "repetition": nan_of(repetition(audio, rate)),
     }
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
 

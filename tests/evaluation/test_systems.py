@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from mudit_engine.audio import save_audio
+from mudit_engine.cli._eval_songs import lyrics_by
 from mudit_engine.cli.main import run
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.listening import Listener
 from mudit_engine.evaluation.system_report import write_latex, write_page
 from mudit_engine.evaluation.systems import (
+    Asked,
     Comparison,
     Difference,
     System,
@@ -25,6 +27,7 @@ from mudit_engine.evaluation.systems import (
 )
 from mudit_engine.metrics.embeddings import Embedder
 from mudit_engine.metrics.figures import Figure
+from mudit_engine.training.dataset.transcribe import Transcript
 
 RATE = 16000
 SECONDS = 4.0
@@ -244,3 +247,22 @@ def test_similarity_to_what_was_asked(
     assert found["noisy"]["asoa"]["value"] < 0.9999
     assert -1 <= found["good"]["sst"]["value"] <= 1 and found["good"]["sst"]["n"] == 6
     assert results["facts"]["similarities"]["asoa"].endswith("(fixed)")
+
+
+def test_sung_lines_are_held_against_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = {1.0: "月亮升起来", 2.0: "月亮"}
+
+    class Stub:
+        def __init__(self, separate: None, transcribe: str) -> None:
+            assert transcribe == "funasr:some"
+
+        def transcribe(self, audio: torch.Tensor, rate: int) -> Transcript:
+            return Transcript(lyrics=heard[float(audio[0, 0])])
+
+    monkeypatch.setattr("mudit_engine.training.dataset.transcribe.Transcriber", Stub)
+    found = lyrics_by("funasr:some")
+    wish = Asked("a", lyrics="[verse]\n月亮升起来\n[inst]")
+    assert (found.name, found.key) == ("lyrics", "funasr:some")
+    assert found.measure(torch.full((1, 9), 1.0), RATE, wish) == 0.0
+    assert 0 < (found.measure(torch.full((1, 9), 2.0), RATE, wish) or 0) < 1
+    assert found.measure(torch.full((1, 9), 2.0), RATE, Asked("b")) is None

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "eval songs": "needs folders of songs; tests/evaluation/test_systems.py",
     "data annotations": "needs annotations; tests/training/dataset/test_annotations.py",
     "data encode songs.jsonl --audio-only": "needs annotated songs; tests/training/dataset",
+    "eval paper": "needs songs and weights; tests/evaluation/test_paper.py",
     "eval survey": "needs folders of songs and answers; tests/evaluation/survey",
     "eval retrieval --train": "trains for minutes; tests/training/test_retrieval_table.py",
     "eval tiny": "needs a corpus and minutes; tests/cli/test_eval.py",

@@ -77,7 +77,7 @@ def load_map(path: Path) -> FieldMap:
         levels = fields.get(user) or {}
         if not isinstance(levels, dict):
             raise InputError(f'{where}: "{user}" is an object of paths by {", ".join(BY_LEVEL)}')
-        refuse_unknown(levels, BY_LEVEL, where=f'{where} "{user}"')
+        refuse_unknown(levels, tuple(BY_LEVEL), where=f'{where} "{user}"')
         users[user] = {name: _paths(value, where) for name, value in levels.items()}
     if not any(users.values()):
         raise InputError(f"{where}: it maps no {' and no '.join(ANNOTATORS)}: map one of them")

@@ -278,10 +278,10 @@ def _judge_preferences(key: Key, preferences: Sequence[Preference]) -> SurveyRep
     strengths, agreement = {}, {}
     for question in key.questions:
         own = [one for one in preferences if one.question == question]
-        wins: Counter[tuple[str, str]] = Counter()
+        wins: dict[tuple[str, str], float] = {}
         for one in own:
-            wins[one.winner, one.loser] += 1 if not one.draw else 0.5
-            wins[one.loser, one.winner] += 0 if not one.draw else 0.5
+            for pair, won in (((one.winner, one.loser), 1.0), ((one.loser, one.winner), 0.0)):
+                wins[pair] = wins.get(pair, 0.0) + (0.5 if one.draw else won)
         if wins:
             strengths[question] = tests.bradley_terry(wins)
         agreement[question] = _choice_agreement(own)
