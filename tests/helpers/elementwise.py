@@ -17,15 +17,24 @@ def error(actual: Tensor, exact: Tensor) -> float:
 
 
 def hold(
-    names: Sequence[str], kernel: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]
+    names: Sequence[str],
+    kernel: Sequence[Tensor],
+    eager: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    *,
+    cancelling: float = 0.0,
 ) -> None:
     """err(kernel) <= 2 err(eager) + rounding for every tensor, against float64; bf16 at most 3e-3
     where an average means something.
+
+    `cancelling`: how many times as large as the results the numbers are whose difference they are;
+    these are rounded as well.
     """
     for name, k, e, x in zip(names, kernel, eager, exact, strict=True):
         assert k.dtype == e.dtype and k.shape == e.shape, name
         assert torch.isfinite(k).all(), f"{name} has elements that were never written"
-        bar = 2 * error(e, x) + torch.finfo(k.dtype).eps / 8
+        eps = torch.finfo(k.dtype).eps
+        bar = 2 * error(e, x) + eps / 8 + cancelling * eps / 2
         assert error(k, x) <= bar, f"{name}: {error(k, x):.2e} against {bar:.2e}"
         if k.dtype == torch.bfloat16 and k.numel() >= 1000:
             assert error(k, x) <= 3e-3, name
@@ -52,6 +61,8 @@ def compare(
     kernel: Callable[..., tuple[Tensor, ...]],
     reference: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
+    *,
+    cancelling: float = 0.0,
 ) -> list[Tensor]:
     """Holds outputs and every gradient of `kernel` to the bar; returns them."""
     dtype = inputs[0].dtype
@@ -63,6 +74,7 @@ def compare(
         got,
         results(reference, inputs, upstream, dtype),
         results(reference, inputs, upstream, torch.float64),
+        cancelling=cancelling,
     )
     return got
 
