@@ -244,8 +244,10 @@ def assert_same_adversarial(run: Path, single: Path) -> None:
     """Losses of all steps, and gradient norms until the discriminators have joined (step 2) and
     stepped once.
 
-    Later a unit at the kink of its leaky ReLU can move a norm by a percent: strategy single does so
-    itself when its first weights are moved by 1e-9.
+    The norms' bar: weights that are moved by one fp32 rounding move those of strategy single by up
+    to 4e-6 until then, and each step adds the rounding of an update. Later a unit at the kink of
+    its leaky ReLU can move a norm by a percent: strategy single does so itself when its first
+    weights are moved by 1e-9.
     """
     rows, expected = read_metrics(run)[0], read_metrics(single)[0]
     assert (
@@ -260,7 +262,7 @@ def assert_same_adversarial(run: Path, single: Path) -> None:
             )
         for name in [name for name in other if name.endswith("grad_norm")]:
             assert row[name] == pytest.approx(
-                other[name], rel=3e-6 if row["step"] <= 2 else 5e-2
+                other[name], rel=2e-5 if row["step"] <= 2 else 5e-2
             ), f"{name} of step {row['step']}"
 
 
