@@ -328,6 +328,11 @@ class DitStage(_Section):
     whole_description: float = Field(
         0.3, ge=0, le=1, description="share of steps that describe a song as a request would"
     )
+    dropping: Literal["exclusive", "independent"] = Field(
+        "exclusive",
+        description="exclusive: a step drops the description, the lyrics, or both as drop_both "
+        "says; independent: each by its own draw, so that all mixtures are seen",
+    )
     drop_descriptions: float = Field(0.1, ge=0, le=1)
     drop_lyrics: float = Field(0.1, ge=0, le=1)
     drop_both: float = Field(
@@ -363,7 +368,8 @@ class DitStage(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.drop_descriptions + self.drop_lyrics + self.drop_both > 1:
+        exclusive = self.dropping == "exclusive"
+        if exclusive and self.drop_descriptions + self.drop_lyrics + self.drop_both > 1:
             raise ValueError(
                 "drop_descriptions + drop_lyrics + drop_both must be at most 1: they are exclusive "
                 "cases"

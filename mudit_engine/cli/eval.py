@@ -25,6 +25,7 @@ from mudit_engine.cli._eval_paper import command as paper
 from mudit_engine.cli._eval_retrieval import table, table_options
 from mudit_engine.cli._eval_songs import command as songs_of_systems
 from mudit_engine.cli._eval_survey import command as survey
+from mudit_engine.cli._eval_users import command as users
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.bars import Verdict
@@ -88,14 +89,15 @@ _training = click.option(
 
 @click.group()
 def command() -> None:
-    """Judge songs: a model against its corpus (codec, tiny, retrieval), or any systems (songs,
-    paper, survey).
+    """Judge songs: a model against its corpus (codec, tiny, retrieval, users), or any systems
+    (songs, paper, survey).
     """
 
 
 command.add_command(songs_of_systems, "songs")
 command.add_command(paper, "paper")
 command.add_command(survey, "survey")
+command.add_command(users, "users")
 
 
 @command.command()

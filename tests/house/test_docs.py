@@ -71,6 +71,7 @@ ELSEWHERE = {
     "eval paper": "needs songs and weights; tests/evaluation/test_paper.py",
     "eval survey": "needs folders of songs and answers; tests/evaluation/survey",
     "eval retrieval --train": "trains for minutes; tests/training/test_retrieval_table.py",
+    "eval users": "sings for minutes; tests/evaluation/test_user_types.py",
     "eval tiny": "needs a corpus and minutes; tests/cli/test_eval.py",
     "lyrics train": "needs a base model; tests/training/tasks/test_lyrics.py",
     "lyrics score --run": "needs a run; tests/cli/test_lyrics_write.py",

@@ -278,6 +278,11 @@ class DitTask(Task):
             <= case
             < s.drop_both + s.drop_descriptions + s.drop_lyrics
         )
+        if s.dropping == "independent" and moment.training:
+            drops = moment.chooser("drops", record.id)
+            no_both = drops.random() < s.drop_both
+            no_description = no_both or drops.random() < s.drop_descriptions
+            no_lyrics = no_both or drops.random() < s.drop_lyrics
         lyrics = record["phonemes"]
         kept = np.full(len(lyrics), not no_lyrics)
         if not s.structured_lyrics:

@@ -64,6 +64,21 @@ def test_conditions_are_dropped_by_their_odds(shards: Shards) -> None:
     assert sum(c.user == 0 for c in described) / len(described) == pytest.approx(0.25, abs=0.035)
 
 
+def test_independent_conditions_meet_in_all_mixtures(shards: Shards) -> None:
+    odds = {
+        "dit__dropping": "independent",
+        "dit__drop_descriptions": 0.4,
+        "dit__drop_lyrics": 0.5,
+        "dit__drop_both": 0.2,
+        "dit__drop_user": 0.25,
+    }
+    drawn = conditions(task(shards, **odds), full_song(shards))
+    cases = Counter((bool(len(c.lyrics)), bool(len(c.fragments))) for c in drawn)
+    share = {case: count / len(drawn) for case, count in cases.items()}
+    kept = {(True, True): 0.24, (True, False): 0.16, (False, True): 0.24, (False, False): 0.36}
+    assert share == pytest.approx(kept, abs=0.035)
+
+
 def test_chords_by_their_odds_and_half_of_them_as_triads(shards: Shards) -> None:
     drawn = conditions(
         task(shards, dit__drop_chords=0.4, dit__drop_both=0.0, model_overrides__dit__outline=True),
