@@ -134,7 +134,9 @@ def _batch(dit: DiT, songs: Sequence[tuple[int, int]]) -> DitBatch:
         lyrics=both.lyrics[:count],
         reference_frames=both.reference_frames[:count],
         reference_kinds=both.reference_kinds[:count],
-        outline=pack_outlines([no_outline(f, n) for f, n in songs]).to(device, torch.float32)
+        outline=pack_outlines([no_outline(f, n, dit.config) for f, n in songs]).to(
+            device, torch.float32
+        )
         if dit.config.outline
         else None,
     )

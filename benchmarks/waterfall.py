@@ -117,7 +117,7 @@ def whole_batch(
     lyrics = [n for _, n in songs] + unconditional
     outline = None
     if config.outline:
-        parts = [no_outline(f, n) for f, n in zip(frames * 2, lyrics, strict=True)]
+        parts = [no_outline(f, n, config) for f, n in zip(frames * 2, lyrics, strict=True)]
         outline = pack_outlines(parts).to(device, dtype)
     return DitBatch(
         latents_TC=torch.cat((x, x)).to(dtype),

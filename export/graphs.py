@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.models.chinmu import CharacterEncoder, ChinMu
 from mudit_engine.models.dit import DiT, Modulation
-from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows
+from mudit_engine.models.outline import TOKENS, OutlineRows, outline_width
 from mudit_engine.models.vae import SpectralVAE
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -340,7 +340,7 @@ def _conditions(dit: DiT) -> Graph:
     if c.outline:
         frames = 11
         example |= {
-            "features": torch.zeros(frames, FEATURES),
+            "features": torch.zeros(frames, outline_width(c)),
             "tokens": torch.zeros(frames, TOKENS, dtype=torch.int64),
             "weights": torch.zeros(frames, TOKENS),
             "lyrics": torch.zeros(7, c.lyric_width, dtype=dtype),

@@ -244,6 +244,10 @@ def _song(config: ModelConfig, frames: int, *, seed: int) -> SongInputs:
         lyric_ids=torch.randint(8, 100, (tokens,), generator=generator).tolist(),
         user_type="amateur",
         outline=outline_rows(
-            outline, frames=frames, frame_rate=config.vae.frame_rate, tokens=tokens
+            outline,
+            frames=frames,
+            frame_rate=config.vae.frame_rate,
+            tokens=tokens,
+            config=config.dit,
         ),
     )

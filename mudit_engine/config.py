@@ -28,6 +28,8 @@ PRESETS = (
     "musit-3b",
     "published",
 )
+# groups of columns of the outline that a model takes or not (models/outline_columns.py)
+OUTLINE_GROUPS = ("melody", "arrangement", "controls", "edits")
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
 C = TypeVar("C", bound=BaseModel)
@@ -63,6 +65,18 @@ class DitConfig(_Config):
         False,
         description="beat, key and the syllable of every frame are inputs (models/outline.py)",
     )
+    melody: bool = Field(
+        False, description="the outline says which notes are sung (models/outline_columns.py)"
+    )
+    arrangement: bool = Field(
+        False, description="the outline says sections, who plays in them, fills and the end"
+    )
+    controls: bool = Field(
+        False, description="the outline says drums, voice and style, beside the words"
+    )
+    edits: bool = Field(
+        False, description="frames that are given are said to be, and come without noise"
+    )
     lyric_rope_scale: float = Field(
         256.0, gt=0, description="both cross-attention axes run from 0 to this"
     )
@@ -86,6 +100,9 @@ class DitConfig(_Config):
                 f"width={self.width} does not split into heads={self.heads} of an even size: make "
                 f"width a multiple of 2 x heads"
             )
+        said = [name for name in OUTLINE_GROUPS if getattr(self, name)]
+        if said and not self.outline:
+            raise ValueError(f"{' and '.join(said)} are columns of the outline: set outline=true")
         if self.lyric_width % self.lyric_head_dim:
             raise ValueError(
                 f"lyric_width={self.lyric_width} is not a multiple of "

@@ -2,8 +2,8 @@
 
     from mudit_engine.names import RUNTIMES, SAMPLERS, USER_TYPES, REFERENCE_KINDS
 
-The order of USER_TYPES and REFERENCE_KINDS is that of the rows of the networks' embeddings, so a
-new name goes to the end.
+The order of USER_TYPES, REFERENCE_KINDS, VOICES, STYLES and BAND is that of the rows or columns of
+the networks' weights, so a new name goes to the end.
 """
 
 from __future__ import annotations
@@ -18,3 +18,36 @@ RUNTIMES = ("torch", *GRAPH_RUNTIMES, "tensorrt")
 
 USER_TYPES = ("none", "amateur", "professional")  # who wrote a description
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")  # what a reference audio holds
+
+VOICES = ("female", "male", "child", "none")  # who sings, as a control of its own
+# styles that the corpus plays and the planner knows; the networks have columns for STYLE_COLUMNS
+STYLES = (
+    "ballad",
+    "pop",
+    "rock",
+    "electronic",
+    "folk",
+    "jazz",
+    "hip-hop",
+    "metal",
+    "funk",
+    "reggae",
+    "bossa nova",
+    "country",
+    "orchestral",
+    "children",
+)
+STYLE_COLUMNS = 16
+# what a model without controls of its own was trained on; other styles read as the nearest
+FIRST_STYLES = STYLES[:6]
+NEAREST_STYLE = {
+    "hip-hop": "pop",
+    "metal": "rock",
+    "funk": "pop",
+    "reggae": "pop",
+    "bossa nova": "jazz",
+    "country": "folk",
+    "orchestral": "ballad",
+    "children": "pop",
+}
+BAND = ("drums", "bass", "chords", "pad", "lead")  # who plays in a section of an arrangement

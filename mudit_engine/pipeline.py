@@ -217,9 +217,11 @@ class SongPipeline:
         """
         return list(self.understand(request).notes)
 
-    def understand(self, request: SongRequest) -> Understood:
-        """What `check` reads, whole: plan, notes and what was understood of the description."""
-        understood = self.reader.read(request)
+    def understand(self, request: SongRequest, *, compose: bool = False) -> Understood:
+        """What `check` reads, whole: plan, notes and what was understood of the description.
+        `compose` plans melody and arrangement even for a model that is not told them.
+        """
+        understood = self.reader.read(request, compose=compose)
         if request.reference is not None:
             self.reader.check_reference(request.reference)
         return understood
@@ -329,7 +331,6 @@ class SongPipeline:
         `timings` are seconds by stage, `batch` how many songs were stepped together at most.
         """
         request = replace(one.request, seconds=one.seconds, seed=one.seed, sampler={})
-        outline = {"bpm": one.outline.bpm, "key": one.outline.key, "chords": one.chords}
         return {
             "schema_version": 1,
             "env": environment(),
@@ -345,7 +346,7 @@ class SongPipeline:
             "sampler": one.sampler.model_dump(mode="json"),
             "fragments": list(one.fragments),
             "understood": one.read,
-            "outline": outline if self.config.dit.outline else None,
+            "outline": one.plan if self.config.dit.outline else None,
             "phonemes": len(one.phonemes.ids) if one.phonemes else 0,
             "syllables": one.phonemes.syllables if one.phonemes else 0,
             "lyrics_accounting": [fate.row() for fate in one.fates],

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, TextEncoder
 from mudit_engine.text.accounting import Fate
+from mudit_engine.text.composition.given import GivenMelody, parse_melody, read_melody_file
+from mudit_engine.text.composition.typed import CONTROLS, controlled, known_style, words_of
 from mudit_engine.text.descriptions import description_fragments
 from mudit_engine.text.harmony import chord_names
 from mudit_engine.text.lyrics import Lyrics
-from mudit_engine.text.outline import Outline, plan_song
+from mudit_engine.text.mandarin import is_han
+from mudit_engine.text.outline import Controls, Outline, plan_song
 from mudit_engine.text.phonemes import PhonemeSequence, read_lyrics
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.text.wishes import Wishes, read_description
@@ -85,6 +88,19 @@ class Understood:
         return self.request.chords or chord_names(self.outline.chords)
 
     @property
+    def plan(self) -> dict[str, Any]:
+        """The plan as JSON values: tempo, key, chords, melody and arrangement as they are told to
+        the model.
+        """
+        outline = self.outline
+        shown: dict[str, Any] = {"bpm": outline.bpm, "key": outline.key, "chords": self.chords}
+        if len(outline.melody):
+            shown["melody"] = [[start, end, pitch] for start, end, pitch in outline.melody]
+        if outline.arrangement:
+            shown["arrangement"] = [asdict(one) for one in outline.arrangement]
+        return shown
+
+    @property
     def read(self) -> dict[str, Any]:
         """What was understood, property by property: its value, where it came from, and the words
         of the description behind it; and the words that no table knows.
@@ -107,7 +123,9 @@ class Understood:
                     read[name]["words"] = words
         for name in ("style", "voice", "drums", "instruments", "without", "mood", "metre"):
             value = getattr(self.wishes, name)
-            if value not in (None, ()):
+            if name in CONTROLS and getattr(self.request, name) is not None:
+                read[name] = {"value": getattr(self.request, name), "source": "request"}
+            elif value not in (None, ()):
                 read[name] = {
                     "value": list(value) if isinstance(value, tuple) else value,
                     "source": "words",
@@ -136,8 +154,10 @@ class RequestReader:
     def __init__(self, config: ModelConfig, vae: SpectralVAE, *, text: TextEncoder) -> None:
         self.config, self.vae, self.text = config, vae, text
 
-    def read(self, request: SongRequest) -> Understood:
+    def read(self, request: SongRequest, *, compose: bool = False) -> Understood:
         """Checks a request against the model and plans its song, without running a network.
+
+        `compose` plans melody and arrangement even for a model that is not told them.
 
         Raises InputError for lyrics, chords or a length that the model cannot take, and ConfigError
         for a sampler that does not fit its path.
@@ -160,24 +180,36 @@ class RequestReader:
                 f"{config.max_seconds:g} s): ask for less, or use a larger model"
             )
         seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
-        wishes = read_description(request.description)
-        notes += [*wishes.notes, *_sung_or_not(wishes, sung=phonemes is not None)]
+        said = read_description(request.description)
+        controls = Controls(request.drums, request.voice, request.style)
+        wishes, against = controlled(said, controls)
+        notes += [*said.notes, *against, *_sung_or_not(wishes, sung=phonemes is not None)]
+        wishes, nearest = _in_known_style(wishes, controls=config.dit.controls)
+        notes += nearest
+        composed = config.dit.melody or config.dit.arrangement or compose
         plan = plan_song(
             wishes,
             phonemes,
             longest=config.max_seconds,
             seed=seed,
-            outlined=config.dit.outline,
+            outlined=config.dit.outline and request.planned,
             seconds=request.seconds,
             bpm=request.bpm,
             key=request.key,
             chords=request.chords,
+            composed=composed and config.dit.outline and request.planned,
+            melody=_given_melody(request) if config.dit.melody or compose else None,
+            controls=_all_controls(wishes),
         )
         notes += plan.notes
-        fragments: tuple[str, ...] = ()
-        if request.description.strip():
-            fragments = description_fragments(request.description, config.dit.max_fragments)
-        planned = [name for name in ("bpm", "key", "chords") if getattr(request, name) is not None]
+        fragments = self._fragments(request.description, controls, said)
+        asked = ("bpm", "key", "chords", "melody", "melody_file")
+        planned = [name for name in asked if getattr(request, name) is not None]
+        if config.dit.outline and not config.dit.melody and {"melody", "melody_file"} & {*planned}:
+            notes.append(
+                f"model '{config.name}' follows no melody: the one that was given changes nothing "
+                "that is heard"
+            )
         if planned and not config.dit.outline:
             notes.append(
                 f"model '{config.name}' takes no outline: {' and '.join(planned)} are not "
@@ -221,6 +253,7 @@ class RequestReader:
             frames=understood.frames,
             frame_rate=self.config.vae.frame_rate,
             tokens=len(phonemes) if phonemes else 0,
+            config=self.config.dit,
         )
         return SongInputs(
             frames=understood.frames,
@@ -237,6 +270,20 @@ class RequestReader:
             texts=understood.fragments,
             negative_texts=negative,
         )
+
+    def _fragments(self, description: str, controls: Controls, said: Wishes) -> tuple[str, ...]:
+        """The description's fragments; for a model that takes no controls, with theirs in words,
+        which stand last and are never the ones that are left out.
+        """
+        extra: tuple[str, ...] = ()
+        if not self.config.dit.controls:
+            chinese = any(map(is_han, description)) or not description.strip()
+            extra = words_of(controls, said, chinese=chinese)
+        most = self.config.dit.max_fragments
+        own: tuple[str, ...] = ()
+        if description.strip():
+            own = description_fragments(description, max(1, most - len(extra)))
+        return (*own, *extra)[:most]
 
     def check_reference(self, path: str | Path) -> None:
         """Raises InputError for a reference that is missing or cannot be decoded."""
@@ -277,6 +324,28 @@ def _sung_or_not(wishes: Wishes, *, sung: bool) -> list[str]:
     if not sung and wishes.voice not in (None, "none"):
         return [f"'{wishes.words['voice']}' asks for a voice, but there are no lyrics to sing"]
     return []
+
+
+def _in_known_style(wishes: Wishes, *, controls: bool) -> tuple[Wishes, list[str]]:
+    """The wishes with a style that the model was trained on, and a note where it is another."""
+    style = known_style(wishes.style, controls=controls)
+    if style == wishes.style:
+        return wishes, []
+    named = wishes.words.get("style", wishes.style)
+    return replace(wishes, style=style), [
+        f"'{named}' is no style of this model: it is planned as {style}, the nearest"
+    ]
+
+
+def _all_controls(wishes: Wishes) -> Controls:
+    """What words and controls together say, as the model's own inputs."""
+    return Controls(wishes.drums, wishes.voice, wishes.style)
+
+
+def _given_melody(request: SongRequest) -> GivenMelody | None:
+    if request.melody is not None:
+        return parse_melody(request.melody)
+    return None if request.melody_file is None else read_melody_file(request.melody_file)
 
 
 def _idle_options(request: SongRequest, sampler: SamplerConfig) -> list[str]:

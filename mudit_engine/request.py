@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mudit_engine.errors import InputError
-from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
+from mudit_engine.names import REFERENCE_KINDS, STYLES, USER_TYPES, VOICES
+from mudit_engine.text.composition.given import parse_melody
 from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, requested_key
 from mudit_engine.text.harmony import parse_chords
 
@@ -46,6 +47,14 @@ class SongRequest:
         key: a tonic and a mode such as "C minor" or "降E大调"; None is as the description says.
         chords: a chord a bar, "C G Am F", or bars with more, "C | Am F | G" (text/harmony.py);
             None are planned in the key.
+        melody: a note a syllable, "C4 D4 E4 | G4", where | ends a line (text/composition/given.py);
+            None is planned by a model that follows melodies.
+        melody_file: a MIDI or MusicXML file with the melody and its rhythm, instead.
+        drums: whether there are some, whatever the description says.
+        voice: 'female', 'male', 'child' or 'none', likewise.
+        style: one of `names.STYLES`, likewise.
+        planned: False for a song of which nothing is planned: the model is told the description,
+            the lyrics and the length alone.
         ignore_times: whether LRC time stamps of the lyrics are dropped; else a line starts at its
             time.
         sampler: fields of SamplerConfig that differ from the model's own, such as {"steps": 20}.
@@ -66,26 +75,40 @@ class SongRequest:
     bpm: float | None = None
     key: str | None = None
     chords: str | None = None
+    melody: str | None = None
+    melody_file: str | Path | None = None
+    drums: bool | None = None
+    voice: str | None = None
+    style: str | None = None
+    planned: bool = True
     ignore_times: bool = False
     sampler: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._text("description")
         self._text("negative")
-        for name in ("lyrics", "key", "chords"):
+        for name in ("lyrics", "key", "chords", "melody"):
             if getattr(self, name) is not None:
                 self._text(name)
         self._choice("user_type", USER_TYPES)
         self._choice("reference_kind", REFERENCE_KINDS)
+        for name, accepted in (("voice", VOICES), ("style", STYLES)):
+            if getattr(self, name) is not None:
+                self._choice(name, accepted)
+        for name in ("drums", "planned"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "drums" and value is None):
+                raise InputError(
+                    f"{name} {_shown(getattr(self, name))} is of a wrong type: give true or false"
+                )
         if not self.description.strip() and not (self.lyrics or "").strip():
             raise InputError("the request is empty: give a description, lyrics, or both")
-        if self.reference is not None and (
-            not isinstance(self.reference, (str, os.PathLike)) or not str(self.reference)
-        ):
-            raise InputError(
-                f"reference {_shown(self.reference)} is of a wrong type: give the path of an audio "
-                "file"
-            )
+        for name, what in (("reference", "an audio"), ("melody_file", "a MIDI or MusicXML")):
+            file = getattr(self, name)
+            if file is not None and (not isinstance(file, (str, os.PathLike)) or not str(file)):
+                raise InputError(
+                    f"{name} {_shown(file)} is of a wrong type: give the path of {what} file"
+                )
         if self.seconds is not None:
             self._number(
                 "seconds", "a number of seconds, or leave it out for the lyrics' own length"
@@ -107,6 +130,16 @@ class SongRequest:
             )
         if self.chords is not None:
             parse_chords(self.chords)
+        if self.melody is not None:
+            if self.melody_file is not None:
+                raise InputError("melody and melody_file are both given: keep one of them")
+            parse_melody(self.melody)
+        if not self.planned:
+            for name in ("bpm", "key", "chords", "melody", "melody_file"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"{name} is part of a plan, and planned=false asks for none: leave one out"
+                    )
         if not isinstance(self.ignore_times, bool):
             raise InputError(
                 f"ignore_times {_shown(self.ignore_times)} is of a wrong type: give true or false"

@@ -348,6 +348,32 @@ class DitStage(_Section):
     drop_tempo: float = Field(0.1, ge=0, le=1, description="the outline's tempo is not said")
     drop_key: float = Field(0.2, ge=0, le=1, description="the outline's key is not said")
     drop_chords: float = Field(0.3, ge=0, le=1, description="the outline's chords are not said")
+    drop_melody: float = Field(
+        0.2, ge=0, le=1, description="the notes of the melody are not said (dit.melody)"
+    )
+    drop_arrangement: float = Field(
+        0.2, ge=0, le=1, description="sections and who plays are not said (dit.arrangement)"
+    )
+    drop_controls: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="each of drums, voice and style is left to the words (dit.controls)",
+    )
+    drop_referenced: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="what a reference lets hear is not said by the outline: the beat where it is "
+        "drums, chords and key where it is chords or bass, the melody where it is vocals",
+    )
+    edit: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a part of the song is given and the rest is made: a span, "
+        "the end, the beginning, or scattered lines (dit.edits)",
+    )
     reference: float = Field(
         0.0,
         ge=0,

@@ -44,7 +44,7 @@ from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
 from mudit_engine.layouts.sharded import Exchange, ShardedLayout, shard
 from mudit_engine.models.layers import EncoderBlock, fourier_features, linear_gelu
-from mudit_engine.models.outline import FEATURES, OutlineRows, aligned
+from mudit_engine.models.outline import OutlineRows, aligned, outline_width
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 
 TIME_FEATURES = 256
@@ -246,7 +246,9 @@ class DiT(nn.Module):
         self.reference_in = nn.Linear(config.latent_channels, width)
         self.reference_kind = nn.Embedding(len(REFERENCE_KINDS), width)
         self.description_in = nn.Linear(config.description_width, width)
-        self.outline_in = nn.Linear(FEATURES, width, bias=False) if config.outline else None
+        self.outline_in = (
+            nn.Linear(outline_width(config), width, bias=False) if config.outline else None
+        )
         self.sung_in = nn.Linear(config.lyric_width, width, bias=False) if config.outline else None
         self.description_index = nn.Embedding(config.max_fragments, width)
         self.time_in = nn.Sequential(

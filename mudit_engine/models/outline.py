@@ -4,7 +4,8 @@ it.
     features of frame i at time t = (i + 1/2) / frame_rate:
         sin, cos of 2 pi t / period for a beat, a bar and four bars; one-hot tonic and mode;
         seconds since and until the syllable's bounds;
-        one-hot root of the chord, and which of the twelve pitch classes belong to it
+        one-hot root of the chord, and which of the twelve pitch classes belong to it;
+        what else the model's configuration asks for (models/outline_columns.py)
     tokens of frame i: up to four, weighted by the share of the frame in which they sound
 
     rows = outline_rows(outline, frames=323, frame_rate=10.77, tokens=97)
@@ -22,7 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mudit_engine.config import DitConfig
 from mudit_engine.errors import InputError
+from mudit_engine.models.outline_columns import (
+    GAIN,
+    arrangement_columns,
+    control_columns,
+    melody_columns,
+    optional_columns,
+)
 from mudit_engine.text.harmony import key_parts
 from mudit_engine.text.length import BEATS
 from mudit_engine.text.outline import Outline
@@ -61,17 +70,56 @@ class OutlineRows:
         )
 
 
-def no_outline(frames: int, tokens: int) -> OutlineRows:
+def outline_columns(config: DitConfig) -> dict[str, slice]:
+    """Where each group of columns lies that a model takes: "first" and those switched on."""
+    return {"first": slice(0, FEATURES), **optional_columns(config, FEATURES)}
+
+
+def outline_width(config: DitConfig) -> int:
+    """How many columns the outline of a model has."""
+    return max(place.stop for place in outline_columns(config).values())
+
+
+def no_outline(frames: int, tokens: int, config: DitConfig | None = None) -> OutlineRows:
     """Rows of a song of which nothing is known; `tokens` are spread evenly over it."""
-    return outline_rows(Outline(), frames=frames, frame_rate=1.0, tokens=tokens)
+    return outline_rows(Outline(), frames=frames, frame_rate=1.0, tokens=tokens, config=config)
 
 
-def outline_rows(outline: Outline, *, frames: int, frame_rate: float, tokens: int) -> OutlineRows:
-    """Rows of one song of `frames` latent frames with `tokens` lyric tokens. Raises InputError for
-    a key with an unknown name.
+def hold(rows: OutlineRows, held_T: np.ndarray | Tensor, config: DitConfig) -> OutlineRows:
+    """The rows of a song of which frames are given (bool [T]); as they are for a model that is not
+    told.
     """
+    place = outline_columns(config).get("edits")
+    if place is None:
+        return rows
+    features_TF = rows.features_TF.clone()
+    features_TF[:, place.start] = GAIN * torch.as_tensor(held_T).to(features_TF)
+    return OutlineRows(features_TF, rows.tokens_T4, rows.weights_T4, rows.positions_L)
+
+
+def outline_rows(
+    outline: Outline,
+    *,
+    frames: int,
+    frame_rate: float,
+    tokens: int,
+    config: DitConfig | None = None,
+) -> OutlineRows:
+    """Rows of one song of `frames` latent frames with `tokens` lyric tokens, with the columns that
+    the model of `config` takes (None: the first ones). Raises InputError for a key with an unknown
+    name.
+    """
+    columns = outline_columns(config or DitConfig())
     centre_T = (np.arange(frames) + 0.5) / frame_rate
-    features_TF = np.zeros((frames, FEATURES), np.float32)
+    features_TF = np.zeros((frames, max(one.stop for one in columns.values())), np.float32)
+    if (place := columns.get("melody")) and len(outline.melody):
+        features_TF[:, place] = melody_columns(outline.melody, frames, frame_rate)
+    if (place := columns.get("arrangement")) and outline.arrangement:
+        features_TF[:, place] = arrangement_columns(
+            outline.arrangement, frames, frame_rate, outline.bpm
+        )
+    if place := columns.get("controls"):
+        features_TF[:, place] = control_columns(outline.controls)
     if outline.bpm is not None:
         for number, period in enumerate(PERIODS):
             phase = 2 * np.pi * centre_T * outline.bpm / 60 / period

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import InputError
-from mudit_engine.models.outline import FEATURES, TOKENS
+from mudit_engine.models.outline import TOKENS, outline_width
 
 ROWS = 64  # frames and tokens are multiples of this: the tile of attention kernels
 NULL_KEYS = 8  # places before the lyric keys: the null key, and padding to a multiple of 8
@@ -206,7 +206,7 @@ def _conditions(config: ModelConfig, bucket: Bucket, longest: int) -> Profile:
     }
     if c.outline:
         shapes = {
-            "features": (bucket.frames, FEATURES),
+            "features": (bucket.frames, outline_width(c)),
             "tokens": (bucket.frames, TOKENS),
             "weights": (bucket.frames, TOKENS),
         }

@@ -320,8 +320,10 @@ class Denoiser:
         outlines: tuple[Tensor | None, Tensor | None] = (None, None)
         positions_L = lyric_positions([len(ids)], device=device)
         if dit.config.outline:
-            known = (song.outline or no_outline(song.frames, len(ids))).to(device, dtype)
-            unknown = no_outline(song.frames, 0).to(device, dtype)
+            known = (song.outline or no_outline(song.frames, len(ids), dit.config)).to(
+                device, dtype
+            )
+            unknown = no_outline(song.frames, 0, dit.config).to(device, dtype)
             outlines = (
                 dit.embed_outline(known, lyrics_LE),
                 dit.embed_outline(unknown, lyrics_LE[:0]),

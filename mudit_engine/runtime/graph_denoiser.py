@@ -117,7 +117,7 @@ class GraphDenoiser:
                 f"{most} description fragments are more than the model's {c.max_fragments}: say it "
                 f"in fewer"
             )
-        known = song.outline or no_outline(song.frames, count)
+        known = song.outline or no_outline(song.frames, count, c)
         positions = known.positions_L if c.outline else lyric_positions([count])
         lyrics = torch.zeros(0, c.lyric_width)
         keys = values = torch.zeros(c.blocks, 0, c.heads, c.head_dim)
@@ -147,7 +147,7 @@ class GraphDenoiser:
         ):
             descriptions = song.negative if guided else song.descriptions
             frames = reference[:0] if guided else reference
-            outline = no_outline(song.frames, 0) if guided else known
+            outline = no_outline(song.frames, 0, c) if guided else known
             inputs = {
                 "descriptions": descriptions.float(),
                 "reference": frames,

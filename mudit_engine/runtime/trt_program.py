@@ -33,7 +33,7 @@ from mudit_engine.errors import InputError
 from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.layouts.packed import lyric_positions
 from mudit_engine.models.dit import pool_descriptions
-from mudit_engine.models.outline import FEATURES, TOKENS, no_outline
+from mudit_engine.models.outline import TOKENS, no_outline, outline_width
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, NULL_KEYS, Bucket
 from mudit_engine.runtime.denoiser import SongInputs, initial_noise
@@ -197,7 +197,7 @@ class Program:
             given["pooled"] = ((b, 1, c.description_width), f32)
         if c.outline:
             given |= {
-                "features": ((b, t, FEATURES), f32),
+                "features": ((b, t, outline_width(c)), f32),
                 "tokens": ((b, t, TOKENS), i64),
                 "weights": ((b, t, TOKENS), f32),
             }
@@ -281,7 +281,7 @@ class Program:
         host["times"][:] = song.table.times.float()[:, None]
         host["seconds"].fill_(song.seconds)
         host["user"][:, 0] = USER_TYPES.index(song.user_type)
-        known = song.outline or no_outline(song.frames, count)
+        known = song.outline or no_outline(song.frames, count, c)
         host["ids"][:count] = torch.tensor(song.lyric_ids, dtype=torch.int64)
         # an encoder that sees no key at all would give NaN; nothing sees what it makes of an
         # instrumental's first token
@@ -331,7 +331,7 @@ class Program:
                 torch.cat((nowhere, index)), places
             )
             if c.outline:
-                outline = no_outline(song.frames, 0) if branch else known
+                outline = no_outline(song.frames, 0, c) if branch else known
                 for name, rows in (
                     ("features", outline.features_TF),
                     ("tokens", outline.tokens_T4),

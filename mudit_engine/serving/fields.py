@@ -88,6 +88,20 @@ class SongBody(_Body):
     chords: str | None = Field(
         None, max_length=LONGEST_DESCRIPTION, description="A chord a bar.", examples=["C G Am F"]
     )
+    melody: str | None = Field(
+        None,
+        max_length=LONGEST_DESCRIPTION,
+        description="A note a syllable; | ends a line.",
+        examples=["C4 D4 E4 | G4 E4"],
+    )
+    drums: bool | None = Field(None, description="Drums or none, whatever the words say.")
+    voice: Literal["female", "male", "child", "none"] | None = Field(
+        None, description="Who sings, whatever the words say."
+    )
+    style: str | None = Field(
+        None, max_length=40, description="The style, whatever the words say.", examples=["jazz"]
+    )
+    planned: bool = Field(True, description="False plans nothing but the length.")
     ignore_times: bool = Field(False, description="Drop the lyrics' LRC time stamps.")
     sampler: SamplerName | None = Field(None, description="None is the model's own.")
     steps: int | None = Field(None, ge=1, le=1000, description="Sampler steps.", examples=[8])

@@ -20,8 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mudit_engine.errors import InputError
+from mudit_engine.text.composition.arrangement import PlannedSection, played_form
+from mudit_engine.text.composition.compose import compose
+from mudit_engine.text.composition.given import GivenMelody, sung_as_given
 from mudit_engine.text.descriptions import requested_key
 from mudit_engine.text.harmony import (
+    TONIC_NAMES,
     Bars,
     TimedChord,
     parse_chords,
@@ -53,6 +58,21 @@ DEFAULT_SECONDS = 30.0  # of a song with no lyrics and no requested length
 
 
 @dataclass(frozen=True)
+class Controls:
+    """What is said of a song beside its words: drums or none, who sings, the style. None is not
+    said.
+
+    Examples:
+        >>> Controls(drums=True).voice is None
+        True
+    """
+
+    drums: bool | None = None
+    voice: str | None = None  # one of names.VOICES
+    style: str | None = None  # one of names.STYLES
+
+
+@dataclass(frozen=True)
 class Outline:
     """What is known of a song's course before a note of it exists.
 
@@ -62,6 +82,9 @@ class Outline:
         token_times: float32 [L, 2], start and end in seconds of each lyric token, -1 for tokens
             that are not sung.
         chords: which chord sounds when.
+        melody: notes that are sung or led.
+        arrangement: sections, and who plays in them.
+        controls: drums, voice and style.
 
     Examples:
         >>> Outline(bpm=84.0, key="A minor").chords
@@ -72,6 +95,9 @@ class Outline:
     key: str | None = None  # "Eb major", as text.descriptions.requested_key gives it
     token_times: np.ndarray | None = None  # [L, 2]
     chords: Sequence[TimedChord] = ()
+    melody: Sequence[tuple[float, float, int]] = ()  # Note's
+    arrangement: Sequence[PlannedSection] = ()
+    controls: Controls = Controls()
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,9 @@ def plan_song(
     bpm: float | None = None,
     key: str | None = None,
     chords: str | None = None,
+    composed: bool = False,
+    melody: GivenMelody | None = None,
+    controls: Controls | None = None,
 ) -> SongPlan:
     """Plans a song of wishes and lyrics: its length, tempo, key, chords and syllables.
 
@@ -117,12 +146,16 @@ def plan_song(
         bpm: the tempo that is wanted, beats a minute.
         key: the key that is wanted, such as "A minor".
         chords: the chords that are wanted, as `parse_chords` reads them.
+        composed: whether melody and arrangement are planned too.
+        melody: notes that are wanted; those of a file bring their rhythm, and their tempo where no
+            other is asked for.
+        controls: what is said of drums, voice and style.
 
     Returns:
         Length, outline, where each value came from, and notes for who sent the request.
 
     Raises:
-        InputError: for chords that cannot be read.
+        InputError: for chords that cannot be read, and a melody that does not fit the lyrics.
 
     Examples:
         >>> from mudit_engine.text.wishes import read_description
@@ -134,7 +167,10 @@ def plan_song(
         ('words', 'planned')
     """
     source = {"bpm": "request", "key": "request", "chords": "request", "seconds": "request"}
+    said = controls or Controls()
     tempo = bpm
+    if tempo is None and melody is not None and melody.bpm and wishes.bpm is None:
+        tempo, source["bpm"] = melody.bpm, "melody"
     if tempo is None:
         tempo, source["bpm"] = planned_tempo(wishes, seed=seed)
     in_key = requested_key(key) if key else None
@@ -144,6 +180,8 @@ def plan_song(
         in_key, source["key"] = drawn_key(wishes.mood, seed=seed), "drawn"
     notes: list[str] = []
     needed = DEFAULT_SECONDS if phonemes is None else planned_seconds(phonemes, bpm=tempo)
+    if melody is not None and melody.timed:
+        needed = melody.end_beat * 60 / tempo + TAIL_SECONDS
     length = seconds
     if length is None and wishes.seconds is not None:
         length, source["seconds"] = min(max(wishes.seconds, SHORTEST_SONG), longest), "words"
@@ -164,15 +202,60 @@ def plan_song(
     if not outlined:
         return SongPlan(length, Outline(), source, tuple(notes))
     bars = plan_bars(phonemes, bpm=tempo, seconds=length)
+    if composed and phonemes is None:
+        total = sum(count for _, count in bars.sections)
+        bars = Bars(bars.seconds, played_form(total, seed=seed))
     sounding: Sequence[TimedChord] = ()
     if chords:
         sounding = repeated_chords(bars, parse_chords(chords))
     elif in_key:
         sounding, source["chords"] = planned_chords(bars, in_key, seed=seed), "planned"
-    times = None
+    syllables = times = None
     if phonemes is not None:
-        times = token_times(phonemes, plan_syllables(phonemes, bpm=tempo, seconds=length))
-    return SongPlan(length, Outline(tempo, in_key, times, sounding), source, tuple(notes))
+        syllables = plan_syllables(phonemes, bpm=tempo, seconds=length)
+    if not composed:
+        if phonemes is not None and syllables is not None:
+            times = token_times(phonemes, syllables)
+        outline = Outline(tempo, in_key, times, sounding, controls=said)
+        return SongPlan(length, outline, source, tuple(notes))
+    given = None
+    if melody is not None:
+        given = sung_as_given(melody, phonemes, syllables, bpm=tempo, seconds=length)
+        syllables = given.syllables
+    whole = compose(
+        phonemes,
+        bars,
+        chords=sounding,
+        syllables=syllables,
+        key=in_key or _key_of(sounding),
+        bpm=tempo,
+        seed=seed,
+        voice=said.voice or wishes.voice,
+        drums=said.drums is not False and wishes.drums is not False,
+        seconds=length,
+    )
+    source |= {"melody": "planned" if given is None else "request", "arrangement": "planned"}
+    if phonemes is not None and syllables is not None:
+        times = token_times(phonemes, syllables)
+    outline = Outline(
+        tempo,
+        in_key,
+        times,
+        sounding,
+        melody=whole.notes if given is None else given.notes,
+        arrangement=whole.sections,
+        controls=said,
+    )
+    return SongPlan(length, outline, source, tuple(notes))
+
+
+def _key_of(chords: Sequence[TimedChord]) -> str:
+    """The key that chords which were given without one are in: that of the first chord."""
+    if not chords:
+        raise InputError("a melody is planned in a key, or over chords: name one of them")
+    first = chords[0].symbol
+    minor = first.quality in ("min", "min7", "dim")
+    return f"{TONIC_NAMES[first.root]} {'minor' if minor else 'major'}"
 
 
 def planned_tempo(wishes: Wishes, *, seed: int) -> tuple[float, str]:

@@ -17,10 +17,19 @@ STYLE_BPM: dict[str, tuple[int, int]] = {
     "electronic": (116, 138),
     "folk": (66, 104),
     "jazz": (88, 152),
+    "hip-hop": (76, 104),
+    "metal": (120, 176),
+    "funk": (96, 122),
+    "reggae": (66, 92),
+    "bossa nova": (104, 148),
+    "country": (88, 144),
+    "orchestral": (60, 112),
+    "children": (92, 136),
 }
 ANY_STYLE_BPM = (72, 132)
 
-# Words of a property. A style that is none of ours reads as the nearest, which is said.
+# Words of a property. A style that is none of ours reads as the nearest, which is said, and what
+# names one of names.FIRST_STYLES goes before the others.
 STYLES: tuple[tuple[str, str, bool], ...] = (
     # (style, pattern, whether the words name the style itself)
     ("ballad", r"抒情|情歌|慢歌|芭乐|\bballads?\b|\blove songs?\b", True),
@@ -35,26 +44,28 @@ STYLES: tuple[tuple[str, str, bool], ...] = (
         False,
     ),
     ("electronic", r"蒸汽波|合成器浪潮|\b(?:synthwave|vaporwave|chiptune|8-?bit|ambient)\b", False),
-    ("rock", r"重?金属|朋克|硬核|\b(?:metal|punk|grunge|hard ?core|hard rock|emo)\b", False),
+    ("metal", r"重?金属|\bmetal\b", True),
+    ("rock", r"朋克|硬核|\b(?:punk|grunge|hard ?core|hard rock|emo)\b", False),
+    ("country", r"乡村(?:音乐|民谣|歌)?|\b(?:country|bluegrass)\b", True),
     (
         "folk",
-        r"古风|国风|中国风|民谣|戏曲|\b(?:country|bluegrass|celtic|ethnic|world music)\b",
+        r"古风|国风|中国风|民谣|戏曲|\b(?:celtic|ethnic|world music)\b",
         False,
     ),
-    (
-        "jazz",
-        r"布鲁斯|蓝调|摇摆乐|波萨诺瓦|小酒馆|\b(?:blues|swing|bossa(?: nova)?|big band)\b",
-        False,
-    ),
+    ("bossa nova", r"波萨诺瓦|巴萨诺瓦|\bbossa(?: nova)?\b", True),
+    ("jazz", r"布鲁斯|蓝调|摇摆乐|小酒馆|\b(?:blues|swing|big band)\b", False),
     ("jazz", r"lo-?fi|低保真|慢摇|\blounge\b|\bchillhop\b", False),
-    (
-        "pop",
-        r"说唱|嘻哈|饶舌|儿歌|童谣|\b(?:rap|hip-?hop|trap|nursery rhymes?|disco|k-?pop)\b",
-        False,
-    ),
-    ("pop", r"放克|雷鬼|\b(?:funk|reggae|ska|latin)\b", False),
+    ("hip-hop", r"说唱|嘻哈|饶舌|\b(?:rap|hip-?hop|trap|boom ?bap)\b", True),
+    ("children", r"儿歌|童谣|\b(?:nursery rhymes?|kids'? songs?|children(?:'?s)? songs?)\b", True),
+    ("funk", r"放克|\bfunky?\b", True),
+    ("reggae", r"雷鬼|\b(?:reggae|ska)\b", True),
+    ("pop", r"\b(?:disco|k-?pop|latin)\b", False),
     ("ballad", r"灵魂乐|福音|轻音乐|\b(?:r ?& ?b|rnb|soul|gospel|lullab(?:y|ies))\b|摇篮曲", False),
-    ("ballad", r"古典|交响|\b(?:classical|orchestral|cinematic|symphonic)\b|电影配乐", False),
+    (
+        "orchestral",
+        r"古典|交响|管弦|\b(?:classical|orchestral|cinematic|symphonic)\b|电影配乐",
+        True,
+    ),
 )
 
 VOICES: tuple[tuple[str, str], ...] = (

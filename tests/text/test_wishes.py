@@ -64,9 +64,9 @@ READ: list[tuple[str, dict[str, Any]]] = [
     ("90 seconds", {"seconds": 90}),
     ("半分钟", {"seconds": 30}),
     ("4:20 long", {"seconds": 260}),
-    ("bossa nova", {"style": "jazz"}),
+    ("bossa nova", {"style": "bossa nova"}),
     ("lo-fi beats", {"style": "jazz"}),
-    ("重金属", {"style": "rock"}),
+    ("重金属", {"style": "metal"}),
     ("古风", {"style": "folk"}),
     ("不要摇滚，要爵士", {"style": "jazz"}),
     ("not sad", {"mood": "major"}),
@@ -91,7 +91,7 @@ NOTES = [
     ("纯音乐，女声", "contradict each other"),
     ("男声和女声", "more than one voice"),
     ("男女对唱", "one voice sings"),
-    ("death metal", "nearest"),
+    ("techno", "nearest"),
     ("slow and fast", "both asked for"),
     ("piano, no piano", "asked for and ruled out"),
 ]
@@ -126,7 +126,7 @@ def test_keys_are_drawn_from_all_and_follow_the_mood() -> None:
 @pytest.mark.parametrize("style", [None, *STYLE_BPM])
 def test_tempi_are_drawn_from_the_range_of_the_style(style: str | None) -> None:
     low, high = STYLE_BPM.get(style or "", ANY_STYLE_BPM)
-    wishes = read_description(style or "something")
+    wishes = read_description(f"{style} song" if style else "something")
     found = {planned_tempo(wishes, seed=n) for n in range(200)}
     assert {source for _, source in found} == {"drawn"}
     assert all(low <= bpm <= high for bpm, _ in found) and len(found) > 10

@@ -27,6 +27,7 @@ from typing import Any
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.names import USER_TYPES
+from mudit_engine.text.composition.arrangement import section_of
 from mudit_engine.text.descriptions import (
     FASTEST_BPM,
     SLOWEST_BPM,
@@ -193,7 +194,8 @@ def _corpus_song(folder: Path) -> SourceSong:
         stems={stem: path for stem in STEMS if (path := folder / f"{stem}.flac").is_file()},
         syllables=tuple((s.start, s.end) for s in song.syllables),
         metadata={name: getattr(song, name) for name in known}
-        | {"chords": [(c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords]},
+        | {"chords": [(c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords]}
+        | {"melody": [(n.start, n.end, n.midi) for n in song.melody]},
     )
 
 
@@ -201,8 +203,9 @@ def manifest_songs(path: Path, *, on_bad: OnBad | None = None) -> Iterator[Sourc
     """Songs of a JSON Lines file; paths are relative to it. A wrong line is named by its number.
 
     A model with an outline learns from `metadata` what was played: bpm, key (0 to 11, C = 0) with
-    mode ("major" or "minor"), and chords as [start, end, symbol] in seconds, such as [0.0, 2.0,
-    "F#m7"].
+    mode ("major" or "minor"), chords as [start, end, symbol] in seconds, such as [0.0, 2.0,
+    "F#m7"], melody as [start, end, MIDI pitch], arrangement as sections (text/composition/
+    arrangement.py, `section_of`), drums (true or false), voice and style (names.py).
     """
     with path.open("rb") as lines:  # one at a time: a manifest may name millions of songs
         for number, line in enumerate(lines, 1):
@@ -344,6 +347,19 @@ def _check_course(known: Any) -> None:
             f"{' or '.join(SCALES)}"
         )
     chords = known.get("chords", [])
+    for note in known.get("melody", []):
+        match note:
+            case [start, end, int(midi)] if (
+                _is_number(start) and _is_number(end) and 0 <= start < end and 0 <= midi < 128
+            ):
+                pass
+            case _:
+                raise ValueError(
+                    f"note {note!r} of the melody is no [start, end, MIDI pitch] with 0 <= start < "
+                    "end"
+                )
+    for section in known.get("arrangement", []):
+        section_of(section)
     for chord in chords if isinstance(chords, list) else [chords]:
         match chord:
             case [start, end, str(symbol)] if (

@@ -39,7 +39,7 @@ from mudit_engine import ops
 from mudit_engine.config import DitConfig, ModelConfig
 from mudit_engine.diffusion.paths import make_path
 from mudit_engine.models.dit import DiT, DitBatch
-from mudit_engine.models.outline import FEATURES, TOKENS, OutlineRows
+from mudit_engine.models.outline import TOKENS, OutlineRows, outline_width
 from mudit_engine.training.recipe import DitStage
 from mudit_engine.training.tasks.dit import DitInputs, DitLoss
 
@@ -186,7 +186,7 @@ def make_inputs(config: DitConfig, pack: Pack) -> DitInputs:
     outline = None
     if config.outline:
         outline = OutlineRows(
-            torch.randn(frames, FEATURES),
+            torch.randn(frames, outline_width(config)),
             torch.zeros(frames, TOKENS, dtype=torch.int64),
             torch.rand(frames, TOKENS),
             torch.rand(lyrics),

@@ -2,6 +2,9 @@
 
     x_t = alpha(t) x0 + sigma(t) eps;  loss = sum over target frames of mean_C (net(x_t) - target)^2
 
+Where a model is told which frames are given (dit.edits), a share of the songs is an edit: all but a
+span, the end, the beginning or scattered lines comes without noise, and the loss is that of these.
+
 Conditions are dropped for classifier-free guidance in exclusive cases: no description, no lyrics,
 or neither (user type none). A batch draws, for every song, the noise level, the noise, the
 fragments, the dropped conditions and the reference stem from (seed, step, song id).
@@ -12,8 +15,9 @@ fragments, the dropped conditions and the reference stem from (seed, step, song 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +35,12 @@ from mudit_engine.files import sha256_of
 from mudit_engine.models.dit import DiT, DitBatch, check_lyric_ids
 from mudit_engine.models.folder import model_folder
 from mudit_engine.models.lora import add_lora
-from mudit_engine.models.outline import OutlineRows, outline_rows, pack_outlines
-from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
+from mudit_engine.models.outline import OutlineRows, hold, outline_rows, pack_outlines
+from mudit_engine.names import REFERENCE_KINDS, STYLES, USER_TYPES, VOICES
+from mudit_engine.text.composition.arrangement import section_of
+from mudit_engine.text.composition.typed import CONTROLS
 from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
-from mudit_engine.text.outline import Outline
+from mudit_engine.text.outline import Controls, Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training.dataset import shards as layout
 from mudit_engine.training.dataset.encoded_with import read_encoder
@@ -54,13 +60,15 @@ class DitInputs:
     """A batch before noise is added: the network's inputs with clean latents, the noise and its
     level.
 
-    The loss is that of the first `songs` sequences (None: of all).
+    The loss is that of the first `songs` sequences (None: of all), without the frames that are
+    held (bool [T]), which are given as they are.
     """
 
     clean: DitBatch
     noise_TC: Tensor
     times_B: Tensor
     songs: int | None = None
+    held_T: Tensor | None = None
 
 
 class DitLoss(nn.Module):
@@ -76,6 +84,10 @@ class DitLoss(nn.Module):
         counts = torch.tensor(clean.frames).to(noise_TC.device, non_blocking=True)
         times_T = inputs.times_B.repeat_interleave(counts, output_size=len(noise_TC))
         noisy_TC = self.path.add_noise(clean.latents_TC, noise_TC, times_T)
+        unheld_T = None
+        if inputs.held_T is not None:
+            noisy_TC = torch.where(inputs.held_T[:, None], clean.latents_TC, noisy_TC)
+            unheld_T = (~inputs.held_T).to(noisy_TC.dtype)
         target_TC = self.path.target(clean.latents_TC, noise_TC, times_T)
         fields = {
             **clean.__dict__,
@@ -91,14 +103,20 @@ class DitLoss(nn.Module):
         if inputs.songs is not None and inputs.songs < len(clean.frames):
             counted = torch.arange(len(clean.frames), device=out_TC.device) < inputs.songs
             weights = counted.float() if weights is None else weights * counted
-        loss, _ = diffusion_loss(out_TC, target_TC, clean.frames, song_weights=weights)
+        loss, _ = diffusion_loss(
+            out_TC, target_TC, clean.frames, song_weights=weights, frame_weights=unheld_T
+        )
         songs = list(clean.frames)[: inputs.songs]
         if self.training and self.stage.contrastive and len(songs) > 1:
             rows_T = torch.arange(len(out_TC))  # a filler's stay: it counts for nothing
             rows_T[: sum(songs)] = contrasted_rows(songs)
             other_TC = target_TC[rows_T.to(out_TC.device, non_blocking=True)]
-            distance, _ = diffusion_loss(out_TC, other_TC, clean.frames, song_weights=weights)
+            distance, _ = diffusion_loss(
+                out_TC, other_TC, clean.frames, song_weights=weights, frame_weights=unheld_T
+            )
             loss = loss - self.stage.contrastive * distance
+        if unheld_T is not None:  # a held frame has no error in the figures either
+            target_TC = torch.where(inputs.held_T[:, None], out_TC.detach(), target_TC)  # type: ignore[index]
         return loss, self._logs(out_TC.detach(), target_TC, inputs)
 
     def _logs(self, out_TC: Tensor, target_TC: Tensor, inputs: DitInputs) -> Logs:
@@ -224,7 +242,10 @@ class DitTask(Task):
             if self.config.dit.outline
             else None,
         )
-        inputs = DitInputs(clean, torch.cat(noise), times, len(records))
+        held_T = torch.from_numpy(np.concatenate([c.held for c in conditions]))
+        inputs = DitInputs(
+            clean, torch.cat(noise), times, len(records), held_T if held_T.any() else None
+        )
         return Batch(
             tuple(record.id for record in records),
             float(sum(frames[: len(records)])),
@@ -236,12 +257,16 @@ class DitTask(Task):
 
     def _filler_sequence(self) -> Conditions:
         dit = self.config.dit
-        outline = outline_rows(Outline(), frames=1, frame_rate=self.config.vae.frame_rate, tokens=1)
+        outline = outline_rows(
+            Outline(), frames=1, frame_rate=self.config.vae.frame_rate, tokens=1, config=dit
+        )
         fragment, reference = (
             np.zeros((1, dit.description_width), np.float16),
             np.zeros((1, dit.latent_channels), np.float16),
         )
-        return Conditions(np.zeros(1, np.int64), fragment, 0, reference, 0, outline)
+        return Conditions(
+            np.zeros(1, np.int64), fragment, 0, reference, 0, outline, np.zeros(1, bool)
+        )
 
     def _times(self, records: Sequence[SongRecord], moment: Moment) -> Tensor:
         if not moment.training:  # an even spread of noise levels, the same at every evaluation
@@ -304,9 +329,14 @@ class DitTask(Task):
             if choose.random() < s.reference
             else ("mix", record["latents"][:0])
         )
-        outline = self._outline(
-            record, len(lyrics), Outline() if no_both else self._known(record, times, moment)
-        )
+        known = Outline()
+        if not no_both:
+            heard = kind if len(reference) else "nothing"
+            known = self._known(record, times, moment, heard)
+        outline = self._outline(record, len(lyrics), known)
+        held = self._held(record, moment)
+        if held.any():
+            outline = hold(outline, held, self.config.dit)
         return Conditions(
             lyrics,
             record["fragments"][rows],
@@ -314,11 +344,25 @@ class DitTask(Task):
             reference,
             REFERENCE_KINDS.index(kind),
             outline,
+            held,
         )
 
-    def _known(self, record: SongRecord, times: np.ndarray | None, moment: Moment) -> Outline:
+    def _held(self, record: SongRecord, moment: Moment) -> np.ndarray:
+        """Which frames of a song are given, bool [T]: none but in a share of the training songs of
+        a model that is told.
+        """
+        frames = len(record["latents"])
+        held = np.zeros(frames, bool)
+        choose = moment.chooser("edit", record.id)
+        if not (moment.training and self.config.dit.edits and choose.random() < self.stage.edit):
+            return held
+        return edited_frames(frames, record["phoneme_times"], self.config.vae.frame_rate, choose)
+
+    def _known(
+        self, record: SongRecord, times: np.ndarray | None, moment: Moment, heard: str
+    ) -> Outline:
         """What this step says of the song's course: tempo, key and chords are left out now and
-        then, as requests leave them out.
+        then, as requests leave them out; and so is what the reference `heard` decides.
         """
         choose, known, s = moment.chooser("outline", record.id), record.metadata, self.stage
         dropped = (s.drop_tempo, s.drop_key, s.drop_chords)
@@ -332,7 +376,40 @@ class DitTask(Task):
             TimedChord(start, end, chord_symbol(symbol).triad if triads else chord_symbol(symbol))
             for start, end, symbol in (known.get("chords", ()) if say_chords else ())
         ]
-        return Outline(bpm, key, times, chords)
+        return self._composed(Outline(bpm, key, times, chords), known, moment, record.id, heard)
+
+    def _composed(
+        self,
+        outline: Outline,
+        known: Mapping[str, Any],
+        moment: Moment,
+        record_id: str,
+        heard: str,
+    ) -> Outline:
+        """The outline with what else is known of the song, each part left out now and then."""
+        dit, s, choose = self.config.dit, self.stage, moment.chooser("composition", record_id)
+
+        def says(share: float) -> bool:
+            return not moment.training or choose.random() >= share
+
+        if dit.melody and says(s.drop_melody):
+            outline = replace(outline, melody=known.get("melody", ()))
+        if dit.arrangement and says(s.drop_arrangement):
+            sections = tuple(section_of(one) for one in known.get("arrangement", ()))
+            outline = replace(outline, arrangement=sections)
+        if dit.controls:
+            # a data set's own words for voices and styles are left to the description
+            accepted = {"drums": (True, False), "voice": VOICES, "style": STYLES}
+            said = {
+                name: known[name]
+                for name in CONTROLS
+                if says(s.drop_controls) and known.get(name) in accepted[name]
+            }
+            outline = replace(outline, controls=Controls(**said))
+        hides = _HEARD_IN.get(heard, {})
+        if hides and moment.training and choose.random() < s.drop_referenced:
+            outline = replace(outline, **hides)
+        return outline
 
     def _outline(self, record: SongRecord, tokens: int, outline: Outline) -> OutlineRows:
         return outline_rows(
@@ -340,6 +417,7 @@ class DitTask(Task):
             frames=len(record["latents"]),
             frame_rate=self.config.vae.frame_rate,
             tokens=tokens,
+            config=self.config.dit,
         )
 
     def _reference(self, record: SongRecord, choose: random.Random) -> tuple[str, np.ndarray]:
@@ -370,6 +448,53 @@ class Conditions:
     reference: np.ndarray
     reference_kind: int
     outline: OutlineRows
+    held: np.ndarray  # bool, a frame of the song each
+
+
+# what the outline need not say where a reference lets it be heard
+_HEARD_IN: dict[str, dict[str, Any]] = {
+    "drums": {"bpm": None, "arrangement": ()},
+    "bass": {"chords": (), "key": None},
+    "chords": {"chords": (), "key": None},
+    "vocals": {"melody": ()},
+    "mix": {"key": None, "bpm": None},
+}
+
+
+def edited_frames(
+    frames: int, times_L2: np.ndarray, frame_rate: float, choose: random.Random
+) -> np.ndarray:
+    """The frames that are given where a song is edited.
+
+    Args:
+        frames: of the song.
+        times_L2: seconds of its lyric tokens, -1 for those that are not sung; may have no rows.
+        frame_rate: frames a second.
+        choose: draws the kind of edit: a span is made anew, the song goes on behind its beginning,
+            its beginning is made, or the lines of some seconds are sung anew.
+
+    Returns:
+        bool [frames], neither all nor none True where there are two frames or more.
+    """
+    held = np.ones(frames, bool)
+    kind = choose.choice(("span", "span", "end", "beginning", "lines"))
+    length = max(1, round(frames * choose.uniform(0.1, 0.6)))
+    sung = times_L2[times_L2[:, 0] >= 0] if len(times_L2) else np.zeros((0, 2))
+    if kind == "end":
+        held[frames - length :] = False
+    elif kind == "beginning":
+        held[:length] = False
+    elif kind == "lines" and len(sung):
+        for _ in range(choose.randint(1, 3)):
+            first = float(sung[choose.randrange(len(sung)), 0])
+            last = first + choose.uniform(1.5, 6.0)
+            held[int(first * frame_rate) : int(last * frame_rate) + 1] = False
+    else:
+        start = choose.randrange(frames - length + 1)
+        held[start : start + length] = False
+    if not held.any() and frames > 1:
+        held[0] = True
+    return held
 
 
 def choose_fragments(

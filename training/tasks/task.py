@@ -23,9 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mudit_engine.config import ModelConfig
+from mudit_engine.config import OUTLINE_GROUPS, ModelConfig
 from mudit_engine.errors import ConfigError, InputError, ModelError
 from mudit_engine.models.folder import Part, load_config, load_part, model_folder, save_config
+from mudit_engine.models.outline import outline_columns
+from mudit_engine.models.outline_columns import widened
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.seeding import chooser, generator
@@ -163,7 +165,12 @@ class Task(ABC):
         folder = model_folder(self.recipe.init)
         trained: ModelConfig = load_config(folder)
         ours, theirs = getattr(self.config, self.part), getattr(trained, self.part)
-        if ours != theirs:
+        grown = [
+            name
+            for name in OUTLINE_GROUPS
+            if self.part == "dit" and getattr(ours, name) and not getattr(theirs, name)
+        ]
+        if ours != theirs.model_copy(update=dict.fromkeys(grown, True)):
             changed = [
                 name
                 for name in type(ours).model_fields
@@ -173,8 +180,15 @@ class Task(ABC):
                 f"init='{self.recipe.init}' was trained with another {self.part} configuration "
                 f"(differs in {', '.join(changed)})"
             )
+        weights = load_part(self.part, trained, folder).state_dict()
+        if grown:  # columns that the trained model did not know begin at 0: nothing is forgotten
+            weights["outline_in.weight"] = widened(
+                weights["outline_in.weight"],
+                theirs=outline_columns(theirs),
+                ours=outline_columns(ours),
+            )
         try:
-            module.load_state_dict(load_part(self.part, trained, folder).state_dict())
+            module.load_state_dict(weights)
         except RuntimeError as error:
             raise ModelError(f"init='{self.recipe.init}': {error}") from None
 

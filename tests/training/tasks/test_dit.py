@@ -5,6 +5,7 @@ that only (seed, step, id) decide.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from mudit_engine.errors import InputError
+from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.dit import REFERENCE_KINDS
-from mudit_engine.models.outline import CHORD
+from mudit_engine.models.folder import save_config, save_part
+from mudit_engine.models.outline import CHORD, outline_columns
+from mudit_engine.text.harmony import TimedChord, chord_symbol
+from mudit_engine.text.outline import Outline
 from mudit_engine.training.dataset.shard_writer import ShardWriter
-from mudit_engine.training.dataset.shards import Shards, audio_fields
-from mudit_engine.training.tasks.dit import Conditions, DitTask, choose_fragments
+from mudit_engine.training.dataset.shards import Shards, SongRecord, audio_fields
+from mudit_engine.training.tasks.dit import Conditions, DitTask, choose_fragments, edited_frames
 from mudit_engine.training.tasks.task import Moment
 from run_ranks import wake
 from small_songs import small_recipe, write_songs
@@ -308,3 +312,112 @@ def test_latents_of_another_codec_are_refused(shards: Shards) -> None:
             model_overrides__dit={"latent_channels": 4, "width": 16, "heads": 2},
             model_overrides__vae__latent_channels=4,
         )
+
+
+COMPOSED = {
+    f"model_overrides__dit__{name}": True
+    for name in ("outline", "melody", "arrangement", "controls", "edits")
+}
+
+
+def known_song(shards: Shards, number: int) -> SongRecord:
+    """A record with everything that a plan can say."""
+    record = shards.read(number)
+    section = {"name": "verse", "start": 0.0, "end": 3.0, "plays": ["drums"], "energy": 0.5}
+    known = {"melody": [(0.0, 1.0, 60)], "arrangement": [section]}
+    known |= {"drums": True, "voice": "female", "style": "shoegaze", "bpm": 90.0}
+    told = json.dumps({**record.metadata, **known}).encode()
+    return dataclasses.replace(record, _metadata=np.frombuffer(told, np.uint8))
+
+
+def test_parts_of_the_plan_are_dropped_by_their_odds(shards: Shards) -> None:
+    odds = {
+        "dit__drop_melody": 0.3,
+        "dit__drop_arrangement": 0.6,
+        "dit__drop_controls": 0.5,
+        "dit__drop_referenced": 0.0,
+        "dit__drop_both": 0.0,
+    }
+    made = task(shards, **odds, **COMPOSED)
+    record = known_song(shards, full_song(shards))
+    columns = outline_columns(made.config.dit)
+    drawn = [made._conditions(record, Moment(0, 0, step)) for step in range(600)]
+    said = {
+        name: np.mean([bool(c.outline.features_TF[:, place].any()) for c in drawn])
+        for name, place in columns.items()
+    }
+    assert said["melody"] == pytest.approx(0.7, abs=0.06)
+    assert said["arrangement"] == pytest.approx(0.4, abs=0.06)
+    # drums and voice are each said half of the time; the data set's own style has no column
+    assert said["controls"] == pytest.approx(0.75, abs=0.06)
+    controls = [c.outline.features_TF[0, columns["controls"]] for c in drawn]
+    assert max(int((one > 0).sum()) for one in controls) == 2
+    validated = made._conditions(record, Moment(0, 0, 0, training=False))
+    assert all(
+        validated.outline.features_TF[:, columns[name]].any() for name in ("melody", "controls")
+    )
+
+
+def test_what_a_reference_lets_hear_is_left_out_of_the_plan(shards: Shards) -> None:
+    made = task(
+        shards, dit__drop_referenced=1.0, dit__drop_melody=0.0, dit__drop_tempo=0.0, **COMPOSED
+    )
+    known = known_song(shards, full_song(shards)).metadata
+    moment = Moment(0, 0, 0)
+    whole = Outline(90.0, "C major", None, (TimedChord(0.0, 1.0, chord_symbol("C")),))
+    heard = {
+        kind: made._composed(whole, known, moment, "x", kind)
+        for kind in ("nothing", "drums", "chords", "vocals")
+    }
+    assert heard["nothing"].bpm and heard["nothing"].melody and heard["nothing"].key
+    assert heard["drums"].bpm is None and heard["drums"].melody
+    assert not heard["chords"].chords and heard["chords"].key is None and heard["chords"].bpm
+    assert not heard["vocals"].melody and heard["vocals"].chords
+
+
+def test_edits_give_frames_without_noise_and_learn_the_others(shards: Shards) -> None:
+    made = task(shards, dit__edit=1.0, **COMPOSED)
+    loss = made.build()["model"].train()
+    batch = made.load([0, 1, 2], Moment(0, 0, 0))
+    held_T, inputs = batch.inputs.held_T, batch.inputs
+    assert held_T is not None and held_T.any() and not held_T.all()
+    column = outline_columns(made.config.dit)["edits"].start
+    assert torch.equal(inputs.clean.outline.features_TF[:, column] > 0, held_T)
+    seen = []
+    made.dit.register_forward_pre_hook(lambda _, given: seen.append(given[0].latents_TC))
+    first, _ = loss(inputs)
+    clean = inputs.clean.latents_TC
+    assert torch.equal(seen[0][held_T], clean[held_T])
+    assert not torch.isclose(seen[0][~held_T], clean[~held_T]).any(1).all()
+    # the noise of a given frame is neither seen nor asked for
+    noise = torch.where(held_T[:, None], torch.randn(clean.shape), inputs.noise_TC)
+    again, _ = loss(dataclasses.replace(inputs, noise_TC=noise))
+    assert torch.allclose(first, again)
+    assert made.load([0, 1, 2], Moment(0, 0, 0, training=False)).inputs.held_T is None
+
+
+def test_kinds_of_edits_leave_something_and_give_something() -> None:
+    times = np.array([[0.0, 0.5], [0.5, 1.0], [-1.0, -1.0], [2.0, 3.0]])
+    shapes = set()
+    for seed in range(200):
+        held = edited_frames(64, times, 10.0, Random(seed))
+        assert held.any() and not held.all()
+        shapes.add((bool(held[0]), bool(held[-1])))
+    assert shapes >= {(True, True), (True, False), (False, True)}
+    assert edited_frames(1, times[:0], 10.0, Random(1)).shape == (1,)
+
+
+def test_training_goes_on_from_weights_without_the_new_columns(
+    shards: Shards, tmp_path: Path
+) -> None:
+    narrow = task(shards, model_overrides__dit__outline=True)
+    narrow.build()
+    torch.nn.init.normal_(narrow.dit.outline_in.weight)
+    save_config(narrow.config, tmp_path)
+    save_part("dit", narrow.dit, tmp_path)
+    wide = task(shards, init=str(tmp_path), **COMPOSED)
+    wide.build()
+    old, new = narrow.dit.outline_in.weight, wide.dit.outline_in.weight
+    assert torch.equal(new[:, : old.shape[1]], old) and not new[:, old.shape[1] :].any()
+    with pytest.raises(ConfigError, match="outline"):
+        task(shards, init=str(tmp_path), model_overrides__dit__outline=False).build()
