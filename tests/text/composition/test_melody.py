@@ -62,7 +62,9 @@ def test_notes_are_in_key_on_the_chords_and_within_the_voice(voice: str) -> None
         for phrase, tune in zip(lines, tunes, strict=True):
             assert len(tune) == len(phrase.beats)
             for (start, _), chord, pitch in zip(phrase.beats, phrase.chords, tune, strict=True):
-                assert pitch % 12 in scale and low <= pitch <= low + span
+                # a chord may bring a foreign note, as the major dominant of a minor key does
+                assert pitch % 12 in scale | set(chord.pitch_classes)
+                assert low <= pitch <= low + span
                 strong += start % 2 == 0
                 on += start % 2 == 0 and pitch % 12 in chord.pitch_classes
         assert on >= 0.9 * strong
