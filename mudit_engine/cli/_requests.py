@@ -22,6 +22,7 @@ from mudit_engine.cli._written_lyrics import check_write_options, written_lyrics
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import read_text
 from mudit_engine.request import FIELDS, SongRequest, refuse_unknown
+from mudit_engine.text.composition.given import MELODY_SUFFIXES
 
 # names of the sampler's fields on the command line and in a manifest
 SAMPLER_FIELDS = {
@@ -157,6 +158,16 @@ def _request_fields(
     description = fields["description"]
     if isinstance(description, str) and description.startswith("@"):
         fields["description"] = read_text(here / description[1:], "description")
+    if "planned" not in given:
+        fields["planned"] = not defaults.get("unplanned")
+    if fields["drums"] in ("on", "off"):
+        fields["drums"] = fields["drums"] == "on"
+    melody = fields["melody"]
+    # a file by its ending, as a note has none; in a manifest it is melody_file, or melody likewise
+    if isinstance(melody, str) and melody.lower().endswith(MELODY_SUFFIXES):
+        fields["melody"], fields["melody_file"] = None, melody
+    if isinstance(fields["melody_file"], str) and fields["melody_file"]:
+        fields["melody_file"] = here / fields["melody_file"]
     if isinstance(fields["reference"], str) and fields["reference"]:
         fields["reference"] = here / fields["reference"]
     return fields

@@ -25,10 +25,18 @@ from mudit_engine.cli._console import (
 )
 from mudit_engine.cli._requests import Job, jobs_of
 from mudit_engine.errors import InputError, MuditError
-from mudit_engine.names import REFERENCE_KINDS, RUNTIMES, SAMPLERS, USER_TYPES
+from mudit_engine.names import (
+    REFERENCE_KINDS,
+    RUNTIMES,
+    SAMPLERS,
+    STYLES,
+    USER_TYPES,
+    VOICES,
+)
 
 if TYPE_CHECKING:
     from mudit_engine.pipeline import Song, SongPipeline
+    from mudit_engine.reading import Understood
 
 PRECISIONS = {"auto": None, "fp32": "float32", "bf16": "bfloat16"}
 
@@ -115,6 +123,25 @@ class Seconds(click.ParamType):
     metavar="CHORDS",
     help="A chord a bar, 'C G Am F', or bars with more, 'C | Am F | G7', repeated to the end. "
     "Default: planned in the key.",
+)
+@click.option(
+    "--melody",
+    metavar="NOTES|FILE",
+    help="A note a syllable, 'C4 D4 E4 | G4 E4', or a .mid or .musicxml file with its rhythm. "
+    "Default: planned, for a model that follows melodies.",
+)
+@click.option("--drums", type=click.Choice(["on", "off"]), help="Default: as the description says.")
+@click.option("--voice", type=click.Choice(VOICES), help="Default: as the description says.")
+@click.option("--style", type=click.Choice(STYLES), help="Default: as the description says.")
+@click.option(
+    "--unplanned",
+    is_flag=True,
+    help="Plan nothing but the length: the model hears description and lyrics alone.",
+)
+@click.option(
+    "--midi",
+    metavar="FILE.mid",
+    help="Also write the plan as MIDI: melody, chords, sections. With --dry-run, only that.",
 )
 @click.option(
     "--ignore-times", is_flag=True, help="Drop LRC time stamps: lines follow one another."
@@ -223,6 +250,8 @@ def command(**options: Any) -> None:
     长{chang2}, 重[chong2]来, live{L AY1 V}, Zhangsan{zhang1 san1}.
     """
     # everything the user wrote is read before anything heavy is imported
+    if options["midi"] is not None and options["manifest"] is not None:
+        raise InputError("--midi is of one song: leave it out with --manifest")
     jobs, failures = jobs_of(options)
     model, runtime, precision = options["model"], options["runtime"], options["precision"]
     if precision != "auto" and runtime not in ("auto", "torch"):
@@ -235,7 +264,9 @@ def command(**options: Any) -> None:
     start = time.perf_counter()
     pipeline = _pipeline(model, runtime, PRECISIONS[precision], options)
     loading_seconds = time.perf_counter() - start
-    jobs, read, refused = _checked(pipeline, jobs, keep_going=options["keep_going"])
+    jobs, read, refused = _checked(
+        pipeline, jobs, keep_going=options["keep_going"], midi=options["midi"]
+    )
     failures += refused
     rows: list[dict[str, Any]] = []
     if not options["dry_run"] and jobs:
@@ -291,7 +322,7 @@ def _pipeline(
 
 
 def _checked(
-    pipeline: SongPipeline, jobs: list[Job], *, keep_going: bool
+    pipeline: SongPipeline, jobs: list[Job], *, keep_going: bool, midi: str | None
 ) -> tuple[list[Job], list[dict[str, Any]], list[dict[str, str]]]:
     """The jobs that the model can take, their notes printed; what was understood of each; and why
     it cannot take the others.
@@ -299,7 +330,7 @@ def _checked(
     good, read, failures = [], [], []
     for job in jobs:
         try:
-            understood = pipeline.understand(job.request)
+            understood = pipeline.understand(job.request, compose=midi is not None)
         except MuditError as error:
             if not keep_going:
                 raise
@@ -307,11 +338,30 @@ def _checked(
             continue
         for message in understood.notes:
             note(f"{job.path.name}: {message}")
+        if midi is not None:
+            _write_midi(midi, pipeline, understood)
         # a seed that was drawn stays: the song made is the one that was understood
         request = dataclasses.replace(job.request, seed=understood.seed)
         good.append(dataclasses.replace(job, request=request))
         read.append({"out": str(job.path), **understood.read, "notes": list(understood.notes)})
     return good, read, failures
+
+
+def _write_midi(path: str, pipeline: SongPipeline, understood: Understood) -> None:
+    """The plan as MIDI, and a word where the model is not told all of it."""
+    from mudit_engine.text.composition.midi import write_plan
+
+    if not understood.outline.melody:
+        raise InputError(
+            "--midi writes the plan, and nothing is planned: leave out --unplanned, or take a "
+            "model with an outline"
+        )
+    write_plan(path, understood.outline)
+    if not pipeline.config.dit.melody:
+        note(
+            f"{path}: model '{pipeline.config.name}' follows tempo, key and chords of it, and not "
+            "the melody"
+        )
 
 
 def _print_understood(read: list[dict[str, Any]]) -> None:
