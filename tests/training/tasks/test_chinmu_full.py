@@ -11,10 +11,10 @@ import pytest
 from launch_ranks import run_jobs
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe, load_recipe
+from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.tasks.chinmu import ChinMuLoss
 from mudit_engine.training.tasks.choose import make_task
 from mudit_engine.training.trainer import Trainer
-from run_ranks import read_metrics
 from small_audio import write_tones
 
 pytestmark = pytest.mark.slow
