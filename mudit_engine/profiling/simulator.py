@@ -104,7 +104,7 @@ class Shared:
             raise SynchronisationFault(f"{x.dtype} {tuple(x.shape)} is stored to another tile")
         self.x.copy_(x)
         block.written.add(self.key)
-        block.unfenced[self.key] = block.partition
+        block.unfenced[self.key] = block.running
 
     def load(self, layout: Any) -> Tensor:
         return self.x.clone()
@@ -206,10 +206,6 @@ class Block:
         self.haste = self.rng.choice((0.02, 0.3, 0.9))  # how soon copies land
         self.weights: list[float] = []
 
-    @property
-    def partition(self) -> Partition | None:
-        return self.running
-
     def land(self) -> None:
         self.copies.pop(self.rng.randrange(len(self.copies)))()
 
@@ -265,6 +261,7 @@ class Block:
             except _Stopped:
                 pass
             except BaseException as error:
+                error.add_note(f"in {me.name} of program {self.program}")
                 self.fault = self.fault or error
             me.finished = True
             if self.fault is not None:
@@ -418,7 +415,7 @@ def _hopper() -> SimpleNamespace:
 
     def fence() -> None:
         block = Block.current
-        block.unfenced = {k: p for k, p in block.unfenced.items() if p is not block.partition}
+        block.unfenced = {k: p for k, p in block.unfenced.items() if p is not block.running}
 
     def mma(a: Any, b: Shared, acc: Any, use_acc: bool = True, is_async: bool = False) -> Product:
         assert is_async, "a synchronous product would overlap with nothing"
