@@ -22,6 +22,11 @@ COMMITTED = {
     for r in json.loads(FILE.read_text())["rows"]
 }
 TRITON36 = json.loads((FILE.parent / "static_attention_triton36.json").read_text())
+# what Triton 3.6 spills outside of loops on sm_90, in bytes: variant and head width of a kernel
+SPILLS36 = {
+    ("attention_bwd_dkv", "tf32", 128): 1536,
+    ("attention_fwd", "hopper-fp16", 128): 12,
+}
 OURS = {key: r for key, r in COMMITTED.items() if not r["variant"].startswith("peer")}
 # (arch, head width) -> least overlap and serial ceiling of the forward pass
 FORWARD_BARS = {
@@ -120,7 +125,8 @@ def test_triton_3_6_holds_the_same_bars():
         (width, arch) for width in (64, 96, 128) for arch in ("sm_80", "sm_90")
     }
     for row in TRITON36["rows"]:
-        hold_bars(row, spill_bytes=12 if row["variant"].startswith("hopper") else None)
+        known = SPILLS36.get((row["op"], row["variant"], row["head_dim"]))
+        hold_bars(row, spill_bytes=known if row["arch"] == "sm_90" else None)
 
 
 def test_the_hopper_forward_is_committed():
