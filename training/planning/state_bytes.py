@@ -40,12 +40,14 @@ STAGE0_BUCKET = 500_000_000  # elements that DeepSpeed flattens at once for stag
 
 @dataclass(frozen=True)
 class Parameters:
-    """Sizes of the trained tensors, by the optimiser's groups (weight decay, none), and how many
-    elements are Muon's, which keeps one moment of each instead of two.
+    """Sizes of the trained tensors, by the optimiser's groups (weight decay, none), how many
+    elements are Muon's, which keeps one moment of each instead of two, and how many modules hold
+    them.
     """
 
     groups: tuple[tuple[int, ...], ...]
     muon: int = 0
+    modules: int = 0
 
     @property
     def count(self) -> int:
@@ -62,10 +64,11 @@ def parameters_of(config: DitConfig, optimizer: OptimizerConfig | None = None) -
     from mudit_engine.training.parallel.strategy import make_optimizer
 
     with torch.device("meta"):
-        groups = make_optimizer(DiT(config), optimizer or OptimizerConfig()).param_groups
+        dit = DiT(config)
+        groups = make_optimizer(dit, optimizer or OptimizerConfig()).param_groups
     sizes = tuple(tuple(p.numel() for p in group["params"]) for group in groups)
     own = [sum(sizes[i]) for i, group in enumerate(groups) if "momentum" in group]
-    return Parameters(sizes, sum(own))
+    return Parameters(sizes, sum(own), sum(1 for _ in dit.modules()))
 
 
 @dataclass(frozen=True)
