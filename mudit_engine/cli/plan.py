@@ -225,7 +225,7 @@ def command(
     )
     if given is not None:
         request = of_recipe(request, given)
-        changed = {
+        changed: dict[str, Any] = {
             "stages": tuple(dict.fromkeys(stages)),
             "modes": considered,
             # fields that were said replace the recipe's

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,9 @@ def fit(
     path = cache_folder() / f"plan-{_digest(config, precision, checkpointing)}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text(encoding="utf-8"))
-        planes = [{name: tuple(known[part][name]) for name in step_cost.LINEAR} for part in PARTS]
+        planes: Any = [
+            {name: tuple(known[part][name]) for name in step_cost.LINEAR} for part in PARTS
+        ]
         return CostModel(config.dit, checkpointing, precision, *planes)
     found = step_cost.fit(config, precision=precision, checkpointing=checkpointing)
     with contextlib.suppress(OSError):  # a home that cannot be written costs time alone
