@@ -221,10 +221,7 @@ class SongPipeline:
         """What `check` reads, whole: plan, notes and what was understood of the description.
         `compose` plans melody and arrangement even for a model that is not told them.
         """
-        understood = self.reader.read(request, compose=compose)
-        if request.reference is not None:
-            self.reader.check_reference(request.reference)
-        return understood
+        return self.reader.understand(request, compose=compose)
 
     def generate(
         self, requests: Sequence[SongRequest], *, progress: Progress | None = None
@@ -256,7 +253,7 @@ class SongPipeline:
         report = progress or (lambda stage, amount, total: None)
         total_rows = sum(len(one.table.times) for one in understood)
         total_frames = sum(one.frames for one in understood)
-        for batch in _batches(understood):
+        for batch in batches_of(understood):
             if isinstance(self.runtime, WholeSongs):
                 yield from self._render(self.runtime, batch, report, total_rows, total_frames)
                 continue
@@ -330,35 +327,52 @@ class SongPipeline:
         """What the sidecar of a song says: the request as it was understood, and all that made it.
         `timings` are seconds by stage, `batch` how many songs were stepped together at most.
         """
-        request = replace(one.request, seconds=one.seconds, seed=one.seed, sampler={})
+        return song_info(self.config, one, self.maker(), timings, batch)
+
+    def maker(self) -> dict[str, Any]:
+        """What a sidecar says of the machine and the networks that made the song."""
         return {
-            "schema_version": 1,
             "env": environment(),
             "device": str(self.vae.latent_mean.device),
             "runtime": self.runtime_name,
             "precision": str(self.precision).removeprefix("torch."),
             "loras": [{"folder": str(one.folder), "scale": one.scale} for one in self.loras],
-            "request": {
-                name: str(value) if isinstance(value, Path) else value
-                for name, value in asdict(request).items()
-                if name != "sampler"
-            },
-            "sampler": one.sampler.model_dump(mode="json"),
-            "fragments": list(one.fragments),
-            "understood": one.read,
-            "outline": one.plan if self.config.dit.outline else None,
-            "phonemes": len(one.phonemes.ids) if one.phonemes else 0,
-            "syllables": one.phonemes.syllables if one.phonemes else 0,
-            "lyrics_accounting": [fate.row() for fate in one.fates],
-            "frames": one.frames,
-            "notes": list(one.notes),
-            "model": self.config.model_dump(mode="json"),
-            "timings_seconds": {stage: round(t, 4) for stage, t in timings.items()},
-            "batch_songs": batch,
         }
 
 
-def _batches(understood: Sequence[Understood]) -> list[list[Understood]]:
+def song_info(
+    config: ModelConfig,
+    one: Understood,
+    maker: dict[str, Any],
+    timings: dict[str, float],
+    batch: int,
+) -> dict[str, Any]:
+    """The sidecar of a song that `maker` (SongPipeline.maker) made, perhaps in another process."""
+    request = replace(one.request, seconds=one.seconds, seed=one.seed, sampler={})
+    return {
+        "schema_version": 1,
+        **maker,
+        "request": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(request).items()
+            if name != "sampler"
+        },
+        "sampler": one.sampler.model_dump(mode="json"),
+        "fragments": list(one.fragments),
+        "understood": one.read,
+        "outline": one.plan if config.dit.outline else None,
+        "phonemes": len(one.phonemes.ids) if one.phonemes else 0,
+        "syllables": one.phonemes.syllables if one.phonemes else 0,
+        "lyrics_accounting": [fate.row() for fate in one.fates],
+        "frames": one.frames,
+        "notes": list(one.notes),
+        "model": config.model_dump(mode="json"),
+        "timings_seconds": {stage: round(t, 4) for stage, t in timings.items()},
+        "batch_songs": batch,
+    }
+
+
+def batches_of(understood: Sequence[Understood]) -> list[list[Understood]]:
     """Consecutive songs whose frames fit BATCH_FRAMES."""
     batches: list[list[Understood]] = []
     room = 0

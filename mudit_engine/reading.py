@@ -134,25 +134,23 @@ class Understood:
         return {"properties": read, "unread": list(self.wishes.unread)}
 
 
-class RequestReader:
-    """Reads requests for one model, so that a request means the same song everywhere.
+class TextReader:
+    """Reads requests as far as no network is needed, so that a machine without the model's weights
+    can check and plan songs.
 
     Args:
         config: the model's configuration.
-        vae: encodes reference audio; its device is where that runs.
-        text: what reads descriptions: ChinMu, or a runtime that stands in for it.
 
     Examples:
-        >>> from mudit_engine.runtime.load import open_model
-        >>> opened = open_model("tiny", dtype=torch.float32)
-        >>> reader = RequestReader(opened.config, opened.vae, text=opened.text)
-        >>> understood = reader.read(SongRequest(description="钢琴，C 大调", seconds=8, seed=1))
-        >>> understood.outline.key, understood.frames
-        ('C major', 87)
+        >>> from mudit_engine.config import load_config
+        >>> from mudit_engine.models.folder import model_folder
+        >>> reader = TextReader(load_config(model_folder("tiny")))
+        >>> reader.read(SongRequest(description="钢琴", seconds=8, seed=1)).frames
+        87
     """
 
-    def __init__(self, config: ModelConfig, vae: SpectralVAE, *, text: TextEncoder) -> None:
-        self.config, self.vae, self.text = config, vae, text
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
 
     def read(self, request: SongRequest, *, compose: bool = False) -> Understood:
         """Checks a request against the model and plans its song, without running a network.
@@ -234,6 +232,64 @@ class RequestReader:
             notes=tuple(notes),
         )
 
+    def _fragments(self, description: str, controls: Controls, said: Wishes) -> tuple[str, ...]:
+        """The description's fragments; for a model that takes no controls, with theirs in words,
+        which stand last and are never the ones that are left out.
+        """
+        extra: tuple[str, ...] = ()
+        if not self.config.dit.controls:
+            chinese = any(map(is_han, description)) or not description.strip()
+            extra = words_of(controls, said, chinese=chinese)
+        most = self.config.dit.max_fragments
+        own: tuple[str, ...] = ()
+        if description.strip():
+            own = description_fragments(description, max(1, most - len(extra)))
+        return (*own, *extra)[:most]
+
+    def check_reference(self, path: str | Path) -> None:
+        """Raises InputError for a reference that is missing or cannot be decoded."""
+        load_audio(path)
+
+    def understand(self, request: SongRequest, *, compose: bool = False) -> Understood:
+        """`read`, and the reference is looked at as well."""
+        understood = self.read(request, compose=compose)
+        if request.reference is not None:
+            self.check_reference(request.reference)
+        return understood
+
+    def _sampler(self, changes: Mapping[str, Any]) -> SamplerConfig:
+        """The model's sampler with a request's changes, validated as a whole."""
+        sampler = parse_config(
+            SamplerConfig, {**self.config.sampler.model_dump(), **changes}, source="sampler"
+        )
+        try:
+            check_sampler(self.config.path, sampler)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return sampler
+
+
+class RequestReader(TextReader):
+    """Reads requests for one model, so that a request means the same song everywhere.
+
+    Args:
+        config: the model's configuration.
+        vae: encodes reference audio; its device is where that runs.
+        text: what reads descriptions: ChinMu, or a runtime that stands in for it.
+
+    Examples:
+        >>> from mudit_engine.runtime.load import open_model
+        >>> opened = open_model("tiny", dtype=torch.float32)
+        >>> reader = RequestReader(opened.config, opened.vae, text=opened.text)
+        >>> understood = reader.read(SongRequest(description="钢琴，C 大调", seconds=8, seed=1))
+        >>> understood.outline.key, understood.frames
+        ('C major', 87)
+    """
+
+    def __init__(self, config: ModelConfig, vae: SpectralVAE, *, text: TextEncoder) -> None:
+        super().__init__(config)
+        self.vae, self.text = vae, text
+
     @torch.inference_mode()
     def inputs(self, understood: Understood) -> SongInputs:
         """What the denoiser needs of the song: description vectors, tokens, plan and reference.
@@ -271,24 +327,6 @@ class RequestReader:
             negative_texts=negative,
         )
 
-    def _fragments(self, description: str, controls: Controls, said: Wishes) -> tuple[str, ...]:
-        """The description's fragments; for a model that takes no controls, with theirs in words,
-        which stand last and are never the ones that are left out.
-        """
-        extra: tuple[str, ...] = ()
-        if not self.config.dit.controls:
-            chinese = any(map(is_han, description)) or not description.strip()
-            extra = words_of(controls, said, chinese=chinese)
-        most = self.config.dit.max_fragments
-        own: tuple[str, ...] = ()
-        if description.strip():
-            own = description_fragments(description, max(1, most - len(extra)))
-        return (*own, *extra)[:most]
-
-    def check_reference(self, path: str | Path) -> None:
-        """Raises InputError for a reference that is missing or cannot be decoded."""
-        load_audio(path)
-
     @torch.inference_mode()
     def encode_reference(self, path: str | Path, *, max_frames: int) -> Tensor:
         """Normalised latents [frames, C] of an audio file, at most as long as the song.
@@ -301,17 +339,6 @@ class RequestReader:
         audio = audio[:, : max_frames * c.hop]
         mean, _ = self.vae.encode(audio[None].to(self.vae.latent_mean.device))
         return self.vae.normalise(mean)[0, :max_frames]
-
-    def _sampler(self, changes: Mapping[str, Any]) -> SamplerConfig:
-        """The model's sampler with a request's changes, validated as a whole."""
-        sampler = parse_config(
-            SamplerConfig, {**self.config.sampler.model_dump(), **changes}, source="sampler"
-        )
-        try:
-            check_sampler(self.config.path, sampler)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return sampler
 
 
 def _sung_or_not(wishes: Wishes, *, sung: bool) -> list[str]:

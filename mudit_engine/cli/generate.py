@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from mudit_engine.names import (
 
 if TYPE_CHECKING:
     from mudit_engine.pipeline import Song, SongPipeline
-    from mudit_engine.reading import Understood
+    from mudit_engine.reading import TextReader, Understood
 
 PRECISIONS = {"auto": None, "fp32": "float32", "bf16": "bfloat16"}
 
@@ -238,6 +239,17 @@ class Seconds(click.ParamType):
     "--skip-existing", is_flag=True, help="With --manifest: leave out songs whose file is there."
 )
 @click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="With --manifest: make the songs on the machines of a Ray cluster; 'local' starts one of "
+    "this machine, 'auto' joins the running one. Songs whose files are there are left out.",
+)
+@click.option(
+    "--ray-workers",
+    type=click.IntRange(1),
+    help="With --ray: how many at once.  [default: the cluster's GPUs, else its CPUs]",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Read everything, print the notes and warnings, generate nothing.",
@@ -259,13 +271,18 @@ def command(**options: Any) -> None:
             f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it "
             "was exported in"
         )
+    if options["ray"] is not None:
+        _on_ray(jobs, failures, options)
+        return
+    if options["ray_workers"] is not None:
+        raise InputError("--ray-workers belongs to --ray")
     if options["skip_existing"]:
         jobs = [job for job in jobs if not job.path.exists()]
     start = time.perf_counter()
     pipeline = _pipeline(model, runtime, PRECISIONS[precision], options)
     loading_seconds = time.perf_counter() - start
     jobs, read, refused = _checked(
-        pipeline, jobs, keep_going=options["keep_going"], midi=options["midi"]
+        pipeline.reader, jobs, keep_going=options["keep_going"], midi=options["midi"]
     )
     failures += refused
     rows: list[dict[str, Any]] = []
@@ -279,8 +296,22 @@ def command(**options: Any) -> None:
             quiet=options["as_json"],
         )
         failures += failed
+    made = len(jobs) if options["dry_run"] else len(rows)
+    timed = {"loading_seconds": round(loading_seconds, 3)}
+    _report(options, rows=rows, read=read, failures=failures, made=made, timed=timed)
+
+
+def _report(
+    options: dict[str, Any],
+    *,
+    rows: list[dict[str, Any]],
+    read: list[dict[str, Any]],
+    failures: list[dict[str, str]],
+    made: int,
+    timed: dict[str, float],
+) -> None:
+    """Prints what became of the songs. Raises MuditError when some could not be made."""
     if options["as_json"]:
-        timed = {"loading_seconds": round(loading_seconds, 3)}
         emit_json({**timed, "songs": rows, "understood": read, "failures": failures})
     elif options["dry_run"]:
         _print_understood(read)
@@ -291,9 +322,67 @@ def command(**options: Any) -> None:
             cells = [[row["where"], row["error"]] for row in failures]
             print_table("Not made", ["request", "reason"], cells)
         raise MuditError(
-            f"{len(failures)} of {len(failures) + len(jobs if options['dry_run'] else rows)} songs "
-            "could not be made: mend their lines and run the command again with --skip-existing"
+            f"{len(failures)} of {len(failures) + made} songs could not be made: mend their lines "
+            "and run the command again with --skip-existing"
         )
+
+
+def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, Any]) -> None:
+    """The manifest's songs on a cluster."""
+    from mudit_engine.availability import require
+
+    for name in ("best_of", "device"):
+        if options[name] not in (1, None):
+            raise InputError(f"--{name.replace('_', '-')} is not for --ray")
+    if options["manifest"] is None:
+        raise InputError("--ray is for --manifest: one song is made on one machine")
+    require("ray", "--ray")
+    with loading():
+        from mudit_engine.cli._deployed import deployed
+        from mudit_engine.config import load_config
+        from mudit_engine.models.folder import model_folder
+        from mudit_engine.models.lora import parse_lora
+        from mudit_engine.reading import TextReader
+        from mudit_engine.serving.ray_songs import Order, SongMaker, is_there, make_on_ray
+
+        folder = model_folder(options["model"])
+        if options["runtime"] in ("onnxruntime", "openvino"):
+            folder = deployed(folder, runtime=options["runtime"], quiet=options["as_json"])
+        reader = TextReader(load_config(folder))
+        loras = [parse_lora(text) for text in options["loras"]]
+    jobs = [job for job in jobs if not is_there(job.path)]
+    jobs, read, refused = _checked(reader, jobs, keep_going=options["keep_going"])
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    if jobs and not options["dry_run"]:
+        maker = SongMaker(
+            str(folder.resolve()),
+            runtime=options["runtime"] if not loras else "torch",
+            precision=PRECISIONS[options["precision"]],
+            loras=tuple(dataclasses.replace(one, folder=one.folder.resolve()) for one in loras),
+            spectrogram=options["spectrogram"],
+        )
+        with progress("songs", total=len(jobs), quiet=options["as_json"]) as advance:
+            made = make_on_ray(
+                maker,
+                [Order(job.request, job.path.absolute()) for job in jobs],
+                address=options["ray"],
+                workers=options["ray_workers"],
+                on_song=lambda: advance(1, text="songs"),
+            )
+        for job, one in zip(jobs, made, strict=True):
+            if one.error is not None:
+                failed.append(job.failure(one.error))
+            else:
+                rows.append(_row_of(one.info, one.seconds, one.rate, one.files))
+    _report(
+        options,
+        rows=rows,
+        read=read,
+        failures=[*failures, *refused, *failed],
+        made=len(jobs) if options["dry_run"] else len(rows),
+        timed={},
+    )
 
 
 def _pipeline(
@@ -322,7 +411,7 @@ def _pipeline(
 
 
 def _checked(
-    pipeline: SongPipeline, jobs: list[Job], *, keep_going: bool, midi: str | None
+    reader: TextReader, jobs: list[Job], *, keep_going: bool, midi: str | None
 ) -> tuple[list[Job], list[dict[str, Any]], list[dict[str, str]]]:
     """The jobs that the model can take, their notes printed; what was understood of each; and why
     it cannot take the others.
@@ -330,7 +419,7 @@ def _checked(
     good, read, failures = [], [], []
     for job in jobs:
         try:
-            understood = pipeline.understand(job.request, compose=midi is not None)
+            understood = reader.understand(job.request, compose=midi is not None)
         except MuditError as error:
             if not keep_going:
                 raise
@@ -454,11 +543,16 @@ def _generate(
 
 
 def _row(song: Song, files: list[Path]) -> dict[str, Any]:
-    info = song.info
+    return _row_of(song.info, song.seconds, song.sample_rate, files)
+
+
+def _row_of(
+    info: dict[str, Any], seconds: float, rate: int, files: Sequence[str | Path]
+) -> dict[str, Any]:
     return {
         "files": [str(file) for file in files],
-        "seconds": song.seconds,
-        "sample_rate": song.sample_rate,
+        "seconds": seconds,
+        "sample_rate": rate,
         "frames": info["frames"],
         "seed": info["request"]["seed"],
         "notes": info["notes"],

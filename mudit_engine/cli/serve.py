@@ -3,6 +3,7 @@
     mudit serve tiny --port 8000                    # then open http://127.0.0.1:8000
     mudit serve deploy --runtime onnxruntime --keys keys.txt --folder songs
     mudit serve --new-key team-a                    # prints a key, and its line for the file
+    mudit serve deploy --ray auto --denoisers 2-8   # on the machines of a Ray cluster
 
 The first SIGTERM or Ctrl-C drains: no new songs, open ones are finished (--drain-seconds), then the
 process ends; what is left goes on after a restart. A second one ends at once.
@@ -20,6 +21,26 @@ from mudit_engine.errors import InputError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class Range(click.ParamType):
+    """N, or MIN-MAX."""
+
+    name = "range"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        least, _, most = str(value).partition("-")
+        try:
+            found = int(least), int(most or least)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number nor MIN-MAX", param, ctx)
+        if not 1 <= found[0] <= found[1]:
+            self.fail(f"'{value}' is no range of 1 or more", param, ctx)
+        return found
 
 
 @click.command()
@@ -69,6 +90,35 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Time for open songs after SIGTERM.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of the networks.")
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Serve on a Ray cluster: 'local' starts one of this machine, 'auto' joins the running "
+    "one.",
+)
+@click.option(
+    "--denoisers",
+    type=Range(),
+    default="1",
+    show_default=True,
+    metavar="N|MIN-MAX",
+    help="With --ray: replicas that denoise, one a GPU; more when more frames are queued.",
+)
+@click.option(
+    "--decoders",
+    type=Range(),
+    default="1",
+    show_default=True,
+    metavar="N|MIN-MAX",
+    help="With --ray: replicas that decode.",
+)
+@click.option(
+    "--frames-per-denoiser",
+    type=click.IntRange(1),
+    default=16384,
+    show_default=True,
+    help="With --ray: queued latent frames beyond which another one is started.",
+)
 def command(
     model: str,
     runtime: str,
@@ -79,6 +129,7 @@ def command(
     keys: Path | None,
     new_key: str | None,
     threads: int | None,
+    ray: str | None,
     **chosen: Any,
 ) -> None:
     """Serve MODEL over HTTP: the API under /v1, its document at /docs, a page at /."""
@@ -124,6 +175,61 @@ def command(
         upload=UploadLimits(bytes=chosen["max_upload_mib"] << 20),
         retention=Retention(chosen["keep_days"] * 86400, int(chosen["keep_gib"] * 2**30)),
     )
+    if ray is not None:
+        _serve_on_ray(
+            ray,
+            model=model,
+            runtime=runtime,
+            device=device,
+            folder=folder,
+            threads=threads,
+            options=options,
+            keys=known,
+            host=host,
+            port=port,
+            chosen=chosen,
+        )
+        return
+    if (chosen["denoisers"], chosen["decoders"]) != ((1, 1), (1, 1)):
+        raise InputError("--denoisers and --decoders belong to --ray")
     app = create_app(open_engine, folder=folder, options=options, keys=known)
     note(f"serving '{model}' on http://{host}:{port} (songs in {folder}); Ctrl-C drains and ends")
     run_service(app, host=host, port=port, drain_seconds=chosen["drain_seconds"])
+
+
+def _serve_on_ray(
+    address: str, *, host: str, port: int, folder: Path, chosen: dict[str, Any], **settings: Any
+) -> None:
+    from mudit_engine.availability import require
+
+    require("ray", "--ray")
+    from mudit_engine.models.folder import model_folder
+    from mudit_engine.serving.ray_app import RaySettings, run_on_ray
+    from mudit_engine.serving.run import bound
+
+    if address == "local":
+        bound(host, port).close()  # an address that is taken is told before a cluster is started
+    device = settings.pop("device")
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(f"--device {device}: with --ray it is cpu or cuda, Ray gives out the GPUs")
+    model = Path(settings.pop("model"))
+    # workers have another working folder
+    source = str(model_folder(model).resolve()) if model.exists() else str(model)
+    found = RaySettings(
+        source,
+        folder.absolute(),
+        gpus=None if device is None else device == "cuda",
+        denoisers=chosen["denoisers"],
+        decoders=chosen["decoders"],
+        frames=chosen["frames_per_denoiser"],
+        **settings,
+    )
+    note(f"starting replicas of '{model}' on Ray ({address}); Ctrl-C drains and ends")
+    run_on_ray(
+        found,
+        address=address,
+        host=host,
+        port=port,
+        drain_seconds=chosen["drain_seconds"],
+        ready=lambda: note(f"serving on http://{host}:{port} (songs in {folder})"),
+    )

@@ -44,7 +44,7 @@ from mudit_engine.errors import (
     StoppedError,
 )
 from mudit_engine.runtime.cost import StepCost, predicted_bytes_of
-from mudit_engine.runtime.decode import LatentDecoder, decode_frames, decode_stream
+from mudit_engine.runtime.decode import FIRST_FRAMES, LatentDecoder, pieces_of_song
 from mudit_engine.runtime.denoiser import Runtime, SongInputs
 from mudit_engine.runtime.saved_song import freeze, thaw
 
@@ -52,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 OLDEST_SHARE = 0.2  # of the time, for the song that waits longest
 WORTH = 10.0  # a step takes more songs until it costs this many times what batching saves
-FIRST_FRAMES = 16  # of a song's first piece, at least
 EARLY = 1.5  # a song that has this many times its own work left until its deadline is urgent
 
 Reading = Callable[[], SongInputs]
@@ -159,7 +158,7 @@ class Batcher:
 
     Args:
         runtime: what denoises.
-        decoder: what makes audio of latents.
+        decoder: what makes audio of latents; None ends a song with its latents.
         config: of the model.
         cost: what a step costs, measured (runtime/cost.py); None guesses until steps were run.
         memory: predicted bytes of all songs in flight at most; None is no limit.
@@ -187,7 +186,7 @@ class Batcher:
     def __init__(
         self,
         runtime: Runtime[Any],
-        decoder: LatentDecoder,
+        decoder: LatentDecoder | None,
         config: ModelConfig,
         *,
         cost: StepCost | None = None,
@@ -219,6 +218,7 @@ class Batcher:
         self._credit = 0.0
         self._saved_at: dict[Ticket, float] = {}
         self._accepting, self._closing = True, False
+        decoders = decoders if decoder is not None else 0
         self._beside = decoders > 0
         self._at_decoder: set[Ticket] = set()
         self._threads = [
@@ -293,6 +293,11 @@ class Batcher:
             before = sum(min(self._left(other), own) for other in others if other is not ticket)
             frames = ticket.song.frames if ticket.song else 0
             return own + before + frames * self.decode_seconds_per_frame
+
+    def queued_frames(self) -> int:
+        """Latent frames of all songs that wait or are denoised."""
+        with self._lock:
+            return sum(t.song.frames for t in (*self._waiting, *self._active) if t.song)
 
     def counts(self) -> dict[str, int]:
         """Songs by stage, frames and predicted bytes in flight."""
@@ -561,27 +566,15 @@ class Batcher:
             self._fail(ticket, ModelError(message))
             return
         ticket.latents = latents
-        pieces = self._pieces_of(ticket)
+        if self.decoder is None:
+            self._end(ticket, Stage.COMPLETED)
+            return
+        pieces = pieces_of_song(self.decoder, latents, stream=ticket.stream)
         self._tell(ticket, Event(Stage.DECODING, ticket.steps, ticket.steps))
         self._decoding.append((ticket, pieces))
         self._lock.notify_all()
 
     # Decoding, in its own thread or between steps
-
-    def _pieces_of(self, ticket: Ticket) -> Iterator[Tensor]:
-        assert ticket.latents is not None
-        halo = self.decoder.receptive_field
-        # an engine is built for some frames and no more
-        frames = getattr(self.decoder, "chunk_frames", None) or decode_frames(halo)
-        first = min(frames, max(FIRST_FRAMES, halo))
-        # a piece reads its halo again: of a short song that would be most of the work
-        early = ticket.stream and len(ticket.latents) > first + 2 * halo
-        return decode_stream(
-            self.decoder,
-            ticket.latents,
-            chunk_frames=frames,
-            first_frames=first if early else None,
-        )
 
     def _decode_songs(self) -> None:
         while True:
@@ -640,7 +633,7 @@ class Batcher:
         """Frames until somebody has what they wait for: the first piece, or the rest of the
         song.
         """
-        assert ticket.song is not None
+        assert ticket.song is not None and self.decoder is not None
         halo, heard = self.decoder.receptive_field, self._heard.get(ticket, 0)
         left = ticket.song.frames - heard
         if not heard and ticket.stream:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mudit_engine.models.vae import SpectralVAE
 
 DECODE_FRAMES = 128  # latent frames decoded at once, at least
+FIRST_FRAMES = 16  # of a song's first piece, at least
 
 
 class LatentDecoder(Protocol):
@@ -65,10 +66,12 @@ def decode_stream(
     *,
     chunk_frames: int,
     first_frames: int | None = None,
+    start: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
     """Yields finished audio [channels, up to chunk_frames * hop], first to last; the first piece
-    may be shorter (first_frames), so that somebody hears something early.
+    may be shorter (first_frames), so that somebody hears something early. `start` leaves out the
+    pieces before that frame, which must be where a piece begins.
 
     progress(done, total) counts latent frames. Raises ValueError for other shapes than [T, C] or
     fewer frames than one.
@@ -81,17 +84,20 @@ def decode_stream(
     first = chunk_frames if first_frames is None else min(first_frames, chunk_frames)
     if first < 1:
         raise ValueError(f"chunk_frames={chunk_frames} must be at least 1")
-    return _chunks(vae, latents_TC, (first, chunk_frames), progress)
+    return _chunks(vae, latents_TC, (first, chunk_frames), start, progress)
 
 
 def _chunks(
     vae: LatentDecoder,
     latents_TC: Tensor,
     sizes: tuple[int, int],
+    begin: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Tensor]:
     frames, hop, halo = len(latents_TC), vae.config.hop, vae.receptive_field
     for start in (0, *range(sizes[0], frames, sizes[1])) if frames else ():
+        if start < begin:
+            continue
         stop = min(start + sizes[1 if start else 0], frames)
         first, last = max(start - halo, 0), min(stop + halo, frames)
         # not around the yield: the mode would leak into the code that consumes the stream
@@ -145,6 +151,27 @@ def decode_frames(receptive_field: int) -> int:
     quarter as much again.
     """
     return max(DECODE_FRAMES, 8 * receptive_field)
+
+
+def pieces_of_song(
+    decoder: LatentDecoder, latents_TC: Tensor, *, stream: bool = True, start: int = 0
+) -> Iterator[Tensor]:
+    """Pieces of a song as listeners get them, each [channels, frames * hop]: with `stream` the
+    first one is short, where the song is long enough that this pays. `start` as in decode_stream.
+    """
+    halo = decoder.receptive_field
+    # an engine is built for some frames and no more
+    frames = getattr(decoder, "chunk_frames", None) or decode_frames(halo)
+    first = min(frames, max(FIRST_FRAMES, halo))
+    # a piece reads its halo again: of a short song that would be most of the work
+    early = stream and len(latents_TC) > first + 2 * halo
+    return decode_stream(
+        decoder,
+        latents_TC,
+        chunk_frames=frames,
+        first_frames=first if early else None,
+        start=start,
+    )
 
 
 @torch.inference_mode()

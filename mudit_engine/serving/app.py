@@ -36,7 +36,7 @@ from mudit_engine.reading import Understood
 from mudit_engine.serving import job_store
 from mudit_engine.serving.access import Keys
 from mudit_engine.serving.body_limit import BodyLimit, TooLarge
-from mudit_engine.serving.engine import Engine
+from mudit_engine.serving.engine import SongEngine
 from mudit_engine.serving.fields import (
     GenerateBody,
     SongBody,
@@ -91,7 +91,7 @@ class Failure(Exception):
 
 
 def create_app(
-    open_engine: Callable[[], Engine],
+    open_engine: Callable[[], SongEngine],
     *,
     folder: Path,
     options: ServiceOptions | None = None,
@@ -370,21 +370,23 @@ def create_app(
             return FileResponse(path, media_type=MEDIA_TYPES[kind], headers=headers)
         listener = service.subscribe(job.id)
         stream = pieces(service, job, listener)
+        # an error that comes before the first audio is an answer of its own
+        gone = asyncio.create_task(_disconnected(request))
+        first = asyncio.create_task(_next(stream))
         try:
-            # an error that comes before the first audio is an answer of its own
-            gone = asyncio.create_task(_disconnected(request))
-            first = asyncio.create_task(_next(stream))
             await asyncio.wait({gone, first}, return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
             if not first.done():
-                first.cancel()
-                await asyncio.gather(first, return_exceptions=True)
-                service.cancel(job.id)
                 raise Failure(499, "client_gone", "the client went away")
             piece = first.result()
         except BaseException:
+            # the stream cannot be closed while somebody waits for its next piece
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
             await stream.aclose()
+            service.cancel(job.id)
             raise
+        finally:
+            gone.cancel()
         vae = service.engine.config.vae
         samples = round(understood.seconds * vae.sample_rate)
         header = wav_header(rate=vae.sample_rate, channels=vae.channels, samples=samples)
@@ -587,7 +589,7 @@ def create_app(
             "object": "model",
             "owned_by": "mudit",
             "licence": config.licence,
-            "runtime": service.engine.pipeline.runtime_name,
+            "runtime": service.engine.runtime_name,
             "sample_rate": config.vae.sample_rate,
             "channels": config.vae.channels,
             "max_seconds": most,

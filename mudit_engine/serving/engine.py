@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,6 +26,55 @@ from mudit_engine.runtime.load import Deploy
 CPU_SHARE = 0.5  # of the memory that is free at start, for songs in flight
 GPU_SHARE = 0.8
 WARM_UP = SongRequest(description="钢琴, piano", lyrics="[verse]\n月亮 moon 1", seconds=1, seed=0)
+
+
+class Songs(Protocol):
+    """What batches songs: a Batcher here, or a Dispatcher of songs to other machines."""
+
+    on_step: Callable[[StepRecord], None] | None
+    save_every: float | None
+    on_save: Callable[[Ticket, bytes], None] | None
+
+    @property
+    def alive(self) -> bool: ...
+
+    def backlog(self) -> float: ...
+
+    def ahead(self, ticket: Ticket) -> int: ...
+
+    def estimate(self, ticket: Ticket) -> float: ...
+
+    def counts(self) -> dict[str, int]: ...
+
+
+class SongEngine(Protocol):
+    """What the service asks of an engine: an Engine here, or a RemoteEngine (dispatch.py)."""
+
+    @property
+    def batcher(self) -> Songs: ...
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def runtime_name(self) -> str: ...
+
+    def read(self, request: SongRequest) -> Understood: ...
+
+    def submit(
+        self,
+        understood: Understood,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        deadline: float | None = None,
+        saved: bytes | None = None,
+    ) -> Ticket: ...
+
+    def info(self, understood: Understood, timings: dict[str, float]) -> dict[str, Any]: ...
+
+    def drain(self, timeout: float | None = None) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class Engine:
@@ -44,12 +93,14 @@ class Engine:
         deploy: Deploy | None = None,
         most_waiting: int | None = None,
         memory: int | None = None,
+        decodes: bool = True,
         on_step: Callable[[StepRecord], None] | None = None,
         save_every: float | None = None,
         on_save: Callable[[Ticket, bytes], None] | None = None,
     ) -> Engine:
         """Loads the model and measures what its steps cost. `memory`: bytes for songs in flight
-        (None: a share of what is free). Raises what runtime/load.py raises.
+        (None: a share of what is free). `decodes` False ends songs with their latents. Raises what
+        runtime/load.py raises.
         """
         pipeline = SongPipeline.from_pretrained(
             model, runtime=runtime, device=device, deploy=deploy
@@ -59,7 +110,7 @@ class Engine:
         on_device = pipeline.runtime_name == "tensorrt"
         batcher = Batcher(
             pipeline.runtime,
-            pipeline.decoder,
+            pipeline.decoder if decodes else None,
             pipeline.config,
             cost=measure_cost(pipeline.runtime, pipeline.config),
             memory=memory or free_memory(),
@@ -75,6 +126,10 @@ class Engine:
     @property
     def config(self) -> ModelConfig:
         return self.pipeline.config
+
+    @property
+    def runtime_name(self) -> str:
+        return self.pipeline.runtime_name
 
     def read(self, request: SongRequest) -> Understood:
         """The request as the model understands it, without running a network. Raises InputError."""

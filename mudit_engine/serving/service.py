@@ -32,7 +32,7 @@ from mudit_engine.request import request_from_fields
 from mudit_engine.runtime.batcher import ENDED, Event, Stage, Ticket
 from mudit_engine.serving import job_store
 from mudit_engine.serving.access import Keys
-from mudit_engine.serving.engine import Engine
+from mudit_engine.serving.engine import SongEngine
 from mudit_engine.serving.job_store import Job, JobStore
 from mudit_engine.serving.monitoring import Metrics, emit_spans
 from mudit_engine.serving.song_files import PART, SONG, SongWriter, pcm
@@ -113,7 +113,7 @@ class SongService:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: SongEngine,
         folder: Path,
         *,
         loop: asyncio.AbstractEventLoop,

@@ -1,0 +1,246 @@
+"""`mudit serve --ray` on a real cluster of this machine: replicas and the ingress are killed under
+load, and every song is there, once, and the same as without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+psutil = pytest.importorskip("psutil")
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+SONG: dict[str, Any] = {"description": "calm piano", "seconds": 10}
+START = 240.0  # seconds in which a cluster and four replicas start on two busy cores
+
+
+class Cluster:
+    """A Ray cluster of eight logical CPUs on loopback, and services on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.log = (folder / "log.txt").open("ab")
+        self.running: list[subprocess.Popen[bytes]] = []
+        # Ray gives its own start 30 s, which a busy machine may not have
+        for _ in range(4):
+            if self._started():
+                return
+        raise AssertionError((folder / "log.txt").read_text()[-3000:])
+
+    def _started(self) -> bool:
+        with contextlib.ExitStack() as held:
+            two = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+            self.head, self.http = (one.getsockname()[1] for one in two)
+        self.address, self.url = f"127.0.0.1:{self.head}", f"http://127.0.0.1:{self.http}"
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        ray += ["--node-ip-address", "127.0.0.1", "--port", str(self.head), "--num-cpus", "8"]
+        ray += ["--include-dashboard", "false", "--object-store-memory", str(1 << 28)]
+        before = (self.folder / "log.txt").stat().st_size
+        self.running = [self._start(ray)]
+        while self.running[0].poll() is None:
+            if b"Ray runtime started" in (self.folder / "log.txt").read_bytes()[before:]:
+                return True
+            time.sleep(0.2)
+        return False
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=ROOT, stdout=self.log, stderr=self.log, env=self.env)
+
+    def mudit(self, *arguments: str) -> subprocess.Popen[bytes]:
+        self.running.append(self._start([sys.executable, "-m", "mudit_engine", *arguments]))
+        return self.running[-1]
+
+    def serve(self, model: Path, *options: str) -> subprocess.Popen[bytes]:
+        process = self.mudit(
+            *("serve", str(model), "--ray", self.address, "--device", "cpu", "--threads", "1"),
+            *("--port", str(self.http), "--folder", str(self.folder / "songs"), *options),
+        )
+        self.wait(lambda: self._ready(), process)
+        return process
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+        return False
+
+    def wait(self, done: Any, process: subprocess.Popen[bytes] | None = None) -> None:
+        until = time.monotonic() + START
+        while not done():
+            assert time.monotonic() < until, (self.folder / "log.txt").read_text()[-3000:]
+            assert process is None or process.poll() is None, (self.folder / "log.txt").read_text()
+            time.sleep(0.1)
+
+    def replicas(self, name: str) -> list[Any]:
+        """Processes of this cluster's deployment."""
+        return self.processes(f"mudit:{name}")
+
+    def processes(self, name: str) -> list[Any]:
+        """Processes of this cluster with these words in their title."""
+        ours = psutil.Process(self.running[0].pid).children(recursive=True)
+        found = []
+        for one in ours:
+            with contextlib.suppress(psutil.Error):
+                if name in " ".join(one.cmdline()):
+                    found.append(one)
+        return found
+
+    def close(self) -> None:
+        """Ends what was started here, by its own process ids."""
+        left = []
+        for one in self.running:
+            if one.poll() is None:
+                left += psutil.Process(one.pid).children(recursive=True)
+                one.terminate()
+        for one in self.running:
+            try:
+                one.wait(30)
+            except subprocess.TimeoutExpired:
+                one.kill()
+        for child in left:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    one = Cluster(tmp_path_factory.mktemp("ray"))
+    yield one
+    one.close()
+
+
+def ended(client: httpx.Client, id: str) -> dict[str, Any]:
+    until = time.monotonic() + 180
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            answer = client.get(f"/v1/songs/{id}")
+            # the ingress is away for some seconds after it was killed
+            if answer.status_code == 200:
+                job = dict(answer.json())
+                if job["status"] not in ("queued", "in_progress"):
+                    return job
+        assert time.monotonic() < until, id
+        time.sleep(0.1)
+
+
+def test_killed_replicas_lose_no_song(cluster: Cluster, micro: Path) -> None:
+    service = cluster.serve(micro, "--denoisers", "2", "--drain-seconds", "60")
+    client = httpx.Client(base_url=cluster.url, timeout=60)
+
+    def song(seed: int, **more: Any) -> str:
+        answer = client.post("/v1/songs", json={**SONG, "seed": seed, "steps": 400, **more})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def sound(id: str) -> bytes:
+        return client.get(f"/v1/songs/{id}/content?format=wav").content
+
+    def under_way(ids: list[str]) -> bool:
+        return any(client.get(f"/v1/songs/{id}").json()["step"] > 5 for id in ids)
+
+    before = [song(seed) for seed in range(4)]
+    sounds = {seed: (ended(client, id), sound(id))[1] for seed, id in enumerate(before)}
+
+    # a denoiser under load
+    ids = [song(seed) for seed in range(4)]
+    cluster.wait(lambda: under_way(ids))
+    denoisers = cluster.replicas("denoiser")
+    assert len(denoisers) == 2
+    denoisers[0].send_signal(signal.SIGKILL)
+    assert [ended(client, id)["status"] for id in ids] == ["completed"] * 4
+    assert [sound(id) for id in ids] == list(sounds.values())
+    # the decoder
+    ids = [song(seed) for seed in range(4)]
+    [decoder] = cluster.replicas("decoder")
+    decoder.send_signal(signal.SIGKILL)
+    assert [ended(client, id)["status"] for id in ids] == ["completed"] * 4
+    assert [sound(id) for id in ids] == list(sounds.values())
+    # the ingress: its table says what is to be done
+    ids = [song(seed) for seed in range(4)]
+    cluster.wait(lambda: under_way(ids))
+    [ingress] = cluster.replicas("ingress")
+    ingress.send_signal(signal.SIGKILL)
+    assert [ended(client, id)["status"] for id in ids] == ["completed"] * 4
+    assert [sound(id) for id in ids] == list(sounds.values())
+
+    # a client that goes away stops its song
+    with contextlib.suppress(httpx.ReadTimeout):
+        body = {**SONG, "seed": 9, "steps": 1000, "seconds": 20}
+        client.post("/v1/audio/generate", json=body, timeout=2)
+    gone = client.get("/v1/songs?limit=1").json()["data"][0]
+    assert ended(client, gone["id"])["status"] == "cancelled"
+    # each song once
+    listed = client.get("/v1/songs?limit=100").json()["data"]
+    assert len(listed) == 17
+
+    # SIGTERM drains: no new songs, and the open one is finished
+    last = song(0, steps=1000)
+    cluster.wait(lambda: under_way([last]))
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(120) == 0
+    again = cluster.serve(micro)
+    done = client.get(f"/v1/songs/{last}").json()
+    assert done["status"] == "completed", done
+    assert len(client.get("/v1/songs?limit=100").json()["data"]) == 18
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(120) == 0
+
+
+def test_another_denoiser_is_started_when_frames_queue(cluster: Cluster, micro: Path) -> None:
+    service = cluster.serve(micro, "--denoisers", "1-2", "--frames-per-denoiser", "200")
+    client = httpx.Client(base_url=cluster.url, timeout=60)
+    assert len(cluster.replicas("denoiser")) == 1
+    long = {**SONG, "steps": 1000, "seconds": 20}
+    ids = [client.post("/v1/songs", json={**long, "seed": n}).json()["id"] for n in range(6)]
+    cluster.wait(lambda: len(cluster.replicas("denoiser")) == 2)
+    for id in ids:
+        client.delete(f"/v1/songs/{id}")
+    assert {ended(client, id)["status"] for id in ids} <= {"cancelled", "completed"}
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(120) == 0
+
+
+def test_a_manifest_is_made_by_workers_and_goes_on(cluster: Cluster, micro: Path) -> None:
+    out, lines = cluster.folder / "out", []
+    for number in range(12):
+        lines.append(json.dumps({"description": "piano", "seconds": 4, "seed": number}))
+    manifest = cluster.folder / "big.jsonl"
+    manifest.write_text("\n".join(lines))
+    command = ["generate", "--manifest", str(manifest), "--out", str(out), "--model", str(micro)]
+    ray = ["--ray", cluster.address, "--ray-workers", "2", "--precision", "fp32"]
+    # a worker is killed, and later the driver itself
+    first = cluster.mudit(*command, *ray, "--steps", "300")
+    cluster.wait(lambda: len(list(out.glob("*.json"))) >= 2, first)
+    workers = cluster.processes("MapWorker")
+    assert workers
+    workers[0].send_signal(signal.SIGKILL)
+    cluster.wait(lambda: len(list(out.glob("*.json"))) >= 5)
+    first.send_signal(signal.SIGKILL)
+    first.wait(30)
+    cluster.wait(lambda: not cluster.processes("MapWorker"))
+    there = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    second = cluster.mudit(*command, *ray, "--steps", "300")
+    assert second.wait(START) == 0, (cluster.folder / "log.txt").read_text()[-3000:]
+    assert len(list(out.glob("*.wav"))) == len(list(out.glob("*.json"))) == 12
+    assert {path: path.stat().st_mtime_ns for path in there} == there, "nothing is made twice"
+    alone = cluster.folder / "alone"
+    plain = cluster.mudit(
+        *("generate", "--description", "piano", "--seconds", "4", "--seed", "11", "--model"),
+        *(str(micro), "--steps", "300", "--precision", "fp32", "--out", f"{alone}.wav"),
+    )
+    assert plain.wait(START) == 0
+    assert alone.with_suffix(".wav").read_bytes() == (out / "song-0012.wav").read_bytes()
