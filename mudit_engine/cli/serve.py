@@ -11,6 +11,7 @@ process ends; what is left goes on after a restart. A second one ends at once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ class Range(click.ParamType):
     help="What runs the networks.",
 )
 @click.option("--device", help="For --runtime torch: cpu, cuda or cuda:N.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FOLDER[:SCALE]",
+    help="A LoRA that a song may ask for by the folder's name. Repeatable.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option(
@@ -130,6 +138,7 @@ def command(
     new_key: str | None,
     threads: int | None,
     ray: str | None,
+    loras: tuple[str, ...],
     **chosen: Any,
 ) -> None:
     """Serve MODEL over HTTP: the API under /v1, its document at /docs, a page at /."""
@@ -147,15 +156,22 @@ def command(
     known = access.Keys.load(keys, quota=chosen["quota"]) if keys else None
     if known is None and chosen["quota"] is not None:
         known = access.Keys(quota=chosen["quota"])
+    if loras and runtime not in ("auto", "torch"):
+        raise InputError(
+            f"--lora is for --runtime torch: '{runtime}' runs the weights it was exported with"
+        )
     if device is not None and runtime not in ("auto", "torch"):
         raise InputError(f"--device {device} is for --runtime torch")
 
     from mudit_engine.cli._deployed import deployed
+    from mudit_engine.models.lora import parse_lora
     from mudit_engine.serving.app import ServiceOptions, create_app
     from mudit_engine.serving.engine import Engine
     from mudit_engine.serving.run import run_service
     from mudit_engine.serving.service import Retention
     from mudit_engine.serving.uploads import UploadLimits
+
+    specs = [parse_lora(text) for text in loras]
 
     def open_engine() -> Engine:
         import torch
@@ -167,6 +183,7 @@ def command(
             runtime=runtime,
             device=device,
             deploy=lambda source, name: deployed(source, runtime=name, quiet=True),
+            loras=specs,
         )
 
     options = ServiceOptions(
@@ -185,6 +202,7 @@ def command(
             threads=threads,
             options=options,
             keys=known,
+            loras=tuple(replace(one, folder=one.folder.resolve()) for one in specs),
             host=host,
             port=port,
             chosen=chosen,
@@ -215,6 +233,10 @@ def _serve_on_ray(
     model = Path(settings.pop("model"))
     # workers have another working folder
     source = str(model_folder(model).resolve()) if model.exists() else str(model)
+    if settings["runtime"] in ("onnxruntime", "openvino"):
+        from mudit_engine.cli._deployed import deployed
+
+        source = str(deployed(source, runtime=settings["runtime"]).resolve())
     found = RaySettings(
         source,
         folder.absolute(),

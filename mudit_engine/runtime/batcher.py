@@ -16,6 +16,9 @@ that would miss their deadline come first; those that can't make it any more end
 
 A song is the same song alone and among others: lengths are never padded and every song has its own
 noise. What goes wrong with one (a failing read, a NaN, a fault in a step) is its own error.
+
+Songs of another adapter (a LoRA that is merged into the weights) never share a step: `adapt` swaps
+it in, and its measured time is part of what changing over costs.
 """
 
 from __future__ import annotations
@@ -105,6 +108,7 @@ class Ticket:
     deadline: float | None  # of time.monotonic()
     stream: bool  # decode a short piece first
     saved: bytes | None = field(repr=False)
+    adapter: str | None = None
     submitted: float = field(default_factory=time.monotonic)
     stage: Stage = Stage.READING
     error: BaseException | None = None
@@ -170,6 +174,8 @@ class Batcher:
         on_step: told of every step.
         save_every: seconds between savings of a song's progress; None saves none.
         on_save: gets that progress, to resume the song later.
+        adapt: makes the adapter of this name act, None the model as it is; without it songs have
+            none.
         start: False starts no threads: a simulation does their work itself.
 
     Examples:
@@ -198,8 +204,12 @@ class Batcher:
         on_step: Callable[[StepRecord], None] | None = None,
         save_every: float | None = None,
         on_save: Callable[[Ticket, bytes], None] | None = None,
+        adapt: Callable[[str | None], None] | None = None,
         start: bool = True,
     ) -> None:
+        self.adapt = adapt
+        self._adapter: str | None = None  # that the weights have now
+        self._swap_seconds = 0.0
         self.runtime, self.decoder, self.config = runtime, decoder, config
         self.cost = cost or StepCost()
         self.memory, self.most_songs, self.most_waiting = memory, most_songs, most_waiting
@@ -244,15 +254,18 @@ class Batcher:
         deadline: float | None = None,
         stream: bool = True,
         saved: bytes | None = None,
+        adapter: str | None = None,
     ) -> Ticket:
         """Takes a song. `read` makes its inputs, in a thread of its own; on_event is called from
         the batcher's threads and must return at once.
 
-        deadline: seconds from now. saved: progress of an earlier run of the same inputs. Raises
-        BusyError when too many wait or the batcher is closing.
+        deadline: seconds from now. saved: progress of an earlier run of the same inputs. adapter:
+        of the song, which `adapt` knows. Raises BusyError when too many wait or the batcher is
+        closing.
         """
+        assert adapter is None or self.adapt is not None
         until = None if deadline is None else time.monotonic() + deadline
-        ticket = Ticket(next(self._numbers), read, on_event, until, stream, saved)
+        ticket = Ticket(next(self._numbers), read, on_event, until, stream, saved, adapter)
         ticket._wake = self._notify
         with self._lock:
             if not self._accepting:
@@ -387,7 +400,8 @@ class Batcher:
                     return
                 self._drop()
                 joining = self._admitted()
-            for ticket in joining:
+            # those of the adapter that acts first
+            for ticket in sorted(joining, key=lambda one: one.adapter != self._adapter):
                 self._prepare(ticket)
             with self._lock:
                 batch = self._pick()
@@ -454,6 +468,7 @@ class Batcher:
     def _prepare(self, ticket: Ticket) -> None:
         try:
             assert ticket.song is not None
+            self._use(ticket.adapter)
             state = self.runtime.prepare(ticket.song)
             if ticket.saved is not None:
                 thaw(state, ticket.saved)
@@ -479,11 +494,12 @@ class Batcher:
             left = self._left(ticket)
             if ticket.deadline is not None and ticket.deadline - now < EARLY * left + 1e-3:
                 return 0, ticket.deadline
-            return 1, left
+            # there and back again
+            return 1, left + 2 * self._swap(ticket)
 
         ranked = sorted(self._active, key=order)
         eldest = min(self._active, key=lambda ticket: ticket.number)
-        if self._credit >= self._next(eldest):
+        if self._credit >= self._next(eldest) + 2 * self._swap(eldest):
             ranked.remove(eldest)
             ranked.insert(0, eldest)
         budget = WORTH * self.cost.base
@@ -491,14 +507,33 @@ class Batcher:
         total = 0.0
         for ticket in ranked:
             cost = self._next(ticket)
+            if batch and ticket.adapter != batch[0].adapter:
+                continue  # other weights
             if not batch or (total + cost <= budget and len(batch) < self.most_songs):
                 batch.append(ticket)
                 total += cost
         if eldest in batch:
             self._credit = 0.0
         else:
-            self._credit += OLDEST_SHARE / (1 - OLDEST_SHARE) * (self.cost.base + total)
+            spent = self.cost.base + total + self._swap(batch[0])
+            self._credit += OLDEST_SHARE / (1 - OLDEST_SHARE) * spent
         return batch
+
+    def _swap(self, ticket: Ticket) -> float:
+        """Seconds until the weights have the song's adapter."""
+        return self._swap_seconds if ticket.adapter != self._adapter else 0.0
+
+    def _use(self, adapter: str | None) -> None:
+        """Gives the weights this adapter. In the engine's thread."""
+        if adapter == self._adapter:
+            return
+        assert self.adapt is not None
+        started = time.perf_counter()
+        self.adapt(adapter)
+        self._adapter = adapter
+        spent = time.perf_counter() - started
+        known = self._swap_seconds
+        self._swap_seconds = 0.8 * known + 0.2 * spent if known else spent
 
     def _advance(self, batch: list[Ticket]) -> None:
         states = [ticket._state for ticket in batch]
@@ -509,6 +544,8 @@ class Batcher:
         generators = [state.generator.get_state() for state in states]
         started = time.perf_counter()
         try:
+            self._use(batch[0].adapter)
+            started = time.perf_counter()
             self.runtime.step(states)
         except Exception as error:
             self._advance_alone(batch, generators, error)
@@ -543,6 +580,7 @@ class Batcher:
                 if len(batch) == 1:
                     raise error
                 state.generator.set_state(generator)
+                self._use(ticket.adapter)
                 self.runtime.step([state])
             except Exception as own:
                 with self._lock:

@@ -298,7 +298,9 @@ def create_app(
                 )
             if body.deadline is not None:
                 kept["deadline"] = body.deadline
-            job = service.create(understood, owner=owner, body=kept, reference=reference)
+            job = service.create(
+                understood, owner=owner, body=kept, reference=reference, lora=body.lora
+            )
             return job, understood
 
         job, understood = await run_in_threadpool(create)
@@ -595,6 +597,7 @@ def create_app(
             "max_seconds": most,
             "sampler": config.sampler.model_dump(mode="json"),
             "outline": config.dit.outline,
+            "loras": sorted(service.engine.loras),
         }
         return JSONResponse({"object": "list", "data": [entry]})
 

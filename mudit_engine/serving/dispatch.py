@@ -17,7 +17,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,10 +28,12 @@ import torch
 
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import BusyError, DeadlineError, ModelError, MuditError, StoppedError
+from mudit_engine.models.lora import LoraSpec
 from mudit_engine.pipeline import song_info
 from mudit_engine.reading import TextReader, Understood
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.batcher import Event, Stage, StepRecord, Ticket
+from mudit_engine.serving.engine import check_lora, loras_row
 from mudit_engine.serving.replicas import Said, error_of
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class _Song:
     ticket: Ticket
     understood: Understood
     saved: bytes | None
+    lora: str | None = None
     task: asyncio.Task[None] | None = None
     losses: int = 0
     heard: int = 0  # latent frames whose audio is out
@@ -106,12 +109,13 @@ class Dispatcher:
         on_event: Callable[[Event], None] | None = None,
         deadline: float | None = None,
         saved: bytes | None = None,
+        lora: str | None = None,
     ) -> Ticket:
         """Takes a song. Raises BusyError when the dispatcher is closing."""
         until = None if deadline is None else time.monotonic() + deadline
         ticket = Ticket(next(self._numbers), _unread, on_event, until, True, saved)
         ticket.steps = len(understood.table.times)
-        song = _Song(ticket, understood, saved)
+        song = _Song(ticket, understood, saved, lora)
         with self._lock:
             if not self._accepting:
                 raise BusyError("the engine is shutting down: try another one", retry_after=5.0)
@@ -185,7 +189,9 @@ class Dispatcher:
             reference = await asyncio.to_thread(Path(request.reference).read_bytes)
         # paths mean nothing on another machine
         plain = replace(song.understood, request=replace(request, reference=None))
-        stream = self.denoise(plain, reference=reference, deadline=deadline, saved=song.saved)
+        stream = self.denoise(
+            plain, reference=reference, deadline=deadline, saved=song.saved, lora=song.lora
+        )
         async with aclosing(stream):  # type: ignore[type-var]
             async for said in stream:
                 self._heard_of(said)
@@ -335,10 +341,19 @@ class RemoteEngine:
         config: the model's.
         about: what SongDenoiser.about says.
         dispatcher: hands the songs out.
+        loras: that every denoiser has, by name.
     """
 
-    def __init__(self, config: ModelConfig, about: dict[str, Any], dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        about: dict[str, Any],
+        dispatcher: Dispatcher,
+        *,
+        loras: Mapping[str, LoraSpec] | None = None,
+    ) -> None:
         self.config, self.about, self.batcher = config, about, dispatcher
+        self.loras = loras or {}
         self.reader = TextReader(config)
 
     @property
@@ -356,13 +371,20 @@ class RemoteEngine:
         on_event: Callable[[Event], None] | None = None,
         deadline: float | None = None,
         saved: bytes | None = None,
+        lora: str | None = None,
     ) -> Ticket:
-        """See Dispatcher.submit."""
-        return self.batcher.submit(understood, on_event=on_event, deadline=deadline, saved=saved)
+        """See Dispatcher.submit. Raises InputError for an unknown LoRA."""
+        check_lora(lora, self.loras)
+        return self.batcher.submit(
+            understood, on_event=on_event, deadline=deadline, saved=saved, lora=lora
+        )
 
-    def info(self, understood: Understood, timings: dict[str, float]) -> dict[str, Any]:
+    def info(
+        self, understood: Understood, timings: dict[str, float], *, lora: str | None = None
+    ) -> dict[str, Any]:
         """The song's sidecar; machine and runtime are those of the denoiser that spoke first."""
-        return song_info(self.config, understood, self.about, timings, 1)
+        made = song_info(self.config, understood, self.about, timings, 1)
+        return {**made, "loras": loras_row(lora, self.loras)}
 
     def drain(self, timeout: float | None = None) -> bool:
         """See Dispatcher.drain."""

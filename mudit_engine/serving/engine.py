@@ -8,14 +8,16 @@ engine.drain(); engine.close()
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from mudit_engine.config import ModelConfig
+from mudit_engine.errors import InputError
 from mudit_engine.hardware import machine
+from mudit_engine.models.lora import LoraSpec
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.reading import Understood
 from mudit_engine.request import SongRequest
@@ -59,6 +61,9 @@ class SongEngine(Protocol):
     @property
     def runtime_name(self) -> str: ...
 
+    @property
+    def loras(self) -> Mapping[str, LoraSpec]: ...
+
     def read(self, request: SongRequest) -> Understood: ...
 
     def submit(
@@ -68,9 +73,12 @@ class SongEngine(Protocol):
         on_event: Callable[[Event], None] | None = None,
         deadline: float | None = None,
         saved: bytes | None = None,
+        lora: str | None = None,
     ) -> Ticket: ...
 
-    def info(self, understood: Understood, timings: dict[str, float]) -> dict[str, Any]: ...
+    def info(
+        self, understood: Understood, timings: dict[str, float], *, lora: str | None = None
+    ) -> dict[str, Any]: ...
 
     def drain(self, timeout: float | None = None) -> bool: ...
 
@@ -80,8 +88,10 @@ class SongEngine(Protocol):
 class Engine:
     """A model that is ready, with its batcher."""
 
-    def __init__(self, pipeline: SongPipeline, batcher: Batcher) -> None:
-        self.pipeline, self.batcher = pipeline, batcher
+    def __init__(
+        self, pipeline: SongPipeline, batcher: Batcher, *, loras: Mapping[str, LoraSpec]
+    ) -> None:
+        self.pipeline, self.batcher, self.loras = pipeline, batcher, loras
 
     @classmethod
     def open(
@@ -94,17 +104,26 @@ class Engine:
         most_waiting: int | None = None,
         memory: int | None = None,
         decodes: bool = True,
+        loras: Sequence[LoraSpec] = (),
         on_step: Callable[[StepRecord], None] | None = None,
         save_every: float | None = None,
         on_save: Callable[[Ticket, bytes], None] | None = None,
     ) -> Engine:
         """Loads the model and measures what its steps cost. `memory`: bytes for songs in flight
-        (None: a share of what is free). `decodes` False ends songs with their latents. Raises what
-        runtime/load.py raises.
+        (None: a share of what is free). `decodes` False ends songs with their latents. `loras`:
+        those that a song may ask for, by the names of their folders; each is tried first. Raises
+        what runtime/load.py and SongPipeline.set_loras raise.
         """
+        named = named_loras(loras)
+        if named and runtime == "auto":
+            runtime = "torch"
         pipeline = SongPipeline.from_pretrained(
             model, runtime=runtime, device=device, deploy=deploy
         )
+        for spec in named.values():
+            pipeline.set_loras([spec])
+        if named:
+            pipeline.set_loras([])
         # dictionaries and text tower are loaded now, not by the first request
         pipeline.reader.inputs(pipeline.reader.read(WARM_UP))
         on_device = pipeline.runtime_name == "tensorrt"
@@ -120,8 +139,11 @@ class Engine:
             on_step=on_step,
             save_every=save_every,
             on_save=on_save,
+            adapt=(lambda name: pipeline.set_loras([named[name]] if name else []))
+            if named
+            else None,
         )
-        return cls(pipeline, batcher)
+        return cls(pipeline, batcher, loras=named)
 
     @property
     def config(self) -> ModelConfig:
@@ -142,18 +164,24 @@ class Engine:
         on_event: Callable[[Event], None] | None = None,
         deadline: float | None = None,
         saved: bytes | None = None,
+        lora: str | None = None,
     ) -> Ticket:
-        """Hands the song to the batcher. Raises BusyError."""
+        """Hands the song to the batcher. Raises BusyError, and InputError for an unknown LoRA."""
+        check_lora(lora, self.loras)
         return self.batcher.submit(
             lambda: self.pipeline.reader.inputs(understood),
             on_event=on_event,
             deadline=deadline,
             saved=saved,
+            adapter=lora,
         )
 
-    def info(self, understood: Understood, timings: dict[str, float]) -> dict[str, Any]:
+    def info(
+        self, understood: Understood, timings: dict[str, float], *, lora: str | None = None
+    ) -> dict[str, Any]:
         """The song's sidecar."""
-        return self.pipeline.info(understood, timings, 1)
+        made = self.pipeline.info(understood, timings, 1)
+        return {**made, "loras": loras_row(lora, self.loras)}
 
     def drain(self, timeout: float | None = None) -> bool:
         """See Batcher.drain."""
@@ -162,6 +190,31 @@ class Engine:
     def close(self) -> None:
         """See Batcher.close."""
         self.batcher.close()
+
+
+def named_loras(specs: Sequence[LoraSpec]) -> dict[str, LoraSpec]:
+    """LoRAs by the names of their folders. Raises InputError for a name that is there twice."""
+    named: dict[str, LoraSpec] = {}
+    for spec in specs:
+        name = spec.folder.resolve().name
+        if name in named:
+            raise InputError(
+                f"two LoRAs are named '{name}': songs ask for them by the folder's name, rename one"
+            )
+        named[name] = spec
+    return named
+
+
+def check_lora(name: str | None, known: Mapping[str, LoraSpec]) -> None:
+    """Raises InputError for a LoRA that is not loaded."""
+    if name is not None and name not in known:
+        there = f"loaded are {', '.join(sorted(known))}" if known else "none is loaded here"
+        raise InputError(f"lora '{name[:80]}' is unknown: {there}")
+
+
+def loras_row(name: str | None, known: Mapping[str, LoraSpec]) -> list[dict[str, Any]]:
+    """What a sidecar says of the LoRA that acted; its folder on the server is nobody's affair."""
+    return [] if name is None else [{"name": name, "scale": known[name].scale}]
 
 
 def free_memory() -> int:

@@ -111,6 +111,9 @@ class SongBody(_Body):
     model: str | None = Field(
         None, max_length=200, description="The served model's name, or leave it out."
     )
+    lora: str | None = Field(
+        None, max_length=200, description="A loaded LoRA's name, as /v1/models lists them."
+    )
     deadline: float | None = Field(
         None, gt=0, le=86400, description="Give up when the song is not ready after these seconds."
     )
@@ -164,6 +167,7 @@ class SpeechBody(_Body):
     seconds: float | None = Field(None, ge=1, description="Length; none is as the lyrics need.")
     seed: int | None = Field(None, ge=0, le=HIGHEST_SEED)
     steps: int | None = Field(None, ge=1, le=1000)
+    lora: str | None = Field(None, max_length=200, description="A loaded LoRA's name.")
 
     def song(self) -> SongBody:
         """The same in the canonical fields."""
@@ -175,6 +179,7 @@ class SpeechBody(_Body):
             seconds=self.seconds,
             seed=self.seed,
             steps=self.steps,
+            lora=self.lora,
             model=self.model,
         )
 

@@ -25,9 +25,11 @@ from typing import Any
 
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError
+from mudit_engine.models.lora import LoraSpec
 from mudit_engine.serving.access import Keys
 from mudit_engine.serving.app import ServiceOptions, create_app
 from mudit_engine.serving.dispatch import Dispatcher, RemoteEngine
+from mudit_engine.serving.engine import named_loras
 from mudit_engine.serving.ray_songs import connect
 from mudit_engine.serving.replicas import QUEUED_FRAMES, Said, SongDecoder, SongDenoiser
 
@@ -56,6 +58,7 @@ class RaySettings:
         songs: at a denoiser at once; more wait in front of all of them.
         options: of the HTTP service.
         keys: who may ask; None is everybody.
+        loras: that songs may ask for, the same folders on every machine.
     """
 
     model: str
@@ -69,6 +72,7 @@ class RaySettings:
     songs: int = 32
     options: ServiceOptions = field(default_factory=ServiceOptions)
     keys: Keys | None = None
+    loras: tuple[LoraSpec, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("denoisers", "decoders"):
@@ -143,6 +147,7 @@ def application(settings: RaySettings, *, pinned: dict[str, float] | None = None
         device=device if settings.runtime == "torch" else None,
         threads=settings.threads,
         save_every=settings.options.save_every,
+        loras=settings.loras,
     )
     decoder = serve.deployment(
         SongDecoder,
@@ -211,7 +216,7 @@ def open_remote(settings: RaySettings, denoiser: Any, decoder: Any) -> RemoteEng
         config,
         lost=(RayActorError, DeploymentUnavailableError),
     )
-    return RemoteEngine(config, about, dispatcher)
+    return RemoteEngine(config, about, dispatcher, loras=named_loras(settings.loras))
 
 
 def streamed(method: Any) -> Callable[..., AsyncIterator[Any]]:

@@ -16,7 +16,7 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ import torch
 
 from mudit_engine import errors
 from mudit_engine.errors import MuditError
+from mudit_engine.models.lora import LoraSpec
 from mudit_engine.reading import Understood
 from mudit_engine.runtime.batcher import ENDED, Batcher, Event, StepRecord, Ticket
 from mudit_engine.runtime.decode import pieces_of_song
@@ -86,6 +87,7 @@ class SongDenoiser:
         device: of torch; None is a GPU where there is one.
         threads: of the CPU; None is torch's own.
         save_every: seconds between a song's savings.
+        loras: that songs may ask for.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class SongDenoiser:
         device: str | None = None,
         threads: int | None = None,
         save_every: float | None = 10.0,
+        loras: Sequence[LoraSpec] = (),
     ) -> None:
         _use_threads(threads)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
@@ -107,6 +110,7 @@ class SongDenoiser:
             runtime=runtime,
             device=device,
             decodes=False,
+            loras=loras,
             on_step=self._stepped,
             save_every=save_every,
             on_save=self._saved,
@@ -127,6 +131,7 @@ class SongDenoiser:
         reference: bytes | None = None,
         deadline: float | None = None,
         saved: bytes | None = None,
+        lora: str | None = None,
     ) -> AsyncIterator[Said]:
         """Says where the song is until its steps are done. Whoever stops listening cancels it.
 
@@ -148,7 +153,7 @@ class SongDenoiser:
                 understood = replace(understood, request=request)
             try:
                 ticket = self.engine.submit(
-                    understood, on_event=hear, deadline=deadline, saved=saved
+                    understood, on_event=hear, deadline=deadline, saved=saved, lora=lora
                 )
             except MuditError as error:
                 yield Said("failed", 0, 0, self.name, error=told(error))

@@ -32,7 +32,7 @@ from mudit_engine.request import request_from_fields
 from mudit_engine.runtime.batcher import ENDED, Event, Stage, Ticket
 from mudit_engine.serving import job_store
 from mudit_engine.serving.access import Keys
-from mudit_engine.serving.engine import SongEngine
+from mudit_engine.serving.engine import SongEngine, check_lora
 from mudit_engine.serving.job_store import Job, JobStore
 from mudit_engine.serving.monitoring import Metrics, emit_spans
 from mudit_engine.serving.song_files import PART, SONG, SongWriter, pcm
@@ -147,10 +147,12 @@ class SongService:
         owner: str,
         body: dict[str, Any],
         reference: Path | None = None,
+        lora: str | None = None,
     ) -> Job:
         """A new job, on the disk before it is answered. Raises BusyError when there is no room, or
-        when the owner's day is used up.
+        when the owner's day is used up, and InputError for an unknown LoRA.
         """
+        check_lora(lora, self.engine.loras)
         if self.draining:
             raise BusyError("the service is shutting down: ask another one", retry_after=5.0)
         if (there := len(self._runs)) >= self.most_open:
@@ -166,6 +168,7 @@ class SongService:
                 **body,
                 "fields": _fields(understood),
                 "reference": reference is not None,
+                **({"lora": lora} if lora is not None else {}),
             },
             steps=len(understood.table.times),
         )
@@ -198,6 +201,7 @@ class SongService:
                 on_event=lambda event: self._happened(run, event),
                 deadline=deadline,
                 saved=saved,
+                lora=job.request.get("lora"),
             )
         except BaseException:
             with self._lock:
@@ -333,7 +337,7 @@ class SongService:
         run.writer.finish()
         timings = self._parts(run, now)
         spent = {name: end - start for name, (start, end) in timings.items()}
-        sidecar = self.engine.info(run.understood, spent)
+        sidecar = self.engine.info(run.understood, spent, lora=run.job.request.get("lora"))
         request = {**sidecar["request"], "reference": None}
         write_json(run.folder / SIDECAR, {**sidecar, "request": request, "file": SONG})
         return {
@@ -429,7 +433,7 @@ class SongService:
 
     def view(self, job: Job) -> dict[str, Any]:
         """A job as the API shows it: the table's row, and where an open one is now."""
-        run = self._runs.get(job.id)
+        run, lora = self._runs.get(job.id), job.request.get("lora")
         shown: dict[str, Any] = {
             "id": job.id,
             "object": "song",
@@ -447,7 +451,7 @@ class SongService:
             "result": job.result or None,
             "request": {
                 name: value
-                for name, value in job.request.get("fields", {}).items()
+                for name, value in (*job.request.get("fields", {}).items(), ("lora", lora))
                 if value is not None and name != "reference"
             },
         }
