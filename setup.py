@@ -29,7 +29,6 @@ CORE = [
     "packaging>=24",
     "llguidance>=1.9,<2",  # grammars over vocabularies: lyrics that keep their form
 ]
-POLYGRAPHY = "polygraphy==0.53.6"
 EXTRAS = {
     "train": ["deepspeed==0.19.8", "tensorboard>=2.18", "psutil>=6", "scipy>=1.14"],
     "lyrics": [
@@ -58,7 +57,7 @@ EXTRAS = {
     # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],
-    "ray": ["ray[data]==2.60.0"],
+    "ray": ["ray[data,serve]==2.60.0"],
     # stems and lyrics of songs that come without
     "listen": ["demucs==4.1.0", "faster-whisper==1.2.1", "funasr==1.4.16"],
     "track": ["wandb>=0.19", "mlflow>=2.19"],
@@ -67,8 +66,8 @@ EXTRAS = {
     "docs": ["mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8"],
     # in an environment of its own, on the GPU host: it wants another onnx
     "quantize": ["nvidia-modelopt"],
-    # only where its GPU is; polygraphy also parses the build commands written for GPU hosts
-    "tensorrt": ["tensorrt==11.4.0.106", POLYGRAPHY],
+    # only where its GPU is
+    "tensorrt": ["tensorrt==11.4.0.106"],
 }
 EXTRAS["dev"] = [
     "pytest==9.2.0",
@@ -77,7 +76,6 @@ EXTRAS["dev"] = [
     "hypothesis>=6.150,<7",
     "ruff==0.17.6",
     "mypy==2.4.1",
-    POLYGRAPHY,
     "tritonclient==2.65.0",  # the protobuf of config.pbtxt; from 2.66 on it pins an old ml-dtypes
     *EXTRAS["train"],
     *EXTRAS["export"],

@@ -3,15 +3,15 @@
     OUT/engines/TARGET/spec.json  what is built: graphs, profiles per length bucket, flags
                                   (export/tensorrt_engine.py)
     OUT/engines/TARGET/build_engines.py     builds it, with the builder's package alone
-    OUT/engines/TARGET/build.sh             the same as polygraphy commands
+    OUT/engines/TARGET/build.sh             runs it, and records the engines in the manifest
     OUT/engines/TARGET/*.engine, *.log.gz   the engines and what the builder said
 
     plan = make_plan(Path("deploy"), TARGETS["rtx-sm80"], buckets=[], options=Options())
     rows = build_engines(plan)  # raises MissingError on a machine that cannot build the target
 
-TensorRT-RTX builds ahead of time, with no GPU and no driver, for Ampere and later consumer
-architectures and A100 (there is no SM90); TensorRT builds only on the GPU that will run the engine.
-The gate of export/fusion.py is on every engine.
+    rows = record_built(Path("deploy"), "a100")  # after build.sh, on the GPU host
+
+Where what is built, runtime/trt_targets.py says. The gate of export/fusion.py is on every engine.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mudit_engine.availability import available, install_command, pinned
+from mudit_engine.availability import available, install_command, pinned, require
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, InputError, MissingError, ModelError, MuditError
 from mudit_engine.export.manifest import add_to_manifest
-from mudit_engine.export.tensorrt_engine import quantized_name
+from mudit_engine.export.tensorrt_engine import BUILT, quantized_name
 from mudit_engine.files import atomic_path, write_json, write_text
 from mudit_engine.hardware import machine
-from mudit_engine.runtime.buckets import Bucket, default_buckets, parse_buckets, profiles, scaled
-from mudit_engine.runtime.manifest import read_manifest
+from mudit_engine.runtime.buckets import Bucket, default_buckets, parse_buckets, profiles
+from mudit_engine.runtime.manifest import differences, file_sha256, read_manifest
+from mudit_engine.runtime.trt_targets import TARGETS, Target, target_of_gpu
 
 ENGINES = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
 TIMING_CACHE = "timing.cache"
@@ -45,41 +46,10 @@ NAMED = 6  # faults that an error names
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where engines run. package is the builder's import name; capability is what TensorRT-RTX
-    compiles for (None: any it supports).
-    """
-
-    name: str
-    package: str
-    capability: str | None = None
-    gpu: str | None = None  # compute capability that must be present to build
-
-    @property
-    def ahead_of_time(self) -> bool:
-        return self.package == "tensorrt_rtx"
-
-
-_RTX = {
-    f"rtx-sm{sm}": Target(f"rtx-sm{sm}", "tensorrt_rtx", f"SM{sm}")
-    for sm in (75, 80, 86, 89, 120, 121)
-}
-TARGETS = {
-    "a100": Target("a100", "tensorrt", gpu="8.0"),
-    "h100": Target("h100", "tensorrt", gpu="9.0"),
-    **_RTX,
-    "rtx-portable": Target("rtx-portable", "tensorrt_rtx"),
-}
-
-
-@dataclass(frozen=True)
 class Options:
     """What the user may ask of the builder."""
 
     flavour: str = "bf16"
-    songs: int = 1
-    refit: bool = False
-    weight_streaming: bool = False
     timing_cache: bool = True
     optimization_level: int | None = None
     vae_optimization_level: int | None = None
@@ -88,8 +58,6 @@ class Options:
     calibration: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.songs < 1:
-            raise InputError(f"--songs {self.songs}: at least 1 song is stepped at once")
         if self.calibration and not self.quantize:
             raise InputError(
                 "--calibration is what --quantize measures ranges on: give --quantize fp8 or int8 "
@@ -132,7 +100,7 @@ def make_plan(
         folder: written by `export_onnx` with a TensorRT flavour.
         target: where the engines run (`TARGETS`).
         buckets: "SECONDS" or "SECONDS:TOKENS" each, the longest song of a profile; none gives four.
-        options: flavour, songs of a step, refit and so on.
+        options: flavour, levels of the builder, quantising.
         graphs: those to build now; none is all. The build package has all.
 
     Returns:
@@ -173,9 +141,7 @@ def make_plan(
                 "name": name,
                 "onnx": f"../../graphs/{options.flavour}/{name}.onnx",
                 "engine": f"{name}.engine",
-                "profiles": profiles(config, chosen, name, songs=options.songs),
-                "refit": options.refit,
-                "weight_streaming": options.weight_streaming,
+                "profiles": profiles(config, chosen, name),
                 "optimization_level": level,
                 "quantize": options.quantize if name == "step" else None,
                 "calibration": CALIBRATION if options.calibration and name == "step" else None,
@@ -186,20 +152,20 @@ def make_plan(
         "package": target.package,
         # on the host that builds: no path of this one
         "install": f"pip install {pinned(target.package)}",
-        "capability": target.capability,
+        "capability": target.compiles_for,
         # TensorRT-RTX picks kernels without timing them: a cache would be empty
         "timing_cache": TIMING_CACHE if options.timing_cache and not target.ahead_of_time else None,
         "model": config.name,
         "flavour": options.flavour,
         "buckets": [asdict(bucket) for bucket in chosen],
-        "songs": options.songs,
         "engines": entries,
     }
     return Plan(folder, target, config, chosen, options, names, spec)
 
 
 def write_package(plan: Plan) -> Path:
-    """Writes what a GPU host needs beside the graphs: specification, script, polygraphy commands.
+    """Writes what a GPU host needs beside the graphs: specification and scripts.
+
     Returns its folder.
     """
     write_json(plan.out / "spec.json", plan.spec)
@@ -214,67 +180,33 @@ def write_package(plan: Plan) -> Path:
 
 
 def build_script(plan: Plan) -> str:
-    """A shell script that builds every engine with polygraphy; build_engines.py does the same and
-    also measures.
-    """
+    """A shell script that builds every engine and records them in the deployment's manifest."""
+    record = f"mudit export tensorrt ../.. --record --target {plan.target.name}"
     lines = [
         "#!/bin/sh",
         f"# Engines of model '{plan.config.name}' for target {plan.target.name}. Run it in this "
         f"folder, on the GPU that will run them.",
-        "# python build_engines.py spec.json --measure   builds the same engines and times them "
-        "with CUDA graphs.",
+        "# python build_engines.py spec.json --measure   also times them with CUDA graphs.",
         "set -eu",
         'cd "$(dirname "$0")"',
-        f"# {plan.spec['install']}"
-        + ("" if plan.target.ahead_of_time else f" {pinned('polygraphy')}"),
+        f"# {plan.spec['install']}",
     ]
-    if plan.target.ahead_of_time:
-        return "\n".join([*lines, "python build_engines.py spec.json", ""])
     if any(entry["quantize"] for entry in plan.spec["engines"]):
         # in another environment where need be: it pins another onnx than this project
         lines += [
             f"# pip install {pinned('modelopt')}",
             "python build_engines.py spec.json --quantize-only",
         ]
-    lines += [shlex.join(command) for command in polygraphy_commands(plan)]
+    lines += [
+        "python build_engines.py spec.json",
+        "# --runtime tensorrt takes engines that have passed the fusion gate and are recorded",
+        "if command -v mudit > /dev/null; then",
+        f"  {record}",
+        "else",
+        f"  echo 'now run, in this folder, where mudit-engine is installed: {record}'",
+        "fi",
+    ]
     return "\n".join([*lines, ""])
-
-
-def polygraphy_commands(plan: Plan) -> list[list[str]]:
-    """`polygraphy convert` for each engine: a profile is one set of min, opt and max shapes."""
-    commands = []
-    for entry in plan.spec["engines"]:
-        source = quantized_name(entry) if entry["quantize"] else entry["onnx"]
-        command = [
-            "polygraphy",
-            "convert",
-            source,
-            "--convert-to",
-            "trt",
-            "--output",
-            entry["engine"],
-            "--strongly-typed",
-        ]
-        command += ["--profiling-verbosity", "detailed"]
-        for shapes in entry["profiles"]:
-            for index, kind in enumerate(("min", "opt", "max")):
-                command += [
-                    f"--trt-{kind}-shapes",
-                    *scaled({name: sizes[index] for name, sizes in shapes.items()}).split(),
-                ]
-        if plan.spec["timing_cache"]:
-            command += [
-                "--load-timing-cache",
-                plan.spec["timing_cache"],
-                "--save-timing-cache",
-                plan.spec["timing_cache"],
-            ]
-        command += ["--refittable"] if entry["refit"] else []
-        command += ["--weight-streaming"] if entry["weight_streaming"] else []
-        if entry["optimization_level"] is not None:
-            command += ["--builder-optimization-level", str(entry["optimization_level"])]
-        commands.append(command)
-    return commands
 
 
 def lacking(target: Target, options: Options | None = None) -> str | None:
@@ -283,18 +215,14 @@ def lacking(target: Target, options: Options | None = None) -> str | None:
     if target.ahead_of_time:
         if not available(target.package):
             return f"the package tensorrt-rtx is not installed: {install_command(target.package)}"
-        # its builder compiles kernels of refittable engines on the device, and fails inside without
-        # one
-        if options and options.refit and not gpus:
-            return "refittable engines need an NVIDIA driver even here (leave out --refit)"
         return _lacks_modelopt(options)
     reasons = []
     if not gpus:
         reasons.append("there is no NVIDIA driver or GPU (nvidia-smi answers nothing)")
-    elif all(gpu.compute_capability != target.gpu for gpu in gpus):
+    elif all(gpu.compute_capability != target.capability for gpu in gpus):
         reasons.append(
             f"the GPU is {gpus[0].name} (compute capability {gpus[0].compute_capability}), not "
-            f"{target.gpu}"
+            f"{target.capability}"
         )
     if not available(target.package):
         reasons.append(f"the package tensorrt is not installed ({install_command(target.package)})")
@@ -358,17 +286,34 @@ def build_engines(
             # an engine of an earlier specification must not pass for this one
             file.unlink(missing_ok=True)
         row = _run(plan, entry["name"], measured=measured)
-        fusion = check_engine(plan, entry)
-        row |= {"target": plan.target.name, "fusion": fusion["profiles"], "masks": fusion["masks"]}
         rows.append(row)
-        if wrong := [
-            *fusion["masks"],
-            *(fault for profile in fusion["profiles"] for fault in profile["faults"]),
-        ]:
-            engine.unlink()
-            faults += [f"{entry['name']}: {fault}" for fault in dict.fromkeys(wrong)]
-        else:
-            keep(row)
+        faults += _gate(plan, entry, row, keep)
+    _report(plan, rows, faults)
+    return rows
+
+
+def _gate(
+    plan: Plan, entry: dict[str, Any], row: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> list[str]:
+    """Holds a built engine to the fusion gate and adds what it found to the row; an engine with
+    faults is removed, another is told to `keep`. Returns the faults.
+    """
+    fusion = check_engine(plan, entry)
+    row |= {"target": plan.target.name, "fusion": fusion["profiles"], "masks": fusion["masks"]}
+    wrong = [
+        *fusion["masks"],
+        *(fault for profile in fusion["profiles"] for fault in profile["faults"]),
+    ]
+    if wrong:
+        (plan.out / entry["engine"]).unlink()
+        return [f"{entry['name']}: {fault}" for fault in dict.fromkeys(wrong)]
+    keep(row)
+    return []
+
+
+def _report(plan: Plan, rows: Sequence[dict[str, Any]], faults: Sequence[str]) -> None:
+    """Writes the report of a build. Raises GateError for faults."""
+    out = plan.out
     write_json(out / "report.json", rows)
     if faults:
         rest = (
@@ -380,7 +325,99 @@ def build_engines(
             f"engines for {plan.target.name} are not as they must be and were removed: "
             f"{'; '.join(faults[:NAMED])}{rest}"
         )
-    return rows
+
+
+def record_built(folder: Path, target: str) -> tuple[Plan, list[dict[str, Any]]]:
+    """Holds engines that build_engines.py built in a deployment's package to the fusion gate, and
+    enters those that pass into the manifest, so that `--runtime tensorrt` takes them.
+
+    Args:
+        folder: the deployment.
+        target: name of the package, a folder in `engines/`.
+
+    Returns:
+        The plan of the package, and a row an engine.
+
+    Raises:
+        MissingError: without onnx, which the gate reads graphs with.
+        ModelError: where there is no such package, it was changed after it was written, or an
+            engine was built from other graphs.
+        GateError: as `build_engines`; engines that pass are recorded nonetheless.
+
+    Examples:
+        >>> plan, rows = record_built(Path("deploy"), "a100")               # doctest: +SKIP
+    """
+    require("onnx", "the gate on engines")
+    manifest, home = read_manifest(folder), folder / "engines" / target
+    if target not in TARGETS or not (home / "spec.json").is_file():
+        there = sorted(path.parent.name for path in folder.glob("engines/*/spec.json"))
+        raise ModelError(
+            f"'{folder}' has no build package of target '{target}': it has "
+            f"{', '.join(there) or 'none'}. Write one with --package-only"
+        )
+    added = f"engines/{target}/"
+    fresh = ("spec.json", "build_engines.py", "build.sh")
+    wrong = [
+        text
+        for text in differences(folder, manifest)
+        # what was built lies beside the package, here and of other targets
+        if not text.startswith("engines/") or text.removeprefix(added).split()[0] in fresh
+    ]
+    if wrong:
+        raise ModelError(
+            f"'{folder}' is not as it was exported: {'; '.join(wrong[:NAMED])}. Its engines cannot "
+            "be recorded: export it again, write the package and build in it"
+        )
+    spec = json.loads((home / "spec.json").read_text(encoding="utf-8"))
+    built: dict[str, Any] = {}
+    with suppress(FileNotFoundError):
+        built = json.loads((home / BUILT).read_text(encoding="utf-8"))
+    entries = [
+        entry
+        for entry in spec["engines"]
+        if entry["name"] in built and (home / entry["engine"]).is_file()
+    ]
+    if not entries:
+        raise ModelError(
+            f"'{home}' holds no engine that build_engines.py built: run build.sh there, on the GPU"
+        )
+    plan = Plan(
+        folder,
+        TARGETS[target],
+        load_config(folder),
+        tuple(Bucket(**bucket) for bucket in spec["buckets"]),
+        Options(flavour=spec["flavour"]),
+        tuple(entry["name"] for entry in entries),
+        spec,
+    )
+    for entry in entries:
+        row, engine = built[entry["name"]], home / entry["engine"]
+        source = file_sha256((home / entry["onnx"]).resolve())
+        if row["onnx_sha256"] != source or row["engine_sha256"] != file_sha256(engine):
+            raise ModelError(
+                f"engine '{entry['name']}' of target '{target}' was built from another graph or "
+                "changed since: build it again"
+            )
+    rows, kept, faults = [], [], []
+    for entry in entries:
+        rows.append(built[entry["name"]])
+        faults += _gate(plan, entry, rows[-1], kept.append)
+    record_engines(plan, kept)
+    _report(plan, rows, faults)
+    return plan, rows
+
+
+def target_here() -> str:
+    """The target of this machine's GPU. Raises MissingError without one that any target is for."""
+    gpus = machine().gpus
+    found = target_of_gpu(gpus[0].name, gpus[0].compute_capability) if gpus else None
+    if found is None:
+        seen = f"{gpus[0].name} ({gpus[0].compute_capability})" if gpus else "none"
+        raise MissingError(
+            f"--target here is the GPU of this machine, and it has {seen}: name the target, one of "
+            f"{', '.join(TARGETS)}"
+        )
+    return found
 
 
 def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
@@ -393,9 +430,7 @@ def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
     manifest = read_manifest(plan.folder)
     known = dict(manifest.get("engines") or {})
     built = {row["name"]: _brief(row) for row in rows}
-    entry = {
-        key: plan.spec[key] for key in ("flavour", "buckets", "songs", "package", "capability")
-    }
+    entry = {key: plan.spec[key] for key in ("flavour", "buckets", "package", "capability")}
     before = known.pop(plan.target.name, None)
     old = before["engines"] if before else {}
     if built and before and {**before, "engines": None} != {**entry, "engines": None}:

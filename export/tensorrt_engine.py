@@ -5,14 +5,14 @@ the build package for a GPU host holds a copy of it.
     python build_engines.py spec.json [--only step] [--measure] [--quantize-only]
 
 Paths in the specification are relative to it. Each engine gives one JSON line on stdout: seconds,
-bytes, the builder's memory and its "Total ... Memory" figures; the whole log, with the fused
-kernels, lies beside the engine as NAME.log.gz.
+bytes, the builder's memory and its "Total ... Memory" figures; built.json keeps them. The whole
+log, with the fused kernels, lies beside the engine as NAME.log.gz.
 
     {"package": "tensorrt" | "tensorrt_rtx", "capability": "SM80" | null,
      "timing_cache": "timing.cache" | null,
      "engines": [{"name": "step", "onnx": "step.onnx", "engine": "step.engine",
                   "profiles": [{"x": [[1, 384, 96], ...min, opt, max]}],
-                  "refit": false, "weight_streaming": false, "optimization_level": null,
+                  "optimization_level": null,
                   "quantize": null | "fp8" | "int8", "calibration": null | "calibration.npz"}]}
 
 An entry with "quantize" goes through NVIDIA's ModelOpt first (its own environment will do:
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import importlib
 import json
 import os
@@ -41,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 MISSING, FAILED = 3, 1
+BUILT = "built.json"  # rows of what was built, by name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,8 +93,23 @@ def main(arguments: list[str] | None = None) -> int:
         except BuildError as error:
             print(f"error: engine '{entry['name']}': {error}", file=sys.stderr)
             return FAILED
+        _note(folder, row)
         print(json.dumps(row), flush=True)
     return 0
+
+
+def _note(folder: Path, row: dict[str, Any]) -> None:
+    """Adds the row to BUILT, which `mudit export tensorrt --record` reads."""
+    path = folder / BUILT
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps({**rows, row["name"]: row}, indent=1), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def quantized_name(entry: dict[str, Any]) -> str:
@@ -203,6 +220,8 @@ def build(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path) -
         "memory": logger.memory,
         "warnings": logger.warnings,
         "version": trt.__version__,
+        "onnx_sha256": _sha256(folder / entry["onnx"]),
+        "engine_sha256": _sha256(engine),
     }
 
 
@@ -214,9 +233,6 @@ def _config(
     if spec["capability"]:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, spec["capability"]), 0)
-    for option, flag in (("refit", "REFIT"), ("weight_streaming", "WEIGHT_STREAMING")):
-        if entry.get(option):
-            config.set_flag(getattr(trt.BuilderFlag, flag))
     if entry.get("optimization_level") is not None:
         config.builder_optimization_level = entry["optimization_level"]
     if spec.get("timing_cache"):

@@ -55,7 +55,6 @@ PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx", "export"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tritonclient": ("tritonclient", "dev"),
-    "polygraphy": ("polygraphy", "tensorrt"),
     "modelopt": ("nvidia-modelopt", "quantize"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),

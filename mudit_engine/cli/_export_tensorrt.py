@@ -2,7 +2,8 @@
 that builds them there.
 
 mudit export tensorrt deploy --target rtx-sm80 --target rtx-portable
-mudit export tensorrt deploy --target a100 --bucket 60:512 --refit
+mudit export tensorrt deploy --target here --bucket 60:512
+mudit export tensorrt deploy --record      # after build.sh of a build package, on the GPU host
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
-from mudit_engine.errors import GateError, MissingError
+from mudit_engine.errors import GateError, InputError, MissingError, ModelError
 
+GPUS = ("a100", "l40s", "h100", "h200", "b200")
+SMS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121")
 RTX = ("rtx-sm75", "rtx-sm80", "rtx-sm86", "rtx-sm89", "rtx-sm120", "rtx-sm121", "rtx-portable")
 GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
 
@@ -25,10 +28,9 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
     "--target",
     "targets",
     multiple=True,
-    required=True,
-    type=click.Choice(("a100", "h100", *RTX)),
-    help="a100 and h100 are built on that GPU; rtx-* (TensorRT-RTX) anywhere, without a GPU. "
-    "Repeatable.",
+    type=click.Choice(("here", *GPUS, *SMS, *RTX)),
+    help="A GPU by its name or architecture, on which the engines are built; here is the GPU of "
+    "this machine; rtx-* (TensorRT-RTX) are built anywhere, without a GPU. Repeatable.",
 )
 @click.option(
     "--bucket",
@@ -50,19 +52,6 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
     default="bf16",
     show_default=True,
     help="Precision, as exported.",
-)
-@click.option(
-    "--songs",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Songs stepped together at most.",
-)
-@click.option("--refit", is_flag=True, help="Weights may be replaced in the built engine.")
-@click.option(
-    "--weight-streaming",
-    is_flag=True,
-    help="Weights may stay in host memory while the engine runs.",
 )
 @click.option(
     "--timing-cache/--no-timing-cache",
@@ -95,6 +84,12 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
     is_flag=True,
     help="Write the build package for the GPU host, and build nothing.",
 )
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Build nothing: gate the engines that a package's script built, and enter them into the "
+    "manifest. [default target: every package with engines]",
+)
 @json_option
 def command(
     folder: Path,
@@ -102,6 +97,7 @@ def command(
     buckets: tuple[str, ...],
     graphs: tuple[str, ...],
     package_only: bool,
+    record: bool,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -118,10 +114,17 @@ def command(
         build_engines,
         make_plan,
         record_engines,
+        target_here,
         write_package,
     )
     from mudit_engine.hardware import machine
 
+    if record:
+        _record(folder, targets, as_json=as_json)
+        return
+    if not targets:
+        raise InputError("--target is needed: --target here is the GPU of this machine")
+    targets = tuple(target_here() if name == "here" else name for name in targets)
     options = Options(**chosen)
     plans = [
         make_plan(folder, TARGETS[name], buckets=buckets, options=options, graphs=graphs)
@@ -160,6 +163,30 @@ def command(
     raise GateError("; ".join(broken)) if broken else MissingError("; ".join(missing))
 
 
+def _record(folder: Path, targets: tuple[str, ...], *, as_json: bool) -> None:
+    from mudit_engine.export.tensorrt_build import BUILT, record_built, target_here
+
+    there = tuple(sorted(path.parent.name for path in folder.glob(f"engines/*/{BUILT}")))
+    names = tuple(target_here() if name == "here" else name for name in targets) or there
+    if not names:
+        raise ModelError(
+            f"'{folder}' has no engines that a build package's script built: run build.sh in "
+            f"{folder}/engines/TARGET, on the GPU"
+        )
+    plans, rows, broken = [], [], []
+    for name in names:
+        try:
+            plan, built = record_built(folder, name)
+        except GateError as error:
+            broken.append(str(error))
+        else:
+            plans.append(plan)
+            rows += built
+    if broken:
+        raise GateError("; ".join(broken))
+    _show(folder, plans, rows, package_only=False, as_json=as_json)
+
+
 def _show(
     folder: Path, plans: list[Any], rows: list[dict[str, Any]], *, package_only: bool, as_json: bool
 ) -> None:
@@ -170,8 +197,8 @@ def _show(
     if package_only:
         for plan in plans:
             note(
-                f"build package for {plan.target.name}: {plan.out} (run build.sh or "
-                f"build_engines.py on the GPU host)"
+                f"build package for {plan.target.name}: {plan.out} (run build.sh in it, on the GPU "
+                f"host)"
             )
         return
     cells = [

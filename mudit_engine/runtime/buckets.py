@@ -5,7 +5,7 @@ masked, so it changes no result.
     buckets = default_buckets(config)
     bucket = choose(buckets, frames=323, tokens=180, reference=0)
     # [{"x": (smallest, usual, largest), ...}], one a bucket
-    profiles(config, buckets, "step", songs=1)
+    profiles(config, buckets, "step")
 
 A step of a bucket has fixed numbers of target rows and lyric keys; its other rows are the
 descriptions alone or descriptions and a whole reference; guidance doubles its sequences. Everything
@@ -15,7 +15,7 @@ else is small, and one profile serves all lengths.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mudit_engine.config import ModelConfig
@@ -27,6 +27,7 @@ NULL_KEYS = 8  # places before the lyric keys: the null key, and padding to a mu
 TOKENS_PER_SECOND = 7.0  # what lyrics of a dense song need
 REFERENCE_SECONDS = 30.0
 CHUNK = 256  # latent frames decoded at once
+CHUNK_STEP = 32  # frames between chunk lengths of songs that are shorter
 MODULATION_ROWS = 2048  # sampler rows times guidance branches
 
 Shape = tuple[int, ...]
@@ -112,17 +113,13 @@ def choose(buckets: Sequence[Bucket], *, frames: int, tokens: int, reference: in
     )
 
 
-def profiles(
-    config: ModelConfig, buckets: Sequence[Bucket], graph: str, *, songs: int = 1
-) -> list[Profile]:
-    """Smallest, usual and largest shapes of every input of a graph, a profile at a time; `songs`
-    are stepped together at most.
-    """
+def profiles(config: ModelConfig, buckets: Sequence[Bucket], graph: str) -> list[Profile]:
+    """Smallest, usual and largest shapes of every input of a graph, a profile at a time."""
     c, most = config.dit, max(bucket.tokens for bucket in buckets)
     longest = max(bucket.reference for bucket in buckets)
     match graph:
         case "step":
-            return [_step(config, bucket, songs) for bucket in buckets]
+            return [_step(config, bucket) for bucket in buckets]
         case "lyric_kv":
             widths = {
                 "ids": (),
@@ -162,11 +159,11 @@ def profiles(
 
 
 def step_shapes(
-    config: ModelConfig, bucket: Bucket, *, songs: int, sequences: int, others: int
+    config: ModelConfig, bucket: Bucket, *, sequences: int, others: int
 ) -> dict[str, Shape]:
-    """Shapes of the step graph's inputs."""
+    """Shapes of the step graph's inputs, for one song."""
     c = config.dit
-    s, b, t, e, k = songs, sequences, bucket.frames, others, bucket.lyrics
+    s, b, t, e, k = 1, sequences, bucket.frames, others, bucket.lyrics
     base = (6 * c.width,) if c.modulation == "shared" else (c.blocks, 6 * c.width)
     shapes: dict[str, Shape] = dict.fromkeys(("x", "kept", "noise"), (s, t, c.latent_channels))
     shapes |= {"coefficients": (s, 7), "song": (b,), "unconditional": (s,)}
@@ -181,18 +178,12 @@ def step_shapes(
     return {**shapes, "lyric_mask": (b, k), "base": (b, *base), "final": (b, 2 * c.width)}
 
 
-def scaled(shapes: Mapping[str, Shape]) -> str:
-    """Shapes as polygraphy's command line takes them: name:[1,384,96] ..."""
-    return " ".join(f"{name}:[{','.join(map(str, shape))}]" for name, shape in shapes.items())
-
-
-def _step(config: ModelConfig, bucket: Bucket, songs: int) -> Profile:
+def _step(config: ModelConfig, bucket: Bucket) -> Profile:
+    """One song, with or without a second sequence for guidance."""
     few = config.dit.max_fragments
-    smallest = step_shapes(config, bucket, songs=1, sequences=1, others=few)
-    usual = step_shapes(config, bucket, songs=songs, sequences=2 * songs, others=few)
-    largest = step_shapes(
-        config, bucket, songs=songs, sequences=2 * songs, others=few + bucket.reference
-    )
+    smallest = step_shapes(config, bucket, sequences=1, others=few)
+    usual = step_shapes(config, bucket, sequences=2, others=few)
+    largest = step_shapes(config, bucket, sequences=2, others=few + bucket.reference)
     return {name: (smallest[name], usual[name], largest[name]) for name in usual}
 
 

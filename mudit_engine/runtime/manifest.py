@@ -7,8 +7,9 @@ is.
     folder_of_graphs(folder, "onnxruntime")  # where a runtime finds its graphs, checked
 
 Every file is listed with its size and sha256: one that is missing, changed, added or a link to
-somewhere else makes the folder another one, and every runtime refuses it by the file's name.
-Written by export/manifest.py.
+somewhere else makes the folder another one, and every runtime refuses it by the file's name. The
+one exception is the runtime cache that TensorRT-RTX keeps beside its engines, which it checks
+itself. Written by export/manifest.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -29,6 +31,8 @@ from mudit_engine.errors import ModelError
 FILE = "manifest.json"
 SCHEMA = 2  # of the folder and of what its graphs take
 KIND = "mudit-export"
+RUNTIME_CACHE = "runtime.cache"  # engines/TARGET/...: kernels that TensorRT-RTX compiled here
+_CACHE = re.compile(r"engines/[^/]+/(\.runtime\.[0-9a-f]{8}\.cache|runtime\.cache)")
 LARGEST = 64 << 20  # bytes of a manifest: that of a large model is below one MiB
 # runtime -> flavour of its graphs
 FLAVOUR_OF_RUNTIME = {"onnxruntime": "fp32", "openvino": "fp32"}
@@ -145,7 +149,7 @@ def files_of(folder: Path) -> Iterator[str]:
         links = [name for name in folders if (Path(here) / name).is_symlink()]
         for name in sorted((*files, *links)):
             path = (Path(here) / name).relative_to(folder).as_posix()
-            if path != FILE:
+            if path != FILE and not _CACHE.fullmatch(path):
                 yield path
 
 

@@ -31,6 +31,7 @@ from mudit_engine.runtime.buckets import CHUNK, Bucket, choose
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress
 from mudit_engine.runtime.manifest import check_deployment, read_manifest
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
+from mudit_engine.runtime.trt_targets import PORTABLE, order, target_of_gpu
 
 ENGINES = ("lyric_kv", "conditions", "modulation", "step", "vae_decode")
 KEPT_BYTES = 2 << 30
@@ -144,7 +145,7 @@ class TrtDenoiser:
         bucket = choose(
             self.buckets, frames=song.frames, tokens=len(song.lyric_ids), reference=reference
         )
-        mode = mode_of(song, bucket, list(self.buckets).index(bucket))
+        mode = mode_of(song, bucket, list(self.buckets).index(bucket), halo=self.halo)
         waiting = self.idle.setdefault(mode, [])
         if not waiting:
             return mode, Program(
@@ -246,14 +247,15 @@ def engines_here(manifest: dict[str, Any], config: ModelConfig) -> tuple[str, di
     """(target, its entry in the manifest) for this machine's first GPU. Raises ModelError when
     there is none.
     """
-    return pick_target(manifest, machine().gpus[0].compute_capability, engines_of(config))
+    gpu = machine().gpus[0]
+    return pick_target(manifest, gpu.compute_capability, engines_of(config), gpu=gpu.name)
 
 
 def pick_target(
-    manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES
+    manifest: dict[str, Any], capability: str, engines: Sequence[str] = ENGINES, *, gpu: str = ""
 ) -> tuple[str, dict[str, Any]]:
-    """The target with all of `engines` that run on a GPU of this compute capability ("8.0"): its
-    own first, portable ones last.
+    """The target with all of `engines` that run on a GPU of this compute capability ("8.0") and
+    name: its own first, portable ones last.
 
     Raises ModelError that names what the folder has.
     """
@@ -261,8 +263,7 @@ def pick_target(
     whole = {
         name: entry for name, entry in targets.items() if set(engines) <= set(entry["engines"])
     }
-    own = {"8.0": "a100", "9.0": "h100"}.get(capability)
-    for name in (own, f"rtx-sm{capability.replace('.', '')}", "rtx-portable"):
+    for name in order(capability, gpu):
         if name in whole:
             return name, whole[name]
     part = {
@@ -275,5 +276,5 @@ def pick_target(
         f"no engines for a GPU of compute capability {capability}: this folder has "
         f"{', '.join(whole) or 'no complete set'}"
         f"{f' ({lacks})' if lacks else ''}. Build them with `mudit export tensorrt FOLDER --target "
-        f"{own or 'rtx-portable'}`"
+        f"{target_of_gpu(gpu, capability) or PORTABLE}`"
     )

@@ -11,6 +11,7 @@ contexts share one scratch memory, since they run one after the other.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mudit_engine.errors import MissingError, ModelError
+from mudit_engine.errors import MissingError, ModelError, MuditError
+from mudit_engine.files import atomic_path
+from mudit_engine.runtime.manifest import RUNTIME_CACHE
+
+logger = logging.getLogger(__name__)
+
+
+class RuntimeCache:
+    """What TensorRT-RTX compiled for this machine's GPU, in a file beside the engines: the next
+    process need not compile it again. A file that cannot be read or written costs time, no more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._cache, self._saved = path, None, -1
+
+    def give(self, config: Any) -> None:
+        """Makes a runtime configuration compile into this cache, and read from it."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            try:
+                self._cache.deserialize(self.path.read_bytes())
+            except FileNotFoundError:
+                pass
+            except (OSError, RuntimeError) as error:
+                logger.warning("'%s' is not used: %s", self.path, error)
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Writes what was compiled since."""
+        assert self._cache is not None
+        data = bytes(memoryview(self._cache.serialize()))
+        if len(data) == self._saved:
+            return
+        self._saved = len(data)
+        try:
+            with atomic_path(self.path) as aside:
+                aside.write_bytes(data)
+        except (OSError, MuditError) as error:
+            logger.warning("'%s' is not kept: %s", self.path, error)
 
 
 class CudaDevice:
@@ -41,6 +80,7 @@ class CudaDevice:
         # never moved: captured launches hold its address
         self.scratch = torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
         self.contexts: dict[tuple[Any, ...], Any] = {}
+        self.cache = RuntimeCache(folder / RUNTIME_CACHE) if package == "tensorrt_rtx" else None
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="cuda")
@@ -96,9 +136,18 @@ class CudaDevice:
         if key in self.contexts:
             return self.contexts[key]
         engine = self.engines[graph]
-        context = engine.create_execution_context(
-            self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.cache is None:
+            context = engine.create_execution_context(strategy)
+        else:
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            # kernels for these very shapes before the first launch, which may be a capture's
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            self.cache.give(config)
+            context = engine.create_execution_context(config)
         context.set_device_memory(self.scratch.data_ptr(), self.scratch.numel())
         context.set_optimization_profile_async(profile, self.stream.cuda_stream)
         for name, tensor in inputs.items():
@@ -115,6 +164,8 @@ class CudaDevice:
                 f"export and build it again"
             )
         self.contexts[key] = context
+        if self.cache is not None:
+            self.cache.save()
         return context
 
     def _open(self, path: Path) -> Any:

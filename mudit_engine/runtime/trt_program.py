@@ -35,7 +35,7 @@ from mudit_engine.layouts.packed import lyric_positions
 from mudit_engine.models.dit import pool_descriptions
 from mudit_engine.models.outline import TOKENS, no_outline, outline_width
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
-from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, NULL_KEYS, Bucket
+from mudit_engine.runtime.buckets import CHUNK, CHUNK_STEP, MODULATION_ROWS, NULL_KEYS, Bucket
 from mudit_engine.runtime.denoiser import SongInputs, initial_noise
 from mudit_engine.runtime.graph_denoiser import text_inputs
 
@@ -71,14 +71,37 @@ class Mode:
     guided: tuple[bool, ...]
     noise: bool
     reference: bool
-    chunk: int  # frames decoded at once: shorter than CHUNK for a song that is
+    chunk: int  # frames decoded at once (chunk_of)
 
     @property
     def branches(self) -> int:
         return 1 + any(self.guided)
 
 
-def mode_of(song: SongInputs, bucket: Bucket, profile: int) -> Mode:
+def chunk_of(frames: int, *, halo: int) -> int:
+    """Frames that are decoded at once for a song of this many: CHUNK, or for a shorter song a
+    multiple of CHUNK_STEP of which two cover it, so that songs of many lengths share a program.
+    Where halos leave no room for that, the song's own length.
+    """
+    if frames >= CHUNK:
+        return CHUNK
+    chunk = frames // CHUNK_STEP * CHUNK_STEP
+    return chunk if _paired(chunk, halo) else frames
+
+
+def _paired(chunk: int, halo: int) -> bool:
+    """Whether two chunks cover every song of up to CHUNK_STEP - 1 more frames."""
+    return chunk % CHUNK_STEP == 0 and 2 * (chunk - halo) >= chunk + CHUNK_STEP - 1
+
+
+def chunks_of(chunk: int, *, bucket: int, halo: int) -> int:
+    """How many chunks a program decodes, whatever the song."""
+    if chunk < CHUNK:
+        return 2 if _paired(chunk, halo) else 1
+    return max(1, -(-(bucket - 2 * halo) // (chunk - 2 * halo)))
+
+
+def mode_of(song: SongInputs, bucket: Bucket, profile: int, *, halo: int) -> Mode:
     """The mode of a song in a bucket. Raises InputError for a sampler of too many rows."""
     rows = len(song.table.guided)
     if 2 * rows > MODULATION_ROWS:
@@ -93,7 +116,7 @@ def mode_of(song: SongInputs, bucket: Bucket, profile: int) -> Mode:
         song.table.guided,
         any(song.table.needs_noise),
         has_reference,
-        min(CHUNK, song.frames),
+        chunk_of(song.frames, halo=halo),
     )
 
 
@@ -103,15 +126,15 @@ def plan_chunks(frames: int, *, bucket: int, chunk: int, halo: int) -> tuple[Ten
 
     All chunks are equally long: the last ends with the song, so that both ends of the song meet the
     codec's own padding and every other frame is decoded with `halo` frames on either side. Their
-    number depends on the bucket alone; those beyond the song repeat the last. Raises InputError
-    when a chunk is too short to hold a frame between two halos.
+    number depends on chunk and bucket alone; those beyond the song repeat the last. Raises
+    InputError when a chunk is too short to hold a frame between two halos.
     """
     if chunk > frames or (chunk < frames and chunk <= 2 * halo):
         raise InputError(
             f"chunks of {chunk} frames cannot decode {frames} frames with a halo of {halo}"
         )
     own = chunk - 2 * halo
-    count = 1 if chunk < CHUNK else max(1, -(-(bucket - 2 * halo) // own))
+    count = chunks_of(chunk, bucket=bucket, halo=halo)
     gather, place = torch.zeros(count, chunk, dtype=torch.int64), torch.full((count, chunk), bucket)
     done = 0
     for number in range(count):
@@ -156,11 +179,7 @@ class Program:
         reference = bucket.reference if mode.reference else 1
         e = few + reference if mode.reference else few
         f32, i64, flag = torch.float32, torch.int64, torch.bool
-        chunks = len(
-            plan_chunks(
-                mode.chunk if mode.chunk < CHUNK else t, bucket=t, chunk=mode.chunk, halo=halo
-            )[0]
-        )
+        chunks = chunks_of(mode.chunk, bucket=t, halo=halo)
         given: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "x": ((1, t, c.latent_channels), f32),
             "coefficients": ((rows, 1, 7), f32),

@@ -6,7 +6,6 @@ small enough to take seconds.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import subprocess
@@ -22,6 +21,7 @@ from onnx import TensorProto, helper
 
 from micro_deployment import micro_config
 from mudit_engine.availability import available, pinned
+from mudit_engine.cli._export_tensorrt import GPUS, RTX, SMS
 from mudit_engine.cli.main import run
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, ModelError, MuditError
@@ -34,18 +34,17 @@ from mudit_engine.export.fusion import (
     wanted,
 )
 from mudit_engine.export.graphs import GRAPHS
-from mudit_engine.export.manifest import new_manifest, write_manifest
+from mudit_engine.export.manifest import add_to_manifest, new_manifest, write_manifest
 from mudit_engine.export.tensorrt_build import (
     TARGETS,
-    Options,
     build_engines,
     build_script,
     make_plan,
-    polygraphy_commands,
 )
 from mudit_engine.models.folder import save_config
 from mudit_engine.runtime.buckets import parse_buckets, profiles
-from mudit_engine.runtime.manifest import differences, read_manifest
+from mudit_engine.runtime.manifest import differences, file_sha256, read_manifest
+from mudit_engine.runtime.trt_targets import order, target_of_gpu
 
 WIDTH, HEADS, HEAD = 64, 2, 32
 needs_rtx = pytest.mark.skipif(not available("tensorrt_rtx"), reason="needs tensorrt-rtx")
@@ -267,26 +266,13 @@ def test_options_reach_the_builder(tmp_path: Path) -> None:
     logger = trt.Logger(trt.Logger.ERROR)
     spec = {"capability": "SM89", "timing_cache": None}
     entry = {
-        "refit": True,
-        "weight_streaming": True,
         "optimization_level": 2,
         "profiles": [{"x": [[1, 4], [2, 4], [3, 4]]}],
     }
     config = tensorrt_engine._config(trt, trt.Builder(logger), spec, entry, tmp_path)
-    assert config.get_flag(trt.BuilderFlag.REFIT) and config.get_flag(
-        trt.BuilderFlag.WEIGHT_STREAMING
-    )
     assert config.builder_optimization_level == 2 and config.num_optimization_profiles == 1
     assert config.get_compute_capability(0) == trt.ComputeCapability.SM89
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
-
-
-@needs_rtx
-def test_refit_without_a_driver_is_exit_3(
-    deployment: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["export", "tensorrt", str(deployment), "--target", "rtx-portable", "--refit"]) == 3
-    assert "leave out --refit" in capsys.readouterr().err
 
 
 @needs_rtx
@@ -308,7 +294,10 @@ def test_the_script_of_the_package_builds_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-I", str(script), "spec.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["bytes"] == (tmp_path / "block.engine").stat().st_size
+    row = json.loads(done.stdout)
+    assert row["bytes"] == (tmp_path / "block.engine").stat().st_size
+    assert row["onnx_sha256"] == file_sha256(tmp_path / "block.onnx")
+    assert json.loads((tmp_path / "built.json").read_text()) == {"block": row}
     done = subprocess.run([*command, "--measure"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "measuring needs" in done.stderr, "no GPU here"
     (tmp_path / "spec.json").write_text(json.dumps({**spec, "package": "no_such_builder"}))
@@ -420,7 +409,6 @@ def test_what_the_machine_lacks_is_exit_3_with_a_package(
                 "5:64",
                 "--bucket",
                 "20",
-                "--refit",
             ]
         )
         == 3
@@ -437,48 +425,20 @@ def test_what_the_machine_lacks_is_exit_3_with_a_package(
         "vae_decode",
         "chinmu_text",
     ]
-    assert spec["timing_cache"] == "timing.cache" and all(
-        entry["refit"] for entry in spec["engines"]
-    )
+    assert spec["timing_cache"] == "timing.cache"
     assert (out / "build_engines.py").read_text() == Path(tensorrt_engine.__file__).read_text()
     assert read_manifest(deployment).get("engines") is None, "nothing was built"
-
-
-def test_polygraphy_reads_the_commands_as_the_profiles_they_mean(deployment: Path) -> None:
-    from polygraphy.tools.args import TrtConfigArgs
-    from polygraphy.tools.convert import Convert
-
-    plan = make_plan(
-        deployment,
-        TARGETS["h100"],
-        buckets=["5:64", "20"],
-        options=Options(weight_streaming=True, vae_optimization_level=1),
-    )
-    for entry, command in zip(plan.spec["engines"], polygraphy_commands(plan), strict=True):
-        tool, parser = Convert(), argparse.ArgumentParser()
-        tool.setup_parser(parser.add_subparsers())
-        arguments = parser.parse_args(command[1:])
-        for group in tool.arg_groups.values():
-            group.parse(arguments)
-        parsed = tool.arg_groups[TrtConfigArgs]
-        wanted_profiles = [
-            {name: tuple(list(size) for size in three) for name, three in p.items()}
-            for p in entry["profiles"]
-        ]
-        assert [dict(profile) for profile in parsed.profile_dicts] == wanted_profiles
-        assert parsed.weight_streaming and parsed.load_timing_cache == "timing.cache"
-        assert parsed.builder_optimization_level == (1 if entry["name"] == "vae_decode" else None)
 
 
 def test_step_has_a_profile_a_bucket_with_fixed_rows(deployment: Path) -> None:
     config = micro_config(outline=True)
     buckets = parse_buckets(config, ["20", "5:64"])
-    short, long = profiles(config, buckets, "step", songs=2)
-    assert short["x"] == ((1, 128, 8), (2, 128, 8), (2, 128, 8)) and long["x"][0][1] == 320
-    assert short["other_rows"] == ((1, 4, 64), (4, 4, 64), (4, 132, 64)), (
+    short, long = profiles(config, buckets, "step")
+    assert short["x"] == ((1, 128, 8),) * 3 and long["x"][0][1] == 320
+    assert short["other_rows"] == ((1, 4, 64), (2, 4, 64), (2, 132, 64)), (
         "descriptions, or with a whole reference"
     )
-    assert short["lyric_keys"][2] == (2, 4, 72, 2, 32) and short["song"] == ((1,), (4,), (4,))
+    assert short["lyric_keys"][2] == (2, 2, 72, 2, 32) and short["song"] == ((1,), (2,), (2,))
     assert len(profiles(config, buckets, "conditions")) == 2, "an outline has the bucket's frames"
 
 
@@ -488,10 +448,13 @@ def test_step_has_a_profile_a_bucket_with_fixed_rows(deployment: Path) -> None:
         (["--target", "a100", "--bucket", "x"], 2, "write SECONDS"),
         (["--target", "a100", "--bucket", "500"], 2, "songs of up to 20 s"),
         (["--target", "rtx-sm90"], 2, "rtx-sm90"),
+        ([], 2, "--target here is the GPU"),
+        (["--target", "here"], 3, "it has none"),
+        (["--record"], 1, "run build.sh"),
         (["--target", "a100", "--flavour", "fp16"], 1, "--flavour fp16"),
         (["--target", "a100", "--package-only"], 0, "build package for a100"),
     ],
-    ids=["bucket", "long", "target", "flavour", "package"],
+    ids=["bucket", "long", "target", "no-target", "here", "record", "flavour", "package"],
 )
 def test_answers_name_what_to_do(
     deployment: Path,
@@ -580,6 +543,72 @@ def test_the_manifest_forgets_an_engine_whose_rebuild_failed(
     assert read_manifest(deployment)["engines"] == {}
 
 
+def built(home: Path, *names: str) -> None:
+    """What build_engines.py leaves, for these engines."""
+    rows = {}
+    for name in names:
+        engine = home / f"{name}.engine"
+        engine.write_bytes(f"engine {name}".encode())
+        onnx_file = (home / "../../graphs/bf16" / f"{name}.onnx").resolve()
+        figures = {"bytes": 8, "profiles": 1, "memory": {}, "version": "11", "build_seconds": 1.0}
+        hashes = {"onnx_sha256": file_sha256(onnx_file), "engine_sha256": file_sha256(engine)}
+        rows[name] = {"name": name, "engine": engine.name, **figures, **hashes}
+    (home / "built.json").write_text(json.dumps(rows))
+
+
+def test_engines_of_the_script_are_gated_and_recorded(
+    deployment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graphs = deployment / "graphs" / "bf16"
+    graphs.mkdir(parents=True)
+    for name in ("step", "lyric_kv"):
+        (graphs / f"{name}.onnx").write_bytes(name.encode())
+    add_to_manifest(deployment, under="graphs")
+    command = ["export", "tensorrt", str(deployment)]
+    assert run([*command, "--target", "h200", "--package-only"]) == 0
+    home = deployment / "engines" / "h200"
+    script = (home / "build.sh").read_text()
+    assert "mudit export tensorrt ../.. --record --target h200" in script
+    built(home, "step", "lyric_kv")
+    assert differences(deployment, read_manifest(deployment)), "an engine of no manifest is refused"
+    good: dict[str, Any] = {"profiles": [], "masks": []}
+    bad = {"profiles": [{"faults": ["attention 3 is 0 fused kernels"]}], "masks": []}
+    monkeypatch.setattr(tensorrt_build, "check_engine", lambda plan, entry: good)
+    assert run([*command, "--record", "--json"]) == 0
+    manifest = read_manifest(deployment)
+    assert set(manifest["engines"]["h200"]["engines"]) == {"step", "lyric_kv"}
+    assert differences(deployment, manifest) == []
+    # one that is not fused is removed, the other stays
+    monkeypatch.setattr(
+        tensorrt_build, "check_engine", lambda plan, entry: bad if entry["name"] == "step" else good
+    )
+    assert run([*command, "--record", "--target", "h200"]) == 4
+    assert "step: attention 3" in capsys.readouterr().err
+    manifest = read_manifest(deployment)
+    assert set(manifest["engines"]["h200"]["engines"]) == {"lyric_kv"}
+    assert differences(deployment, manifest) == [] and not (home / "step.engine").exists()
+    # engines of other graphs, a changed engine, a changed package
+    built(home, "step", "lyric_kv")
+    (home / "step.engine").write_bytes(b"another")
+    assert run([*command, "--record"]) == 1
+    assert "engine 'step' of target 'h200' was built from another graph" in capsys.readouterr().err
+    (home / "spec.json").write_text((home / "spec.json").read_text() + " ")
+    assert run([*command, "--record"]) == 1
+    assert "engines/h200/spec.json has" in capsys.readouterr().err
+
+
+def test_targets_are_found_by_name_and_capability() -> None:
+    assert target_of_gpu("NVIDIA H200", "9.0") == "h200"
+    assert target_of_gpu("NVIDIA A100-SXM4-80GB", "8.0") == "a100"
+    assert target_of_gpu("NVIDIA GeForce RTX 4090", "8.9") == "sm_89"
+    assert target_of_gpu("NVIDIA T4", "7.0") is None
+    assert order("9.0", "NVIDIA H200") == ["h200", "sm_90", "h100", "rtx-portable"]
+    assert order("8.9", "NVIDIA L40S")[:3] == ["l40s", "sm_89", "rtx-sm89"]
+    assert order("8.0", "NVIDIA A30") == ["sm_80", "a100", "rtx-sm80", "rtx-portable"]
+    assert TARGETS["rtx-sm121"].compiles_for == "SM121" and TARGETS["b200"].compiles_for is None
+    assert set(TARGETS) == {*GPUS, *SMS, *RTX}, "what --target offers"
+
+
 def test_quantising_is_left_to_the_gpu_host(
     deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -608,7 +637,7 @@ def test_quantising_is_left_to_the_gpu_host(
     assert (out / entries["step"]["calibration"]).read_bytes() == inputs.read_bytes()
     script = (out / "build.sh").read_text()
     assert (
-        script.index("--quantize-only") < script.index("polygraphy convert step.int8.onnx")
+        script.index("--quantize-only") < script.index("build_engines.py spec.json\n")
         and "nvidia-modelopt" in script
     )
     if not available("modelopt"):
@@ -678,7 +707,7 @@ def test_pins_are_those_of_setup_py(deployment: Path) -> None:
     assert plan.spec[
         "install"
     ] == f"pip install {pinned('tensorrt')}" and sys.prefix not in build_script(plan)
-    assert f"# pip install {pinned('tensorrt')} {pinned('polygraphy')}" in build_script(plan)
+    assert f"# pip install {pinned('tensorrt')}\n" in build_script(plan)
 
 
 def test_a_folder_without_graphs_says_how_to_export(tmp_path: Path) -> None:

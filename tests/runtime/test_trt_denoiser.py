@@ -27,10 +27,18 @@ from mudit_engine.export.graphs import graphs
 from mudit_engine.models.folder import load_part
 from mudit_engine.models.outline import OutlineRows, outline_rows
 from mudit_engine.pipeline import SongPipeline, SongRequest
-from mudit_engine.runtime.buckets import CHUNK, Bucket, default_buckets, parse_buckets, profiles
+from mudit_engine.runtime.buckets import (
+    CHUNK,
+    CHUNK_STEP,
+    Bucket,
+    default_buckets,
+    parse_buckets,
+    profiles,
+)
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 from mudit_engine.runtime.graph_denoiser import text_inputs
+from mudit_engine.runtime.manifest import files_of
 from mudit_engine.runtime.trt_denoiser import (
     ENGINES,
     TEXT_ENGINE,
@@ -39,7 +47,8 @@ from mudit_engine.runtime.trt_denoiser import (
     TrtDenoiser,
     pick_target,
 )
-from mudit_engine.runtime.trt_program import plan_chunks
+from mudit_engine.runtime.trt_device import RuntimeCache
+from mudit_engine.runtime.trt_program import chunk_of, chunks_of, plan_chunks
 from mudit_engine.text.harmony import TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 
@@ -238,6 +247,7 @@ MODES: dict[str, dict[str, Any]] = {
     "reference unguided": {"reference": 13, "guidance": 1.0},
     "instrumental": {"tokens": 0},
     "one frame": {"frames": 1},
+    "two short chunks": {"frames": 127},
     "full bucket": {"frames": 128, "tokens": 64, "reference": 128},
     "chunks": {"frames": CHUNK + 33},
     "chunks to the end": {"frames": 320, "tokens": 100},
@@ -444,12 +454,20 @@ def test_a_mask_that_is_not_applied_is_noticed(
         plain.check(plain.song())
 
 
-@pytest.mark.parametrize("frames", [256, 257, 300, 320])
+def test_short_songs_share_programs() -> None:
+    for halo in (0, 7, 20):
+        chunks = {chunk_of(frames, halo=halo) for frames in range(1, 256)}
+        # below it, a song's own length
+        shared = {chunk for chunk in chunks if chunk >= 2 * (halo + CHUNK_STEP)}
+        assert len(shared) <= 7 and all(chunk % CHUNK_STEP == 0 for chunk in shared)
+        assert all(chunk_of(frames, halo=halo) <= frames for frames in range(1, 256))
+
+
+@pytest.mark.parametrize("frames", [5, 95, 96, 127, 128, 255, 256, 257, 300, 320])
 def test_chunks_cover_every_frame_once_with_its_halo(frames: int) -> None:
-    gather, place = plan_chunks(frames, bucket=320, chunk=256, halo=20)
-    assert len(gather) == len(plan_chunks(320, bucket=320, chunk=256, halo=20)[0]), (
-        "the number depends on the bucket"
-    )
+    chunk = chunk_of(frames, halo=20)
+    gather, place = plan_chunks(frames, bucket=320, chunk=chunk, halo=20)
+    assert len(gather) == chunks_of(chunk, bucket=320, halo=20), "whatever the song"
     numbers = torch.arange(len(gather))[:, None].expand_as(gather)
     owned = torch.stack((place, gather, numbers), -1).flatten(0, 1).tolist()
     kept = [(frame, source, number) for frame, source, number in owned if frame < 320]
@@ -484,7 +502,45 @@ def test_the_gpu_decides_which_engines_run() -> None:
     with pytest.raises(ModelError, match=rf"a100 lacks {TEXT_ENGINE}"):
         pick_target(manifest, "8.0", (*ENGINES, TEXT_ENGINE))
     with pytest.raises(ModelError, match=r"capability 9.0.*--target h100"):
-        pick_target({"engines": {"a100": {"engines": {"step": {}}}}}, "9.0")
+        pick_target({"engines": {"a100": {"engines": {"step": {}}}}}, "9.0", gpu="NVIDIA H100 PCIe")
+    several = {"engines": {"h100": whole, "sm_90": whole, "h200": whole}}
+    assert pick_target(several, "9.0", gpu="NVIDIA H200")[0] == "h200"
+    assert pick_target(several, "9.0", gpu="NVIDIA GH200")[0] == "sm_90"
+
+
+def test_compiled_kernels_are_kept_beside_the_engine(tmp_path: Path) -> None:
+    class Cache:
+        data = b""
+
+        def deserialize(self, data: bytes) -> None:
+            if data.startswith(b"junk"):
+                raise RuntimeError("not a cache")
+            self.data = data
+
+        def serialize(self) -> bytes:
+            return self.data
+
+    class Config:
+        def create_runtime_cache(self) -> Cache:
+            return Cache()
+
+        def set_runtime_cache(self, cache: Cache) -> None:
+            self.cache = cache
+
+    home = tmp_path / "engines" / "rtx-sm80"
+    first, config = RuntimeCache(home / "runtime.cache"), Config()
+    first.give(config)
+    config.cache.data = b"kernels"
+    first.save()
+    again, other = RuntimeCache(home / "runtime.cache"), Config()
+    again.give(other)
+    assert other.cache.data == b"kernels"
+    assert list(files_of(tmp_path)) == [], "it is no part of the deployment"
+    (home / "runtime.cache").write_bytes(b"junk")
+    RuntimeCache(home / "runtime.cache").give(other)
+    assert other.cache.data == b"", "compiled anew"
+    (home / "kernels.cache").write_bytes(b"x")
+    assert list(files_of(tmp_path)) == ["engines/rtx-sm80/kernels.cache"]
 
 
 def test_default_buckets_double_up_to_the_longest_song() -> None:
