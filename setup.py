@@ -58,6 +58,7 @@ EXTRAS = {
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],
     "ray": ["ray[data,serve]==2.60.0"],
+    "omni": ["vllm-omni>=0.30,<0.31"],  # in an environment of its own: it wants other transformers
     # stems and lyrics of songs that come without
     "listen": ["demucs==4.1.0", "faster-whisper==1.2.1", "funasr==1.4.16"],
     "track": ["wandb>=0.19", "mlflow>=2.19"],
@@ -125,5 +126,8 @@ setup(
     },
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["mudit = mudit_engine.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["mudit = mudit_engine.cli.main:main"],
+        "vllm_omni.general_plugins": ["mudit = mudit_engine.serving.omni:register"],
+    },
 )

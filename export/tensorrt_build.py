@@ -402,8 +402,10 @@ def record_built(folder: Path, target: str) -> tuple[Plan, list[dict[str, Any]]]
     for entry in entries:
         rows.append(built[entry["name"]])
         faults += _gate(plan, entry, rows[-1], kept.append)
-    record_engines(plan, kept)
-    _report(plan, rows, faults)
+    try:
+        _report(plan, rows, faults)
+    finally:
+        record_engines(plan, kept)  # the report is one of the files
     return plan, rows
 
 

@@ -40,6 +40,7 @@ PACKAGES = {
     "wandb": ("wandb", "track"),
     "mlflow": ("mlflow", "track"),
     "ray": ("ray", "ray"),
+    "vllm_omni": ("vllm-omni", "omni"),
     "demucs": ("demucs", "listen"),
     "faster_whisper": ("faster-whisper", "listen"),
     "funasr": ("funasr", "listen"),

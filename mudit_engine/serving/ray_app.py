@@ -17,6 +17,7 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mudit_engine.availability import require
-from mudit_engine.errors import InputError
+from mudit_engine.errors import InputError, MuditError
 from mudit_engine.models.lora import LoraSpec
 from mudit_engine.serving.access import Keys
 from mudit_engine.serving.app import ServiceOptions, create_app
@@ -268,8 +269,8 @@ def run_on_ray(
         if settings.gpus is None:
             settings = replace(settings, gpus=resources.get("GPU", 0) > 0)
         _enough(resources, settings)
-        here = f"node:{ray.util.get_node_ip_address()}"
-        serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
+        here = _resource_of_this_node(ray)
+        _start_proxy(serve, host, port)
         handle = serve.run(
             application(settings, pinned={here: 0.001}), name=APP, route_prefix="/", blocking=False
         )
@@ -311,6 +312,34 @@ def _answering(host: str, port: int) -> None:
             f"{host}:{port} does not answer for the service ({status}): this cluster's Ray Serve "
             "was started at another address. Give that one, or end it with `serve shutdown`"
         )
+
+
+def _start_proxy(serve: Any, host: str, port: int) -> None:
+    """Starts Ray Serve. Its proxy is killed when it takes more than some seconds to start, which a
+    busy machine needs: it is tried again. Raises MuditError.
+    """
+    from ray.exceptions import RayActorError
+
+    for left in (2, 1, 0):
+        try:
+            serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
+            return
+        except RayActorError as error:
+            if not left:
+                raise MuditError(
+                    "Ray Serve's proxy did not start in the time that Ray gives it "
+                    "(RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S, in the cluster's environment): "
+                    f"{str(error).splitlines()[0]}"
+                ) from None
+            time.sleep(1)
+
+
+def _resource_of_this_node(ray: Any) -> str:
+    """The resource that Ray gives every machine by its address, of the one that runs this."""
+    own = ray.get_runtime_context().get_node_id()
+    [node] = [one for one in ray.nodes() if one["NodeID"] == own]
+    names = (name for name in node["Resources"] if name.startswith("node:"))
+    return next(name for name in names if name != "node:__internal_head__")
 
 
 def _enough(resources: dict[str, float], settings: RaySettings) -> None:
