@@ -398,7 +398,9 @@ def record_built(folder: Path, target: str) -> tuple[Plan, list[dict[str, Any]]]
                 f"engine '{entry['name']}' of target '{target}' was built from another graph or "
                 "changed since: build it again"
             )
-    rows, kept, faults = [], [], []
+    rows: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+    faults: list[str] = []
     for entry in entries:
         rows.append(built[entry["name"]])
         faults += _gate(plan, entry, rows[-1], kept.append)

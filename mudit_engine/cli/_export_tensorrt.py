@@ -109,7 +109,6 @@ def command(
     OUT/engines/TARGET, and the exit code is 3.
     """
     from mudit_engine.export.tensorrt_build import (
-        TARGETS,
         Options,
         build_engines,
         make_plan,
@@ -118,6 +117,7 @@ def command(
         write_package,
     )
     from mudit_engine.hardware import machine
+    from mudit_engine.runtime.trt_targets import TARGETS
 
     if record:
         _record(folder, targets, as_json=as_json)
@@ -164,7 +164,8 @@ def command(
 
 
 def _record(folder: Path, targets: tuple[str, ...], *, as_json: bool) -> None:
-    from mudit_engine.export.tensorrt_build import BUILT, record_built, target_here
+    from mudit_engine.export.tensorrt_build import record_built, target_here
+    from mudit_engine.export.tensorrt_engine import BUILT
 
     there = tuple(sorted(path.parent.name for path in folder.glob(f"engines/*/{BUILT}")))
     names = tuple(target_here() if name == "here" else name for name in targets) or there

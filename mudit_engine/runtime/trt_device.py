@@ -32,7 +32,8 @@ class RuntimeCache:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._cache, self._saved = path, None, -1
+        self.path, self._saved = path, -1
+        self._cache: Any = None
 
     def give(self, config: Any) -> None:
         """Makes a runtime configuration compile into this cache, and read from it."""

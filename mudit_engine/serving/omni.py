@@ -84,7 +84,7 @@ class MuditPipeline(nn.Module):
     folder.
 
     The class follows SupportsStepExecution and SupportAudioOutput of
-    vllm_omni/diffusion/models/interface.py by their names; it inherits nothing of them.
+    vllm_omni.diffusion.models.interface by their names; it inherits nothing of them.
     """
 
     supports_step_execution: ClassVar[bool] = True

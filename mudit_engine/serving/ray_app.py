@@ -299,6 +299,7 @@ def _answering(host: str, port: int) -> None:
     """
     import http.client
 
+    status: int | OSError
     there = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=10)
     try:
         there.request("GET", "/ready")
