@@ -351,7 +351,7 @@ def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, 
         reader = TextReader(load_config(folder))
         loras = [parse_lora(text) for text in options["loras"]]
     jobs = [job for job in jobs if not is_there(job.path)]
-    jobs, read, refused = _checked(reader, jobs, keep_going=options["keep_going"])
+    jobs, read, refused = _checked(reader, jobs, keep_going=options["keep_going"], midi=None)
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     if jobs and not options["dry_run"]:
@@ -428,7 +428,7 @@ def _checked(
         for message in understood.notes:
             note(f"{job.path.name}: {message}")
         if midi is not None:
-            _write_midi(midi, pipeline, understood)
+            _write_midi(midi, reader, understood)
         # a seed that was drawn stays: the song made is the one that was understood
         request = dataclasses.replace(job.request, seed=understood.seed)
         good.append(dataclasses.replace(job, request=request))
@@ -436,7 +436,7 @@ def _checked(
     return good, read, failures
 
 
-def _write_midi(path: str, pipeline: SongPipeline, understood: Understood) -> None:
+def _write_midi(path: str, reader: TextReader, understood: Understood) -> None:
     """The plan as MIDI, and a word where the model is not told all of it."""
     from mudit_engine.text.composition.midi import write_plan
 
@@ -446,9 +446,9 @@ def _write_midi(path: str, pipeline: SongPipeline, understood: Understood) -> No
             "model with an outline"
         )
     write_plan(path, understood.outline)
-    if not pipeline.config.dit.melody:
+    if not reader.config.dit.melody:
         note(
-            f"{path}: model '{pipeline.config.name}' follows tempo, key and chords of it, and not "
+            f"{path}: model '{reader.config.name}' follows tempo, key and chords of it, and not "
             "the melody"
         )
 
