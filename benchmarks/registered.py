@@ -31,6 +31,8 @@ def e2e(options: Options) -> list[Row]:
         ours.ratio, ours.flops = found.ratio_to_peer, found.tflop * 1e12
         ours.gemm_peak_gflops = found.gemm_peak_gflops
         ours.gemm_peak_fraction = found.gemm_peak_fraction
+        ours.gemm_cpu_fraction = found.gemm_cpu_fraction
+        ours.cpu_ratio = found.cpu_ratio_to_peer
         ours.rounds, ours.threads = found.rounds, found.threads
         ours.figures = {"process_peak_memory_mib": found.peak_memory_mib}
         peer = Row("e2e", found.workload, found.peer, "peer", reference=found.peer, ratio=1.0)

@@ -65,6 +65,8 @@ def e2e(workloads: tuple[str, ...], rounds: int, as_json: bool) -> None:
         "peer_seconds_p50",
         "ratio_to_peer",
         "gemm_peak_fraction",
+        "cpu_ratio_to_peer",
+        "gemm_cpu_fraction",
         "peak_memory_mib",
     ]
     cells = [
