@@ -5,11 +5,12 @@ Triton, and no network.
     python -m mudit_engine.benchmarks.gpu_run numerics step --seconds 120
     python -m mudit_engine.benchmarks.gpu_run all --dry            # a rehearsal on a CPU, tiny
 
-Each stage (benchmarks/gpu_kernels.py, gpu_network.py) runs in a process of its own, so that a crash
-ends that stage alone, and within its seconds. Rows are appended to OUT/<stage>.jsonl as soon as
-they are known and never deleted: another run adds to them. OUT/env.json names the machine,
-OUT/summary.json and the table at the end say what each stage gave. Packages that the machine lacks
-can lie as wheels in .whl/ (benchmarks/gpu_carry.py fills it): they are unpacked, not installed.
+Each stage (benchmarks/gpu_kernels.py, gpu_backends.py, gpu_network.py) runs in a process of its
+own, so that a crash ends that stage alone, and within its seconds. Rows are appended to
+OUT/<stage>.jsonl as soon as they are known and never deleted: another run adds to them.
+OUT/env.json names the machine, OUT/summary.json and the table at the end say what each stage gave.
+Packages that the machine lacks can lie as wheels in .whl/ (benchmarks/gpu_carry.py fills it): they
+are unpacked, not installed.
 
 Exit codes: 0 done, 1 a stage failed, 3 no usable GPU, 4 numerics are wrong.
 """
@@ -36,6 +37,8 @@ from mudit_engine.hardware import CHECKOUT, environment
 # stage -> where it is, and the seconds that it gets unless told otherwise
 STAGES = {
     "numerics": ("gpu_kernels:numerics", 220),
+    "backends": ("gpu_backends:backends", 150),
+    "tune": ("gpu_backends:tune", 240),
     "attention": ("gpu_kernels:attention_peers", 280),
     "hopper": ("gpu_hopper:hopper", 200),
     "sweep": ("gpu_kernels:sweep", 230),

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mudit_engine.availability import available, install_command
+from mudit_engine.backends.registry import ATTENTION, FLASH, asked
 from mudit_engine.kernels.adaln import (
     Runs,
     layer_norm_modulate,
@@ -33,7 +34,6 @@ from mudit_engine.kernels.guided_step import SongRows, guided_step, guided_step_
 from mudit_engine.kernels.pack_qkv import pack_qkv, pack_qkv_reference
 from mudit_engine.kernels.rotary import rope_table, rotate_reference
 from mudit_engine.kernels.worklist import Segments
-from mudit_engine.layouts.flash import varlen_attention
 
 Provider = Callable[..., tuple[Tensor, ...]]
 OURS, EAGER = "mudit", "eager"
@@ -86,6 +86,15 @@ def _positions(lengths: Sequence[int], device: str) -> Tensor:
     return torch.cat([torch.arange(n) for n in lengths]).float().to(device)
 
 
+def _foreign(name: str, segments: Segments, cos: Tensor, sin: Tensor) -> Provider:
+    """A backend of attention as a provider; the rotation of its queries is part of its time."""
+
+    def provider(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return (ATTENTION[name].attend(q, k, v, segments, cos, sin, scale=None),)
+
+    return provider
+
+
 def attention_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -> Case:
     """Self- and cross-attention of a parallel block, in one launch of ours."""
     frames, lyrics = size.frames, [tokens for _, tokens in size.songs]
@@ -126,15 +135,11 @@ def attention_case(size: Size, head_dim: int, dtype: torch.dtype, device: str) -
         COMPILED: eager,
     }
     missing = {}
-    name = "flash-attn" if available("flash_attn") else "torch varlen_attn"
-    if not device.startswith("cuda") or dtype not in (torch.bfloat16, torch.float16):
-        missing[name] = "takes bf16 and fp16 on CUDA only"
-    else:
-        providers[name] = lambda q, k, v: (
-            varlen_attention(q, k, v, segments, cos, sin, scale=None),
-        )
-    if name != "flash-attn":
-        missing["flash-attn"] = f"not installed: {install_command('flash_attn')}"
+    for name in (*FLASH, "varlen"):
+        if (refused := ATTENTION[name].refuses(asked(q, k, v, segments))) is not None:
+            missing[name] = str(refused)
+        else:
+            providers[name] = _foreign(name, segments, cos, sin)
     pairs = sum(n * n + n * tokens for n, tokens in size.songs)
     return Case(
         "attention",

@@ -46,6 +46,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where this user keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mudit-engine"
+
+
 def _umask() -> int:
     """The process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0o022)

@@ -2,17 +2,21 @@
 was named.
 
     out = ops.attention(q, k, v, segments, cos, sin)
-    with ops.use("eager"):                     # or "triton", "flash"
+    with ops.use("eager"):                     # or "triton", "flash", "cudnn", ...
         ...
 
-Left alone, CUDA tensors take `triton` and all others `eager` (the plain references of kernels/). A
-named backend that cannot serve a call raises: nothing falls back in silence. `flash` is a backend
-of attention alone; other ops then run as if nothing was named.
+Left alone, CUDA tensors take `triton` and all others `eager` (the plain references of kernels/),
+unless `mudit bench tune` measured another backend to be faster on this very device
+(backends/table.py): then attention and the MLP's first product take that one where it can serve the
+call, and the next one, with a reason in the log, where it cannot. A named backend that cannot serve
+a call raises: nothing falls back in silence. All but `eager` and `triton` are backends of attention
+alone; other ops then run as if nothing was named.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -21,6 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mudit_engine.backends import table
+from mudit_engine.backends.epilogues import LINEAR_GELU
+from mudit_engine.backends.registry import ATTENTION, asked
 from mudit_engine.errors import InputError
 from mudit_engine.kernels import adaln
 from mudit_engine.kernels import attention as attention_kernels
@@ -31,10 +38,11 @@ from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.layouts import dense, sharded
 from mudit_engine.layouts.dense import DenseKeys, DenseStreams, PerSequence
-from mudit_engine.layouts.flash import varlen_attention
 from mudit_engine.layouts.sharded import ShardedSegments
 
-BACKENDS = ("eager", "triton", "flash")
+log = logging.getLogger(__name__)
+
+BACKENDS = tuple(ATTENTION)
 
 _named: ContextVar[str | None] = ContextVar("mudit_backend", default=None)
 # (thread, backend) of every `use` that is open, in the order they were opened. torch.compile traces
@@ -51,8 +59,8 @@ def use(backend: str) -> Iterator[None]:
     while several have.
 
     Args:
-        backend: "eager" (the plain references), "triton" (the kernels), or "flash"
-            (flash-attention, for attention alone; others then run as if nothing was named).
+        backend: "eager" (the plain references), "triton" (the kernels), or one of attention alone
+            (backends/registry.py); other ops then run as if nothing was named.
 
     Raises:
         InputError: for an unknown name. A call inside that the backend cannot serve raises too:
@@ -99,7 +107,8 @@ def backend_of(x: Tensor) -> str:
         x: any tensor; only its device counts.
 
     Returns:
-        The name given to `use`, else "triton" for CUDA tensors and "eager" for all others.
+        The name given to `use`, else "triton" for CUDA tensors and "eager" for all others, whatever
+        a table of this device puts before it.
 
     Examples:
         >>> import torch
@@ -112,7 +121,47 @@ def backend_of(x: Tensor) -> str:
 def _triton(x: Tensor) -> bool:
     """Whether any other op on x takes the Triton kernels."""
     named = _name()
-    return x.is_cuda if named in (None, "flash") else named == "triton"
+    return named == "triton" if named in ("eager", "triton") else x.is_cuda
+
+
+def _orders(kind: str) -> table.Table | None:
+    """The table that says what is fastest on this kind of device; none in compiled code."""
+    if torch.compiler.is_compiling() or kind not in ("cpu", "cuda"):
+        return None
+    return table.in_force(kind).table
+
+
+_told: set[str] = set()
+
+
+def _fell_back(text: str) -> None:
+    """Says once why the fastest backend does not run."""
+    if text not in _told:
+        _told.add(text)
+        log.warning("%s", text)
+
+
+def _measured(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> str | None:
+    """The backend of attention that the table in force puts first, of those that can serve this
+    call; None without a table or without a row for it. Asked once a layout.
+    """
+    if (orders := _orders(q.device.type)) is None:
+        return None
+    call = asked(q, k, v, segments)
+    key = ("measured", id(orders), call)
+    if key not in segments.plans:
+        longest = max((item[3] for item in segments.items), default=0)
+        op = "attention_grad" if call.grad else "attention"
+        chosen = None
+        for name in orders.order(op, call.head_dim, call.dtype, longest):
+            refused = ATTENTION[name].refuses(call) if name in ATTENTION else "it is unknown here"
+            if refused is None:
+                chosen = name
+                break
+            _fell_back(f"attention does not run on '{name}', the fastest measured: {refused}")
+        segments.plans[key] = chosen
+    found: str | None = segments.plans[key]
+    return found
 
 
 def _inference(*tensors: Tensor | None) -> bool:
@@ -167,11 +216,15 @@ def attention(
         return sharded.attention(q, k, v, segments, cos, sin, scale=scale, whole=attention)
     if not isinstance(segments, Segments):
         return dense.attention(q, k, v, segments, cos, sin, scale=scale)
-    if backend_of(q) == "triton":
+    name = _name() or _measured(q, k, v, segments) or ("triton" if q.is_cuda else "eager")
+    if name == "triton":
         return attention_kernels.attention(q, k, v, segments, cos, sin, scale=scale)
-    if backend_of(q) == "flash":
-        return varlen_attention(q, k, v, segments, cos, sin, scale=scale)
-    return attention_kernels.attention_reference(q, k, v, segments, cos, sin, scale=scale)
+    if name == "eager":
+        return attention_kernels.attention_reference(q, k, v, segments, cos, sin, scale=scale)
+    backend = ATTENTION[name]
+    if (refused := backend.refuses(asked(q, k, v, segments))) is not None:
+        raise refused
+    return backend.attend(q, k, v, segments, cos, sin, scale=scale)
 
 
 def pack_qkv(
@@ -378,16 +431,17 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         >>> linear_gelu(torch.randn(3, 8), torch.randn(16, 8), torch.zeros(16)).shape
         torch.Size([3, 16])
     """
-    if _triton(x):
-        from mudit_engine.kernels.bias_gelu import bias_gelu
+    return LINEAR_GELU[_linear_gelu_backend(x, weight, bias)](x, weight, bias)
 
-        return bias_gelu(F.linear(x, weight), bias)
-    u = F.linear(x, weight, bias)  # the CPU's GEMM adds the bias for nothing
-    return (
-        torch.ops.aten.gelu_(u, approximate="tanh")
-        if _inference(u)
-        else F.gelu(u, approximate="tanh")
-    )
+
+def _linear_gelu_backend(x: Tensor, weight: Tensor, bias: Tensor) -> str:
+    usual = "triton" if _triton(x) else "eager"
+    if _name() in ("eager", "triton") or (orders := _orders(x.device.type)) is None:
+        return usual
+    if not _inference(x, weight, bias):
+        return usual
+    names = orders.order("linear_gelu", x.shape[-1], x.dtype, x.shape[0])
+    return next((name for name in names if name in LINEAR_GELU), usual)
 
 
 def guided_step(

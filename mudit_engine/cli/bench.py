@@ -15,14 +15,15 @@ import click
 
 from mudit_engine.cli._bench_gate import compare_command, gate_command
 from mudit_engine.cli._bench_registry import list_command, run_command, scale_command
+from mudit_engine.cli._bench_tune import tune_command
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 
 
 @click.group()
 def command() -> None:
     """Measure against peers, interleaved: every benchmark by name (list, run), whole steps (e2e),
-    kernels (kernels), CPU runtimes against torch (runtimes); and hold what was measured or counted
-    to what was before (compare, gate).
+    kernels (kernels), CPU runtimes against torch (runtimes); find the fastest backends of this
+    device (tune); and hold what was measured or counted to what was before (compare, gate).
     """
 
 
@@ -31,6 +32,7 @@ command.add_command(run_command)
 command.add_command(scale_command)
 command.add_command(compare_command)
 command.add_command(gate_command)
+command.add_command(tune_command)
 
 
 @command.command()

@@ -20,11 +20,12 @@ import click
 
 from mudit_engine.availability import CORE, TOOLS, pip_install, requirements, tested_set
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._doctor_backends import backends_report, print_backends
 from mudit_engine.cli._doctor_cluster import cluster_options, examine_cluster
 from mudit_engine.errors import MissingError
 
 # modules whose import can fail although their files are there: compiled parts, shared libraries
-IMPORT_CHECKS = ("numpy", "safetensors", "soundfile", "torch")
+IMPORT_CHECKS = ("numpy", "safetensors", "soundfile", "torch", "triton")
 SONG_SECONDS = 260.0
 LYRIC_TOKENS = 1000
 STYLES = {"ok": "green", "missing": "red", "broken": "red", "other version": "yellow"}
@@ -87,6 +88,7 @@ def command(required: Sequence[str], preset: str | None, as_json: bool, **cluste
             {"command": name, "path": shutil.which(name), "mend": f"apt-get install {package}"}
             for name, package in TOOLS.items()
         ],
+        "backends": None if {"torch", "triton"} & broken.keys() else backends_report(),
         "size": size,
     }
     lacking = [extra for extra in (CORE, *required) if extra in report["mend"]]
@@ -271,6 +273,8 @@ def print_report(report: Row) -> None:
         [tool["command"], tool["path"] or (tool["mend"], "yellow")] for tool in report["tools"]
     ]
     print_table("Programs (for training material)", ["program", "path"], tools)
+    if report["backends"]:
+        print_backends(report["backends"])
     if report["mend"]:
         print_table("To complete an extra", ["extra", "command"], list(report["mend"].items()))
     if report["size"]:

@@ -20,7 +20,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from pathlib import Path
 import torch
 
 from mudit_engine.errors import OutputError
-from mudit_engine.files import write_json
+from mudit_engine.files import cache_folder, write_json
 from mudit_engine.hardware import machine
 
 log = logging.getLogger(__name__)
@@ -115,11 +114,6 @@ def machine_key() -> str:
     here = machine()
     parts = (here.cpu, *here.cpu_flags, torch.__version__, str(torch.get_num_threads()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """Where this user keeps what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mudit-engine"
 
 
 def _read(path: Path) -> dict[str, Finding]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mudit_engine import ops
+from mudit_engine.backends.varlen import varlen_attention
 from mudit_engine.errors import InputError, MissingError
 from mudit_engine.kernels.attention import attention_reference
 from mudit_engine.kernels.rotary import rope_table
 from mudit_engine.kernels.worklist import Segments
-from mudit_engine.layouts.flash import varlen_attention
 
 HEADS, WIDTH = 2, 32
 
@@ -63,13 +63,14 @@ def test_flash_packing_against_the_reference(segments: Segments) -> None:
     )
 
 
-def test_flash_refuses_what_it_cannot_serve() -> None:
-    x = torch.zeros(4, 2, 32)
-    with ops.use("flash"):
-        with pytest.raises(InputError, match="float16 and bfloat16, not float32"):
+def test_a_named_backend_refuses_what_it_cannot_serve() -> None:
+    x = torch.zeros(4, 2, 32).half()
+    for name in ("flash", "flash2", "varlen", "cudnn"):
+        with ops.use(name), pytest.raises(MissingError, match=f"'{name}' needs a CUDA device"):
             ops.attention(x, x, x, Segments.self_attention([4]))
-        with pytest.raises(MissingError, match="CUDA"):
-            ops.attention(x.half(), x.half(), x.half(), Segments.self_attention([4]))
+    shared = Segments(((0, 2, 0, 4, 0), (2, 2, 0, 4, 0)))
+    with ops.use("flex"), pytest.raises(InputError, match="keys of their own"):
+        ops.attention(x, x, x, shared)
 
 
 def test_unknown_backend_and_nesting() -> None:

@@ -63,6 +63,7 @@ ELSEWHERE = {
     "--ray": "starts a cluster; tests/training/dataset/test_encode.py",
     "export tensorrt": "builds engines for minutes; tests/export/test_tensorrt_build.py",
     "bench e2e": "minutes at the published size; tests/benchmarks",
+    "bench tune": "minutes; tests/backends",
     "bench kernels": "compiles; tests/cli/test_bench_kernels.py",
     "bench runtimes": "minutes; tests/runtime/test_deployed_runtimes.py",
     "eval songs": "needs folders of songs; tests/evaluation/test_systems.py",
