@@ -5,9 +5,9 @@ Triton, and no network.
     python -m mudit_engine.benchmarks.gpu_run numerics step --seconds 120
     python -m mudit_engine.benchmarks.gpu_run all --dry            # a rehearsal on a CPU, tiny
 
-Each stage (benchmarks/gpu_kernels.py, gpu_backends.py, gpu_network.py) runs in a process of its
-own, so that a crash ends that stage alone, and within its seconds. Rows are appended to
-OUT/<stage>.jsonl as soon as they are known and never deleted: another run adds to them.
+Each stage (benchmarks/gpu_kernels.py, gpu_backends.py, gpu_products.py, gpu_network.py) runs in a
+process of its own, so that a crash ends that stage alone, and within its seconds. Rows are appended
+to OUT/<stage>.jsonl as soon as they are known and never deleted: another run adds to them.
 OUT/env.json names the machine, OUT/summary.json and the table at the end say what each stage gave.
 Packages that the machine lacks can lie as wheels in .whl/ (benchmarks/gpu_carry.py fills it): they
 are unpacked, not installed.
@@ -41,6 +41,7 @@ STAGES = {
     "tune": ("gpu_backends:tune", 240),
     "attention": ("gpu_kernels:attention_peers", 280),
     "hopper": ("gpu_hopper:hopper", 200),
+    "products": ("gpu_products:products", 240),
     "sweep": ("gpu_kernels:sweep", 230),
     "step": ("gpu_network:step", 200),
     "song": ("gpu_network:song", 120),

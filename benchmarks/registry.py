@@ -169,6 +169,21 @@ _ENTRIES = (
         "one after the other; a batch padded to the longest",
     ),
     Benchmark(
+        "serve-load",
+        "songs of 3 to 60 s that arrive at random, in real time",
+        "serving_rows:load",
+        "one song at a time; static batches",
+        minutes=5,
+    ),
+    Benchmark(
+        "serve-soak",
+        "requests of every kind against a running service, and what must hold after them",
+        "serving_rows:soak",
+        "nobody: answers are held to the song made alone",
+        needs=("fastapi", "uvicorn", "httpx"),
+        minutes=2,
+    ),
+    Benchmark(
         "cold-start",
         "from Enter to the first result, a process each time",
         "cold_start:run",

@@ -32,6 +32,7 @@ import click
 import numpy as np
 import torch
 
+from mudit_engine.benchmarks.timing import energy_meter
 from mudit_engine.errors import GateError
 from mudit_engine.files import atomic_path, write_json
 from mudit_engine.hardware import environment
@@ -143,7 +144,8 @@ def serve(pipeline: SongPipeline, way: str, asked: list[Asked]) -> dict[str, Any
 
         return heard
 
-    cpu = time.process_time()
+    cpu, meter = time.process_time(), energy_meter()
+    joules = meter() if meter else 0.0
     for one in asked:
         time.sleep(max(0.0, started + one.at - time.monotonic()))
         one.ticket = batcher.submit(
@@ -155,10 +157,11 @@ def serve(pipeline: SongPipeline, way: str, asked: list[Asked]) -> dict[str, Any
         assert one.ticket is not None
         one.ticket.wait()
     cpu = time.process_time() - cpu
+    used = {"joules": round(meter() - joules, 1)} if meter else {}
     batcher.close()
     if way == "static":
         answered_together(asked)
-    return {"way": way, **figures(asked, cpu)}
+    return {"way": way, **figures(asked, cpu), **used}
 
 
 def simulated(
@@ -193,7 +196,7 @@ def figures(asked: list[Asked], cpu: float) -> dict[str, Any]:
     last = max(one.finished or 0.0 for one in asked)
 
     def quantiles(values: list[float]) -> dict[str, float]:
-        return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 95)}
+        return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 90, 95, 99)}
 
     def waits(songs: list[Asked], of: str) -> dict[str, float]:
         return quantiles([getattr(one, of) - one.at for one in songs])

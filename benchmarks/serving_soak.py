@@ -43,6 +43,8 @@ class Outcome:
     statuses: Counter[str] = field(default_factory=Counter)
     jobs: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    waits: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from a request to its last byte, by kind; a job's end is asked for every 50 ms."""
 
 
 def memory_mib(pid: int) -> float:
@@ -86,10 +88,12 @@ async def soak(
             nonlocal done
             async with lock:
                 body = {**song, "seed": number}
+                asked = time.monotonic()
                 try:
                     await _ask(client, kind, body, alone[number], outcome)
                 except Exception as error:
                     outcome.wrong.append(f"{kind}: {type(error).__name__} {error}")
+                outcome.waits.setdefault(kind, []).append(time.monotonic() - asked)
             done += 1
             if pid is not None and done in (requests // 10, requests):
                 memory[done] = round(memory_mib(pid), 1)
@@ -107,6 +111,7 @@ async def soak(
         "seconds": round(seconds, 1),
         "kinds": dict(Counter(kinds)),
         "statuses": dict(outcome.statuses),
+        "waits": {kind: [round(one, 4) for one in waits] for kind, waits in outcome.waits.items()},
         "memory_mib": memory,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mudit_engine.benchmarks import step_peers, timing, waterfall
+from mudit_engine.benchmarks import serving_rows, step_peers, timing, waterfall
 from mudit_engine.benchmarks.registry import BENCHMARKS, Options, Row, rows_of, run
 from mudit_engine.benchmarks.timing import Times, interleave, quantile, ratio, turns
 from mudit_engine.cli.main import run as mudit
@@ -45,9 +45,8 @@ def test_the_list_names_every_part_of_the_engine(capsys: pytest.CaptureFixture[s
     assert mudit(["bench", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["results"]
     assert [row["name"] for row in rows] == list(BENCHMARKS)
-    assert {"kernels", "e2e", "runtimes", "train", "data", "decode", "serve", "cold-start"} <= set(
-        BENCHMARKS
-    )
+    parts = {"kernels", "e2e", "runtimes", "train", "data", "decode", "cold-start"}
+    assert parts | {"serve", "serve-load", "serve-soak"} <= set(BENCHMARKS)
     assert all(row["about"] and row["peers"] for row in rows)
 
 
@@ -158,3 +157,30 @@ def test_peers_run(name: str) -> None:
     pytest.importorskip("diffusers")
     rows = run(name, Options(size="tiny", rounds=1, seconds=2.0))
     assert {"ours", "peer"} == {row.role for row in rows}
+
+
+def test_a_load_gives_rows_of_every_way() -> None:
+    waits = {"p50": 2.0, "p90": 3.0, "p95": 3.5, "p99": 4.0}
+    found = [
+        {
+            "rate": 0.8,
+            "way": way,
+            "song_seconds_per_second": 3.0,
+            "cpu_seconds": 10.0 * slower,
+            "all": {"songs": 4, "to_song": {q: slower * one for q, one in waits.items()}},
+            "short": {"to_song": waits, "to_first_audio": waits},
+        }
+        for way, slower in (("continuous", 1), ("one-at-a-time", 3))
+    ]
+    ours, alone = (serving_rows.load_row(one, found) for one in found)
+    assert (ours.role, ours.ratio, ours.cpu_ratio) == ("ours", 3.0, 3.0)
+    assert (ours.seconds_p50, ours.seconds_p90, ours.seconds_p99) == (2.0, 3.0, 4.0)
+    assert (alone.role, alone.ratio, alone.seconds_p99) == ("peer", 1.0, 12.0)
+    json.dumps(ours.document())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["serve-load", "serve-soak"])
+def test_the_service_is_measured(name: str) -> None:
+    rows = run(name, Options(size="tiny", rounds=30 if name == "serve-soak" else 4))
+    assert rows and all(row.benchmark == name and row.seconds_p99 is not None for row in rows)
