@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +29,7 @@ from .adaln_kernels import norm_bwd_kernel, norm_fwd_kernel, shape_of_program
 from .rows import (
     DTYPES,
     aligned,
+    cdiv,
     check_rows,
     check_written,
     on_device,
@@ -179,7 +179,7 @@ def _tile_rows(rows: int, device: torch.device, *, training: bool) -> int:
     """Rows of a tile: four programs a processor, since a step has few rows; training two, since
     every tile writes partial rows.
     """
-    per_program = triton.cdiv(rows, (2 if training else 4) * processors(device))
+    per_program = cdiv(rows, (2 if training else 4) * processors(device))
     return max(8, min(per_program, 96)) if training else max(1, min(per_program, 64))
 
 
@@ -216,7 +216,7 @@ def _forward(
             _aligned(shift),
             _aligned(scale),
         )
-        grid = (triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0],)
+        grid = (cdiv(rows, tile_rows) if tiles is None else tiles.shape[0],)
         with on_device(x.device):
             norm_fwd_kernel[grid](
                 x, y, gate, shift, scale, tiles, total, h, stats, _stride(x), _stride(y),
@@ -254,7 +254,7 @@ def _norm_backward(
         dtype=x.dtype if y is None else y.dtype,
         device=x.device,
     )
-    n_tiles = triton.cdiv(rows, tile_rows) if tiles is None else tiles.shape[0]
+    n_tiles = cdiv(rows, tile_rows) if tiles is None else tiles.shape[0]
     parts = torch.empty(quantities, n_tiles, width, dtype=torch.float32, device=x.device)
     if rows:
         dh, dtotal, x, y, gate, scale = (

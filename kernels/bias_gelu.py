@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rows import aligned, check_rows, on_device, row_pointers, segment_sums, unobserved
+from .rows import aligned, cdiv, check_rows, on_device, row_pointers, segment_sums, unobserved
 
 # 64 rows amortise the bias and, backward, one fp32 partial row of its gradient to 2-3 % of the
 # traffic
@@ -129,7 +129,7 @@ def _forward(x: Tensor, bias: Tensor) -> Tensor:
     h = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     if rows:
         x, bias = aligned(x), aligned(bias)
-        grid = (triton.cdiv(width, BLOCK_D), triton.cdiv(rows, TILE_ROWS))
+        grid = (cdiv(width, BLOCK_D), cdiv(rows, TILE_ROWS))
         with on_device(x.device):
             _bias_gelu_fwd_kernel[grid](
                 x,
@@ -158,12 +158,12 @@ def _(x: Tensor, bias: Tensor) -> Tensor:
 def _bias_gelu_backward(dh: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     dx = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    tiles = triton.cdiv(rows, TILE_ROWS)
+    tiles = cdiv(rows, TILE_ROWS)
     parts = torch.empty(1, tiles, width, dtype=torch.float32, device=x.device)
     if rows:
         x, bias, dh = aligned(x), aligned(bias), aligned(dh)
         with on_device(x.device):
-            _bias_gelu_bwd_kernel[triton.cdiv(width, BLOCK_D), tiles](
+            _bias_gelu_bwd_kernel[cdiv(width, BLOCK_D), tiles](
                 x,
                 bias,
                 dh,

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import aligned, check_rows, check_written, on_device, row_starts, unobserved
+from .rows import aligned, cdiv, check_rows, check_written, on_device, row_starts, unobserved
 
 BLOCK = 1024
 MAX_SONGS = 65535  # of the grid's second axis
@@ -226,7 +226,7 @@ def _launch(
     if max_rows:
         channels = x.shape[1]
         with on_device(x.device):
-            _guided_step_kernel[triton.cdiv(max_rows * channels, BLOCK), spans.shape[0]](
+            _guided_step_kernel[cdiv(max_rows * channels, BLOCK), spans.shape[0]](
                 x,
                 kept,
                 out,
@@ -397,10 +397,13 @@ def guided_step(
     direct = unobserved(x_TC, kept_TC, out_NC, noise_TC)
     kinds = tuple(None if t is None else (t.shape, t.dtype) for t in (kept_TC, noise_TC, rows_B7))
     key = (x_TC.shape, x_TC.dtype, out_NC.shape, out_NC.dtype, kinds)
-    if not direct or key not in spans.plans:
+    plan = spans.plans.get(key) if direct else None
+    if plan is None:
         _check(x_TC, kept_TC, out_NC, noise_TC, rows_B7, spans)
+        plan = (spans.longest, spans.total == x_TC.shape[0])
         if direct:
-            spans.plans[key] = True
+            spans.plans[key] = plan
+    longest, covered = plan
     for name, given in (("x", x_TC), ("kept", kept_TC)):
         if inplace and aligned(given) is not given:
             raise ValueError(
@@ -409,14 +412,12 @@ def guided_step(
             )
     if noise_TC is None and rows_B7.device.type == "cpu" and bool((rows_B7[:, 3] != 0).any()):
         raise ValueError("a sampler row has d != 0 but no noise was given")
-    longest = spans.longest
     rows, where = rows_B7.to(x_TC.device).contiguous(), spans.tensor(x_TC.device)
     if inplace:
         (_in_place if direct else _guided_step_)(
             x_TC, kept_TC, out_NC, noise_TC, rows, where, longest
         )
         return x_TC, kept_TC
-    covered = spans.total == x_TC.shape[0]
     arguments = (x_TC, kept_TC, out_NC, noise_TC, rows, where, longest, covered)
     new: tuple[Tensor, Tensor] = (_new if direct else _guided_step)(*arguments)
     return new

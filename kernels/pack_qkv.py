@@ -20,7 +20,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .pack_qkv_kernels import pack_bwd_kernel, pack_fwd_kernel
@@ -28,6 +27,7 @@ from .rotary import rope_chunks, rotate_reference
 from .rows import (
     DTYPES,
     aligned,
+    cdiv,
     check_written,
     on_device,
     processors,
@@ -97,9 +97,9 @@ def _shape_of_program(
     """Tile of `per_thread` elements of each half; all heads (the table is read once), fewer when
     the rest makes too few programs.
     """
-    block = triton.next_power_of_2(head_dim // 2)
+    block = 1 << (head_dim // 2 - 1).bit_length()
     tile_rows = max(128 * per_thread // block, 1)
-    programs = triton.cdiv(rows, tile_rows) * sections
+    programs = cdiv(rows, tile_rows) * sections
     # of three sizes alone: each one is a compiled kernel
     quarter = max(d for d in range(1, max(heads // 4, 1) + 1) if heads % d == 0)
     enough = 8 * processors(device)
@@ -153,9 +153,7 @@ def _launch_forward(
         programs = q_streams + 1 + (v is not None)
         shape = _shape_of_program(rows, x.device, programs, heads, head_dim)
         with on_device(x.device):
-            pack_fwd_kernel[
-                triton.cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]
-            ](
+            pack_fwd_kernel[cdiv(rows, shape["TILE_ROWS"]), programs * heads // shape["GROUP"]](
                 x,
                 _gain(q_gain),
                 _gain(k_gain),
@@ -237,7 +235,7 @@ def _pack_backward(
     shape = _shape_of_program(
         rows, x.device, q_streams + 2, heads, head_dim, per_thread=16 // x.element_size()
     )
-    tiles, groups = triton.cdiv(rows, shape["TILE_ROWS"]), heads // shape["GROUP"]
+    tiles, groups = cdiv(rows, shape["TILE_ROWS"]), heads // shape["GROUP"]
     parts = torch.empty(
         q_streams + 1, tiles * groups, head_dim, dtype=torch.float32, device=x.device
     )
