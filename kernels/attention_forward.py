@@ -390,12 +390,23 @@ def describable(x: Tensor) -> bool:
 def describe(
     x: Tensor, rows: int, head_dim: int
 ) -> tuple[TensorDescriptor, TensorDescriptor | None]:
-    """Descriptors of the two column chunks of x [L, H, K], in boxes of `rows` rows."""
+    """Descriptors of the column chunks of a describable x [L, H, K], in boxes of `rows` rows."""
     main, rest = chunks(head_dim)
     shape, strides = [x.shape[0], x.shape[1] * head_dim], [x.stride(0), 1]
-    return TensorDescriptor(x, shape, strides, [rows, main]), TensorDescriptor(
+    return _descriptor(x, shape, strides, [rows, main]), _descriptor(
         x, shape, strides, [rows, rest]
     ) if rest else None
+
+
+def _descriptor(
+    x: Tensor, shape: list[int], strides: list[int], box: list[int]
+) -> TensorDescriptor:
+    """What TensorDescriptor(...) makes, without its checks: `describable` and the tiles' own sizes
+    hold all of them, and they cost the host more than the rest of a launch.
+    """
+    made: TensorDescriptor = TensorDescriptor.__new__(TensorDescriptor)
+    made.base, made.shape, made.strides, made.block_shape = x, shape, strides, box
+    return made
 
 
 def results(q: Tensor, *, covered: bool) -> tuple[Tensor, Tensor]:

@@ -35,13 +35,14 @@ def aligned(x: Tensor) -> Tensor:
     """x itself when 16-byte accesses can reach every row (last axis dense, strides and address
     multiples of 16 bytes), else a copy.
     """
-    size = x.element_size()
-    if (
-        x.stride(-1) == 1
-        and x.data_ptr() % 16 == 0
-        and all(stride * size % 16 == 0 for stride in x.stride()[:-1])
-    ):
-        return x
+    *outer, last = x.stride()
+    if last == 1 and x.data_ptr() % 16 == 0:
+        size = x.element_size()
+        for stride in outer:
+            if stride * size % 16:
+                break
+        else:
+            return x
     return x.clone(memory_format=torch.contiguous_format)
 
 

@@ -22,6 +22,7 @@ from mudit_engine.backends.grouped import grouped_attention
 from mudit_engine.backends.varlen import package_varlen, torch_varlen, varlen_attention
 from mudit_engine.errors import InputError, MissingError, MuditError
 from mudit_engine.kernels import attention as kernels
+from mudit_engine.kernels import attention_hopper
 from mudit_engine.kernels.worklist import Segments
 
 Attend = Callable[..., Tensor]
@@ -120,6 +121,23 @@ def _half(call: Asked, name: str, *, widest: int, step: int = 8) -> MuditError |
     return None
 
 
+def _hopper(call: Asked) -> MuditError | None:
+    if call.dtype not in HALVES or call.head_dim not in kernels.HEAD_DIMS:
+        return InputError(
+            f"backend 'hopper' takes head widths {', '.join(map(str, kernels.HEAD_DIMS))} in "
+            f"bfloat16 and float16, not {call.head_dim} in {_name(call.dtype)}: use 'triton'"
+        )
+    if call.grad and call.shared_keys:
+        return InputError("backend 'hopper' has no gradients for keys that two segments share")
+    if call.device == "cuda" and call.capability != attention_hopper.CAPABILITY:
+        return MissingError(
+            f"backend 'hopper' runs on an NVIDIA H100, H200 or GH200, and this card has capability "
+            f"{call.capability / 10:.1f}: use 'triton'"
+        )
+    reason = attention_hopper.refusal(torch.device(call.device))
+    return None if reason is None else MissingError(f"backend 'hopper': {reason}")
+
+
 # name -> (import name, what it is called, cards by capability)
 FLASH = {
     "flash2": ("flash_attn", "flash-attention 2", range(80, 1000)),
@@ -202,6 +220,12 @@ def _newest_flash(
 _ENTRIES = (
     Backend("eager", "torch's SDPA, a segment at a time", _nothing, kernels.attention_reference),
     Backend("triton", "our kernels; queries are rotated inside", _triton, kernels.attention),
+    Backend(
+        "hopper",
+        "our warp-specialised forward of an H100, in Gluon",
+        _hopper,
+        attention_hopper.attention_hopper,
+    ),
     Backend("flash", "the newest flash-attention that is here", _flash, _newest_flash),
     *(
         Backend(

@@ -131,6 +131,8 @@ def test_what_a_layout_fixes_is_made_once(monkeypatch: pytest.MonkeyPatch) -> No
         ("varlen", Asked("cuda", 90, torch.bfloat16, 260, False), InputError, "up to 256"),
         ("triton", Asked("cuda", 90, torch.bfloat16, 80, False), InputError, "64, 96, 128"),
         ("triton", Asked("cuda", 90, torch.float32, 64, True, True), InputError, "share"),
+        ("hopper", Asked("cuda", 80, torch.bfloat16, 64, False), MissingError, "capability 8.0"),
+        ("hopper", Asked("cuda", 90, torch.float32, 64, False), InputError, "not 64 in float32"),
         ("flex", Asked("cpu", 0, torch.float32, 64, True), InputError, "no gradients on a CPU"),
     ],
 )
