@@ -136,7 +136,7 @@ def _fp8(run: StageRun, name: str, rows: int, narrow: int, wide: int) -> None:
     fast = Fp8Linear(linear)
     ways: dict[str, Way] = {
         "bf16": partial(linear, x),
-        "fp8": partial(fast, x),
+        "fp8": partial(fast.forward, x),
     }
     if not run.dry:
         ways["fp8, scaling compiled"] = partial(torch.compile(fast, dynamic=False), x)
