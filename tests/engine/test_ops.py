@@ -74,7 +74,7 @@ def test_a_named_backend_refuses_what_it_cannot_serve() -> None:
 
 
 def test_unknown_backend_and_nesting() -> None:
-    with pytest.raises(InputError, match="eager, triton, flash"), ops.use("cuda"):
+    with pytest.raises(InputError, match="eager, triton, hopper, flash"), ops.use("cuda"):
         pass
     x = torch.zeros(1)
     assert ops.backend_of(x) == "eager"
