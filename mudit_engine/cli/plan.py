@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,7 +22,7 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 if TYPE_CHECKING:
     from mudit_engine.training.planning.plan import Option, Plan
 
-MODES = ("none", "selective", "full")
+MODES: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 
 @click.command()

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 
 from mudit_engine.config import ModelConfig
-from mudit_engine.files import write_json
+from mudit_engine.files import cache_folder, write_json
 from mudit_engine.models import dit, outline
-from mudit_engine.runtime.precision import cache_folder
 from mudit_engine.training.planning import step_cost
 from mudit_engine.training.planning.step_cost import Checkpointing, CostModel, Precision
 from mudit_engine.training.tasks import dit as task

@@ -30,7 +30,7 @@ def plan_stage(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """Bytes by phase and kind. Raises InputError for another task, ConfigError where recipe and
     cluster do not fit.
     """
-    phases = {}
+    phases: dict[str, dict[str, Any]] = {}
     for phase, module in _networks(recipe).items():
         groups = make_optimizer(module, recipe.optimizer).param_groups
         sizes = tuple(tuple(p.numel() for p in group["params"]) for group in groups)
