@@ -195,6 +195,7 @@ def command(
 
         show_stage(given, cluster, as_json=as_json)
         return
+    precision = precision or (given.precision if given is not None else "bf16")
     if precision == "bf16" and 0 in stages:
         raise InputError(
             "--zero-stage 0 with bf16 drifts (DeepSpeed adds gradients up in bf16 there): use 1, 2 "
@@ -210,7 +211,6 @@ def command(
         lengths = given.data.folder if given is not None and there else "songs"
     sample = read_lengths(lengths, config)
     considered: Any = tuple(mode for mode in MODES if mode in modes)
-    precision = precision or (given.precision if given is not None else "bf16")
     request = Request(
         preset,
         config,
