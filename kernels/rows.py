@@ -50,7 +50,9 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Launches inside go to `device`. Triton compiles for and launches on the current one, wherever
     the pointers lead.
     """
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
+    if device.type != "cuda" or (
+        torch.cuda.is_initialized() and device.index == torch.cuda.current_device()
+    ):
         return _HERE
     return torch.cuda.device(device)
 

@@ -150,7 +150,7 @@ def _measured(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> str | None
     call = asked(q, k, v, segments)
     key = ("measured", id(orders), call)
     if key not in segments.plans:
-        longest = max((item[3] for item in segments.items), default=0)
+        longest = max([0, *(item[3] for item in segments.items)])
         op = "attention_grad" if call.grad else "attention"
         chosen = None
         for name in orders.order(op, call.head_dim, call.dtype, longest):

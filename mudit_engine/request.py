@@ -21,7 +21,6 @@ from typing import Any
 
 from mudit_engine.errors import InputError
 from mudit_engine.names import REFERENCE_KINDS, STYLES, USER_TYPES, VOICES
-from mudit_engine.text.composition.given import parse_melody
 from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM, requested_key
 from mudit_engine.text.harmony import parse_chords
 
@@ -133,6 +132,8 @@ class SongRequest:
         if self.melody is not None:
             if self.melody_file is not None:
                 raise InputError("melody and melody_file are both given: keep one of them")
+            from mudit_engine.text.composition.given import parse_melody  # numpy: not for --help
+
             parse_melody(self.melody)
         if not self.planned:
             for name in ("bpm", "key", "chords", "melody", "melody_file"):

@@ -22,7 +22,6 @@ from mudit_engine.cli._written_lyrics import check_write_options, written_lyrics
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import read_text
 from mudit_engine.request import FIELDS, SongRequest, refuse_unknown
-from mudit_engine.text.composition.given import MELODY_SUFFIXES
 
 # names of the sampler's fields on the command line and in a manifest
 SAMPLER_FIELDS = {
@@ -164,6 +163,8 @@ def _request_fields(
         fields["drums"] = fields["drums"] == "on"
     melody = fields["melody"]
     # a file by its ending, as a note has none; in a manifest it is melody_file, or melody likewise
+    from mudit_engine.text.composition.given import MELODY_SUFFIXES  # numpy: not for --help
+
     if isinstance(melody, str) and melody.lower().endswith(MELODY_SUFFIXES):
         fields["melody"], fields["melody_file"] = None, melody
     if isinstance(fields["melody_file"], str) and fields["melody_file"]:

@@ -29,6 +29,12 @@ WRONG: dict[str, list[Any]] = {
     "chords": [5, ["C"], "C H", "C || G"],
     "ignore_times": [None, 1, 0, "yes", []],
     "sampler": [[], "ddim", None, 5, {1: 2}],
+    "melody": [5, ["C4"], "", "H4", "C4 ||| X"],
+    "melody_file": [5, True, "", ["a.mid"]],
+    "drums": ["on", 1, 0, []],
+    "voice": [5, "Female", "", ["female"]],
+    "style": [5, "no such style", "", ["pop"]],
+    "planned": [None, 1, 0, "yes"],
 }
 
 

@@ -58,7 +58,8 @@ def test_generate_through_a_deployment_folder(
 def test_what_runs_where_nobody_asked(
     deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = SimpleNamespace(compute_capability="8.0")
+    gpu = SimpleNamespace(name="NVIDIA A100-SXM4-80GB", compute_capability="8.0")
+    other = SimpleNamespace(name="NVIDIA H100 80GB HBM3", compute_capability="9.0")
     whole = {
         "package": "tensorrt",
         "engines": {name: {} for name in trt_denoiser.engines_of(load_config(deployed))},
@@ -68,7 +69,7 @@ def test_what_runs_where_nobody_asked(
     for here, found, package, expected in (
         ([gpu], manifest, True, "tensorrt"),
         ([], manifest, True, "torch"),
-        ([SimpleNamespace(compute_capability="9.0")], manifest, True, "torch"),
+        ([other], manifest, True, "torch"),
         ([gpu], part, True, "torch"),
         ([gpu], manifest, False, "torch"),
     ):
