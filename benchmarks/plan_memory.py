@@ -135,8 +135,8 @@ def packing() -> list[Row]:
     import numpy as np
 
     from mudit_engine.config import load_config
-    from mudit_engine.training.dataset.batching import plan_packs
     from mudit_engine.training.dataset.lengths import read_lengths
+    from mudit_engine.training.dataset.packing import plan_packs
 
     lengths = read_lengths("songs", load_config("musit-380m"))
     order = np.random.default_rng(0).permutation(len(lengths.frames))

@@ -175,6 +175,15 @@ class EmaConfig(_Section):
 class CheckpointConfig(_Section):
     every: int = Field(500, gt=0, description="steps")
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
+    asynchronous: bool | None = Field(
+        None,
+        description="write while training goes on, from a copy of the state in host memory; null: "
+        "on a GPU",
+    )
+    local: str | None = Field(
+        None,
+        description="folder on a disk of the node, written before the run's folder (asynchronous)",
+    )
 
 
 class LogConfig(_Section):
@@ -203,6 +212,37 @@ class LogConfig(_Section):
     )
     validation_split: Literal["validation", "test"] = "validation"
     validation_packs: int = Field(8, ge=1)
+
+
+class SongsConfig(_Section):
+    """Songs made from fixed requests while the song transformer trains (training/listening.py)."""
+
+    every: int = Field(
+        0, ge=0, description="steps between them, a multiple of checkpoint.every; 0 never"
+    )
+    requests: tuple[dict[str, Any], ...] = Field(
+        (
+            {
+                "description": "流行抒情，女声，钢琴",
+                "lyrics": "[verse]\n月亮升起来\n照在海面上",
+            },
+            {
+                "description": "upbeat rock, male voice, electric guitar",
+                "lyrics": "[verse]\nThe river runs to the sea\nand carries me home",
+            },
+        ),
+        min_length=1,
+        description="what is asked for: fields of a request (description, lyrics, seconds, seed, "
+        "...)",
+    )
+    seconds: float = Field(20.0, ge=1, description="of a song whose request does not say")
+    device: str = Field(
+        "cpu", description="cpu, or that of rank 0 (auto), which then shares its memory"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of the process that makes them")
+    wait: float = Field(
+        300.0, ge=0, description="seconds that the end of a run waits for the last songs at most"
+    )
 
 
 class GuardConfig(_Section):
@@ -429,6 +469,7 @@ class Recipe(_Section):
     ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    songs: SongsConfig = SongsConfig()
     guard: GuardConfig = GuardConfig()
     vae: VaeStage = VaeStage()
     chinmu: ChinMuStage = ChinMuStage()
@@ -446,6 +487,13 @@ class Recipe(_Section):
                     f"section '{section}' has no effect on task '{self.task}': remove it (its "
                     f"section is '{_SECTIONS[self.task]}')"
                 )
+        if self.songs.every and _SECTIONS[self.task] != "dit":
+            raise ValueError(f"songs.every is for the dit tasks, not '{self.task}'")
+        if self.songs.every % self.checkpoint.every:
+            raise ValueError(
+                f"songs.every={self.songs.every} must be a multiple of "
+                f"checkpoint.every={self.checkpoint.every}: songs are made from checkpoints"
+            )
         if self.lora is not None and (_SECTIONS[self.task] != "dit" or self.init is None):
             raise ValueError(
                 "lora is for the dit tasks, and adds to trained weights: set init to a model "

@@ -22,40 +22,43 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import write_json
+from mudit_engine.training.checkpoints.async_save import PATIENCE, Saver
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
-from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
+from mudit_engine.training.dataset.batching import Sampler, prefetch
+from mudit_engine.training.dataset.packing import EpochPlan, plan_packs
+from mudit_engine.training.figures import Figures
+from mudit_engine.training.guard import Guard, Progress
+from mudit_engine.training.listening import Listener
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
-from mudit_engine.training.ranks import lost_peer
+from mudit_engine.training.ranks import Ranks, lost_peer
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.resume import RECIPE, check_same_run, identity, tell_schedule
 from mudit_engine.training.run_lock import RunLock
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
+from mudit_engine.training.step_trace import StepTrace
 from mudit_engine.training.stragglers import Pace
 from mudit_engine.training.tasks.choose import make_task, open_data
 from mudit_engine.training.tasks.task import Batch, Moment, Task, average, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting
+from mudit_engine.training.watch import SHARE, Watch, record_flights
 
 log = logging.getLogger(__name__)
 
 STATE, CONFIG = "trainer.json", "config.json"
-BAD_WINDOW = 100  # steps among which bad ones are counted
-SPIKE_MEMORY = 0.98  # of the running means of the logarithms of loss and gradient norm
-SPIKE_WARMUP = 50  # steps before a spike can be told from the start of training
-
-
-class DivergedError(MuditError):
-    """Too many steps gave NaN or infinity."""
+# told to the other ranks with the figures of a step
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class LostPeerError(MuditError):
@@ -72,25 +75,6 @@ class InterruptedRun(MuditError):
         self.exit_code = 128 + signal_number
 
 
-@dataclass
-class Progress:
-    """The trainer's own state. `step` counts finished steps; (epoch, epoch_step) is the next global
-    batch.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    epoch_step: int = 0
-    songs: int = 0
-    weight: float = 0.0
-    seconds: float = 0.0
-    skipped: int = 0
-    bad_steps: list[int] = field(default_factory=list)
-    log_norm: dict[str, float] = field(default_factory=dict)
-    log_loss: dict[str, float] = field(default_factory=dict)
-    spikes: int = 0
-
-
 @dataclass(frozen=True)
 class Work:
     """A global batch's share of this rank, read and ready."""
@@ -101,6 +85,7 @@ class Work:
     batches: list[tuple[Batch, float]]
     songs: int
     seconds: float
+    weight: float  # of the global batch
 
 
 class Trainer:
@@ -113,6 +98,7 @@ class Trainer:
         folder: of the run: checkpoints, metrics and the summary.
         task: None is the recipe's own.
         quiet: shows no progress.
+        profile: steps that torch's profiler records.
 
     Raises:
         InputError: for a data set without training songs or without what the task needs.
@@ -124,13 +110,20 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, *, task: Task | None = None, quiet: bool = False
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        task: Task | None = None,
+        quiet: bool = False,
+        profile: range | None = None,
     ) -> None:
         self.recipe, self.folder, self.quiet = recipe, folder, quiet
+        record_flights(folder)
         self.shards = task.shards if task is not None else open_data(recipe)
         self.strategy = make_strategy(recipe)
         self.task = task or make_task(recipe, self.shards)
-        costs = self.task.costs()
+        costs, self._weights = self.task.costs(), self.task.weights()
         numbers = self.shards.numbers("train")[: recipe.data.limit_songs]
         if not len(numbers):
             raise InputError(f"'{self.shards.folder}' holds no song of the split 'train'")
@@ -145,6 +138,8 @@ class Trainer:
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=recipe.checkpoint.keep, ranks=self.ranks
         )
+        # while the network is made
+        self.sampler.prepare(self._likely_epoch())
         averaged = self.task.averaged if recipe.ema.enabled else ()
         if recipe.strategy != "single":
             self.task.join_ranks(self.strategy)
@@ -156,11 +151,35 @@ class Trainer:
             called_elsewhere=self.task.called_elsewhere,
         )
         self.progress = Progress()
+        self.guard = Guard(recipe, self.ranks)
         self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)
         self._counted: dict[str, float] = {}
         self._lock: RunLock | None = None
         self._pace = Pace(self.ranks, self.strategy.device)
         self._signal: int | None = None
+        self._heard: int | None = None  # from any rank, with the figures of the last step
+        self._watch: Watch | None = None
+        heard = recipe.songs.every and self.ranks.main
+        self._listener = Listener(recipe, folder) if heard else None
+        self._saved: int | None = None  # a step whose checkpoint may still be on its way
+        self._saver: Saver | None = None
+        self._save_failed = False
+        wanted = recipe.checkpoint.asynchronous
+        if wanted or (wanted is None and self.strategy.device.type == "cuda"):
+            beside = Checkpoints(
+                self.checkpoints.folder, keep=recipe.checkpoint.keep, ranks=self.ranks.beside()
+            )
+            local = recipe.checkpoint.local
+            self._saver = Saver(beside, local=Path(local) if local else None)
+        self._trace = StepTrace(profile, folder, rank=self.ranks.rank) if profile else None
+
+    def _likely_epoch(self) -> int:
+        """The epoch that the newest checkpoint is in."""
+        for tag in self.checkpoints.tags()[:1]:
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                state = json.loads((tag / STATE).read_text(encoding="utf-8"))
+                return int(state["progress"]["epoch"])
+        return 0
 
     def _identity(self) -> dict[str, Any]:
         songs = len(self.sampler.numbers)
@@ -184,6 +203,14 @@ class Trainer:
         """
         with contextlib.ExitStack() as held:
             self._lock = self._locked(held)
+            timeout = self.recipe.parallel.timeout_seconds
+            self._watch = held.enter_context(Watch(self.ranks, self.folder, limit=SHARE * timeout))
+            if self._trace is not None:
+                held.callback(self._trace.close)
+            if self._saver is not None:
+                held.callback(self._let_go)
+            if self._listener is not None:
+                held.callback(self._listener.close)
             try:
                 return self._run(resume)
             except RuntimeError as error:
@@ -192,8 +219,8 @@ class Trainer:
                 raise LostPeerError(
                     f"rank {self.ranks.rank} of {self.ranks.world} lost another rank in step "
                     f"{self.progress.step} ({reason}): it has died, or hung for longer than "
-                    f"parallel.timeout_seconds={self.recipe.parallel.timeout_seconds:g}. Look for "
-                    f"the first error among the ranks' logs; the same command resumes"
+                    f"parallel.timeout_seconds={timeout:g}. {self._watch.blame()}. Look for the "
+                    f"first error among the ranks' logs; the same command resumes"
                 ) from error
 
     def _locked(self, held: contextlib.ExitStack) -> RunLock | None:
@@ -242,18 +269,25 @@ class Trainer:
         ):
             if start_step == 0 and tag is None:
                 # so that any interruption resumes, and the start can be looked at
-                self._save(runlog)
-            waiting = time.monotonic()
+                self._save(runlog, wait=True)
+            waiting = self._before_batch()
             for work in self._works():
                 waited = time.monotonic() - waiting
                 metrics = self._step(work) | {"wait_s": round(waited, 4)}
-                self._pace.step(waited)
-                metrics |= self._pace.compare()
+                self._pace.step(waited, metrics["step_s"], work.seconds)
+                metrics |= self._pace.compare() | self._memory(metrics["step"])
                 runlog.step(metrics)
+                runlog.ranks(metrics["step"], self._pace.table)
+                if self._trace is not None:
+                    self._trace.after(metrics["step"])
                 if self.recipe.log.songs:
-                    runlog.songs(metrics["step"], self._everyone(self._ids(work)))
+                    runlog.songs(metrics["step"], self.guard.everyone(self._ids(work)))
                 self._after_step(runlog)
-                waiting = time.monotonic()
+                self._listen(runlog)
+                waiting = self._before_batch()
+            # the others wait at the end: not for longer than a collective may take
+            timeout = self.recipe.parallel.timeout_seconds
+            self._listen(runlog, wait=min(self.recipe.songs.wait, timeout / 2))
         seconds = time.monotonic() - started
         picture = plot_curves(self.folder) if self.recipe.log.curve and self.ranks.main else None
         summary = {
@@ -311,6 +345,22 @@ class Trainer:
             ahead=data.prefetch,
         )
 
+    def _before_batch(self) -> float:
+        self._at("waiting for a batch")
+        if self._trace is not None:
+            self._trace.before(self.progress.step)
+        return time.monotonic()
+
+    def _memory(self, step: int) -> dict[str, float]:
+        """Memory of this rank by kind, every log.every steps: the state, and what else the peak
+        held (activations, gradients, buckets; on a CPU the interpreter and its libraries too).
+        """
+        if (step + 1) % self.recipe.log.every:
+            return {}
+        kinds = self.strategy.memory()
+        kinds["rest"] = max(0, self.meter.memory() - sum(kinds.values()))
+        return {f"memory_{kind}_mib": round(size / 2**20, 1) for kind, size in kinds.items()}
+
     def _load(self, step: int, epoch: int, epoch_step: int) -> Work:
         start = time.monotonic()
         moment = Moment(self.recipe.seed, epoch, step)
@@ -333,22 +383,13 @@ class Trainer:
             batches = [
                 (replace(batch, inputs=pinned(batch.inputs)), share) for batch, share in batches
             ]
-        return Work(
-            epoch, epoch_step, batches, sum(len(pack) for pack in packs), time.monotonic() - start
-        )
+        weight = float(self._weights[np.concatenate(packs)].sum())
+        songs = sum(len(pack) for pack in packs)
+        return Work(epoch, epoch_step, batches, songs, time.monotonic() - start, weight)
 
     def _step(self, work: Work) -> dict[str, Any]:
         progress, started = self.progress, time.monotonic()
         step = progress.step
-        # one sum over the ranks: the weight of the global batch, and what the figures are made of
-        figures = [
-            [batch.weight, batch.tokens, batch.seconds, batch.flops or 0.0]
-            for batch, _ in work.batches
-        ]
-        shares = torch.tensor([share for _, share in work.batches], dtype=torch.float64)
-        weight, tokens, audio, flops = self.strategy.sum(
-            shares @ torch.tensor(figures, dtype=torch.float64)
-        ).tolist()
         lr = learning_rate(step, self.recipe)
         metrics: dict[str, Any] = {
             "step": step,
@@ -358,63 +399,107 @@ class Trainer:
             "lr": lr,
         }
         bad: list[str] = []
+        heard: list[float] = []
+        flops = 0.0
         self._set_training(True)
         for phase in self.task.active(step):
-            loss, logs, culprits = self._accumulate(phase, work, weight)
-            flops += self._counted.get(phase, 0.0) * weight
-            prefix = "" if phase == self.task.phases[0] else f"{phase}_"
-            if not math.isfinite(loss):  # on every rank alike
-                self.strategy.discard(phase)
-                bad += self._everyone(culprits) or self._everyone(self._ids(work))
-                metrics |= {f"{prefix}loss": None, f"{prefix}grad_norm": None}
-                continue
-            skip = self.recipe.guard.spikes == "skip"
-            spiked = self._spikes(phase, "loss", loss, self.progress.log_loss, work)
-            if spiked and skip:
-                self.strategy.discard(phase)
-                bad += self._everyone(self._ids(work))
-                metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": None}
-                continue
-            limit = self._limit(self.progress.log_norm.get(phase)) if skip else math.inf
-            norm: float | None = self.strategy.step(phase, lr=lr, limit=limit)
-            if norm is None or not math.isfinite(norm):
-                bad += self._everyone(self._ids(work))
-                norm = None
-            elif self._spikes(phase, "gradient norm", norm, self.progress.log_norm, work) and skip:
-                bad += self._everyone(self._ids(work))
-            metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {
-                f"{prefix}{name}": value for name, value in logs.items()
-            }
+            found, ids, host = self._phase(phase, work, lr)
+            heard = heard or host
+            flops += self._counted.get(phase, 0.0) * work.weight
+            metrics |= found
+            bad += ids
+        tokens, audio, known, failed, *signals = heard
+        self._save_failed = bool(failed)
+        counts = zip(SIGNALS, signals, strict=True)
+        self._heard = max((number for number, count in counts if count), default=None)
         progress.step, progress.epoch, progress.epoch_step = (
             step + 1,
             work.epoch,
             work.epoch_step + 1,
         )
         progress.songs += work.songs
-        progress.weight += weight
+        progress.weight += work.weight
         if bad:
-            self._count_bad(step, bad)
+            self.guard.count_bad(progress, step, bad)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         metrics |= {
             "songs": work.songs,
-            "weight": weight,
+            "weight": work.weight,
             "step_s": round(seconds, 4),
             "load_s": round(work.seconds, 4),
         }
         return metrics | self.meter.step(
-            tokens=tokens, seconds=audio, flops=flops, step_seconds=seconds
+            tokens=tokens, seconds=audio, flops=flops + known, step_seconds=seconds
         )
 
-    def _accumulate(
-        self, phase: str, work: Work, weight: float
-    ) -> tuple[float, dict[str, float], list[str]]:
-        """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches
-        whose loss is not finite).
+    def _told(self, work: Work) -> list[float]:
+        """What this rank tells the others with its losses: rows, seconds of audio and FLOPs of its
+        micro-batches, whether its last save failed, and which signal it got.
         """
+        figures = [
+            [share * value for value in (batch.tokens, batch.seconds, batch.flops or 0.0)]
+            for batch, share in work.batches
+        ]
+        return [
+            *(sum(column) for column in zip(*figures, strict=True)),
+            float(self._saver is not None and self._saver.failed),
+            *(float(self._signal == number) for number in SIGNALS),
+        ]
+
+    def _phase(
+        self, phase: str, work: Work, lr: float
+    ) -> tuple[dict[str, Any], list[str], list[float]]:
+        """Forward, backward and step of a phase: (metrics, songs of a bad step, what the ranks told
+        each other). The figures are read once, when the gradient norm is.
+        """
+        progress, guard = self.progress, self.guard
+        prefix = "" if phase == self.task.phases[0] else f"{phase}_"
+        figures = self._accumulate(phase, work)
+        limit = guard.limit(progress, progress.log_norm.get(phase)) if guard.skips else math.inf
+        outcome: dict[str, Any] = {"bad": [], "norm": None, "logs": {}}
+
+        def judge(norm: float, values: list[float]) -> bool:
+            read = figures.unpack(values)
+            loss = read.loss / work.weight
+            outcome.update(host=read.host, loss=loss)
+            if not math.isfinite(loss):  # on every rank alike
+                culprits = [
+                    i
+                    for (batch, _), own in zip(work.batches, read.own, strict=True)
+                    if not math.isfinite(own)
+                    for i in batch.ids
+                ]
+                named = guard.everyone(culprits) or guard.everyone(self._ids(work))
+                outcome.update(loss=None, bad=named)
+                return False
+            if guard.spiked(progress, phase, "loss", loss, self._ids(work)) and guard.skips:
+                outcome["bad"] = guard.everyone(self._ids(work))
+                return False
+            outcome["logs"] = read.logs
+            if not math.isfinite(norm):
+                outcome["bad"] = guard.everyone(self._ids(work))
+                return False
+            outcome["norm"] = norm
+            return norm <= limit
+
+        tensor = figures.pack(self._told(work), self.strategy)
+        self._at(f"{phase}: gradient norm and optimiser")
+        self.strategy.step(phase, lr=lr, figures=tensor, judge=judge)
+        norm = outcome["norm"]
+        if norm is not None:
+            spiked = guard.spiked(progress, phase, "gradient norm", norm, self._ids(work))
+            if spiked and guard.skips:
+                outcome["bad"] = guard.everyone(self._ids(work))
+        metrics = {f"{prefix}loss": outcome["loss"], f"{prefix}grad_norm": norm} | {
+            f"{prefix}{name}": value for name, value in outcome["logs"].items()
+        }
+        return metrics, outcome["bad"], outcome["host"]
+
+    def _accumulate(self, phase: str, work: Work) -> Figures:
+        """Forward and backward of all micro-batches."""
         self.strategy.begin(phase, len(work.batches))
-        sums: dict[str, list[Any]] = {}  # tensors on the device, or host numbers
-        losses = []
+        figures = Figures()
         for number, (batch, share) in enumerate(work.batches):
             torch.manual_seed(
                 seed64(
@@ -424,28 +509,19 @@ class Trainer:
                     number * self.strategy.world + self.strategy.rank,
                 )
             )
+            self._at(f"{phase}: forward of micro-batch {number}")
             with self._counting(phase, batch), self._pace.forward(batch.tokens):
                 loss_sum, logs = self.strategy.forward(
                     phase, to_device(batch.inputs, self.strategy.device)
                 )
-            self.strategy.backward(phase, loss_sum * (share / weight))
-            losses.append(loss_sum.detach() * share)
-            for name, (value, amount) in logs.items():
-                entry = sums.setdefault(name, [0.0, 0.0])
-                entry[0], entry[1] = entry[0] + value.detach() * share, entry[1] + amount * share
-        names = sorted(sums)
-        own, logged = read([*losses, *(value for name in names for value in sums[name])]).split(
-            [len(losses), 2 * len(names)]
-        )
-        totals = self.strategy.sum(torch.cat([own.sum()[None], logged])).tolist()
-        culprits = [
-            i
-            for (batch, _), value in zip(work.batches, own.tolist(), strict=True)
-            if not math.isfinite(value)
-            for i in batch.ids
-        ]
-        pairs = dict(zip(names, zip(totals[1::2], totals[2::2], strict=True), strict=True))
-        return totals[0] / weight, average(pairs), culprits
+            self._at(f"{phase}: backward of micro-batch {number}")
+            self.strategy.backward(phase, loss_sum * (share / work.weight))
+            figures.add(loss_sum, logs, share=share)
+        return figures
+
+    def _at(self, what: str) -> None:
+        if self._watch is not None:
+            self._watch.at(self.progress.step, what)
 
     @contextlib.contextmanager
     def _counting(self, phase: str, batch: Batch) -> Iterator[None]:
@@ -459,84 +535,34 @@ class Trainer:
             yield
         self._counted[phase] = counter.get_total_flops() / batch.weight
 
-    def _limit(self, known: float | None) -> float:
-        """What a value may be at most not to be a spike, by the logarithm of its running
-        (geometric) mean.
-        """
-        if known is None or self.progress.step <= SPIKE_WARMUP:
-            return math.inf
-        return math.exp(known) * self.recipe.guard.spike_factor
-
-    def _spikes(
-        self, phase: str, what: str, value: float, means: dict[str, float], work: Work
-    ) -> bool:
-        """Whether a value is far above its running mean, which it then joins; a spike is reported
-        with its songs.
-        """
-        if value <= 0:  # an adversarial loss may be: it has no logarithm
-            return False
-        known = means.get(phase)
-        spiked = value > self._limit(known)
-        if spiked:
-            self.progress.spikes += 1
-            names = _names(self._everyone(self._ids(work)))
-            if self.ranks.main:
-                times = value / math.exp(known or 0.0)
-                log.warning(
-                    "step %d: %s %.3g is %.1f times its mean (songs %s)",
-                    self.progress.step,
-                    what,
-                    value,
-                    times,
-                    names,
-                )
-        level = math.log(value)
-        if spiked and self.recipe.guard.spikes == "skip":
-            # what was left out pulls the mean no further than what was let in
-            level = math.log(self._limit(known))
-        means[phase] = level if known is None else SPIKE_MEMORY * known + (1 - SPIKE_MEMORY) * level
-        return spiked
-
-    def _count_bad(self, step: int, ids: list[str]) -> None:
-        progress, guard = self.progress, self.recipe.guard
-        progress.skipped += 1
-        progress.bad_steps = [*(s for s in progress.bad_steps if s > step - BAD_WINDOW), step]
-        if self.ranks.main:
-            log.warning(
-                "step %d gave NaN, infinity or a spike and was skipped (songs %s)",
-                step,
-                _names(ids),
-            )
-        if len(progress.bad_steps) > guard.max_bad_steps:
-            raise DivergedError(
-                f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN, infinity or a "
-                f"spike "
-                f"(guard.max_bad_steps={guard.max_bad_steps}); the last batch held songs "
-                f"{_names(ids)}. Check "
-                "them with `mudit data inspect`, lower optimizer.lr, and resume: the newest "
-                "checkpoint is from before"
-            )
-
     def _after_step(self, runlog: RunLog) -> None:
         step, recipe = self.progress.step, self.recipe
-        # one rank's signal stops all of them after the same step
-        self._signal = self.ranks.highest(self._signal or 0) or None
         last = step == recipe.steps
+        if self._save_failed and self._saver is not None:
+            self._saver.wait()  # and raises, on all ranks
+        if self.ranks.world > 1:
+            # one rank's signal stops all of them after the same step: they heard of it with the
+            # step's figures, and ask once more when no step follows
+            heard = self.ranks.highest(self._signal or 0) if last else self._heard
+            self._signal = heard or (None if last else self._signal)
+            stop = heard or None
+        else:
+            stop = self._signal
         every = recipe.log.validate_every
         if every and (step % every == 0 or last):
             runlog.validation(step, self.validate())
         if last:
             with self.strategy.averaged(), self.strategy.whole():
                 self.task.finish()
-        if last or step % recipe.checkpoint.every == 0 or self._signal is not None:
-            self._save(runlog)
-        if self._signal is not None:  # on the last step too: whatever was to follow must not begin
-            name = signal.Signals(self._signal).name
+        if last or step % recipe.checkpoint.every == 0 or stop is not None:
+            self._save(runlog, wait=last or stop is not None)
+        if stop is not None:  # on the last step too: whatever was to follow must not begin
+            name = signal.Signals(stop).name
             raise InterruptedRun(
                 f"stopped by {name} after step {step} of {recipe.steps}; saved as "
                 f"{self.checkpoints.tags()[0].name} in '{self.folder}': "
                 "the same command resumes",
-                signal_number=self._signal,
+                signal_number=stop,
             )
 
     @torch.no_grad()
@@ -557,6 +583,7 @@ class Trainer:
         self._set_training(False)
         with self.strategy.averaged():
             for batch, share in self._validation_batches(plan, moment):
+                self._at("validation")
                 loss, logs = self.strategy.forward(
                     self.task.phases[0], to_device(batch.inputs, self.strategy.device)
                 )
@@ -594,31 +621,65 @@ class Trainer:
                 else (self.task.stand_in(packs[0], moment), 0.0)
             )
 
-    def _save(self, runlog: RunLog) -> None:
-        lost = self._lock.lost() if self._lock is not None else None
-        if (told := self.ranks.first(lost)) is not None:
-            raise MuditError(told)
-        runlog.flush()
-        with self.checkpoints.saving(self.progress.step) as folder:
-            self.strategy.save(folder)
-            if not self.ranks.main:
-                return
+    def _save(self, runlog: RunLog, *, wait: bool) -> None:
+        """Saves the state as it is now; `wait` returns when it is on the disk."""
+        self._at("saving a checkpoint")
+        self._saved = self.progress.step
+        texts = {}
+        if self.ranks.main:
             state = {"progress": asdict(self.progress), "identity": self._identity()}
-            (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            (folder / RECIPE).write_text(
-                json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8"
-            )
-            (folder / CONFIG).write_text(
-                self.task.config.model_dump_json(indent=1), encoding="utf-8"
-            )
+            texts = {
+                STATE: json.dumps(state, indent=1),
+                RECIPE: json.dumps(self.recipe.resolved(), indent=1),
+                CONFIG: self.task.config.model_dump_json(indent=1),
+            }
+        if self._saver is None:
+            runlog.flush()
+            self._check_lock(self.ranks)
+            with self.checkpoints.saving(self.progress.step) as folder:
+                self.strategy.save(folder)
+                for name, text in texts.items():
+                    (folder / name).write_text(text, encoding="utf-8")
+            return
+        saver = self._saver
+        saver.wait()  # its buffers are those of the save before
+
+        def first() -> None:
+            runlog.flush()
+            self._check_lock(saver.checkpoints.ranks)
+
+        files = saver.copies.take(self.strategy.state_files())
+        saver.begin(self.progress.step, files, texts, first=first)
+        if wait:
+            saver.wait()
+
+    def _listen(self, runlog: RunLog, *, wait: float = 0.0) -> None:
+        """Has songs made of a checkpoint that has come to the disk, and logs those that are."""
+        if self._listener is None:
+            return
+        for step, files in self._listener.made():
+            runlog.made(step, files)
+        if self._saved is not None and (self._saver is None or not self._saver.busy):
+            self._listener.saved(self._saved)
+            self._saved = None
+        for step, files in self._listener.made(wait=wait):
+            runlog.made(step, files)
+
+    def _let_go(self) -> None:
+        """Lets a save that still runs end, when something else ended the run."""
+        with contextlib.suppress(Exception):
+            if self._saver is not None:
+                self._saver.wait(PATIENCE)
+
+    def _check_lock(self, ranks: Ranks) -> None:
+        """Raises MuditError on all ranks when the run's folder was taken over."""
+        lost = self._lock.lost() if self._lock is not None else None
+        if (told := ranks.first(lost)) is not None:
+            raise MuditError(told)
 
     def _set_training(self, training: bool) -> None:
         for module in self.task.modules.values():
             module.train(training)
-
-    def _everyone(self, ids: list[str]) -> list[str]:
-        """The ids that any rank names."""
-        return list(dict.fromkeys(i for own in self.ranks.gather(ids) for i in own))
 
     def _ids(self, work: Work) -> list[str]:
         return [i for batch, share in work.batches if share for i in batch.ids]
@@ -642,17 +703,9 @@ class Trainer:
         before = {}
         # not the main thread (a notebook's worker, a test): no handlers then
         with contextlib.suppress(ValueError):
-            before = {
-                number: signal.signal(number, note)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-            }
+            before = {number: signal.signal(number, note) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _names(ids: list[str], most: int = 8) -> str:
-    shown = ", ".join(dict.fromkeys(ids[:most]))
-    return f"{shown} and {len(ids) - most} more" if len(ids) > most else shown

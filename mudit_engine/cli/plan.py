@@ -1,6 +1,7 @@
 """mudit plan: what training on a cluster takes, before it is rented: memory by kind, token budget,
 messages, a model of the time.
 
+    mudit plan musit-380m-pretrain --nodes 8 --gpus-per-node 8 --gpu h200
     mudit plan --preset musit-380m --nodes 8 --gpus-per-node 8 --gpu a100-80g
     mudit plan --preset musit-1b --nodes 8 --gpus-per-node 8 --gpu h100-80g --nics 1 --lengths \\
       data/latents --plots plan --json
@@ -10,6 +11,7 @@ messages, a model of the time.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +20,23 @@ import click
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
 
 if TYPE_CHECKING:
-    from mudit_engine.training.planning.plan import Plan
+    from mudit_engine.training.planning.plan import Option, Plan
 
 MODES = ("none", "selective", "full")
 
 
 @click.command()
+@click.argument("recipe", required=False)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a field of RECIPE, as in `mudit train`. Repeatable.",
+)
 @click.option(
     "--preset",
-    default="musit-380m",
-    show_default=True,
-    help="A preset, a config.json or a model folder.",
+    help="Without RECIPE: a preset, a config.json or a model folder.  [default: musit-380m]",
 )
 @click.option(
     "--lyrics",
@@ -41,8 +49,20 @@ MODES = ("none", "selective", "full")
     "--gpu",
     default="a100-80g",
     show_default=True,
-    metavar="a100-80g|h100-80g",
-    help="GPU, links and NICs of a node.",
+    metavar="a100-80g|h100-80g|h200|b200|rtx-5090|l40s|NAME",
+    help="GPU, links and NICs of a node. Of another GPU give every figure that follows.",
+)
+@click.option(
+    "--bf16-tflops", type=float, metavar="TFLOP/S", help="Dense, in place of the preset's."
+)
+@click.option(
+    "--fp32-tflops",
+    type=float,
+    metavar="TFLOP/S",
+    help="Of fp32 matrix products (TF32), in place of the preset's.",
+)
+@click.option(
+    "--hbm", type=float, metavar="GB/S", help="Memory bandwidth, in place of the preset's."
 )
 @click.option(
     "--nvlink", type=float, metavar="GB/S", help="Of a GPU, one way, in place of the preset's."
@@ -52,26 +72,25 @@ MODES = ("none", "selective", "full")
 )
 @click.option("--nics", type=click.IntRange(1), help="NICs of a node, in place of the preset's.")
 @click.option("--memory", type=float, metavar="GIB", help="Of a GPU, in place of the preset's.")
-@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["bf16", "fp32"]), help="[default: bf16, or RECIPE's]"
+)
 @click.option(
     "--lengths",
-    default="songs",
-    show_default=True,
     metavar="songs|FOLDER|FILE",
-    help="A stated mix, an encoded data set, or seconds.",
+    help="A stated mix, an encoded data set, or seconds.  [default: RECIPE's data set where it is, "
+    "or songs]",
 )
 @click.option(
     "--songs",
     type=click.IntRange(1),
     help="Songs of the data set.  [default: 1,500,000, or what --lengths holds]",
 )
-@click.option("--epochs", type=float, default=10.0, show_default=True)
+@click.option("--epochs", type=float, help="[default: 10, or what RECIPE's steps come to]")
 @click.option(
     "--batch-songs",
     type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    help="Songs of a global batch, for all options.",
+    help="Songs of a global batch, for all options.  [default: 512, or RECIPE's packs]",
 )
 @click.option(
     "--zero-stage",
@@ -104,20 +123,25 @@ MODES = ("none", "selective", "full")
 )
 @json_option
 def command(
-    preset: str,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    preset: str | None,
     lyrics: str | None,
     nodes: int,
     gpus_per_node: int,
     gpu: str,
+    bf16_tflops: float | None,
+    fp32_tflops: float | None,
+    hbm: float | None,
     nvlink: float | None,
     nic: float | None,
     nics: int | None,
     memory: float | None,
-    precision: str,
-    lengths: str,
+    precision: str | None,
+    lengths: str | None,
     songs: int | None,
-    epochs: float,
-    batch_songs: int,
+    epochs: float | None,
+    batch_songs: int | None,
     stages: tuple[int, ...],
     modes: tuple[str, ...],
     no_ema: bool,
@@ -126,33 +150,50 @@ def command(
     rehearse: bool,
     as_json: bool,
 ) -> None:
-    """Plan the song transformer's training (or a lyric model's) on NODES x GPUS_PER_NODE.
+    """Plan the training of RECIPE on NODES x GPUS_PER_NODE: its checkpointing, steps and batch.
 
-    Memory and packing are computed; time is a model with stated assumptions. Options share one
-    global batch and are ranked by GPU-hours.
+    Without RECIPE, ways to train the song transformer of --preset (or a lyric model) are compared.
+    Memory and packing are computed; time is a model with stated assumptions and a range. Options
+    share one global batch and are ranked by GPU-hours.
     """
     from mudit_engine.config import load_config
     from mudit_engine.errors import InputError
     from mudit_engine.training.planning.clusters import assume as assumed
     from mudit_engine.training.planning.clusters import make_cluster
+    from mudit_engine.training.recipe import load_recipe
 
-    config = load_config(preset)  # before torch is imported: a wrong name is told at once
+    # before torch is imported: a wrong name is told at once
+    given = load_recipe(recipe, overrides=overrides) if recipe is not None else None
+    if given is None and overrides:
+        raise click.UsageError("--set changes a RECIPE: name one")
+    if given is not None and (preset or lyrics):
+        raise click.UsageError("RECIPE says what is trained: leave --preset and --lyrics out")
+    preset = given.model if given is not None else preset or "musit-380m"
+    config = given.model_config_resolved() if given is not None else load_config(preset)
     cluster = make_cluster(
         gpu,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         assumptions=assumed(assume),
+        bf16_tflops=bf16_tflops,
+        fp32_tflops=fp32_tflops,
+        hbm_gbs=hbm,
         nvlink_gbs=nvlink,
         nic_gbs=nic,
         nics=nics,
         memory_gib=memory,
     )
-    if not epochs > 0:
+    if epochs is not None and not epochs > 0:
         raise InputError(f"--epochs {epochs} must be positive")
     if lyrics is not None:
         from mudit_engine.cli._plan_lyrics import show
 
-        show(lyrics, cluster, songs=songs, epochs=epochs, as_json=as_json)
+        show(lyrics, cluster, songs=songs, epochs=epochs or 10.0, as_json=as_json)
+        return
+    if given is not None and not given.task.startswith("dit"):
+        from mudit_engine.cli._plan_stage import show_stage
+
+        show_stage(given, cluster, as_json=as_json)
         return
     if precision == "bf16" and 0 in stages:
         raise InputError(
@@ -161,22 +202,38 @@ def command(
         )
 
     from mudit_engine.training.dataset.lengths import read_lengths
-    from mudit_engine.training.planning.plan import Request, make_plan, report
+    from mudit_engine.training.planning.plan import Request, make_plan, of_recipe
+    from mudit_engine.training.planning.report import report
 
+    if lengths is None:
+        there = given is not None and (Path(given.data.folder) / "index.safetensors").exists()
+        lengths = given.data.folder if given is not None and there else "songs"
     sample = read_lengths(lengths, config)
-    considered: Any = tuple(mode for mode in MODES if mode in modes) or MODES
+    considered: Any = tuple(mode for mode in MODES if mode in modes)
+    precision = precision or (given.precision if given is not None else "bf16")
     request = Request(
         preset,
         config,
         cluster,
         precision,
         songs or sample.songs or 1_500_000,
-        epochs,
-        batch_songs,
+        epochs or 10.0,
+        batch_songs or 512,
         not no_ema,
         stages=tuple(dict.fromkeys(stages)) or ((1, 2, 3) if precision == "bf16" else (0, 1, 2, 3)),
-        modes=considered,
+        modes=considered or MODES,
     )
+    if given is not None:
+        request = of_recipe(request, given)
+        changed = {
+            "stages": tuple(dict.fromkeys(stages)),
+            "modes": considered,
+            # fields that were said replace the recipe's
+            **({"steps": None} if epochs is not None else {}),
+            **({"batch": None, "steps": None} if batch_songs is not None else {}),
+        }
+        kept = {name: value for name, value in changed.items() if value != ()}
+        request = dataclasses.replace(request, **kept)
     with progress("planning", total=None, quiet=as_json) as step:
         plan = make_plan(request, sample, on_step=lambda text: step(text=text))
         document = report(plan)
@@ -214,6 +271,12 @@ def _rehearse(plan: Plan) -> dict[str, Any]:
     return compare(rehearsal, rehearse(rehearsal))
 
 
+def _between(value: float, option: Option) -> str:
+    """The range of a figure that goes with the step's time."""
+    low, high = (value * end / option.step_seconds for end in option.seconds_range)
+    return f"{low:,.0f} to {high:,.0f}"
+
+
 def _gib(size: float) -> str:
     return f"{size / (1 << 30):.2f}"
 
@@ -231,13 +294,13 @@ def _print(plan: Plan, document: dict[str, Any]) -> None:
             "links",
             f"NVLink {gpu.nvlink_gbs:g} GB/s, {gpu.nics} NICs of {gpu.nic_gbs:g} GB/s (one way)",
         ),
-        ("songs", f"{request.songs:,} x {request.epochs:g} epochs"),
+        ("songs", f"{request.songs:,} x {plan.epochs:.3g} epochs"),
         (
             "lengths",
             f"{lengths['source']}: median {lengths['seconds_p50']:g} s, longest "
             f"{lengths['longest_frames']:,} frames",
         ),
-        ("global batch", f"{request.batch_songs} songs, {plan.frames_per_step:,.0f} frames"),
+        ("global batch", f"{document['batch']['songs']} songs, {plan.frames_per_step:,.0f} frames"),
     ]
     print_table("Plan", ["", ""], rows)
     table = [
@@ -301,14 +364,18 @@ def _print(plan: Plan, document: dict[str, Any]) -> None:
     facts: list[tuple[str, str]] = [
         (
             "GPU-hours*",
-            f"{best.gpu_hours:,.0f}, {best.gpu_hours / cluster.world:,.1f} hours of the cluster",
+            f"{best.gpu_hours:,.0f} ({_between(best.gpu_hours, best)}), "
+            f"{best.gpu_hours / cluster.world:,.1f} hours of the cluster",
         ),
         (
-            "the paper",
-            f"{paper['gpus']} GPUs x {paper['days']} days = {paper['gpu_hours']:,} GPU-hours "
-            f"(measured by its authors)",
+            "a step*",
+            f"{1e3 * best.step_seconds:.0f} ms ({_between(1e3 * best.step_seconds, best)})",
         ),
-        ("", f"as many would be {paper['epochs_for_as_many_gpu_hours']:,.0f} epochs here*"),
+        (
+            f"{plan.epochs:.3g} epochs*",
+            f"{paper['gpu_days_here']:,.0f} GPU-days; the paper: {paper['gpu_days']:,} "
+            f"({paper['gpus']} GPUs x {paper['days']} days), without saying of how many epochs",
+        ),
         (
             "rows that fit beside the state",
             ", ".join(f"{rows:,} ({mode})" for mode, rows in document["token_budget"].items()),

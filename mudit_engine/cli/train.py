@@ -119,6 +119,11 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
     show_default=True,
     help="Time limit of a slurm job; it requeues itself.",
 )
+@click.option(
+    "--profile",
+    metavar="FIRST:END",
+    help="Write a trace of these steps by torch's profiler into OUT/profile (10:13: three steps).",
+)
 @click.option("--write-only", is_flag=True, help="Write the launch files and start nothing.")
 @json_option
 def command(
@@ -139,6 +144,7 @@ def command(
     network: tuple[str, ...],
     slurm: tuple[str, ...],
     minutes: int,
+    profile: str | None,
     write_only: bool,
     as_json: bool,
 ) -> None:
@@ -159,6 +165,9 @@ def command(
     # before torch is imported: a wrong field is told at once
     resolved = load_recipe(recipe, overrides=overrides)
     out = out or Path("runs") / resolved.name
+    from mudit_engine.training.step_trace import parse_steps
+
+    steps = parse_steps(profile) if profile else None
     if launcher is not None:
         from mudit_engine.training.parallel.launch import (
             Launch,
@@ -176,6 +185,7 @@ def command(
             export_dtype,
             *(("--weights", weights) if weights != "ema" else ()),
             *(("--threads", str(threads)) if threads else ()),
+            *(("--profile", profile) if profile else ()),
         ]
         arguments += [
             *(("--export", str(export_to)) if export_to else ()),
@@ -227,7 +237,7 @@ def command(
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
-    trainer = Trainer(resolved, out, quiet=as_json)
+    trainer = Trainer(resolved, out, quiet=as_json, profile=steps)
     main = trainer.ranks.main
     try:
         summary = trainer.run(resume=resume)

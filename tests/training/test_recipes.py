@@ -26,6 +26,16 @@ SHIPPED = {
     "musit-380m-chinmu": ("chinmu", None),
     "musit-380m-pretrain": ("dit-pretrain", "bezier"),
     "musit-380m-finetune": ("dit-finetune", "bezier"),
+    **{
+        f"musit-{size}-{stage}": (task, "bezier" if "dit" in task else None)
+        for size in ("1b", "3b")
+        for stage, task in (
+            ("vae", "vae"),
+            ("chinmu", "chinmu"),
+            ("pretrain", "dit-pretrain"),
+            ("finetune", "dit-finetune"),
+        )
+    },
     "mudit-380m-pretrain": ("dit-pretrain", "ddpm"),
     "mudit-380m-finetune": ("dit-finetune", "ddpm"),
 }

@@ -10,8 +10,8 @@ ring model.
     cluster.pass_seconds(760e6)                     # one pass of 380 M bf16 gradients
 
 Bandwidths are one way, in 10^9 bytes a second. NCCL runs as many rings as a node has NICs: together
-they carry one copy of the data. Source: NVIDIA's data sheets of the A100 80 GB SXM and the H100
-SXM, DGX A100 and DGX H100 system descriptions.
+they carry one copy of the data. Source: NVIDIA's data sheets of the A100 80 GB SXM, H100 SXM, H200
+SXM, B200 (HGX) and L40S, the RTX Blackwell whitepaper, and the DGX system descriptions.
 """
 
 from __future__ import annotations
@@ -48,6 +48,14 @@ GPUS = {
     "a100-80g": Gpu("a100-80g", 79.15, 312.0, 156.0, 2039.0, 300.0, 25.0, 8),
     # NVLink 4: 900 GB/s both ways; DGX H100: eight NDR ports of 400 Gb/s
     "h100-80g": Gpu("h100-80g", 79.10, 989.4, 494.7, 3352.0, 450.0, 50.0, 8),
+    # 141 GB of HBM3e; DGX H200
+    "h200": Gpu("h200", 139.8, 989.4, 494.7, 4800.0, 450.0, 50.0, 8),
+    # 180 GB of HBM3e (HGX B200); NVLink 5: 1,800 GB/s both ways; DGX B200: eight ports of 400 Gb/s
+    "b200": Gpu("b200", 178.0, 2250.0, 1125.0, 8000.0, 900.0, 50.0, 8),
+    # no NVLink: PCIe 5.0 x16, one way, through the host; one port of 100 Gb/s taken for a node
+    "rtx-5090": Gpu("rtx-5090", 31.8, 209.5, 104.8, 1792.0, 63.0, 12.5, 1),
+    # PCIe 4.0 x16; ECC takes its part of 48 GB
+    "l40s": Gpu("l40s", 44.5, 362.05, 183.2, 864.0, 31.5, 25.0, 2),
 }
 
 
@@ -63,9 +71,50 @@ class Assumptions:
     link: float = 0.80  # of NVLink and NIC bandwidth, in collectives
     hop_us: float = 12.0  # latency of a collective, times log2 of its ranks
     host_us: float = 9.0  # that the host needs to launch one operation
+    hook_us: float = 35.0  # of one of ZeRO-3's hooks, of which a module has four a pass
     overlap: float = 0.85  # of the backward pass that a collective can hide behind
+    load_ms: float = 12.0  # CPU time that reading a song into a batch takes one thread
+    storage_gbs: float = 2.0  # that a node writes into the shared folder
+    copy_gbs: float = 20.0  # from a GPU into page-locked host memory
     context_gib: float = 1.2  # CUDA context, cuBLAS workspaces, NCCL buffers
     fragmentation: float = 0.05  # of what tensors take, lost between them by the caching allocator
+
+
+# what the same figures may be on a machine that does worse, and on one that does better: the range
+# of a plan
+WORSE: dict[str, float] = {
+    "gemm": 0.45,
+    "attention": 0.25,
+    "hbm": 0.65,
+    "link": 0.55,
+    "hop_us": 25.0,
+    "host_us": 14.0,
+    "hook_us": 70.0,
+    "overlap": 0.5,
+    "load_ms": 25.0,
+    "storage_gbs": 0.5,
+    "copy_gbs": 8.0,
+}
+BETTER: dict[str, float] = {
+    "gemm": 0.75,
+    "attention": 0.60,
+    "hbm": 0.88,
+    "link": 0.90,
+    "hop_us": 8.0,
+    "host_us": 5.0,
+    "hook_us": 20.0,
+    "overlap": 0.95,
+    "load_ms": 6.0,
+    "storage_gbs": 10.0,
+    "copy_gbs": 25.0,
+}
+
+
+def within(assumptions: Assumptions, other: dict[str, float]) -> Assumptions:
+    """The assumptions with the figures of WORSE or BETTER, but for those that somebody set."""
+    base = Assumptions()
+    open_ = {k: v for k, v in other.items() if getattr(assumptions, k) == getattr(base, k)}
+    return dataclasses.replace(assumptions, **open_)
 
 
 def assume(changes: list[str] | tuple[str, ...]) -> Assumptions:
@@ -138,24 +187,27 @@ def make_cluster(
     *,
     nodes: int,
     gpus_per_node: int,
-    nvlink_gbs: float | None = None,
-    nic_gbs: float | None = None,
-    nics: int | None = None,
-    memory_gib: float | None = None,
     assumptions: Assumptions | None = None,
+    **figures: float | None,
 ) -> Cluster:
-    """A preset with what was given in place of its figures. Raises InputError for an unknown preset
-    or impossible numbers.
+    """A preset with what was given in place of its figures (fields of Gpu), or any other GPU of
+    which all are given. Raises InputError for an unknown preset or impossible numbers.
     """
-    if gpu not in GPUS:
-        raise InputError(
-            f"no GPU preset '{gpu}': there are {', '.join(GPUS)} (links and memory can be "
-            f"overridden)"
-        )
-    changes = {"nvlink_gbs": nvlink_gbs, "nic_gbs": nic_gbs, "nics": nics, "memory_gib": memory_gib}
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = {name: value for name, value in figures.items() if value is not None}
     for name, value in {**given, "nodes": nodes, "gpus_per_node": gpus_per_node}.items():
         if not value > 0:
             raise InputError(f"{name}={value} must be positive")
-    chosen = dataclasses.replace(GPUS[gpu], **given)  # type: ignore[arg-type]
+    known = GPUS.get(gpu)
+    if known is None:
+        wanted = [field.name for field in dataclasses.fields(Gpu) if field.name != "name"]
+        missing = [name for name in wanted if name not in given]
+        if missing:
+            near = difflib.get_close_matches(gpu, GPUS, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise InputError(
+                f"no GPU preset '{gpu}': {hint}there are {', '.join(GPUS)}; of another GPU give "
+                f"all figures ({', '.join(missing)} are missing)"
+            )
+        known = Gpu(gpu, **given)  # type: ignore[arg-type]
+    chosen = dataclasses.replace(known, **given)  # type: ignore[arg-type]
     return Cluster(chosen, nodes, gpus_per_node, assumptions or Assumptions())

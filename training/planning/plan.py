@@ -2,11 +2,14 @@
 model of the step's time, GPU-hours.
 
     bytes of a rank = (state + activations) (1 + fragmentation) + context
-    step = A micro-batch imbalance + exposed communication + optimiser
-    micro-batch = max(host, products / peak + attention / peak + traffic / bandwidth)
+    step = A micro-batch imbalance + exposed communication + optimiser + data + checkpoint
+    micro-batch = max(host, products / peak + attention / peak + traffic / bandwidth) + hooks
 
 state_bytes.py computes the state, step_cost.py the activations; each peak and bandwidth is taken
-with the share of it that is assumed to be reached.
+with the share of it that is assumed to be reached. A range goes with every time: the same model
+under the figures of WORSE and BETTER machines (clusters.py). `hooks` is what ZeRO-3 adds: four
+hooks a module and pass on the host, and the gathered weights' way through memory. `data` is what
+reading songs takes beyond a step, `checkpoint` what a save takes of the step's thread.
 
     cluster = make_cluster("a100-80g", nodes=8, gpus_per_node=8)
     plan = make_plan(Request(preset="musit-380m", cluster=cluster), lengths)
@@ -25,15 +28,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import InputError
-from mudit_engine.training.dataset.batching import plan_packs
 from mudit_engine.training.dataset.lengths import Lengths
-from mudit_engine.training.planning.clusters import GIB, Cluster
+from mudit_engine.training.dataset.packing import plan_packs
+from mudit_engine.training.parallel.deepspeed_config import bucket_sizes
+from mudit_engine.training.planning.clusters import BETTER, GIB, WORSE, Cluster, within
+from mudit_engine.training.planning.kept_costs import fit
 from mudit_engine.training.planning.state_bytes import (
     Message,
     Parameters,
@@ -43,10 +47,9 @@ from mudit_engine.training.planning.state_bytes import (
     state_bytes,
     step_bytes,
 )
-from mudit_engine.training.planning.step_cost import Checkpointing, CostModel, Pack, fit
-from mudit_engine.training.recipe import ParallelConfig
+from mudit_engine.training.planning.step_cost import Checkpointing, CostModel, Pack
+from mudit_engine.training.recipe import ParallelConfig, Recipe
 
-PAPER = {"gpus": 64, "days": 35, "gpu_hours": 64 * 35 * 24}
 MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
 MOST_MICRO_BATCHES = 16
 FRAGMENTS = 8
@@ -69,6 +72,30 @@ class Request:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     stages: tuple[int, ...] = (1, 2, 3)
     modes: tuple[Checkpointing, ...] = MODES
+    batch: tuple[int, int] | None = None  # pack size and packs of a step, of a recipe
+    steps: int | None = None  # of a recipe; None: what the epochs take
+    loader_threads: int = 4
+    save_every: int = 500
+    asynchronous: bool = True
+
+
+def of_recipe(request: Request, recipe: Recipe) -> Request:
+    """The request with what a recipe says: precision, average, stage, checkpointing, batch, steps,
+    loading and saving.
+    """
+    return dataclasses.replace(
+        request,
+        config=recipe.model_config_resolved(),
+        average=recipe.ema.enabled,
+        parallel=recipe.parallel,
+        stages=(recipe.parallel.zero_stage,),
+        modes=(recipe.dit.checkpointing,),
+        batch=(recipe.data.pack_size, recipe.data.packs_per_step),
+        steps=recipe.steps,
+        loader_threads=recipe.data.loader_threads,
+        save_every=recipe.checkpoint.every,
+        asynchronous=recipe.checkpoint.asynchronous is not False,
+    )
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,7 @@ class Option:
     frames_per_second: float
     flops_share: float  # model FLOPs of a step / (peak x GPUs x step time)
     messages: tuple[Message, ...]
+    seconds_range: tuple[float, float] = (0.0, 0.0)  # of a step, on a better and a worse machine
 
     @property
     def peak_bytes(self) -> int:
@@ -138,7 +166,18 @@ class Plan:
         return self.options[0]
 
     @property
+    def epochs(self) -> float:
+        """Times that the songs are gone through."""
+        request, best = self.request, self.best
+        if request.steps is None:
+            return request.epochs
+        frames = self.packings[best.pack_size].frames * best.packs_per_step
+        return request.steps * frames / (request.songs * float(self.lengths.frames.mean()))
+
+    @property
     def frames_per_step(self) -> float:
+        if self.request.batch is not None:
+            return self.packings[self.request.batch[0]].frames * self.request.batch[1]
         return self.request.batch_songs * float(self.lengths.frames.mean())
 
 
@@ -152,7 +191,16 @@ def make_plan(
     world = request.cluster.world
     longest = int(lengths.frames.max())
     frames_per_step = request.batch_songs * float(lengths.frames.mean())
-    sizes = list(_pack_sizes(frames_per_step, world, longest))
+    if request.batch is not None:
+        pack_size, packs = request.batch
+        if pack_size < longest:
+            raise InputError(
+                f"a pack of {pack_size:,} frames does not hold the longest song's {longest:,}: "
+                f"raise data.pack_size, or leave such songs out"
+            )
+        sizes = [(math.ceil(packs / world), pack_size)]
+    else:
+        sizes = list(_pack_sizes(frames_per_step, world, longest))
     if not sizes:
         enough = math.ceil(longest * world / float(lengths.frames.mean()))
         raise InputError(
@@ -197,7 +245,7 @@ def scaling(plan: Plan, nodes: Sequence[int]) -> list[tuple[int, Option]]:
     found = []
     for count in nodes:
         cluster = dataclasses.replace(plan.request.cluster, nodes=count)
-        request = dataclasses.replace(plan.request, cluster=cluster)
+        request = dataclasses.replace(plan.request, cluster=cluster, batch=None)
         options = []
         for micro_batches, pack_size in _pack_sizes(
             plan.frames_per_step, cluster.world, int(plan.lengths.frames.max())
@@ -328,10 +376,27 @@ def _option(
         parameters, sharding, activations, micro_batches=micro_batches, cluster=cluster
     )
     sent = tuple(messages(parameters, sharding, micro_batches=micro_batches))
-    seconds, flops = step_seconds(parameters, sharding, cost, packing, sent, micro_batches, cluster)
+
+    def seconds_on(cluster: Cluster) -> tuple[dict[str, float], float]:
+        seconds, flops = step_seconds(
+            parameters, sharding, cost, packing, sent, micro_batches, cluster
+        )
+        seconds["data"] = data_seconds(request, packing, micro_batches, cluster, seconds)
+        seconds["checkpoint"] = save_seconds(request, memory, cluster, seconds)
+        return seconds, flops
+
+    seconds, flops = seconds_on(cluster)
+    low, high = (
+        sum(seconds_on(dataclasses.replace(cluster, assumptions=assumed))[0].values())
+        for assumed in (within(cluster.assumptions, kind) for kind in (BETTER, WORSE))
+    )
     step, packs = sum(seconds.values()), cluster.world * micro_batches
+    if request.batch is not None:
+        packs = request.batch[1]
     frames = packing.frames * packs
-    steps = request.songs * request.epochs * float(lengths.frames.mean()) / frames
+    steps = request.steps or (
+        request.songs * request.epochs * float(lengths.frames.mean()) / frames
+    )
     return Option(
         stage=stage,
         checkpointing=mode,
@@ -346,7 +411,36 @@ def _option(
         frames_per_second=frames / step,
         flops_share=flops * packs / (cluster.peak_flops(request.precision) * cluster.world * step),
         messages=sent,
+        seconds_range=(low, high),
     )
+
+
+def data_seconds(
+    request: Request,
+    packing: Packing,
+    micro_batches: int,
+    cluster: Cluster,
+    seconds: dict[str, float],
+) -> float:
+    """What reading a step's songs takes beyond the step, which it runs beside."""
+    songs = packing.songs * micro_batches
+    reading = songs * cluster.assumptions.load_ms * 1e-3 / request.loader_threads
+    return max(0.0, reading - sum(seconds.values()))
+
+
+def save_seconds(
+    request: Request, memory: dict[str, int], cluster: Cluster, seconds: dict[str, float]
+) -> float:
+    """What a checkpoint takes of the step's thread, spread over the steps between two: all of the
+    writing, or the copy into host memory and what is not written when the next save comes.
+    """
+    own = sum(memory.get(kind, 0) for kind in ("master", "moments", "average"))
+    assumed, every = cluster.assumptions, request.save_every
+    writing = own * cluster.gpus_per_node / (assumed.storage_gbs * 1e9)
+    if not request.asynchronous:
+        return writing / every
+    late = max(0.0, writing - every * sum(seconds.values()))
+    return (own / (assumed.copy_gbs * 1e9) + late) / every
 
 
 def memory_by_kind(
@@ -402,13 +496,23 @@ def step_seconds(
     )
     traffic = mean.moved_bytes / (cluster.gpu.hbm_gbs * 1e9 * assumed.hbm)
     device = products + attention + traffic
-    host = mean.launches * assumed.host_us * 1e-6
+    hooks = 4 * parameters.modules * assumed.hook_us * 1e-6 if sharding.stage == 3 else 0.0
+    host = mean.launches * assumed.host_us * 1e-6 + hooks
     seconds = {
         "products": products,
         "attention": attention,
         "traffic": traffic,
         "host": max(0.0, host - device),
     }
+    if sharding.stage == 3 and sharding.world > 1:
+        # a hook ends where the device waits for the weights it gathered; these are written and
+        # read once more than weights that lie whole, in both passes
+        gathered = 4.0 * sharding.weight_bytes * parameters.count
+        gathered /= cluster.gpu.hbm_gbs * 1e9 * assumed.hbm
+        # and nothing runs yet that could hide the first weights of either pass
+        bucket = sharding.parallel.gather_bucket or bucket_sizes(parameters.count)["gather"]
+        first = 2 * cluster.pass_seconds(sharding.weight_bytes * bucket)
+        seconds["hooks"] = (1 - assumed.overlap) * hooks + gathered + first
     seconds = {part: value * micro_batches for part, value in seconds.items()}
     compute = sum(seconds.values())
     seconds["imbalance"] = compute * (packing.imbalance - 1)
@@ -428,83 +532,3 @@ def step_seconds(
 
 def message_seconds(message: Message, cluster: Cluster) -> float:
     return message.passes * cluster.pass_seconds(message.size, calls=message.calls)
-
-
-def report(plan: Plan, *, most: int = 12) -> dict[str, Any]:
-    """The plan as JSON: what was asked, what was assumed, the options, the best one in full."""
-    request, cluster = plan.request, plan.request.cluster
-    best = plan.best
-    return {
-        "model": {
-            "name": request.config.name,
-            "parameters": plan.parameters.count,
-            "precision": request.precision,
-        },
-        "cluster": dataclasses.asdict(cluster.gpu)
-        | {"nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node, "world": cluster.world},
-        "lengths": plan.lengths.describe(),
-        "assumptions": dataclasses.asdict(cluster.assumptions),
-        "kind_of_figures": {
-            "memory": "computed from the network run on fake tensors and DeepSpeed's partitioning",
-            "packing": "the training sampler run on the sample of lengths",
-            "time": "modelled; no GPU gave a figure",
-        },
-        "batch": {"songs": request.batch_songs, "frames": plan.frames_per_step},
-        "training": {"songs": request.songs, "epochs": request.epochs},
-        "paper": PAPER
-        | {"epochs_for_as_many_gpu_hours": request.epochs * PAPER["gpu_hours"] / best.gpu_hours},
-        "token_budget": {
-            mode: cost.largest_rows(
-                _budget(plan, best.stage),
-                tokens_per_row=plan.lengths.tokens.sum() / plan.lengths.frames.sum(),
-            )
-            for mode, cost in plan.costs.items()
-        },
-        "activation_bytes_per_frame": {
-            mode: round(cost.per_row("peak_bytes")) for mode, cost in plan.costs.items()
-        },
-        "best": option_row(best, cluster)
-        | {"messages": [message_row(m, cluster) for m in best.messages], "set": best.overrides},
-        "options": [option_row(option, cluster) for option in plan.options[:most]],
-        "options_in_all": len(plan.options),
-        "options_that_fit": sum(option.fits for option in plan.options),
-    }
-
-
-def _budget(plan: Plan, stage: int) -> float:
-    """Bytes that a rank's state leaves to activations."""
-    request, cluster = plan.request, plan.request.cluster
-    parallel = request.parallel.model_copy(update={"zero_stage": stage})
-    sharding = Sharding(
-        stage, cluster.world, request.precision, request.average, stage > 0, parallel
-    )
-    state = sum(state_bytes(plan.parameters, sharding, micro_batches=2).values())
-    assumed = cluster.assumptions
-    return (cluster.gpu.memory_gib - assumed.context_gib) * GIB / (
-        1 + assumed.fragmentation
-    ) - state
-
-
-def message_row(message: Message, cluster: Cluster) -> dict[str, Any]:
-    return dataclasses.asdict(message) | {"seconds": message_seconds(message, cluster)}
-
-
-def option_row(option: Option, cluster: Cluster) -> dict[str, Any]:
-    """An option as JSON."""
-    return {
-        "zero_stage": option.stage,
-        "checkpointing": option.checkpointing,
-        "micro_batches": option.micro_batches,
-        "pack_size": option.pack_size,
-        "packs_per_step": option.packs_per_step,
-        "packing_efficiency": option.efficiency,
-        "memory": option.memory,
-        "memory_bytes": option.peak_bytes,
-        "memory_share": option.peak_bytes / (cluster.gpu.memory_gib * GIB),
-        "fits": option.fits,
-        "step_seconds_modelled": option.step_seconds,
-        "seconds_modelled": option.seconds,
-        "frames_per_second_modelled": option.frames_per_second,
-        "flops_share_modelled": option.flops_share,
-        "gpu_hours_modelled": option.gpu_hours,
-    }

@@ -39,9 +39,12 @@ STAGE0_BUCKET = 500_000_000  # elements that DeepSpeed flattens at once for stag
 
 @dataclass(frozen=True)
 class Parameters:
-    """Sizes of the trained tensors, by the optimiser's groups (weight decay, none)."""
+    """Sizes of the trained tensors, by the optimiser's groups (weight decay, none), and how many
+    modules hold them.
+    """
 
     groups: tuple[tuple[int, ...], ...]
+    modules: int = 0
 
     @property
     def count(self) -> int:
@@ -57,8 +60,10 @@ def parameters_of(config: DitConfig) -> Parameters:
     from mudit_engine.training.recipe import OptimizerConfig
 
     with torch.device("meta"):
-        groups = make_optimizer(DiT(config), OptimizerConfig()).param_groups
-    return Parameters(tuple(tuple(p.numel() for p in group["params"]) for group in groups))
+        dit = DiT(config)
+        groups = make_optimizer(dit, OptimizerConfig()).param_groups
+    sizes = tuple(tuple(p.numel() for p in group["params"]) for group in groups)
+    return Parameters(sizes, sum(1 for _ in dit.modules()))
 
 
 @dataclass(frozen=True)

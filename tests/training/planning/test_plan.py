@@ -14,10 +14,11 @@ from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.dataset.lengths import Lengths, read_lengths
 from mudit_engine.training.planning import plan as planning
 from mudit_engine.training.planning.clusters import GIB, Assumptions, Cluster, assume, make_cluster
-from mudit_engine.training.planning.plan import Plan, Request, make_plan, report, scaling
+from mudit_engine.training.planning.plan import Plan, Request, make_plan, scaling
 from mudit_engine.training.planning.plots import save_plots
+from mudit_engine.training.planning.report import report
 from mudit_engine.training.planning.state_bytes import state_bytes
-from mudit_engine.training.planning.step_cost import LINEAR, CostModel
+from round_costs import cost_model
 from small_songs import write_songs
 
 CONFIG = load_config("musit-380m")
@@ -25,24 +26,6 @@ CONFIG = load_config("musit-380m")
 
 def a100(nodes: int = 8, **links: float) -> Cluster:
     return make_cluster("a100-80g", nodes=nodes, gpus_per_node=8, **links)  # type: ignore[arg-type]
-
-
-def cost_model(mode: str) -> CostModel:
-    """Round figures of the size of musit-380m's: 900, 450 or 150 KB and 2.3 (3.1) GFLOPs of
-    products a row.
-    """
-    peak = {"none": 9e5, "selective": 4.5e5, "full": 1.5e5}[mode]
-    slopes = dict.fromkeys(LINEAR, 0.0) | {
-        "peak_bytes": peak,
-        "saved_bytes": peak,
-        "gemm_flops": 3.1e9 if mode == "full" else 2.3e9,
-    }
-    slopes |= {"forward_gemm_flops": 7.7e8, "moved_bytes": 4e6 if mode == "none" else 6e6}
-    outer = {name: (0.0, slope, 0.0) for name, slope in slopes.items()} | {
-        "launches": (1000.0, 0.0, 0.0)
-    }
-    outer["recomputed_attention"] = (0.0 if mode == "none" else 20.0, 0.0, 0.0)
-    return CostModel(CONFIG.dit, mode, "bf16", outer, dict.fromkeys(LINEAR, (0.0, 0.0, 0.0)))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +79,53 @@ def test_overridden_links_and_assumptions() -> None:
         make_cluster("v100", nodes=1, gpus_per_node=8)
     with pytest.raises(InputError, match="nic_gbs=-1"):
         make_cluster("a100-80g", nodes=1, gpus_per_node=8, nic_gbs=-1)
+
+
+def test_any_gpu_by_its_figures() -> None:
+    for name in ("h200", "b200", "rtx-5090", "l40s"):
+        assert make_cluster(name, nodes=1, gpus_per_node=8).gpu.bf16_tflops > 200
+    with pytest.raises(InputError, match=r"of another GPU give all figures \(memory_gib, bf16_"):
+        make_cluster("mine", nodes=1, gpus_per_node=1)
+    figures = {"memory_gib": 24.0, "bf16_tflops": 100.0, "fp32_tflops": 50.0, "hbm_gbs": 900.0}
+    cluster = make_cluster(
+        "mine", nodes=1, gpus_per_node=2, **figures, nvlink_gbs=30, nic_gbs=1, nics=1
+    )
+    assert cluster.gpu.name == "mine" and cluster.peak_flops("bf16") == 1e14
+
+
+def test_stage_3_costs_what_its_hooks_do(lengths: Lengths) -> None:
+    """One pack a rank: stage 3 sends half of what stage 1 reduces, and is no faster for it."""
+    by_stage = {
+        option.stage: option
+        for option in plan(lengths, modes=("none",)).options
+        if option.micro_batches == 1
+    }
+    assert by_stage[3].step_seconds > by_stage[1].step_seconds
+    assert by_stage[3].seconds["hooks"] > 0 and "hooks" not in by_stage[1].seconds
+
+
+def test_data_and_saving_stall_a_step(lengths: Lengths) -> None:
+    slow = dataclasses.replace(a100(), assumptions=Assumptions(load_ms=4000.0))
+    base, reading = plan(lengths).best, plan(lengths, slow).best
+    assert base.seconds["data"] == 0 < reading.seconds["data"]
+    songs = plan(lengths).packings[base.pack_size].songs * base.micro_batches
+    rest = sum(
+        value for part, value in reading.seconds.items() if part not in ("data", "checkpoint")
+    )
+    assert reading.seconds["data"] == pytest.approx(songs * 4.0 / 4 - rest)
+    waiting = plan(lengths, asynchronous=False, save_every=50).best.seconds["checkpoint"]
+    copied = plan(lengths, save_every=50).best.seconds["checkpoint"]
+    assert 0 < copied < 0.01 * base.step_seconds < waiting
+
+
+def test_a_range_holds_what_was_not_set(lengths: Lengths) -> None:
+    free = plan(lengths).best
+    named = dataclasses.replace(a100(), assumptions=Assumptions(gemm=0.6))
+    fixed = plan(lengths, named).best
+    assert free.seconds_range[0] < free.step_seconds < free.seconds_range[1]
+    assert fixed.seconds_range[1] - fixed.seconds_range[0] < (
+        free.seconds_range[1] - free.seconds_range[0]
+    )
 
 
 def test_lengths_from_a_mix_a_file_and_a_data_set(tmp_path: Path) -> None:
