@@ -94,12 +94,10 @@ class SongRequest:
         for name, accepted in (("voice", VOICES), ("style", STYLES)):
             if getattr(self, name) is not None:
                 self._choice(name, accepted)
-        for name in ("drums", "planned"):
+        for name in ("drums", "planned", "ignore_times"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "drums" and value is None):
-                raise InputError(
-                    f"{name} {_shown(getattr(self, name))} is of a wrong type: give true or false"
-                )
+                raise InputError(f"{name} {_shown(value)} is of a wrong type: give true or false")
         if not self.description.strip() and not (self.lyrics or "").strip():
             raise InputError("the request is empty: give a description, lyrics, or both")
         for name, what in (("reference", "an audio"), ("melody_file", "a MIDI or MusicXML")):
@@ -141,10 +139,6 @@ class SongRequest:
                     raise InputError(
                         f"{name} is part of a plan, and planned=false asks for none: leave one out"
                     )
-        if not isinstance(self.ignore_times, bool):
-            raise InputError(
-                f"ignore_times {_shown(self.ignore_times)} is of a wrong type: give true or false"
-            )
         if self.seed is not None:
             self._whole_number("seed", "a whole number from 0 to 2^63 - 1")
             if not 0 <= self.seed <= HIGHEST_SEED:

@@ -161,10 +161,10 @@ def _request_fields(
         fields["planned"] = not defaults.get("unplanned")
     if fields["drums"] in ("on", "off"):
         fields["drums"] = fields["drums"] == "on"
-    melody = fields["melody"]
-    # a file by its ending, as a note has none; in a manifest it is melody_file, or melody likewise
     from mudit_engine.text.composition.given import MELODY_SUFFIXES  # numpy: not for --help
 
+    melody = fields["melody"]
+    # a file by its ending, as a note has none; in a manifest it is melody_file, or melody likewise
     if isinstance(melody, str) and melody.lower().endswith(MELODY_SUFFIXES):
         fields["melody"], fields["melody_file"] = None, melody
     if isinstance(fields["melody_file"], str) and fields["melody_file"]:
