@@ -4,8 +4,6 @@ both languages, light and dark.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,42 +11,25 @@ from typing import Any
 import pytest
 import soundfile
 
+from chromium import PICTURES, needs_chromium, open_chromium
 from mudit_engine.serving.access import Keys, hash_key, new_key
 from mudit_engine.serving.engine import Engine
 from served import Served, serving
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
-]
-# a folder to keep pictures of the page in, to look at them
-PICTURES = os.environ.get("MUDIT_PAGE_PICTURES")
+pytestmark = needs_chromium
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("service")
-    with serving(lambda: Engine.open("tiny", runtime="torch"), folder) as one:
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A service of its own for each test, as the page lists the songs of those before."""
+    with serving(lambda: Engine.open("tiny", runtime="torch"), tmp_path / "service") as one:
         yield one
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("headless=new", "no-sandbox", "window-size=1000,1500", "lang=en-US"):
-        options.add_argument(f"--{argument}")
-    options.add_argument("--autoplay-policy=no-user-gesture-required")
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
+    with open_chromium(tmp_path, width=1000, height=1500) as driver:
+        yield driver
 
 
 class Page:
