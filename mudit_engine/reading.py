@@ -185,6 +185,7 @@ class TextReader:
         wishes, nearest = _in_known_style(wishes, controls=config.dit.controls)
         notes += nearest
         composed = config.dit.melody or config.dit.arrangement or compose
+        melody = _given_melody(request)  # a file that cannot be read is refused by every model
         plan = plan_song(
             wishes,
             phonemes,
@@ -196,7 +197,7 @@ class TextReader:
             key=request.key,
             chords=request.chords,
             composed=composed and config.dit.outline and request.planned,
-            melody=_given_melody(request) if config.dit.melody or compose else None,
+            melody=melody if config.dit.melody or compose else None,
             controls=_all_controls(wishes),
         )
         notes += plan.notes

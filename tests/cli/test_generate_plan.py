@@ -37,6 +37,9 @@ def test_plan_as_midi_controls_and_melody(
     assert run([*base, "--melody", str(midi)]) == 0
     assert run([*base, "--melody", "C4 D4", "--midi", str(midi)]) == 2
     assert "syllable 3" in capsys.readouterr().err
+    # this model follows no melody, but a file that the user names is there or refused
+    assert run([*base, "--melody", str(tmp_path / "none.mid")]) == 2
+    assert "none.mid" in capsys.readouterr().err
     assert run([*base, "--unplanned"]) == 0
     properties = json.loads(capsys.readouterr().out)["results"]["understood"][0]["properties"]
     assert "key" not in properties and "seconds" in properties
