@@ -37,9 +37,10 @@ from mudit_engine.errors import GateError
 from mudit_engine.files import atomic_path, write_json
 from mudit_engine.hardware import environment
 from mudit_engine.pipeline import SongPipeline, SongRequest
-from mudit_engine.runtime.batcher import Batcher, Event, Stage, Ticket
+from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.cost import StepCost, measure_cost, noise_song
 from mudit_engine.runtime.denoiser import SongInputs, denoise
+from mudit_engine.runtime.ticket import Event, Stage, Ticket
 
 LENGTHS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0, 60.0)
 SHARES = (0.22, 0.18, 0.16, 0.14, 0.14, 0.1, 0.06)

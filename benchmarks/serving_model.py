@@ -22,9 +22,10 @@ from torch import Tensor
 from mudit_engine.config import VaeConfig
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.runtime import batcher as batching
-from mudit_engine.runtime.batcher import Batcher, Event, Stage
+from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.cost import StepCost
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress
+from mudit_engine.runtime.ticket import Event, Stage
 
 if TYPE_CHECKING:
     from mudit_engine.benchmarks.serving_load import Asked

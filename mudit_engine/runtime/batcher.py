@@ -30,8 +30,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -48,111 +46,15 @@ from mudit_engine.errors import (
 )
 from mudit_engine.runtime.cost import StepCost, predicted_bytes_of
 from mudit_engine.runtime.decode import FIRST_FRAMES, LatentDecoder, pieces_of_song
-from mudit_engine.runtime.denoiser import Runtime, SongInputs
+from mudit_engine.runtime.denoiser import Runtime
 from mudit_engine.runtime.saved_song import freeze, thaw
+from mudit_engine.runtime.ticket import Event, Reading, Stage, StepRecord, Ticket
 
 logger = logging.getLogger(__name__)
 
 OLDEST_SHARE = 0.2  # of the time, for the song that waits longest
 WORTH = 10.0  # a step takes more songs until it costs this many times what batching saves
 EARLY = 1.5  # a song that has this many times its own work left until its deadline is urgent
-
-Reading = Callable[[], SongInputs]
-
-
-class Stage(StrEnum):
-    """Where a song is."""
-
-    READING = "reading"
-    WAITING = "waiting"
-    DENOISING = "denoising"
-    DECODING = "decoding"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-ENDED = (Stage.COMPLETED, Stage.FAILED, Stage.CANCELLED)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened to a song: another stage, a step done, or a piece of audio."""
-
-    stage: Stage
-    step: int = 0
-    steps: int = 0
-    audio: Tensor | None = None  # fp32 [channels, samples], within [-1, 1]
-    error: BaseException | None = None  # of a song that failed or was cancelled
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One step of the engine: how many songs, target frames and sequences, and how long it took."""
-
-    songs: int
-    frames: int
-    sequences: int
-    seconds: float
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A song that was handed in. Fields are written by the batcher's threads; read them any
-    time.
-    """
-
-    number: int
-    read: Reading = field(repr=False)
-    on_event: Callable[[Event], None] | None = field(repr=False)
-    deadline: float | None  # of time.monotonic()
-    stream: bool  # decode a short piece first
-    saved: bytes | None = field(repr=False)
-    adapter: str | None = None
-    submitted: float = field(default_factory=time.monotonic)
-    stage: Stage = Stage.READING
-    error: BaseException | None = None
-    song: SongInputs | None = field(default=None, repr=False)
-    latents: Tensor | None = field(default=None, repr=False)
-    started: float | None = None  # of the first step
-    finished: float | None = None
-    bytes: int = 0
-    step: int = 0
-    steps: int = 0
-    _state: Any = field(default=None, repr=False)
-    _cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
-    _ended: threading.Event = field(default_factory=threading.Event, repr=False)
-    _pieces: queue.SimpleQueue[Tensor | None] = field(default_factory=queue.SimpleQueue, repr=False)
-    _wake: Callable[[], None] = field(default=lambda: None, repr=False)
-
-    @property
-    def ended(self) -> bool:
-        return self.stage in ENDED
-
-    def cancel(self) -> None:
-        """Stops the song before its next step or piece, wherever it is. Does nothing to an ended
-        one.
-        """
-        self._cancelled.set()
-        self._wake()
-
-    def wait(self, timeout: float | None = None) -> Tensor:
-        """Latents fp32 [T, C] of the song once it is decoded. Raises its error, or TimeoutError."""
-        if not self._ended.wait(timeout):
-            raise TimeoutError(f"song {self.number} is still {self.stage.value}")
-        if self.error is not None:
-            raise self.error
-        assert self.latents is not None
-        return self.latents
-
-    def audio(self) -> Iterator[Tensor]:
-        """Yields pieces of audio [channels, samples] as they are decoded, once. Raises the song's
-        error.
-        """
-        while (piece := self._pieces.get()) is not None:
-            yield piece
-        if self.error is not None:
-            raise self.error
 
 
 class Batcher:
@@ -266,7 +168,7 @@ class Batcher:
         assert adapter is None or self.adapt is not None
         until = None if deadline is None else time.monotonic() + deadline
         ticket = Ticket(next(self._numbers), read, on_event, until, stream, saved, adapter)
-        ticket._wake = self._notify
+        ticket.on_cancel = self._notify
         with self._lock:
             if not self._accepting:
                 raise BusyError("the engine is shutting down: try another one", retry_after=5.0)
@@ -278,7 +180,7 @@ class Batcher:
                 )
             self._reading += 1
             self._unread.put(ticket)
-        self._tell(ticket, Event(Stage.READING))
+        ticket.tell(Event(Stage.READING))
         return ticket
 
     def backlog(self) -> float:
@@ -356,7 +258,7 @@ class Batcher:
             self._waiting, self._active, self._decoding = [], [], []
         for ticket in left:
             self._save(ticket)
-            self._end(ticket, Stage.CANCELLED, StoppedError("the engine was shut down"))
+            self._end(ticket, StoppedError("the engine was shut down"))
 
     # Reading, in its own thread
 
@@ -366,7 +268,7 @@ class Batcher:
 
     def _read(self, ticket: Ticket) -> None:
         try:
-            if ticket._cancelled.is_set():
+            if ticket.cancelled:
                 raise StoppedError("the song was cancelled before it was read")
             song = ticket.read()
             ticket.bytes = predicted_bytes_of(self.config.dit, song, element=self.element)
@@ -376,13 +278,13 @@ class Batcher:
                     f"engine has {self.memory >> 20}: ask for a shorter one"
                 )
         except Exception as error:
-            self._fail(ticket, error)
+            self._end(ticket, error)
             with self._lock:
                 self._reading -= 1
                 self._lock.notify_all()
             return
         ticket.song, ticket.steps = song, len(song.table.times)
-        self._tell(ticket, Event(Stage.WAITING, 0, ticket.steps))
+        ticket.tell(Event(Stage.WAITING, 0, ticket.steps))
         with self._lock:
             self._reading -= 1
             self._waiting.append(ticket)
@@ -421,7 +323,7 @@ class Batcher:
         now = time.monotonic()
         for ticket in [*self._waiting, *self._active]:
             reason: MuditError | None = None
-            if ticket._cancelled.is_set():
+            if ticket.cancelled:
                 reason = StoppedError(f"the song was cancelled at step {ticket.step}")
             elif ticket.deadline is not None and now + self._left(ticket) > ticket.deadline:
                 reason = DeadlineError(
@@ -430,15 +332,15 @@ class Batcher:
                 )
             if reason is not None:
                 self._leave(ticket)
-                self._fail(ticket, reason)
+                self._end(ticket, reason)
 
     def _leave(self, ticket: Ticket) -> None:
         for songs in (self._waiting, self._active):
             if ticket in songs:
                 songs.remove(ticket)
-        if ticket._state is not None and hasattr(self.runtime, "release"):
-            self.runtime.release(ticket._state)
-        ticket._state = None
+        if ticket.state is not None and hasattr(self.runtime, "release"):
+            self.runtime.release(ticket.state)
+        ticket.state = None
         self._saved_at.pop(ticket, None)
         self._lock.notify_all()
 
@@ -473,12 +375,12 @@ class Batcher:
             if ticket.saved is not None:
                 thaw(state, ticket.saved)
                 ticket.step = state.step
-            ticket._state = state
+            ticket.state = state
             self._saved_at[ticket] = time.monotonic()
         except Exception as error:
             with self._lock:
                 self._leave(ticket)
-            self._fail(ticket, error)
+            self._end(ticket, error)
             return
         if state.done:  # progress of a song that was stopped while it was decoded
             with self._lock:
@@ -536,7 +438,7 @@ class Batcher:
         self._swap_seconds = 0.8 * known + 0.2 * spent if known else spent
 
     def _advance(self, batch: list[Ticket]) -> None:
-        states = [ticket._state for ticket in batch]
+        states = [ticket.state for ticket in batch]
         rows = [r for ticket in batch for r in self._sequences(ticket)]
         for ticket in batch:
             if ticket.started is None:
@@ -555,11 +457,11 @@ class Batcher:
             self._recorded(batch, len(rows), seconds)
         self.steps_done += 1
         for ticket in batch:
-            if ticket._state is None:
+            if ticket.state is None:
                 continue
-            ticket.step = ticket._state.step
-            self._tell(ticket, Event(Stage.DENOISING, ticket.step, ticket.steps))
-            if ticket._state.done:
+            ticket.step = ticket.state.step
+            ticket.tell(Event(Stage.DENOISING, ticket.step, ticket.steps))
+            if ticket.state.done:
                 with self._lock:
                     self._finish(ticket)
             elif self.save_every is not None:
@@ -573,7 +475,7 @@ class Batcher:
         """
         logger.warning("a step of %d songs failed (%s): taking it song by song", len(batch), error)
         for ticket, generator in zip(batch, generators, strict=True):
-            state = ticket._state
+            state = ticket.state
             if state.step != ticket.step:  # this one was done before the fault
                 continue
             try:
@@ -585,7 +487,7 @@ class Batcher:
             except Exception as own:
                 with self._lock:
                     self._leave(ticket)
-                self._fail(ticket, own)
+                self._end(ticket, own)
 
     def _recorded(self, batch: list[Ticket], sequences: int, seconds: float) -> None:
         if self.on_step is not None:
@@ -594,21 +496,21 @@ class Batcher:
 
     def _finish(self, ticket: Ticket) -> None:
         """From the steps to the decoder. With the lock held."""
-        latents = ticket._state.x_TC.float().cpu()
+        latents = ticket.state.x_TC.float().cpu()
         self._leave(ticket)
         if not torch.isfinite(latents).all():
             message = (
                 "the song became NaN or infinite while sampling: check the weights, lower the "
                 "guidance or take more steps"
             )
-            self._fail(ticket, ModelError(message))
+            self._end(ticket, ModelError(message))
             return
         ticket.latents = latents
         if self.decoder is None:
-            self._end(ticket, Stage.COMPLETED)
+            self._end(ticket)
             return
         pieces = pieces_of_song(self.decoder, latents, stream=ticket.stream)
-        self._tell(ticket, Event(Stage.DECODING, ticket.steps, ticket.steps))
+        ticket.tell(Event(Stage.DECODING, ticket.steps, ticket.steps))
         self._decoding.append((ticket, pieces))
         self._lock.notify_all()
 
@@ -643,7 +545,7 @@ class Batcher:
         error: BaseException | None = None
         piece, started = None, time.perf_counter()
         try:
-            if ticket._cancelled.is_set():
+            if ticket.cancelled:
                 raise StoppedError("the song was cancelled while it was decoded")
             with torch.inference_mode():
                 piece = next(pieces, None)
@@ -655,15 +557,11 @@ class Batcher:
             spent = (time.perf_counter() - started) / (piece.shape[1] / self.config.vae.hop)
             known = self.decode_seconds_per_frame
             self.decode_seconds_per_frame = 0.9 * known + 0.1 * spent if known else spent
-            ticket._pieces.put(piece)
-            self._tell(ticket, Event(Stage.DECODING, ticket.steps, ticket.steps, piece))
+            ticket.give(piece)
             return
         with self._lock:
             self._decoding.remove(entry)
-        if error is not None:
-            self._fail(ticket, error)
-        else:
-            self._end(ticket, Stage.COMPLETED)
+        self._end(ticket, error)
         with self._lock:
             self._lock.notify_all()
 
@@ -717,38 +615,21 @@ class Batcher:
         return piece[:, : max(round(ticket.song.seconds * rate) - done * hop, 0)].clamp(-1, 1).cpu()
 
     def _save(self, ticket: Ticket, *, since: float = 0.0) -> None:
-        if self.on_save is None or ticket._state is None or not ticket.step:
+        if self.on_save is None or ticket.state is None or not ticket.step:
             return
         now = time.monotonic()
         if now - self._saved_at.get(ticket, now) < since:
             return
         self._saved_at[ticket] = now
-        if (data := freeze(ticket._state)) is not None:
+        if (data := freeze(ticket.state)) is not None:
             try:
                 self.on_save(ticket, data)
             except Exception:
                 logger.exception("the progress of song %d could not be saved", ticket.number)
 
-    def _fail(self, ticket: Ticket, error: BaseException) -> None:
-        stage = Stage.CANCELLED if isinstance(error, StoppedError) else Stage.FAILED
-        if stage is Stage.FAILED and not isinstance(error, MuditError):
-            logger.error("song %d failed", ticket.number, exc_info=error)
-        self._end(ticket, stage, error)
-
-    def _end(self, ticket: Ticket, stage: Stage, error: BaseException | None = None) -> None:
-        ticket.error, ticket.finished = error, time.monotonic()
+    def _end(self, ticket: Ticket, error: BaseException | None = None) -> None:
         self._heard.pop(ticket, None)
-        self._tell(ticket, Event(stage, ticket.step, ticket.steps, error=error))
-        ticket._pieces.put(None)
-        ticket._ended.set()
-
-    def _tell(self, ticket: Ticket, event: Event) -> None:
-        ticket.stage = event.stage
-        if ticket.on_event is not None:
-            try:
-                ticket.on_event(event)
-            except Exception:
-                logger.exception("the listener of song %d failed", ticket.number)
+        ticket.end(error)
 
     def _notify(self) -> None:
         with self._lock:

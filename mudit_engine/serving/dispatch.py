@@ -27,12 +27,12 @@ import numpy as np
 import torch
 
 from mudit_engine.config import ModelConfig
-from mudit_engine.errors import BusyError, DeadlineError, ModelError, MuditError, StoppedError
+from mudit_engine.errors import BusyError, DeadlineError, ModelError, StoppedError
 from mudit_engine.models.lora import LoraSpec
 from mudit_engine.pipeline import song_info
 from mudit_engine.reading import TextReader, Understood
 from mudit_engine.request import SongRequest
-from mudit_engine.runtime.batcher import Event, Stage, StepRecord, Ticket
+from mudit_engine.runtime.ticket import Event, Stage, StepRecord, Ticket
 from mudit_engine.serving.engine import check_lora, loras_row
 from mudit_engine.serving.replicas import Said, error_of
 
@@ -120,8 +120,8 @@ class Dispatcher:
             if not self._accepting:
                 raise BusyError("the engine is shutting down: try another one", retry_after=5.0)
             self._open[ticket] = song
-        ticket._wake = lambda: self._stop(song)
-        self._tell(song, Event(Stage.WAITING, 0, ticket.steps))
+        ticket.on_cancel = lambda: self._stop(song)
+        ticket.tell(Event(Stage.WAITING, 0, ticket.steps))
         # not in the caller's context: Ray Serve would tie the song to the HTTP request it came with
         self._loop.call_soon_threadsafe(self._begin, song, context=contextvars.Context())
         return ticket
@@ -134,7 +134,7 @@ class Dispatcher:
         song.task.add_done_callback(lambda task: self._ended(song))
 
     def _ended(self, song: _Song) -> None:
-        if not song.ticket._ended.is_set():
+        if not song.ticket.ended:
             self._end(song, StoppedError("the song was cancelled before it was read"))
 
     def _stop(self, song: _Song) -> None:
@@ -152,10 +152,10 @@ class Dispatcher:
             await self._again(song, self._denoised)
             assert song.latents is not None
             ticket.latents = torch.from_numpy(np.array(song.latents))
-            self._tell(song, Event(Stage.DECODING, ticket.steps, ticket.steps))
+            ticket.tell(Event(Stage.DECODING, ticket.steps, ticket.steps))
             await self._again(song, self._decoded)
         except asyncio.CancelledError:
-            if ticket._cancelled.is_set():
+            if ticket.cancelled:
                 error = StoppedError(f"the song was cancelled at step {ticket.step}")
             else:
                 error = StoppedError("the engine was shut down")
@@ -208,7 +208,7 @@ class Dispatcher:
                 elif said.stage == Stage.DENOISING:
                     if ticket.started is None:
                         ticket.started = time.monotonic()
-                    self._tell(song, Event(Stage.DENOISING, said.step, ticket.steps))
+                    ticket.tell(Event(Stage.DENOISING, said.step, ticket.steps))
         raise RuntimeError("a denoiser said no end of its song")
 
     async def _decoded(self, song: _Song) -> None:
@@ -221,9 +221,7 @@ class Dispatcher:
                 )
                 song.heard += -(-piece_cS.shape[1] // c.hop)
                 if piece_cS.shape[1]:
-                    ticket._pieces.put(piece_cS)
-                    steps = ticket.steps
-                    self._tell(song, Event(Stage.DECODING, steps, steps, piece_cS))
+                    ticket.give(piece_cS)
 
     def _heard_of(self, said: Said) -> None:
         self._seen[said.replica] = time.monotonic()
@@ -235,27 +233,10 @@ class Dispatcher:
                 self.on_step(record)
 
     def _end(self, song: _Song, error: BaseException | None) -> None:
-        ticket = song.ticket
-        stage = Stage.COMPLETED
-        if error is not None:
-            stage = Stage.CANCELLED if isinstance(error, StoppedError) else Stage.FAILED
-            if not isinstance(error, MuditError):
-                logger.error("song %d failed", ticket.number, exc_info=error)
-        ticket.error, ticket.finished = error, time.monotonic()
-        self._tell(song, Event(stage, ticket.step, ticket.steps, error=error))
-        ticket._pieces.put(None)
-        ticket._ended.set()
+        song.ticket.end(error)
         with self._lock:
-            self._open.pop(ticket, None)
+            self._open.pop(song.ticket, None)
             self._lock.notify_all()
-
-    def _tell(self, song: _Song, event: Event) -> None:
-        song.ticket.stage = event.stage
-        if song.ticket.on_event is not None:
-            try:
-                song.ticket.on_event(event)
-            except Exception:
-                logger.exception("the listener of song %d failed", song.ticket.number)
 
     # What the service asks
 

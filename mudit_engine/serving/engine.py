@@ -21,9 +21,10 @@ from mudit_engine.models.lora import LoraSpec
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.reading import Understood
 from mudit_engine.request import SongRequest
-from mudit_engine.runtime.batcher import Batcher, Event, StepRecord, Ticket
+from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.cost import measure_cost
 from mudit_engine.runtime.load import Deploy
+from mudit_engine.runtime.ticket import Event, StepRecord, Ticket
 
 CPU_SHARE = 0.5  # of the memory that is free at start, for songs in flight
 GPU_SHARE = 0.8

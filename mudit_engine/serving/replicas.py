@@ -30,8 +30,9 @@ from mudit_engine import errors
 from mudit_engine.errors import MuditError
 from mudit_engine.models.lora import LoraSpec
 from mudit_engine.reading import Understood
-from mudit_engine.runtime.batcher import ENDED, Batcher, Event, StepRecord, Ticket
+from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.decode import pieces_of_song
+from mudit_engine.runtime.ticket import ENDED, Event, StepRecord, Ticket
 from mudit_engine.serving.engine import Engine
 from mudit_engine.serving.song_files import pcm
 

@@ -29,7 +29,7 @@ from mudit_engine.errors import BusyError, DeadlineError, MuditError, StoppedErr
 from mudit_engine.files import atomic_path, write_json
 from mudit_engine.reading import Understood
 from mudit_engine.request import request_from_fields
-from mudit_engine.runtime.batcher import ENDED, Event, Stage, Ticket
+from mudit_engine.runtime.ticket import ENDED, Event, Stage, Ticket
 from mudit_engine.serving import job_store
 from mudit_engine.serving.access import Keys
 from mudit_engine.serving.engine import SongEngine, check_lora

@@ -28,7 +28,7 @@ import torch
 from mudit_engine.errors import BusyError, InputError, MuditError, StoppedError
 from mudit_engine.reading import Understood
 from mudit_engine.request import FIELDS, SongRequest, request_from_fields
-from mudit_engine.runtime.batcher import ENDED, Event, Stage, Ticket
+from mudit_engine.runtime.ticket import ENDED, Event, Stage, Ticket
 from mudit_engine.serving.engine import Engine
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,12 @@ from mudit_engine.config import SamplerConfig
 from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import BusyError, DeadlineError, InputError, ModelError, StoppedError
 from mudit_engine.models.folder import build_part
-from mudit_engine.runtime.batcher import Batcher, Event, Stage, StepRecord, Ticket
+from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.cost import StepCost, measure_cost, predicted_bytes_of
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 from mudit_engine.runtime.saved_song import freeze, thaw
+from mudit_engine.runtime.ticket import Event, Stage, StepRecord, Ticket
 
 CONFIG = micro_config()
 

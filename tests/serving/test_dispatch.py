@@ -15,7 +15,7 @@ import torch
 
 from mudit_engine.errors import InputError, ModelError, StoppedError
 from mudit_engine.request import SongRequest
-from mudit_engine.runtime.batcher import Event, Stage, Ticket
+from mudit_engine.runtime.ticket import Event, Stage, Ticket
 from mudit_engine.serving import dispatch
 from mudit_engine.serving.dispatch import Dispatcher, RemoteEngine
 from mudit_engine.serving.engine import Engine

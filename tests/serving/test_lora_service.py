@@ -19,7 +19,7 @@ from mudit_engine.errors import InputError, ModelError
 from mudit_engine.models.lora import PARTS, LoraSpec, lora_config, save_lora
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
-from mudit_engine.runtime.batcher import StepRecord
+from mudit_engine.runtime.ticket import StepRecord
 from mudit_engine.serving.engine import Engine
 from served import Served, serving
 
