@@ -44,7 +44,7 @@ from mudit_engine.errors import (
     MuditError,
     StoppedError,
 )
-from mudit_engine.runtime.cost import StepCost, predicted_bytes_of
+from mudit_engine.runtime.cost import StepCost, predicted_bytes_of, sequence_rows
 from mudit_engine.runtime.decode import FIRST_FRAMES, LatentDecoder, pieces_of_song
 from mudit_engine.runtime.denoiser import Runtime
 from mudit_engine.runtime.saved_song import freeze, thaw
@@ -578,28 +578,16 @@ class Batcher:
 
     # What songs cost
 
-    def _sequences(self, ticket: Ticket, step: int | None = None) -> list[int]:
-        """Rows of the song's sequences at its next step."""
-        song = ticket.song
-        assert song is not None
-        step = ticket.step if step is None else step
-        rows = [song.frames + (0 if song.reference is None else len(song.reference))]
-        guided = step < ticket.steps and song.table.guided[step]
-        return [*rows, song.frames] if guided else rows
+    def _sequences(self, ticket: Ticket) -> list[int]:
+        assert ticket.song is not None
+        return sequence_rows(ticket.song, ticket.step)
 
     def _next(self, ticket: Ticket) -> float:
         return sum(map(self.cost.sequence, self._sequences(ticket)))
 
     def _left(self, ticket: Ticket) -> float:
         """Predicted seconds of the song's own steps that are left, each alone."""
-        song = ticket.song
-        if song is None:
-            return 0.0
-        left = max(ticket.steps - ticket.step, 0)
-        guided = sum(song.table.guided[ticket.step :])
-        first, *_ = self._sequences(ticket, ticket.steps)
-        sequences = left * self.cost.sequence(first) + guided * self.cost.sequence(song.frames)
-        return left * self.cost.base + sequences
+        return self.cost.left(ticket.song, ticket.step) if ticket.song is not None else 0.0
 
     def _backlog(self) -> float:
         return sum(self._left(ticket) for ticket in (*self._active, *self._waiting))

@@ -1,9 +1,11 @@
 """What a step of the song transformer costs, in seconds and in bytes: what the batcher plans with.
 
-    seconds(step) = base + sum over sequences of (a T + b T^2)          T: rows of a sequence,
-    target and reference cost = measure_cost(runtime, config)                                # a few
-    steps of songs of noise, at start cost.observe(rows, seconds)  # and what every later step took
-    predicted_bytes(config.dit, frames=646, tokens=300, steps=25)       # of a song in flight
+    seconds(step) = base + sum over sequences of (a T + b T^2)
+        T: rows of a sequence, target and reference
+
+    cost = measure_cost(runtime, config)  # a few steps of songs of noise, at start
+    cost.observe(rows, seconds)           # and what every later step took
+    predicted_bytes(config.dit, frames=646, tokens=300, steps=25)  # of a song in flight
 
 `base` is what a step costs whatever is in it (launches on a GPU, Python on a CPU): the only thing
 that batching saves, so the curve says how many songs are worth stepping together.
@@ -33,6 +35,13 @@ REMEMBERED = 256  # steps that the curve is fitted to
 REFIT = 16  # steps between fits
 
 
+def sequence_rows(song: SongInputs, step: int) -> list[int]:
+    """Rows of a song's sequences at a step: its own, and without guidance's where it is guided."""
+    rows = [song.frames + (0 if song.reference is None else len(song.reference))]
+    guided = step < len(song.table.guided) and song.table.guided[step]
+    return [*rows, song.frames] if guided else rows
+
+
 @dataclass
 class StepCost:
     """seconds = base + a T + b T^2, fitted to the steps that ran. Safe to use from several
@@ -55,6 +64,13 @@ class StepCost:
     def step(self, rows: Sequence[int]) -> float:
         """Seconds of a step with sequences of these numbers of rows."""
         return self.base + sum(map(self.sequence, rows))
+
+    def left(self, song: SongInputs, step: int) -> float:
+        """Seconds of the song's steps from `step` on, each alone."""
+        guided = song.table.guided
+        left, plain = max(len(guided) - step, 0), sequence_rows(song, len(guided))[0]
+        sequences = left * self.sequence(plain) + sum(guided[step:]) * self.sequence(song.frames)
+        return left * self.base + sequences
 
     def observe(self, rows: Sequence[int], seconds: float) -> None:
         """A step that ran. Every few steps the curve is fitted again."""
