@@ -15,7 +15,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from mudit_engine.text.harmony import OTHER_PART, PART_OF, ChordSymbol, realise
+from mudit_engine.text.composition.melody import Phrase, plan_melody
+from mudit_engine.text.harmony import (
+    OTHER_PART,
+    PART_OF,
+    TONIC_NAMES,
+    ChordSymbol,
+    realise,
+)
 from mudit_engine.training.corpus import labels, lyrics, melody
 from mudit_engine.training.corpus.arrange import Arrangement, PartNote, arrange, swung
 from mudit_engine.training.corpus.form import BEATS, Plan, draw_form
@@ -31,10 +38,6 @@ from mudit_engine.training.corpus.labels import (
 )
 from mudit_engine.training.corpus.styles import STYLE_BOOK, Style
 
-# Lowest sung note of a voice. RANGE semitones above it are used, and a voice keeps to them in every
-# key.
-VOICE_LOW = {"male": 47, "female": 57, "child": 63}
-_LEAD_LOW = 64
 _VOICE_SHARES = {"none": 0.25, "male": 0.25, "female": 0.28, "child": 0.22}
 _NO_DRUMS_SHARE = 0.28
 _MANDARIN_SHARE = 0.7
@@ -89,7 +92,6 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
         words = lyrics.write_lyrics(
             rng, plan, language=language, held_out=held_out, most_syllables=most
         )
-    low = _LEAD_LOW if voice == "none" else VOICE_LOW[voice]
     tune = _draw_melody(
         rng,
         plan,
@@ -97,9 +99,9 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
         chords,
         units=units,
         bpm=bpm,
-        key=key,
-        mode=mode,
-        low=low,
+        key=f"{TONIC_NAMES[key]} {mode}",
+        voice=None if voice == "none" else voice,
+        seed=seed * 1_000_003 + index,
         style=style,
         most=most,
     )
@@ -253,71 +255,64 @@ def _draw_melody(
     *,
     units: int,
     bpm: int,
-    key: int,
-    mode: str,
-    low: int,
+    key: str,
+    voice: str | None,
+    seed: int,
     style: Style,
     most: int,
 ) -> list[tuple[int, int, list[tuple[float, float, int]]]]:
-    """(part, line, [(start, end, midi)]) with times in beats. Repeated sections repeat their tune;
-    lines of one length share a rhythm.
+    """(part, line, [(start, end, midi)]) with times in beats. Repeated choruses repeat their
+    rhythm, lines of one length share one; the pitches are those of the engine's own planner
+    (text/composition/melody.py), so that a model hears in training what requests will plan.
     """
-    result: list[tuple[int, int, list[tuple[float, float, int]]]] = []
-    known: dict[tuple[str, int], tuple[list[tuple[int, int]], list[int]]] = {}
-    previous: int | None = None
+    known: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    places: list[tuple[int, int, int, list[tuple[int, int]]]] = []
+    phrases: list[Phrase] = []
     for part_number, part in enumerate(plan.parts):
         rhythms: dict[int, list[tuple[int, int]]] = {}
         for line in range(part.lines):
-            count = (
-                len(words[part_number][line].syllables)
-                if words[part_number]
-                else min(most, int(rng.integers(5, 9)))
-            )
+            own = words[part_number][line].syllables if words[part_number] else ()
+            count = len(own) or min(most, int(rng.integers(5, 9)))
             first_bar = part.first_bar + line * plan.bars_per_line
-            if (
-                (part.name, line) in known
-                and len(known[part.name, line][0]) == count
-                and part.name == "chorus"
-            ):
-                rhythm, pitches = known[part.name, line]
+            before = known.get((part.name, line), [])
+            if part.name == "chorus" and len(before) == count:
+                rhythm = before
             else:
                 if count not in rhythms:
                     rhythms[count] = melody.draw_rhythm(
                         rng, syllables=count, bars=plan.bars_per_line, bpm=bpm, swing=style.swing
                     )
                 rhythm = rhythms[count]
-                sounding = [
-                    chords[int((first_bar + start / melody.GRID) * units + 1e-9)]
-                    for start, _ in rhythm
-                ]
-                pitches = melody.draw_pitches(
-                    rng,
-                    rhythm,
-                    sounding,
-                    section=part.name,
-                    key=key,
-                    mode=mode,
-                    low=low,
-                    previous=previous,
-                    last_of_section=line == part.lines - 1,
-                )
-            known[part.name, line] = (rhythm, pitches)
-            previous = pitches[-1]
-            base = first_bar * BEATS
-            times = [
-                (base + swung(start / 2, style), base + swung((start + length) / 2, style))
-                for start, length in rhythm
-            ]
-            # A rhythm never overlaps itself, swung or not.
-            assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(times))
-            result.append(
-                (
+            known[part.name, line] = rhythm
+            places.append((part_number, line, first_bar, rhythm))
+            sounding = tuple(
+                chords[int((first_bar + start / melody.GRID) * units + 1e-9)] for start, _ in rhythm
+            )
+            phrases.append(
+                Phrase(
+                    part.name,
                     part_number,
-                    line,
-                    [
-                        (start, end, pitch)
-                        for (start, end), pitch in zip(times, pitches, strict=True)
-                    ],
+                    tuple((start / 2, (start + length) / 2) for start, length in rhythm),
+                    sounding,
+                    tuple(_tone(syllable.phonemes) for syllable in own),
+                    led=voice is None,
                 )
             )
+    result: list[tuple[int, int, list[tuple[float, float, int]]]] = []
+    tunes = plan_melody(phrases, key=key, voice=voice, seed=seed)
+    for (part_number, line, first_bar, rhythm), pitches in zip(places, tunes, strict=True):
+        base = first_bar * BEATS
+        times = [
+            (base + swung(start / 2, style), base + swung((start + length) / 2, style))
+            for start, length in rhythm
+        ]
+        # A rhythm never overlaps itself, swung or not.
+        assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(times))
+        notes = [(*span, pitch) for span, pitch in zip(times, pitches, strict=True)]
+        result.append((part_number, line, notes))
     return result
+
+
+def _tone(phonemes: str) -> int:
+    """The tone of a syllable in pinyin; 0 of an English one."""
+    return int(phonemes[-1]) if phonemes[-1:].isdigit() else 0

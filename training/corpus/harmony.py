@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from mudit_engine.text.harmony import PROGRESSIONS, ChordSymbol
 
-PENTATONIC = {"major": (0, 2, 4, 7, 9), "minor": (0, 3, 5, 7, 10)}
 # Only songs of the test split use these.
 HELD_OUT: dict[str, tuple[str, ...]] = {
     "major": ("I IV V IV", "I vi iii IV", "IV I ii V", "I V ii IV"),

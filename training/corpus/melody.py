@@ -1,8 +1,7 @@
-"""Rhythm and pitch of the sung (or, in instrumentals, played) melody, following the chords.
+"""Rhythm of the sung (or, in instrumentals, played) melody.
 
 Onsets lie on a grid of eighth notes; a line starts on the first beat of its bars and leaves a
-breath at its end. Pitches walk through the pentatonic scale of the key, land on chord notes on
-strong beats and at the end of a line, and sit higher in the chorus.
+breath at its end. Its pitches are planned as those of a request are (text/composition/melody.py).
 
     rhythm = draw_rhythm(rng, syllables=7, bars=2, bpm=100, swing=False)
     # [(0, 2), (2, 2), ...]: (start, length) in eighths
@@ -10,17 +9,11 @@ strong beats and at the end of a line, and sit higher in the chorus.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from mudit_engine.text.harmony import ChordSymbol
 from mudit_engine.training.corpus.form import BEATS
-from mudit_engine.training.corpus.harmony import PENTATONIC
 
 GRID = BEATS * 2  # eighths in a bar
-RANGE = 14  # semitones a voice uses above its lowest note
-_CENTRE = {"intro": 7, "verse": 5, "pre-chorus": 6, "chorus": 9, "bridge": 8, "outro": 5}
 _FASTEST_SYLLABLE = 0.26  # seconds: a shorter one is not understood
 _FASTEST_SWUNG = 0.2  # every other one, beside long neighbours
 _LONGEST_LAST = 1.5
@@ -83,43 +76,3 @@ def draw_rhythm(
             best = (score, rhythm)
     assert best is not None
     return best[1]
-
-
-def draw_pitches(
-    rng: np.random.Generator,
-    rhythm: Sequence[tuple[int, int]],
-    chords: Sequence[ChordSymbol],
-    *,
-    section: str,
-    key: int,
-    mode: str,
-    low: int,
-    previous: int | None,
-    last_of_section: bool,
-) -> list[int]:
-    """A MIDI pitch in [low, low + RANGE] per note; `chords` has one chord per note (the one
-    sounding at its start).
-    """
-    scale = {(key + step) % 12 for step in PENTATONIC[mode]}
-    centre = low + _CENTRE[section]
-    here = float(previous if previous is not None else centre)
-    pitches: list[int] = []
-    for place, ((start, _), chord) in enumerate(zip(rhythm, chords, strict=True)):
-        tones = set(chord.pitch_classes)
-        final = place == len(rhythm) - 1
-        if final and last_of_section and key in tones:
-            allowed = {key}
-        elif final or start % 4 == 0:
-            allowed = tones & scale or tones
-        else:
-            allowed = scale
-        choices = [pitch for pitch in range(low, low + RANGE + 1) if pitch % 12 in allowed]
-        weights = np.array([np.exp(-abs(p - here) / 2.5 - abs(p - centre) / 5.0) for p in choices])
-        weights *= [
-            (0.45 if pitches and p == pitches[-1] else 1.0) * (1.6 if p % 12 == key else 1.0)
-            for p in choices
-        ]
-        chosen = choices[int(rng.choice(len(choices), p=weights / weights.sum()))]
-        pitches.append(chosen)
-        here = float(chosen)
-    return pitches

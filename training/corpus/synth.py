@@ -34,6 +34,8 @@ from mudit_engine.training.corpus import labels
 from mudit_engine.training.corpus.labels import STEMS, Song
 
 _CHUNK_DONE = "done"
+# What writes the songs: 2 is the planner of requests. Songs of two composers share no corpus.
+COMPOSER = 2
 SAMPLE_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 
 
@@ -293,6 +295,7 @@ def _write_manifest(request: Request) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {
         "schema": labels.SCHEMA_VERSION,
+        "composer": COMPOSER,
         "seed": request.seed,
         "sample_rate": request.sample_rate,
         "stems": list(STEMS) if request.stems else [],

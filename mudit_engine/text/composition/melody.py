@@ -183,7 +183,8 @@ class _Composer:
         same = before is not None and before.beats == phrase.beats
         if same and before is not None and phrase.kind in RETURNING:
             pitches = tuple(before.steps)
-            if self._clashes(phrase, pitches) <= 0.25 * len(pitches):
+            # the tonic that ends a song stands under other notes than the chorus was made for
+            if self._clashes(phrase, pitches) <= (0.5 if last else 0.25) * len(pitches):
                 return self._home(phrase, pitches) if last else pitches
         role = self._role(phrase.kind, line, lines)
         closes = line == lines - 1

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mudit_engine.errors import InputError
+from mudit_engine.text.composition.melody import VOICE_RANGE
 from mudit_engine.text.harmony import QUALITIES, realise
 from mudit_engine.training.corpus import harmony, labels, melody
-from mudit_engine.training.corpus.compose import VOICE_LOW, compose
+from mudit_engine.training.corpus.compose import compose
 from mudit_engine.training.corpus.descriptions import tempo_word
 from mudit_engine.training.corpus.form import MAX_SECONDS, MIN_SECONDS, draw_form
 from mudit_engine.training.corpus.labels import Song, split
@@ -114,11 +115,11 @@ def test_times_are_consistent(songs):
 
 def test_syllables_fit_melody_lines_and_voice(songs):
     for song in (song for song in songs if song.voice != "none"):
-        low = VOICE_LOW[song.voice]
+        low, span = VOICE_RANGE[song.voice]
         assert [(s.start, s.end, s.midi) for s in song.syllables] == [
             (n.start, n.end, n.midi) for n in song.melody
         ]
-        assert all(low <= s.midi <= low + melody.RANGE for s in song.syllables)
+        assert all(low <= s.midi <= low + span for s in song.syllables)
         assert min(s.end - s.start for s in song.syllables) >= 0.19
         for number, line in enumerate(song.lines):
             own = [s for s in song.syllables if s.line == number]
@@ -130,6 +131,23 @@ def test_instrumentals_have_a_melody_but_nothing_sung(songs):
     for song in (song for song in songs if song.voice == "none"):
         assert song.melody and not song.syllables and not song.lines and "vocals" not in song.stems
         assert all(line.startswith("[") for line in song.lyrics.split())
+
+
+def test_melodies_have_the_pitches_of_tunes_and_choruses_return(songs):
+    assert np.mean([len({note.midi for note in song.melody}) for song in songs]) > 6.5
+    returned = []
+    for song in songs:
+        choruses = [
+            [note.midi for note in song.melody if part.start - 1e-3 <= note.start < part.end - 1e-3]
+            for part in song.form
+            if part.name == "chorus"
+        ]
+        if song.voice != "none" and len(choruses) > 1:
+            first, last = choruses[0], choruses[-1]
+            assert len(first) == len(last)
+            # the last note of a song comes home
+            returned.append(np.mean(np.equal(first[:-1], last[:-1])))
+    assert len(returned) > 10 and np.mean(returned) > 0.95
 
 
 def test_strong_notes_belong_to_their_chord(songs):
