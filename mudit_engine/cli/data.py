@@ -46,7 +46,7 @@ command.add_command(inspect)
     type=int,
     default=560,
     show_default=True,
-    help="How many songs (22 s each on average).",
+    help="How many songs (44 s each on average; 12 to 240 s).",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="The same seed gives the same songs."

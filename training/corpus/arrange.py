@@ -1,7 +1,7 @@
 """A plan, chords and a style -> notes for every instrument of the band.
 
-Energy grows from verse to chorus: the intro has no drums until its last bar, choruses open with a
-crash and play louder, a fill leads into every new section, and the last bar lets the tonic ring.
+Who plays in a section and how loud is planned as for a request (text/composition/arrangement.py).
+Choruses open with a crash, a fill leads into a new section, and the last bar lets the tonic ring.
 
     parts = arrange(rng, arrangement)     {"chords": [PartNote, ...], "bass": [...], "drums": [...]}
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mudit_engine.text.composition.arrangement import PlannedSection
 from mudit_engine.text.harmony import QUALITIES, SCALES, ChordSymbol
 from mudit_engine.training.corpus import styles
 from mudit_engine.training.corpus.form import BEATS, TAIL_SECONDS, Plan
@@ -28,14 +29,6 @@ from mudit_engine.training.corpus.styles import (
 )
 
 DRUMS = -1  # program of a drum note; the kit is chosen per song
-_ENERGY = {
-    "intro": 0.88,
-    "verse": 0.92,
-    "pre-chorus": 0.97,
-    "chorus": 1.08,
-    "bridge": 0.95,
-    "outro": 0.9,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +57,7 @@ class Arrangement:
     units: int
     key: int
     mode: str
-    drums: bool
+    sections: tuple[PlannedSection, ...]  # one a part of the plan
     # (start, end, midi) the lead instrument plays: instrumentals
     lead: tuple[tuple[float, float, int], ...]
 
@@ -102,8 +95,9 @@ def arrange(rng: np.random.Generator, arrangement: Arrangement) -> dict[str, lis
     low, high = style.comp_range
     voicings = voice_leading(list(arrangement.chords), low=low, high=high)
     last_bar = arrangement.plan.bars - 1
-    for number, part in enumerate(arrangement.plan.parts):
-        energy = _ENERGY[part.name]
+    for part, section in zip(arrangement.plan.parts, arrangement.sections, strict=True):
+        energy = _loudness(section.energy)
+        plays = frozenset(section.plays)
         for bar in range(part.first_bar, part.first_bar + part.bars):
             if bar == last_bar:
                 _final_bar(
@@ -111,23 +105,23 @@ def arrange(rng: np.random.Generator, arrangement: Arrangement) -> dict[str, lis
                     voicings[bar * arrangement.units],
                     arrangement.chords[bar * arrangement.units],
                     energy,
+                    plays,
                 )
-                if arrangement.drums:
+                if "drums" in plays:
                     _hit(band, bar, 0.0, CRASH, 96)
                     _hit(band, bar, 0.0, styles.KICK, 104)
                 continue
-            _comp_bar(band, bar, comp, voicings, energy)
-            _bass_bar(band, bar, bass, energy)
-            if arrangement.drums:
+            if "chords" in plays:
+                _comp_bar(band, bar, comp, voicings, energy)
+            if "pad" in plays:
+                _pad_bar(band, bar, voicings, energy)
+            if "bass" in plays:
+                _bass_bar(band, bar, bass, energy)
+            if "drums" in plays:
                 first, last = bar == part.first_bar, bar == part.first_bar + part.bars - 1
-                if part.name == "intro" and not last:
-                    _drum_bar(band, bar, {CLOSED: "x...x...x...x..."}, energy, fill=False)
-                    continue
                 if first and part.name == "chorus":
                     _hit(band, bar, 0.0, CRASH, 100)
-                _drum_bar(
-                    band, bar, drums, energy, fill=last and number + 1 < len(arrangement.plan.parts)
-                )
+                _drum_bar(band, bar, drums, energy, fill=last and section.fill)
     for start, end, midi in arrangement.lead:
         velocity = int(np.clip(104 + rng.integers(-6, 7), 1, 127))
         band.notes["chords"].append(
@@ -137,6 +131,13 @@ def arrange(rng: np.random.Generator, arrangement: Arrangement) -> dict[str, lis
         stem: sorted(notes, key=lambda note: (note.start, note.pitch))
         for stem, notes in band.notes.items()
     }
+
+
+def _loudness(energy: float) -> float:
+    """What an energy of 0 to 1 makes of velocities: a chorus plays about a fifth louder than a
+    verse.
+    """
+    return 0.72 + 0.42 * energy
 
 
 def _unit_of(arrangement: Arrangement, bar: int, beat: float) -> int:
@@ -164,18 +165,22 @@ def _comp_bar(
                 hit.velocity * energy,
                 a.instruments.comp.program,
             )
-    if a.instruments.pad is not None:
-        for place in range(a.units):
-            for pitch in voicings[bar * a.units + place]:
-                length = BEATS / a.units
-                band.add(
-                    "chords",
-                    bar * BEATS + place * length,
-                    length * 0.98,
-                    pitch,
-                    62 * energy,
-                    a.instruments.pad.program,
-                )
+
+
+def _pad_bar(band: _Band, bar: int, voicings: Sequence[tuple[int, ...]], energy: float) -> None:
+    a = band.a
+    assert a.instruments.pad is not None
+    length = BEATS / a.units
+    for place in range(a.units):
+        for pitch in voicings[bar * a.units + place]:
+            band.add(
+                "chords",
+                bar * BEATS + place * length,
+                length * 0.98,
+                pitch,
+                62 * energy,
+                a.instruments.pad.program,
+            )
 
 
 def _picked(
@@ -251,15 +256,25 @@ def _drum_bar(band: _Band, bar: int, pattern: dict[int, str], energy: float, *, 
             _hit(band, bar, 3 + place / 4, key, (84 + 6 * place) * energy)
 
 
-def _final_bar(band: _Band, voicing: tuple[int, ...], chord: ChordSymbol, energy: float) -> None:
+def _final_bar(
+    band: _Band,
+    voicing: tuple[int, ...],
+    chord: ChordSymbol,
+    energy: float,
+    plays: frozenset[str],
+) -> None:
     """One long tonic chord, until the end of the tail."""
     a = band.a
     at = (a.plan.bars - 1) * BEATS
     length = BEATS + 0.5 * TAIL_SECONDS / band.beat
     for place, pitch in enumerate(voicing):
-        band.add(
-            "chords", at + 0.06 * place, length, pitch, 84 * energy, a.instruments.comp.program
-        )
-        if a.instruments.pad is not None:
+        # the last chord rings on something, whoever played before it
+        if "chords" in plays or "pad" not in plays:
+            band.add(
+                "chords", at + 0.06 * place, length, pitch, 84 * energy, a.instruments.comp.program
+            )
+        if "pad" in plays:
+            assert a.instruments.pad is not None
             band.add("chords", at, length, pitch, 66 * energy, a.instruments.pad.program)
-    band.add("bass", at, length, _bass_root(chord), 90 * energy, a.instruments.bass.program)
+    if "bass" in plays:
+        band.add("bass", at, length, _bass_root(chord), 90 * energy, a.instruments.bass.program)

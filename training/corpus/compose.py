@@ -15,17 +15,27 @@ from itertools import pairwise
 
 import numpy as np
 
+from mudit_engine.names import BAND
+from mudit_engine.text.composition.arrangement import PlannedSection, plan_arrangement
 from mudit_engine.text.composition.melody import Phrase, plan_melody
 from mudit_engine.text.harmony import (
     OTHER_PART,
     PART_OF,
     TONIC_NAMES,
+    Bars,
     ChordSymbol,
     realise,
 )
 from mudit_engine.training.corpus import labels, lyrics, melody
 from mudit_engine.training.corpus.arrange import Arrangement, PartNote, arrange, swung
-from mudit_engine.training.corpus.form import BEATS, Plan, draw_form
+from mudit_engine.training.corpus.form import (
+    BEATS,
+    LONG_SECONDS,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    Plan,
+    draw_form,
+)
 from mudit_engine.training.corpus.harmony import progressions
 from mudit_engine.training.corpus.labels import (
     HELD_OUT_SHARE,
@@ -41,6 +51,7 @@ from mudit_engine.training.corpus.styles import STYLE_BOOK, Style
 _VOICE_SHARES = {"none": 0.25, "male": 0.25, "female": 0.28, "child": 0.22}
 _NO_DRUMS_SHARE = 0.28
 _MANDARIN_SHARE = 0.7
+_LONG_SHARE = 0.25  # of songs longer than LONG_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,7 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
         else str(rng.choice(["clear", "breathy", "bright"], p=[0.5, 0.25, 0.25]))
     )
     language = "none" if voice == "none" else ("zh" if rng.random() < _MANDARIN_SHARE else "en")
-    plan = draw_form(rng, bpm=bpm, target_seconds=float(np.clip(rng.gamma(9.0, 2.5), 12.5, 39.0)))
+    plan = draw_form(rng, bpm=bpm, target_seconds=_draw_seconds(rng))
 
     most = melody.most_syllables(bpm, plan.bars_per_line, swing=style.swing)
     units = 2 if plan.bar_seconds > 2.9 and rng.random() < 0.5 else 1
@@ -139,8 +150,15 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
             )
 
     lead = tuple((note.start, note.end, note.midi) for note in notes) if voice == "none" else ()
+    sections = _draw_sections(
+        plan,
+        seed=seed * 1_000_003 + index,
+        drums=drums,
+        pad=instruments.pad is not None,
+        sung=voice != "none",
+    )
     parts = arrange(
-        rng, Arrangement(plan, style, instruments, tuple(chords), units, key, mode, drums, lead)
+        rng, Arrangement(plan, style, instruments, tuple(chords), units, key, mode, sections, lead)
     )
     playing = [instruments.comp, instruments.bass]
     if instruments.pad is not None:
@@ -189,6 +207,7 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
             for n, chord in enumerate(chords)
         ),
         melody=tuple(notes),
+        arrangement=sections,
         lyrics=lyrics.canonical_text(plan, words),
         lines=tuple(lines),
         syllables=tuple(syllables),
@@ -203,6 +222,53 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
 
     return Score(
         dataclasses.replace(song, descriptions=describe(rng, song)), parts, instruments.kit
+    )
+
+
+def _draw_seconds(rng: np.random.Generator) -> float:
+    """How long a song should be: most are pieces of half a minute, which cost little, and some are
+    whole songs.
+    """
+    if rng.random() < _LONG_SHARE:
+        return float(np.exp(rng.uniform(np.log(LONG_SECONDS + 4), np.log(MAX_SECONDS - 4))))
+    return float(np.clip(rng.gamma(9.0, 2.5), MIN_SECONDS + 0.5, LONG_SECONDS - 1))
+
+
+def _draw_sections(
+    plan: Plan, *, seed: int, drums: bool, pad: bool, sung: bool
+) -> tuple[PlannedSection, ...]:
+    """Who plays in each part, as the engine plans it for a request: without the players that this
+    band lacks, and never without bass throughout, or without drums where the song has them.
+    """
+    planned = plan_arrangement(
+        Bars(plan.bar_seconds, tuple((part.name, part.bars) for part in plan.parts)),
+        seed=seed,
+        drums=drums,
+        sung=[sung and part.lines > 0 for part in plan.parts] if sung else None,
+        seconds=plan.seconds,
+    )
+    found = []
+    for part, section in zip(plan.parts, planned, strict=True):
+        plays = set(section.plays) - {"lead"}
+        if not pad and "pad" in plays:
+            plays = plays - {"pad"} | {"chords"}
+        if not sung and part.lines:
+            plays.add("lead")
+        found.append((section, plays))
+    for player in ("drums", "bass") if drums else ("bass",):
+        if not any(player in plays for _, plays in found):
+            for section, plays in found:
+                if section.kind not in ("intro", "outro"):
+                    plays.add(player)
+    return tuple(
+        dataclasses.replace(
+            section,
+            start=_ms(section.start),
+            end=_ms(section.end),
+            plays=tuple(one for one in BAND if one in plays),
+            fill="drums" in plays and not section.ends,
+        )
+        for section, plays in found
     )
 
 

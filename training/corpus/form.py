@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 BEATS = 4
-MIN_SECONDS, MAX_SECONDS = 12.0, 40.0
+MIN_SECONDS, MAX_SECONDS = 12.0, 240.0
+LONG_SECONDS = 40.0  # longer songs have forms with more returns and longer sections
 TAIL_SECONDS = 0.8  # after the last bar, for the last chord to ring
 
 # Each section with the line counts it may have (0 lines: instrumental bars, counted in half lines
@@ -39,6 +40,32 @@ _SKELETONS: tuple[tuple[str, ...], ...] = (
     ("chorus", "bridge", "chorus", "outro"),
     ("intro", "chorus", "bridge", "chorus"),
 )
+_LONG_SKELETONS: tuple[tuple[str, ...], ...] = (
+    ("intro", "verse", "chorus", "verse", "chorus", "outro"),
+    ("intro", "verse", "chorus", "verse", "chorus", "bridge", "chorus", "outro"),
+    ("intro", "verse", "verse", "chorus", "verse", "chorus", "outro"),
+    ("intro", "verse", "pre-chorus", "chorus", "verse", "pre-chorus", "chorus", "outro"),
+    (
+        *("intro", "verse", "pre-chorus", "chorus", "verse", "pre-chorus", "chorus"),
+        *("bridge", "chorus", "outro"),
+    ),
+    (
+        *("intro", "verse", "chorus", "verse", "chorus", "bridge", "verse", "chorus"),
+        *("chorus", "outro"),
+    ),
+    (
+        *("intro", "verse", "verse", "chorus", "verse", "verse", "chorus", "bridge", "chorus"),
+        *("chorus", "outro"),
+    ),
+)
+_LONG_LINES = {
+    "intro": (0,),
+    "outro": (0,),
+    "verse": (4, 6, 8),
+    "pre-chorus": (2,),
+    "chorus": (4, 6, 8),
+    "bridge": (2, 4),
+}
 _LINES = {
     "intro": (0,),
     "outro": (0,),
@@ -77,26 +104,29 @@ def bars_per_line(bpm: int) -> int:
     return 1 if bpm <= 88 else 2
 
 
-def _plans(bpm: int) -> list[Plan]:
+def _plans(bpm: int, *, long: bool) -> list[Plan]:
     """Every form at this tempo that lasts MIN_SECONDS..MAX_SECONDS. Equal section names have equal
     line counts.
     """
     per_line = bars_per_line(bpm)
     bar_seconds = 60.0 / bpm * BEATS
     found = []
-    for skeleton in _SKELETONS:
+    counts = _LONG_LINES if long else _LINES
+    for skeleton in _LONG_SKELETONS if long else _SKELETONS:
         names = sorted(set(skeleton))
         choices: list[dict[str, int]] = [{}]
         for name in names:
-            choices = [{**choice, name: lines} for choice in choices for lines in _LINES[name]]
+            choices = [{**choice, name: lines} for choice in choices for lines in counts[name]]
         for choice in choices:
-            for edge_bars in (1, 2):
-                if edge_bars == 2 and not {"intro", "outro"} & set(skeleton):
+            for edge_bars in (2, 4) if long else (1, 2):
+                if edge_bars != 1 and not {"intro", "outro"} & set(skeleton):
                     continue
                 parts, bar = [], 0
                 for name in skeleton:
                     lines = choice[name]
-                    bars = lines * per_line if lines else (edge_bars if name == "intro" else 1)
+                    bars = lines * per_line if lines else edge_bars
+                    if name == "outro" and not long:
+                        bars = 1
                     parts.append(Part(name, lines, bar, bars))
                     bar += bars
                 plan = Plan(tuple(parts), per_line, bar_seconds)
@@ -109,7 +139,7 @@ def draw_form(rng: np.random.Generator, *, bpm: int, target_seconds: float) -> P
     """A form near `target_seconds` (within 2.5 s when the tempo has one), drawn at random among
     those.
     """
-    plans = _plans(bpm)
+    plans = _plans(bpm, long=target_seconds > LONG_SECONDS)
     near = [plan for plan in plans if abs(plan.seconds - target_seconds) <= 2.5]
     if not near:
         best = min(abs(plan.seconds - target_seconds) for plan in plans)

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mudit_engine.errors import InputError
+from mudit_engine.text.composition.arrangement import PlannedSection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STEMS = ("vocals", "drums", "bass", "chords")
 STYLES = ("ballad", "pop", "rock", "electronic", "folk", "jazz")
 VOICES = ("none", "male", "female", "child")
@@ -142,6 +143,7 @@ class Song:
     form: tuple[Section, ...]
     chords: tuple[Chord, ...]
     melody: tuple[Note, ...]
+    arrangement: tuple[PlannedSection, ...]  # who plays in each part of the form
     lyrics: str
     lines: tuple[Line, ...]
     syllables: tuple[Syllable, ...]

@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 
 from mudit_engine.lyric_model import grammar_en, grammar_zh
-from mudit_engine.training.corpus.form import Part, Plan
+from mudit_engine.training.corpus.form import Plan
 from mudit_engine.training.corpus.labels import HELD_OUT_SHARE
 
 
@@ -109,21 +109,32 @@ def write_lyrics(
             result.append(())
             continue
         if not (part.name == "chorus" and part.name in by_name):
-            by_name[part.name] = _write_section(
-                rng,
-                part,
-                language=language,
-                held_out=held_out,
-                most_syllables=most_syllables,
-                used=used,
+            by_name[part.name] = tuple(
+                line
+                for lines in _stanzas(part.lines)
+                for line in _write_section(
+                    rng,
+                    part.name,
+                    lines,
+                    language=language,
+                    held_out=held_out,
+                    most_syllables=most_syllables,
+                    used=used,
+                )
             )
         result.append(by_name[part.name])
     return result
 
 
+def _stanzas(lines: int) -> list[int]:
+    """Lines of each stanza of a section: one rhyme carries at most four."""
+    return [min(4, lines - first) for first in range(0, lines, 4)]
+
+
 def _write_section(
     rng: np.random.Generator,
-    part: Part,
+    name: str,
+    lines: int,
     *,
     language: str,
     held_out: bool,
@@ -132,11 +143,11 @@ def _write_section(
 ) -> tuple[LyricLine, ...]:
     """Lines that rhyme with each other on different last words. Adds their texts to `used`."""
     rules = grammar(language)
-    allowed = [n for n in rules.lengths(part.name) if n <= most_syllables]
+    allowed = [n for n in rules.lengths(name) if n <= most_syllables]
     # The held-out part of the grammar is small: some rhymes have too few lines of some lengths
     # there, and others are tried.
     for rhyme in (*rng.permutation(rules.rhymes()), *rng.permutation(rules.rhymes())):
-        lengths = _line_lengths(rng, allowed, part.lines)
+        lengths = _line_lengths(rng, allowed, lines)
         texts: list[str] = []
         endings: set[str] = set()
 
@@ -148,7 +159,7 @@ def _write_section(
             for length in lengths:
                 texts.append(
                     rules.draw_line(
-                        rng, syllables=length, section=part.name, rhyme=str(rhyme), accept=accept
+                        rng, syllables=length, section=name, rhyme=str(rhyme), accept=accept
                     )
                 )
                 endings.add(rules.last_word(texts[-1]))
@@ -159,9 +170,7 @@ def _write_section(
             LyricLine(line_id(text), text, str(rhyme), split_syllables(text, language))
             for text in texts
         )
-    raise ValueError(
-        f"no rhyme has {part.lines} {language} lines of {allowed} syllables for {part.name}"
-    )
+    raise ValueError(f"no rhyme has {lines} {language} lines of {allowed} syllables for {name}")
 
 
 def _line_lengths(rng: np.random.Generator, allowed: Sequence[int], lines: int) -> list[int]:

@@ -17,6 +17,7 @@ a folder is told in beside.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -195,7 +196,8 @@ def _corpus_song(folder: Path) -> SourceSong:
         syllables=tuple((s.start, s.end) for s in song.syllables),
         metadata={name: getattr(song, name) for name in known}
         | {"chords": [(c.start, c.end, ChordSymbol(c.root, c.quality).name) for c in song.chords]}
-        | {"melody": [(n.start, n.end, n.midi) for n in song.melody]},
+        | {"melody": [(n.start, n.end, n.midi) for n in song.melody]}
+        | {"arrangement": [dataclasses.asdict(section) for section in song.arrangement]},
     )
 
 

@@ -15,7 +15,13 @@ from mudit_engine.text.harmony import QUALITIES, realise
 from mudit_engine.training.corpus import harmony, labels, melody
 from mudit_engine.training.corpus.compose import compose
 from mudit_engine.training.corpus.descriptions import tempo_word
-from mudit_engine.training.corpus.form import MAX_SECONDS, MIN_SECONDS, draw_form
+from mudit_engine.training.corpus.form import (
+    LONG_SECONDS,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    _plans,
+    draw_form,
+)
 from mudit_engine.training.corpus.labels import Song, split
 from mudit_engine.training.corpus.styles import STYLE_BOOK
 from mudit_engine.training.corpus.synth import SAMPLE_RATES, Request
@@ -173,6 +179,52 @@ def test_band_plays_inside_the_song_and_drums_only_where_labelled(scores):
             )
 
 
+def test_the_band_plays_where_the_arrangement_says(scores):
+    starts = {"drums": [], "bass": []}
+    for score in scores:
+        song = score.song
+        assert [(one.name, one.start) for one in song.arrangement] == [
+            (part.name, part.start) for part in song.form
+        ]
+        assert [one.ends for one in song.arrangement] == [False] * (len(song.form) - 1) + [True]
+        assert all(("lead" in one.plays) <= (song.voice == "none") for one in song.arrangement)
+        last_bar = song.bars[-1]
+        for player, stem in (("drums", "drums"), ("bass", "bass")):
+            for one in song.arrangement:
+                heard = any(
+                    one.start - 0.02 <= note.start < min(one.end, last_bar) - 0.02
+                    for note in score.parts[stem]
+                )
+                if one.end - one.start > 60 / song.bpm * 4 + 1 or heard:
+                    assert heard == (player in one.plays), (song.id, one)
+                starts[player].append(player in one.plays)
+    # neither everywhere nor nowhere: sections differ by who plays
+    assert 0.3 < np.mean(starts["drums"]) < 0.8 and 0.6 < np.mean(starts["bass"]) < 0.98
+
+
+def test_choruses_are_louder_than_verses(scores):
+    louder = []
+    for score in scores:
+        means = {}
+        for one in score.song.arrangement:
+            notes = [n.velocity for n in score.parts["bass"] if one.start <= n.start < one.end]
+            if notes:
+                means.setdefault(one.kind, []).append(np.mean(notes))
+        if {"verse", "chorus"} <= set(means):
+            louder.append(np.mean(means["chorus"]) > np.mean(means["verse"]))
+    assert len(louder) > 50 and np.mean(louder) > 0.9
+
+
+def test_long_songs_return_and_stay_within_the_longest(songs):
+    long = [song for song in songs if song.seconds > LONG_SECONDS + 3]
+    assert 0.12 < len(long) / len(songs) < 0.4
+    assert max(song.seconds for song in songs) > 150
+    for song in long:
+        assert sum(part.name == "chorus" for part in song.form) >= 2
+        sung = [line.text for line in song.lines if song.form[line.section].name == "verse"]
+        assert len(sung) == len(set(sung))  # verses have words of their own
+
+
 def test_voicings_are_chords_in_range_that_move_little():
     chords = realise(
         ["I", "V", "vi", "IV", "ii", "V", "I", "I"], key=10, mode="major", sevenths=True
@@ -187,11 +239,14 @@ def test_voicings_are_chords_in_range_that_move_little():
         harmony.voice_leading(chords, low=60, high=70)
 
 
+@pytest.mark.parametrize("target", [24.0, 90.0, 200.0])
 @pytest.mark.parametrize("bpm", [60, 88, 89, 115, 160])
-def test_forms_come_near_the_wanted_length(bpm):
+def test_forms_come_near_the_wanted_length(bpm, target):
     rng = np.random.default_rng(0)
-    lengths = [draw_form(rng, bpm=bpm, target_seconds=24.0).seconds for _ in range(20)]
-    assert all(abs(seconds - 24.0) <= 3.5 for seconds in lengths)
+    lengths = [draw_form(rng, bpm=bpm, target_seconds=target).seconds for _ in range(20)]
+    longest = max(form.seconds for form in _plans(bpm, long=target > LONG_SECONDS))
+    near = 3.5 if target <= LONG_SECONDS else 0.1 * target  # long forms lie further apart
+    assert all(abs(seconds - min(target, longest)) <= near for seconds in lengths)
 
 
 @pytest.mark.parametrize("bpm", [60, 85, 100, 160])

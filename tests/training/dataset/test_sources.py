@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from mudit_engine.errors import InputError
+from mudit_engine.text.composition.arrangement import section_of
 from mudit_engine.text.descriptions import description_fragments
-from mudit_engine.training.dataset.sources import SourceDescription, open_source
+from mudit_engine.training.corpus.compose import compose
+from mudit_engine.training.dataset.sources import SourceDescription, corpus_songs, open_source
 
 TEXT = "温暖的女声，钢琴。BPM 92"
 
@@ -117,3 +119,17 @@ def test_folder(tmp_path: Path) -> None:
         list(open_source(tmp_path / "b"))
     with pytest.raises(InputError, match="no songs at"):
         open_source(tmp_path / "nowhere")
+
+
+def test_a_song_of_the_corpus_says_who_plays(tmp_path: Path) -> None:
+    """What a song of the corpus was arranged as is read back as it was."""
+    song = compose(seed=0, index=3, sample_rate=22050).song
+    folder = tmp_path / "songs" / "000003"
+    folder.mkdir(parents=True)
+    (folder / "song.json").write_text(song.to_json(), encoding="utf-8")
+    (found,) = corpus_songs(tmp_path)
+    known = found.metadata
+    assert tuple(map(section_of, known["arrangement"])) == song.arrangement
+    assert [tuple(note) for note in known["melody"]] == [
+        (note.start, note.end, note.midi) for note in song.melody
+    ]
