@@ -60,6 +60,13 @@ command.add_command(inspect)
 )
 @click.option("--sample-rate", type=int, default=22050, show_default=True, help="Of all audio, Hz.")
 @click.option(
+    "--longest",
+    type=float,
+    default=240.0,
+    show_default=True,
+    help="No song is longer, seconds. At 40 or less all are short pieces.",
+)
+@click.option(
     "--stems/--no-stems",
     default=True,
     show_default=True,
@@ -77,6 +84,7 @@ def synth(
     seed: int,
     workers: int,
     sample_rate: int,
+    longest: float,
     stems: bool,
     soundfont: Path | None,
     as_json: bool,
@@ -93,7 +101,13 @@ def synth(
     from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs
 
     request = Request(
-        out=out, songs=songs, seed=seed, sample_rate=sample_rate, stems=stems, soundfont=soundfont
+        out=out,
+        songs=songs,
+        seed=seed,
+        sample_rate=sample_rate,
+        stems=stems,
+        soundfont=soundfont,
+        longest=longest,
     )
     request.check()
     started = time.monotonic()

@@ -72,8 +72,8 @@ def song_rng(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, index]))
 
 
-def compose(*, seed: int, index: int, sample_rate: int) -> Score:
-    """The song `index` of the corpus `seed`."""
+def compose(*, seed: int, index: int, sample_rate: int, longest: float = MAX_SECONDS) -> Score:
+    """The song `index` of the corpus `seed`, of at most `longest` seconds."""
     rng = song_rng(seed, index)
     held_out = bool(rng.random() < HELD_OUT_SHARE)
     style_name = str(rng.choice(labels.STYLES))
@@ -91,7 +91,7 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
         else str(rng.choice(["clear", "breathy", "bright"], p=[0.5, 0.25, 0.25]))
     )
     language = "none" if voice == "none" else ("zh" if rng.random() < _MANDARIN_SHARE else "en")
-    plan = draw_form(rng, bpm=bpm, target_seconds=_draw_seconds(rng))
+    plan = draw_form(rng, bpm=bpm, target_seconds=_draw_seconds(rng, longest), longest=longest)
 
     most = melody.most_syllables(bpm, plan.bars_per_line, swing=style.swing)
     units = 2 if plan.bar_seconds > 2.9 and rng.random() < 0.5 else 1
@@ -225,13 +225,14 @@ def compose(*, seed: int, index: int, sample_rate: int) -> Score:
     )
 
 
-def _draw_seconds(rng: np.random.Generator) -> float:
+def _draw_seconds(rng: np.random.Generator, longest: float) -> float:
     """How long a song should be: most are pieces of half a minute, which cost little, and some are
     whole songs.
     """
-    if rng.random() < _LONG_SHARE:
-        return float(np.exp(rng.uniform(np.log(LONG_SECONDS + 4), np.log(MAX_SECONDS - 4))))
-    return float(np.clip(rng.gamma(9.0, 2.5), MIN_SECONDS + 0.5, LONG_SECONDS - 1))
+    shortest = LONG_SECONDS + 4  # of the whole ones
+    if longest > shortest + 4 and rng.random() < _LONG_SHARE:
+        return float(np.exp(rng.uniform(np.log(shortest), np.log(longest - 4))))
+    return float(np.clip(rng.gamma(9.0, 2.5), MIN_SECONDS + 0.5, min(LONG_SECONDS, longest) - 1))
 
 
 def _draw_sections(

@@ -135,11 +135,17 @@ def _plans(bpm: int, *, long: bool) -> list[Plan]:
     return found
 
 
-def draw_form(rng: np.random.Generator, *, bpm: int, target_seconds: float) -> Plan:
-    """A form near `target_seconds` (within 2.5 s when the tempo has one), drawn at random among
-    those.
+def draw_form(
+    rng: np.random.Generator, *, bpm: int, target_seconds: float, longest: float = MAX_SECONDS
+) -> Plan:
+    """A form near `target_seconds` (within 2.5 s when the tempo has one) and of at most `longest`,
+    drawn at random among those.
     """
-    plans = _plans(bpm, long=target_seconds > LONG_SECONDS)
+    long = target_seconds > LONG_SECONDS
+    most = longest if long else min(longest, LONG_SECONDS)
+    plans = [plan for plan in _plans(bpm, long=long) if plan.seconds <= most]
+    if not plans:  # at slow tempos the shortest whole song lasts more than a minute
+        plans = _plans(bpm, long=False)
     near = [plan for plan in plans if abs(plan.seconds - target_seconds) <= 2.5]
     if not near:
         best = min(abs(plan.seconds - target_seconds) for plan in plans)

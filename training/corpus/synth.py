@@ -1,8 +1,8 @@
 """Makes a corpus: scores, vocals, band, mix and labels, chunk by chunk, in any number of processes.
 
 A chunk is a few consecutive songs, rendered by one fluidsynth process. What a song sounds like
-depends on (seed, index, sample rate, soundfont, chunk size) and on nothing else; finished songs are
-skipped, each song appears at once by a rename.
+depends on (seed, index, sample rate, soundfont, chunk size, longest) and on nothing else; finished
+songs are skipped, each song appears at once by a rename.
 
     make_corpus(Request(out=Path("corpus"), songs=500, seed=0), workers=2, on_song=print)
 """
@@ -31,11 +31,13 @@ import numpy as np
 from mudit_engine import availability
 from mudit_engine.errors import InputError, OutputError
 from mudit_engine.training.corpus import labels
+from mudit_engine.training.corpus.form import MAX_SECONDS
 from mudit_engine.training.corpus.labels import STEMS, Song
 
 _CHUNK_DONE = "done"
 # What writes the songs: 2 is the planner of requests. Songs of two composers share no corpus.
 COMPOSER = 2
+SHORTEST_LIMIT = 30.0  # seconds: every tempo has forms below it
 SAMPLE_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 
 
@@ -44,8 +46,9 @@ class Request:
     """What to make. `soundfont` None means the first known one; `cache` None means
     voice.cache_folder().
 
-    `chunk` songs share a fluidsynth process. It is part of what a song is: the synthesiser places
-    notes on blocks of 64 samples, counted from the start of the chunk.
+    No song is longer than `longest` seconds. `chunk` songs share a fluidsynth process. It is part
+    of what a song is: the synthesiser places notes on blocks of 64 samples, counted from the start
+    of the chunk.
     """
 
     out: Path
@@ -56,6 +59,7 @@ class Request:
     soundfont: Path | None = None
     cache: Path | None = None
     chunk: int = 8
+    longest: float = MAX_SECONDS
 
     def check(self) -> None:
         """Raises InputError for numbers that cannot be used, MissingError for absent programs,
@@ -68,6 +72,11 @@ class Request:
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: seeds are 0 or more")
         check_sample_rate(self.sample_rate)
+        if not SHORTEST_LIMIT <= self.longest <= MAX_SECONDS:
+            raise InputError(
+                f"--longest {self.longest:g}: songs of the corpus can be limited to "
+                f"{SHORTEST_LIMIT:g} to {MAX_SECONDS:g} s"
+            )
         for module in ("soundfile", "scipy", "mido", "pyworld"):
             availability.require(module, "making a corpus")
         for tool in ("espeak-ng", "fluidsynth"):
@@ -224,7 +233,12 @@ def make_chunk(request: Request, chunk: int) -> Iterator[tuple[int, float]]:
     # stands where it stood the first time.
     indices = range(chunk * request.chunk, wanted[-1] + 1)
     scores = [
-        compose(seed=request.seed, index=index, sample_rate=request.sample_rate)
+        compose(
+            seed=request.seed,
+            index=index,
+            sample_rate=request.sample_rate,
+            longest=request.longest,
+        )
         for index in indices
     ]
     segments, owners = [], []
@@ -298,6 +312,7 @@ def _write_manifest(request: Request) -> None:
         "composer": COMPOSER,
         "seed": request.seed,
         "sample_rate": request.sample_rate,
+        "longest": request.longest,
         "stems": list(STEMS) if request.stems else [],
         "chunk": request.chunk,
         "soundfont": soundfont.name,

@@ -27,7 +27,7 @@ from mudit_engine.training.corpus.labels import Song, song_folders
 from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs
 
 # Three short songs: Mandarin with drums, English without, Mandarin without.
-SEED, SONGS = 63, 3
+SEED, SONGS, LONGEST = 63, 3, 40.0
 
 
 def why_not() -> str | None:
@@ -62,7 +62,14 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def request_(tmp_path_factory):
     base = tmp_path_factory.mktemp("corpus")
-    return Request(out=base / "corpus", songs=SONGS, seed=SEED, cache=base / "syllables", chunk=2)
+    return Request(
+        out=base / "corpus",
+        songs=SONGS,
+        seed=SEED,
+        cache=base / "syllables",
+        chunk=2,
+        longest=LONGEST,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +275,7 @@ def test_midi_holds_every_note_at_its_time(tmp_path):
     mido = pytest.importorskip("mido")
     from mudit_engine.training.corpus.compose import compose
 
-    score = compose(seed=SEED, index=0, sample_rate=22050)
+    score = compose(seed=SEED, index=0, sample_rate=22050, longest=LONGEST)
     segments = [
         band.Segment(score.parts[stem], score.song.seconds, score.kit)
         for stem in ("chords", "drums")
@@ -308,6 +315,8 @@ def test_command_makes_and_counts(corpus, tmp_path, capsys, monkeypatch, request
                 "1",
                 "--seed",
                 str(SEED),
+                "--longest",
+                str(LONGEST),
                 "--no-stems",
                 "--json",
             ]
@@ -341,6 +350,8 @@ def test_ctrl_c_leaves_whole_songs_and_exit_code_130(tmp_path, request_):
         "400",
         "--seed",
         str(SEED),
+        "--longest",
+        str(LONGEST),
         "--workers",
         "2",
     ]

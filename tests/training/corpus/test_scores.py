@@ -225,6 +225,13 @@ def test_long_songs_return_and_stay_within_the_longest(songs):
         assert len(sung) == len(set(sung))  # verses have words of their own
 
 
+@pytest.mark.parametrize("longest", [30.0, 60.0])
+def test_no_song_is_longer_than_the_longest(longest):
+    for index in range(40):
+        song = compose(seed=1, index=index, sample_rate=22050, longest=longest).song
+        assert song.seconds <= longest
+
+
 def test_voicings_are_chords_in_range_that_move_little():
     chords = realise(
         ["I", "V", "vi", "IV", "ii", "V", "I", "I"], key=10, mode="major", sevenths=True
@@ -302,8 +309,10 @@ def test_descriptions_paraphrase(songs):
         ({"songs": 0}, "at least one song"),
         ({"seed": -1}, "seeds are 0 or more"),
         ({"sample_rate": 8000}, "16000, 22050"),
+        ({"longest": 5.0}, "--longest 5: .* 30 to 240 s"),
+        ({"longest": 900.0}, "--longest 900"),
     ],
-    ids=["no-songs", "negative-seed", "odd-rate"],
+    ids=["no-songs", "negative-seed", "odd-rate", "too-short", "too-long"],
 )
 def test_impossible_requests_are_refused(tmp_path, change, said):
     assert 22050 in SAMPLE_RATES
