@@ -22,7 +22,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +33,7 @@ from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import write_json
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
+from mudit_engine.training.guard import Guard, Progress
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
 from mudit_engine.training.ranks import lost_peer
@@ -49,13 +50,6 @@ from mudit_engine.training.throughput import Meter, counting
 log = logging.getLogger(__name__)
 
 STATE, CONFIG = "trainer.json", "config.json"
-BAD_WINDOW = 100  # steps among which bad ones are counted
-SPIKE_MEMORY = 0.98  # of the running means of the logarithms of loss and gradient norm
-SPIKE_WARMUP = 50  # steps before a spike can be told from the start of training
-
-
-class DivergedError(MuditError):
-    """Too many steps gave NaN or infinity."""
 
 
 class LostPeerError(MuditError):
@@ -70,25 +64,6 @@ class InterruptedRun(MuditError):
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
-
-
-@dataclass
-class Progress:
-    """The trainer's own state. `step` counts finished steps; (epoch, epoch_step) is the next global
-    batch.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    epoch_step: int = 0
-    songs: int = 0
-    weight: float = 0.0
-    seconds: float = 0.0
-    skipped: int = 0
-    bad_steps: list[int] = field(default_factory=list)
-    log_norm: dict[str, float] = field(default_factory=dict)
-    log_loss: dict[str, float] = field(default_factory=dict)
-    spikes: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,6 +131,7 @@ class Trainer:
             called_elsewhere=self.task.called_elsewhere,
         )
         self.progress = Progress()
+        self.guard = Guard(recipe, self.ranks)
         self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)
         self._counted: dict[str, float] = {}
         self._lock: RunLock | None = None
@@ -251,7 +227,7 @@ class Trainer:
                 metrics |= self._pace.compare()
                 runlog.step(metrics)
                 if self.recipe.log.songs:
-                    runlog.songs(metrics["step"], self._everyone(self._ids(work)))
+                    runlog.songs(metrics["step"], self.guard.everyone(self._ids(work)))
                 self._after_step(runlog)
                 waiting = time.monotonic()
         seconds = time.monotonic() - started
@@ -338,7 +314,7 @@ class Trainer:
         )
 
     def _step(self, work: Work) -> dict[str, Any]:
-        progress, started = self.progress, time.monotonic()
+        progress, guard, started = self.progress, self.guard, time.monotonic()
         step = progress.step
         # one sum over the ranks: the weight of the global batch, and what the figures are made of
         figures = [
@@ -365,23 +341,25 @@ class Trainer:
             prefix = "" if phase == self.task.phases[0] else f"{phase}_"
             if not math.isfinite(loss):  # on every rank alike
                 self.strategy.discard(phase)
-                bad += self._everyone(culprits) or self._everyone(self._ids(work))
+                bad += guard.everyone(culprits) or guard.everyone(self._ids(work))
                 metrics |= {f"{prefix}loss": None, f"{prefix}grad_norm": None}
                 continue
-            skip = self.recipe.guard.spikes == "skip"
-            spiked = self._spikes(phase, "loss", loss, self.progress.log_loss, work)
-            if spiked and skip:
+            if guard.spiked(progress, phase, "loss", loss, self._ids(work)) and guard.skips:
                 self.strategy.discard(phase)
-                bad += self._everyone(self._ids(work))
+                bad += guard.everyone(self._ids(work))
                 metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": None}
                 continue
-            limit = self._limit(self.progress.log_norm.get(phase)) if skip else math.inf
+            known = progress.log_norm.get(phase)
+            limit = guard.limit(progress, known) if guard.skips else math.inf
             norm: float | None = self.strategy.step(phase, lr=lr, limit=limit)
             if norm is None or not math.isfinite(norm):
-                bad += self._everyone(self._ids(work))
+                bad += guard.everyone(self._ids(work))
                 norm = None
-            elif self._spikes(phase, "gradient norm", norm, self.progress.log_norm, work) and skip:
-                bad += self._everyone(self._ids(work))
+            elif (
+                guard.spiked(progress, phase, "gradient norm", norm, self._ids(work))
+                and guard.skips
+            ):
+                bad += guard.everyone(self._ids(work))
             metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {
                 f"{prefix}{name}": value for name, value in logs.items()
             }
@@ -393,7 +371,7 @@ class Trainer:
         progress.songs += work.songs
         progress.weight += weight
         if bad:
-            self._count_bad(step, bad)
+            guard.count_bad(progress, step, bad)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         metrics |= {
@@ -458,64 +436,6 @@ class Trainer:
         with counting() as counter:
             yield
         self._counted[phase] = counter.get_total_flops() / batch.weight
-
-    def _limit(self, known: float | None) -> float:
-        """What a value may be at most not to be a spike, by the logarithm of its running
-        (geometric) mean.
-        """
-        if known is None or self.progress.step <= SPIKE_WARMUP:
-            return math.inf
-        return math.exp(known) * self.recipe.guard.spike_factor
-
-    def _spikes(
-        self, phase: str, what: str, value: float, means: dict[str, float], work: Work
-    ) -> bool:
-        """Whether a value is far above its running mean, which it then joins; a spike is reported
-        with its songs.
-        """
-        if value <= 0:  # an adversarial loss may be: it has no logarithm
-            return False
-        known = means.get(phase)
-        spiked = value > self._limit(known)
-        if spiked:
-            self.progress.spikes += 1
-            names = _names(self._everyone(self._ids(work)))
-            if self.ranks.main:
-                times = value / math.exp(known or 0.0)
-                log.warning(
-                    "step %d: %s %.3g is %.1f times its mean (songs %s)",
-                    self.progress.step,
-                    what,
-                    value,
-                    times,
-                    names,
-                )
-        level = math.log(value)
-        if spiked and self.recipe.guard.spikes == "skip":
-            # what was left out pulls the mean no further than what was let in
-            level = math.log(self._limit(known))
-        means[phase] = level if known is None else SPIKE_MEMORY * known + (1 - SPIKE_MEMORY) * level
-        return spiked
-
-    def _count_bad(self, step: int, ids: list[str]) -> None:
-        progress, guard = self.progress, self.recipe.guard
-        progress.skipped += 1
-        progress.bad_steps = [*(s for s in progress.bad_steps if s > step - BAD_WINDOW), step]
-        if self.ranks.main:
-            log.warning(
-                "step %d gave NaN, infinity or a spike and was skipped (songs %s)",
-                step,
-                _names(ids),
-            )
-        if len(progress.bad_steps) > guard.max_bad_steps:
-            raise DivergedError(
-                f"{len(progress.bad_steps)} of the last {BAD_WINDOW} steps gave NaN, infinity or a "
-                f"spike "
-                f"(guard.max_bad_steps={guard.max_bad_steps}); the last batch held songs "
-                f"{_names(ids)}. Check "
-                "them with `mudit data inspect`, lower optimizer.lr, and resume: the newest "
-                "checkpoint is from before"
-            )
 
     def _after_step(self, runlog: RunLog) -> None:
         step, recipe = self.progress.step, self.recipe
@@ -616,10 +536,6 @@ class Trainer:
         for module in self.task.modules.values():
             module.train(training)
 
-    def _everyone(self, ids: list[str]) -> list[str]:
-        """The ids that any rank names."""
-        return list(dict.fromkeys(i for own in self.ranks.gather(ids) for i in own))
-
     def _ids(self, work: Work) -> list[str]:
         return [i for batch, share in work.batches if share for i in batch.ids]
 
@@ -651,8 +567,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _names(ids: list[str], most: int = 8) -> str:
-    shown = ", ".join(dict.fromkeys(ids[:most]))
-    return f"{shown} and {len(ids) - most} more" if len(ids) > most else shown

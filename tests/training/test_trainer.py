@@ -19,10 +19,11 @@ from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
 from mudit_engine.models.folder import load_part, save_config
 from mudit_engine.training.checkpoints.export_part import export_part
+from mudit_engine.training.guard import DivergedError
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import Ema, Single, make_optimizer
 from mudit_engine.training.runlog import RunLog, read_metrics
-from mudit_engine.training.trainer import DivergedError, Trainer
+from mudit_engine.training.trainer import Trainer
 from small_songs import small_recipe, write_songs
 
 # a second thread only waits for the first, at these sizes
@@ -384,7 +385,7 @@ class TestSpikes:
         monkeypatch: pytest.MonkeyPatch,
         where: str,
     ) -> None:
-        monkeypatch.setattr("mudit_engine.training.trainer.SPIKE_WARMUP", 2)
+        monkeypatch.setattr("mudit_engine.training.guard.SPIKE_WARMUP", 2)
         # a network that does not move: its losses differ by its songs alone; no step is without
         # lyrics, whose weights would skip it, too
         changes = {
@@ -414,7 +415,7 @@ class TestSpikes:
     def test_reported_and_kept_by_default(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("mudit_engine.training.trainer.SPIKE_WARMUP", 2)
+        monkeypatch.setattr("mudit_engine.training.guard.SPIKE_WARMUP", 2)
         trainer = Trainer(
             small_recipe(data, steps=8, optimizer__lr=1e-9, guard__spike_factor=20.0),
             tmp_path,
@@ -426,7 +427,7 @@ class TestSpikes:
     def test_stops_after_too_many(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("mudit_engine.training.trainer.SPIKE_WARMUP", 2)
+        monkeypatch.setattr("mudit_engine.training.guard.SPIKE_WARMUP", 2)
         changes = {
             "optimizer__lr": 1e-9,
             "guard__spikes": "skip",
