@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from mudit_engine.config import ModelConfig, load_config, parse_config
 from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.training.step_trace import parse_steps
 
 FOLDER = Path(__file__).parent / "recipes"
 _SECTIONS = {
@@ -203,6 +204,11 @@ class LogConfig(_Section):
         None, gt=0, description="of one device, for the MFU; null: its data sheet's, where known"
     )
     curve: bool = Field(True, description="draw loss.png at the end")
+    profile: str | None = Field(
+        None,
+        description="FIRST:END of steps that torch's profiler traces into the run's folder (10:13: "
+        "steps 10, 11 and 12)",
+    )
     validate_every: int = Field(
         0,
         ge=0,
@@ -210,6 +216,13 @@ class LogConfig(_Section):
     )
     validation_split: Literal["validation", "test"] = "validation"
     validation_packs: int = Field(8, ge=1)
+
+    @field_validator("profile")
+    @classmethod
+    def _steps(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_steps(value)
+        return value
 
 
 class GuardConfig(_Section):

@@ -42,6 +42,7 @@ from mudit_engine.training.resume import RECIPE, check_same_run, identity, tell_
 from mudit_engine.training.run_lock import RunLock
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
+from mudit_engine.training.step_trace import StepTrace, parse_steps
 from mudit_engine.training.stragglers import Pace
 from mudit_engine.training.tasks.choose import make_task, open_data
 from mudit_engine.training.tasks.task import Batch, Moment, Task, average, pinned, read, to_device
@@ -137,6 +138,8 @@ class Trainer:
         self._lock: RunLock | None = None
         self._pace = Pace(self.ranks, self.strategy.device)
         self._signal: int | None = None
+        steps = parse_steps(recipe.log.profile) if recipe.log.profile else None
+        self._trace = StepTrace(steps, folder, rank=self.ranks.rank)
 
     def _identity(self) -> dict[str, Any]:
         songs = len(self.sampler.numbers)
@@ -160,6 +163,7 @@ class Trainer:
         """
         with contextlib.ExitStack() as held:
             self._lock = self._locked(held)
+            held.callback(self._trace.close)
             try:
                 return self._run(resume)
             except RuntimeError as error:
@@ -219,17 +223,18 @@ class Trainer:
             if start_step == 0 and tag is None:
                 # so that any interruption resumes, and the start can be looked at
                 self._save(runlog)
-            waiting = time.monotonic()
+            waiting = self._before_batch()
             for work in self._works():
                 waited = time.monotonic() - waiting
                 metrics = self._step(work) | {"wait_s": round(waited, 4)}
                 self._pace.step(waited)
                 metrics |= self._pace.compare()
                 runlog.step(metrics)
+                self._trace.after(metrics["step"])
                 if self.recipe.log.songs:
                     runlog.songs(metrics["step"], self.guard.everyone(self._ids(work)))
                 self._after_step(runlog)
-                waiting = time.monotonic()
+                waiting = self._before_batch()
         seconds = time.monotonic() - started
         picture = plot_curves(self.folder) if self.recipe.log.curve and self.ranks.main else None
         summary = {
@@ -286,6 +291,10 @@ class Trainer:
             threads=data.loader_threads,
             ahead=data.prefetch,
         )
+
+    def _before_batch(self) -> float:
+        self._trace.before(self.progress.step)
+        return time.monotonic()
 
     def _load(self, step: int, epoch: int, epoch_step: int) -> Work:
         start = time.monotonic()

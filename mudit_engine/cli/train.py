@@ -11,6 +11,7 @@ mudit train RECIPE --launch local --gpus-per-node 8              # torchrun on t
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from pathlib import Path
@@ -119,6 +120,11 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table
     show_default=True,
     help="Time limit of a slurm job; it requeues itself.",
 )
+@click.option(
+    "--profile",
+    metavar="FIRST:END",
+    help="Trace these steps by torch's profiler into OUT/profile (10:13: steps 10, 11 and 12).",
+)
 @click.option("--write-only", is_flag=True, help="Write the launch files and start nothing.")
 @json_option
 def command(
@@ -139,6 +145,7 @@ def command(
     network: tuple[str, ...],
     slurm: tuple[str, ...],
     minutes: int,
+    profile: str | None,
     write_only: bool,
     as_json: bool,
 ) -> None:
@@ -152,10 +159,14 @@ def command(
             raise click.UsageError(
                 "give RECIPE to train, or --export RUN to write what a run has learned"
             )
+        if profile is not None:
+            raise click.UsageError("--profile goes with a RECIPE to train")
         _export(export_to, out, resume, weights, export_dtype, as_json=as_json)
         return
     from mudit_engine.training.recipe import load_recipe
 
+    if profile is not None:
+        overrides = (*overrides, f"log.profile={json.dumps(profile)}")
     # before torch is imported: a wrong field is told at once
     resolved = load_recipe(recipe, overrides=overrides)
     out = out or Path("runs") / resolved.name
