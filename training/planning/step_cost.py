@@ -40,7 +40,7 @@ from mudit_engine.config import DitConfig, ModelConfig
 from mudit_engine.diffusion.paths import make_path
 from mudit_engine.models.dit import DiT, DitBatch
 from mudit_engine.models.outline import TOKENS, OutlineRows, outline_width
-from mudit_engine.training.recipe import DitStage
+from mudit_engine.training.recipe_stages import DitStage
 from mudit_engine.training.tasks.dit import DitInputs, DitLoss
 
 Checkpointing = Literal["none", "selective", "full"]

@@ -39,7 +39,7 @@ from mudit_engine.models.chinmu import ChinMu, info_nce
 from mudit_engine.training.dataset.shards import LEVELS, SongRecord
 from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.ranks import Ranks, gather_rows
-from mudit_engine.training.recipe import ChinMuStage
+from mudit_engine.training.recipe_stages import ChinMuStage
 from mudit_engine.training.seeding import seed64
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 

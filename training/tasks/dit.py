@@ -48,7 +48,7 @@ from mudit_engine.training.dataset.shards import SongRecord
 from mudit_engine.training.parallel.deepspeed_config import check_heads
 from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.parallel.ulysses import make_exchange
-from mudit_engine.training.recipe import DitStage
+from mudit_engine.training.recipe_stages import DitStage
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 from mudit_engine.training.throughput import forward_flops
 

@@ -31,7 +31,8 @@ from mudit_engine.lyric_model.base import find_base, weights_hash
 from mudit_engine.lyric_model.causal import load_causal
 from mudit_engine.training.dataset.lyric_set import SCRATCH, LyricSet
 from mudit_engine.training.parallel.strategy import Logs, trained
-from mudit_engine.training.recipe import LyricsStage, Recipe
+from mudit_engine.training.recipe import Recipe
+from mudit_engine.training.recipe_stages import LyricsStage
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from mudit_engine.models.vae_losses import (
     kl_divergence,
 )
 from mudit_engine.training.parallel.strategy import Logs
-from mudit_engine.training.recipe import VaeStage
+from mudit_engine.training.recipe_stages import VaeStage
 from mudit_engine.training.seeding import permutation
 from mudit_engine.training.tasks.chinmu import crop
 from mudit_engine.training.tasks.task import Batch, Moment, Task
