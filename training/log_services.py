@@ -10,7 +10,7 @@ folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class Service(Protocol):
     def log(self, figures: Mapping[str, float], step: int) -> None: ...
+
+    def songs(self, files: Sequence[Path], step: int) -> None: ...
 
     def close(self, *, failed: bool) -> None: ...
 
@@ -50,6 +52,18 @@ class Wandb:
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self.run.log(dict(figures), step=step)
 
+    def songs(self, files: Sequence[Path], step: int) -> None:
+        import wandb
+
+        # at the service's own newest step: it takes no earlier one any more
+        told: dict[str, Any] = {"songs/of_step": step}
+        for file in files:
+            caption = f"step {step}"
+            told[f"songs/{file.stem}"] = wandb.Audio(str(file), caption=caption)
+            picture = str(file.with_suffix(".png"))
+            told[f"songs/{file.stem}/spectrum"] = wandb.Image(picture, caption=caption)
+        self.run.log(told)
+
     def close(self, *, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
 
@@ -72,6 +86,11 @@ class Mlflow:
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self.mlflow.log_metrics(dict(figures), step=step)
+
+    def songs(self, files: Sequence[Path], step: int) -> None:
+        for file in files:
+            for path in (file, file.with_suffix(".png")):
+                self.mlflow.log_artifact(str(path), artifact_path=f"songs/step-{step:08d}")
 
     def close(self, *, failed: bool) -> None:
         self.mlflow.end_run("FAILED" if failed else "FINISHED")

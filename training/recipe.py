@@ -229,6 +229,36 @@ class LogConfig(Section):
         return value
 
 
+class SongsConfig(Section):
+    """Songs made from fixed requests while the song transformer trains (training/listening.py)."""
+
+    every: int = Field(
+        0, ge=0, description="steps between them, a multiple of checkpoint.every; 0 never"
+    )
+    requests: tuple[dict[str, Any], ...] = Field(
+        (
+            {
+                "description": "流行抒情，女声，钢琴",
+                "lyrics": "[verse]\n月亮升起来\n照在海面上",
+            },
+            {
+                "description": "upbeat rock, male voice, electric guitar",
+                "lyrics": "[verse]\nThe river runs to the sea\nand carries me home",
+            },
+        ),
+        min_length=1,
+        description="what is asked for: fields of a SongRequest (description, lyrics, seed, ...)",
+    )
+    seconds: float = Field(20.0, ge=1, description="of a song whose request does not say")
+    device: Literal["cpu", "auto"] = Field(
+        "cpu", description="auto: rank 0's GPU where it has one, whose memory it then shares"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of the process that makes them")
+    wait: float = Field(
+        300.0, ge=0, description="seconds that the end of a run waits for the last songs at most"
+    )
+
+
 class GuardConfig(Section):
     """What happens when a step goes wrong."""
 
@@ -272,6 +302,7 @@ class Recipe(Section):
     ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    songs: SongsConfig = SongsConfig()
     guard: GuardConfig = GuardConfig()
     vae: VaeStage = VaeStage()
     chinmu: ChinMuStage = ChinMuStage()
@@ -289,6 +320,13 @@ class Recipe(Section):
                     f"section '{section}' has no effect on task '{self.task}': remove it (its "
                     f"section is '{_SECTIONS[self.task]}')"
                 )
+        if self.songs.every and _SECTIONS[self.task] != "dit":
+            raise ValueError(f"songs.every is for the dit tasks, not '{self.task}'")
+        if self.songs.every % self.checkpoint.every:
+            raise ValueError(
+                f"songs.every={self.songs.every} must be a multiple of checkpoint.every="
+                f"{self.checkpoint.every}: songs are made from checkpoints"
+            )
         if self.lora is not None and (_SECTIONS[self.task] != "dit" or self.init is None):
             raise ValueError(
                 "lora is for the dit tasks, and adds to trained weights: set init to a model "

@@ -95,6 +95,31 @@ class RunLog:
         if self._songs is not None:
             self._songs.write(json.dumps({"step": step, "songs": ids}, ensure_ascii=False) + "\n")
 
+    def made(self, step: int, files: list[Path]) -> None:
+        """Songs that were made with the weights of a step: audio and spectrogram, in TensorBoard
+        and with the services.
+
+        Args:
+            step: of the checkpoint.
+            files: audio files, each with a .png of its spectrum beside it.
+        """
+        log.info("songs of step %d: %s", step, ", ".join(map(str, files)))
+        for service in self._services:
+            service.songs(files, step)
+        if self._board is None:
+            return
+        from matplotlib import image
+
+        from mudit_engine.audio import load_audio
+
+        for file in files:
+            audio_cS, rate = load_audio(file)
+            name = f"songs/{file.stem}"
+            self._board.add_audio(name, audio_cS.mean(0, keepdim=True), step, sample_rate=rate)
+            picture = image.imread(file.with_suffix(".png"))[..., :3]
+            self._board.add_image(f"{name}/spectrum", picture, step, dataformats="HWC")
+        self._board.flush()
+
     def flush(self) -> None:
         """To the disk: called before a checkpoint is published, so that the metrics of a kept step
         are kept too.
@@ -164,6 +189,9 @@ class SilentLog(RunLog):
         pass
 
     def songs(self, step: int, ids: list[str]) -> None:
+        pass
+
+    def made(self, step: int, files: list[Path]) -> None:
         pass
 
     def flush(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,13 @@ class StepTrace:
         assert self.steps is not None
         first = max(step, self.steps.start)
         wanted = {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+        with warnings.catch_warnings():
+            # step 0 has none before it
+            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")
+            told = schedule(wait=0, warmup=first - step, active=self.steps.stop - first, repeat=1)
         self._profiler = profile(
             activities=sorted(supported_activities() & wanted, key=str),
-            schedule=schedule(
-                wait=0, warmup=first - step, active=self.steps.stop - first, repeat=1
-            ),
+            schedule=told,
             record_shapes=True,
         )
         self._profiler.start()

@@ -34,6 +34,7 @@ from mudit_engine.files import write_json
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
 from mudit_engine.training.guard import Guard, Progress
+from mudit_engine.training.listening import Listener, wanted_songs
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
 from mudit_engine.training.ranks import lost_peer
@@ -139,6 +140,10 @@ class Trainer:
         self._pace = Pace(self.ranks, self.strategy.device)
         self._signal: int | None = None
         steps = parse_steps(recipe.log.profile) if recipe.log.profile else None
+        if recipe.songs.every:
+            wanted_songs(recipe.songs)  # every rank says that it cannot be
+        self._listener = Listener(recipe, folder)
+        self._saved: int | None = None  # the step of a checkpoint that no songs were asked of yet
         self._trace = StepTrace(steps, folder, rank=self.ranks.rank)
 
     def _identity(self) -> dict[str, Any]:
@@ -164,6 +169,7 @@ class Trainer:
         with contextlib.ExitStack() as held:
             self._lock = self._locked(held)
             held.callback(self._trace.close)
+            held.callback(self._listener.close)
             try:
                 return self._run(resume)
             except RuntimeError as error:
@@ -234,7 +240,12 @@ class Trainer:
                 if self.recipe.log.songs:
                     runlog.songs(metrics["step"], self.guard.everyone(self._ids(work)))
                 self._after_step(runlog)
+                self._listen(runlog)
                 waiting = self._before_batch()
+            # the others wait at the end: not for longer than a collective may take
+            self._listen(
+                runlog, wait=min(self.recipe.songs.wait, self.recipe.parallel.timeout_seconds / 2)
+            )
         seconds = time.monotonic() - started
         picture = plot_curves(self.folder) if self.recipe.log.curve and self.ranks.main else None
         summary = {
@@ -293,7 +304,8 @@ class Trainer:
         )
 
     def _before_batch(self) -> float:
-        self._trace.before(self.progress.step)
+        if self.progress.step < self.recipe.steps:
+            self._trace.before(self.progress.step)
         return time.monotonic()
 
     def _load(self, step: int, epoch: int, epoch_step: int) -> Work:
@@ -528,6 +540,7 @@ class Trainer:
         if (told := self.ranks.first(lost)) is not None:
             raise MuditError(told)
         runlog.flush()
+        self._saved = self.progress.step
         with self.checkpoints.saving(self.progress.step) as folder:
             self.strategy.save(folder)
             if not self.ranks.main:
@@ -540,6 +553,16 @@ class Trainer:
             (folder / CONFIG).write_text(
                 self.task.config.model_dump_json(indent=1), encoding="utf-8"
             )
+
+    def _listen(self, runlog: RunLog, *, wait: float = 0.0) -> None:
+        """Logs songs that have been made, and has the next ones made of the newest checkpoint."""
+        if not self.ranks.main:
+            return
+        if self._saved is not None:
+            self._listener.saved(self._saved)
+            self._saved = None
+        for step, files in self._listener.made(wait=wait):
+            runlog.made(step, files)
 
     def _set_training(self, training: bool) -> None:
         for module in self.task.modules.values():

@@ -5,6 +5,8 @@ of recordings on their way around the world.
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -73,3 +75,14 @@ def changed(audio_S2: np.ndarray, how: str, seed: int) -> tuple[np.ndarray, int]
         return resample(torch.from_numpy(audio_S2.T.copy()), RATE, rate).numpy().T, rate
     audio, _ = changed(changed(changed(audio_S2, "trimmed", seed)[0], "mp3", seed)[0], "ogg", seed)
     return changed(audio * 0.5, "rate", seed)
+
+
+def own_songs(folder: Path, count: int = 6) -> Path:
+    """Some seconds of music each, with lyrics and descriptions beside them."""
+    folder.mkdir()
+    for number in range(count):
+        soundfile.write(folder / f"{number}.ogg", tune(number, seconds=3), RATE)
+        (folder / f"{number}.txt").write_text(f"[verse]\nhello moon number {number}\n")
+        described = {"professional": f"Indie rock, {90 + number} BPM", "amateur": "for the road"}
+        (folder / f"{number}.json").write_text(json.dumps({"descriptions": described}))
+    return folder

@@ -35,20 +35,10 @@ from mudit_engine.training.dataset.sources import open_source
 from mudit_engine.training.recipe import Recipe, load_recipe
 from mudit_engine.training.trainer import Trainer
 from small_songs import SMALL_DIT, small_recipe, write_songs
-from tunes import RATE, tune
+from tunes import RATE, own_songs, tune
 
 pytest.importorskip("peft")
 TINY = EMBEDDED / "tiny"
-
-
-def own_songs(folder: Path, count: int = 6) -> Path:
-    folder.mkdir()
-    for number in range(count):
-        soundfile.write(folder / f"{number}.ogg", tune(number, seconds=3), RATE)
-        (folder / f"{number}.txt").write_text(f"[verse]\nhello moon number {number}\n")
-        described = {"professional": f"Indie rock, {90 + number} BPM", "amateur": "for the road"}
-        (folder / f"{number}.json").write_text(json.dumps({"descriptions": described}))
-    return folder
 
 
 def test_six_songs_become_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
