@@ -98,6 +98,21 @@ def load_audio(path: str | Path) -> tuple[Tensor, int]:
     return audio_cS, int(rate)
 
 
+def audio_seconds(path: str | Path) -> float:
+    """Length of an audio file, from its header. Raises InputError for one that cannot be read."""
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no audio file '{path}': check the path")
+    try:
+        return float(soundfile.info(path).duration)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"'{path}' cannot be read as audio ({error}): use {', '.join(FORMATS)}"
+        ) from None
+
+
 def save_audio(path: str | Path, audio_cS: Tensor, sample_rate: int) -> int:
     """Writes float audio [channels, samples] in the format of the suffix, aside and then renamed;
     returns how many samples were clipped.

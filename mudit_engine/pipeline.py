@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mudit_engine.audio import save_audio, save_spectrogram
-from mudit_engine.config import ModelConfig
+from mudit_engine.config import ModelConfig, VaeConfig
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
@@ -30,6 +30,7 @@ from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.models.complete import save_model
 from mudit_engine.models.folder import model_folder
 from mudit_engine.models.lora import LoraSet, LoraSpec
+from mudit_engine.models.saved_latents import save_latents
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.reading import RequestReader, Understood
 from mudit_engine.request import SongRequest
@@ -76,19 +77,27 @@ class Song:
         """Length of the audio."""
         return self.audio.shape[1] / self.sample_rate
 
-    def save(self, path: str | Path, *, spectrogram: bool = False) -> list[Path]:
+    def save(
+        self, path: str | Path, *, spectrogram: bool = False, latents: bool = False
+    ) -> list[Path]:
         """Writes the audio (format by suffix: .wav .flac .ogg .mp3), its sidecar .json and, if
-        wanted, a .png of its spectrum. Returns the files.
+        wanted, a .png of its spectrum and its latents, by which it can be edited without a loss.
+        Returns the files.
         """
         path = Path(path)
         save_audio(path, torch.from_numpy(self.audio), self.sample_rate)
         files = [path, path.with_suffix(".json")]
+        kept = {}
+        if latents:
+            files.append(path.with_suffix(".safetensors"))
+            save_latents(files[-1], self.latents, VaeConfig(**self.info["model"]["vae"]))
+            kept = {"latents": files[-1].name}
         if spectrogram:
             files.append(path.with_suffix(".png"))
             save_spectrogram(
                 files[-1], torch.from_numpy(self.audio), self.sample_rate, title=path.stem
             )
-        write_json(files[1], {**self.info, "file": path.name})
+        write_json(files[1], {**self.info, **kept, "file": path.name})
         return files
 
 
@@ -364,11 +373,25 @@ def song_info(
         "phonemes": len(one.phonemes.ids) if one.phonemes else 0,
         "syllables": one.phonemes.syllables if one.phonemes else 0,
         "lyrics_accounting": [fate.row() for fate in one.fates],
+        **_edited(one),
         "frames": one.frames,
         "notes": list(one.notes),
         "model": config.model_dump(mode="json"),
         "timings_seconds": {stage: round(t, 4) for stage, t in timings.items()},
         "batch_songs": batch,
+    }
+
+
+def _edited(one: Understood) -> dict[str, Any]:
+    """What a sidecar says of the song that was edited; nothing where none was."""
+    if one.edit is None:
+        return {}
+    return {
+        "edited": {
+            "file": str(one.edit.audio),
+            "kept_latents": one.edit.latents is not None,
+            "plan_seed": one.plan_seed,
+        }
     }
 
 

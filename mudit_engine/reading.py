@@ -15,6 +15,7 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from torch import Tensor
 from mudit_engine.audio import load_audio, resample, to_channels
 from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, parse_config
 from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
+from mudit_engine.editing import Edit, open_edit, went_on
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.outline import outline_rows
+from mudit_engine.models.saved_latents import load_latents
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, TextEncoder
@@ -61,6 +64,8 @@ class Understood:
         table: of that sampler.
         notes: for the user who sent the request.
         fates: what became of every character of the lyrics.
+        edit: the song that this one changes or goes on from.
+        plan_seed: what the plan was drawn by: the edited song's seed, or this one's.
 
     Examples:
         >>> [field for field in Understood.__dataclass_fields__][:3]
@@ -81,6 +86,8 @@ class Understood:
     table: SamplerTable
     notes: tuple[str, ...]
     fates: tuple[Fate, ...] = ()
+    edit: Edit | None = None
+    plan_seed: int | None = None
 
     @property
     def chords(self) -> str | None:
@@ -162,6 +169,11 @@ class TextReader:
         """
         config = self.config
         notes: list[str] = []
+        edit = open_edit(request)
+        if edit is not None:
+            request = edit.merged(request)
+            notes += self._check_edit(edit, request.seconds)
+        length = request.seconds if edit is None or edit.total is None else edit.total
         lyrics = phonemes = None
         fates: tuple[Fate, ...] = ()
         if (request.lyrics or "").strip():
@@ -172,9 +184,9 @@ class TextReader:
             )
             lyrics, phonemes, fates = read.lyrics, read.phonemes, read.fates
             notes += read.notes
-        if request.seconds is not None and request.seconds > config.max_seconds:
+        if length is not None and length > config.max_seconds:
             raise InputError(
-                f"seconds={request.seconds:g} is longer than model '{config.name}' makes (at most "
+                f"seconds={length:g} is longer than model '{config.name}' makes (at most "
                 f"{config.max_seconds:g} s): ask for less, or use a larger model"
             )
         seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
@@ -186,20 +198,29 @@ class TextReader:
         notes += nearest
         composed = config.dit.melody or config.dit.arrangement or compose
         melody = _given_melody(request)  # a file that cannot be read is refused by every model
-        plan = plan_song(
+        planned_by = seed if edit is None or edit.plan_seed is None else edit.plan_seed
+        plan_with = partial(
+            plan_song,
             wishes,
-            phonemes,
             longest=config.max_seconds,
-            seed=seed,
             outlined=config.dit.outline and request.planned,
-            seconds=request.seconds,
             bpm=request.bpm,
             key=request.key,
             chords=request.chords,
             composed=composed and config.dit.outline and request.planned,
-            melody=melody if config.dit.melody or compose else None,
             controls=_all_controls(wishes),
         )
+        plan = plan_with(
+            phonemes,
+            seed=planned_by,
+            seconds=length if edit is None or edit.extend is None else edit.seconds,
+            melody=melody if config.dit.melody or compose else None,
+        )
+        if edit is not None and edit.extend is not None and length is not None:
+            kept = edit.kept_seconds(plan.outline.bpm)
+            # what is added is played: its sections and tunes are drawn by a seed of their own
+            tail = plan_with(None, seed=planned_by + 1, seconds=length - kept)
+            plan = went_on(plan, tail, kept=kept, seconds=length)
         notes += plan.notes
         fragments = self._fragments(request.description, controls, said)
         asked = ("bpm", "key", "chords", "melody", "melody_file")
@@ -214,6 +235,8 @@ class TextReader:
                 f"model '{config.name}' takes no outline: {' and '.join(planned)} are not "
                 "followed, only what the description says"
             )
+        if edit is not None and edit.total is None:
+            _check_goes_on(edit, plan.seconds)
         sampler = self._sampler(request.sampler)
         notes += _idle_options(request, sampler)
         return Understood(
@@ -231,7 +254,28 @@ class TextReader:
             table=sampler_table(config.path, sampler),
             fates=fates,
             notes=tuple(notes),
+            edit=edit,
+            plan_seed=planned_by,
         )
+
+    def _check_edit(self, edit: Edit, seconds: float | None) -> list[str]:
+        """Notes on an edited song. Raises InputError for a model that was not trained on edits."""
+        if not self.config.dit.edits:
+            raise InputError(
+                f"model '{self.config.name}' was not trained on edits (dit.edits): take one that "
+                "was, such as tiny"
+            )
+        if seconds is not None and edit.total not in (None, seconds):
+            raise InputError(
+                f"seconds={seconds:g} is given, and the edited song is {edit.total:g} s long: "
+                "leave seconds out"
+            )
+        if edit.info is None:
+            return [
+                f"nothing is known of '{edit.audio.name}' but its sound: tempo, key and lyrics are "
+                "those of this request"
+            ]
+        return []
 
     def _fragments(self, description: str, controls: Controls, said: Wishes) -> tuple[str, ...]:
         """The description's fragments; for a model that takes no controls, with theirs in words,
@@ -252,10 +296,12 @@ class TextReader:
         load_audio(path)
 
     def understand(self, request: SongRequest, *, compose: bool = False) -> Understood:
-        """`read`, and the reference is looked at as well."""
+        """`read`, and the reference and the edited song are looked at as well."""
         understood = self.read(request, compose=compose)
         if request.reference is not None:
             self.check_reference(request.reference)
+        if understood.edit is not None and understood.edit.latents is None:
+            self.check_reference(understood.edit.audio)
         return understood
 
     def _sampler(self, changes: Mapping[str, Any]) -> SamplerConfig:
@@ -326,7 +372,26 @@ class RequestReader(TextReader):
             outline=rows,
             texts=understood.fragments,
             negative_texts=negative,
+            **self._given(understood),
         )
+
+    def _given(self, understood: Understood) -> dict[str, Tensor]:
+        """The frames of an edited song, and which of them stay."""
+        edit = understood.edit
+        if edit is None:
+            return {}
+        frames, rate = understood.frames, self.config.vae.frame_rate
+        held_T = torch.from_numpy(edit.held(frames, rate, bpm=understood.outline.bpm))
+        found_TC = None
+        if edit.latents is not None:
+            found_TC = load_latents(edit.latents, self.config.vae)
+        if found_TC is None:
+            found_TC = self.encode_reference(edit.audio, max_frames=frames).float().cpu()
+        given_TC = torch.zeros(frames, self.config.vae.latent_channels)
+        known = min(frames, len(found_TC))
+        given_TC[:known] = found_TC[:known]
+        held_T[known:] = False
+        return {"given": given_TC, "held": held_T}
 
     @torch.inference_mode()
     def encode_reference(self, path: str | Path, *, max_frames: int) -> Tensor:
@@ -340,6 +405,15 @@ class RequestReader(TextReader):
         audio = audio[:, : max_frames * c.hop]
         mean, _ = self.vae.encode(audio[None].to(self.vae.latent_mean.device))
         return self.vae.normalise(mean)[0, :max_frames]
+
+
+def _check_goes_on(edit: Edit, seconds: float) -> None:
+    """Raises InputError for a song that would not be longer than the one that it goes on from."""
+    if seconds <= edit.seconds + 0.5:
+        raise InputError(
+            f"the song would be {seconds:g} s long and '{edit.audio.name}' is {edit.seconds:g} s "
+            "already: ask for more seconds, or say what changes with repaint or extend"
+        )
 
 
 def _sung_or_not(wishes: Wishes, *, sung: bool) -> list[str]:

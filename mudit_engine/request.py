@@ -14,6 +14,7 @@ import difflib
 import math
 import numbers
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,12 @@ class SongRequest:
         style: one of `names.STYLES`, likewise.
         planned: False for a song of which nothing is planned: the model is told the description,
             the lyrics and the length alone.
+        edit: a song that this one changes or goes on from: the audio file or sidecar of an earlier
+            song, or any audio file.
+        repaint: with `edit`, the seconds that are made anew, such as "30-45" or "30-45, 60-62.5";
+            all others stay.
+        extend: with `edit`, how many seconds are added behind its end. With neither, the song
+            begins with the edited one and goes on to its own length.
         ignore_times: whether LRC time stamps of the lyrics are dropped; else a line starts at its
             time.
         sampler: fields of SamplerConfig that differ from the model's own, such as {"steps": 20}.
@@ -80,13 +87,16 @@ class SongRequest:
     voice: str | None = None
     style: str | None = None
     planned: bool = True
+    edit: str | Path | None = None
+    repaint: str | None = None
+    extend: float | None = None
     ignore_times: bool = False
     sampler: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._text("description")
         self._text("negative")
-        for name in ("lyrics", "key", "chords", "melody"):
+        for name in ("lyrics", "key", "chords", "melody", "repaint"):
             if getattr(self, name) is not None:
                 self._text(name)
         self._choice("user_type", USER_TYPES)
@@ -98,9 +108,14 @@ class SongRequest:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "drums" and value is None):
                 raise InputError(f"{name} {_shown(value)} is of a wrong type: give true or false")
-        if not self.description.strip() and not (self.lyrics or "").strip():
+        empty = not self.description.strip() and not (self.lyrics or "").strip()
+        if empty and self.edit is None:
             raise InputError("the request is empty: give a description, lyrics, or both")
-        for name, what in (("reference", "an audio"), ("melody_file", "a MIDI or MusicXML")):
+        for name, what in (
+            ("reference", "an audio"),
+            ("melody_file", "a MIDI or MusicXML"),
+            ("edit", "an audio"),
+        ):
             file = getattr(self, name)
             if file is not None and (not isinstance(file, (str, os.PathLike)) or not str(file)):
                 raise InputError(
@@ -139,6 +154,7 @@ class SongRequest:
                     raise InputError(
                         f"{name} is part of a plan, and planned=false asks for none: leave one out"
                     )
+        self._check_edit()
         if self.seed is not None:
             self._whole_number("seed", "a whole number from 0 to 2^63 - 1")
             if not 0 <= self.seed <= HIGHEST_SEED:
@@ -155,6 +171,19 @@ class SongRequest:
         # numpy's scalars as Python's, which the sampler's configuration takes
         plain = {k: v.item() if hasattr(v, "item") else v for k, v in self.sampler.items()}
         object.__setattr__(self, "sampler", plain)
+
+    def _check_edit(self) -> None:
+        for name in ("repaint", "extend"):
+            if getattr(self, name) is not None and self.edit is None:
+                raise InputError(f"{name} changes a song: name it with edit")
+        if self.repaint is not None:
+            repaint_spans(self.repaint)
+        if self.extend is not None:
+            self._number("extend", "a number of seconds")
+            if not self.extend >= MIN_SECONDS:
+                raise InputError(
+                    f"extend={self.extend:g} is too short: add at least {MIN_SECONDS:g} s"
+                )
 
     def _text(self, name: str) -> None:
         value = getattr(self, name)
@@ -199,6 +228,9 @@ class SongRequest:
 
 
 FIELDS = tuple(one.name for one in dataclasses.fields(SongRequest))
+# fields that name a file of the machine, and those that act on one: nobody else's request has them
+FILE_FIELDS = ("reference", "melody_file", "edit", "repaint", "extend")
+REMOTE_FIELDS = tuple(name for name in FIELDS if name not in FILE_FIELDS)
 
 
 def request_from_fields(fields: Any, *, where: str) -> SongRequest:
@@ -239,6 +271,34 @@ def refuse_unknown(fields: Mapping[str, Any], known: tuple[str, ...], *, where: 
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f", did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"
         raise InputError(f"{where}: unknown field(s) {', '.join(unknown)}{hint}")
+
+
+def repaint_spans(text: str) -> tuple[tuple[float, float], ...]:
+    """Spans in seconds of "30-45, 60-62.5", in their order.
+
+    Raises:
+        InputError: for anything else, and for spans that end before they begin or overlap.
+
+    Examples:
+        >>> repaint_spans("30-45, 60-62.5")
+        ((30.0, 45.0), (60.0, 62.5))
+    """
+    spans: list[tuple[float, float]] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*", part)
+        if found is None:
+            raise InputError(
+                f"repaint {_shown(text)} holds '{part.strip()}': write seconds as 30-45, several "
+                "with commas between them"
+            )
+        start, end = float(found[1]), float(found[2])
+        if start >= end or (spans and start < spans[-1][1]):
+            raise InputError(
+                f"repaint {_shown(text)}: {part.strip()} ends before it begins, or before the one "
+                "before it ends"
+            )
+        spans.append((start, end))
+    return tuple(spans)
 
 
 def _shown(value: object) -> str:

@@ -169,8 +169,18 @@ def _request_fields(
         fields["melody"], fields["melody_file"] = None, melody
     if isinstance(fields["melody_file"], str) and fields["melody_file"]:
         fields["melody_file"] = here / fields["melody_file"]
-    if isinstance(fields["reference"], str) and fields["reference"]:
-        fields["reference"] = here / fields["reference"]
+    if (goes_on := defaults.get("continue_")) is not None and fields["edit"] is None:
+        for name in ("repaint", "extend"):
+            if fields[name] is not None:
+                raise InputError(f"--continue goes on to the song's own length: leave out {name}")
+        fields["edit"] = goes_on
+    elif goes_on is not None:
+        raise InputError("--edit and --continue are both given: keep one of them")
+    elif defaults.get("edit") is not None and fields["repaint"] is fields["extend"] is None:
+        raise InputError("--edit says which song changes: say what, with --repaint or --extend")
+    for name in ("reference", "edit"):
+        if isinstance(fields[name], str) and fields[name]:
+            fields[name] = here / fields[name]
     return fields
 
 

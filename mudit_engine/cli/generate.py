@@ -145,6 +145,29 @@ class Seconds(click.ParamType):
     help="Also write the plan as MIDI: melody, chords, sections. With --dry-run, only that.",
 )
 @click.option(
+    "--edit",
+    metavar="SONG",
+    help="Change an earlier song (its audio or sidecar), or any audio: with --repaint or --extend.",
+)
+@click.option(
+    "--repaint",
+    metavar="30-45",
+    help="With --edit: make these seconds anew; several with commas. What the song was made of is "
+    "kept unless given anew, such as other --lyrics.",
+)
+@click.option("--extend", type=float, metavar="S", help="With --edit: play on for S seconds.")
+@click.option(
+    "--continue",
+    "continue_",
+    metavar="SONG",
+    help="Begin with this song and go on to --seconds, or as long as --lyrics (all of them) need.",
+)
+@click.option(
+    "--latents",
+    is_flag=True,
+    help="Also keep the latents beside the song: edits of it then change nothing else.",
+)
+@click.option(
     "--ignore-times", is_flag=True, help="Drop LRC time stamps: lines follow one another."
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="Default: the model's own.")
@@ -291,6 +314,7 @@ def command(**options: Any) -> None:
             pipeline,
             jobs,
             spectrogram=options["spectrogram"],
+            latents=options["latents"],
             best_of=options["best_of"],
             keep_going=options["keep_going"],
             quiet=options["as_json"],
@@ -331,8 +355,8 @@ def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, 
     """The manifest's songs on a cluster."""
     from mudit_engine.availability import require
 
-    for name in ("best_of", "device"):
-        if options[name] not in (1, None):
+    for name in ("best_of", "device", "latents"):
+        if options[name] not in (1, None, False):
             raise InputError(f"--{name.replace('_', '-')} is not for --ray")
     if options["manifest"] is None:
         raise InputError("--ray is for --manifest: one song is made on one machine")
@@ -502,6 +526,7 @@ def _generate(
     jobs: list[Job],
     *,
     spectrogram: bool,
+    latents: bool,
     best_of: int,
     keep_going: bool,
     quiet: bool,
@@ -509,6 +534,7 @@ def _generate(
     """Rows of the songs that were made, and the failures of those that were not."""
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
+    kept = {"spectrogram": spectrogram, "latents": latents}
     with progress("denoising", total=100, quiet=quiet) as advance:
         shares = {"denoise": 0.9, "decode": 0.1}  # of the bar: decoding is a small part of the time
 
@@ -522,11 +548,11 @@ def _generate(
             if best_of > 1:
                 for job in some:
                     song = _best(pipeline, job, best_of, report)
-                    rows.append(_row(song, song.save(job.path, spectrogram=spectrogram)))
+                    rows.append(_row(song, song.save(job.path, **kept)))
                 return
             songs = pipeline.stream([job.request for job in some], progress=report)
             for job, song in zip(some, songs, strict=True):
-                rows.append(_row(song, song.save(job.path, spectrogram=spectrogram)))
+                rows.append(_row(song, song.save(job.path, **kept)))
 
         try:
             make(jobs)

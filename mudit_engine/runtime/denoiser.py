@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mudit_engine import ops
 from mudit_engine.diffusion.samplers import SamplerTable
-from mudit_engine.errors import ModelError
+from mudit_engine.errors import InputError, ModelError
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.layouts.packed import Span, lyric_positions, make_layout
 from mudit_engine.models.dit import (
@@ -39,7 +39,7 @@ from mudit_engine.models.dit import (
     check_lyric_ids,
     pool_descriptions,
 )
-from mudit_engine.models.outline import OutlineRows, no_outline
+from mudit_engine.models.outline import OutlineRows, hold, no_outline
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.runtime.captured import (
     Capture,
@@ -74,6 +74,9 @@ class SongInputs:
         texts: the fragments themselves, for a runtime that reads text; of `descriptions` it takes
             the number of rows alone.
         negative_texts: the same of `negative`.
+        given: fp32 [frames, C] of a song that is edited, read by a model with config.edits; rows
+            that are not held mean nothing.
+        held: bool [frames], which of them stay as they are.
 
     Examples:
         >>> from mudit_engine.config import PathConfig, SamplerConfig
@@ -101,6 +104,8 @@ class SongInputs:
     # negative their number of rows alone
     texts: Sequence[str] = ()
     negative_texts: Sequence[str] = ()
+    given: Tensor | None = None  # [frames, C]
+    held: Tensor | None = None  # [frames]
 
 
 @dataclass(kw_only=True)
@@ -142,6 +147,8 @@ class SongState(SongProgress):
     modulation: tuple[Modulation, Modulation]  # a row a step
     kv: list[tuple[Tensor, Tensor]]  # rotated lyric keys and values of every block
     rows: Tensor  # the sampler's rows on the network's device
+    # of an edited song: its frames [T, C], and which of them stay [T, 1]
+    given: tuple[Tensor, Tensor] | None = None
     home: Home | None = None  # in the buffers of a captured step
     _x: Tensor = field(init=False, repr=False)
     _kept: Tensor = field(init=False, repr=False)
@@ -252,6 +259,12 @@ def initial_noise(song: SongInputs, channels: int) -> tuple[torch.Generator, Ten
     ) * song.table.noise_scale
 
 
+def refuse_edit(song: SongInputs) -> None:
+    """Raises InputError for an edited song, of a runtime whose graphs know no frames that stay."""
+    if song.given is not None:
+        raise InputError("edited songs run with --runtime torch: exported graphs know no edits")
+
+
 @dataclass(frozen=True)
 class _Packing:
     """A batch of sequences laid out: valid as long as the same songs run with the same guidance
@@ -324,6 +337,8 @@ class Denoiser:
                 device, dtype
             )
             unknown = no_outline(song.frames, 0, dit.config).to(device, dtype)
+            if song.held is not None:
+                known, unknown = (hold(rows, song.held, dit.config) for rows in (known, unknown))
             outlines = (
                 dit.embed_outline(known, lyrics_LE),
                 dit.embed_outline(unknown, lyrics_LE[:0]),
@@ -376,9 +391,14 @@ class Denoiser:
             )
         )
         generator, noise = initial_noise(song, dit.config.latent_channels)
+        given = None
+        if song.given is not None and song.held is not None:
+            given = song.given.to(device), song.held.to(device)[:, None]
+            noise = torch.where(song.held[:, None], song.given, noise)
         return SongState(
             frames=song.frames,
             table=song.table,
+            given=given,
             conditions=(conditions[0], conditions[1]),
             spans=spans,
             modulation=(modulation[0], modulation[1]),
@@ -392,7 +412,8 @@ class Denoiser:
     @torch.inference_mode()
     def step(self, states: Sequence[SongState]) -> None:
         """Advances every song by one row of its table. No song may be done."""
-        if (graphs := self.graphs) is None:
+        # a captured step knows no frames that stay
+        if (graphs := self.graphs) is None or any(state.given is not None for state in states):
             return self._step(states)
         try:
             graphs.step(states, lambda: self._place(states))
@@ -442,6 +463,9 @@ class Denoiser:
         x, kept = ops.guided_step(x, kept, out_NC, noise, rows, spans)
         frames = [state.frames for state in states]
         for state, new_x, new_kept in zip(states, x.split(frames), kept.split(frames), strict=True):
+            if state.given is not None:
+                latents, held = state.given
+                new_x = torch.where(held, latents, new_x)
             state.x_TC, state.kept_TC, state.step = new_x, new_kept, state.step + 1
 
     def _pack(self, states: Sequence[SongState]) -> _Packing:

@@ -28,7 +28,12 @@ from mudit_engine.models.chinmu import character_rows, check_texts
 from mudit_engine.models.dit import check_lyric_ids, pool_descriptions
 from mudit_engine.models.outline import no_outline
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
-from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
+from mudit_engine.runtime.denoiser import (
+    SongInputs,
+    SongProgress,
+    initial_noise,
+    refuse_edit,
+)
 
 
 class Session(Protocol):
@@ -109,6 +114,7 @@ class GraphDenoiser:
         """Everything of a song that no step changes, and its initial noise. Raises InputError for
         what the graphs cannot take.
         """
+        refuse_edit(song)
         c = self.config
         count = len(song.lyric_ids)
         check_lyric_ids(song.lyric_ids, c)  # a runtime reads past the end of a table in silence

@@ -28,7 +28,7 @@ from mudit_engine.errors import InputError, MissingError, ModelError
 from mudit_engine.hardware import machine
 from mudit_engine.models.chinmu import CHARACTERS, check_texts
 from mudit_engine.runtime.buckets import CHUNK, Bucket, choose
-from mudit_engine.runtime.denoiser import SongInputs, SongProgress
+from mudit_engine.runtime.denoiser import SongInputs, SongProgress, refuse_edit
 from mudit_engine.runtime.manifest import check_deployment, read_manifest
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
 from mudit_engine.runtime.trt_targets import PORTABLE, order, target_of_gpu
@@ -132,6 +132,7 @@ class TrtDenoiser:
                 self.idle[oldest].remove(unused)
 
     def _take(self, song: SongInputs) -> tuple[Mode, Program]:
+        refuse_edit(song)
         if self.reads_text and (len(song.texts), len(song.negative_texts)) != (
             len(song.descriptions),
             len(song.negative),

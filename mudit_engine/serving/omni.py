@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from mudit_engine.errors import InputError
 from mudit_engine.pipeline import SongPipeline
-from mudit_engine.request import FIELDS, SongRequest, request_from_fields
+from mudit_engine.request import REMOTE_FIELDS, SongRequest, request_from_fields
 
 ARCHITECTURE = "MuditPipeline"
 SAMPLER_FIELDS = ("guidance", "shift", "eta")
-OWN = tuple(name for name in FIELDS if name not in ("description", "seed", "sampler", "reference"))
+OWN = tuple(name for name in REMOTE_FIELDS if name not in ("description", "seed", "sampler"))
 
 
 def register() -> None:

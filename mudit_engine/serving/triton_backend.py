@@ -27,7 +27,7 @@ import torch
 
 from mudit_engine.errors import BusyError, InputError, MuditError, StoppedError
 from mudit_engine.reading import Understood
-from mudit_engine.request import FIELDS, SongRequest, request_from_fields
+from mudit_engine.request import REMOTE_FIELDS, SongRequest, refuse_unknown, request_from_fields
 from mudit_engine.runtime.ticket import ENDED, Event, Stage, Ticket
 from mudit_engine.serving.engine import Engine
 
@@ -182,8 +182,10 @@ def parse_request(text: bytes, scratch: Path) -> SongRequest:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"REQUEST is no JSON ({error}): send an object with fields {', '.join(FIELDS)}"
+            f"REQUEST is no JSON ({error}): send an object with fields {', '.join(REMOTE_FIELDS)}"
         ) from None
+    if isinstance(fields, dict):
+        refuse_unknown(fields, (*REMOTE_FIELDS, "reference"), where="REQUEST")
     if isinstance(fields, dict) and fields.get("reference") is not None:
         path = scratch / "reference"
         try:

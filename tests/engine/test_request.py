@@ -35,6 +35,9 @@ WRONG: dict[str, list[Any]] = {
     "voice": [5, "Female", "", ["female"]],
     "style": [5, "no such style", "", ["pop"]],
     "planned": [None, 1, 0, "yes"],
+    "edit": [5, True, "", ["a.wav"]],
+    "repaint": [5, True, "", "30", "5-3", "1-4,2-3", "1-2"],
+    "extend": ["3", True, 0, -1, math.nan, math.inf, [3], 3.0],
 }
 
 

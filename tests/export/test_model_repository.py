@@ -216,8 +216,10 @@ def test_the_model_makes_what_the_pipeline_makes(
         (b'{"description": ""}', "request is empty"),
         (b'{"description": "a", "seconds": "long"}', "wrong type"),
         (b'{"description": "a", "reference": "%%"}', "no base64"),
+        (b'{"description": "a", "melody_file": "/etc/passwd"}', r"field\(s\) melody_file"),
+        (b'{"edit": "/srv/other.wav", "extend": 3}', r"field\(s\) edit, extend"),
     ],
-    ids=["json", "list", "unknown", "empty", "type", "base64"],
+    ids=["json", "list", "unknown", "empty", "type", "base64", "file", "edit"],
 )
 def test_a_bad_request_is_one_bad_answer(
     server: Server, text: bytes, message: str, gathered: bool

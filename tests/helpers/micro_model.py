@@ -23,6 +23,7 @@ MICRO = ModelConfig.model_validate(
             "description_width": 32,
             "max_fragments": 4,
             "outline": True,
+            "edits": True,
         },
         "vae": {
             "sample_rate": 8000,
@@ -53,7 +54,8 @@ MICRO = ModelConfig.model_validate(
 def save_micro(folder: Path, *, outline: bool = True, **dit: float) -> Path:
     """Writes the micro model; keyword arguments fill whole tensors of the dit with a value."""
     torch.manual_seed(0)
-    config = MICRO.model_copy(update={"dit": MICRO.dit.model_copy(update={"outline": outline})})
+    switches = {"outline": outline, "edits": outline}
+    config = MICRO.model_copy(update={"dit": MICRO.dit.model_copy(update=switches)})
     save_config(config, folder)
     for part in PARTS:
         module = build_part(part, config)

@@ -119,11 +119,12 @@ def test_songs_that_join_are_those_of_the_pipeline(omni: dict[str, Any], micro: 
     [
         ("x", {"tempo": 90}, "'tempo' is unknown"),
         ("x", {"reference": "/etc/passwd"}, "'reference' is unknown"),
+        ("x", {"melody_file": "/etc/passwd"}, "'melody_file' is unknown"),
         ({"prompt": "x", "lyrics": "a"}, {"lyrics": "b"}, "'lyrics' is in the prompt and in"),
         ("x", {"seconds": "long"}, "seconds"),
         (["x"], {}, "description"),
     ],
-    ids=["unknown", "path", "twice", "type", "prompt"],
+    ids=["unknown", "path", "melody", "twice", "type", "prompt"],
 )
 def test_wrong_requests_are_refused_by_name(
     prompt: Any, extra: dict[str, Any], message: str
