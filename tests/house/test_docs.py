@@ -260,7 +260,7 @@ class Sandbox:
         match words[:3]:
             case ["mudit", "generate", *_]:
                 model = [] if "--model" in words else ["--model", str(self.micro)]
-                length = [] if "--seconds" in words else ["--seconds", "3"]
+                length = [] if {"--seconds", "--edit"} & {*words} else ["--seconds", "3"]
                 return [*swapped, *model, *length, "--steps", "2"]
             case ["mudit", "finetune", *_]:
                 return [*swapped, "--model", str(self.micro), "--steps", "2", "--samples", "0"]
