@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mudit_engine.errors import MuditError
 from mudit_engine.training.ranks import Ranks
@@ -49,6 +49,12 @@ class Progress:
     log_norm: dict[str, float] = field(default_factory=dict)
     log_loss: dict[str, float] = field(default_factory=dict)
     spikes: int = 0
+    held_out: dict[str, Any] = field(default_factory=dict)  # held_out.py
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the held-out songs ended the run before its last step; None while they have not."""
+        return self.held_out.get("stopped")
 
 
 class Guard:

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from mudit_engine.config import ModelConfig, load_config, parse_config
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.recipe_stages import (
+    AlignStage,
     ChinMuStage,
     DitStage,
     LoraConfig,
@@ -34,10 +35,11 @@ _SECTIONS = {
     "chinmu": "chinmu",
     "dit-pretrain": "dit",
     "dit-finetune": "dit",
+    "dit-align": "dit",
     "lyrics": "lyrics",
 }
 
-TaskName = Literal["vae", "chinmu", "dit-pretrain", "dit-finetune", "lyrics"]
+TaskName = Literal["vae", "chinmu", "dit-pretrain", "dit-finetune", "dit-align", "lyrics"]
 
 
 class DataConfig(Section):
@@ -274,6 +276,17 @@ class GuardConfig(Section):
     spikes: Literal["report", "skip"] = Field(
         "report", description="skip: a spike's step is left out and counts as a bad one"
     )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="validations in a row without a new lowest loss after which training stops; "
+        "0 never",
+    )
+    limits: dict[str, float] = Field(
+        default_factory=dict,
+        description="figures of a validation, such as mse or drift, and what each may be at most "
+        "before training stops",
+    )
 
 
 class Recipe(Section):
@@ -311,6 +324,7 @@ class Recipe(Section):
         None, description="train low-rank additions to the weights of `init` only (dit tasks)"
     )
     lyrics: LyricsStage = LyricsStage()
+    align: AlignStage = AlignStage()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -326,6 +340,21 @@ class Recipe(Section):
             raise ValueError(
                 f"songs.every={self.songs.every} must be a multiple of checkpoint.every="
                 f"{self.checkpoint.every}: songs are made from checkpoints"
+            )
+        if "align" in self.model_fields_set and self.task != "dit-align":
+            raise ValueError(
+                f"section 'align' has no effect on task '{self.task}': remove it (it is for "
+                "'dit-align')"
+            )
+        if self.task == "dit-align" and self.lora is None:
+            raise ValueError(
+                "task 'dit-align' trains a LoRA, whose base is what it is measured against: set "
+                "init to a model folder, and lora, for example lora.rank=16"
+            )
+        if (self.guard.patience or self.guard.limits) and not self.log.validate_every:
+            raise ValueError(
+                "guard.patience and guard.limits watch validations, and there are none: set "
+                "log.validate_every"
             )
         if self.lora is not None and (_SECTIONS[self.task] != "dit" or self.init is None):
             raise ValueError(
@@ -381,9 +410,10 @@ class Recipe(Section):
         """Every field with its value, without the sections of other tasks: a document that
         load_recipe takes back.
         """
-        return self.model_dump(
-            mode="json", exclude=set(_SECTIONS.values()) - {_SECTIONS[self.task]}
-        )
+        others = set(_SECTIONS.values()) - {_SECTIONS[self.task]}
+        if self.task != "dit-align":
+            others.add("align")
+        return self.model_dump(mode="json", exclude=others)
 
     def model_config_resolved(self) -> ModelConfig:
         """The model's configuration with model_overrides applied. Raises ConfigError."""

@@ -193,6 +193,23 @@ class DitStage(Section):
         return self
 
 
+class AlignStage(Section):
+    """Learning from pairs of songs (training/tasks/align.py)."""
+
+    beta: float = Field(
+        500.0,
+        gt=0,
+        description="how hard a pair pulls away from the base: of differences of mean squared "
+        "errors",
+    )
+    anchor: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the better songs' own denoising error beside the preference, which "
+        "alone may let both songs' errors rise",
+    )
+
+
 class LoraConfig(Section):
     """Low-rank additions to the song transformer's matrices; everything else stays as `init` has
     it (models/lora.py).

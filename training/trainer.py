@@ -34,6 +34,7 @@ from mudit_engine.files import write_json
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
 from mudit_engine.training.guard import Guard, Progress
+from mudit_engine.training.held_out import observe, watches
 from mudit_engine.training.listening import Listener, wanted_songs
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
@@ -227,6 +228,8 @@ class Trainer:
             self._signals(),
         ):
             if start_step == 0 and tag is None:
+                if watches(self.recipe.guard):  # nothing that was learned may be best
+                    self._validated(runlog)
                 # so that any interruption resumes, and the start can be looked at
                 self._save(runlog)
             waiting = self._before_batch()
@@ -241,6 +244,8 @@ class Trainer:
                     runlog.songs(metrics["step"], self.guard.everyone(self._ids(work)))
                 self._after_step(runlog)
                 self._listen(runlog)
+                if self.progress.stopped:
+                    break
                 waiting = self._before_batch()
             # the others wait at the end: not for longer than a collective may take
             self._listen(
@@ -259,6 +264,7 @@ class Trainer:
             if seconds
             else None,
             "skipped_steps": self.progress.skipped,
+            **({"held_out": self.progress.held_out} if self.progress.held_out else {}),
             "final": {name: value for name, value in metrics.items() if name != "step"},
             "folder": str(self.folder),
             "checkpoint": str(self.checkpoints.tags()[0]) if self.checkpoints.tags() else None,
@@ -290,7 +296,7 @@ class Trainer:
 
     def _works(self) -> Iterator[Work]:
         """Global batches from here to the last step, prepared ahead by threads."""
-        remaining = self.recipe.steps - self.progress.step
+        remaining = 0 if self.progress.stopped else self.recipe.steps - self.progress.step
         places = itertools.islice(
             self.sampler.walk(self.progress.epoch, self.progress.epoch_step), max(remaining, 0)
         )
@@ -465,7 +471,8 @@ class Trainer:
         last = step == recipe.steps
         every = recipe.log.validate_every
         if every and (step % every == 0 or last):
-            runlog.validation(step, self.validate())
+            self._validated(runlog)
+            last = last or bool(self.progress.stopped)
         if last:
             with self.strategy.averaged(), self.strategy.whole():
                 self.task.finish()
@@ -479,6 +486,11 @@ class Trainer:
                 "the same command resumes",
                 signal_number=self._signal,
             )
+
+    def _validated(self, runlog: RunLog) -> None:
+        figures = self.validate()
+        runlog.validation(self.progress.step, figures)
+        observe(self.progress, self.recipe.guard, figures, tell=self.ranks.main)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

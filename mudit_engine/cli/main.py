@@ -39,6 +39,7 @@ COMMANDS = (
     "lyrics",
     "data",
     "finetune",
+    "align",
     "train",
     "plan",
     "export",

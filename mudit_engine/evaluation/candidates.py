@@ -61,9 +61,9 @@ def rank_candidates(songs: Sequence[Song], *, chinmu: ChinMu, description: str) 
     similarities, errors, ranks = zip(*measured, strict=True)
     parts = [
         # what nobody hears is no difference: a hundredth of a cosine, a percent of tempo
-        _ranks([-round(one, 2) for one in similarities if one is not None]),
-        _ranks([round(one, 2) for one in errors if one is not None]),
-        _ranks([float(one) for one in ranks if one is not None]),
+        places([-round(one, 2) for one in similarities if one is not None]),
+        places([round(one, 2) for one in errors if one is not None]),
+        places([float(one) for one in ranks if one is not None]),
     ]
     parts = [part for part in parts if part] or [[0.0] * len(songs)]
     scores = [sum(place) / len(parts) for place in zip(*parts, strict=True)]
@@ -74,7 +74,7 @@ def rank_candidates(songs: Sequence[Song], *, chinmu: ChinMu, description: str) 
     return sorted(candidates, key=lambda one: one.score)
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
+def places(values: Sequence[float]) -> list[float]:
     """How many are smaller, equal ones counted half."""
     return [
         sum(other < one for other in values) + 0.5 * (sum(other == one for other in values) - 1)

@@ -53,6 +53,9 @@ ASKED_FIELDS = ("id", "description", "user_type", "bpm", "key", "lyrics", "secon
 MEASURES: dict[str, tuple[str, int]] = {
     "sst": ("cosine of description and song", 1),
     "asoa": ("cosine of the song and its target", 1),
+    "chinmu": ("cosine of description and song", 1),
+    "reward": ("cosine of description and song, by what rewarded", 0),
+    "adherence": ("mean share of what was asked for", 1),
     "lyrics": ("share of phonemes misheard, mean over lines", -1),
     "tempo": ("share of songs within 4 %", 1),
     "key": ("share of songs", 1),
@@ -111,7 +114,7 @@ class Similarity:
     model's source: measurements are kept by it.
     """
 
-    name: str  # "sst", "asoa" or "lyrics"
+    name: str  # one of MEASURES
     key: str
     measure: Callable[[Tensor, int, Asked], float | None]
 

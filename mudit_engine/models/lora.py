@@ -14,11 +14,12 @@ are, a step costs two thin products more a matrix).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +110,23 @@ def lora_config(
         "rank_pattern": {},
         "alpha_pattern": {},
     }
+
+
+@contextlib.contextmanager
+def without_lora(dit: nn.Module) -> Iterator[None]:
+    """Inside, the layers that add_lora put in add nothing: the network is what it was before."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in dit.modules() if isinstance(module, LoraLayer)]
+    kept = [dict(layer.scaling) for layer in layers]
+    # not peft's own switch: it also takes the additions out of training
+    for layer in layers:
+        layer.scaling.update(dict.fromkeys(layer.scaling, 0.0))
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, kept, strict=True):
+            layer.scaling.update(scaling)
 
 
 def save_lora(
@@ -286,4 +304,13 @@ class LoraSet:
                     layer.scaling[adapter] = scale * lora.factors[name]
 
 
-__all__ = ["Lora", "LoraSet", "LoraSpec", "add_lora", "parse_lora", "read_lora", "save_lora"]
+__all__ = [
+    "Lora",
+    "LoraSet",
+    "LoraSpec",
+    "add_lora",
+    "parse_lora",
+    "read_lora",
+    "save_lora",
+    "without_lora",
+]

@@ -41,6 +41,7 @@ PART_OF_TASK: dict[str, Part] = {
     "chinmu": "chinmu",
     "dit-pretrain": "dit",
     "dit-finetune": "dit",
+    "dit-align": "dit",
 }
 PHASE_OF_PART = {"vae": "generator", "chinmu": "model", "dit": "model"}
 

@@ -40,6 +40,10 @@ def make_task(recipe: Recipe, shards: Shards) -> Task:
         from mudit_engine.training.tasks.chinmu import ChinMuTask
 
         return ChinMuTask(recipe, shards)
+    if recipe.task == "dit-align":
+        from mudit_engine.training.tasks.align import AlignTask
+
+        return AlignTask(recipe, shards)
     from mudit_engine.training.tasks.dit import DitTask
 
     return DitTask(recipe, shards)

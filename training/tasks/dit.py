@@ -80,22 +80,10 @@ class DitLoss(nn.Module):
 
     def forward(self, inputs: DitInputs) -> tuple[Tensor, Logs]:
         """(sum over frames, logs) of a batch."""
-        clean, noise_TC = inputs.clean, inputs.noise_TC
-        counts = torch.tensor(clean.frames).to(noise_TC.device, non_blocking=True)
-        times_T = inputs.times_B.repeat_interleave(counts, output_size=len(noise_TC))
-        noisy_TC = self.path.add_noise(clean.latents_TC, noise_TC, times_T)
-        unheld_T = None
-        if inputs.held_T is not None:
-            noisy_TC = torch.where(inputs.held_T[:, None], clean.latents_TC, noisy_TC)
-            unheld_T = (~inputs.held_T).to(noisy_TC.dtype)
-        target_TC = self.path.target(clean.latents_TC, noise_TC, times_T)
-        fields = {
-            **clean.__dict__,
-            "latents_TC": noisy_TC,
-            "times_B": self.path.network_time(inputs.times_B),
-        }
+        clean = inputs.clean
+        noisy, target_TC, unheld_T = noised(self.path, inputs)
         out_TC = self.dit(
-            DitBatch(**fields), checkpointing=self.stage.checkpointing if self.training else "none"
+            noisy, checkpointing=self.stage.checkpointing if self.training else "none"
         )
         weights = None
         if self.stage.min_snr_gamma is not None:
@@ -136,13 +124,32 @@ class DitLoss(nn.Module):
         return logs
 
 
+def noised(path: Path, inputs: DitInputs) -> tuple[DitBatch, Tensor, Tensor | None]:
+    """(what the network takes, its target [T, C], 1 where a frame is not held [T] or None)."""
+    clean, noise_TC = inputs.clean, inputs.noise_TC
+    counts = torch.tensor(clean.frames).to(noise_TC.device, non_blocking=True)
+    times_T = inputs.times_B.repeat_interleave(counts, output_size=len(noise_TC))
+    noisy_TC = path.add_noise(clean.latents_TC, noise_TC, times_T)
+    unheld_T = None
+    if inputs.held_T is not None:
+        noisy_TC = torch.where(inputs.held_T[:, None], clean.latents_TC, noisy_TC)
+        unheld_T = (~inputs.held_T).to(noisy_TC.dtype)
+    target_TC = path.target(clean.latents_TC, noise_TC, times_T)
+    fields = {
+        **clean.__dict__,
+        "latents_TC": noisy_TC,
+        "times_B": path.network_time(inputs.times_B),
+    }
+    return DitBatch(**fields), target_TC, unheld_T
+
+
 class DitTask(Task):
     """Stages 2 and 3. Needs latents, phonemes, and for descriptions fragments with their kinds;
     stems for references.
     """
 
     part = "dit"
-    needs = ("latents", "phonemes", "fragments", "fragment_kinds")
+    needs: tuple[str, ...] = ("latents", "phonemes", "fragments", "fragment_kinds")
 
     def build(self) -> dict[str, nn.Module]:
         self.stage = self.recipe.dit

@@ -1,0 +1,46 @@
+"""How well a song does what was asked for, part by part, from 0 (not at all) to 1 (as asked).
+
+    parts = adherence(audio_cS, rate, asked)        # {"tempo": 0.9, "key": 1.0}
+    overall = mean_of(parts)                        # None where nothing that is measured was asked
+
+tempo falls from 1 to 0 as the estimate moves away, half and double allowed, to a sixth; key is the
+asked key's place among its twelve transpositions. What nobody asked for is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mudit_engine.metrics.rhythm_and_key import chroma, octave_error, rank_in_chroma, tempo
+
+if TYPE_CHECKING:
+    from mudit_engine.evaluation.systems import Asked
+
+WRONG_TEMPO = 1 / 6  # relative error from which a tempo is as wrong as any
+
+
+def adherence(audio_cS: Tensor, sample_rate: int, asked: Asked) -> dict[str, float]:
+    """The parts that were asked for, 0 to 1 each, of audio [channels, samples].
+
+    Examples:
+        >>> import torch
+        >>> from mudit_engine.evaluation.systems import Asked
+        >>> adherence(torch.zeros(1, 22050), 22050, Asked("s1", bpm=120.0, key="A minor"))
+        {'tempo': 0.0, 'key': 0.0}
+    """
+    found = {}
+    if asked.bpm is not None:
+        error = octave_error(tempo(audio_cS, sample_rate), asked.bpm)
+        found["tempo"] = 0.0 if math.isnan(error) else max(0.0, 1 - error / WRONG_TEMPO)
+    if asked.key is not None:
+        found["key"] = 1 - (rank_in_chroma(chroma(audio_cS, sample_rate), asked.key) - 1) / 11
+    return found
+
+
+def mean_of(parts: Mapping[str, float]) -> float | None:
+    """Their mean; None for none."""
+    return sum(parts.values()) / len(parts) if parts else None

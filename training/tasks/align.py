@@ -1,0 +1,115 @@
+"""Learning from preferences: of two songs that were made for one request, the better one is made
+likelier than the other (diffusion/preference.py), by a LoRA whose base is the reference.
+
+    loss = -log sigmoid(margin) + anchor won             one a pair
+
+Both songs get the same conditions, noise level and noise, so that what differs is the songs. A data
+set of pairs holds the better song as `latents` and the other, as long, as `lost`
+(training/align/pairs.py).
+
+    batch = AlignTask(recipe, shards).load([4, 17], moment)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mudit_engine.diffusion.paths import Path
+from mudit_engine.diffusion.preference import preference_loss, song_errors
+from mudit_engine.errors import InputError
+from mudit_engine.models.dit import DiT
+from mudit_engine.models.lora import without_lora
+from mudit_engine.training.parallel.strategy import Logs
+from mudit_engine.training.recipe_stages import AlignStage, DitStage
+from mudit_engine.training.tasks.dit import DitInputs, DitTask, noised
+from mudit_engine.training.tasks.task import Batch, Moment
+
+NOISE_LEVELS = 4  # at which a held-out pair is judged
+PASSES = 8 / 3  # four forward passes, of which two go back, in units of a forward pass that does
+
+
+@dataclass(frozen=True)
+class AlignInputs:
+    """The better songs of a batch of pairs, and the others in the same order."""
+
+    won: DitInputs
+    lost: DitInputs
+
+
+class AlignLoss(nn.Module):
+    """The network with its LoRA and the loss of pairs."""
+
+    def __init__(self, dit: DiT, path: Path, dit_stage: DitStage, stage: AlignStage) -> None:
+        super().__init__()
+        self.dit, self.path, self.dit_stage, self.stage = dit, path, dit_stage, stage
+
+    def forward(self, inputs: AlignInputs) -> tuple[Tensor, Logs]:
+        """(sum over pairs, logs) of a batch."""
+        with torch.no_grad(), without_lora(self.dit):
+            base_won_B, base_lost_B = self._errors(inputs.won), self._errors(inputs.lost)
+        won_B, lost_B = self._errors(inputs.won), self._errors(inputs.lost)
+        loss_B, margin_B = preference_loss(
+            won_B, lost_B, base_won_B, base_lost_B, beta=self.stage.beta
+        )
+        loss = (loss_B + self.stage.anchor * won_B).sum()
+        pairs, margin_B = float(len(loss_B)), margin_B.detach()
+        told = (margin_B > 0).double() + 0.5 * (margin_B == 0).double()
+        logs: Logs = {
+            "preference": (loss_B.detach().sum(), pairs),
+            "margin": (margin_B.sum(), pairs),
+            "told": (told.sum(), pairs),
+            "mse_won": (won_B.detach().sum(), pairs),
+            "mse_lost": (lost_B.detach().sum(), pairs),
+            # how much worse the better songs are denoised than by the base: 0.1 is a tenth
+            "drift": ((won_B.detach() - base_won_B).sum(), base_won_B.sum()),
+        }
+        return loss, logs
+
+    def _errors(self, inputs: DitInputs) -> Tensor:
+        """Of the songs that count, [B]."""
+        noisy, target_TC, _ = noised(self.path, inputs)
+        checkpointing = self.dit_stage.checkpointing if self.training else "none"
+        out_TC = self.dit(noisy, checkpointing=checkpointing)
+        return song_errors(out_TC, target_TC, noisy.frames)[: inputs.songs]
+
+
+class AlignTask(DitTask):
+    """Needs what DitTask needs, and the songs that lost."""
+
+    needs = (*DitTask.needs, "lost")
+
+    def build(self) -> dict[str, nn.Module]:
+        super().build()
+        rows = self.shards.rows("latents")
+        if (odd := np.flatnonzero(rows != self.shards.rows("lost"))).size:
+            raise InputError(
+                f"pair '{self.shards.id(int(odd[0]))}' of '{self.shards.folder}' has two songs of "
+                "different lengths: cut them to one length"
+            )
+        return {"model": AlignLoss(self.dit, self.path, self.recipe.dit, self.recipe.align)}
+
+    def costs(self) -> np.ndarray:
+        return 2 * np.asarray(self.shards.rows("latents"))
+
+    def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
+        if not moment.training:
+            songs = np.repeat(np.asarray(songs), NOISE_LEVELS)  # one level says little of a pair
+        one = super().load(songs, moment)
+        won: DitInputs = one.inputs
+        lost = [np.asarray(self.shards.read(number, ["lost"])["lost"]) for number in songs]
+        filler = len(won.clean.latents_TC) - sum(map(len, lost))  # on ranks: see DitTask.load
+        channels = self.config.dit.latent_channels
+        rows = np.concatenate([*lost, np.zeros((filler, channels), np.float16)])
+        clean = replace(won.clean, latents_TC=torch.from_numpy(rows).float())
+        return replace(
+            one,
+            weight=float(len(lost)),
+            inputs=AlignInputs(won, replace(won, clean=clean)),
+            tokens=2 * one.tokens,
+            flops=None if one.flops is None else PASSES * one.flops,
+        )
