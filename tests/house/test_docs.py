@@ -72,7 +72,7 @@ ELSEWHERE = {
     "eval paper": "needs songs and weights; tests/evaluation/test_paper.py",
     "eval survey": "needs folders of songs and answers; tests/evaluation/survey",
     "eval retrieval --train": "trains for minutes; tests/training/test_retrieval_table.py",
-    "align": "makes songs and trains for minutes; tests/training/test_align.py",
+    "mudit align": "makes songs and trains for minutes; tests/training/test_align.py",
     "eval users": "sings for minutes; tests/evaluation/test_user_types.py",
     "eval tiny": "needs a corpus and minutes; tests/cli/test_eval.py",
     "lyrics train": "needs a base model; tests/training/tasks/test_lyrics.py",
