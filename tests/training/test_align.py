@@ -21,8 +21,8 @@ from mudit_engine.metrics.figures import Figure
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 from mudit_engine.training.align import listeners
+from mudit_engine.training.align.asked import composed, read_requests
 from mudit_engine.training.align.report import file_name, suspects, unlike, wins_of
-from mudit_engine.training.align.requests import composed, read_requests
 from mudit_engine.training.dataset.shards import Shards
 
 pytest.importorskip("peft")

@@ -59,7 +59,7 @@ def test_a_run_ends_early_once_and_for_all(tmp_path: Path) -> None:
     again = Trainer(small_recipe(data, **changes), tmp_path / "run", quiet=True)
     summary = again.run()
     assert summary["steps"] == 8 and summary["steps_run"] == 0
-    assert summary["held_out"]["stopped"] == again.stopped
+    assert summary["held_out"]["stopped"] == again.progress.stopped
 
 
 def test_a_guard_needs_validations(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from mudit_engine.metrics.significance import paired_permutation
 from mudit_engine.models.folder import model_folder
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
-from mudit_engine.training.align.requests import Requests
+from mudit_engine.training.align.asked import Requests
 from mudit_engine.training.align.run import AlignPlan
 from mudit_engine.training.seeding import seed64
 

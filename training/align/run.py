@@ -29,9 +29,9 @@ from mudit_engine.evaluation.systems import System, load_requests
 from mudit_engine.files import sha256_of, write_json
 from mudit_engine.models.folder import load_config, load_part, model_folder
 from mudit_engine.pipeline import SongPipeline
+from mudit_engine.training.align.asked import Requests, read_requests
 from mudit_engine.training.align.listeners import preferred_pairs
 from mudit_engine.training.align.pairs import Candidates, write_pairs
-from mudit_engine.training.align.requests import Requests, read_requests
 from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe, merge, parse_override, parse_recipe
