@@ -188,7 +188,7 @@ def command(
                 yield item
                 advance()
 
-    train, held = align.asked_of(plan)
+    train, held = align.requests_of(plan)
     rewarding, judging = reward_model or model, judge or reward_model or model
     rewarded = align.open_chinmu(rewarding)
     with stop_on_sigterm():
