@@ -17,7 +17,13 @@ from mudit_engine.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mudit_engine.evaluation.systems import Asked, Comparison, Similarity, System
+    from mudit_engine.evaluation.systems import (
+        Asked,
+        Comparison,
+        Separation,
+        Similarity,
+        System,
+    )
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -67,6 +73,12 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     metavar="NAME[:MODEL]",
     help="Measure the phonemes misheard of each asked line, by faster-whisper or funasr.",
 )
+@click.option(
+    "--separate",
+    metavar="NAME",
+    help="Separate songs that have no stems beside them by this demucs model, for voice and "
+    "vocal_balance.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with weights (MERT).")
 @click.option(
     "--out",
@@ -91,14 +103,16 @@ def command(
     asoa: str | None,
     asoa_variant: str,
     lyrics: str | None,
+    separate: str | None,
     trust_remote_code: bool,
     out: Path | None,
     copy_audio: bool,
     work: Path,
     as_json: bool,
 ) -> None:
-    """Compare FOLDERS of songs, one a system: FAD and KAD to reference songs, adherence to tempo
-    and key, loudness, endings, with intervals and tests.
+    """Compare FOLDERS of songs, one a system: FAD and KAD to reference songs, adherence to tempo,
+    key, chords, drums and sections, loudness, endings, with intervals and tests. Stems beside a
+    song (ID.vocals.wav beside ID.wav) tell of its voice.
     """
     from mudit_engine.evaluation.listening import Listener
     from mudit_engine.evaluation.systems import System, compare, load_requests
@@ -129,8 +143,11 @@ def command(
         Listener(work),
         embedders=embedders,
         similarities=similarities,
+        separator=separated_by(separate) if separate else None,
         track=track,
     )
+    for line in comparison.facts["not_measured"] if not as_json else []:
+        note(f"not measured: {line}")
     show_comparison(comparison, systems, asked, out, copy_audio=copy_audio, as_json=as_json)
 
 
@@ -209,6 +226,19 @@ def asoa_by(source: str, variant: Any, trust_remote_code: bool) -> Similarity:
         return model(audio, rate, *load_audio(wish.reference)) if wish.reference else None
 
     return Similarity("asoa", f"{source} ({variant})", measure)
+
+
+def separated_by(name: str) -> Separation:
+    """Stems by a demucs model."""
+    from mudit_engine.evaluation.systems import Separation
+    from mudit_engine.training.dataset.transcribe import Transcriber
+
+    transcriber = Transcriber(name, None)
+
+    def separate(audio: Tensor, rate: int) -> Mapping[str, Tensor]:
+        return transcriber.transcribe(audio, rate, lyrics=False).stems
+
+    return Separation(name, separate)
 
 
 def lyrics_by(name: str) -> Similarity:

@@ -4,7 +4,8 @@
     overall = mean_of(parts)                        # None where nothing that is measured was asked
 
 tempo falls from 1 to 0 as the estimate moves away, half and double allowed, to a sixth; key is the
-asked key's place among its twelve transpositions. What nobody asked for is left out.
+asked key's place among its twelve transpositions; chords, drums and sections are those of
+metrics/chord_following.py, drum_presence.py and structure.py. What nobody asked for is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mudit_engine.metrics.rhythm_and_key import chroma, octave_error, rank_in_chroma, tempo
+from mudit_engine.metrics.chord_following import chords_followed
+from mudit_engine.metrics.drum_presence import has_drums
+from mudit_engine.metrics.rhythm_and_key import chroma, octave_error, rank_in_chroma
+from mudit_engine.metrics.rhythm_and_key import tempo as tempo_of
+from mudit_engine.metrics.structure import sections_followed
+from mudit_engine.text.harmony import parse_chords
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.systems import Asked
@@ -34,10 +40,30 @@ def adherence(audio_cS: Tensor, sample_rate: int, asked: Asked) -> dict[str, flo
     """
     found = {}
     if asked.bpm is not None:
-        error = octave_error(tempo(audio_cS, sample_rate), asked.bpm)
+        error = octave_error(tempo_of(audio_cS, sample_rate), asked.bpm)
         found["tempo"] = 0.0 if math.isnan(error) else max(0.0, 1 - error / WRONG_TEMPO)
     if asked.key is not None:
         found["key"] = 1 - (rank_in_chroma(chroma(audio_cS, sample_rate), asked.key) - 1) / 11
+    return found | further_parts(audio_cS, sample_rate, asked)
+
+
+def further_parts(
+    audio_cS: Tensor, sample_rate: int, asked: Asked, *, tempo: float | None = None
+) -> dict[str, float]:
+    """Chords, drums and sections alone. tempo: the song's, for chords without an asked one; None
+    is found.
+    """
+    found = {}
+    if asked.chords is not None:
+        bpm = asked.bpm or (tempo_of(audio_cS, sample_rate) if tempo is None else tempo)
+        bars = parse_chords(asked.chords)
+        silent = math.isnan(bpm)
+        found["chords"] = 0.0 if silent else chords_followed(audio_cS, sample_rate, bars, bpm=bpm)
+    if asked.drums is not None:
+        found["drums"] = float(has_drums(audio_cS, sample_rate) == asked.drums)
+    sections = sections_followed(audio_cS, sample_rate, asked.sections)
+    if sections is not None:
+        found["sections"] = sections
     return found
 
 

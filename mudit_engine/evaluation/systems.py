@@ -28,10 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mudit_engine.audio import FORMATS, load_audio
+from mudit_engine.audio import FORMATS, load_audio, resample
 from mudit_engine.errors import InputError
-from mudit_engine.evaluation.listening import Listener, file_digest
+from mudit_engine.evaluation.adherence import further_parts
+from mudit_engine.evaluation.listening import Listener, file_digest, source_digest
 from mudit_engine.evaluation.songs import Track, silent_track
+from mudit_engine.evaluation.stems import stem_levels, stem_of
 from mudit_engine.files import read_text
 from mudit_engine.metrics import figures, loudness
 from mudit_engine.metrics.embeddings import Embedder
@@ -41,14 +43,18 @@ from mudit_engine.metrics.kad import kernel_distance, median_distance
 from mudit_engine.metrics.repetition import repetition
 from mudit_engine.metrics.rhythm_and_key import octave_error, rank_in_chroma
 from mudit_engine.metrics.significance import holm, paired_permutation
-from mudit_engine.names import USER_TYPES
+from mudit_engine.names import USER_TYPES, VOICES
 from mudit_engine.request import refuse_unknown
 from mudit_engine.text.descriptions import requested_bpm, requested_key
+from mudit_engine.text.harmony import parse_chords
+from mudit_engine.text.lyrics import parse_lyrics
+from mudit_engine.text.wishes import read_description
 
 TEMPO_TOLERANCE = 0.04
 KEY_RANK = 2  # the asked key among the best two of twelve
 EVERYBODY = "all"
-ASKED_FIELDS = ("id", "description", "user_type", "bpm", "key", "lyrics", "seconds", "reference")
+_ASKED = ("id", "description", "user_type", "bpm", "key", "lyrics", "seconds", "reference")
+ASKED_FIELDS = (*_ASKED, "chords", "drums", "voice")
 # what is measured of a song by itself, with its unit and which way is better (0: neither)
 MEASURES: dict[str, tuple[str, int]] = {
     "sst": ("cosine of description and song", 1),
@@ -59,6 +65,11 @@ MEASURES: dict[str, tuple[str, int]] = {
     "lyrics": ("share of phonemes misheard, mean over lines", -1),
     "tempo": ("share of songs within 4 %", 1),
     "key": ("share of songs", 1),
+    "chords": ("share of beats on the asked chord", 1),
+    "drums": ("share of songs with drums or none, as asked", 1),
+    "sections": ("asked sections found, 0 to 1", 1),
+    "voice": ("share of songs sung or not, as asked", 1),
+    "vocal_balance": ("LU of the voice over the accompaniment", 0),
     "loudness": ("LUFS", 0),
     "true_peak": ("dB", -1),
     "ending": ("dB", -1),
@@ -70,10 +81,11 @@ TESTED = tuple(name for name in MEASURES if name != "seconds")  # a length is as
 
 @dataclass(frozen=True)
 class System:
-    """A named set of songs: id -> file."""
+    """A named set of songs: id -> file, and the stems that lie beside them: id -> kind -> file."""
 
     name: str
     songs: Mapping[str, Path]
+    stems: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, *, name: str | None = None) -> System:
@@ -81,8 +93,12 @@ class System:
         if not folder.is_dir():
             raise InputError(f"'{folder}' is no folder of songs: give a folder of audio files")
         songs: dict[str, Path] = {}
+        stems: dict[str, dict[str, Path]] = {}
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() not in FORMATS or path.name.startswith("."):
+                continue
+            if stem := stem_of(path):
+                stems.setdefault(stem[0], {})[stem[1]] = path
                 continue
             if path.stem in songs:
                 raise InputError(
@@ -92,7 +108,7 @@ class System:
             songs[path.stem] = path
         if not songs:
             raise InputError(f"'{folder}' has no songs: {', '.join(FORMATS)} are read")
-        return cls(name or folder.resolve().name, songs)
+        return cls(name or folder.resolve().name, songs, stems)
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,20 @@ class Asked:
     key: str | None = None
     reference: Path | None = None  # the song that the description is of
     lyrics: str = ""
+    chords: str | None = None  # as SongRequest takes them
+    drums: bool | None = None
+    voice: str | None = None  # one of names.VOICES
+
+    @property
+    def sections(self) -> list[tuple[str, float | None]]:
+        """The tags of the lyrics in order, with the time at which a section's first line is
+        stamped; none of lyrics that cannot be read.
+        """
+        try:
+            sections = parse_lyrics(self.lyrics).sections if self.lyrics.strip() else ()
+        except InputError:
+            return []
+        return [(one.kind, one.lines[0].start if one.lines else None) for one in sections]
 
 
 @dataclass(frozen=True)
@@ -161,6 +191,17 @@ def _asked(fields: Mapping[str, Any], where: str, here: Path) -> Asked:
         raise InputError(f"{where}: bpm {bpm!r} is of a wrong type: give a number")
     if key is not None and (not isinstance(key, str) or requested_key(key) is None):
         raise InputError(f"{where}: key {key!r} is unknown: write it as 'A minor' or '降E大调'")
+    chords, drums, voice = (fields.get(name) for name in ("chords", "drums", "voice"))
+    if chords is not None:
+        try:
+            parse_chords(str(chords))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    if drums is not None and not isinstance(drums, bool):
+        raise InputError(f"{where}: drums {drums!r} is of a wrong type: give true or false")
+    if voice is not None and voice not in VOICES:
+        raise InputError(f"{where}: voice {voice!r} is unknown: use one of {', '.join(VOICES)}")
+    said = read_description(description)
     return Asked(
         fields["id"],
         description,
@@ -169,6 +210,9 @@ def _asked(fields: Mapping[str, Any], where: str, here: Path) -> Asked:
         requested_key(key or description),
         here / fields["reference"] if fields.get("reference") else None,
         fields.get("lyrics") or "",
+        chords,
+        said.drums if drums is None else drums,
+        said.voice if voice is None else voice,
     )
 
 
@@ -227,6 +271,7 @@ def compare(
     *,
     embedders: Sequence[Embedder],
     similarities: Sequence[Similarity] = (),
+    separator: Separation | None = None,
     track: Track = silent_track,
 ) -> Comparison:
     """Measures every song once and compares. Measurements are kept by the content of the files, so
@@ -244,7 +289,10 @@ def compare(
         measured = {}
         for name, path in track(list(system.songs.items()), f"listening to {system.name}"):
             wish = asked.get(name) if asked and system is not reference else None
-            measured[name] = _measure(path, listener, embedders, similarities, wish)
+            own, features_of = _measure(path, listener, embedders, similarities, wish)
+            if system is not reference:
+                own |= _stems(path, system.stems.get(name, {}), listener, separator)
+            measured[name] = own, features_of
         features[system.name] = {name: rows for name, (_, rows) in measured.items()}
         values[system.name] = {
             name: _held(own, asked.get(name) if asked else None)
@@ -269,8 +317,61 @@ def compare(
             "reference_songs": len(reference.songs),
             "features": [one.key for one in embedders],
             "similarities": {one.name: one.key for one in similarities},
+            "separator": separator.key if separator else None,
+            "not_measured": _silent_on(systems, separator),
         },
     )
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What separates a song without stems: audio and rate -> stems by kind, at that rate."""
+
+    key: str
+    separate: Callable[[Tensor, int], Mapping[str, Tensor]]
+
+
+def _stems(
+    path: Path, stems: Mapping[str, Path], listener: Listener, separator: Separation | None
+) -> dict[str, float]:
+    """The levels of a song's stems; nothing where there are none and nothing separates."""
+    if not stems and separator is None:
+        return {}
+    others = [file_digest(one) for _, one in sorted(stems.items())]
+    key = ("stems", source_digest("evaluation.stems"), file_digest(path), *others)
+    key += (separator.key,) if separator and not stems else ()
+
+    def measured() -> dict[str, Tensor]:
+        audio, rate = load_audio(path)
+        if stems:
+            loaded = {kind: load_audio(one) for kind, one in stems.items()}
+            parts = {kind: resample(one, own, rate) for kind, (one, own) in loaded.items()}
+        else:
+            assert separator is not None
+            parts = dict(separator.separate(audio, rate))
+        try:
+            found = stem_levels(parts, audio, rate)
+        except InputError as error:
+            raise InputError(f"'{path}': {error}") from None
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    return {f"heard_{name}": float(value) for name, value in listener.keep(key, measured).items()}
+
+
+def _silent_on(systems: Sequence[System], separator: Separation | None) -> list[str]:
+    """Sentences on what could not be measured."""
+    lacking = [
+        system.name
+        for system in systems
+        if separator is None
+        and any("vocals" not in system.stems.get(one, {}) for one in system.songs)
+    ]
+    if not lacking:
+        return []
+    return [
+        f"voice and vocal_balance of songs of {', '.join(lacking)} without stems: put "
+        "ID.vocals.wav beside ID.wav, or separate them (--separate)"
+    ]
 
 
 def _users(asked: Mapping[str, Asked] | None) -> dict[str, set[str] | None]:
@@ -311,9 +412,31 @@ def _measure(
     }
     own: dict[str, Any] = {name: float(value) for name, value in levels.items()}
     if wish is not None:
+        own |= _further(wish, digest, listener, load, heard.tempo)
         for similarity in similarities:
             own[similarity.name] = _similar(similarity, wish, digest, listener, load)
     return {**own, "heard_tempo": heard.tempo, "heard_chroma": heard.chroma_12}, rows
+
+
+def _further(
+    wish: Asked,
+    digest: str,
+    listener: Listener,
+    load: Callable[[], tuple[Tensor, int]],
+    tempo: float,
+) -> dict[str, float]:
+    """Chords, drums and sections, of which those that were asked for are measured."""
+    asked = (str(wish.chords), str(wish.drums), str(wish.bpm), repr(wish.sections))
+    if asked[:2] == ("None", "None") and len(wish.sections) < 2:
+        return {}
+    code = source_digest("metrics.chord_following", "metrics.drum_presence", "metrics.structure")
+
+    def measured() -> dict[str, Tensor]:
+        found = further_parts(*load(), wish, tempo=tempo)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    kept = listener.keep(("asked parts", code, digest, *asked), measured)
+    return {name: float(value) for name, value in kept.items()}
 
 
 def _similar(
@@ -358,6 +481,10 @@ def _held(own: dict[str, Any], asked: Asked | None) -> dict[str, float]:
         found["tempo"] = float(octave_error(own["heard_tempo"], asked.bpm) <= TEMPO_TOLERANCE)
     if asked is not None and asked.key is not None:
         found["key"] = float(rank_in_chroma(own["heard_chroma"], asked.key) <= KEY_RANK)
+    if asked is not None and asked.voice is not None and "heard_voice" in own:
+        found["voice"] = float(own["heard_voice"] == float(asked.voice != "none"))
+    if "heard_vocal_balance" in own:
+        found["vocal_balance"] = own["heard_vocal_balance"]
     return found
 
 
