@@ -4,8 +4,8 @@
     noisiness(audio_cS, 44100)          # 0: pure tones; 0.56: white noise
 
 Spectral flatness (geometric over arithmetic mean of the power) between 5 and 10.5 kHz, averaged
-over the twentieth of the frames in which that band rises most. The limit is from 48 songs of the
-synthetic corpus; docs/measurements.md says how well it tells others.
+over the twentieth of the frames in which that band rises most. The limit was set on 48 songs of the
+synthetic corpus; of 48 others it told 34 of 35 with drums and all 13 without. Other music: untried.
 """
 
 from __future__ import annotations
