@@ -40,7 +40,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     "--requests",
     type=click.Path(path_type=Path, dir_okay=False),
     help="JSON Lines: the id of each song and what was asked for (description, user_type, bpm, "
-    "key). Every system must have every id.",
+    "key, chords, drums, voice, lyrics). Every system must have every id.",
 )
 @click.option(
     "--features",
@@ -48,13 +48,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     default=("musicnn",),
     show_default=True,
     metavar="KIND[:SOURCE]",
-    help="Of FAD and KAD: musicnn, clap:SOURCE, encodec:SOURCE, mert:SOURCE; may be repeated. "
-    "SOURCE is a folder or a hub id.",
+    help="Of FAD and KAD: musicnn, clap:SOURCE, encodec:SOURCE, mert:SOURCE (a folder or "
+    "a hub id), ms-clap:FILE (CLAP_weights_2023.pth); may be repeated.",
 )
 @click.option(
     "--sst",
     metavar="SOURCE",
-    help="Measure SST, the cosine of description and song, with this CLAP model.",
+    help="Measure SST, the cosine of description and song, with this CLAP model, or ms-clap:FILE.",
 )
 @click.option(
     "--asoa",
@@ -203,9 +203,20 @@ def show_comparison(
 
 def sst_by(source: str) -> Similarity:
     """SST with a CLAP model."""
+    from mudit_engine.evaluation.rewards import similarity
     from mudit_engine.evaluation.systems import Similarity
     from mudit_engine.metrics.similarity import TextSimilarity
 
+    if source.startswith("ms-clap:"):
+        from mudit_engine.metrics.ms_clap import MsClap
+
+        clap = MsClap.load(Path(source.removeprefix("ms-clap:")))
+
+        def near(audio: Tensor, rate: int, wish: Asked) -> float | None:
+            said = wish.description
+            return similarity(clap, audio, rate, said) if said.strip() else None
+
+        return Similarity("sst", source, near)
     model = TextSimilarity.load(source)
 
     def measure(audio: Tensor, rate: int, wish: Asked) -> float | None:

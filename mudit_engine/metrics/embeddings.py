@@ -4,15 +4,17 @@
     embedder = open_embedder("clap:laion/larger_clap_music")          # a folder or a hub id
     rows_ND = embedder(audio_cS, 44100)
 
-A CLAP row is a window of 10 s, an EnCodec row a frame of its encoder, a MERT row a window of 5 s
-averaged over time (its last layer), a musicnn row a patch of 3 s. Which features a distance is of
-belongs to the distance: figures of different features are not comparable.
+A CLAP row is a window of 10 s, an MS-CLAP row one of 7 s (metrics/ms_clap.py), an EnCodec row a
+frame of its encoder, a MERT row a window of 5 s averaged over time (its last layer), a musicnn row
+a patch of 3 s. Which features a distance is of belongs to the distance: figures of different
+features are not comparable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from mudit_engine.errors import InputError, ModelError
 
 CLAP_SECONDS = 10.0  # CLAP's window: longer audio would be cut at a random place
 MERT_SECONDS = 5.0
-KINDS = ("musicnn", "clap", "encodec", "mert")
+KINDS = ("musicnn", "clap", "encodec", "mert", "ms-clap")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def open_embedder(spec: str, *, trust_remote_code: bool = False) -> Embedder:
     kind, _, source = spec.partition(":")
     if kind not in KINDS or bool(source) == (kind == "musicnn"):
         raise InputError(
-            f"features '{spec}' are unknown: use musicnn, clap:SOURCE, encodec:SOURCE or "
-            "mert:SOURCE, where SOURCE is a folder or a hub id"
+            f"features '{spec}' are unknown: use musicnn, clap:SOURCE, encodec:SOURCE, "
+            "mert:SOURCE, where SOURCE is a folder or a hub id, or ms-clap:FILE"
         )
     if kind == "musicnn":
         from mudit_engine.metrics.musicnn import Musicnn
@@ -62,6 +64,10 @@ def open_embedder(spec: str, *, trust_remote_code: bool = False) -> Embedder:
             "musicnn", "musicnn", lambda audio, rate: network(audio.mean(0), rate).penultimate
         )
     require("transformers", f"features '{kind}'")
+    if kind == "ms-clap":
+        from mudit_engine.metrics.ms_clap import MsClap
+
+        return Embedder(kind, spec, MsClap.load(Path(source)).windows)
     opener = {"clap": _clap, "encodec": _encodec, "mert": _mert}[kind]
     return Embedder(kind, spec, opener(source, trust_remote_code))
 
