@@ -49,6 +49,7 @@ from mudit_engine.training.stragglers import Pace
 from mudit_engine.training.tasks.choose import make_task, open_data
 from mudit_engine.training.tasks.task import Batch, Moment, Task, average, pinned, read, to_device
 from mudit_engine.training.throughput import Meter, counting
+from mudit_engine.training.watch import SHARE, Watch, record_flights
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class Trainer:
         self, recipe: Recipe, folder: Path, *, task: Task | None = None, quiet: bool = False
     ) -> None:
         self.recipe, self.folder, self.quiet = recipe, folder, quiet
+        record_flights(folder)
         self.shards = task.shards if task is not None else open_data(recipe)
         self.strategy = make_strategy(recipe)
         self.task = task or make_task(recipe, self.shards)
@@ -141,6 +143,8 @@ class Trainer:
         self._pace = Pace(self.ranks, self.strategy.device)
         self._signal: int | None = None
         steps = parse_steps(recipe.log.profile) if recipe.log.profile else None
+        limit = SHARE * recipe.parallel.timeout_seconds
+        self._watch = Watch(self.ranks, folder, limit=limit)
         if recipe.songs.every:
             wanted_songs(recipe.songs)  # every rank says that it cannot be
         self._listener = Listener(recipe, folder)
@@ -169,6 +173,7 @@ class Trainer:
         """
         with contextlib.ExitStack() as held:
             self._lock = self._locked(held)
+            held.enter_context(self._watch)
             held.callback(self._trace.close)
             held.callback(self._listener.close)
             try:
@@ -199,6 +204,7 @@ class Trainer:
         return lock if self.ranks.main else None
 
     def _run(self, resume: str) -> dict[str, Any]:
+        self._at("reading a checkpoint")
         tag = self._resume(resume)
         if tag is None:
             self.task.warm_start()
@@ -214,6 +220,7 @@ class Trainer:
             }
             self.task.save_config(self.folder)
             describe_run(self.folder, self.recipe, extra)
+        self._at("making the engine")
         self.strategy.describe(self.folder)
         start_step, started = self.progress.step, time.monotonic()
         metrics: dict[str, Any] = {}
@@ -310,6 +317,7 @@ class Trainer:
         )
 
     def _before_batch(self) -> float:
+        self._at("waiting for a batch")
         if self.progress.step < self.recipe.steps:
             self._trace.before(self.progress.step)
         return time.monotonic()
@@ -378,6 +386,7 @@ class Trainer:
                 continue
             known = progress.log_norm.get(phase)
             limit = guard.limit(progress, known) if guard.skips else math.inf
+            self._at(f"{phase}: gradient norm and optimiser")
             norm: float | None = self.strategy.step(phase, lr=lr, limit=limit)
             if norm is None or not math.isfinite(norm):
                 bad += guard.everyone(self._ids(work))
@@ -429,10 +438,12 @@ class Trainer:
                     number * self.strategy.world + self.strategy.rank,
                 )
             )
+            self._at(f"{phase}: forward of micro-batch {number}")
             with self._counting(phase, batch), self._pace.forward(batch.tokens):
                 loss_sum, logs = self.strategy.forward(
                     phase, to_device(batch.inputs, self.strategy.device)
                 )
+            self._at(f"{phase}: backward of micro-batch {number}")
             self.strategy.backward(phase, loss_sum * (share / weight))
             losses.append(loss_sum.detach() * share)
             for name, (value, amount) in logs.items():
@@ -451,6 +462,9 @@ class Trainer:
         ]
         pairs = dict(zip(names, zip(totals[1::2], totals[2::2], strict=True), strict=True))
         return totals[0] / weight, average(pairs), culprits
+
+    def _at(self, what: str) -> None:
+        self._watch.at(self.progress.step, what)
 
     @contextlib.contextmanager
     def _counting(self, phase: str, batch: Batch) -> Iterator[None]:
@@ -474,6 +488,7 @@ class Trainer:
             self._validated(runlog)
             last = last or bool(self.progress.stopped)
         if last:
+            self._at("the end of the task")
             with self.strategy.averaged(), self.strategy.whole():
                 self.task.finish()
         if last or step % recipe.checkpoint.every == 0 or self._signal is not None:
@@ -510,6 +525,7 @@ class Trainer:
         self._set_training(False)
         with self.strategy.averaged():
             for batch, share in self._validation_batches(plan, moment):
+                self._at("validation")
                 loss, logs = self.strategy.forward(
                     self.task.phases[0], to_device(batch.inputs, self.strategy.device)
                 )
@@ -548,6 +564,7 @@ class Trainer:
             )
 
     def _save(self, runlog: RunLog) -> None:
+        self._at("saving a checkpoint")
         lost = self._lock.lost() if self._lock is not None else None
         if (told := self.ranks.first(lost)) is not None:
             raise MuditError(told)
