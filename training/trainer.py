@@ -125,6 +125,8 @@ class Trainer:
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=recipe.checkpoint.keep, ranks=self.ranks
         )
+        # while the network is made
+        self.sampler.prepare(self._likely_epoch())
         averaged = self.task.averaged if recipe.ema.enabled else ()
         if recipe.strategy != "single":
             self.task.join_ranks(self.strategy)
@@ -150,6 +152,14 @@ class Trainer:
         self._listener = Listener(recipe, folder)
         self._saved: int | None = None  # the step of a checkpoint that no songs were asked of yet
         self._trace = StepTrace(steps, folder, rank=self.ranks.rank)
+
+    def _likely_epoch(self) -> int:
+        """The epoch that the newest checkpoint is in."""
+        for tag in self.checkpoints.tags()[:1]:
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                state = json.loads((tag / STATE).read_text(encoding="utf-8"))
+                return int(state["progress"]["epoch"])
+        return 0
 
     def _identity(self) -> dict[str, Any]:
         songs = len(self.sampler.numbers)

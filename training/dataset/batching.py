@@ -15,115 +15,24 @@ on W.
 
 from __future__ import annotations
 
-import bisect
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
 
 from mudit_engine.errors import InputError
+from mudit_engine.training.dataset.packing import WINDOW, EpochPlan, plan_beside, plan_packs
 from mudit_engine.training.seeding import permutation
 
-# songs that wait to be packed: more fill packs a little better and plan slower (1.5 M songs: about
-# half a minute)
-WINDOW = 256
+__all__ = ["EpochPlan", "Sampler", "plan_packs", "prefetch"]
+
+LARGE = 50_000  # songs, from which on a process of its own plans an epoch (a second or so)
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """The packs of an epoch, end to end: pack p holds songs[ends[p - 1] : ends[p]]."""
-
-    songs: np.ndarray
-    ends: np.ndarray
-    efficiency: float
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def pack(self, number: int) -> np.ndarray:
-        return self.songs[(self.ends[number - 1] if number else 0) : self.ends[number]]
-
-
-def plan_packs(
-    order: np.ndarray, costs: np.ndarray, budget: int, *, window: int = WINDOW
-) -> EpochPlan:
-    """Packs the songs of `order`: each pack begins with the songs that have waited longest and ends
-    with those that fill it best.
-
-    Only the last songs of a pack are chosen by length (best fit among a window of waiting songs,
-    single or pair), so that packs stay full and their songs random. Beginning with the longest
-    waiting one keeps any song from being put off to the end.
-    """
-    songs: list[int] = []
-    ends: list[int] = []
-    source = iter(order.tolist())
-    cost = costs.tolist()
-    waiting: deque[int] = deque()
-    pool: list[
-        tuple[int, int]
-    ] = []  # (cost, song), sorted; `taken` marks the songs of `waiting` that have left it
-    taken: set[int] = set()
-    mean = float(costs[order].mean()) if len(order) else 0.0
-
-    def take(song: int) -> int:
-        del pool[bisect.bisect_left(pool, (cost[song], song))]
-        songs.append(song)
-        return cost[song]
-
-    while True:
-        while len(pool) < window and (song := next(source, None)) is not None:
-            waiting.append(song)
-            bisect.insort(pool, (cost[song], song))
-        if not pool:
-            break
-        room = budget
-        while waiting and (
-            waiting[0] in taken or room == budget or room - cost[waiting[0]] >= 2.5 * mean
-        ):
-            song = waiting.popleft()
-            if song in taken:
-                taken.remove(song)
-            else:
-                room -= take(song)
-        while chosen := _best_fit(pool, room):
-            for song in chosen:
-                room -= take(song)
-                taken.add(song)
-        ends.append(len(songs))
-    total = int(costs[order].sum())
-    return EpochPlan(
-        np.array(songs, np.int64),
-        np.array(ends, np.int64),
-        total / (len(ends) * budget) if ends else 1.0,
-    )
-
-
-def _best_fit(pool: list[tuple[int, int]], room: int) -> tuple[int, ...]:
-    """The song, or the pair of songs, of the sorted pool that leaves the least of `room`; empty
-    when nothing fits.
-    """
-    last = bisect.bisect_right(pool, (room, sys.maxsize)) - 1
-    if last < 0:
-        return ()
-    best: tuple[int, ...] = (pool[last][1],)
-    left = room - pool[last][0]
-    low, high = 0, last
-    while low < high and left > room >> 9:  # within 0.2 % is as good as full
-        both = pool[low][0] + pool[high][0]
-        if both > room:
-            high -= 1
-            continue
-        if room - both < left:
-            best, left = (pool[low][1], pool[high][1]), room - both
-        low += 1
-    return best
 
 
 class Sampler:
@@ -180,17 +89,33 @@ class Sampler:
                 f"a pack takes 1 to {budget}; raise data.pack_size to {costs[self.numbers].max()} "
                 f"or leave those songs out"
             )
-        self._plans: dict[int, EpochPlan] = {}
+        self._plans: dict[int, Future[EpochPlan]] = {}
+        self._lock = Lock()
+
+    def prepare(self, epoch: int) -> Future[EpochPlan]:
+        """Has the packs of an epoch planned, once, whoever asks: a large data set's by another
+        process.
+        """
+        with self._lock:
+            if epoch not in self._plans:
+                order = self.numbers[permutation(len(self.numbers), "epoch", self.seed, epoch)]
+                if len(order) >= LARGE:
+                    planned = plan_beside(order, self.costs, self.budget, window=self.window)
+                else:
+                    planned = Future()
+                    planned.set_result(
+                        plan_packs(order, self.costs, self.budget, window=self.window)
+                    )
+                kept = {n: plan for n, plan in self._plans.items() if epoch - 2 <= n <= epoch + 1}
+                self._plans = {**kept, epoch: planned}
+            return self._plans[epoch]
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The packs of an epoch. The two latest are kept."""
-        if epoch not in self._plans:
-            order = self.numbers[permutation(len(self.numbers), "epoch", self.seed, epoch)]
-            self._plans = {
-                number: plan for number, plan in self._plans.items() if number == epoch - 1
-            }
-            self._plans[epoch] = plan_packs(order, self.costs, self.budget, window=self.window)
-        return self._plans[epoch]
+        """The packs of an epoch. Those of a large data set's next epoch are planned meanwhile."""
+        plan = self.prepare(epoch).result()
+        if len(self.numbers) >= LARGE:
+            self.prepare(epoch + 1)
+        return plan
 
     def steps(self, epoch: int) -> int:
         """Global batches of an epoch; the last one may hold fewer packs."""
