@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import importlib
 import logging
 import os
@@ -62,9 +63,19 @@ class Ranks:
         """Sum of fp64 host values [n] over the ranks."""
         return values
 
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the ranks of values [n] where they lie; a device is not waited for."""
+        return values
+
     def highest(self, value: int) -> int:
         """The largest value that any rank gave."""
         return value
+
+    def beside(self) -> Ranks:
+        """The same ranks for a thread of its own, whose messages do not mix with these. The ranks
+        must all come here.
+        """
+        return self
 
     def gather(self, thing: T) -> list[T]:
         """What every rank gave, in their order, on every rank."""
@@ -87,6 +98,7 @@ class Spread(Ranks):
     def __init__(self, *, timeout_seconds: float) -> None:
         from torch import distributed as dist
 
+        self.timeout_seconds = timeout_seconds
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         backend = dist.get_backend()
         # the default group where it is on the host already (or a fake one in a rehearsal)
@@ -102,6 +114,22 @@ class Spread(Ranks):
         total = values.clone()
         dist.all_reduce(total, group=self.group)
         return total
+
+    def total(self, values: Tensor) -> Tensor:
+        from torch import distributed as dist
+
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def beside(self) -> Ranks:
+        from torch import distributed as dist
+
+        other = copy.copy(self)
+        other.group = dist.new_group(
+            backend="gloo", timeout=timedelta(seconds=self.timeout_seconds)
+        )
+        return other
 
     def highest(self, value: int) -> int:
         from torch import distributed as dist

@@ -189,6 +189,15 @@ class EmaConfig(Section):
 class CheckpointConfig(Section):
     every: int = Field(500, gt=0, description="steps")
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
+    asynchronous: bool | None = Field(
+        None,
+        description="write while training goes on, from a copy of the state in host memory; null: "
+        "on a GPU",
+    )
+    local: str | None = Field(
+        None,
+        description="folder on a disk of the node, written before the run's folder (asynchronous)",
+    )
 
 
 class LogConfig(Section):

@@ -25,7 +25,7 @@ from mudit_engine.training.recipe import Recipe
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-METRICS, SONGS = "metrics.jsonl", "songs.jsonl"
+METRICS, SONGS, RANKS = "metrics.jsonl", "songs.jsonl", "ranks.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class RunLog:
         self.folder, self.recipe = folder, recipe
         path = folder / METRICS
         _cut(path, start_step)
+        _cut(folder / RANKS, start_step)
         self._file = path.open("a", encoding="utf-8")
         self._songs = self._open_songs(start_step) if recipe.log.songs else None
         self._board = self._tensorboard(start_step)
@@ -94,6 +95,20 @@ class RunLog:
         """
         if self._songs is not None:
             self._songs.write(json.dumps({"step": step, "songs": ids}, ensure_ascii=False) + "\n")
+
+    def ranks(self, step: int, table: list[dict[str, float]]) -> None:
+        """Times of every rank's mean step since the last table, in ranks.jsonl and TensorBoard."""
+        if not table:
+            return
+        with (self.folder / RANKS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "ranks": table}) + "\n")
+        figures = {
+            f"{name}/rank{int(row['rank']):03d}": value
+            for row in table
+            for name, value in row.items()
+            if name != "rank"
+        }
+        self._tell("ranks", figures, step)
 
     def made(self, step: int, files: list[Path]) -> None:
         """Songs that were made with the weights of a step: audio and spectrogram, in TensorBoard
@@ -189,6 +204,9 @@ class SilentLog(RunLog):
         pass
 
     def songs(self, step: int, ids: list[str]) -> None:
+        pass
+
+    def ranks(self, step: int, table: list[dict[str, float]]) -> None:
         pass
 
     def made(self, step: int, files: list[Path]) -> None:

@@ -26,6 +26,9 @@ from mudit_engine.training.ranks import Ranks
 
 WINDOW = 25  # steps: a slow rank is named within two of them
 SLOW = 1.15
+# of a mean step, by rank: all of it, its forward passes, reading its batch (by a thread, while
+# others are worked on), waiting for that
+TIMES = ("step_s", "forward_s", "load_s", "wait_s")
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +38,12 @@ class Pace:
 
     def __init__(self, ranks: Ranks, device: torch.device) -> None:
         self.ranks, self.cuda = ranks, device.type == "cuda"
+        self.table: list[dict[str, float]] = []  # of the last comparison: a row a rank
         self._clear()
 
     def _clear(self) -> None:
-        self.rows, self.seconds, self.loading, self.steps = 0, 0.0, 0.0, 0
+        self.rows, self.seconds, self.steps = 0, 0.0, 0
+        self.waiting = self.stepping = self.loading = 0.0
         self._events: list[tuple[Any, Any]] = []
 
     @contextlib.contextmanager
@@ -58,23 +63,35 @@ class Pace:
         yield
         self.seconds += time.perf_counter() - started
 
-    def step(self, loading: float) -> None:
-        """Counts a step, which waited so many seconds for its batch."""
+    def step(self, waiting: float, stepping: float = 0.0, loading: float = 0.0) -> None:
+        """Counts a step: seconds it waited for its batch, took, and a thread needed to read the
+        batch.
+        """
         self.steps += 1
+        self.waiting += waiting
+        self.stepping += stepping
         self.loading += loading
 
     def compare(self) -> dict[str, float | int]:
         """After WINDOW steps: the slowest rank and how much slower it is than the lower median;
         else nothing. Ranks come here together. Warns of a slow one, by name.
         """
+        self.table = []
         if self.ranks.world == 1 or self.steps < WINDOW:
             return {}
         if self._events:
             self._events[-1][1].synchronize()
             self.seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1e3
-        own = (self.seconds / max(self.rows, 1), self.loading / self.steps)
+        own = (self.seconds / max(self.rows, 1), self.waiting / self.steps)
+        times = (self.stepping, self.seconds, self.loading, self.waiting)
+        shown = [round(seconds / self.steps, 5) for seconds in times]
         self._clear()
-        found = slowest(self.ranks.gather(own))
+        told = self.ranks.gather((own, shown))
+        self.table = [
+            {"rank": rank, **dict(zip(TIMES, values, strict=True))}
+            for rank, (_, values) in enumerate(told)
+        ]
+        found = slowest([own for own, _ in told])
         if self.ranks.main and found["slowest_ratio"] >= SLOW:
             log.warning(
                 "rank %d is slow: its forward passes take %.2f times those of the median rank "

@@ -24,31 +24,35 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import write_json
+from mudit_engine.training.checkpoints.async_save import PATIENCE, Saver
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
-from mudit_engine.training.dataset.batching import EpochPlan, Sampler, plan_packs, prefetch
+from mudit_engine.training.dataset.batching import Sampler, prefetch
+from mudit_engine.training.figures import Figures
 from mudit_engine.training.guard import Guard, Progress
 from mudit_engine.training.held_out import observe, watches
 from mudit_engine.training.listening import Listener, wanted_songs
 from mudit_engine.training.parallel.choose import make_strategy
 from mudit_engine.training.parallel.strategy import learning_rate
-from mudit_engine.training.ranks import lost_peer
+from mudit_engine.training.ranks import Ranks, lost_peer
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.resume import RECIPE, check_same_run, identity, tell_schedule
 from mudit_engine.training.run_lock import RunLock
 from mudit_engine.training.runlog import RunLog, describe_run, open_log, plot_curves
 from mudit_engine.training.seeding import seed64
 from mudit_engine.training.step_trace import StepTrace, parse_steps
+from mudit_engine.training.stopping import InterruptedRun, Stop
 from mudit_engine.training.stragglers import Pace
 from mudit_engine.training.tasks.choose import make_task, open_data
-from mudit_engine.training.tasks.task import Batch, Moment, Task, average, pinned, read, to_device
+from mudit_engine.training.tasks.task import Batch, Moment, Task, pinned, to_device
 from mudit_engine.training.throughput import Meter, counting
+from mudit_engine.training.validation import Validation
 from mudit_engine.training.watch import SHARE, Watch, record_flights
 
 log = logging.getLogger(__name__)
@@ -58,16 +62,6 @@ STATE, CONFIG = "trainer.json", "config.json"
 
 class LostPeerError(MuditError):
     """Another rank is gone: what this one says of it is not where the fault is."""
-
-
-class InterruptedRun(MuditError):
-    """A signal asked the run to stop; its state was saved. `exit_code` is 130 for Ctrl-C, 128 +
-    signal for others.
-    """
-
-    def __init__(self, message: str, *, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,7 @@ class Work:
     batches: list[tuple[Batch, float]]
     songs: int
     seconds: float
+    weight: float  # of the global batch
 
 
 class Trainer:
@@ -110,7 +105,7 @@ class Trainer:
         self.shards = task.shards if task is not None else open_data(recipe)
         self.strategy = make_strategy(recipe)
         self.task = task or make_task(recipe, self.shards)
-        costs = self.task.costs()
+        costs, self._weights = self.task.costs(), self.task.weights()
         numbers = self.shards.numbers("train")[: recipe.data.limit_songs]
         if not len(numbers):
             raise InputError(f"'{self.shards.folder}' holds no song of the split 'train'")
@@ -139,18 +134,28 @@ class Trainer:
         )
         self.progress = Progress()
         self.guard = Guard(recipe, self.ranks)
+        self._validation = Validation(recipe, self.task, self.shards, self.strategy)
         self.meter = Meter(recipe, self.strategy.device, world=self.ranks.world)
         self._counted: dict[str, float] = {}
         self._lock: RunLock | None = None
         self._pace = Pace(self.ranks, self.strategy.device)
-        self._signal: int | None = None
-        steps = parse_steps(recipe.log.profile) if recipe.log.profile else None
+        self._stop = Stop()
         limit = SHARE * recipe.parallel.timeout_seconds
         self._watch = Watch(self.ranks, folder, limit=limit)
         if recipe.songs.every:
             wanted_songs(recipe.songs)  # every rank says that it cannot be
         self._listener = Listener(recipe, folder)
-        self._saved: int | None = None  # the step of a checkpoint that no songs were asked of yet
+        self._saved: int | None = None  # a step whose checkpoint may still be on its way
+        self._saver: Saver | None = None
+        self._save_failed = False
+        wanted = recipe.checkpoint.asynchronous
+        if wanted or (wanted is None and self.strategy.device.type == "cuda"):
+            beside = Checkpoints(
+                self.checkpoints.folder, keep=recipe.checkpoint.keep, ranks=self.ranks.beside()
+            )
+            local = recipe.checkpoint.local
+            self._saver = Saver(beside, local=Path(local) if local else None)
+        steps = parse_steps(recipe.log.profile) if recipe.log.profile else None
         self._trace = StepTrace(steps, folder, rank=self.ranks.rank)
 
     def _likely_epoch(self) -> int:
@@ -185,6 +190,8 @@ class Trainer:
             self._lock = self._locked(held)
             held.enter_context(self._watch)
             held.callback(self._trace.close)
+            if self._saver is not None:
+                held.callback(self._let_go)
             held.callback(self._listener.close)
             try:
                 return self._run(resume)
@@ -219,14 +226,14 @@ class Trainer:
         if tag is None:
             self.task.warm_start()
         if self.ranks.main:
-            extra: dict[str, Any] = {
+            efficiency = self.sampler.plan(self.progress.epoch).efficiency
+            extra = {
                 "resumed_from": tag.name if tag else None,
                 "songs": len(self.sampler.numbers),
-            }
-            extra |= {"device": str(self.strategy.device), "stated_peak_flops": self.meter.peak}
-            extra |= {
+                "device": str(self.strategy.device),
+                "stated_peak_flops": self.meter.peak,
                 "ranks": self.ranks.world,
-                "packing_efficiency": round(self.sampler.plan(self.progress.epoch).efficiency, 4),
+                "packing_efficiency": round(efficiency, 4),
             }
             self.task.save_config(self.folder)
             describe_run(self.folder, self.recipe, extra)
@@ -234,28 +241,27 @@ class Trainer:
         self.strategy.describe(self.folder)
         start_step, started = self.progress.step, time.monotonic()
         metrics: dict[str, Any] = {}
-        with (
-            open_log(
-                self.folder,
-                self.recipe,
-                start_step=start_step,
-                quiet=self.quiet,
-                main=self.ranks.main,
-            ) as runlog,
-            self._signals(),
-        ):
+        opened = open_log(
+            self.folder,
+            self.recipe,
+            start_step=start_step,
+            quiet=self.quiet,
+            main=self.ranks.main,
+        )
+        with opened as runlog, self._stop.noting():
             if start_step == 0 and tag is None:
                 if watches(self.recipe.guard):  # nothing that was learned may be best
                     self._validated(runlog)
                 # so that any interruption resumes, and the start can be looked at
-                self._save(runlog)
+                self._save(runlog, wait=True)
             waiting = self._before_batch()
             for work in self._works():
                 waited = time.monotonic() - waiting
                 metrics = self._step(work) | {"wait_s": round(waited, 4)}
-                self._pace.step(waited)
-                metrics |= self._pace.compare()
+                self._pace.step(waited, metrics["step_s"], work.seconds)
+                metrics |= self._pace.compare() | self._memory(metrics["step"])
                 runlog.step(metrics)
+                runlog.ranks(metrics["step"], self._pace.table)
                 self._trace.after(metrics["step"])
                 if self.recipe.log.songs:
                     runlog.songs(metrics["step"], self.guard.everyone(self._ids(work)))
@@ -265,21 +271,18 @@ class Trainer:
                     break
                 waiting = self._before_batch()
             # the others wait at the end: not for longer than a collective may take
-            self._listen(
-                runlog, wait=min(self.recipe.songs.wait, self.recipe.parallel.timeout_seconds / 2)
-            )
-        seconds = time.monotonic() - started
+            timeout = self.recipe.parallel.timeout_seconds
+            self._listen(runlog, wait=min(self.recipe.songs.wait, timeout / 2))
+        seconds, run = time.monotonic() - started, self.progress.step - start_step
         picture = plot_curves(self.folder) if self.recipe.log.curve and self.ranks.main else None
         summary = {
             "recipe": self.recipe.name,
             "steps": self.progress.step,
-            "steps_run": self.progress.step - start_step,
+            "steps_run": run,
             "epochs": self.progress.epoch,
             "songs_seen": self.progress.songs,
             "seconds": round(seconds, 2),
-            "steps_per_s": round((self.progress.step - start_step) / seconds, 4)
-            if seconds
-            else None,
+            "steps_per_s": round(run / seconds, 4) if seconds else None,
             "skipped_steps": self.progress.skipped,
             **({"held_out": self.progress.held_out} if self.progress.held_out else {}),
             "final": {name: value for name, value in metrics.items() if name != "step"},
@@ -332,6 +335,16 @@ class Trainer:
             self._trace.before(self.progress.step)
         return time.monotonic()
 
+    def _memory(self, step: int) -> dict[str, float]:
+        """Memory of this rank by kind, every log.every steps. `rest` is what else the peak held:
+        activations, gradients, buckets (on a CPU the interpreter too).
+        """
+        if (step + 1) % self.recipe.log.every:
+            return {}
+        kinds = self.strategy.memory()
+        kinds["rest"] = max(0, self.meter.memory() - sum(kinds.values()))
+        return {f"memory_{kind}_mib": round(size / 2**20, 1) for kind, size in kinds.items()}
+
     def _load(self, step: int, epoch: int, epoch_step: int) -> Work:
         start = time.monotonic()
         moment = Moment(self.recipe.seed, epoch, step)
@@ -351,127 +364,129 @@ class Trainer:
             for songs in local
         ]
         if self.strategy.device.type == "cuda":
-            batches = [
-                (replace(batch, inputs=pinned(batch.inputs)), share) for batch, share in batches
-            ]
-        return Work(
-            epoch, epoch_step, batches, sum(len(pack) for pack in packs), time.monotonic() - start
-        )
+            batches = [(replace(b, inputs=pinned(b.inputs)), share) for b, share in batches]
+        weight = float(self._weights[np.concatenate(packs)].sum())
+        own = sum(batch.weight * share for batch, share in batches)
+        assert self.ranks.world > 1 or math.isclose(own, weight), "Task.weights is not what counts"
+        songs = sum(len(pack) for pack in packs)
+        return Work(epoch, epoch_step, batches, songs, time.monotonic() - start, weight)
 
     def _step(self, work: Work) -> dict[str, Any]:
-        progress, guard, started = self.progress, self.guard, time.monotonic()
+        progress, started = self.progress, time.monotonic()
         step = progress.step
-        # one sum over the ranks: the weight of the global batch, and what the figures are made of
-        figures = [
-            [batch.weight, batch.tokens, batch.seconds, batch.flops or 0.0]
-            for batch, _ in work.batches
-        ]
-        shares = torch.tensor([share for _, share in work.batches], dtype=torch.float64)
-        weight, tokens, audio, flops = self.strategy.sum(
-            shares @ torch.tensor(figures, dtype=torch.float64)
-        ).tolist()
         lr = learning_rate(step, self.recipe)
-        metrics: dict[str, Any] = {
-            "step": step,
-            "epoch": work.epoch,
-            "loss": None,
-            "grad_norm": None,
-            "lr": lr,
-        }
+        metrics: dict[str, Any] = {"step": step, "epoch": work.epoch}
+        metrics |= {"loss": None, "grad_norm": None, "lr": lr}
         bad: list[str] = []
+        heard: list[float] = []
+        flops = 0.0
         self._set_training(True)
         for phase in self.task.active(step):
-            loss, logs, culprits = self._accumulate(phase, work, weight)
-            flops += self._counted.get(phase, 0.0) * weight
-            prefix = "" if phase == self.task.phases[0] else f"{phase}_"
-            if not math.isfinite(loss):  # on every rank alike
-                self.strategy.discard(phase)
-                bad += guard.everyone(culprits) or guard.everyone(self._ids(work))
-                metrics |= {f"{prefix}loss": None, f"{prefix}grad_norm": None}
-                continue
-            if guard.spiked(progress, phase, "loss", loss, self._ids(work)) and guard.skips:
-                self.strategy.discard(phase)
-                bad += guard.everyone(self._ids(work))
-                metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": None}
-                continue
-            known = progress.log_norm.get(phase)
-            limit = guard.limit(progress, known) if guard.skips else math.inf
-            self._at(f"{phase}: gradient norm and optimiser")
-            norm: float | None = self.strategy.step(phase, lr=lr, limit=limit)
-            if norm is None or not math.isfinite(norm):
-                bad += guard.everyone(self._ids(work))
-                norm = None
-            elif (
-                guard.spiked(progress, phase, "gradient norm", norm, self._ids(work))
-                and guard.skips
-            ):
-                bad += guard.everyone(self._ids(work))
-            metrics |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {
-                f"{prefix}{name}": value for name, value in logs.items()
-            }
-        progress.step, progress.epoch, progress.epoch_step = (
-            step + 1,
-            work.epoch,
-            work.epoch_step + 1,
-        )
+            found, ids, host = self._phase(phase, work, lr)
+            heard = heard or host
+            flops += self._counted.get(phase, 0.0) * work.weight
+            metrics |= found
+            bad += ids
+        tokens, audio, known, failed, *signals = heard
+        self._save_failed = bool(failed)
+        self._stop.hear(signals)
+        progress.step = step + 1
+        progress.epoch, progress.epoch_step = work.epoch, work.epoch_step + 1
         progress.songs += work.songs
-        progress.weight += weight
+        progress.weight += work.weight
         if bad:
-            guard.count_bad(progress, step, bad)
+            self.guard.count_bad(progress, step, bad)
         seconds = time.monotonic() - started
         progress.seconds += seconds
         metrics |= {
             "songs": work.songs,
-            "weight": weight,
+            "weight": work.weight,
             "step_s": round(seconds, 4),
             "load_s": round(work.seconds, 4),
         }
         return metrics | self.meter.step(
-            tokens=tokens, seconds=audio, flops=flops, step_seconds=seconds
+            tokens=tokens, seconds=audio, flops=flops + known, step_seconds=seconds
         )
 
-    def _accumulate(
-        self, phase: str, work: Work, weight: float
-    ) -> tuple[float, dict[str, float], list[str]]:
-        """Forward and backward of all micro-batches: (loss, averages, ids of songs in micro-batches
-        whose loss is not finite).
+    def _told(self, work: Work) -> list[float]:
+        """What this rank tells the others with its losses: rows, seconds of audio and FLOPs of its
+        micro-batches, whether its last save failed, and which signal it got.
         """
+        figures = [
+            [share * value for value in (batch.tokens, batch.seconds, batch.flops or 0.0)]
+            for batch, share in work.batches
+        ]
+        return [
+            *(sum(column) for column in zip(*figures, strict=True)),
+            float(self._saver is not None and self._saver.failed),
+            *self._stop.told(),
+        ]
+
+    def _phase(
+        self, phase: str, work: Work, lr: float
+    ) -> tuple[dict[str, Any], list[str], list[float]]:
+        """Forward, backward and step of a phase: (metrics, songs of a bad step, what the ranks told
+        each other). The figures are read once, when the gradient norm is.
+        """
+        progress, guard = self.progress, self.guard
+        prefix = "" if phase == self.task.phases[0] else f"{phase}_"
+        figures = self._accumulate(phase, work)
+        limit = guard.limit(progress, progress.log_norm.get(phase)) if guard.skips else math.inf
+        outcome: dict[str, Any] = {"bad": [], "norm": None, "logs": {}}
+
+        def judge(norm: float, values: list[float]) -> bool:
+            read = figures.unpack(values)
+            loss = read.loss / work.weight
+            outcome.update(host=read.host, loss=loss)
+            if not math.isfinite(loss):  # on every rank alike
+                culprits = [
+                    i
+                    for (batch, _), own in zip(work.batches, read.own, strict=True)
+                    if not math.isfinite(own)
+                    for i in batch.ids
+                ]
+                named = guard.everyone(culprits) or guard.everyone(self._ids(work))
+                outcome.update(loss=None, bad=named)
+                return False
+            if guard.spiked(progress, phase, "loss", loss, self._ids(work)) and guard.skips:
+                outcome["bad"] = guard.everyone(self._ids(work))
+                return False
+            outcome["logs"] = read.logs
+            if not math.isfinite(norm):
+                outcome["bad"] = guard.everyone(self._ids(work))
+                return False
+            outcome["norm"] = norm
+            return norm <= limit
+
+        tensor = figures.pack(self._told(work), self.strategy)
+        self._at(f"{phase}: gradient norm and optimiser")
+        self.strategy.step(phase, lr=lr, figures=tensor, judge=judge)
+        norm = outcome["norm"]
+        if norm is not None:
+            spiked = guard.spiked(progress, phase, "gradient norm", norm, self._ids(work))
+            if spiked and guard.skips:
+                outcome["bad"] = guard.everyone(self._ids(work))
+        metrics = {f"{prefix}loss": outcome["loss"], f"{prefix}grad_norm": norm} | {
+            f"{prefix}{name}": value for name, value in outcome["logs"].items()
+        }
+        return metrics, outcome["bad"], outcome["host"]
+
+    def _accumulate(self, phase: str, work: Work) -> Figures:
+        """Forward and backward of all micro-batches."""
         self.strategy.begin(phase, len(work.batches))
-        sums: dict[str, list[Any]] = {}  # tensors on the device, or host numbers
-        losses = []
+        figures = Figures()
         for number, (batch, share) in enumerate(work.batches):
-            torch.manual_seed(
-                seed64(
-                    self.recipe.seed,
-                    "torch",
-                    self.progress.step,
-                    number * self.strategy.world + self.strategy.rank,
-                )
-            )
+            place = number * self.strategy.world + self.strategy.rank
+            torch.manual_seed(seed64(self.recipe.seed, "torch", self.progress.step, place))
             self._at(f"{phase}: forward of micro-batch {number}")
             with self._counting(phase, batch), self._pace.forward(batch.tokens):
                 loss_sum, logs = self.strategy.forward(
                     phase, to_device(batch.inputs, self.strategy.device)
                 )
             self._at(f"{phase}: backward of micro-batch {number}")
-            self.strategy.backward(phase, loss_sum * (share / weight))
-            losses.append(loss_sum.detach() * share)
-            for name, (value, amount) in logs.items():
-                entry = sums.setdefault(name, [0.0, 0.0])
-                entry[0], entry[1] = entry[0] + value.detach() * share, entry[1] + amount * share
-        names = sorted(sums)
-        own, logged = read([*losses, *(value for name in names for value in sums[name])]).split(
-            [len(losses), 2 * len(names)]
-        )
-        totals = self.strategy.sum(torch.cat([own.sum()[None], logged])).tolist()
-        culprits = [
-            i
-            for (batch, _), value in zip(work.batches, own.tolist(), strict=True)
-            if not math.isfinite(value)
-            for i in batch.ids
-        ]
-        pairs = dict(zip(names, zip(totals[1::2], totals[2::2], strict=True), strict=True))
-        return totals[0] / weight, average(pairs), culprits
+            self.strategy.backward(phase, loss_sum * (share / work.weight))
+            figures.add(loss_sum, logs, share=share)
+        return figures
 
     def _at(self, what: str) -> None:
         self._watch.at(self.progress.step, what)
@@ -490,9 +505,14 @@ class Trainer:
 
     def _after_step(self, runlog: RunLog) -> None:
         step, recipe = self.progress.step, self.recipe
-        # one rank's signal stops all of them after the same step
-        self._signal = self.ranks.highest(self._signal or 0) or None
         last = step == recipe.steps
+        if self._save_failed and self._saver is not None:
+            self._saver.wait()  # and raises, on all ranks
+        stop = self._stop.signal
+        if self.ranks.world > 1:
+            # one rank's signal stops all of them after the same step: they heard of it with the
+            # step's figures, and ask once more when no step follows
+            stop = (self.ranks.highest(stop or 0) or None) if last else self._stop.heard
         every = recipe.log.validate_every
         if every and (step % every == 0 or last):
             self._validated(runlog)
@@ -501,15 +521,14 @@ class Trainer:
             self._at("the end of the task")
             with self.strategy.averaged(), self.strategy.whole():
                 self.task.finish()
-        if last or step % recipe.checkpoint.every == 0 or self._signal is not None:
-            self._save(runlog)
-        if self._signal is not None:  # on the last step too: whatever was to follow must not begin
-            name = signal.Signals(self._signal).name
+        if last or step % recipe.checkpoint.every == 0 or stop is not None:
+            self._save(runlog, wait=last or stop is not None)
+        if stop is not None:  # on the last step too: whatever was to follow must not begin
             raise InterruptedRun(
-                f"stopped by {name} after step {step} of {recipe.steps}; saved as "
-                f"{self.checkpoints.tags()[0].name} in '{self.folder}': "
-                "the same command resumes",
-                signal_number=self._signal,
+                f"stopped by {signal.Signals(stop).name} after step {step} of {recipe.steps}; "
+                f"saved as {self.checkpoints.tags()[0].name} in '{self.folder}': the same command "
+                "resumes",
+                signal_number=stop,
             )
 
     def _validated(self, runlog: RunLog) -> None:
@@ -517,91 +536,67 @@ class Trainer:
         runlog.validation(self.progress.step, figures)
         observe(self.progress, self.recipe.guard, figures, tell=self.ranks.main)
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss of the averaged weights on fixed batches of the validation split (fixed noise and
-        noise levels, no dropped conditions).
-        """
-        split = self.recipe.log.validation_split
-        numbers = self.shards.numbers(split)
-        if not len(numbers):
-            raise InputError(
-                f"log.validate_every is set, but '{self.shards.folder}' holds no song of the split "
-                f"'{split}': encode some, or set it to 0"
-            )
-        plan = plan_packs(numbers, self.task.costs(), self.recipe.data.pack_size)
-        moment = Moment(self.recipe.seed, 0, 0, training=False)
-        sums: dict[str, tuple[Any, Any]] = {}
+        """Loss of the averaged weights on the validation split (validation.py)."""
         self._set_training(False)
-        with self.strategy.averaged():
-            for batch, share in self._validation_batches(plan, moment):
-                self._at("validation")
-                loss, logs = self.strategy.forward(
-                    self.task.phases[0], to_device(batch.inputs, self.strategy.device)
-                )
-                for name, (value, amount) in {**logs, "loss": (loss, batch.weight)}.items():
-                    total, weight = sums.get(name, (0.0, 0.0))
-                    sums[name] = (total + value.double() * share, weight + amount * share)
-        names = sorted(sums)
-        totals = (
-            self.ranks.sum(read([value for name in names for value in sums[name]]))
-            .view(-1, 2)
-            .tolist()
-        )
-        return average(
-            {name: (total, weight) for name, (total, weight) in zip(names, totals, strict=True)}
-        )
+        self._at("validation")
+        return self._validation.losses()
 
-    def _validation_batches(self, plan: EpochPlan, moment: Moment) -> Iterator[tuple[Batch, float]]:
-        """This rank's part of the validation packs, with 0 where it keeps the others company."""
-        rank, world, share = self.strategy.rank, self.strategy.world, 1.0 / self.strategy.shares
-        packs = [
-            plan.pack(number) for number in range(min(len(plan), self.recipe.log.validation_packs))
-        ]
-        if self.task.splits_packs:
-            local = [pack[rank::world] for pack in packs]
-        else:
-            none = packs[0][:0]
-            local = [
-                packs[n] if n < len(packs) else none
-                for n in range(rank, -(-len(packs) // world) * world, world)
-            ]
-        for songs in local:
-            yield (
-                (self.task.load(songs, moment), share)
-                if len(songs)
-                else (self.task.stand_in(packs[0], moment), 0.0)
-            )
-
-    def _save(self, runlog: RunLog) -> None:
+    def _save(self, runlog: RunLog, *, wait: bool) -> None:
+        """Saves the state as it is now; `wait` returns when it is on the disk."""
         self._at("saving a checkpoint")
-        lost = self._lock.lost() if self._lock is not None else None
-        if (told := self.ranks.first(lost)) is not None:
-            raise MuditError(told)
-        runlog.flush()
         self._saved = self.progress.step
-        with self.checkpoints.saving(self.progress.step) as folder:
-            self.strategy.save(folder)
-            if not self.ranks.main:
-                return
+        texts = {}
+        if self.ranks.main:
             state = {"progress": asdict(self.progress), "identity": self._identity()}
-            (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            (folder / RECIPE).write_text(
-                json.dumps(self.recipe.resolved(), indent=1), encoding="utf-8"
-            )
-            (folder / CONFIG).write_text(
-                self.task.config.model_dump_json(indent=1), encoding="utf-8"
-            )
+            texts = {
+                STATE: json.dumps(state, indent=1),
+                RECIPE: json.dumps(self.recipe.resolved(), indent=1),
+                CONFIG: self.task.config.model_dump_json(indent=1),
+            }
+        if self._saver is None:
+            runlog.flush()
+            self._check_lock(self.ranks)
+            with self.checkpoints.saving(self.progress.step) as folder:
+                self.strategy.save(folder)
+                for name, text in texts.items():
+                    (folder / name).write_text(text, encoding="utf-8")
+            return
+        saver = self._saver
+        saver.wait()  # its buffers are those of the save before
+
+        def first() -> None:
+            runlog.flush()
+            self._check_lock(saver.checkpoints.ranks)
+
+        files = saver.copies.take(self.strategy.state_files())
+        saver.begin(self.progress.step, files, texts, first=first)
+        if wait:
+            saver.wait()
 
     def _listen(self, runlog: RunLog, *, wait: float = 0.0) -> None:
-        """Logs songs that have been made, and has the next ones made of the newest checkpoint."""
+        """Logs songs that have been made, and has the next ones made of a checkpoint that has come
+        to the disk.
+        """
         if not self.ranks.main:
             return
-        if self._saved is not None:
+        if self._saved is not None and (self._saver is None or not self._saver.busy):
             self._listener.saved(self._saved)
             self._saved = None
         for step, files in self._listener.made(wait=wait):
             runlog.made(step, files)
+
+    def _let_go(self) -> None:
+        """Lets a save that still runs end, when something else ended the run."""
+        if self._saver is not None:
+            with contextlib.suppress(Exception):
+                self._saver.wait(PATIENCE)
+
+    def _check_lock(self, ranks: Ranks) -> None:
+        """Raises MuditError on all ranks when the run's folder was taken over."""
+        lost = self._lock.lost() if self._lock is not None else None
+        if (told := ranks.first(lost)) is not None:
+            raise MuditError(told)
 
     def _set_training(self, training: bool) -> None:
         for module in self.task.modules.values():
@@ -609,32 +604,3 @@ class Trainer:
 
     def _ids(self, work: Work) -> list[str]:
         return [i for batch, share in work.batches if share for i in batch.ids]
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGUSR1 save after the step that runs and stop; a second SIGINT stops
-        at once.
-        """
-
-        def note(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGINT and self._signal == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._signal = number
-            log.warning(
-                "%s: saving after this step%s",
-                signal.Signals(number).name,
-                ", again to stop at once" if number == signal.SIGINT else "",
-            )
-
-        before = {}
-        # not the main thread (a notebook's worker, a test): no handlers then
-        with contextlib.suppress(ValueError):
-            before = {
-                number: signal.signal(number, note)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-            }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -233,7 +233,8 @@ def command(
     import torch
 
     from mudit_engine.training.checkpoints.export_part import export_part
-    from mudit_engine.training.trainer import InterruptedRun, Trainer
+    from mudit_engine.training.stopping import InterruptedRun
+    from mudit_engine.training.trainer import Trainer
 
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:

@@ -158,7 +158,8 @@ def run_ranks(
 ) -> dict[int, int]:
     def body(rank: int) -> None:
         from mudit_engine.errors import OutputError
-        from mudit_engine.training.trainer import InterruptedRun, Trainer
+        from mudit_engine.training.stopping import InterruptedRun
+        from mudit_engine.training.trainer import Trainer
 
         mine = fault.get("rank") == rank
         if mine and fault["kind"] == "kill" and fault["place"] == "start":

@@ -171,6 +171,28 @@ def test_a_lora_trains_resumes_and_is_exported(base: Path, tmp_path: Path) -> No
         Trainer(other, tmp_path / "cut", quiet=True).run()
 
 
+def test_a_lora_holds_a_share_of_the_state(base: Path, tmp_path: Path) -> None:
+    """Counted storages after two steps: weights are the same but for the additions; moments and
+    average are those of what is trained alone.
+    """
+    held, trained = {}, {}
+    for name, recipe in (
+        ("lora", lora_recipe(base, steps=2)),
+        ("full", small_recipe(base / "data", steps=2, init=str(base / "model"))),
+    ):
+        trainer = Trainer(recipe, tmp_path / name, quiet=True)
+        trainer.run()
+        held[name] = trainer.strategy.memory()
+        parameters = list(trainer.task.modules["model"].parameters())
+        trained[name] = sum(p.numel() for p in parameters if p.requires_grad)
+        slots = sum(p.requires_grad for p in parameters)
+        assert held[name]["average"] == 4 * trained[name]
+        # two moments, and a step count a tensor
+        assert held[name]["moments"] == 8 * trained[name] + 4 * slots
+    assert held["lora"]["weights"] == held["full"]["weights"] + 4 * trained["lora"]
+    assert trained["lora"] < trained["full"] / 2
+
+
 def test_lora_needs_a_base(base: Path) -> None:
     with pytest.raises(ConfigError, match="set init to a model folder"):
         lora_recipe(base, init=None)

@@ -34,7 +34,7 @@ class Two(Ranks):
         self.other = other
 
     def gather(self, thing):  # type: ignore[no-untyped-def]
-        return [thing, (self.other, 0.0)]
+        return [thing, ((self.other, 0.0), [3.0, 2.0, 1.0, 0.5])]
 
 
 def test_a_slow_rank_is_named_within_fifty_steps(caplog: pytest.LogCaptureFixture) -> None:
@@ -44,11 +44,19 @@ def test_a_slow_rank_is_named_within_fifty_steps(caplog: pytest.LogCaptureFixtur
         for step in range(50):
             with pace.forward(rows=100):
                 time.sleep(0.0001)
-            pace.step(0.0)
+            pace.step(0.0, 0.2, 0.01)
             if found := pace.compare():
                 told.append((step, found["slowest_rank"]))
     assert told == [(WINDOW - 1, 1), (2 * WINDOW - 1, 1)] and WINDOW <= 25
     assert "rank 1 is slow" in caplog.text
+    assert pace.table[1] == {
+        "rank": 1,
+        "step_s": 3.0,
+        "forward_s": 2.0,
+        "load_s": 1.0,
+        "wait_s": 0.5,
+    }
+    assert pace.table[0]["step_s"] == 0.2 and 0 < pace.table[0]["forward_s"] < 0.1
     alone = Pace(Ranks(), torch.device("cpu"))
     for _ in range(60):
         alone.step(0.0)

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mudit_engine.training.checkpoints.checkpoint import disk_errors
+from mudit_engine.training.checkpoints.async_save import StateFile
 from mudit_engine.training.checkpoints.saved_state import SavedState, buffers_file, rank_file
 from mudit_engine.training.parallel.deepspeed_config import (
     data_ranks,
@@ -36,12 +35,15 @@ from mudit_engine.training.parallel.strategy import (
     ADAM,
     MOMENTS,
     Ema,
+    Judge,
     Logs,
     Strategy,
+    decide,
     learned_state,
     make_optimizer,
     missing_average,
     set_rates,
+    storage_bytes,
     trained,
 )
 from mudit_engine.training.ranks import join
@@ -129,11 +131,20 @@ class DeepSpeed(Strategy):
     def backward(self, phase: str, loss: Tensor) -> None:
         self.engines[phase].backward(loss)
 
-    def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
-        return self.engines[phase].step(lr * self.lr_scale.get(phase, 1.0), limit)
+    def step(
+        self, phase: str, *, lr: float, figures: Tensor | None = None, judge: Judge | None = None
+    ) -> float:
+        return self.engines[phase].step(lr * self.lr_scale.get(phase, 1.0), figures, judge)
 
     def discard(self, phase: str) -> None:
         self.engines[phase].discard()
+
+    def memory(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for engine in self.engines.values():
+            for kind, size in engine.memory().items():
+                found[kind] = found.get(kind, 0) + size
+        return found
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -153,10 +164,9 @@ class DeepSpeed(Strategy):
                 stack.enter_context(engine.whole())
             yield
 
-    def save(self, folder: Path) -> None:
-        with disk_errors():
-            for phase, engine in self.engines.items():
-                engine.save(folder, phase, rank=self.ranks.rank, world=self.ranks.world)
+    def state_files(self) -> Iterator[StateFile]:
+        for phase, engine in self.engines.items():
+            yield from engine.state_files(phase, rank=self.ranks.rank, world=self.ranks.world)
 
     def load(self, folder: Path) -> None:
         for phase, engine in self.engines.items():
@@ -263,30 +273,48 @@ class _Engine:
         self.engine.backward(loss * self.ranks, scale_wrt_gas=False)
         self.passes -= 1
 
-    def step(self, lr: float, limit: float) -> float:
+    def step(self, lr: float, figures: Tensor | None, judge: Judge | None) -> float:
         set_rates(self.engine.optimizer, lr)
         if self.gate is None:
             # stage 0: whole gradients, averaged already, on every rank
-            norm = float(
+            norm, wanted = decide(
                 nn.utils.get_total_norm(
                     [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-                )
+                ),
+                figures,
+                judge,
             )
-            if not (math.isfinite(norm) and norm <= limit):
+            if not wanted:
                 self.engine.zero_grad()
                 return norm
             self.engine.step()
         else:
-            norm = self.gate.step(self.engine, limit)
+            norm = self.gate.step(self.engine, figures, judge)
         if self.engine.was_step_applied() and self.ema is not None:
             self.ema.update()
         return norm
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the state on this rank by kind."""
+        groups = range(len(self.partitions.flats))
+        weights = [getattr(p, "ds_tensor", p) for p in self.module.parameters()]
+        return {
+            "weights": storage_bytes(weights),
+            "master": storage_bytes(self.partitions.flats) if self.partitions.stage else 0,
+            "moments": storage_bytes(
+                value
+                for group in groups
+                for kind, value in self.partitions.state(group).items()
+                if kind in MOMENTS
+            ),
+            "average": storage_bytes(self.ema.shadow.values()) if self.ema is not None else 0,
+        }
 
     def discard(self) -> None:
         if self.gate is None:
             self.engine.zero_grad()
         else:
-            self.gate.step(self.engine, -1.0)
+            self.gate.step(self.engine, None, lambda norm, figures: False)
 
     def swap(self) -> None:
         assert self.ema is not None
@@ -308,25 +336,25 @@ class _Engine:
                 )
             yield
 
-    def save(self, folder: Path, phase: str, *, rank: int, world: int) -> None:
+    def state_files(self, phase: str, *, rank: int, world: int) -> Iterator[StateFile]:
         tensors: dict[str, Tensor] = {}
         for piece in (piece for piece in self.partitions.pieces if piece.saved):
             where = f"{piece.name}@{piece.start}"
             for kind, flat in self._kinds(piece.group).items():
-                tensors[f"{kind}/{where}"] = flat.detach()[piece.view].cpu()
+                tensors[f"{kind}/{where}"] = flat.detach()[piece.view]
             steps = self.partitions.state(piece.group).get("step")
             if piece.start == 0 and steps is not None:
                 tensors[f"step/{where}"] = torch.tensor([float(steps)])
         metadata = {"ema_updates": str(self.ema.updates)} if self.ema is not None else {}
-        save_file(tensors, folder / rank_file(phase, rank, world), metadata)
+        yield StateFile(rank_file(phase, rank, world), tensors, metadata)
         if rank == 0:
             state = learned_state(self.module)
             rest = {
-                name: value.detach().cpu().contiguous().clone()
+                name: value.detach().contiguous().clone()
                 for name, value in state.items()
                 if name not in self.sizes
             }
-            save_file(rest, folder / buffers_file(phase))
+            yield StateFile(buffers_file(phase), rest)
 
     def _kinds(self, group: int) -> dict[str, Tensor]:
         """Flat tensors of a group by the kind under which they are saved."""
@@ -390,52 +418,64 @@ def _zero_optimizer_at_stage_1() -> Iterator[None]:
 
 
 class _Gate:
-    """Sees the gradient norm before DeepSpeed steps on it, and has the step skipped, gradients and
-    all, when it is not below a limit.
+    """Sees the gradient norm before DeepSpeed steps on it, reads it together with the step's other
+    figures, and has the step skipped, gradients and all, when the judge says no.
 
-    DeepSpeed skips a step whose norm is not finite; the gate tells it so for others.
+    DeepSpeed skips a step whose norm is not finite; the gate tells it so for others. What it is
+    given lies on the host, so that it asks the device for nothing more.
     """
 
     def __init__(self, optimizer: Any) -> None:
-        self.limit, self.norm = math.inf, math.inf
-        self._original = (
-            optimizer._get_norm_groups
-            if hasattr(optimizer, "_get_norm_groups")
-            else optimizer.scaled_global_norm
-        )
-        if hasattr(optimizer, "_get_norm_groups"):
+        self.norm = math.inf
+        self._figures: Tensor | None = None
+        self._judge: Judge | None = None
+        self._seen = False
+        self._grouped = hasattr(optimizer, "_get_norm_groups")  # stage 3
+        if self._grouped:
+            self._original = optimizer._get_norm_groups
             optimizer._get_norm_groups = self._groups
         else:
+            self._original = optimizer.scaled_global_norm
             optimizer.scaled_global_norm = self._total
+            if not optimizer.cpu_offload:
+                # it would look for NaN in every gradient and wait for the answer: the norm says
+                # the same
+                optimizer.check_overflow = lambda *args, **kwargs: None
 
-    def step(self, engine: Any, limit: float) -> float:
-        # with bf16 a gradient that is not finite is found before its norm is taken
-        self.limit, self.norm = (
-            limit,
-            math.inf,
-        )
+    def step(self, engine: Any, figures: Tensor | None, judge: Judge | None) -> float:
+        self._figures, self._judge, self._seen, self.norm = figures, judge, False, math.inf
         engine.step()
+        if not self._seen:  # a gradient that is not finite was found before its norm was taken
+            decide(torch.tensor(math.inf), figures, judge)
         return self.norm
 
-    def _judge(self, norm: Tensor) -> Tensor:
-        self.norm = float(norm)
-        return norm if self.norm <= self.limit else torch.full_like(norm, math.inf)
+    def _decide(self, norm: Tensor, groups: Sequence[Tensor]) -> tuple[bool, list[float]]:
+        """(whether to step, the groups' norms), by one read."""
+        self._seen = True
+        device = norm.device
+        beside = torch.stack([group.to(device).double().view(()) for group in groups])
+        rest = [beside] if self._figures is None else [beside, self._figures.to(device)]
+
+        def judge(value: float, values: list[float]) -> bool:
+            groups_read.extend(values[: len(groups)])
+            return self._judge is None or self._judge(value, values[len(groups) :])
+
+        groups_read: list[float] = []
+        self.norm, wanted = decide(norm, torch.cat(rest), judge)
+        return wanted, groups_read
 
     def _total(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._judge(self._original(*args, **kwargs))
+        norm = self._original(*args, **kwargs)
+        wanted, (value,) = self._decide(norm, [norm])
+        return torch.tensor(value if wanted else math.inf, dtype=norm.dtype)
 
     def _groups(self) -> list[Tensor]:
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
         groups: list[Tensor] = self._original()
         norm = combine_grad_norm_groups(groups)
-        judged = self._judge(norm)
-        # by the host's copy: the device was asked once
-        return (
-            groups
-            if judged is norm and math.isfinite(self.norm)
-            else [torch.full_like(norm, math.inf)]
-        )
+        wanted, values = self._decide(norm, groups)
+        return [torch.tensor(value if wanted else math.inf, dtype=norm.dtype) for value in values]
 
 
 class _Partitions:

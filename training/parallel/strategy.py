@@ -17,17 +17,16 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mudit_engine.errors import InputError
 from mudit_engine.hardware import keep_freed_memory
-from mudit_engine.training.checkpoints.checkpoint import disk_errors
+from mudit_engine.training.checkpoints.async_save import StateFile, write_state
 from mudit_engine.training.checkpoints.saved_state import SavedState
 from mudit_engine.training.parallel.muon import MuonAdamW, hidden_matrices
 from mudit_engine.training.ranks import Ranks
@@ -40,6 +39,26 @@ if TYPE_CHECKING:
 Logs = dict[str, tuple[Tensor, Tensor | float]]
 ADAM = ("exp_avg", "exp_avg_sq")
 MOMENTS = (*ADAM, "momentum_buffer")  # Muon's
+
+
+# of (gradient norm, figures): whether the step is taken
+Judge = Callable[[float, list[float]], bool]
+
+
+def decide(norm: Tensor, figures: Tensor | None, judge: Judge | None) -> tuple[float, bool]:
+    """(gradient norm, whether to step), with one read of the device."""
+    read = norm.detach().double().view(1)
+    if figures is not None:
+        read = torch.cat([read, figures.to(read.device)])
+    value, *rest = read.tolist()
+    wanted = judge(value, rest) if judge is not None else True
+    return value, wanted and math.isfinite(value)
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind tensors, each once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
 
 
 class Strategy(ABC):
@@ -98,20 +117,27 @@ class Strategy(ABC):
         """Adds the gradient of a loss that is already divided by the weight of the global batch."""
 
     @abstractmethod
-    def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
+    def step(
+        self, phase: str, *, lr: float, figures: Tensor | None = None, judge: Judge | None = None
+    ) -> float:
         """Clips, updates the weights and their average, clears gradients. Returns the gradient norm
         before clipping.
 
-        When the norm is NaN, infinite or above `limit` nothing but the gradients changes.
+        The norm and `figures` (fp64 [n] on the device) are read at once and handed to `judge`. When
+        the norm is NaN or infinite, or judge says no, nothing but the gradients changes.
         """
 
     @abstractmethod
     def discard(self, phase: str) -> None:
         """Clears gradients without a step."""
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of fp64 host values [n] over the ranks."""
-        return self.ranks.sum(values)
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the ranks of values [n] where they lie; a device is not waited for."""
+        return self.ranks.total(values)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the state on this rank by kind: weights, master, moments, average."""
+        return {}
 
     @abstractmethod
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -131,8 +157,14 @@ class Strategy(ABC):
         self.ranks.close()
 
     @abstractmethod
+    def state_files(self) -> Iterator[StateFile]:
+        """Weights, optimiser and average of this rank, file by file. The tensors may be those that
+        training goes on with.
+        """
+
     def save(self, folder: Path) -> None:
         """Writes weights, optimiser and average into an empty folder (each rank its own files)."""
+        write_state(self.state_files(), folder)
 
     @abstractmethod
     def load(self, folder: Path) -> None:
@@ -179,15 +211,20 @@ class Single(Strategy):
     def backward(self, phase: str, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, phase: str, *, lr: float, limit: float = math.inf) -> float:
+    def step(
+        self, phase: str, *, lr: float, figures: Tensor | None = None, judge: Judge | None = None
+    ) -> float:
         optimizer, parameters = self.optimizers[phase], list(trained(self.modules[phase]).values())
         for p in parameters:
             # no song of the batch had what this weight reads: a gradient of 0, as ranks that share
             # their gradients have it, and not a weight that the optimiser skips
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
-        if math.isfinite(norm) and norm <= limit:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        total = nn.utils.get_total_norm(gradients)
+        norm, wanted = decide(total, figures, judge)
+        if wanted:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, total)
             set_rates(optimizer, lr * self.lr_scale.get(phase, 1.0))
             optimizer.step()
             if phase in self.emas:
@@ -197,6 +234,20 @@ class Single(Strategy):
 
     def discard(self, phase: str) -> None:
         self.optimizers[phase].zero_grad(set_to_none=True)
+
+    def memory(self) -> dict[str, int]:
+        slots = [
+            value
+            for optimizer in self.optimizers.values()
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        return {
+            "weights": storage_bytes(p for m in self.modules.values() for p in m.parameters()),
+            "moments": storage_bytes(slots),
+            "average": storage_bytes(t for e in self.emas.values() for t in e.shadow.values()),
+        }
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -208,20 +259,17 @@ class Single(Strategy):
             for ema in self.emas.values():
                 ema.swap()
 
-    def save(self, folder: Path) -> None:
-        with disk_errors():
-            for phase, module in self.modules.items():
-                save_file(_host(learned_state(module)), folder / f"{phase}.safetensors")
-                save_file(
-                    optimizer_tensors(module, self.optimizers[phase]),
-                    folder / f"{phase}.optimizer.safetensors",
-                )
-            for phase, ema in self.emas.items():
-                save_file(
-                    _host(ema.shadow),
-                    folder / f"{phase}.ema.safetensors",
-                    {"updates": str(ema.updates)},
-                )
+    def state_files(self) -> Iterator[StateFile]:
+        for phase, module in self.modules.items():
+            yield StateFile(f"{phase}.safetensors", _apart(learned_state(module)))
+            yield StateFile(
+                f"{phase}.optimizer.safetensors",
+                optimizer_tensors(module, self.optimizers[phase]),
+            )
+        for phase, ema in self.emas.items():
+            yield StateFile(
+                f"{phase}.ema.safetensors", _apart(ema.shadow), {"updates": str(ema.updates)}
+            )
 
     def load(self, folder: Path) -> None:
         for phase, module in self.modules.items():
@@ -346,7 +394,7 @@ def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """
     names = {id(p): name for name, p in module.named_parameters()}
     state = optimizer.state
-    return _host(
+    return _apart(
         {
             f"{kind}/{names[id(p)]}": value
             for p, slots in state.items()
@@ -396,14 +444,16 @@ def missing_average(folder: Path) -> InputError:
     )
 
 
-def _host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # clones where tensors share storage (tied weights), which safetensors refuses
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, contiguous, with clones of those that share a storage (tied weights), which
+    safetensors refuses.
+    """
     seen: set[int] = set()
     out = {}
     for name, value in tensors.items():
-        host = value.detach().cpu().contiguous()
-        out[name] = host.clone() if host.data_ptr() in seen and host.numel() else host
-        seen.add(host.data_ptr())
+        own = value.detach().contiguous()
+        out[name] = own.clone() if own.data_ptr() in seen and own.numel() else own
+        seen.add(own.data_ptr())
     return out
 
 

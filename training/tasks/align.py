@@ -96,6 +96,9 @@ class AlignTask(DitTask):
     def costs(self) -> np.ndarray:
         return 2 * np.asarray(self.shards.rows("latents"))
 
+    def weights(self) -> np.ndarray:
+        return np.ones(len(self.shards))
+
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
         if not moment.training:
             songs = np.repeat(np.asarray(songs), NOISE_LEVELS)  # one level says little of a pair

@@ -154,6 +154,9 @@ class LyricTask(Task):
     def costs(self) -> np.ndarray:
         return self.songs.lengths
 
+    def weights(self) -> np.ndarray:
+        return self.songs.lengths - np.asarray(self.songs.answers)
+
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
         """A pack of these songs."""
         numbers = [int(number) for number in songs]

@@ -120,6 +120,12 @@ class Task(ABC):
     def costs(self) -> np.ndarray:
         """int [N]: what each song costs of a pack's size."""
 
+    def weights(self) -> np.ndarray:
+        """[N]: what each song weighs in the loss of a global batch. Every rank knows it of all
+        songs, so that none has to be asked.
+        """
+        return self.costs()
+
     @abstractmethod
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
         """The micro-batch of these songs: a pure function of the songs and the moment."""

@@ -19,10 +19,11 @@ import torch
 from safetensors import SafetensorError
 
 from mudit_engine.errors import ConfigError, InputError, OutputError
+from mudit_engine.training.checkpoints import async_save
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints, find_fault
-from mudit_engine.training.parallel import strategy
 from mudit_engine.training.runlog import read_metrics
-from mudit_engine.training.trainer import InterruptedRun, Trainer
+from mudit_engine.training.stopping import InterruptedRun
+from mudit_engine.training.trainer import Trainer
 from small_songs import small_recipe, write_songs
 
 # a second thread only waits for the first, at these sizes
@@ -125,10 +126,18 @@ def test_second_ctrl_c_stops_at_once(data: Path, whole: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "place, step, newest", [("backward", 6, 4), ("save", 8, 4), ("rename", 8, 4), ("latest", 8, 8)]
+    "place, step, newest, how",
+    [
+        ("backward", 6, 4, ""),
+        ("save", 8, 4, ""),
+        ("rename", 8, 4, ""),
+        ("latest", 8, 8, ""),
+        ("files", 8, 4, "async"),
+        ("rename", 8, 4, "async"),
+    ],
 )
 def test_kill_9(
-    data: Path, whole: Path, tmp_path: Path, place: str, step: int, newest: int
+    data: Path, whole: Path, tmp_path: Path, place: str, step: int, newest: int, how: str
 ) -> None:
     command = [
         sys.executable,
@@ -137,6 +146,7 @@ def test_kill_9(
         str(tmp_path),
         place,
         str(step),
+        *([how] if how else []),
     ]
     done = subprocess.run(
         command,
@@ -152,6 +162,40 @@ def test_kill_9(
     Trainer(small_recipe(data), tmp_path, quiet=True).run()
     assert_same_run(tmp_path, whole)
     assert not list((tmp_path / "checkpoints").glob(".*")), "nothing half-written is left"
+
+
+def test_a_save_beside_the_steps_is_the_same(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Also by way of a disk of the node, of which nothing is left there."""
+    local = tmp_path / "local"
+    changes = {"checkpoint__asynchronous": True, "checkpoint__local": str(local)}
+    Trainer(small_recipe(data, **changes), tmp_path / "run", quiet=True).run()
+    assert_same_run(tmp_path / "run", whole)
+    assert local.is_dir() and not list(local.iterdir())
+
+
+def test_a_save_that_fails_beside_the_steps_ends_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = small_recipe(data, checkpoint__asynchronous=True, checkpoint__every=2)
+    trainer = Trainer(recipe, tmp_path, quiet=True)
+    step = trainer._step
+
+    def filled_up(work: Any) -> Any:
+        if trainer.progress.step == 4:  # what was saved before is on the disk
+            assert trainer._saver is not None
+            trainer._saver.wait()
+            monkeypatch.setattr(async_save, "write_state", full)
+        return step(work)
+
+    monkeypatch.setattr(trainer, "_step", filled_up)
+    with pytest.raises(OutputError, match="step-00000006' could not be written: the disk is full"):
+        trainer.run()
+    newest = Checkpoints(tmp_path / "checkpoints").tags()[0]
+    assert newest.name == "step-00000004"
 
 
 def flip_bit(path: Path) -> None:
@@ -285,7 +329,7 @@ def test_full_disk_leaves_the_older_checkpoint(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(small_recipe(data), tmp_path, quiet=True)
-    save = strategy.save_file
+    save = async_save.save_file
 
     def full(tensors: Any, path: Path, *rest: Any) -> None:
         if trainer.progress.step == 8 and "optimizer" in str(path):
@@ -295,7 +339,7 @@ def test_full_disk_leaves_the_older_checkpoint(
             )
         save(tensors, path, *rest)
 
-    monkeypatch.setattr(strategy, "save_file", full)
+    monkeypatch.setattr(async_save, "save_file", full)
     with pytest.raises(
         OutputError,
         match="step-00000008' could not be written: the disk is full. Older checkpoints are "
@@ -323,9 +367,9 @@ def test_write_that_the_system_cuts_short(tmp_path: Path) -> None:
         with (
             pytest.raises(OutputError, match="could not be written: File too large"),
             checkpoints.saving(2) as folder,
-            strategy.disk_errors(),
+            async_save.disk_errors(),
         ):
-            strategy.save_file({"weights": torch.zeros(10_000)}, folder / "model.safetensors")
+            async_save.save_file({"weights": torch.zeros(10_000)}, folder / "model.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [tag.name for tag in checkpoints.tags()] == ["step-00000001"] and find_fault(

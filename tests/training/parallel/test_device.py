@@ -8,6 +8,7 @@ copied to it is seen.
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.tasks.choose import make_task
 from mudit_engine.training.tasks.task import Moment, Task, pinned, read, to_device
+from mudit_engine.training.trainer import Trainer
 from small_audio import CORPUS_ATTRIBUTES, chinmu_recipe, vae_recipe, write_chords, write_tones
 from small_songs import small_recipe, write_songs
 
@@ -88,6 +90,14 @@ def test_a_micro_batch_never_waits_for_the_device(recipes: dict[str, Recipe], na
     assert not copies.places, copies.places[0]
 
 
+@pytest.mark.parametrize("name", ["dit", "chinmu", "vae"])
+def test_the_weight_of_a_global_batch_is_known_without_asking(
+    recipes: dict[str, Recipe], tmp_path: Any, name: str
+) -> None:
+    work = Trainer(recipes[name], tmp_path, quiet=True)._load(0, 0, 0)
+    assert work.weight == sum(batch.weight * share for batch, share in work.batches) > 0
+
+
 def test_what_loads_a_batch_locks_its_pages(
     recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +122,63 @@ def test_figures_are_read_at_once() -> None:
     assert values.dtype == torch.float64 and reads.count == 0
     assert values.tolist() == [1.5, 2.0, 3.0, float(torch.tensor(0.1))]
     assert read([]).tolist() == []
+
+
+class Scalars(TorchDispatchMode):
+    """How often a value is read from a tensor, one by one or as a list."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.places: list[str] = []
+        tolist = torch.Tensor.tolist
+
+        def listed(tensor: torch.Tensor) -> Any:
+            self.note()
+            return tolist(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", listed)
+
+    def note(self) -> None:
+        self.places.append("".join(traceback.format_list(traceback.extract_stack(limit=9)[:-2])))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("strategy", ["single", "zero1", "zero2", "zero3"])
+def test_a_step_reads_its_figures_once_and_asks_no_other_rank(
+    recipes: dict[str, Recipe], tmp_path: Any, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """Of a step in the middle of a run: one read of the norm and all figures, no host all-reduce,
+    none of gathered objects.
+    """
+    changes: dict[str, Any] = {"steps": 4}
+    if strategy != "single":
+        pytest.importorskip("deepspeed")
+        changes |= {"strategy": "deepspeed", "parallel__zero_stage": int(strategy[-1])}
+    recipe = small_recipe(Path(recipes["dit"].data.folder), **changes)
+    trainer = Trainer(recipe, tmp_path, quiet=True)
+    works = [trainer._load(step, 0, step) for step in range(3)]
+    for work in works[:2]:
+        trainer._step(work)
+    asked: list[str] = []
+    for name in ("sum", "highest", "gather", "first", "barrier"):
+        original = getattr(trainer.ranks, name)
+        monkeypatch.setattr(
+            trainer.ranks,
+            name,
+            lambda *args, name=name, original=original: (asked.append(name), original(*args))[1],
+        )
+    scalars = Scalars(monkeypatch)
+    with scalars:
+        metrics = trainer._step(works[2])
+    assert metrics["loss"] > 0 and metrics["grad_norm"] > 0
+    # DeepSpeed looks at the norm too, which the gate has given it on the host
+    read_here = [place for place in scalars.places if "is_invalid_grad_norm" not in place]
+    assert len(read_here) == 1 and "in decide" in read_here[0], read_here
+    assert asked == []
 
 
 def test_lyrics_of_another_vocabulary_are_refused_on_the_host(recipes: dict[str, Recipe]) -> None:
