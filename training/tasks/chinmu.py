@@ -134,16 +134,23 @@ def register_loss(
     return total
 
 
-def in_parts(encode: Callable[[Sequence[T]], Tensor], items: Sequence[T], at_once: int) -> Tensor:
+def in_parts(
+    encode: Callable[[Sequence[T]], Tensor], items: Sequence[T], at_once: int, *, most: int
+) -> Tensor:
     """encode(items), `at_once` of them at a time (0: all), each part computed again in the backward
     pass instead of kept.
+
+    `most` items are there on some rank. Ranks with fewer compute as many parts, at weight 0: where
+    weights are sharded, each part is a collective.
     """
-    if not at_once or not torch.is_grad_enabled() or len(items) <= at_once:
+    if not at_once or not torch.is_grad_enabled() or most <= at_once:
         return encode(items)
     parts = [items[start : start + at_once] for start in range(0, len(items), at_once)]
-    return torch.cat(
-        [cast(Tensor, checkpoint(encode, part, use_reentrant=False)) for part in parts]
-    )
+    encoded = [cast(Tensor, checkpoint(encode, part, use_reentrant=False)) for part in parts]
+    for _ in range(len(parts), -(-most // at_once)):
+        company = cast(Tensor, checkpoint(encode, items[:1], use_reentrant=False))
+        encoded[0] = encoded[0] + 0 * company.sum()
+    return torch.cat(encoded)
 
 
 class ChinMuLoss(nn.Module):
@@ -174,17 +181,21 @@ class ChinMuLoss(nn.Module):
         nearest to a text.
         """
         rounds, songs, scale = len(inputs.texts), inputs.real, self.chinmu.scale.reshape(())
-        audio_NE = in_parts(self.chinmu.audio, inputs.songs, self.encode_at_once)[:songs]
+        everyone = self._everyone(inputs)
+        most = max([held for held, _ in everyone])
+        at_once = self.encode_at_once
+        audio_NE = in_parts(self.chinmu.audio, inputs.songs, at_once, most=most)[:songs]
         text_RNE = in_parts(
             self.chinmu.encode_text,
             [text for texts in inputs.texts for text in texts],
-            self.encode_at_once,
+            at_once,
+            most=rounds * most,
         ).unflatten(0, (rounds, -1))[:, :songs]
         text_E = text_RNE.flatten(0, 1)
         labels = {name: numbers[:songs] for name, numbers in inputs.labels.items()}
         losses, hits = [], []
         logs: Logs = {}
-        numbered, held = self._others(text_RNE, audio_NE, inputs)
+        numbered, held = self._others(text_RNE, audio_NE, [groups for _, groups in everyone])
         for text_NE, numbers, others in zip(text_RNE, numbered, held, strict=True):
             groups = torch.tensor(numbers, dtype=torch.int64).to(text_NE.device, non_blocking=True)
             if others is None:
@@ -211,13 +222,17 @@ class ChinMuLoss(nn.Module):
         recall = torch.stack(hits).float().mean()
         return loss, {"recall_at_1": (recall, float(songs)), "scale": (scale.detach(), 1.0), **logs}
 
+    def _everyone(self, inputs: ChinMuInputs) -> list[tuple[int, list[Sequence[int]]]]:
+        """Of each rank: how many songs it encodes, and the groups of those that count, by round."""
+        own = [groups[: inputs.real] for groups in inputs.groups]
+        return self.ranks.gather((len(inputs.songs), own))
+
     def _others(
-        self, text_RNE: Tensor, audio_NE: Tensor, inputs: ChinMuInputs
+        self, text_RNE: Tensor, audio_NE: Tensor, held: Sequence[Sequence[Sequence[int]]]
     ) -> tuple[Sequence[Sequence[int]], Sequence[Others | None]]:
         """Groups of all songs of the batch and what other ranks hold of it, for each round."""
         if self.ranks.world == 1:
-            return inputs.groups, [None] * len(inputs.groups)
-        held = self.ranks.gather([groups[: inputs.real] for groups in inputs.groups])
+            return held[0], [None] * len(held[0])
         counts = [len(groups[0]) for groups in held]
         first = sum(counts[: self.ranks.rank])
         all_audio = gather_rows(audio_NE, counts)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.tasks.chinmu import ChinMuTask, crop, register_loss
+from mudit_engine.training.tasks.chinmu import ChinMuTask, crop, in_parts, register_loss
 from mudit_engine.training.tasks.task import Moment
 from mudit_engine.training.trainer import Trainer
 from small_audio import CORPUS_ATTRIBUTES, RATE, write_tones
@@ -196,3 +197,27 @@ def test_registers_are_drawn_in_order(tmp_path: Path) -> None:
     assert not any(text.startswith("pro") for text in inputs.texts[1])
     loss, logs = task.modules["model"](inputs)
     assert float(logs["registers"][0]) > 0 and math.isfinite(float(loss.detach()))
+
+
+@pytest.mark.parametrize("items, most, parts", [(7, 7, 3), (3, 7, 3), (1, 7, 3), (3, 3, 0)])
+def test_ranks_with_fewer_songs_compute_as_many_parts(items: int, most: int, parts: int) -> None:
+    """Where weights are sharded each part gathers them, so that a rank with a part less would leave
+    the others waiting; what it computes for company has no weight.
+    """
+    layer, rows = torch.nn.Linear(4, 2), list(torch.randn(items, 4).unbind())
+    calls = []
+
+    def encode(given: Sequence[torch.Tensor]) -> torch.Tensor:
+        calls.append(len(given))
+        return layer(torch.stack(list(given)))
+
+    out = in_parts(encode, rows, 3, most=most)
+    assert len(calls) == max(parts, 1)
+    out.square().sum().backward()
+    assert len(calls) == 2 * parts + (not parts), "each part again in the backward pass"
+    found = [p.grad for p in layer.parameters()]
+    layer.zero_grad()
+    plain = layer(torch.stack(rows))
+    plain.square().sum().backward()
+    torch.testing.assert_close(out, plain)
+    torch.testing.assert_close(found, [p.grad for p in layer.parameters()])
