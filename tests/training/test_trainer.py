@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
+from mudit_engine.models.dit import DiT
 from mudit_engine.models.folder import load_part, save_config
 from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.guard import DivergedError
@@ -236,6 +238,56 @@ def test_weight_decay_is_for_matrices() -> None:
     decayed, plain = make_optimizer(module, small_recipe(Path("x")).optimizer).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 4)] and decayed["weight_decay"] > 0
     assert len(plain["params"]) == 4 and plain["weight_decay"] == 0
+
+
+def test_gains_do_not_decay() -> None:
+    dit = DiT(load_config("tiny").dit)
+    decayed, plain = make_optimizer(dit, small_recipe(Path("x")).optimizer).param_groups
+    kept = {id(p) for p in plain["params"]}
+    gains = {name for name, p in dit.named_parameters() if "gain" in name and id(p) in kept}
+    assert {name.split(".")[-1] for name in gains} == {
+        "q_gain",
+        "k_gain",
+        "cross_q_gain",
+        "cross_k_gain",
+    }
+    assert not any("gain" in n for n, p in dit.named_parameters() if id(p) not in kept)
+    assert decayed["weight_decay"] > 0 == plain["weight_decay"]
+
+
+@pytest.mark.parametrize("how", ["single", "zero1"])
+def test_a_checkpoint_of_decayed_gains_resumes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """From a time when gains of two dimensions decayed: the groups of the optimiser were others,
+    which no checkpoint knows of.
+    """
+    changes: dict[str, Any] = {"checkpoint__every": 2, "schedule__warmup": 1}
+    if how == "zero1":
+        pytest.importorskip("deepspeed")
+        changes |= {"strategy": "deepspeed", "parallel__zero_stage": 1}
+    with monkeypatch.context() as then:
+        then.setattr("mudit_engine.training.parallel.strategy.gains", lambda module: set())
+        Trainer(small_recipe(data, steps=2, **changes), tmp_path, quiet=True).run()
+    trainer = Trainer(small_recipe(data, steps=4, **changes), tmp_path, quiet=True)
+    loaded: dict[str, torch.Tensor] = {}
+    load = trainer.strategy.load
+
+    def note(tag: Path) -> None:
+        load(tag)
+        again = tmp_path / "again"
+        again.mkdir()
+        trainer.strategy.save(again)
+        for folder in (tag, again):
+            for file in folder.glob("model*.safetensors"):
+                loaded.update({f"{folder.name}/{k}": v for k, v in load_file(file).items()})
+
+    monkeypatch.setattr(trainer.strategy, "load", note)
+    assert trainer.run()["steps"] == 4
+    moments = [name for name in loaded if name.startswith("again/") and "gain" in name]
+    assert len(moments) >= 12
+    for name in moments:
+        assert torch.equal(loaded[name], loaded[name.replace("again", "step-00000002")]), name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

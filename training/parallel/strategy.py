@@ -320,13 +320,16 @@ class Ema:
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW with the fused kernel, decay on matrices only; or Muon beside it (muon.py)."""
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    """AdamW with the fused kernel, decay on matrices only; or Muon beside it (muon.py).
+
+    Embeddings and gains do not decay, whatever their shape: a gain of 0 is no rest but a loss.
+    """
+    kept = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)} | gains(module)
     hidden = hidden_matrices(module) if config.kind == "muon" else set()
     matrices = [p for p in trained(module).values() if id(p) in hidden]
     others = [p for p in trained(module).values() if id(p) not in hidden]
-    decayed = [p for p in others if p.dim() > 1 and id(p) not in embeddings]
-    plain = [p for p in others if p.dim() <= 1 or id(p) in embeddings]
+    plain = [p for p in others if p.dim() <= 1 or id(p) in kept]
+    decayed = [p for p in others if p.dim() > 1 and id(p) not in kept]
     shared = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay, **shared},
@@ -342,6 +345,11 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             weight_decay=config.weight_decay,
         )
     return torch.optim.AdamW(groups, fused=True)
+
+
+def gains(module: nn.Module) -> set[int]:
+    """Ids of the gains of norms, which are named so (q_gain [streams, head width], k_gain)."""
+    return {id(p) for name, p in module.named_parameters() if name.endswith("gain")}
 
 
 def set_rates(optimizer: Any, lr: float) -> None:
