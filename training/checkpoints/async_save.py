@@ -12,6 +12,7 @@ first and copied to the folder that all ranks see.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -139,6 +140,11 @@ class Saver:
         if running is not None:
             running.result(timeout)
             self._running = None
+
+    def close(self) -> None:
+        """Lets a save that still runs end, when something else ended the run."""
+        with contextlib.suppress(Exception):
+            self.wait(PATIENCE)
 
     def _save(self, step: int, files: Sequence[StateFile], texts: Mapping[str, str]) -> None:
         with self.checkpoints.saving(step) as folder:

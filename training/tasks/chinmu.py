@@ -224,7 +224,7 @@ class ChinMuLoss(nn.Module):
 
     def _everyone(self, inputs: ChinMuInputs) -> list[tuple[int, list[Sequence[int]]]]:
         """Of each rank: how many songs it encodes, and the groups of those that count, by round."""
-        own = [groups[: inputs.real] for groups in inputs.groups]
+        own: list[Sequence[int]] = [groups[: inputs.real] for groups in inputs.groups]
         return self.ranks.gather((len(inputs.songs), own))
 
     def _others(
