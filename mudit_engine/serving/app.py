@@ -20,7 +20,6 @@ import base64
 import contextlib
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -31,25 +30,25 @@ from pydantic import BaseModel
 
 from mudit_engine import __version__
 from mudit_engine.availability import require
-from mudit_engine.errors import BusyError, DeadlineError, InputError, MuditError, StoppedError
+from mudit_engine.errors import DeadlineError, InputError, MuditError, StoppedError
 from mudit_engine.reading import Understood
 from mudit_engine.serving import job_store
 from mudit_engine.serving.access import Keys
-from mudit_engine.serving.body_limit import BodyLimit, TooLarge
+from mudit_engine.serving.answers import Failure, add_answers, after
+from mudit_engine.serving.bodies import read_body
+from mudit_engine.serving.body_limit import BodyLimit
 from mudit_engine.serving.engine import SongEngine
 from mudit_engine.serving.fields import (
     GenerateBody,
     SongBody,
     SpeechBody,
-    numbers_of_form,
-    parse,
 )
 from mudit_engine.serving.job_store import Job
 from mudit_engine.serving.monitoring import Metrics, open_tracer
 from mudit_engine.serving.openapi import complete
-from mudit_engine.serving.service import Listener, Retention, SongService, refused
+from mudit_engine.serving.service import Listener, Retention, SongService
 from mudit_engine.serving.song_files import MEDIA_TYPES, SONG, converted, part_of, wav_header
-from mudit_engine.serving.uploads import UploadLimits, decode_upload
+from mudit_engine.serving.uploads import UploadLimits
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +77,6 @@ class ServiceOptions:
     retention: Retention = field(default_factory=Retention)
     save_every: float = 10.0
     sweep_every: float = 300.0
-
-
-class Failure(Exception):
-    """An answer that is no success."""
-
-    def __init__(
-        self, status: int, kind: str, message: str, *, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.message, self.headers = status, kind, message, headers
 
 
 def create_app(
@@ -119,10 +108,8 @@ def create_app(
     require("fastapi", "mudit serve")
     require("python_multipart", "mudit serve")
     from fastapi import FastAPI, Request
-    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
     from starlette.concurrency import run_in_threadpool
-    from starlette.exceptions import HTTPException
 
     options, keys = options or ServiceOptions(), keys or Keys()
 
@@ -164,7 +151,7 @@ def create_app(
     def service_of(request: Request) -> SongService:
         service = request.app.state.service
         if service is None:
-            raise Failure(503, "not_ready", "the model is being loaded", headers=_after(2))
+            raise Failure(503, "not_ready", "the model is being loaded", headers=after(2))
         return cast(SongService, service)
 
     def owner_of(request: Request) -> str:
@@ -182,99 +169,14 @@ def create_app(
             raise Failure(404, "not_found", f"no song '{id[:80]}'")
         return service, job
 
-    # Errors
-
-    def answer(status: int, kind: str, message: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse(
-            {"error": {"type": kind, "message": message}}, status_code=status, headers=headers
-        )
-
-    @app.exception_handler(Failure)
-    async def on_failure(request: Request, error: Failure) -> JSONResponse:
-        if request.app.state.service is not None and error.status != 404:
-            request.app.state.service.metrics.rejected.labels(error.kind).inc()
-        return answer(error.status, error.kind, error.message, error.headers)
-
-    @app.exception_handler(MuditError)
-    async def on_mudit_error(request: Request, error: MuditError) -> JSONResponse:
-        service = request.app.state.service
-        if service is not None:
-            service.metrics.rejected.labels(refused(error)).inc()
-        if isinstance(error, BusyError):
-            draining = service is None or service.draining
-            return answer(
-                503 if draining else 429,
-                "shutting_down" if draining else "busy",
-                str(error),
-                _after(error.retry_after),
-            )
-        if isinstance(error, DeadlineError):
-            return answer(504, "deadline", str(error))
-        if isinstance(error, InputError):
-            return answer(400, "invalid_request", str(error))
-        return answer(500, "failed", str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def on_validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        told = "; ".join(
-            f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()
-        )
-        return answer(400, "invalid_request", told)
-
-    @app.exception_handler(HTTPException)
-    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
-        kind = {404: "not_found", 405: "method_not_allowed"}.get(
-            error.status_code, "invalid_request"
-        )
-        return answer(error.status_code, kind, str(error.detail), error.headers)
+    add_answers(app)
 
     # What requests bring
 
     async def body_of(
         request: Request, kind: type[BaseModel], scratch: Path
     ) -> tuple[Any, Path | None]:
-        """(the validated body, the decoded reference) of JSON or a form."""
-        content = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        if content in ("application/json", ""):
-            try:
-                fields = json.loads(await request.body() or b"null", parse_constant=_no_constant)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"the body is no JSON ({str(error)[:120]})") from None
-            return parse(kind, fields), None  # type: ignore[arg-type]
-        if content != "multipart/form-data" or kind is SpeechBody:
-            raise Failure(
-                415,
-                "unsupported",
-                f"'{content[:60]}': send application/json or multipart/form-data",
-            )
-        try:
-            form = await request.form(max_files=1, max_fields=40, max_part_size=options.body)
-        except (HTTPException, TooLarge):
-            raise
-        except Exception as error:  # the parser's own types
-            raise InputError(f"the form cannot be read ({str(error)[:120]})") from None
-        try:
-            texts: dict[str, str] = {}
-            upload: Any = None
-            for name, value in form.multi_items():
-                if isinstance(value, str):
-                    if name in texts:
-                        raise InputError(f"field '{name[:60]}' is given twice")
-                    texts[name] = value
-                elif name == "reference":
-                    upload = value
-                else:
-                    raise InputError(f"file '{name[:60]}': the one file is named 'reference'")
-            body = parse(kind, numbers_of_form(texts, kind))  # type: ignore[arg-type]
-            if upload is None:
-                return body, None
-            given, decoded = scratch / "upload", scratch / "reference.wav"
-            with given.open("wb") as file:
-                await run_in_threadpool(shutil.copyfileobj, upload.file, file)
-            await decode_upload(given, decoded, limits=options.upload)
-            return body, decoded
-        finally:
-            await form.close()
+        return await read_body(request, kind, scratch, most=options.body, upload=options.upload)
 
     async def start(
         request: Request, body: SongBody, reference: Path | None, owner: str, kept: dict[str, Any]
@@ -614,9 +516,7 @@ def create_app(
         """Whether songs are taken: 503 while the model loads and while the service drains."""
         service = service_of(request)
         if service.draining or not service.engine.batcher.alive:
-            raise Failure(
-                503, "shutting_down", "the service takes no more songs", headers=_after(5)
-            )
+            raise Failure(503, "shutting_down", "the service takes no more songs", headers=after(5))
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", tags=["service"], response_class=Response)
@@ -666,10 +566,6 @@ def _error_of(status: str, message: str | None) -> MuditError:
     return DeadlineError(told) if "in time" in told else MuditError(told)
 
 
-def _after(seconds: float) -> dict[str, str]:
-    return {"Retry-After": str(max(1, round(seconds)))}
-
-
 def _event(name: str | None, data: Any) -> bytes:
     """One server-sent event."""
     head = f"event: {name}\n" if name else ""
@@ -680,7 +576,3 @@ def _delta(audio: bytes) -> bytes:
     return _event(
         None, {"type": "speech.audio.delta", "audio": base64.b64encode(audio).decode("ascii")}
     )
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")

@@ -227,8 +227,8 @@ def _explained(error: Any) -> str:
 
 
 def numbers_of_form(fields: Mapping[str, str], kind: type[_Body] = GenerateBody) -> dict[str, Any]:
-    """Fields of a form, whose values are all text: those that are numbers here become numbers.
-    Raises InputError for text that is none.
+    """Fields of a form, whose values are all text: those that are numbers here become numbers,
+    and "true" and "false" what they say. Raises InputError for other text in their place.
     """
     aliases: Mapping[str, str] = getattr(kind, "aliases", {})
     found: dict[str, Any] = {}
@@ -236,7 +236,11 @@ def numbers_of_form(fields: Mapping[str, str], kind: type[_Body] = GenerateBody)
         own = aliases.get(name, name)
         wanted = str(kind.model_fields[own].annotation) if own in kind.model_fields else ""
         value: Any = text
-        if "int" in wanted or "float" in wanted:
+        if "bool" in wanted:
+            if text not in ("true", "false"):
+                raise InputError(f"{name}: '{text[:60]}' is neither true nor false")
+            value = text == "true"
+        elif "int" in wanted or "float" in wanted:
             try:
                 value = int(text) if "int" in wanted else float(text)
             except ValueError:

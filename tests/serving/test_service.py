@@ -334,8 +334,23 @@ def test_forms_that_are_wrong(served: Served) -> None:
     assert "reference" in post("/v1/songs", **other).json()["error"]["message"]
     assert post("/v1/songs", **_reference(_wav(), seed="one")).status_code == 400
     assert post("/v1/songs", **_reference(_wav(), nothing="x")).status_code == 400
+    maybe = post("/v1/songs", **_reference(_wav(), drums="maybe"))
+    assert maybe.status_code == 400 and "neither true nor false" in maybe.json()["error"]["message"]
     large = post("/v1/songs", **_reference(b"\0" * (2 << 20)))
     assert large.status_code == 413
+
+
+def test_forms_and_json_say_the_same(served: Served) -> None:
+    said = {"melody": "C4 D4", "drums": False, "voice": "female", "style": "jazz"}
+    said |= {"lyrics": "[verse]\n月亮", "planned": True, "steps": 1}
+    form = {**said, "drums": "false", "planned": "true", "steps": "1"}
+    jobs = [
+        served.client.post("/v1/songs", json={"description": "x", "seconds": 2, **said}),
+        served.client.post("/v1/songs", **_reference(_wav(), **form)),
+    ]
+    requests = [job.json()["request"] for job in jobs]
+    for name in ("melody", "drums", "voice", "style", "planned"):
+        assert requests[0][name] == requests[1][name] == said[name]
 
 
 @pytest.mark.parametrize(
