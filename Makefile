@@ -8,6 +8,7 @@
 # make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random
 #              faults: takes an hour on two cores
 # make triton  the model repository in a real Triton Inference Server (the package nvidia-pytriton)
+# make quantize  products in 8 bits by NVIDIA's ModelOpt, which pins other packages
 # make gpu     on a machine with an NVIDIA GPU, with its own Python and torch (PYTHON=python3) and
 #              no network: proves the kernels there, times them, a step, songs and training beside
 #              their peers, writes out/gpu/
@@ -24,7 +25,7 @@ TEST_ARGS ?=
 FLOOR ?= .venv-floor
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help song test test-long test-floor lint docs ranks triton gpu tiny clean
+.PHONY: help song test test-long test-floor lint docs ranks triton quantize gpu tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -69,6 +70,13 @@ triton: $(VENV)/.dev
 	  nvidia-pytriton==0.7.0 numpy==1.26.4
 	MUDIT_TRITON_ENV=$(VENV)-triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
 	  tests/serving/test_triton_server.py
+
+# ModelOpt pins another onnx than this project: its environment has packages of its own
+quantize: $(VENV)/.dev
+	"$(PYTHON)" -m venv $(VENV)-modelopt
+	$(VENV)-modelopt/bin/$(INSTALL) 'nvidia-modelopt[onnx]==0.47.0'
+	MUDIT_MODELOPT_PYTHON=$(VENV)-modelopt/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	  -m slow tests/export/test_quantize.py
 
 # The machine's own Python with its own torch: make gpu PYTHON=python3 STAGES="numerics step"
 gpu:

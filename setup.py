@@ -65,8 +65,8 @@ EXTRAS = {
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],
     "docs": ["mkdocs==1.6.1", "mkdocs-material==9.8.2", "mkdocstrings[python]==1.0.8"],
-    # in an environment of its own, on the GPU host: it wants another onnx
-    "quantize": ["nvidia-modelopt"],
+    # in an environment of its own: it wants another onnx
+    "quantize": ["nvidia-modelopt[onnx]>=0.47,<0.48"],
     # only where its GPU is
     "tensorrt": ["tensorrt==11.4.0.106"],
 }

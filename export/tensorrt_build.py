@@ -32,7 +32,7 @@ from mudit_engine.availability import available, install_command, pinned, requir
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, InputError, MissingError, ModelError, MuditError
 from mudit_engine.export.manifest import add_to_manifest
-from mudit_engine.export.tensorrt_engine import BUILT, quantized_name
+from mudit_engine.export.tensorrt_engine import BUILT
 from mudit_engine.files import atomic_path, write_json, write_text
 from mudit_engine.hardware import machine
 from mudit_engine.runtime.buckets import Bucket, default_buckets, parse_buckets, profiles
@@ -41,7 +41,7 @@ from mudit_engine.runtime.trt_targets import TARGETS, Target, target_of_gpu
 
 ENGINES = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_text")
 TIMING_CACHE = "timing.cache"
-CALIBRATION = "calibration.npz"
+ENTRY = ("flavour", "quantized", "buckets", "package", "capability")  # of a target's engines
 NAMED = 6  # faults that an error names
 
 
@@ -53,20 +53,8 @@ class Options:
     timing_cache: bool = True
     optimization_level: int | None = None
     vae_optimization_level: int | None = None
-    # "fp8" or "int8": the products of `step`, by ModelOpt on the GPU host
+    # "fp8" or "int8": of `step`, the graph that `mudit export quantize` made
     quantize: str | None = None
-    calibration: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.calibration and not self.quantize:
-            raise InputError(
-                "--calibration is what --quantize measures ranges on: give --quantize fp8 or int8 "
-                "too"
-            )
-        if self.calibration and not self.calibration.is_file():
-            raise InputError(
-                f"--calibration '{self.calibration}' is no file: give an .npz of step's inputs"
-            )
 
 
 @dataclass(frozen=True)
@@ -139,12 +127,10 @@ def make_plan(
         entries.append(
             {
                 "name": name,
-                "onnx": f"../../graphs/{options.flavour}/{name}.onnx",
+                "onnx": f"../../{_source(folder, manifest, options, name)}",
                 "engine": f"{name}.engine",
                 "profiles": profiles(config, chosen, name),
                 "optimization_level": level,
-                "quantize": options.quantize if name == "step" else None,
-                "calibration": CALIBRATION if options.calibration and name == "step" else None,
             }
         )
     spec = {
@@ -157,10 +143,30 @@ def make_plan(
         "timing_cache": TIMING_CACHE if options.timing_cache and not target.ahead_of_time else None,
         "model": config.name,
         "flavour": options.flavour,
+        **({"quantized": options.quantize} if options.quantize else {}),
         "buckets": [asdict(bucket) for bucket in chosen],
         "engines": entries,
     }
     return Plan(folder, target, config, chosen, options, names, spec)
+
+
+def _source(folder: Path, manifest: dict[str, Any], options: Options, name: str) -> str:
+    """Where the graph of an engine lies in the deployment."""
+    own = f"graphs/{options.flavour}/{name}.onnx"
+    if options.quantize is None or name != "step":
+        return own
+    known: dict[str, Any] = manifest.get("quantized", {}).get(options.quantize, {})
+    if known.get("flavour") != options.flavour:
+        raise InputError(
+            f"'{folder}' has no {options.flavour} step in {options.quantize}: make it with `mudit "
+            f"export quantize {folder} --to {options.quantize} --flavour {options.flavour}`"
+        )
+    if known["source_sha256"] != manifest["files"][own]["sha256"]:
+        raise ModelError(
+            f"{known['graph']} was made of another {own}: make it again with `mudit export "
+            f"quantize {folder} --to {options.quantize}`"
+        )
+    return str(known["graph"])
 
 
 def write_package(plan: Plan) -> Path:
@@ -172,9 +178,6 @@ def write_package(plan: Plan) -> Path:
     source = Path(__file__).with_name("tensorrt_engine.py")
     with atomic_path(plan.out / "build_engines.py") as aside:
         shutil.copyfile(source, aside)
-    if plan.options.calibration:
-        with atomic_path(plan.out / CALIBRATION) as aside:
-            shutil.copyfile(plan.options.calibration, aside)
     write_text(plan.out / "build.sh", build_script(plan))
     return plan.out
 
@@ -191,12 +194,6 @@ def build_script(plan: Plan) -> str:
         'cd "$(dirname "$0")"',
         f"# {plan.spec['install']}",
     ]
-    if any(entry["quantize"] for entry in plan.spec["engines"]):
-        # in another environment where need be: it pins another onnx than this project
-        lines += [
-            f"# pip install {pinned('modelopt')}",
-            "python build_engines.py spec.json --quantize-only",
-        ]
     lines += [
         "python build_engines.py spec.json",
         "# --runtime tensorrt takes engines that have passed the fusion gate and are recorded",
@@ -209,13 +206,13 @@ def build_script(plan: Plan) -> str:
     return "\n".join([*lines, ""])
 
 
-def lacking(target: Target, options: Options | None = None) -> str | None:
+def lacking(target: Target) -> str | None:
     """Why this machine cannot build a target's engines, with what to do; None when it can."""
     gpus = machine().gpus
     if target.ahead_of_time:
         if not available(target.package):
             return f"the package tensorrt-rtx is not installed: {install_command(target.package)}"
-        return _lacks_modelopt(options)
+        return None
     reasons = []
     if not gpus:
         reasons.append("there is no NVIDIA driver or GPU (nvidia-smi answers nothing)")
@@ -226,18 +223,7 @@ def lacking(target: Target, options: Options | None = None) -> str | None:
         )
     if not available(target.package):
         reasons.append(f"the package tensorrt is not installed ({install_command(target.package)})")
-    if reason := _lacks_modelopt(options):
-        reasons.append(reason)
     return " and ".join(reasons) or None
-
-
-def _lacks_modelopt(options: Options | None) -> str | None:
-    if options and options.quantize and not available("modelopt"):
-        return (
-            f"quantising to {options.quantize} needs ModelOpt, which is not installed "
-            f"({install_command('modelopt')})"
-        )
-    return None
 
 
 def build_engines(
@@ -269,7 +255,7 @@ def build_engines(
         []
     """
     out = write_package(plan)
-    if reason := lacking(plan.target, plan.options):
+    if reason := lacking(plan.target):
         raise MissingError(
             f"engines for {plan.target.name} cannot be built here: {reason}. The build package is "
             f"in '{out}': copy '{plan.folder}' to "
@@ -386,7 +372,7 @@ def record_built(folder: Path, target: str) -> tuple[Plan, list[dict[str, Any]]]
         TARGETS[target],
         load_config(folder),
         tuple(Bucket(**bucket) for bucket in spec["buckets"]),
-        Options(flavour=spec["flavour"]),
+        Options(flavour=spec["flavour"], quantize=spec.get("quantized")),
         tuple(entry["name"] for entry in entries),
         spec,
     )
@@ -434,7 +420,7 @@ def record_engines(plan: Plan, rows: Sequence[dict[str, Any]]) -> None:
     manifest = read_manifest(plan.folder)
     known = dict(manifest.get("engines") or {})
     built = {row["name"]: _brief(row) for row in rows}
-    entry = {key: plan.spec[key] for key in ("flavour", "buckets", "package", "capability")}
+    entry = {key: plan.spec[key] for key in ENTRY if key in plan.spec}
     before = known.pop(plan.target.name, None)
     old = before["engines"] if before else {}
     if built and before and {**before, "engines": None} != {**entry, "engines": None}:
@@ -465,8 +451,7 @@ def check_engine(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
 
     from mudit_engine.export.fusion import fusion_reports, mask_faults, network_counts
 
-    source = quantized_name(entry) if entry["quantize"] else entry["onnx"]
-    model = onnx.load(str((plan.out / source).resolve()), load_external_data=False)
+    model = onnx.load(str((plan.out / entry["onnx"]).resolve()), load_external_data=False)
     with gzip.open(
         (plan.out / entry["engine"]).with_suffix(".log.gz"), "rt", encoding="utf-8"
     ) as file:

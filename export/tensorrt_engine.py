@@ -2,7 +2,7 @@
 the builder's package, nothing else: `mudit export tensorrt` runs this file in a child process, and
 the build package for a GPU host holds a copy of it.
 
-    python build_engines.py spec.json [--only step] [--measure] [--quantize-only]
+    python build_engines.py spec.json [--only step] [--measure]
 
 Paths in the specification are relative to it. Each engine gives one JSON line on stdout: seconds,
 bytes, the builder's memory and its "Total ... Memory" figures; built.json keeps them. The whole
@@ -12,14 +12,7 @@ log, with the fused kernels, lies beside the engine as NAME.log.gz.
      "timing_cache": "timing.cache" | null,
      "engines": [{"name": "step", "onnx": "step.onnx", "engine": "step.engine",
                   "profiles": [{"x": [[1, 384, 96], ...min, opt, max]}],
-                  "optimization_level": null,
-                  "quantize": null | "fp8" | "int8", "calibration": null | "calibration.npz"}]}
-
-An entry with "quantize" goes through NVIDIA's ModelOpt first (its own environment will do:
---quantize-only stops after it): products in 8 bits, attention as it is, because a quantised
-attention is no longer one kernel. "calibration" holds inputs of the graph by name; without it
-ModelOpt makes them up, and ranges of made-up inputs are worth little. This project ran neither
-ModelOpt's pass nor such an engine.
+                  "optimization_level": null}]}
 
 --measure runs each engine (all profiles at their optimum) with CUDA graphs and adds p50, p90 and
 p99 in milliseconds; it needs the GPU.
@@ -34,9 +27,7 @@ import importlib
 import json
 import os
 import resource
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -50,31 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--only", action="append", help="name of an engine; repeatable")
     parser.add_argument(
-        "--quantize-only", action="store_true", help="write the quantised graphs and build nothing"
-    )
-    parser.add_argument(
         "--measure", action="store_true", help="run and time each engine after it is built"
     )
     options = parser.parse_args(arguments)
     spec = json.loads(options.spec.read_text(encoding="utf-8"))
     folder = options.spec.resolve().parent
-    if options.quantize_only:
-        try:
-            for entry in spec["engines"]:
-                if entry.get("quantize"):
-                    print(
-                        json.dumps(
-                            {"name": entry["name"], "quantized": quantize(entry, folder).name}
-                        ),
-                        flush=True,
-                    )
-        except ImportError as error:
-            print(
-                f"error: ModelOpt cannot be imported ({error}): pip install nvidia-modelopt",
-                file=sys.stderr,
-            )
-            return MISSING
-        return 0
     try:
         trt = importlib.import_module(spec["package"])
     except ImportError as error:
@@ -112,45 +83,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def quantized_name(entry: dict[str, Any]) -> str:
-    """File name of an entry's quantised graph, beside the specification."""
-    return f"{entry['name']}.{entry['quantize']}.onnx"
-
-
-def quantize(entry: dict[str, Any], folder: Path) -> Path:
-    """Writes a graph whose products run in 8 bits, attention left out. Raises ImportError without
-    ModelOpt.
-    """
-    from modelopt.onnx.quantization import quantize as modelopt_quantize
-
-    calibration = None
-    if entry.get("calibration"):
-        import numpy
-
-        with numpy.load(folder / entry["calibration"]) as held:
-            calibration = {name: held[name] for name in held.files}
-    else:
-        print(
-            f"{entry['name']}: no calibration inputs given, ranges are of made-up ones",
-            file=sys.stderr,
-        )
-    path = folder / quantized_name(entry)
-    # ModelOpt rewrites the file that it is given: a copy, with the weights that lie beside it
-    source = (folder / entry["onnx"]).resolve()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for file in source.parent.glob(f"{source.name}*"):
-            shutil.copyfile(file, Path(scratch) / file.name)
-        modelopt_quantize(
-            onnx_path=str(Path(scratch) / source.name),
-            quantize_mode=entry["quantize"],
-            calibration_data=calibration,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            op_types_to_exclude=["Attention"],
-            output_path=str(path),
-        )
-    return path
-
-
 class BuildError(RuntimeError):
     """The builder or the parser refused; the message is theirs."""
 
@@ -169,20 +101,6 @@ def build(trt: Any, spec: dict[str, Any], entry: dict[str, Any], folder: Path) -
         parser = trt.OnnxParser(network, logger)
         started = time.perf_counter()
         source = folder / entry["onnx"]
-        if entry.get("quantize"):
-            source = folder / quantized_name(entry)
-            if (
-                not source.is_file()
-                or source.stat().st_mtime < (folder / entry["onnx"]).stat().st_mtime
-            ):
-                try:
-                    quantize(entry, folder)
-                except ImportError as error:
-                    raise BuildError(
-                        f"quantising to {entry['quantize']} needs ModelOpt ({error}): pip install "
-                        f"nvidia-modelopt, or run this file with "
-                        "--quantize-only in an environment that has it"
-                    ) from None
         if not parser.parse_from_file(str(source)):
             faults = [parser.get_error(i) for i in range(parser.num_errors)]
             raise BuildError(

@@ -72,12 +72,7 @@ GRAPHS = ("modulation", "lyric_kv", "conditions", "step", "vae_decode", "chinmu_
 @click.option(
     "--quantize",
     type=click.Choice(("fp8", "int8")),
-    help="Products of `step` in 8 bits by ModelOpt, attention left out.",
-)
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Inputs of `step` (.npz) to measure ranges on.",
+    help="Build the `step` that `mudit export quantize` made.",
 )
 @click.option(
     "--package-only",

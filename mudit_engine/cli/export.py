@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 # the order of `mudit export --help`: from a model to a server
-SUBCOMMANDS = ("onnx", "tensorrt", "triton-server", "verify")
+SUBCOMMANDS = ("onnx", "quantize", "tensorrt", "triton-server", "verify")
 
 
 class _Subcommands(click.Group):

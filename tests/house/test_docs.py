@@ -61,6 +61,8 @@ ELSEWHERE = {
     "--rehearse": "minutes; tests/training/planning/test_rehearse.py",
     "doctor --cluster": "starts ranks; tests/cli/test_cluster.py",
     "--ray": "starts a cluster; tests/training/dataset/test_encode.py",
+    "export quantize": "needs ModelOpt; tests/export/test_quantize.py",
+    "python3 -m venv": "fetches packages from the network",
     "export tensorrt": "builds engines for minutes; tests/export/test_tensorrt_build.py",
     "bench e2e": "minutes at the published size; tests/benchmarks",
     "bench tune": "minutes; tests/backends",
