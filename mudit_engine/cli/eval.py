@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._eval_melody import command as melody
 from mudit_engine.cli._eval_paper import command as paper
 from mudit_engine.cli._eval_retrieval import table, table_options
 from mudit_engine.cli._eval_songs import command as songs_of_systems
@@ -89,8 +90,8 @@ _training = click.option(
 
 @click.group()
 def command() -> None:
-    """Judge songs: a model against its corpus (codec, tiny, retrieval, users), or any systems
-    (songs, paper, survey).
+    """Judge songs: a model against its corpus (codec, tiny, melody, retrieval, users), or any
+    systems (songs, paper, survey).
     """
 
 
@@ -98,6 +99,7 @@ command.add_command(songs_of_systems, "songs")
 command.add_command(paper, "paper")
 command.add_command(survey, "survey")
 command.add_command(users, "users")
+command.add_command(melody, "melody")
 
 
 @command.command()
@@ -251,11 +253,11 @@ def _songs(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], 
     from mudit_engine.evaluation.songs import parted
     from mudit_engine.training.corpus.labels import Song, song_folders
 
-    songs = [_eval_song(Song.load(folder), folder) for folder in song_folders(corpus)]
+    songs = [eval_song(Song.load(folder), folder) for folder in song_folders(corpus)]
     return parted(songs, held_out=held_out, training=training)
 
 
-def _eval_song(song: Song, folder: Path) -> EvalSong:
+def eval_song(song: Song, folder: Path) -> EvalSong:
     """A song's labels as the metrics read them. Prompts alternate between the languages and
     wordings from song to song.
     """
