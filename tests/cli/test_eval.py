@@ -59,6 +59,7 @@ def make_song(corpus: Path, index: int, *, held_out: bool) -> None:
         form=(),
         chords=(),
         melody=(),
+        arrangement=(),
         lyrics="[verse]\n月亮" if sung else "",
         lines=(Line("x", "月亮", 0, "ang", 0.5, 2.5),) if sung else (),
         syllables=(Syllable(0.5, 1.5, 60, "月", "yue4", 0, 0),) if sung else (),

@@ -77,6 +77,7 @@ ELSEWHERE = {
     "mudit align": "makes songs and trains for minutes; tests/training/test_align.py",
     "eval users": "sings for minutes; tests/evaluation/test_user_types.py",
     "eval tiny": "needs a corpus and minutes; tests/cli/test_eval.py",
+    "eval melody": "needs a corpus and minutes; tests/evaluation/test_melodies.py",
     "lyrics train": "needs a base model; tests/training/tasks/test_lyrics.py",
     "lyrics score --run": "needs a run; tests/cli/test_lyrics_write.py",
     "--model Qwen": "needs a model of the hub; tests/lyric_model",
