@@ -86,7 +86,7 @@ def _cells(rows: dict[str, Figure]) -> list[list[Any]]:
 
 def _tunes(corpus: Path, held_out: int, training: int) -> tuple[list[Tune], list[Tune]]:
     """Sung songs of the corpus, held out and for training, drawn evenly."""
-    from mudit_engine.cli.eval import eval_song
+    from mudit_engine.cli._eval_corpus import eval_song
     from mudit_engine.evaluation.melodies import SHORTEST, Tune
     from mudit_engine.evaluation.songs import parted
     from mudit_engine.training.corpus.labels import Song, song_folders

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._eval_corpus import songs_of
 from mudit_engine.cli._eval_melody import command as melody
 from mudit_engine.cli._eval_paper import command as paper
 from mudit_engine.cli._eval_retrieval import table, table_options
@@ -31,8 +32,6 @@ from mudit_engine.cli._eval_users import command as users
 if TYPE_CHECKING:
     from mudit_engine.evaluation.bars import Verdict
     from mudit_engine.evaluation.codec_gate import Report
-    from mudit_engine.evaluation.songs import EvalSong
-    from mudit_engine.training.corpus.labels import Song
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -124,7 +123,7 @@ def codec(
     from mudit_engine.models.folder import model_folder
 
     loaded = Codec.load(model_folder(model))
-    test, train = _songs(corpus, held_out, training_songs)
+    test, train = songs_of(corpus, held_out, training_songs)
     report = judge_codec(loaded, test, train, Listener(work), track=_track(quiet=as_json))
     _show("Codec", report, as_json=as_json)
     _gate(report.verdicts, gate)
@@ -167,7 +166,7 @@ def tiny(
     from mudit_engine.pipeline import SongPipeline
 
     pipeline = SongPipeline.from_pretrained(model)
-    test, train = _songs(corpus, held_out, training_songs)
+    test, train = songs_of(corpus, held_out, training_songs)
     epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
     codec, listener, track = Codec.load(model_folder(model)), Listener(work), _track(quiet=as_json)
     report = judge_songs(
@@ -225,7 +224,7 @@ def retrieval(
     folder = model_folder(model)
     chinmu = load_part("chinmu", load_config(folder), folder)
     assert isinstance(chinmu, ChinMu)
-    test, _ = _songs(corpus, held_out, 8)
+    test, _ = songs_of(corpus, held_out, 8)
     rows, found = judge_retrieval(chinmu, test, track=_track(quiet=as_json))
     if as_json:
         emit_json({"rows": rows, "verdicts": found})
@@ -246,48 +245,6 @@ def retrieval(
         print_table("Retrieval", columns, cells, numeric=["K", "RA@K", "chance", "songs"])
         _show_verdicts(found)
     _gate(found, gate)
-
-
-def _songs(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], list[EvalSong]]:
-    """(held-out, training) songs of a corpus. Raises InputError when it holds too few."""
-    from mudit_engine.evaluation.songs import parted
-    from mudit_engine.training.corpus.labels import Song, song_folders
-
-    songs = [eval_song(Song.load(folder), folder) for folder in song_folders(corpus)]
-    return parted(songs, held_out=held_out, training=training)
-
-
-def eval_song(song: Song, folder: Path) -> EvalSong:
-    """A song's labels as the metrics read them. Prompts alternate between the languages and
-    wordings from song to song.
-    """
-    from mudit_engine.evaluation.songs import LEVELS, USERS, EvalSong
-    from mudit_engine.metrics.ctc import SungSyllable, syllable_phonemes
-
-    by_user = {user: [d.text for d in song.descriptions if d.user == user] for user in USERS}
-    return EvalSong(
-        id=song.id,
-        audio=folder / "mix.flac",
-        held_out=song.held_out,
-        seconds=song.seconds,
-        style=song.style,
-        bpm=song.bpm,
-        key=song.key_name,
-        drums=song.drums,
-        voice=song.voice,
-        language=song.language,
-        lyrics=song.lyrics,
-        syllables=tuple(
-            SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end) for s in song.syllables
-        ),
-        prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items()},
-        fragments={
-            level: tuple(
-                dict.fromkeys(text for d in song.descriptions for text in getattr(d, f"{level}s"))
-            )
-            for level in LEVELS
-        },
-    )
 
 
 def _track(*, quiet: bool) -> Any:

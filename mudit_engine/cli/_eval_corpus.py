@@ -1,0 +1,55 @@
+"""Songs of a corpus as the evaluation reads them.
+
+held_out, training = songs_of(corpus, 48, 240)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mudit_engine.evaluation.songs import EvalSong
+    from mudit_engine.training.corpus.labels import Song
+
+
+def songs_of(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], list[EvalSong]]:
+    """(held-out, training) songs of a corpus. Raises InputError when it holds too few."""
+    from mudit_engine.evaluation.songs import parted
+    from mudit_engine.training.corpus.labels import Song, song_folders
+
+    songs = [eval_song(Song.load(folder), folder) for folder in song_folders(corpus)]
+    return parted(songs, held_out=held_out, training=training)
+
+
+def eval_song(song: Song, folder: Path) -> EvalSong:
+    """A song's labels as the metrics read them. Prompts alternate between the languages and
+    wordings from song to song.
+    """
+    from mudit_engine.evaluation.songs import LEVELS, USERS, EvalSong
+    from mudit_engine.metrics.ctc import SungSyllable, syllable_phonemes
+
+    by_user = {user: [d.text for d in song.descriptions if d.user == user] for user in USERS}
+    return EvalSong(
+        id=song.id,
+        audio=folder / "mix.flac",
+        held_out=song.held_out,
+        seconds=song.seconds,
+        style=song.style,
+        bpm=song.bpm,
+        key=song.key_name,
+        drums=song.drums,
+        voice=song.voice,
+        language=song.language,
+        lyrics=song.lyrics,
+        syllables=tuple(
+            SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end) for s in song.syllables
+        ),
+        prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items()},
+        fragments={
+            level: tuple(
+                dict.fromkeys(text for d in song.descriptions for text in getattr(d, f"{level}s"))
+            )
+            for level in LEVELS
+        },
+    )
