@@ -39,7 +39,7 @@ OUTLINE = Outline(
 
 
 def config(*groups: str) -> DitConfig:
-    return MICRO.dit.model_copy(update=dict.fromkeys(groups, True))
+    return MICRO.dit.model_copy(update={name: name in groups for name in OUTLINE_GROUPS})
 
 
 def test_a_model_that_asks_for_nothing_has_the_first_columns() -> None:
