@@ -174,7 +174,7 @@ class Seconds(click.ParamType):
 @click.option("--steps", type=click.IntRange(1, 1000), help="Sampler steps.")
 @click.option(
     "--guidance",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 100),
     help="Guidance weight; 1 is none and takes half the time.",
 )
 @click.option(
