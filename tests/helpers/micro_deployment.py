@@ -1,13 +1,17 @@
-"""A tiny model with random weights that exercises every input of the graphs."""
+"""A tiny model with random weights that exercises every input of the graphs, and what its export is
+held to.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mudit_engine.config import ModelConfig
-from mudit_engine.models.folder import PARTS, build_part, save_config, save_part
+from mudit_engine.config import ModelConfig, load_config
+from mudit_engine.export.parity import SAMPLERS
+from mudit_engine.models.folder import PARTS, build_part, load_part, save_config, save_part
 
 VAE = {
     "sample_rate": 8000,
@@ -37,6 +41,19 @@ CHINMU = {
     "embedding": 32,
 }
 CHINMU |= {"head_dim": 32}
+# of a song that parity is measured in
+MODES = {
+    *(f"sampler {name}" for name in SAMPLERS),
+    *(
+        "no guidance",
+        "guidance interval",
+        "negative description",
+        "reference audio",
+        "instrumental",
+        "nothing said",
+    ),
+    *("songs of several lengths", "decode", "text"),
+}
 
 
 def micro_config(**dit: object) -> ModelConfig:
@@ -67,3 +84,12 @@ def save_model(folder: Path, config: ModelConfig) -> Path:
                 torch.nn.init.normal_(parameter, std=0.1)
         save_part(part, module, folder)
     return folder
+
+
+def parts(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
+    config = load_config(folder)
+    return (
+        load_part("dit", config, folder, dtype=dtype),
+        load_part("vae", config, folder),
+        load_part("chinmu", config, folder),
+    )
