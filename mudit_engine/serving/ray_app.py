@@ -325,12 +325,12 @@ def _start_proxy(serve: Any, host: str, port: int) -> None:
         try:
             serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
             return
-        except RayActorError as error:
+        except (RayActorError, TimeoutError) as error:
             if not left:
+                said = (str(error).splitlines() or [type(error).__name__])[0]
                 raise MuditError(
                     "Ray Serve's proxy did not start in the time that Ray gives it "
-                    "(RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S, in the cluster's environment): "
-                    f"{str(error).splitlines()[0]}"
+                    f"(RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S, in the cluster's environment): {said}"
                 ) from None
             time.sleep(1)
 
