@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mudit_engine.config import OUTLINE_GROUPS
 from mudit_engine.errors import MissingError
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.runlog import read_metrics
@@ -41,8 +42,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["serial", "parallel", "per-block", "outline"],
 )
 def test_flops_are_those_that_run(data: Path, changes: dict[str, Any]) -> None:
+    plain = dict.fromkeys(("outline", *OUTLINE_GROUPS), False)
     recipe = small_recipe(
-        data, model_overrides__dit={**SMALL_DIT, "outline": False, **changes}, dit__reference=1.0
+        data, model_overrides__dit={**SMALL_DIT, **plain, **changes}, dit__reference=1.0
     )
     task = DitTask(recipe, Shards(data))
     batch = task.load(range(8), Moment(0, 0, 0))
