@@ -127,8 +127,9 @@ def open_edit(request: SongRequest) -> Edit | None:
     audio, latents = path, None
     if info is not None:
         audio = side.with_name(info["file"]) if path.suffix == ".json" else path
-        if isinstance(name := info.get("latents"), str) and (side.parent / name).is_file():
-            latents = side.parent / name
+        name = info.get("latents")
+        if isinstance(name, str) and Path(name).name == name and side.with_name(name).is_file():
+            latents = side.with_name(name)
     seconds = audio_seconds(audio) if info is None else float(info["request"]["seconds"])
     spans = None if request.repaint is None else repaint_spans(request.repaint)
     if spans and spans[-1][1] > seconds + 1e-6:
