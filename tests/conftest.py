@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,13 @@ def fixed_seed() -> None:
     """What a test draws does not depend on the tests before it."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def levels_of_logs() -> None:
+    """A command that ran in an earlier test of this process left its level of messages."""
+    for name in ("mudit_engine", "mudit_engine.training"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
