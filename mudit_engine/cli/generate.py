@@ -25,6 +25,7 @@ from mudit_engine.cli._console import (
     progress,
 )
 from mudit_engine.cli._requests import Job, jobs_of
+from mudit_engine.cli._understood import print_understood
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.names import (
     REFERENCE_KINDS,
@@ -338,7 +339,7 @@ def _report(
     if options["as_json"]:
         emit_json({**timed, "songs": rows, "understood": read, "failures": failures})
     elif options["dry_run"]:
-        _print_understood(read)
+        print_understood(read)
     elif rows:
         _print_songs(rows)
     if failures:
@@ -475,26 +476,6 @@ def _write_midi(path: str, reader: TextReader, understood: Understood) -> None:
             f"{path}: model '{reader.config.name}' follows tempo, key and chords of it, and not "
             "the melody"
         )
-
-
-def _print_understood(read: list[dict[str, Any]]) -> None:
-    """A row for each property of each song, and the words that no table knows."""
-    for one in read:
-        cells = [
-            [name, _shown(found["value"]), found["source"], found.get("words", "")]
-            for name, found in one["properties"].items()
-        ]
-        if one["unread"]:
-            cells.append(["for the text encoder", "", "words", ", ".join(one["unread"])])
-        print_table(one["out"], ["property", "value", "from", "words"], cells)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _best(pipeline: SongPipeline, job: Job, count: int, report: Any) -> Song:
