@@ -2,7 +2,7 @@
 
     edit = open_edit(request)             # None where nothing is edited
     request = edit.merged(request)        # what the sidecar says and the request does not
-    held = edit.held(frames, frame_rate, seconds=seconds, bar=bar)        # bool [frames]
+    held = edit.held(frames, frame_rate, bpm=bpm)        # bool [frames]
 
 A song of this engine is known from its sidecar: its request, tempo, key and the seed of its plan,
 and its latents where they were kept (`mudit generate --latents`). Of any other audio only the sound
@@ -181,10 +181,7 @@ def went_on(plan: SongPlan, tail: SongPlan, *, kept: float, seconds: float) -> S
         ],
         arrangement=[
             *(one for one in sections if one.start < one.end),
-            *(
-                replace(one, start=one.start + kept, end=one.end + kept)
-                for one in after.arrangement
-            ),
+            *map(later, after.arrangement),
         ],
     )
     return replace(plan, seconds=seconds, outline=outline)

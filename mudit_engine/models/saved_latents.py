@@ -6,8 +6,6 @@ latents = load_latents("song.safetensors", config.vae)        # None: another co
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,12 @@ from torch import Tensor
 from mudit_engine.config import VaeConfig
 from mudit_engine.errors import InputError
 from mudit_engine.files import atomic_path
+from mudit_engine.models.contract import digest
 
 
 def codec_digest(config: VaeConfig) -> str:
     """SHA-256 of what decides how latents of a codec are laid out."""
-    told = json.dumps(config.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+    return digest(config.model_dump(mode="json"))
 
 
 def save_latents(path: Path, latents_TC: np.ndarray, config: VaeConfig) -> None:
