@@ -195,6 +195,20 @@ def progress(description: str, *, total: float | None, quiet: bool = False) -> I
         yield advance
 
 
+def tracked(*, quiet: bool = False) -> Any:
+    """What passes items through under a bar, `track(items, text)`, as the evaluation's functions
+    take it (evaluation/songs.py, `Track`).
+    """
+
+    def track(items: Sequence[Any], text: str) -> Iterator[Any]:
+        with progress(text, total=len(items), quiet=quiet) as advance:
+            for item in items:
+                yield item
+                advance()
+
+    return track
+
+
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM ends the work as Ctrl-C does: what is finished is kept (exit code 130)."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.melodies import Tune
@@ -56,11 +56,7 @@ def command(
     pipeline = SongPipeline.from_pretrained(model)
     held_out, training = _tunes(corpus, songs, training_songs)
 
-    def track(items: Any, text: str) -> Any:
-        with progress(text, total=len(items), quiet=as_json) as advance:
-            for item in items:
-                yield item
-                advance()
+    track = tracked(quiet=as_json)
 
     codec = Codec.load(model_folder(model))
     report = judge_melodies(pipeline, codec, held_out, training, seed=seed, track=track)

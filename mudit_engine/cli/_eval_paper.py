@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from mudit_engine.cli._console import json_option, note, progress
+from mudit_engine.cli._console import json_option, note, tracked
 from mudit_engine.cli._eval_songs import asoa_by, show_comparison, sst_by
 from mudit_engine.errors import InputError
 
@@ -135,11 +135,7 @@ def command(
         if name not in names:
             raise InputError(f"--english {name} is no system: name one of {', '.join(names)}")
 
-    def track(items: Any, text: str) -> Any:
-        with progress(text, total=len(items), quiet=as_json) as advance:
-            for item in items:
-                yield item
-                advance()
+    track = tracked(quiet=as_json)
 
     described = [
         DescribedSong(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
 from mudit_engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,11 +130,7 @@ def command(
     similarities += [asoa_by(asoa, asoa_variant, trust_remote_code)] if asoa else []
     similarities += [lyrics_by(lyrics)] if lyrics else []
 
-    def track(items: Any, text: str) -> Any:
-        with progress(text, total=len(items), quiet=as_json) as advance:
-            for item in items:
-                yield item
-                advance()
+    track = tracked(quiet=as_json)
 
     comparison = compare(
         systems,

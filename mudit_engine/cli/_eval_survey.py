@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.survey.answers import Key
@@ -141,11 +141,7 @@ def make(
         seed=seed,
     )
 
-    def track(items: Any, text: str) -> Any:
-        with progress(text, total=len(items), quiet=as_json) as advance:
-            for item in items:
-                yield item
-                advance()
+    track = tracked(quiet=as_json)
 
     made = make_survey(
         [System.of(folder) for folder in folders],

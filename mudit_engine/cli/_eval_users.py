@@ -6,11 +6,10 @@ mudit eval users --requests requests.jsonl --seconds 10
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
 
 
 @click.command()
@@ -56,11 +55,7 @@ def command(
     folder = model_folder(judge or model)
     chinmu = cast(Encoder, load_part("chinmu", load_config(folder), folder).eval())
 
-    def track(items: Any, text: str) -> Any:
-        with progress(text, total=len(items), quiet=as_json) as advance:
-            for item in items:
-                yield item
-                advance()
+    track = tracked(quiet=as_json)
 
     report = swap_user_types(
         SongPipeline.from_pretrained(model),

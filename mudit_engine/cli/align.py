@@ -19,8 +19,8 @@ from mudit_engine.cli._console import (
     json_option,
     note,
     print_table,
-    progress,
     stop_on_sigterm,
+    tracked,
 )
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -182,11 +182,7 @@ def command(
         overrides,
     )
 
-    def track(items: Any, text: str) -> Any:
-        with progress(text, total=len(items), quiet=as_json) as advance:
-            for item in items:
-                yield item
-                advance()
+    track = tracked(quiet=as_json)
 
     train, held = align.requests_of(plan)
     rewarding, judging = reward_model or model, judge or reward_model or model

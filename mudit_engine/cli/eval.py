@@ -14,13 +14,13 @@ mudit_engine/evaluation/bars.py is missed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
 from mudit_engine.cli._eval_corpus import songs_of
 from mudit_engine.cli._eval_melody import command as melody
 from mudit_engine.cli._eval_paper import command as paper
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mudit_engine.evaluation.bars import Verdict
     from mudit_engine.evaluation.codec_gate import Report
 
-T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -124,7 +123,7 @@ def codec(
 
     loaded = Codec.load(model_folder(model))
     test, train = songs_of(corpus, held_out, training_songs)
-    report = judge_codec(loaded, test, train, Listener(work), track=_track(quiet=as_json))
+    report = judge_codec(loaded, test, train, Listener(work), track=tracked(quiet=as_json))
     _show("Codec", report, as_json=as_json)
     _gate(report.verdicts, gate)
 
@@ -168,7 +167,7 @@ def tiny(
     pipeline = SongPipeline.from_pretrained(model)
     test, train = songs_of(corpus, held_out, training_songs)
     epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
-    codec, listener, track = Codec.load(model_folder(model)), Listener(work), _track(quiet=as_json)
+    codec, listener, track = Codec.load(model_folder(model)), Listener(work), tracked(quiet=as_json)
     report = judge_songs(
         pipeline,
         codec,
@@ -214,7 +213,7 @@ def retrieval(
             f"{given[0]} has no effect {'with' if train else 'without'} --train: leave it out"
         )
     if train:
-        track = _track(quiet=as_json)
+        track = tracked(quiet=as_json)
         table(train, songs=held_out, as_json=as_json, track=track, **told)
         return
     from mudit_engine.evaluation.retrieval import judge_retrieval
@@ -225,7 +224,7 @@ def retrieval(
     chinmu = load_part("chinmu", load_config(folder), folder)
     assert isinstance(chinmu, ChinMu)
     test, _ = songs_of(corpus, held_out, 8)
-    rows, found = judge_retrieval(chinmu, test, track=_track(quiet=as_json))
+    rows, found = judge_retrieval(chinmu, test, track=tracked(quiet=as_json))
     if as_json:
         emit_json({"rows": rows, "verdicts": found})
     else:
@@ -245,16 +244,6 @@ def retrieval(
         print_table("Retrieval", columns, cells, numeric=["K", "RA@K", "chance", "songs"])
         _show_verdicts(found)
     _gate(found, gate)
-
-
-def _track(*, quiet: bool) -> Any:
-    def track(items: Sequence[T], text: str) -> Iterable[T]:
-        with progress(text, total=len(items), quiet=quiet) as advance:
-            for item in items:
-                yield item
-                advance()
-
-    return track
 
 
 def _show(title: str, report: Report, *, as_json: bool) -> None:
