@@ -371,7 +371,7 @@ def _without_weights(model: Any, *, most: int = 1024) -> Any:
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == half:
             value.type.tensor_type.elem_type = whole
-    for node in _nodes(graph):
+    for node in all_nodes(graph):
         for attribute in node.attribute:
             if attribute.type == AttributeProto.INT and node.op_type == "Cast":
                 attribute.i = whole if attribute.i == half else attribute.i
@@ -403,7 +403,7 @@ def check_graph(
         faults.append(f"opset {versions.get('ai.onnx')} instead of {opset}")
     if foreign := sorted(versions.keys() - {"ai.onnx"}):
         faults.append(f"operators outside ONNX: {', '.join(foreign)}")
-    used = {name for node in _nodes(model.graph) for name in node.input}
+    used = {name for node in all_nodes(model.graph) for name in node.input}
     if unused := [value.name for value in model.graph.input if value.name not in used]:
         faults.append(f"unused inputs {', '.join(unused)}")
     if (given := [value.name for value in model.graph.input]) != list(inputs):
@@ -427,25 +427,26 @@ def check_graph(
     }
     kinds |= {
         onnx.TensorProto.DataType.Name(one.i)
-        for node in _nodes(model.graph)
+        for node in all_nodes(model.graph)
         for one in node.attribute
         if node.op_type == "Cast"
     }
     if odd := sorted(kinds & {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"} - floats):
         faults.append(f"values of type {', '.join(odd)}")
-    for node in _nodes(model.graph):
+    for node in all_nodes(model.graph):
         # TensorRT ignores this input in silence, and padding would be attended to
         if node.op_type == "Attention" and len(node.input) > 6 and node.input[6]:
             faults.append(f"{node.name} has nonpad_kv_seqlen")
     return faults
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph, those of its loops and branches included."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+                yield from all_nodes(attribute.g)
 
 
 def _described(value: Any) -> dict[str, Any]:

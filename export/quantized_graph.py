@@ -14,13 +14,14 @@ ModelOpt is told to leave it, because a quantised attention is no longer one ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mudit_engine.errors import GateError
+from mudit_engine.export.onnx_export import all_nodes
 
 KINDS = ("fp8", "int8")
 LARGEST = {"fp8": 448.0, "int8": 127.0}  # of e4m3 and int8
@@ -80,7 +81,7 @@ def widened(model: Any) -> Any:
     for value in (*copied.graph.input, *copied.graph.output, *copied.graph.value_info):
         if value.type.tensor_type.elem_type in halves:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    for node in _nodes(copied.graph):
+    for node in all_nodes(copied.graph):
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 widen(attribute.t)
@@ -270,22 +271,14 @@ def _zero(graph: Any, name: str, shape: tuple[int, ...], kind: str) -> str:
 
 def _drop_unused(graph: Any) -> None:
     """Removes Transposes and initialisers that nothing reads any more."""
-    read = {name for node in _nodes(graph) for name in node.input}
+    read = {name for node in all_nodes(graph) for name in node.input}
     read |= {value.name for value in graph.output}
     left = [node for node in graph.node if node.op_type != "Transpose" or node.output[0] in read]
     if len(left) != len(graph.node):
         del graph.node[:]
         graph.node.extend(left)
-        read = {name for node in _nodes(graph) for name in node.input}
+        read = {name for node in all_nodes(graph) for name in node.input}
         read |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
