@@ -372,14 +372,14 @@ class RequestReader(TextReader):
             outline=rows,
             texts=understood.fragments,
             negative_texts=negative,
-            **self._given(understood),
+            given=self._given(understood),
         )
 
-    def _given(self, understood: Understood) -> dict[str, Tensor]:
-        """The frames of an edited song, and which of them stay."""
+    def _given(self, understood: Understood) -> tuple[Tensor, Tensor] | None:
+        """The latents of an edited song, and which of its frames stay."""
         edit = understood.edit
         if edit is None:
-            return {}
+            return None
         frames, rate = understood.frames, self.config.vae.frame_rate
         held_T = torch.from_numpy(edit.held(frames, rate, bpm=understood.outline.bpm))
         found_TC = None
@@ -391,7 +391,7 @@ class RequestReader(TextReader):
         known = min(frames, len(found_TC))
         given_TC[:known] = found_TC[:known]
         held_T[known:] = False
-        return {"given": given_TC, "held": held_T}
+        return given_TC, held_T
 
     @torch.inference_mode()
     def encode_reference(self, path: str | Path, *, max_frames: int) -> Tensor:

@@ -74,9 +74,8 @@ class SongInputs:
         texts: the fragments themselves, for a runtime that reads text; of `descriptions` it takes
             the number of rows alone.
         negative_texts: the same of `negative`.
-        given: fp32 [frames, C] of a song that is edited, read by a model with config.edits; rows
-            that are not held mean nothing.
-        held: bool [frames], which of them stay as they are.
+        given: of a song that is edited, its latents fp32 [frames, C] and which of them stay as they
+            are, bool [frames]; for a model with config.edits.
 
     Examples:
         >>> from mudit_engine.config import PathConfig, SamplerConfig
@@ -104,8 +103,7 @@ class SongInputs:
     # negative their number of rows alone
     texts: Sequence[str] = ()
     negative_texts: Sequence[str] = ()
-    given: Tensor | None = None  # [frames, C]
-    held: Tensor | None = None  # [frames]
+    given: tuple[Tensor, Tensor] | None = None  # [frames, C], [frames]
 
 
 @dataclass(kw_only=True)
@@ -337,8 +335,9 @@ class Denoiser:
                 device, dtype
             )
             unknown = no_outline(song.frames, 0, dit.config).to(device, dtype)
-            if song.held is not None:
-                known, unknown = (hold(rows, song.held, dit.config) for rows in (known, unknown))
+            if song.given is not None:
+                held_T = song.given[1]
+                known, unknown = (hold(rows, held_T, dit.config) for rows in (known, unknown))
             outlines = (
                 dit.embed_outline(known, lyrics_LE),
                 dit.embed_outline(unknown, lyrics_LE[:0]),
@@ -392,9 +391,10 @@ class Denoiser:
         )
         generator, noise = initial_noise(song, dit.config.latent_channels)
         given = None
-        if song.given is not None and song.held is not None:
-            given = song.given.to(device), song.held.to(device)[:, None]
-            noise = torch.where(song.held[:, None], song.given, noise)
+        if song.given is not None:
+            given_TC, held_T1 = song.given[0], song.given[1][:, None]
+            given = given_TC.to(device), held_T1.to(device)
+            noise = torch.where(held_T1, given_TC, noise)
         return SongState(
             frames=song.frames,
             table=song.table,
