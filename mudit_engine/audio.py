@@ -7,8 +7,10 @@ save_audio("song.flac", audio_cS, 44100)
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,25 +73,8 @@ def load_audio(path: str | Path) -> tuple[Tensor, int]:
     import torch
 
     path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f"audio '{path}' is a folder: give a file"
-            if path.is_dir()
-            else f"no audio file '{path}': check the path"
-        )
-    try:
+    with _reading(path):
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except PermissionError:
-        raise InputError(f"audio file '{path}' cannot be read: permission denied") from None
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        reason = str(getattr(error, "error_string", error)).rstrip(".")
-        # ffmpeg does not write into what it reads
-        other = path.stem + (".flac" if path.suffix.lower() == ".wav" else ".wav")
-        raise InputError(
-            f"audio file '{path}' cannot be decoded ({reason}): WAV, FLAC, OGG and MP3 are "
-            f"accepted; "
-            f"convert it, for example with: ffmpeg -i '{path.name}' '{other}'"
-        ) from None
     if not len(samples):
         raise InputError(f"audio file '{path}' holds no samples: give a file with sound in it")
     audio_cS = torch.from_numpy(samples.T.copy())
@@ -103,13 +88,33 @@ def audio_seconds(path: str | Path) -> float:
     import soundfile
 
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no audio file '{path}': check the path")
-    try:
+    with _reading(path):
         return float(soundfile.info(path).duration)
-    except (RuntimeError, TypeError) as error:
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises InputError for a file that is missing, and in place of what soundfile raises."""
+    import soundfile
+
+    if not path.is_file():
         raise InputError(
-            f"'{path}' cannot be read as audio ({error}): use {', '.join(FORMATS)}"
+            f"audio '{path}' is a folder: give a file"
+            if path.is_dir()
+            else f"no audio file '{path}': check the path"
+        )
+    try:
+        yield
+    except PermissionError:
+        raise InputError(f"audio file '{path}' cannot be read: permission denied") from None
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        # ffmpeg does not write into what it reads
+        other = path.stem + (".flac" if path.suffix.lower() == ".wav" else ".wav")
+        raise InputError(
+            f"audio file '{path}' cannot be decoded ({reason}): WAV, FLAC, OGG and MP3 are "
+            f"accepted; "
+            f"convert it, for example with: ffmpeg -i '{path.name}' '{other}'"
         ) from None
 
 
