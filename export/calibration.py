@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from mudit_engine.config import ModelConfig
-from mudit_engine.errors import ModelError
 from mudit_engine.export.quantized_graph import widened
 from mudit_engine.reading import RequestReader
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, denoise
 from mudit_engine.runtime.graph_denoiser import GraphDenoiser
 from mudit_engine.runtime.load import load_codec_and_text
+from mudit_engine.runtime.onnx_session import OnnxSession
 
 EXTERNAL_BYTES = 2**31 - 2**20  # protobuf's own limit is 2 GiB
 
@@ -72,43 +72,25 @@ def songs(
     return found
 
 
-class TwinSession:
+class TwinSession(OnnxSession):
     """The half precision graphs of a deployment folder on a CPU, widened to float32, whose types
-    ONNX Runtime has there (runtime/graph_denoiser.py's Session). `step` is another graph to run
-    for that of this name.
+    ONNX Runtime has there. `step` is another graph to run for that of this name.
     """
 
     def __init__(self, folder: Path, *, flavour: str, step: Path | None = None) -> None:
-        self.paths = {path.stem: path for path in (folder / "graphs" / flavour).glob("*.onnx")} | (
-            {"step": step} if step else {}
-        )
-        self.sessions: dict[str, Any] = {}
+        super().__init__(folder / "graphs" / flavour)
+        self.step = step
 
-    def run(self, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Raises ModelError for a graph that does not open."""
-        session = self.sessions.get(graph) or self._open(graph)
-        arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
-        return tuple(torch.from_numpy(one) for one in session.run(None, arrays))
+    def _path(self, graph: str) -> Path:
+        return self.step if graph == "step" and self.step else super()._path(graph)
 
-    def _open(self, graph: str) -> Any:
+    def _session(self, path: Path) -> Any:
         import onnx
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
         with tempfile.TemporaryDirectory(prefix="mudit-twin-") as work:
-            path = Path(work) / "twin.onnx"
-            save_model(widened(onnx.load(str(self.paths[graph]))), path)
-            try:
-                self.sessions[graph] = onnxruntime.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:  # onnxruntime raises its own unrelated exception types
-                raise ModelError(
-                    f"'{self.paths[graph]}' does not run on this CPU: {error}"
-                ) from error
-        return self.sessions[graph]
+            twin = Path(work) / "twin.onnx"
+            save_model(widened(onnx.load(str(path))), twin)
+            return super()._session(twin)
 
 
 def save_model(model: Any, path: Path) -> None:

@@ -38,19 +38,23 @@ class OnnxSession:
             )
             raise ModelError(message) from error
 
-    def _open(self, graph: str) -> Any:
+    def _path(self, graph: str) -> Path:
+        return self.folder / f"{graph}.onnx"
+
+    def _session(self, path: Path) -> Any:
         import onnxruntime
 
-        path = self.folder / f"{graph}.onnx"
-        if not path.is_file():
-            raise ModelError(f"no graph '{path}': export the model again with `mudit export onnx`")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def _open(self, graph: str) -> Any:
+        path = self._path(graph)
+        if not path.is_file():
+            raise ModelError(f"no graph '{path}': export the model again with `mudit export onnx`")
         try:
-            self.sessions[graph] = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self.sessions[graph] = self._session(path)
         except Exception as error:  # onnxruntime raises its own unrelated exception types
             raise ModelError(
                 f"graph '{path}' cannot be opened ({error}): export the model again with `mudit "
