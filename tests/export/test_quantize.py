@@ -18,6 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from micro_deployment import micro_config, save_model
 from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
 from mudit_engine.errors import GateError, InputError, MissingError, ModelError
@@ -196,7 +197,9 @@ onnx.save(model, folder / "measured.onnx")
 
 
 @pytest.fixture(scope="module")
-def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two blocks, since the first is kept out of 8 bits."""
+    model = save_model(tmp_path_factory.mktemp("two"), micro_config(outline=True, blocks=2))
     return export_onnx(model, tmp_path_factory.mktemp("bf16") / "out", flavours=("bf16",))
 
 
