@@ -15,6 +15,8 @@ SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 GRAPH_RUNTIMES = ("onnxruntime", "openvino")  # run the fp32 graphs of an export on the CPU
 RUNTIMES = ("torch", *GRAPH_RUNTIMES, "tensorrt")
+# what is said of an edited song wherever its runtime is known
+EDITS_NEED_TORCH = "edited songs run with --runtime torch: exported graphs know no edits"
 
 USER_TYPES = ("none", "amateur", "professional")  # who wrote a description
 REFERENCE_KINDS = ("mix", "vocals", "drums", "chords", "bass")  # what a reference audio holds

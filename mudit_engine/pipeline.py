@@ -37,6 +37,7 @@ from mudit_engine.request import SongRequest
 from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_song
 from mudit_engine.runtime.denoiser import (
     Denoiser,
+    Limited,
     Runtime,
     SongProgress,
     TextEncoder,
@@ -144,7 +145,8 @@ class SongPipeline:
         self.config, self.vae, self.chinmu = config, vae, chinmu
         self.runtime, self.runtime_name, self.precision = runtime, runtime_name, precision
         self.decoder = decoder or TorchDecoder(vae)
-        self.reader = RequestReader(config, vae, text=text or chinmu)
+        check = runtime.check if isinstance(runtime, Limited) else None
+        self.reader = RequestReader(config, vae, text=text or chinmu, check=check)
 
     @classmethod
     def from_pretrained(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mudit_engine.audio import load_audio, resample, to_channels
+from mudit_engine.audio import audio_seconds, load_audio, resample, to_channels
 from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, parse_config
 from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.editing import Edit, open_edit, went_on
@@ -31,7 +31,7 @@ from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.saved_latents import load_latents
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.request import SongRequest
-from mudit_engine.runtime.denoiser import SongInputs, TextEncoder
+from mudit_engine.runtime.denoiser import SongInputs, SongShape, TextEncoder
 from mudit_engine.text.accounting import Fate
 from mudit_engine.text.composition.given import GivenMelody, parse_melody, read_melody_file
 from mudit_engine.text.composition.typed import CONTROLS, controlled, known_style, words_of
@@ -147,6 +147,8 @@ class TextReader:
 
     Args:
         config: the model's configuration.
+        check: raises InputError for what the song's runtime cannot make; None where it makes
+            whatever the model does.
 
     Examples:
         >>> from mudit_engine.config import load_config
@@ -156,16 +158,18 @@ class TextReader:
         87
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    def __init__(
+        self, config: ModelConfig, *, check: Callable[[SongShape], None] | None = None
+    ) -> None:
+        self.config, self._check = config, check
 
     def read(self, request: SongRequest, *, compose: bool = False) -> Understood:
         """Checks a request against the model and plans its song, without running a network.
 
         `compose` plans melody and arrangement even for a model that is not told them.
 
-        Raises InputError for lyrics, chords or a length that the model cannot take, and ConfigError
-        for a sampler that does not fit its path.
+        Raises InputError for lyrics, chords or a length that the model cannot take and for what its
+        runtime cannot make, and ConfigError for a sampler that does not fit its path.
         """
         config = self.config
         notes: list[str] = []
@@ -239,7 +243,7 @@ class TextReader:
             _check_goes_on(edit, plan.seconds)
         sampler = self._sampler(request.sampler)
         notes += _idle_options(request, sampler)
-        return Understood(
+        understood = Understood(
             request=request,
             lyrics=lyrics,
             phonemes=phonemes,
@@ -256,6 +260,23 @@ class TextReader:
             notes=tuple(notes),
             edit=edit,
             plan_seed=planned_by,
+        )
+        if self._check is not None:
+            self._check(self._shape(understood))
+        return understood
+
+    def _shape(self, understood: Understood) -> SongShape:
+        """What the song's runtime is asked for."""
+        rate, reference = self.config.vae.frame_rate, 0
+        if understood.request.reference is not None:
+            heard = math.ceil(audio_seconds(Path(understood.request.reference)) * rate)
+            reference = min(understood.frames, heard)
+        return SongShape(
+            frames=understood.frames,
+            tokens=len(understood.phonemes.ids) if understood.phonemes else 0,
+            reference=reference,
+            rows=len(understood.table.times),
+            edited=understood.edit is not None,
         )
 
     def _check_edit(self, edit: Edit, seconds: float | None) -> list[str]:
@@ -323,6 +344,7 @@ class RequestReader(TextReader):
         config: the model's configuration.
         vae: encodes reference audio; its device is where that runs.
         text: what reads descriptions: ChinMu, or a runtime that stands in for it.
+        check: as in TextReader.
 
     Examples:
         >>> from mudit_engine.runtime.load import open_model
@@ -333,8 +355,15 @@ class RequestReader(TextReader):
         ('C major', 87)
     """
 
-    def __init__(self, config: ModelConfig, vae: SpectralVAE, *, text: TextEncoder) -> None:
-        super().__init__(config)
+    def __init__(
+        self,
+        config: ModelConfig,
+        vae: SpectralVAE,
+        *,
+        text: TextEncoder,
+        check: Callable[[SongShape], None] | None = None,
+    ) -> None:
+        super().__init__(config, check=check)
         self.vae, self.text = vae, text
 
     @torch.inference_mode()

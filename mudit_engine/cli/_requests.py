@@ -21,6 +21,7 @@ from mudit_engine.audio import check_audio_path
 from mudit_engine.cli._written_lyrics import check_write_options, written_lyrics
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import read_text
+from mudit_engine.names import EDITS_NEED_TORCH
 from mudit_engine.request import FIELDS, SongRequest, refuse_unknown
 
 # names of the sampler's fields on the command line and in a manifest
@@ -178,6 +179,8 @@ def _request_fields(
         raise InputError("--edit and --continue are both given: keep one of them")
     elif defaults.get("edit") is not None and fields["repaint"] is fields["extend"] is None:
         raise InputError("--edit says which song changes: say what, with --repaint or --extend")
+    if fields["edit"] is not None and defaults["runtime"] not in ("auto", "torch"):
+        raise InputError(EDITS_NEED_TORCH)
     for name in ("reference", "edit"):
         if isinstance(fields[name], str) and fields[name]:
             fields[name] = here / fields[name]

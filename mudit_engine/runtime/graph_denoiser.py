@@ -31,6 +31,7 @@ from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.runtime.denoiser import (
     SongInputs,
     SongProgress,
+    SongShape,
     initial_noise,
     refuse_edit,
 )
@@ -110,11 +111,15 @@ class GraphDenoiser:
         default_factory=dict, repr=False
     )
 
+    def check(self, shape: SongShape) -> None:
+        """Raises InputError for an edited song."""
+        refuse_edit(shape)
+
     def prepare(self, song: SongInputs) -> GraphSong:
         """Everything of a song that no step changes, and its initial noise. Raises InputError for
         what the graphs cannot take.
         """
-        refuse_edit(song)
+        self.check(SongShape.of(song))
         c = self.config
         count = len(song.lyric_ids)
         check_lyric_ids(song.lyric_ids, c)  # a runtime reads past the end of a table in silence

@@ -27,8 +27,8 @@ from mudit_engine.config import ModelConfig, VaeConfig, load_config
 from mudit_engine.errors import InputError, MissingError, ModelError
 from mudit_engine.hardware import machine
 from mudit_engine.models.chinmu import CHARACTERS, check_texts
-from mudit_engine.runtime.buckets import CHUNK, Bucket, choose
-from mudit_engine.runtime.denoiser import SongInputs, SongProgress, refuse_edit
+from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, Bucket, choose
+from mudit_engine.runtime.denoiser import SongInputs, SongProgress, SongShape, refuse_edit
 from mudit_engine.runtime.manifest import check_deployment, read_manifest
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
 from mudit_engine.runtime.trt_targets import PORTABLE, order, target_of_gpu
@@ -62,8 +62,25 @@ class TrtDenoiser:
     idle: dict[Mode, list[Program]] = field(default_factory=dict, repr=False)
     _used: list[tuple[Mode, Program]] = field(default_factory=list, repr=False)
 
+    def check(self, shape: SongShape) -> None:
+        """Raises InputError for an edited song, a sampler of too many rows, and a song that no
+        bucket holds.
+        """
+        refuse_edit(shape)
+        if 2 * shape.rows > MODULATION_ROWS:
+            raise InputError(
+                f"a sampler of {shape.rows} rows: the engines take at most {MODULATION_ROWS // 2}; "
+                "use fewer steps"
+            )
+        self._bucket(shape)
+
+    def _bucket(self, shape: SongShape) -> Bucket:
+        return choose(
+            self.buckets, frames=shape.frames, tokens=shape.tokens, reference=shape.reference
+        )
+
     def prepare(self, song: SongInputs) -> TrtSong:
-        """Raises InputError for a song that no bucket holds."""
+        """Raises InputError for what `check` refuses."""
         mode, program = self._take(song)
         generator = program.fill(song)
         program.prepare()
@@ -132,7 +149,8 @@ class TrtDenoiser:
                 self.idle[oldest].remove(unused)
 
     def _take(self, song: SongInputs) -> tuple[Mode, Program]:
-        refuse_edit(song)
+        shape = SongShape.of(song)
+        self.check(shape)
         if self.reads_text and (len(song.texts), len(song.negative_texts)) != (
             len(song.descriptions),
             len(song.negative),
@@ -142,10 +160,7 @@ class TrtDenoiser:
                 f"but {len(song.texts)} and "
                 f"{len(song.negative_texts)} texts: these engines read the texts themselves"
             )
-        reference = 0 if song.reference is None else len(song.reference)
-        bucket = choose(
-            self.buckets, frames=song.frames, tokens=len(song.lyric_ids), reference=reference
-        )
+        bucket = self._bucket(shape)
         mode = mode_of(song, bucket, list(self.buckets).index(bucket), halo=self.halo)
         waiting = self.idle.setdefault(mode, [])
         if not waiting:

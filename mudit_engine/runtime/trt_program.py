@@ -35,7 +35,7 @@ from mudit_engine.layouts.packed import lyric_positions
 from mudit_engine.models.dit import pool_descriptions
 from mudit_engine.models.outline import TOKENS, no_outline, outline_width
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
-from mudit_engine.runtime.buckets import CHUNK, CHUNK_STEP, MODULATION_ROWS, NULL_KEYS, Bucket
+from mudit_engine.runtime.buckets import CHUNK, CHUNK_STEP, NULL_KEYS, Bucket
 from mudit_engine.runtime.denoiser import SongInputs, initial_noise
 from mudit_engine.runtime.graph_denoiser import text_inputs
 
@@ -102,13 +102,7 @@ def chunks_of(chunk: int, *, bucket: int, halo: int) -> int:
 
 
 def mode_of(song: SongInputs, bucket: Bucket, profile: int, *, halo: int) -> Mode:
-    """The mode of a song in a bucket. Raises InputError for a sampler of too many rows."""
-    rows = len(song.table.guided)
-    if 2 * rows > MODULATION_ROWS:
-        raise InputError(
-            f"a sampler of {rows} rows: the engines take at most {MODULATION_ROWS // 2}; use fewer "
-            f"steps"
-        )
+    """The mode of a song in a bucket."""
     has_reference = song.reference is not None and len(song.reference) > 0
     return Mode(
         profile,

@@ -32,6 +32,7 @@ from mudit_engine.models.lora import LoraSpec
 from mudit_engine.pipeline import song_info
 from mudit_engine.reading import TextReader, Understood
 from mudit_engine.request import SongRequest
+from mudit_engine.runtime.denoiser import refuse_edit
 from mudit_engine.runtime.ticket import Event, Stage, StepRecord, Ticket
 from mudit_engine.serving.engine import check_lora, loras_row
 from mudit_engine.serving.replicas import Said, error_of
@@ -335,7 +336,7 @@ class RemoteEngine:
     ) -> None:
         self.config, self.about, self.batcher = config, about, dispatcher
         self.loras = loras or {}
-        self.reader = TextReader(config)
+        self.reader = TextReader(config, check=None if about["runtime"] == "torch" else refuse_edit)
 
     @property
     def runtime_name(self) -> str:

@@ -16,6 +16,7 @@ from mudit_engine.editing import open_edit
 from mudit_engine.errors import InputError
 from mudit_engine.pipeline import Song, SongPipeline
 from mudit_engine.request import SongRequest, repaint_spans
+from mudit_engine.runtime.graph_denoiser import GraphDenoiser
 from mudit_engine.runtime.saved_song import freeze, thaw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,6 +231,28 @@ def test_a_model_that_knows_no_edits_refuses_them(song, model):
     other = SongPipeline.from_pretrained(model, dtype=torch.float32)
     with pytest.raises(InputError, match="was not trained on edits"):
         other.check(SongRequest(edit=song[1], repaint="3-5"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"repaint": "3-5"}, {"extend": 3.0}, {"seconds": 18}],
+    ids=["repaint", "extend", "continue"],
+)
+def test_exported_runtimes_refuse_when_a_request_is_read(pipeline, song, fields):
+    runtime = GraphDenoiser(pipeline.config.dit, session=None)
+    graphs = SongPipeline(pipeline.config, pipeline.vae, pipeline.chinmu, runtime=runtime)
+    with pytest.raises(InputError, match="edited songs run with --runtime torch"):
+        graphs.reader.read(SongRequest(edit=song[1], **fields))
+    assert graphs.reader.read(SongRequest(description="钢琴", seconds=3)).edit is None
+
+
+def test_the_command_refuses_before_it_exports(editor, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = ["generate", "--model", str(editor), "--runtime", "onnxruntime", "--dry-run"]
+    for changes in (["--edit", "a.wav", "--repaint", "2-3"], ["--continue", "a.wav"]):
+        assert run([*base, *changes]) == 2
+        assert "edited songs run with --runtime torch" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_command_edits_a_song(editor, tmp_path, capsys):

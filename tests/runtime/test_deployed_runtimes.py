@@ -55,6 +55,22 @@ def test_generate_through_a_deployment_folder(
     assert json.loads(out.with_suffix(".json").read_text())["runtime"] == runs
 
 
+def test_an_edited_song_costs_a_manifest_no_other(
+    deployed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"description": "piano"}, {"edit": "a.wav", "repaint": "1-2"}, {"description": "rock"}]
+    manifest = tmp_path / "songs.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    given = [*SONG[3:], "--model", str(deployed), "--runtime", "onnxruntime", "--keep-going"]
+    command = ["generate", "--manifest", str(manifest), "--out", str(tmp_path / "out"), *given]
+    assert run([*command, "--dry-run"]) == 1
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert len(results["understood"]) == 2
+    [failure] = results["failures"]
+    assert failure["where"].endswith("line 2")
+    assert "edited songs run with --runtime torch" in failure["error"]
+
+
 def test_what_runs_where_nobody_asked(
     deployed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ from mudit_engine.runtime.buckets import (
     profiles,
 )
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
-from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
+from mudit_engine.runtime.denoiser import Denoiser, SongInputs, SongShape, denoise
 from mudit_engine.runtime.graph_denoiser import text_inputs
 from mudit_engine.runtime.manifest import files_of
 from mudit_engine.runtime.trt_denoiser import (
@@ -486,6 +486,18 @@ def test_refusals_name_what_to_do(plain: Setting) -> None:
         plain.runtime.prepare(plain.song(frames=400))
     with pytest.raises(InputError, match="at most 1024; use fewer steps"):
         plain.runtime.prepare(plain.song(name="ode-heun", steps=600))
+    # what is known of a request before any network runs is refused then already
+    fits = SongShape(frames=300, tokens=64, reference=300, rows=1024, edited=False)
+    plain.runtime.check(fits)
+    for wrong, said in (
+        ({"frames": 400}, "400 frames.*fits no engine"),
+        ({"tokens": 4000}, "4000 lyric tokens.*fits no engine"),
+        ({"reference": 4000}, "4000 reference frames fits no engine"),
+        ({"rows": 1025}, "a sampler of 1025 rows"),
+        ({"edited": True}, "edited songs run with --runtime torch"),
+    ):
+        with pytest.raises(InputError, match=said):
+            plain.runtime.check(replace(fits, **wrong))
     with pytest.raises(InputError, match="write SECONDS or SECONDS:TOKENS"):
         parse_buckets(plain.config, ["ten"])
     with pytest.raises(InputError, match="songs of up to 20 s"):
