@@ -122,6 +122,12 @@ class VaeConfig(_Config):
     latent_channels: int = Field(96, gt=0)
     frame_width: int = Field(384, gt=0, description="width at the STFT frame rate")
     frame_blocks: int = Field(4, ge=0)
+    decoder_width: int | None = Field(
+        None, gt=0, description="the decoder's own width at the STFT frame rate; null: frame_width"
+    )
+    decoder_blocks: int | None = Field(
+        None, ge=0, description="its own blocks at that rate; null: frame_blocks"
+    )
     latent_width: int = Field(1024, gt=0, description="width at the latent frame rate")
     latent_blocks: int = Field(8, ge=0)
     kernel_size: int = Field(7, gt=0)

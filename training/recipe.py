@@ -350,6 +350,11 @@ class Recipe(Section):
                 f"songs.every={self.songs.every} must be a multiple of checkpoint.every="
                 f"{self.checkpoint.every}: songs are made from checkpoints"
             )
+        if self.vae.train == "decoder" and self.init is None:
+            raise ValueError(
+                "vae.train=decoder keeps the encoder of a trained codec: set init to its model "
+                "folder"
+            )
         if "align" in self.model_fields_set and self.task != "dit-align":
             raise ValueError(
                 f"section 'align' has no effect on task '{self.task}': remove it (it is for "

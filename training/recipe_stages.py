@@ -18,6 +18,11 @@ class Section(BaseModel):
 class VaeStage(Section):
     """Weights of the loss terms, and how the codec starts and ends (training/tasks/vae.py)."""
 
+    train: Literal["codec", "decoder"] = Field(
+        "codec",
+        description="decoder: the encoder and the latents' statistics stay as `init` has them, so "
+        "that song models trained on its latents still fit; a decoder of another size begins anew",
+    )
     crop_seconds: float = Field(4.0, gt=0)
     features: float = Field(1.0, ge=0, description="standardised compressed magnitudes")
     features_distance: Literal["l1", "l2"] = Field(
@@ -30,6 +35,11 @@ class VaeStage(Section):
     )
     spectral: float = Field(1.0, ge=0, description="multi-resolution STFT of the audio")
     mel: float = Field(1.0, ge=0)
+    refined: bool = Field(
+        False,
+        description="judge the audio after the phase refinements that a decode makes, through "
+        "which gradients flow; if not, the audio of the decoder's own phases",
+    )
     kl: float = Field(1e-3, ge=0)
     adversarial: float = Field(0.0, ge=0, description="0 trains without discriminators")
     feature_matching: float = Field(2.0, ge=0, description="share of the adversarial weight")

@@ -110,6 +110,15 @@ class Encoder(nn.Module):
         ) + mean_NTC, logvar_NTC.clamp(*LOGVAR_RANGE)
 
 
+def decoder_size(config: VaeConfig) -> tuple[int, int]:
+    """Width and number of the decoder's blocks at the STFT frame rate."""
+    width, count = config.decoder_width, config.decoder_blocks
+    return (
+        config.frame_width if width is None else width,
+        config.frame_blocks if count is None else count,
+    )
+
+
 class Decoder(nn.Module):
     """Latents -> features and the turn of phases from their start (real, imaginary; a second pair
     for side relative to mid; 0: none).
@@ -118,17 +127,18 @@ class Decoder(nn.Module):
     def __init__(self, config: VaeConfig, features: int, phases: int) -> None:
         super().__init__()
         c = config
+        width, count = decoder_size(c)
         self.fold = c.fold
         self.linear = nn.Linear(c.latent_channels, c.fold * features, bias=False)
         self.latent_in = nn.Linear(c.latent_channels, c.latent_width)
         self.latent_blocks = _blocks(c.latent_width, c.kernel_size, c.latent_blocks)
-        self.frame_in = nn.Linear(c.latent_width, c.fold * c.frame_width)
-        self.frame_skip = nn.Linear(features, c.frame_width)
-        self.frame_blocks = _blocks(c.frame_width, c.kernel_size, c.frame_blocks)
-        self.norm = nn.LayerNorm(c.frame_width)
-        self.feature_out = _zero_linear(c.frame_width, features)
+        self.frame_in = nn.Linear(c.latent_width, c.fold * width)
+        self.frame_skip = nn.Linear(features, width)
+        self.frame_blocks = _blocks(width, c.kernel_size, count)
+        self.norm = nn.LayerNorm(width)
+        self.feature_out = _zero_linear(width, features)
         self.phases = phases
-        self.phase_out = _zero_linear(c.frame_width, phases) if c.phase_head else None
+        self.phase_out = _zero_linear(width, phases) if c.phase_head else None
 
     def forward(self, latents_NTC: Tensor) -> tuple[Tensor, Tensor]:
         linear_NFX = self.linear(latents_NTC).unflatten(2, (self.fold, -1)).flatten(1, 2)
@@ -189,7 +199,9 @@ class SpectralVAE(nn.Module):
         """Latent frames of context on each side that the samples of one latent frame depend on."""
         c, reach = self.config, self.config.kernel_size // 2
         overlap = self.stft.overlap
-        frames = reach * c.frame_blocks + (overlap - 1) * c.phase_refinements + (overlap + 1) // 2
+        frames = (
+            reach * decoder_size(c)[1] + (overlap - 1) * c.phase_refinements + (overlap + 1) // 2
+        )
         return reach * c.latent_blocks + -(-frames // c.fold)
 
     def features(self, audio_NcS: Tensor) -> Tensor:

@@ -68,6 +68,43 @@ STYLES: tuple[tuple[str, str, bool], ...] = (
     ),
 )
 
+# Scenes and feelings that make most listeners think of one style. They are asked only where no
+# words name a style.
+SCENES: tuple[tuple[str, str], ...] = (
+    (
+        "rock",
+        r"嘶吼|甩头|乐队现场|音乐节|轰鸣|很炸|燥起来|热血沸腾"
+        r"|\b(?:headbang\w*|mosh(?: ?pit)?|loud guitars?|distort(?:ed|ion)"
+        r"|band (?:jamming|on stage)|stadium|arena)\b",
+    ),
+    (
+        "electronic",
+        r"蹦迪|霓虹|赛博|电音|派对|舞池|(?:电子)?游戏"
+        r"|\b(?:raves?|dance ?floor|neon|cyber\w*|night ?club|part(?:y|ies)|dj|video games?|arcades?)\b",
+    ),
+    (
+        "jazz",
+        r"咖啡馆|咖啡厅|咖啡店|酒吧|酒馆|鸡尾酒|慵懒摇摆|爵士吧"
+        r"|\b(?:caf[eé]s?|coffee (?:shop|house)s?|cocktails?|speakeasy|smoky|swinging)\b",
+    ),
+    (
+        "folk",
+        r"竹林|山水|江南|水墨|仙侠|武侠|古装|古代|古色古香|小桥流水"
+        r"|\b(?:bamboo|misty mountains?|ink painting|wuxia|tea ?house|pagodas?|ancient|(?:old|traditional) chinese)\b",
+    ),
+    (
+        "pop",
+        r"电台里?|朗朗上口|口水歌|都会(?:唱|哼)|排行榜|洗脑"
+        r"|\b(?:catchy|radio|sing-?along|everyone (?:hums|sings|knows)|chart(?:-topping|s)?"
+        r"|top 40|earworm)\b",
+    ),
+    (
+        "ballad",
+        r"浪漫|催泪|烛光|告白|分手|失恋|深情|抱着跳舞"
+        r"|\b(?:romantic|candle ?light|heartfelt|heartbreak|tear-?jerker|slow dance)\b",
+    ),
+)
+
 VOICES: tuple[tuple[str, str], ...] = (
     (
         "none",

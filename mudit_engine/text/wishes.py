@@ -244,6 +244,7 @@ class _Reader:
         for name, pattern, itself in tables.STYLES:
             found += [(s, e, name, itself) for s, e, no in self.matches(pattern) if not no]
         if not found:
+            self.scene()
             return
         # what names a style of ours goes before what only resembles it
         start, end, name, itself = min(
@@ -255,6 +256,20 @@ class _Reader:
             self.notes.append(
                 f"'{self.text[start:end]}' is no style of this engine: it is planned as {name}, "
                 "the nearest"
+            )
+
+    def scene(self) -> None:
+        found = [
+            (start, end, name)
+            for name, pattern in tables.SCENES
+            for start, end, negated in self.matches(pattern)
+            if not negated
+        ]
+        if found:
+            start, end, name = min(found)
+            self.set("style", name, start, end)
+            self.notes.append(
+                f"'{self.text[start:end]}' names no style: it suggests {name}, which is planned"
             )
 
     def voice(self) -> None:

@@ -17,6 +17,7 @@ from mudit_engine.training.recipe import load_recipe, parse_recipe, recipe_names
 
 SHIPPED = {
     "tiny-vae": ("vae", None),
+    "tiny-vae-decoder": ("vae", None),
     "tiny-chinmu": ("chinmu", None),
     "tiny-dit-pretrain": ("dit-pretrain", "bezier"),
     "tiny-dit-finetune": ("dit-finetune", "bezier"),

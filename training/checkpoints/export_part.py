@@ -102,7 +102,10 @@ def export_part(
             f"raw"
         )
     if recipe.lora is None:
-        module = _trained(saved, part, build_part(part, config), weights)
+        module = build_part(part, config)
+        if part == "vae" and recipe.vae.train == "decoder":
+            _take_encoder(module, recipe)
+        module = _trained(saved, part, module, weights)
     else:
         module = _with_lora(saved, recipe, config, folder, weights)
     file = save_part(part, module, folder, dtype=torch.float16 if dtype == "float16" else None)
@@ -121,20 +124,29 @@ def export_part(
 
 
 def _trained(saved: SavedState, part: Part, module: nn.Module, weights: str) -> nn.Module:
+    """`module` with the run's weights; frozen ones stay as they are, as no run saves them."""
     prefix = f"{part}."
-    shapes = {f"{prefix}{name}": value.shape for name, value in module.state_dict().items()}
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    own = {name: value for name, value in module.state_dict().items() if name not in frozen}
+    shapes = {f"{prefix}{name}": value.shape for name, value in own.items()}
     state = saved.buffers()  # the average holds parameters only
     state |= saved.whole("weight", shapes) if saved.sharded else {}
     if weights == "ema":
         state |= saved.whole("ema", shapes)
-    module.load_state_dict(
-        {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-    )
+    given = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+    module.load_state_dict({name: module.state_dict()[name] for name in frozen} | given)
     return module
+
+
+def _take_encoder(module: nn.Module, recipe: Recipe) -> None:
+    """The encoder that a decoder was trained behind, from where the run had it."""
+    assert recipe.init is not None
+    base = model_folder(recipe.init)
+    trained = load_part("vae", load_config(base), base)
+    module.encoder.load_state_dict(trained.encoder.state_dict())
+    module.encoder.requires_grad_(False)
 
 
 def _with_lora(

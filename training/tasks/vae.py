@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mudit_engine.errors import InputError
+from mudit_engine.config import VaeConfig
+from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.models.folder import load_config, load_part, model_folder
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.models.vae_losses import (
     LogMelLoss,
@@ -41,6 +43,8 @@ from mudit_engine.training.tasks.chinmu import crop
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 
 log = logging.getLogger(__name__)
+# of the configuration: what a decoder may have otherwise than the one whose latents it takes
+DECODER_FIELDS = frozenset({"decoder_width", "decoder_blocks", "phase_head", "phase_refinements"})
 
 
 class Judged:
@@ -78,6 +82,7 @@ class GeneratorLoss(nn.Module):
         # a list: its weights are not this module's
         self._adversary = [adversary] if adversary is not None else []
         self.judged = False
+        self.refinements = vae.config.phase_refinements if stage.refined else 0
 
     def forward(self, inputs: VaeInputs) -> tuple[Tensor, Logs]:
         """(mean loss of a crop times the crops, logs)."""
@@ -85,16 +90,20 @@ class GeneratorLoss(nn.Module):
         distance = (
             nn.functional.l1_loss if stage.features_distance == "l1" else nn.functional.mse_loss
         )
-        mean_NTC, logvar_NTC = vae.encode(audio_NcS)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and stage.train == "codec"):
+            mean_NTC, logvar_NTC = vae.encode(audio_NcS)
         spectrum = vae.spectrum(mean_NTC + (0.5 * logvar_NTC).exp() * inputs.noise_NTC)
         parts = {
-            "features": (stage.features, distance(spectrum.features_NFX, vae.features(audio_NcS))),
-            "kl": (stage.kl, kl_divergence(mean_NTC, logvar_NTC)),
+            "features": (stage.features, distance(spectrum.features_NFX, vae.features(audio_NcS)))
         }
+        if stage.train == "codec":
+            parts["kl"] = (stage.kl, kl_divergence(mean_NTC, logvar_NTC))
         # two thirds of a step are synthesis and what listens to it: a codec that leaves its phases
         # to refinement needs none of it
         decoded_NcS = (
-            vae.synthesise(spectrum) if stage.spectral or stage.mel or self._adversary else None
+            vae.synthesise(spectrum, refinements=self.refinements)
+            if stage.spectral or stage.mel or self._adversary
+            else None
         )
         if decoded_NcS is not None:
             parts["spectral"] = (stage.spectral, self.spectral(decoded_NcS, audio_NcS))
@@ -175,6 +184,8 @@ class VaeTask(Task):
             )
         vae = SpectralVAE(config)
         self.initialise(vae)
+        if self.stage.train == "decoder":
+            vae.encoder.requires_grad_(False)
         adversary = (
             DiscriminatorLoss(config.channels, self.stage.discriminator_width)
             if self.stage.adversarial
@@ -187,6 +198,27 @@ class VaeTask(Task):
         self.phases = tuple(modules)
         self.lr_scale = {"discriminator": self.stage.discriminator_lr / self.recipe.optimizer.lr}
         return modules
+
+    def initialise(self, module: nn.Module) -> None:
+        """As every task; where the decoder alone is trained, layers of another size in it keep
+        their first weights.
+        """
+        if self.stage.train == "codec" or self.recipe.init is None:
+            return super().initialise(module)
+        folder = model_folder(self.recipe.init)
+        trained = load_config(folder)
+        changed = _differing(self.config.vae, trained.vae) - DECODER_FIELDS
+        if changed:
+            raise ConfigError(
+                f"init='{self.recipe.init}' has another encoder (differs in "
+                f"{', '.join(sorted(changed))}): vae.train=decoder may change "
+                f"{', '.join(sorted(DECODER_FIELDS))} alone"
+            )
+        shapes = {name: weight.shape for name, weight in module.state_dict().items()}
+        weights = load_part("vae", trained, folder).state_dict()
+        module.load_state_dict(
+            {name: w for name, w in weights.items() if shapes.get(name) == w.shape}, strict=False
+        )
 
     def active(self, step: int) -> tuple[str, ...]:
         self.generator.judged = (
@@ -242,7 +274,9 @@ class VaeTask(Task):
         )
 
     def finish(self) -> None:
-        """Measures the latents' mean and spread with the averaged weights."""
+        """Measures the latents' mean and spread with the averaged weights, where the encoder moved."""
+        if self.stage.train == "decoder":
+            return
         self.generator.vae.fit_latents(self._some_songs())
 
     def _some_songs(self) -> list[Tensor]:
@@ -256,3 +290,7 @@ class VaeTask(Task):
             torch.from_numpy(record["audio"].T.astype(np.float32) / 32767.0).to(device)
             for record in records
         ]
+
+
+def _differing(ours: VaeConfig, theirs: VaeConfig) -> set[str]:
+    return {name for name in VaeConfig.model_fields if getattr(ours, name) != getattr(theirs, name)}

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mudit_engine.config import load_config
-from mudit_engine.errors import InputError
+from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.folder import load_part
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.dataset.shards import Shards
+from mudit_engine.training.recipe import Recipe
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.tasks.task import Moment
 from mudit_engine.training.tasks.vae import VaeTask
@@ -153,6 +155,94 @@ def test_latents_are_measured_with_the_exported_weights(data: Path, tmp_path: Pa
     measured = vae.latent_mean.clone(), vae.latent_std.clone()
     vae.fit_latents(trainer.task._some_songs())
     torch.testing.assert_close((vae.latent_mean, vae.latent_std), measured)
+
+
+@pytest.fixture(scope="module")
+def codec(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained codec's model folder."""
+    folder = tmp_path_factory.mktemp("codec")
+    Trainer(recipe(data), folder / "run", quiet=True).run()
+    export_part(folder / "run", folder / "model")
+    return folder / "model"
+
+
+def decoder_recipe(data: Path, codec: Path, **changes: object) -> Recipe:
+    larger = {**SMALL_VAE, "decoder_width": 24, "decoder_blocks": 2, "phase_refinements": 2}
+    return recipe(
+        data,
+        **{
+            "init": str(codec),
+            "model_overrides.vae": larger,
+            "vae.train": "decoder",
+            "vae.refined": True,
+            "vae.adversarial": 0.1,
+            "vae.adversarial_from": 2,
+            **changes,
+        },
+    )
+
+
+def test_a_decoder_trained_alone_leaves_the_latents_as_they_were(
+    data: Path, codec: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(decoder_recipe(data, codec), tmp_path / "run", quiet=True)
+    start = {name: w.clone() for name, w in trainer.task.part_module().state_dict().items()}
+    trainer.run()
+    export_part(tmp_path / "run", tmp_path / "model")
+    before, after = (
+        load_part("vae", load_config(folder), folder).state_dict()
+        for folder in (codec, tmp_path / "model")
+    )
+    kept = [name for name in before if not name.startswith("decoder.")]
+    assert any(name.startswith("encoder.") for name in kept) and "latent_std" in kept
+    for name in kept:
+        assert torch.equal(before[name], after[name]), name
+    taken = [n for n, w in before.items() if n in after and w.shape == after[n].shape]
+    assert {"decoder.linear.weight", "decoder.latent_in.weight"} <= set(taken)
+    for name in taken:
+        assert torch.equal(start[name], before[name]), f"{name} begins as init has it"
+    for name in after.keys() - set(kept):
+        assert not torch.equal(after[name], start[name]), f"{name} was trained"
+
+
+def test_a_decoder_is_judged_by_the_audio_that_a_decode_gives(data: Path, codec: Path) -> None:
+    losses, decodes = [], []
+    for refined in (True, False):
+        task = VaeTask(decoder_recipe(data, codec, **{"vae.refined": refined}), Shards(data))
+        inputs = task.load([3], Moment(0, 0, 0, training=False)).inputs
+        generator = task.modules["generator"].eval()
+        with torch.no_grad():
+            vae = task.part_module()
+            losses.append(float(generator(inputs)[1]["mel"][0]))
+            decoded = vae.decode(vae.encode(inputs.audio_NcS)[0])
+            decodes.append(float(task.generator.mel(decoded, inputs.audio_NcS)))
+    assert losses[0] == pytest.approx(decodes[0], rel=1e-4)
+    assert abs(losses[1] - decodes[1]) > 1e-2 * decodes[1]
+
+
+def test_a_decoder_resumes_as_it_would_have_gone_on(
+    data: Path, codec: Path, tmp_path: Path
+) -> None:
+    Trainer(decoder_recipe(data, codec), tmp_path / "whole", quiet=True).run()
+    Trainer(
+        decoder_recipe(data, codec, steps=4, **{"schedule.steps": 8}), tmp_path / "cut", quiet=True
+    ).run()
+    Trainer(decoder_recipe(data, codec), tmp_path / "cut", quiet=True).run()
+    whole, cut = (
+        load_file(export_part(tmp_path / run, tmp_path / f"{run}-model"))
+        for run in ("whole", "cut")
+    )
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        assert torch.equal(whole[name], cut[name]), name
+
+
+def test_a_decoder_for_another_encoder_is_refused(data: Path, codec: Path) -> None:
+    other = {**SMALL_VAE, "frame_width": 24}
+    with pytest.raises(ConfigError, match=r"has another encoder \(differs in frame_width\)"):
+        VaeTask(decoder_recipe(data, codec, **{"model_overrides.vae": other}), Shards(data))
+    with pytest.raises(ConfigError, match=r"vae.train=decoder .*set init"):
+        decoder_recipe(data, codec, init=None)
 
 
 def test_audio_of_another_kind_is_refused(data: Path) -> None:
