@@ -80,7 +80,8 @@ SCENES: tuple[tuple[str, str], ...] = (
     (
         "electronic",
         r"蹦迪|霓虹|赛博|电音|派对|舞池|(?:电子)?游戏"
-        r"|\b(?:raves?|dance ?floor|neon|cyber\w*|night ?club|part(?:y|ies)|dj|video games?|arcades?)\b",
+        r"|\b(?:raves?|dance ?floor|neon|cyber\w*|night ?club|part(?:y|ies)|dj"
+        r"|video games?|arcades?)\b",
     ),
     (
         "jazz",
@@ -90,7 +91,8 @@ SCENES: tuple[tuple[str, str], ...] = (
     (
         "folk",
         r"竹林|山水|江南|水墨|仙侠|武侠|古装|古代|古色古香|小桥流水"
-        r"|\b(?:bamboo|misty mountains?|ink painting|wuxia|tea ?house|pagodas?|ancient|(?:old|traditional) chinese)\b",
+        r"|\b(?:bamboo|misty mountains?|ink painting|wuxia|tea ?house|pagodas?|ancient"
+        r"|(?:old|traditional) chinese)\b",
     ),
     (
         "pop",

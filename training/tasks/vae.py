@@ -274,7 +274,9 @@ class VaeTask(Task):
         )
 
     def finish(self) -> None:
-        """Measures the latents' mean and spread with the averaged weights, where the encoder moved."""
+        """Measures the latents' mean and spread with the averaged weights, if the encoder was
+        trained.
+        """
         if self.stage.train == "decoder":
             return
         self.generator.vae.fit_latents(self._some_songs())

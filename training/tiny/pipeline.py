@@ -1,5 +1,5 @@
-"""The embedded models from nothing: corpus, codec, text-audio encoder, latents, pre-training,
-fine-tuning. What `make tiny` runs.
+"""The embedded models from nothing: corpus, codec, its decoder's last training, text-audio encoder,
+latents, pre-training, fine-tuning. What `make tiny` runs.
 
     python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 1000 --threads 2
     python -m mudit_engine.training.tiny.pipeline --work data/tiny \\
@@ -30,6 +30,7 @@ STEPS = (
     "corpus",
     "audio",
     "vae",
+    "decoder",
     "chinmu",
     "latents",
     "pretrain",
@@ -39,6 +40,7 @@ STEPS = (
 )
 RECIPES = {
     "vae": "tiny-vae",
+    "decoder": "tiny-vae-decoder",
     "chinmu": "tiny-chinmu",
     "pretrain": "tiny-dit-pretrain",
     "finetune": "tiny-dit-finetune",
@@ -160,20 +162,24 @@ def _train(plan: Plan, step: str) -> None:
     from mudit_engine.training.recipe import load_recipe
     from mudit_engine.training.trainer import Trainer
 
-    data = "audio" if step in ("vae", "chinmu") else "latents"
+    data = "audio" if step in ("vae", "decoder", "chinmu") else "latents"
     overrides = [f"data.folder={plan.work / data}", *plan.overrides.get(step, ())]
     if step.startswith("finetune"):
         overrides.append(f"init={plan.run_folder(step.replace('finetune', 'pretrain')) / 'model'}")
+    elif step == "decoder":
+        overrides.append(f"init={plan.run_folder('vae') / 'model'}")
     recipe = load_recipe(RECIPES[step], overrides=overrides)
     folder = plan.run_folder(step)
     Trainer(recipe, folder).run()
     if data == "audio":
         export_part(folder, plan.codec)
+        if step == "vae":
+            export_part(folder, folder / "model")
         return
     export_part(folder, folder / "model")
     if step.startswith("finetune"):
         # the whole model: its three parts as they were used together, in half precision
-        for run in (plan.run_folder("vae"), plan.run_folder("chinmu"), folder):
+        for run in (plan.run_folder("decoder"), plan.run_folder("chinmu"), folder):
             export_part(run, plan.model(step), dtype="float16")
 
 
