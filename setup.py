@@ -54,6 +54,7 @@ EXTRAS = {
     ],
     "trace": ["opentelemetry-sdk>=1.45,<2", "opentelemetry-exporter-otlp-proto-http>=1.45,<2"],
     "eval": ["onnxruntime==1.32.0", "scipy>=1.14"],
+    "quality": ["pesq==0.0.4", "visqol-python>=3.8,<4"],  # what listeners lose to the codec
     # pyworld 0.3.5 imports pkg_resources, which setuptools 81 dropped
     "corpus": ["pyworld==0.3.5", "setuptools>=77,<81", "mido>=1.3,<2", "scipy>=1.14"],
     "flash": ["flash-attn>=2.8"],

@@ -71,6 +71,8 @@ PACKAGES = {
     "pyworld": ("pyworld", "corpus"),
     "mido": ("mido", "corpus"),
     "mkdocs": ("mkdocs", "docs"),
+    "pesq": ("pesq", "quality"),
+    "visqol": ("visqol-python", "quality"),
 }
 # Releases that the whole suite runs on: those of constraints.txt, and the oldest of setup.py.
 TESTED = {

@@ -104,6 +104,12 @@ command.add_command(melody, "melody")
 @_shared_options
 @_work
 @_training
+@click.option(
+    "--quality",
+    is_flag=True,
+    help="Judge instead what listeners lose: PESQ of the vocal stems, ViSQOL of the mixes (extra "
+    "'quality').",
+)
 def codec(
     model: str,
     corpus: Path,
@@ -112,18 +118,25 @@ def codec(
     as_json: bool,
     work: Path,
     training_songs: int,
+    quality: bool,
 ) -> None:
     """Do songs keep key, notes, voice and drums through the VAE? Needs only the vae of the model
     folder.
     """
     from mudit_engine.evaluation.codec import Codec
-    from mudit_engine.evaluation.codec_gate import judge_codec
+    from mudit_engine.evaluation.codec_gate import Report, judge_codec
+    from mudit_engine.evaluation.codec_quality import judge_quality
     from mudit_engine.evaluation.listening import Listener
     from mudit_engine.models.folder import model_folder
 
     loaded = Codec.load(model_folder(model))
+    track = tracked(quiet=as_json)
     test, train = songs_of(corpus, held_out, training_songs)
-    report = judge_codec(loaded, test, train, Listener(work), track=tracked(quiet=as_json))
+    if quality:
+        heard = judge_quality(loaded, test, track=track)
+        report = Report([], heard.verdicts(), heard.facts())
+    else:
+        report = judge_codec(loaded, test, train, Listener(work), track=track)
     _show("Codec", report, as_json=as_json)
     _gate(report.verdicts, gate)
 

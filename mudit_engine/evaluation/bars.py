@@ -60,6 +60,12 @@ CODEC = (
     ),
 )
 
+# the codec by what listeners would say of it
+CODEC_QUALITY = (
+    Bar("pesq", "PESQ (wideband) of vocal stems", 2.4),
+    Bar("visqol", "ViSQOL (audio) of mixes", 4.0),
+)
+
 # songs generated for held-out requests
 TINY = (
     Bar("fad_codec", "FAD as a multiple of the codec's own", 1.5, at_least=False),
