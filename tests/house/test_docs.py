@@ -77,6 +77,7 @@ ELSEWHERE = {
     "mudit align": "makes songs and trains for minutes; tests/training/test_align.py",
     "eval users": "sings for minutes; tests/evaluation/test_user_types.py",
     "eval tiny": "needs a corpus and minutes; tests/cli/test_eval.py",
+    "eval codec": "needs a corpus and packages; tests/evaluation/test_codec_quality.py",
     "eval melody": "needs a corpus and minutes; tests/evaluation/test_melodies.py",
     "lyrics train": "needs a base model; tests/training/tasks/test_lyrics.py",
     "lyrics score --run": "needs a run; tests/cli/test_lyrics_write.py",
@@ -280,6 +281,8 @@ class Sandbox:
                         for part in ("--set", f"{name}={value}")
                     ),
                 ]
+            case ["mudit", "data", "encode"]:  # at the micro model's rate
+                return ["8000" if word == "22050" else word for word in swapped]
             case ["mudit", "export", "onnx"]:
                 fewer = [word for word in swapped if word not in ("--flavour", "fp32", "bf16")]
                 return [*fewer, "--flavour", "fp32", "--no-parity"]
