@@ -2,31 +2,41 @@
 turns.
 
     held = hold_figures(figures(), committed())                    # or: mudit bench gate
-    report = against("main", rounds=20)                            # or: mudit bench gate main
+    report = against("main", starts=8)                             # or: mudit bench gate main
 
-Two commits: the other one is checked out beside this one; each side gets a process of its own that
-loads once and then waits, so that both run the same work in turns, forth and back, and what slows
-the machine slows both. A ratio of CPU seconds within each round, their median with a bootstrap
-interval; a regression is a whole interval above the limit. Everything that can be counted is
-counted on both sides as well, and judged without noise.
+Two commits: the other one is checked out beside this one; each side gets a process of its own, and
+both run the same work in turns, forth and back, so that what slows the machine slows both. One
+process is as fast as its memory happens to lie, and no number of rounds averages that out: so both
+sides start anew several times. A start's figure is the median over its rounds of the logarithm of
+the ratio of CPU seconds; starts are independent, and the interval is exact for them: endpoints are
+order statistics of the means of all subsets of starts, right for any distribution that is symmetric
+about the truth, as a pair of equal sides is. A work whose ratio exceeds half the limit is run again
+by twice as many fresh processes, and is a regression when these find a ratio above the limit and
+an interval that leaves out 1.
+Everything that can be counted is counted on both sides as well, and judged without noise.
+
+Source: Hartigan 1969, Using subsample values as typical values (JASA 64).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mudit_engine.benchmarks.compare import CONFIDENCE, DRAWS, Report, compare
+import numpy as np
+
+from mudit_engine.benchmarks.compare import Report, compare
 from mudit_engine.benchmarks.timing import turns
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.hardware import CHECKOUT
@@ -37,12 +47,17 @@ FIGURES_OVER = 0.05
 IMPORTS_OVER = 0.15
 """Modules that the help loads: a new command brings a few."""
 WORKS = ("song", "batch", "step", "train")
+STARTS, FEWEST_STARTS, MOST_STARTS = 8, 7, 10
+ROUNDS = 6
+CONFIDENCE = 0.98
 WORKER = Path(__file__).parent / "gate_worker.py"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One work on both sides: CPU seconds here over CPU seconds there."""
+    """One work on both sides: CPU seconds here over CPU seconds there, and its interval over
+    `starts` pairs of processes. `confirmed`: this is what fresh processes said of a suspected work.
+    """
 
     work: str
     ratio: float
@@ -50,8 +65,15 @@ class Ratio:
     high: float
     here_seconds: float
     there_seconds: float
-    rounds: int
+    starts: int
     worse: bool
+    confirmed: bool = False
+
+
+Run = Callable[[str], dict[str, Any]]
+"""Runs a work: {"cpu": seconds} or {"error": why it cannot be run}."""
+Start = tuple[list[float], list[float]]
+"""CPU seconds of the rounds of one pair of processes, here and there."""
 
 
 def counted(checkout: Path = CHECKOUT, *, only: Sequence[str] = ()) -> dict[str, Any]:
@@ -154,49 +176,92 @@ class Side:
 
 
 def in_turns(
-    here: Callable[[str], dict[str, Any]],
-    there: Callable[[str], dict[str, Any]],
+    pair: Callable[[], AbstractContextManager[tuple[Run, Run]]],
     works: Sequence[str],
     *,
-    rounds: int,
+    starts: int = STARTS,
+    rounds: int = ROUNDS,
     fail_over: float,
     report: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Ratio], dict[str, str]]:
-    """Ratios of every work that both sides can run, and why the others were left out."""
-    sides = {"here": here, "there": there}
-    ratios, left_out = [], {}
-    for work in works:
-        report(f"{work}: warming up")
-        first = {name: side(work) for name, side in sides.items()}
-        if errors := [f"{name}: {one['error']}" for name, one in first.items() if "error" in one]:
-            left_out[work] = "; ".join(errors)
-            continue
-        times: dict[str, list[float]] = {"here": [], "there": []}
-        for number, order in enumerate(turns(list(sides), rounds, aba=True)):
-            report(f"{work}: round {number + 1} of {rounds}")
-            for name in order:
-                times[name].append(sides[name](work)["cpu"])
-        ratios.append(paired(work, times["here"], times["there"], fail_over=fail_over))
-    return ratios, left_out
+    """Ratios of every work that both sides can run, and why the others were left out. `pair` starts
+    a process of each side, (here, there). Of works that are run again, what the second run found is
+    given: what chose them has no say in it.
+    """
+    times, left_out = _timed(pair, works, starts=starts, rounds=rounds, report=report)
+    ratios = {work: judged(work, found, fail_over=fail_over) for work, found in times.items()}
+    for work, ratio in ratios.items():
+        ratios[work] = replace(ratio, worse=False)
+    if suspected := [one.work for one in ratios.values() if one.ratio > 1 + fail_over / 2]:
+        report(f"{', '.join(suspected)}: slower, and run again to be sure")
+        again, _ = _timed(pair, suspected, starts=2 * starts, rounds=rounds, report=report)
+        for work, found in again.items():
+            ratios[work] = judged(work, found, fail_over=fail_over, confirmed=True)
+    return list(ratios.values()), left_out
 
 
-def paired(work: str, here: Sequence[float], there: Sequence[float], *, fail_over: float) -> Ratio:
-    """The median ratio of the rounds and its bootstrap interval."""
-    found = [a / max(b, 1e-9) for a, b in zip(here, there, strict=True)]
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(found, k=len(found))) for _ in range(DRAWS))
-    edge = round((1 - CONFIDENCE) / 2 * DRAWS)
-    low, high = medians[edge], medians[-1 - edge]
-    return Ratio(
-        work,
-        statistics.median(found),
-        low,
-        high,
-        statistics.median(here),
-        statistics.median(there),
-        len(found),
-        low > 1 + fail_over,
-    )
+def _timed(
+    pair: Callable[[], AbstractContextManager[tuple[Run, Run]]],
+    works: Sequence[str],
+    *,
+    starts: int,
+    rounds: int,
+    report: Callable[[str], None],
+) -> tuple[dict[str, list[Start]], dict[str, str]]:
+    times: dict[str, list[Start]] = {}
+    left_out: dict[str, str] = {}
+    for start in range(starts):
+        with pair() as (here, there):
+            # who is asked first alternates over the starts as well
+            sides = dict([("here", here), ("there", there)][:: 1 if start % 2 == 0 else -1])
+            for work in (one for one in works if one not in left_out):
+                report(f"{work}: start {start + 1} of {starts}")
+                first = {name: side(work) for name, side in sides.items()}
+                errors = [f"{n}: {first[n]['error']}" for n in sorted(first) if "error" in first[n]]
+                if errors:
+                    left_out[work] = "; ".join(errors)
+                    times.pop(work, None)
+                    continue
+                found: dict[str, list[float]] = {"here": [], "there": []}
+                for order in turns(list(sides), rounds, aba=True):
+                    for name in order:
+                        found[name].append(sides[name](work)["cpu"])
+                times.setdefault(work, []).append((found["here"], found["there"]))
+    return times, left_out
+
+
+def judged(
+    work: str, starts: Sequence[Start], *, fail_over: float, confirmed: bool = False
+) -> Ratio:
+    """The ratio of a work and its interval. Worse: above the limit, and certainly above 1."""
+    differences = [
+        statistics.median(
+            math.log(max(a, 1e-9) / max(b, 1e-9)) for a, b in zip(here, there, strict=True)
+        )
+        for here, there in starts
+    ]
+    ratio = math.exp(statistics.fmean(differences))
+    low, high = (math.exp(end) for end in interval(differences))
+    medians = (statistics.median(t for one in starts for t in one[side]) for side in (0, 1))
+    worse = low > 1 and ratio > 1 + fail_over
+    return Ratio(work, ratio, low, high, *medians, len(starts), worse, confirmed)
+
+
+def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval of what independent values are symmetric about: of the sorted means of all
+    their 2^n - 1 subsets, as many as the confidence allows are left out at each end. Fewer than
+    FEWEST_STARTS values have no such interval: all that is known is infinite.
+    """
+    means = np.zeros(1)
+    counts = np.zeros(1)
+    for value in values:
+        means = np.concatenate((means, means + value))
+        counts = np.concatenate((counts, counts + 1))
+    ordered = np.sort(means[1:] / counts[1:])
+    out = int((1 - confidence) / 2 * len(means))  # of 2^n gaps that are equally likely
+    if not out:
+        return -math.inf, math.inf
+    return float(ordered[out - 1]), float(ordered[-out])
 
 
 @contextlib.contextmanager
@@ -230,13 +295,21 @@ def checked_out(base: str) -> Iterator[Path]:
 def against(
     base: str,
     *,
-    rounds: int = 20,
+    starts: int = STARTS,
+    rounds: int = ROUNDS,
     fail_over: float = 0.05,
     works: Sequence[str] = WORKS,
     count: bool = True,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The document of this checkout against another commit."""
+    """The document of this checkout against another commit. Raises InputError for a commit that
+    git does not know, and for a number of starts of which no interval follows.
+    """
+    if not FEWEST_STARTS <= starts <= MOST_STARTS:
+        raise InputError(
+            f"{starts} starts of each side: an interval needs {FEWEST_STARTS}, and {MOST_STARTS} "
+            f"are the most"
+        )
     with checked_out(base) as folder:
         figures: Report | None = None
         note = None
@@ -245,10 +318,15 @@ def against(
             figures = hold_figures(counted(), counted(folder))
         elif count:
             note = f"'{base}' has no figures to count"
-        with Side(CHECKOUT) as here, Side(folder) as there:
-            ratios, left_out = in_turns(
-                here.run, there.run, works, rounds=rounds, fail_over=fail_over, report=report
-            )
+
+        @contextlib.contextmanager
+        def pair() -> Iterator[tuple[Run, Run]]:
+            with Side(CHECKOUT) as here, Side(folder) as there:
+                yield here.run, there.run
+
+        ratios, left_out = in_turns(
+            pair, works, starts=starts, rounds=rounds, fail_over=fail_over, report=report
+        )
     regressions = [one.work for one in ratios if one.worse]
     if figures is not None:
         regressions += [f"{one.row} {one.figure}" for one in figures.regressions]

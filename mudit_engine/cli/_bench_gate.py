@@ -2,7 +2,7 @@
 
 mudit bench compare before.json after.json --fail-over 5%
 mudit bench gate                                  # what can be counted, against the committed file
-mudit bench gate main --rounds 30                 # and two commits in turns
+mudit bench gate main --starts 10                 # and two commits in turns
 """
 
 from __future__ import annotations
@@ -76,18 +76,25 @@ def compare_command(before: Path, after: Path, fail_over: float, as_json: bool) 
 @click.command("gate")
 @click.argument("base", required=False)
 @click.option(
-    "--rounds",
-    type=click.IntRange(2),
-    default=20,
+    "--starts",
+    type=click.IntRange(7, 10),
+    default=8,
     show_default=True,
-    help="Turns of both commits. Needs BASE.",
+    help="How often both commits start anew; intervals are over these. Needs BASE.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=6,
+    show_default=True,
+    help="Turns of both commits in a start. Needs BASE.",
 )
 @click.option(
     "--fail-over",
     type=Share(),
     default="5%",
     show_default=True,
-    help="Of a time: what the whole interval of its ratio must exceed.",
+    help="What a count or the ratio of a time must exceed; a time's interval also leaves out 1.",
 )
 @click.option(
     "--work",
@@ -103,6 +110,7 @@ def compare_command(before: Path, after: Path, fail_over: float, as_json: bool) 
 @json_option
 def gate_command(
     base: str | None,
+    starts: int,
     rounds: int,
     fail_over: float,
     works: tuple[str, ...],
@@ -136,6 +144,7 @@ def gate_command(
     else:
         document = gate.against(
             base,
+            starts=starts,
             rounds=rounds,
             fail_over=fail_over,
             works=works or gate.WORKS,
