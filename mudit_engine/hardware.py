@@ -133,8 +133,8 @@ def commit() -> str | None:
 
 
 def environment(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Versions, commit, machine and exact command, as JSON. `arguments` are those of `mudit`;
-    default: this process's own command line.
+    """Versions, commit, machine and command, as JSON. `arguments` are those of `mudit`; default:
+    this process's own command line, as it is typed in the checkout (command_line).
     """
     here = machine()
     versions = {"mudit-engine": mudit_engine.__version__, "python": here.python}
@@ -147,8 +147,32 @@ def environment(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "cores": here.cores,
         "memory_mib": here.memory_mib,
         "gpus": [gpu.name for gpu in here.gpus],
-        "command": shlex.join(sys.argv if arguments is None else ["mudit", *arguments]),
+        "command": command_line()
+        if arguments is None
+        else shlex.join(["mudit", *map(_as_typed, arguments)]),
     }
+
+
+def command_line() -> str:
+    """This process's command as somebody else would type it: the program by name or module, and
+    paths from the checkout on, so that a committed result names nobody's folders.
+    """
+    program, *arguments = sys.argv or [""]
+    started = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+    if started[-2:-1] == ["-m"]:
+        called = ["python", "-m", started[-1]]
+    elif program.endswith(".py"):
+        called = ["python", _as_typed(program)]
+    else:  # an installed command, or `python -c`
+        called = [Path(program).name]
+    return shlex.join([*called, *map(_as_typed, arguments)])
+
+
+def _as_typed(argument: str) -> str:
+    """Without the checkout's folder; with ~ for the home."""
+    for folder, short in ((f"{CHECKOUT}{os.sep}", ""), (f"{Path.home()}{os.sep}", f"~{os.sep}")):
+        argument = argument.replace(folder, short)
+    return argument
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
