@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mudit_engine import ops
 from mudit_engine.backends.epilogues import LINEAR_GELU
 from mudit_engine.benchmarks.gpu_stage import StageRun
-from mudit_engine.kernels.adaln import Runs
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.runtime.fp8 import Fp8Linear
 
 HALF_ERROR, FP8_ERROR = 1e-2, 6e-2  # relative L2 against float64, above which no time is given

@@ -53,7 +53,8 @@ def measure_ops(songs: int) -> dict[str, float]:
     gain, bias = torch.ones(1, HEAD_DIM), torch.zeros(width)
     cos, sin = torch.zeros(2, rows, HEAD_DIM // 2)
     mod = torch.zeros(len(lengths), 6, width, dtype=torch.bfloat16)
-    runs = adaln.Runs(tuple((count, i) for i, count in enumerate(lengths)))
+    # adaln's own name in any checkout, whichever file defines it
+    runs = vars(adaln)["Runs"](tuple((count, i) for i, count in enumerate(lengths)))
     segments = Segments.self_attention(lengths)
     q, k, v = packing.pack_qkv(qkv, gain, gain[0], cos, sin, heads=HEADS)
     spans = guided_step.SongRows(

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from mudit_engine.availability import available, install_command
 from mudit_engine.backends.registry import ATTENTION, FLASH, asked
 from mudit_engine.kernels.adaln import (
-    Runs,
     layer_norm_modulate,
     layer_norm_modulate_reference,
     residual_norm,
@@ -33,6 +32,7 @@ from mudit_engine.kernels.bias_gelu import bias_gelu, bias_gelu_reference
 from mudit_engine.kernels.guided_step import SongRows, guided_step, guided_step_reference
 from mudit_engine.kernels.pack_qkv import pack_qkv, pack_qkv_reference
 from mudit_engine.kernels.rotary import rope_table, rotate_reference
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 
 Provider = Callable[..., tuple[Tensor, ...]]

@@ -159,21 +159,22 @@ def _next_step(batcher: Batcher, cost: StepCost) -> _Work | None:
 
 def _next_piece(batcher: Batcher, decoder: _Decoder, per_frame: float) -> _Work | None:
     """The piece is made at once, and handed over when its time has passed."""
-    if not (waiting := batcher._undecoded()):
+    decodes = batcher.decodes
+    if decodes is None or not (waiting := decodes.free()):
         return None
-    ticket, pieces = min(waiting, key=lambda one: batcher._decode_order(one[0]))
-    batcher._at_decoder.add(ticket)
+    ticket, pieces = min(waiting, key=lambda one: decodes.order(one[0]))
+    decodes.at_decoder.add(ticket)
     before = decoder.read
     piece = next(pieces, None)
     frames = decoder.read - before
 
     entry = (ticket, _made(piece, pieces))
-    place = [one for one, _ in batcher._decoding].index(ticket)
-    batcher._decoding[place] = entry
+    place = [one for one, _ in decodes.songs].index(ticket)
+    decodes.songs[place] = entry
 
     def hand_over() -> None:
-        batcher._decode(entry)
-        batcher._at_decoder.discard(ticket)
+        decodes.decode(entry)
+        decodes.at_decoder.discard(ticket)
 
     return _Work(frames * per_frame, hand_over)
 

@@ -26,10 +26,11 @@ from torch import Tensor
 from mudit_engine.benchmarks.static_figures import DTYPES, as_text, figures, write
 from mudit_engine.kernels import adaln
 from mudit_engine.kernels import pack_qkv as packing
-from mudit_engine.kernels.adaln import Runs, layer_norm_modulate, residual_norm
+from mudit_engine.kernels.adaln import layer_norm_modulate, residual_norm
 from mudit_engine.kernels.bias_gelu import bias_gelu
 from mudit_engine.kernels.guided_step import SongRows, guided_step
 from mudit_engine.kernels.pack_qkv import pack_kv, pack_qkv
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.profiling.aot import ARCHITECTURES, KernelBuild, compile_for
 from mudit_engine.profiling.traffic import Traffic, count_traffic
 

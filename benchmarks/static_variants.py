@@ -20,11 +20,12 @@ from torch import Tensor
 
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
-from mudit_engine.kernels.adaln import Runs, layer_norm_modulate, residual_norm
+from mudit_engine.kernels.adaln import layer_norm_modulate, residual_norm
 from mudit_engine.kernels.attention import attention
 from mudit_engine.kernels.bias_gelu import bias_gelu
 from mudit_engine.kernels.guided_step import SongRows, guided_step
 from mudit_engine.kernels.pack_qkv import pack_kv, pack_qkv
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling.aot import variants_for
 

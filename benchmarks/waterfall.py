@@ -32,7 +32,8 @@ from mudit_engine.benchmarks.timing import Gemm, interleave
 from mudit_engine.benchmarks.workloads import Workload, mixed_songs, network_config
 from mudit_engine.config import load_config
 from mudit_engine.errors import GateError
-from mudit_engine.kernels.adaln import EPS, Runs
+from mudit_engine.kernels.adaln import EPS
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.models.dit import DiT, DitBatch
 from mudit_engine.models.outline import no_outline, pack_outlines
 from mudit_engine.profiling.ledger import Ledger

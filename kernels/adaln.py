@@ -4,7 +4,7 @@ looked up.
     layer_norm_modulate    h = LN(x) (1 + scale[r]) + shift[r]
     residual_norm          x' = x + gate[r] y;  h = LN(x') (1 + scale[r]) + shift[r]
 
-r = runs: (rows, table row) pairs that say which modulation row each run of packed rows takes.
+r = runs (runs.py): which modulation row each run of packed rows takes.
 residual_norm reads and writes the residual stream once.
 
     h = layer_norm_modulate(x, shift, scale, runs)
@@ -17,8 +17,6 @@ table gradient, and rows.segment_sums adds those of a table row in a fixed order
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,88 +35,10 @@ from .rows import (
     segment_sums,
     unobserved,
 )
+from .runs import Runs
 
 EPS = 1e-6
 MAX_WIDTH = 8192
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Run-length form of the row index: (number of packed rows, row of the modulation table). On a
-    device it is int32 [T].
-    """
-
-    items: tuple[tuple[int, int], ...]
-    _tensors: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    _tiles: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
-    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What launchers found out about these runs and tensors of a kind, so that it is checked once
-    and not at every call of every step."""
-
-    def tensor(self, device: torch.device | str) -> Tensor:
-        """int32 [T]: the modulation row of every packed row, made once."""
-        device = torch.device(device)
-        if device not in self._tensors:
-            counts, rows = zip(*self.items, strict=True) if self.items else ((), ())
-            index = torch.tensor(rows, dtype=torch.int32).repeat_interleave(
-                torch.tensor(counts, dtype=torch.int64)
-            )
-            self._tensors[device] = index.to(device, non_blocking=True)
-        return self._tensors[device]
-
-    def tiles(
-        self, device: torch.device | str, *, tile_rows: int, table_rows: int
-    ) -> tuple[Tensor, Tensor]:
-        """int32 [N, 3] (first packed row, rows, table row), no tile across runs, sorted by table
-        row; int32 [R + 1]: their bounds.
-        """
-        key = (torch.device(device), tile_rows, table_rows)
-        if key not in self._tiles:
-            tiles = [
-                (start, min(tile_rows, rows.stop - start), r)
-                for rows, r in self.slices()
-                for start in range(rows.start, rows.stop, tile_rows)
-            ]
-            tiles.sort(key=lambda tile: tile[2])
-            counts = torch.bincount(
-                torch.tensor([tile[2] for tile in tiles], dtype=torch.int64), minlength=table_rows
-            )
-            offsets = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-            table = torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3)
-            self._tiles[key] = (
-                table.to(key[0], non_blocking=True),
-                offsets.to(key[0], non_blocking=True),
-            )
-        return self._tiles[key]
-
-    def check(self, *, rows: int, table_rows: int) -> None:
-        """Raises ValueError unless the runs cover exactly `rows` packed rows and name rows of a
-        table of `table_rows`.
-        """
-        if self.rows != rows or any(
-            count < 0 or not 0 <= r < table_rows for count, r in self.items
-        ):
-            raise ValueError(
-                f"runs {self.items} for {rows} packed rows and a table of {table_rows}: the counts "
-                f"must add up, the table rows exist"
-            )
-
-    def slices(self) -> Iterator[tuple[slice, int]]:
-        start = 0
-        for count, row in self.items:
-            yield slice(start, start + count), row
-            start += count
-
-    def split(self, x_TD: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """(rows, table row) of every run: one split, whose gradient is one concatenation."""
-        parts = x_TD.split([count for count, _ in self.items])
-        return zip(parts, (row for _, row in self.items), strict=True)
-
-    @property
-    def rows(self) -> int:
-        return sum(count for count, _ in self.items)
 
 
 def layer_norm_modulate_reference(

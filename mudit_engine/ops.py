@@ -33,8 +33,8 @@ from mudit_engine.kernels import adaln
 from mudit_engine.kernels import attention as attention_kernels
 from mudit_engine.kernels import guided_step as guided_step_kernels
 from mudit_engine.kernels import pack_qkv as packing
-from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import SongRows
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.layouts import dense, sharded
 from mudit_engine.layouts.dense import DenseKeys, DenseStreams, PerSequence

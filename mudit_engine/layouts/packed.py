@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from mudit_engine.config import DitConfig
-from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.rotary import rope_table
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.rotary import rotate_reference
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -45,7 +45,8 @@ from mudit_engine.errors import (
     StoppedError,
 )
 from mudit_engine.runtime.cost import StepCost, predicted_bytes_of, sequence_rows
-from mudit_engine.runtime.decode import FIRST_FRAMES, LatentDecoder, pieces_of_song
+from mudit_engine.runtime.decode import LatentDecoder
+from mudit_engine.runtime.decode_queue import DecodeQueue, Entry
 from mudit_engine.runtime.denoiser import Runtime
 from mudit_engine.runtime.saved_song import freeze, thaw
 from mudit_engine.runtime.ticket import Event, Reading, Stage, StepRecord, Ticket
@@ -118,21 +119,18 @@ class Batcher:
         self.on_step, self.save_every, self.on_save = on_step, save_every, on_save
         self.element = int(getattr(getattr(runtime, "dtype", None), "itemsize", 4))
         self.steps_done = 0
-        self.decode_seconds_per_frame = 0.0
         self._numbers = itertools.count(1)
         self._lock = threading.Condition()
         self._waiting: list[Ticket] = []  # read, not prepared
         self._active: list[Ticket] = []  # prepared, not done
-        self._decoding: list[tuple[Ticket, Iterator[Tensor]]] = []
-        self._heard: dict[Ticket, int] = {}  # latent frames decoded of songs that are decoded
         self._unread: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._reading = 0  # tickets handed in and not yet read
         self._credit = 0.0
         self._saved_at: dict[Ticket, float] = {}
         self._accepting, self._closing = True, False
+        self.decodes = DecodeQueue(decoder, config, self._lock) if decoder is not None else None
         decoders = decoders if decoder is not None else 0
         self._beside = decoders > 0
-        self._at_decoder: set[Ticket] = set()
         self._threads = [
             threading.Thread(target=self._read_songs, name=f"mudit-read-{n}", daemon=True)
             for n in range(readers)
@@ -207,7 +205,8 @@ class Batcher:
             others = (*self._active, *self._waiting)
             before = sum(min(self._left(other), own) for other in others if other is not ticket)
             frames = ticket.song.frames if ticket.song else 0
-            return own + before + frames * self.decode_seconds_per_frame
+            per_frame = self.decodes.seconds_per_frame if self.decodes is not None else 0.0
+            return own + before + frames * per_frame
 
     def queued_frames(self) -> int:
         """Latent frames of all songs that wait or are denoised."""
@@ -255,7 +254,8 @@ class Batcher:
                 while True:
                     unread = self._unread.get_nowait()
                     left += [unread] if unread is not None else []
-            self._waiting, self._active, self._decoding = [], [], []
+            self._waiting, self._active = [], []
+            self._decoding.clear()
         for ticket in left:
             self._save(ticket)
             self._end(ticket, StoppedError("the engine was shut down"))
@@ -309,12 +309,28 @@ class Batcher:
                 batch = self._pick()
             if batch:
                 self._advance(batch)
-            if self._turn():
-                self._decode_piece()
+            if self._turn() and self.decodes is not None:
+                self.decodes.decode_piece()
 
     def _turn(self) -> bool:
         """Whether the engine's thread itself has something to decode."""
         return not self._beside and bool(self._decoding)
+
+    @property
+    def _decoding(self) -> list[Entry]:
+        """Songs that are decoded or wait for it. With the lock held."""
+        return self.decodes.songs if self.decodes is not None else []
+
+    def _decode_songs(self) -> None:
+        assert self.decodes is not None
+        while True:
+            with self._lock:
+                self._lock.wait_for(
+                    lambda: self._closing or (self.decodes is not None and self.decodes.free())
+                )
+                if self._closing:
+                    return
+            self.decodes.decode_piece()
 
     def _drop(self) -> None:
         """Takes out cancelled songs, and those that can't be finished in time. With the lock
@@ -506,75 +522,10 @@ class Batcher:
             self._end(ticket, ModelError(message))
             return
         ticket.latents = latents
-        if self.decoder is None:
+        if self.decodes is None:
             self._end(ticket)
-            return
-        pieces = pieces_of_song(self.decoder, latents, stream=ticket.stream)
-        ticket.tell(Event(Stage.DECODING, ticket.steps, ticket.steps))
-        self._decoding.append((ticket, pieces))
-        self._lock.notify_all()
-
-    # Decoding, in its own thread or between steps
-
-    def _decode_songs(self) -> None:
-        while True:
-            with self._lock:
-                self._lock.wait_for(lambda: self._closing or self._undecoded())
-                if self._closing:
-                    return
-            self._decode_piece()
-
-    def _undecoded(self) -> list[tuple[Ticket, Iterator[Tensor]]]:
-        """Songs that no decoder is at now. With the lock held."""
-        return [entry for entry in self._decoding if entry[0] not in self._at_decoder]
-
-    def _decode_piece(self) -> None:
-        """One piece of one song: of whoever waits for the least work."""
-        with self._lock:
-            if not (waiting := self._undecoded()):
-                return
-            entry = min(waiting, key=lambda one: self._decode_order(one[0]))
-            self._at_decoder.add(entry[0])
-        self._decode(entry)
-        with self._lock:
-            self._at_decoder.discard(entry[0])
-            self._lock.notify_all()
-
-    def _decode(self, entry: tuple[Ticket, Iterator[Tensor]]) -> None:
-        ticket, pieces = entry
-        error: BaseException | None = None
-        piece, started = None, time.perf_counter()
-        try:
-            if ticket.cancelled:
-                raise StoppedError("the song was cancelled while it was decoded")
-            with torch.inference_mode():
-                piece = next(pieces, None)
-        except Exception as caught:
-            error = caught
-        if piece is not None:
-            piece = self._cut(ticket, piece)
-        if piece is not None and piece.shape[1]:
-            spent = (time.perf_counter() - started) / (piece.shape[1] / self.config.vae.hop)
-            known = self.decode_seconds_per_frame
-            self.decode_seconds_per_frame = 0.9 * known + 0.1 * spent if known else spent
-            ticket.give(piece)
-            return
-        with self._lock:
-            self._decoding.remove(entry)
-        self._end(ticket, error)
-        with self._lock:
-            self._lock.notify_all()
-
-    def _decode_order(self, ticket: Ticket) -> tuple[int, int]:
-        """Frames until somebody has what they wait for: the first piece, or the rest of the
-        song.
-        """
-        assert ticket.song is not None and self.decoder is not None
-        halo, heard = self.decoder.receptive_field, self._heard.get(ticket, 0)
-        left = ticket.song.frames - heard
-        if not heard and ticket.stream:
-            left = min(left, max(FIRST_FRAMES, halo) + halo)
-        return left, ticket.number
+        else:
+            self.decodes.add(ticket, latents)
 
     # What songs cost
 
@@ -594,14 +545,6 @@ class Batcher:
 
     # Ends
 
-    def _cut(self, ticket: Ticket, piece: Tensor) -> Tensor:
-        """The piece within the song's own length: latent frames are whole, seconds are not."""
-        assert ticket.song is not None
-        hop, rate = self.config.vae.hop, self.config.vae.sample_rate
-        done = self._heard.get(ticket, 0)
-        self._heard[ticket] = done + piece.shape[1] // hop
-        return piece[:, : max(round(ticket.song.seconds * rate) - done * hop, 0)].clamp(-1, 1).cpu()
-
     def _save(self, ticket: Ticket, *, since: float = 0.0) -> None:
         if self.on_save is None or ticket.state is None or not ticket.step:
             return
@@ -616,7 +559,8 @@ class Batcher:
                 logger.exception("the progress of song %d could not be saved", ticket.number)
 
     def _end(self, ticket: Ticket, error: BaseException | None = None) -> None:
-        self._heard.pop(ticket, None)
+        if self.decodes is not None:
+            self.decodes.forget(ticket)
         ticket.end(error)
 
     def _notify(self) -> None:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from mudit_engine import ops
-from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.kernels.rotary import rope_table
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling import strict
 

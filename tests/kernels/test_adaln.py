@@ -11,12 +11,12 @@ from torch.library import opcheck
 from elementwise import DTYPES, NAMES, compare, layouts, results
 from mudit_engine.kernels import adaln
 from mudit_engine.kernels.adaln import (
-    Runs,
     layer_norm_modulate,
     layer_norm_modulate_reference,
     residual_norm,
     residual_norm_reference,
 )
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.profiling import strict
 
 TABLE_ROWS = 4

@@ -12,9 +12,9 @@ from triton.runtime.interpreter import GridExecutor
 from attention_cases import make_case
 from mudit_engine.kernels import adaln, attention, bias_gelu, guided_step, rows
 from mudit_engine.kernels import pack_qkv as packing
-from mudit_engine.kernels.adaln import Runs
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.kernels.rows import on_device
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.profiling import strict
 
 

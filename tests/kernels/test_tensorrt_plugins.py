@@ -17,10 +17,11 @@ import torch
 
 from mudit_engine.errors import MuditError
 from mudit_engine.export import tensorrt_plugins as plugins
-from mudit_engine.kernels.adaln import EPS, Runs, residual_norm_reference
+from mudit_engine.kernels.adaln import EPS, residual_norm_reference
 from mudit_engine.kernels.attention import attention_reference
 from mudit_engine.kernels.attention_forward import chunks
 from mudit_engine.kernels.guided_step import SongRows, guided_step_reference
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 
 ROOT = Path(__file__).parents[2]

@@ -22,9 +22,10 @@ import torch
 from mudit_engine.availability import available
 from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
-from mudit_engine.kernels.adaln import Runs, residual_norm_reference
+from mudit_engine.kernels.adaln import residual_norm_reference
 from mudit_engine.kernels.attention import attention_reference
 from mudit_engine.kernels.guided_step import SongRows, guided_step_reference
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.pipeline import SongPipeline, SongRequest
 from mudit_engine.profiling import strict
