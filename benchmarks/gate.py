@@ -242,9 +242,9 @@ def judged(
     ]
     ratio = math.exp(statistics.fmean(differences))
     low, high = (math.exp(end) for end in interval(differences))
-    medians = (statistics.median(t for one in starts for t in one[side]) for side in (0, 1))
+    here_s, there_s = (statistics.median(t for one in starts for t in one[side]) for side in (0, 1))
     worse = low > 1 and ratio > 1 + fail_over
-    return Ratio(work, ratio, low, high, *medians, len(starts), worse, confirmed)
+    return Ratio(work, ratio, low, high, here_s, there_s, len(starts), worse, confirmed)
 
 
 def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
