@@ -22,7 +22,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import aligned, cdiv, check_rows, check_written, on_device, row_starts, unobserved
+from .rows import (
+    aligned,
+    cdiv,
+    check_rows,
+    check_written,
+    on_device,
+    overwrite,
+    row_starts,
+    unobserved,
+)
 
 BLOCK = 1024
 MAX_SONGS = 65535  # of the grid's second axis
@@ -61,6 +70,14 @@ class SongRows:
                 torch.tensor(self.items, dtype=torch.int32).reshape(-1, 4).to(device)
             )
         return self._tensors[device]
+
+    def take(self, other: SongRows) -> None:
+        """Writes the spans of `other` over the tensors that were made of these, for launches that
+        were captured with them; spans that are left have no rows. Raises ValueError for more songs
+        than there are.
+        """
+        for table in self._tensors.values():
+            overwrite(table, other.tensor("cpu"))
 
     @property
     def total(self) -> int:

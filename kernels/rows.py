@@ -98,6 +98,19 @@ def check_rows(name: str, x: Tensor, *, max_width: int | None = None) -> None:
         )
 
 
+def overwrite(table: Tensor, rows: Tensor) -> None:
+    """Writes `rows` over the first rows of a table on a device, and zeros over the others: what a
+    captured launch reads next. Raises ValueError when there are more rows than the table has.
+    """
+    if len(rows) > len(table):
+        raise ValueError(
+            f"{len(rows)} rows for a table of {len(table)} that launches were captured with: "
+            f"capture a larger one"
+        )
+    table[: len(rows)].copy_(rows, non_blocking=True)
+    table[len(rows) :].zero_()
+
+
 @cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of `device`; an A100's count where there is no GPU (interpreter,

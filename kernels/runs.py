@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .rows import overwrite
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -68,6 +70,16 @@ class Runs:
                 offsets.to(key[0], non_blocking=True),
             )
         return self._tiles[key]
+
+    def take(self, other: Runs) -> None:
+        """Writes the tiles of `other` over those that were made of these runs, for launches that
+        were captured with them; tiles that are left have no rows. Gradients' bounds are not
+        written. Raises ValueError for more tiles than there are.
+        """
+        for (_, tile_rows, table_rows), (table, _) in self._tiles.items():
+            overwrite(table, other.tiles("cpu", tile_rows=tile_rows, table_rows=table_rows)[0])
+        for index in self._tensors.values():
+            overwrite(index, other.tensor("cpu"))
 
     def check(self, *, rows: int, table_rows: int) -> None:
         """Raises ValueError unless the runs cover exactly `rows` packed rows and name rows of a

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .rows import overwrite
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -101,6 +103,16 @@ class Segments:
         return cls(
             tuple((int(a), int(b), int(c), int(d), int(e)) for a, b, c, d, e in table.tolist())
         )
+
+    def take(self, other: Segments) -> None:
+        """Writes the tiles of `other` over those that were made of these segments, for launches
+        that were captured with them. Tiles that are left have no rows and do nothing; `items` stay
+        what they were. Raises ValueError for more tiles than there are.
+        """
+        for (block, by_keys, _), table in self._tables.items():
+            overwrite(table, other._tiles(block, torch.device("cpu"), by_keys=by_keys))
+        for table in self._tensors.values():
+            overwrite(table, other.tensor("cpu"))
 
     def check(self, *, q_rows: int, k_rows: int, streams: int) -> None:
         """Raises ValueError when a segment leaves the buffers, or two segments write the same rows

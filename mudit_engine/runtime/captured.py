@@ -10,8 +10,9 @@ different samplers replay one graph, and nothing is copied or launched from the 
 steps.
 
 A graph belongs to a layout: the row counts of every sequence, in order, and which songs are guided.
-Other songs of the same layout take the same graph; their buffers are filled anew. Graphs are kept
-until their bytes exceed the budget, the longest unused going first.
+Other songs of the same layout take the same graph; their buffers are filled anew. Or a graph
+belongs to a bucket, which many layouts share (runtime/bucketed.py). Graphs are kept until their
+bytes exceed the budget, the longest unused going first.
 
 Shapes: B songs, R sequences, N packed rows, T target rows, C channels, D width, S sampler rows.
 """
@@ -96,18 +97,45 @@ class Placing:
     spans: SongRows
 
 
+@dataclass(frozen=True)
+class Room:
+    """What the buffers of a graph hold: songs, sequences, packed rows, latent rows, lyric rows and
+    an SDE's draws.
+    """
+
+    songs: int
+    sequences: int
+    rows: int
+    frames: int
+    lyrics: int
+    draws: int
+
+
 class StepGraph:
     """Buffers and graph of one layout. Songs of that layout live here one batch after another."""
 
     def __init__(
-        self, dit: DiT, capture: Capture, placing: Placing, states: Sequence[SongState], steps: int
+        self,
+        dit: DiT,
+        capture: Capture,
+        placing: Placing,
+        states: Sequence[SongState],
+        steps: int,
+        room: Room | None = None,
     ) -> None:
         self.dit, self.placing, self.steps = dit, placing, steps
         self.frames = [state.frames for state in states]
         self.sequences = sequences_of(states)
-        device, first = placing.target_rows.device, states[0]
-        songs, rows, channels = len(states), sum(self.frames), dit.config.latent_channels
-        draws = max(sum(state.table.needs_noise) for state in states)
+        self.room = room = room or Room(
+            len(states),
+            len(self.sequences),
+            placing.layout.rows,
+            sum(self.frames),
+            sum(state.spans[0].lyrics for state in states),
+            draws_of(states),
+        )
+        first, channels = states[0], dit.config.latent_channels
+        device, songs, rows, draws = first.rows.device, room.songs, room.frames, room.draws
         buffers: list[Tensor] = []
 
         def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -115,7 +143,7 @@ class StepGraph:
             return buffers[-1]
 
         def stacked(like: Tensor) -> Tensor:
-            return buffer(len(self.sequences) * steps, *like.shape[1:], dtype=like.dtype)
+            return buffer(room.sequences * steps, *like.shape[1:], dtype=like.dtype)
 
         self.x, self.kept = buffer(rows, channels), buffer(rows, channels)
         self.step = buffer(songs, dtype=torch.int64)
@@ -125,23 +153,20 @@ class StepGraph:
         self.noise = buffer(draws, rows, channels) if draws else None
         modulation, embedded = first.modulation[0], first.conditions[0]
         self.base, self.final = stacked(modulation.base), stacked(modulation.final)
-        self.conditions = buffer(placing.layout.rows, *embedded.shape[1:], dtype=embedded.dtype)
-        self.kv = pack_lyrics(dit, states, placing.layout.rows)
+        self.conditions = buffer(room.rows, *embedded.shape[1:], dtype=embedded.dtype)
+        self.kv = lyric_room(dit, first, room)
         # a joint buffer belongs to every block, and counts once
         own = {t.data_ptr(): t for one in self.kv for t in one[:2]}
         buffers += own.values()
-        self.starts = list(itertools.accumulate(self.frames, initial=0))
-        sources = [torch.arange(self.starts[i], self.starts[i + 1]) for i, _ in self.sequences]
-        self.source_rows = torch.cat(sources).to(device)
+        self.lay_frames()
         self.song_first = (torch.arange(songs) * steps).to(device)
-        self.sequence_song = torch.tensor([i for i, _ in self.sequences]).to(device)
-        self.sequence_first = (torch.arange(len(self.sequences)) * steps).to(device)
-        self.row_song = torch.arange(songs).repeat_interleave(torch.tensor(self.frames)).to(device)
+        self.sequence_first = (torch.arange(room.sequences) * steps).to(device)
         self.row_number = torch.arange(rows).to(device)
+        self.index(states, device)
         # samplers without noise read one row of zeros, over and over
         self.silence = torch.zeros(1, channels, device=device).expand(rows, channels)
         self.tenants: list[weakref.ref[SongState]] = []
-        self.filled: list[int] = []
+        self.filled: list[tuple[int, bool]] = []
         try:
             with torch.inference_mode():
                 self.replay, held = capture.capture(self.work)
@@ -149,16 +174,34 @@ class StepGraph:
             raise CaptureError(f"the step could not be captured ({error})") from error
         self.bytes = held + sum(b.numel() * b.element_size() for b in buffers)
 
+    def lay_frames(self) -> None:
+        """Latent rows of the songs, end to end."""
+        self.starts = list(itertools.accumulate(self.frames, initial=0))
+
+    def index(self, states: Sequence[SongState], device: torch.device) -> None:
+        """Which latent row each target row takes; the song of each sequence and latent row."""
+        sources = [torch.arange(self.starts[i], self.starts[i + 1]) for i, _ in self.sequences]
+        self.source_rows = torch.cat(sources).to(device)
+        self.sequence_song = torch.tensor([i for i, _ in self.sequences]).to(device)
+        songs = torch.arange(len(states))
+        self.row_song = songs.repeat_interleave(torch.tensor(self.frames)).to(device)
+
+    def arrange(self, states: Sequence[SongState], place: Callable[[], Placing]) -> None:
+        """Called when other songs move in, or guidance begins or ends: a layout stays as it is."""
+
+    def embedded(self) -> Tensor:
+        """Packed rows [N, D] of the network's input."""
+        latents = self.dit.target_in(self.x.to(self.conditions.dtype))
+        return self.conditions.index_add(
+            0, self.placing.target_rows, latents.index_select(0, self.source_rows)
+        )
+
     def work(self) -> None:
         """One step of every song, on buffers alone: what is captured."""
         row = self.song_first + self.step
         at = self.sequence_first + self.step.index_select(0, self.sequence_song)
         modulation = Modulation(self.base.index_select(0, at), self.final.index_select(0, at))
-        latents = self.dit.target_in(self.x.to(self.conditions.dtype))
-        x_ND = self.conditions.index_add(
-            0, self.placing.target_rows, latents.index_select(0, self.source_rows)
-        )
-        out_NC = self.dit.trunk(x_ND, modulation, self.kv, self.placing.layout)
+        out_NC = self.dit.trunk(self.embedded(), modulation, self.kv, self.placing.layout)
         noise = self.silence
         if self.noise is not None:
             draw = self.draw.index_select(0, row).index_select(0, self.row_song)
@@ -177,21 +220,23 @@ class StepGraph:
             for one, state in zip(self.tenants, states, strict=True)
         )
 
-    def fill(self, states: Sequence[SongState]) -> None:
+    def fill(self, states: Sequence[SongState], place: Callable[[], Placing]) -> None:
         """Moves songs in; whoever lived here keeps a copy of what was computed."""
-        serials = [state.serial for state in states]
-        if self.filled != serials:
+        batch = [(state.serial, state.guided) for state in states]
+        if self.filled != batch:
+            self.filled = []  # whatever goes wrong on the way
+            self.arrange(states, place)
             self._fill_conditions(states)
             self._fill_tables(states)
-            self.filled = serials
+            self.filled = batch
         if not self.holds(states):
             # copies first: a song may move from one place of this graph to another
             latents = [(state.x_TC, state.kept_TC) for state in states]
             self.leave()
             for state, x, kept, (own_x, own_kept) in zip(
                 states,
-                self.x.split(self.frames),
-                self.kept.split(self.frames),
+                self.x[: self.starts[-1]].split(self.frames),
+                self.kept[: self.starts[-1]].split(self.frames),
                 latents,
                 strict=True,
             ):
@@ -199,11 +244,13 @@ class StepGraph:
                 kept.copy_(own_kept)
                 state.move_in(Home(self, x, kept))
             self.tenants = [weakref.ref(state) for state in states]
-        self.step.copy_(torch.tensor([state.step for state in states]), non_blocking=True)
+        numbers = [state.step for state in states] + [0] * (self.room.songs - len(states))
+        self.step.copy_(torch.tensor(numbers), non_blocking=True)
 
     def _fill_conditions(self, states: Sequence[SongState]) -> None:
         counts = [len(states[song].conditions[branch]) for song, branch in self.sequences]
-        for (song, branch), own in zip(self.sequences, self.conditions.split(counts), strict=True):
+        rows = self.conditions[: sum(counts)].split(counts)
+        for (song, branch), own in zip(self.sequences, rows, strict=True):
             own.copy_(states[song].conditions[branch])
         counts = [len(state.kv[0][0]) for state in states]
         for block, held in enumerate(self.kv):
@@ -243,6 +290,38 @@ def sequences_of(states: Sequence[SongState]) -> list[tuple[int, int]]:
     return [(i, b) for b in (0, 1) for i in songs if b == 0 or states[i].guided]
 
 
+def table_rows(states: Sequence[SongState]) -> int:
+    """Sampler rows of a song's buffer: a multiple of SAMPLER_ROWS."""
+    rows = max(len(state.table.times) for state in states)
+    return -(-rows // SAMPLER_ROWS) * SAMPLER_ROWS
+
+
+def draws_of(states: Sequence[SongState]) -> int:
+    """The most draws of noise that a song of the batch takes."""
+    return max(sum(state.table.needs_noise) for state in states)
+
+
+def lyric_room(dit: DiT, like: SongState, room: Room) -> list[tuple[Tensor, Tensor] | JointKeys]:
+    """Buffers for the lyric keys and values of every block, as pack_lyrics lays them."""
+    if dit.config.cross_attention == "parallel":
+        blank = [
+            tuple(t.new_zeros(1, *t.shape[1:]).expand(room.lyrics, *t.shape[1:]) for t in kv)
+            for kv in like.kv
+        ]
+        return joint_keys([blank], room.rows)  # type: ignore[list-item]
+    return [
+        (k.new_zeros(room.lyrics, *k.shape[1:]), v.new_zeros(room.lyrics, *v.shape[1:]))
+        for k, v in like.kv
+    ]
+
+
+Bucketing = Callable[
+    [DiT, Capture, Callable[[], Placing], "Sequence[SongState]"],
+    tuple[tuple[Any, ...], Callable[[], StepGraph]],
+]
+"""What a batch's bucket is known by, and what captures its graph (bucketed.bucket_graph)."""
+
+
 def pack_lyrics(
     dit: DiT, states: Sequence[SongState], rows: int
 ) -> list[tuple[Tensor, Tensor] | JointKeys]:
@@ -262,13 +341,22 @@ def pack_lyrics(
 
 
 class GraphCache:
-    """The captured steps of a network, by layout.
+    """The captured steps of a network, by layout, or by bucket where `bucketing` is given and the
+    Triton kernels run.
 
     budget_bytes bounds what graphs and their buffers hold, except that the one in use stays.
     """
 
-    def __init__(self, dit: DiT, capture: Capture, *, budget_bytes: int) -> None:
+    def __init__(
+        self,
+        dit: DiT,
+        capture: Capture,
+        *,
+        budget_bytes: int,
+        bucketing: Bucketing | None = None,
+    ) -> None:
         self.dit, self.capture, self.budget_bytes = dit, capture, budget_bytes
+        self.bucketing = bucketing
         self._graphs: OrderedDict[tuple[Any, ...], StepGraph] = OrderedDict()
         self._expected: tuple[Any, StepGraph] | None = None
 
@@ -289,7 +377,7 @@ class GraphCache:
             graph = expected[1]
         else:
             graph = self._graph(states, place)
-            graph.fill(states)
+            graph.fill(states, place)
         graph.replay()
         for state in states:
             state.drew()
@@ -309,20 +397,28 @@ class GraphCache:
         self._expected = None
 
     def _graph(self, states: Sequence[SongState], place: Callable[[], Placing]) -> StepGraph:
-        rows = max(len(state.table.times) for state in states)
-        steps = -(-rows // SAMPLER_ROWS) * SAMPLER_ROWS
+        backend = ops.backend_of(states[0].rows)
+        key: tuple[Any, ...]
+        if self.bucketing is not None and backend == "triton":
+            key, capture = self.bucketing(self.dit, self.capture, place, states)
+        else:
+            steps = table_rows(states)
+            layout = tuple(state.spans[: 1 + state.guided] for state in states)
+            key = (layout, steps, draws_of(states))
+
+            def capture() -> StepGraph:
+                return StepGraph(self.dit, self.capture, place(), states, steps)
+
         key = (
-            tuple((state.spans[: 1 + state.guided]) for state in states),
-            steps,
-            max(sum(state.table.needs_noise) for state in states),
+            *key,
             states[0].conditions[0].dtype,
-            ops.backend_of(states[0].rows),
+            backend,
             # a graph reads the weights where they were when it was captured
             tuple(parameter.data_ptr() for parameter in self.dit.parameters()),
         )
         graph = self._graphs.get(key)
         if graph is None:
-            graph = StepGraph(self.dit, self.capture, place(), states, steps)
+            graph = capture()
             self._graphs[key] = graph
             while self.bytes > self.budget_bytes and len(self._graphs) > 1:
                 self._graphs.popitem(last=False)[1].leave()

@@ -41,6 +41,7 @@ from mudit_engine.models.dit import (
 )
 from mudit_engine.models.outline import OutlineRows, hold, no_outline
 from mudit_engine.names import EDITS_NEED_TORCH, REFERENCE_KINDS, USER_TYPES
+from mudit_engine.runtime.bucketed import bucket_graph
 from mudit_engine.runtime.captured import (
     Capture,
     CaptureError,
@@ -320,6 +321,7 @@ class Denoiser:
         graph_bytes: what graphs and their buffers hold at most; a quarter of the device unless
             given.
         captures: False runs every step launch by launch.
+        bucketed: a captured step serves all layouts of a size (runtime/bucketed.py).
 
     Examples:
         >>> from mudit_engine.runtime.load import open_model
@@ -332,6 +334,7 @@ class Denoiser:
     capture: Capture | None = None
     graph_bytes: int | None = None
     captures: bool = True
+    bucketed: bool = False
     _packing: tuple[tuple[object, ...], _Packing] | None = field(default=None, repr=False)
     _graphs: GraphCache | None = field(default=None, repr=False)
     _uncapturable: bool = field(default=False, repr=False)
@@ -353,7 +356,10 @@ class Denoiser:
                         torch.cuda.get_device_properties(self.device).total_memory if cuda else 0
                     )
                     budget = whole // 4 or 2**30
-                self._graphs = GraphCache(self.dit, capture, budget_bytes=budget)
+                bucketing = bucket_graph if self.bucketed else None
+                self._graphs = GraphCache(
+                    self.dit, capture, budget_bytes=budget, bucketing=bucketing
+                )
         return self._graphs
 
     @torch.inference_mode()

@@ -23,6 +23,7 @@ from mudit_engine.reading import Understood
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.cost import measure_cost
+from mudit_engine.runtime.denoiser import Denoiser
 from mudit_engine.runtime.load import Deploy
 from mudit_engine.runtime.ticket import Event, StepRecord, Ticket
 
@@ -127,6 +128,8 @@ class Engine:
             pipeline.set_loras([])
         # dictionaries and text tower are loaded now, not by the first request
         pipeline.reader.inputs(pipeline.reader.read(WARM_UP))
+        if isinstance(pipeline.runtime, Denoiser):
+            pipeline.runtime.bucketed = True  # songs join and leave at every step
         on_device = pipeline.runtime_name == "tensorrt"
         batcher = Batcher(
             pipeline.runtime,

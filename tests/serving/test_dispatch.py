@@ -87,6 +87,7 @@ def audio_of(ticket: Ticket) -> np.ndarray:
 def alone(micro: Path) -> np.ndarray:
     """Latents of LONG, made by one engine without replicas."""
     engine = Engine.open(micro, runtime="torch", device="cpu")
+    assert engine.pipeline.runtime.bucketed  # captured steps outlast songs that come and go
     latents = engine.submit(engine.read(LONG)).wait(60)
     engine.close()
     return latents.numpy()
