@@ -120,11 +120,13 @@ def open_layout(room: Room, like: Layout, device: torch.device) -> OpenLayout:
     sequences, last = room.sequences, room.rows - 1
     spread = [(i, 1) for i in range(sequences)] + [(sequences, last - sequences)]
     # no keys: nothing is computed until a batch is written over them
-    segments = [Segments(tuple((start, n, 0, 0, 0) for start, n in spread)) for _ in range(2)]
+    own, cross = (Segments(tuple((start, n, 0, 0, 0) for start, n in spread)) for _ in range(2))
     # the tail is one run more
     runs = Runs((*((1, i) for i in range(sequences)), (1, 0), (last - sequences, 0)))
-    angles = [like.cos.new_zeros(1, room.rows, like.cos.shape[2]) for _ in range(4)]
-    return OpenLayout(room.rows, (), (), (), (), *segments, runs, *(a.to(device) for a in angles))
+    cos, sin, cross_cos, cross_sin = (
+        like.cos.new_zeros(1, room.rows, like.cos.shape[2]).to(device) for _ in range(4)
+    )
+    return OpenLayout(room.rows, (), (), (), (), own, cross, runs, cos, sin, cross_cos, cross_sin)
 
 
 class BucketGraph(StepGraph):

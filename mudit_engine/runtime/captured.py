@@ -308,7 +308,7 @@ def lyric_room(dit: DiT, like: SongState, room: Room) -> list[tuple[Tensor, Tens
             tuple(t.new_zeros(1, *t.shape[1:]).expand(room.lyrics, *t.shape[1:]) for t in kv)
             for kv in like.kv
         ]
-        return joint_keys([blank], room.rows)  # type: ignore[list-item]
+        return joint_keys([blank], room.rows)
     return [
         (k.new_zeros(room.lyrics, *k.shape[1:]), v.new_zeros(room.lyrics, *v.shape[1:]))
         for k, v in like.kv
