@@ -100,6 +100,13 @@ class Edit:
         bars = math.floor((self.seconds - TAIL_SECONDS) / bar + 0.05)
         return bars * bar if bars > 0 else self.seconds
 
+    @property
+    def level(self) -> float:
+        """What the file's samples are multiplied by to be those that the song was decoded to."""
+        mastering = (self.info or {}).get("mastering")
+        gain = mastering.get("gain_db") if isinstance(mastering, dict) else None
+        return 10 ** (-float(gain) / 20) if isinstance(gain, int | float) else 1.0
+
     def held(self, frames: int, frame_rate: float, *, bpm: float | None) -> np.ndarray:
         """Which frames of the new song stay, bool [frames]."""
         centre_T = (np.arange(frames) + 0.5) / frame_rate

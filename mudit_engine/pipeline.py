@@ -26,6 +26,7 @@ from mudit_engine.config import ModelConfig, VaeConfig
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.files import write_json
 from mudit_engine.hardware import environment
+from mudit_engine.loudness import TARGET_LUFS, mastered
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.models.complete import save_model
 from mudit_engine.models.folder import model_folder
@@ -56,7 +57,7 @@ class Song:
     """A finished song.
 
     Args:
-        audio: float32 [channels, samples] within [-1, 1].
+        audio: float32 [channels, samples] as it was decoded; peaks may lie beyond full scale.
         sample_rate: samples a second.
         latents: float32 [frames, latent channels], normalised.
         info: what the sidecar JSON holds: everything that made the song.
@@ -79,14 +80,30 @@ class Song:
         return self.audio.shape[1] / self.sample_rate
 
     def save(
-        self, path: str | Path, *, spectrogram: bool = False, latents: bool = False
+        self,
+        path: str | Path,
+        *,
+        spectrogram: bool = False,
+        latents: bool = False,
+        loudness: float | None = TARGET_LUFS,
     ) -> list[Path]:
-        """Writes the audio (format by suffix: .wav .flac .ogg .mp3), its sidecar .json and, if
-        wanted, a .png of its spectrum and its latents, by which it can be edited without a loss.
-        Returns the files.
+        """Writes the audio and its sidecar .json.
+
+        Args:
+            path: of the audio; its suffix is the format: .wav, .flac, .ogg or .mp3.
+            spectrogram: also write a .png of its spectrum.
+            latents: also write its latents, by which it can be edited without a loss.
+            loudness: LUFS that the written song has, its true peaks limited to -1 dB of full scale;
+                None writes it as it was decoded, cut off at full scale.
+
+        Returns:
+            The files.
         """
         path = Path(path)
-        save_audio(path, torch.from_numpy(self.audio), self.sample_rate)
+        audio, mastering = torch.from_numpy(self.audio), None
+        if loudness is not None:
+            audio, mastering = mastered(audio, self.sample_rate, target=loudness)
+        save_audio(path, audio, self.sample_rate)
         files = [path, path.with_suffix(".json")]
         kept = {}
         if latents:
@@ -95,10 +112,9 @@ class Song:
             kept = {"latents": files[-1].name}
         if spectrogram:
             files.append(path.with_suffix(".png"))
-            save_spectrogram(
-                files[-1], torch.from_numpy(self.audio), self.sample_rate, title=path.stem
-            )
-        write_json(files[1], {**self.info, **kept, "file": path.name})
+            save_spectrogram(files[-1], audio, self.sample_rate, title=path.stem)
+        level = None if mastering is None else asdict(mastering)
+        write_json(files[1], {**self.info, **kept, "mastering": level, "file": path.name})
         return files
 
 

@@ -415,7 +415,8 @@ class RequestReader(TextReader):
         if edit.latents is not None:
             found_TC = load_latents(edit.latents, self.config.vae)
         if found_TC is None:
-            found_TC = self.encode_reference(edit.audio, max_frames=frames).float().cpu()
+            found_TC = self.encode_reference(edit.audio, max_frames=frames, level=edit.level)
+            found_TC = found_TC.float().cpu()
         given_TC = torch.zeros(frames, self.config.vae.latent_channels)
         known = min(frames, len(found_TC))
         given_TC[:known] = found_TC[:known]
@@ -423,15 +424,16 @@ class RequestReader(TextReader):
         return given_TC, held_T
 
     @torch.inference_mode()
-    def encode_reference(self, path: str | Path, *, max_frames: int) -> Tensor:
-        """Normalised latents [frames, C] of an audio file, at most as long as the song.
+    def encode_reference(self, path: str | Path, *, max_frames: int, level: float = 1.0) -> Tensor:
+        """Normalised latents [frames, C] of an audio file, at most as long as the song; its samples
+        are multiplied by `level`.
 
         Raises InputError for a file that is missing or cannot be decoded.
         """
         c = self.config.vae
         audio, rate = load_audio(path)
         audio = to_channels(resample(audio, rate, c.sample_rate), c.channels)
-        audio = audio[:, : max_frames * c.hop]
+        audio = audio[:, : max_frames * c.hop] * level
         mean, _ = self.vae.encode(audio[None].to(self.vae.latent_mean.device))
         return self.vae.normalise(mean)[0, :max_frames]
 

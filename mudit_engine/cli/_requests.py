@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from mudit_engine.audio import check_audio_path
 from mudit_engine.cli._written_lyrics import check_write_options, written_lyrics
 from mudit_engine.errors import InputError, MuditError
@@ -34,6 +36,7 @@ SAMPLER_FIELDS = {
 }
 REQUEST_FIELDS = tuple(name for name in FIELDS if name != "sampler")
 LINE_FIELDS = (*REQUEST_FIELDS, *SAMPLER_FIELDS, "lyrics_file", "out")
+LOUDEST, QUIETEST = -5.0, -60.0  # LUFS
 SINGLE_SONG_OPTIONS = ("lyrics", "reference")  # each line of a manifest has its own
 
 
@@ -242,3 +245,18 @@ def _check_output(path: Path) -> None:
     folder = next(one for one in path.absolute().parents if one.exists())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"'{path}' cannot be written: no permission to write into '{folder}'")
+
+
+def loudness_of(context: click.Context, option: click.Parameter, value: str) -> float | None:
+    """LUFS of --loudness, None for 'off'."""
+    if value == "off":
+        return None
+    try:
+        target = float(value)
+    except ValueError:
+        target = 0.0
+    if not QUIETEST <= target <= LOUDEST:
+        raise click.BadParameter(
+            f"'{value}' is neither 'off' nor LUFS from {QUIETEST:g} to {LOUDEST:g}, such as -16"
+        )
+    return target

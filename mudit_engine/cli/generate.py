@@ -24,7 +24,7 @@ from mudit_engine.cli._console import (
     print_table,
     progress,
 )
-from mudit_engine.cli._requests import Job, jobs_of
+from mudit_engine.cli._requests import Job, jobs_of, loudness_of
 from mudit_engine.cli._understood import print_understood
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.names import (
@@ -260,6 +260,14 @@ class Seconds(click.ParamType):
 )
 @click.option("--spectrogram", is_flag=True, help="Also write a .png of the spectrum.")
 @click.option(
+    "--loudness",
+    default="-16",
+    show_default=True,
+    metavar="LUFS|off",
+    callback=loudness_of,
+    help="Loudness of the written song; peaks are limited to -1 dB. off: as it was decoded.",
+)
+@click.option(
     "--skip-existing", is_flag=True, help="With --manifest: leave out songs whose file is there."
 )
 @click.option(
@@ -316,6 +324,7 @@ def command(**options: Any) -> None:
             jobs,
             spectrogram=options["spectrogram"],
             latents=options["latents"],
+            loudness=options["loudness"],
             best_of=options["best_of"],
             keep_going=options["keep_going"],
             quiet=options["as_json"],
@@ -386,6 +395,7 @@ def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, 
             precision=PRECISIONS[options["precision"]],
             loras=tuple(dataclasses.replace(one, folder=one.folder.resolve()) for one in loras),
             spectrogram=options["spectrogram"],
+            loudness=options["loudness"],
         )
         with progress("songs", total=len(jobs), quiet=options["as_json"]) as advance:
             made = make_on_ray(
@@ -508,6 +518,7 @@ def _generate(
     *,
     spectrogram: bool,
     latents: bool,
+    loudness: float | None,
     best_of: int,
     keep_going: bool,
     quiet: bool,
@@ -515,7 +526,11 @@ def _generate(
     """Rows of the songs that were made, and the failures of those that were not."""
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
-    kept = {"spectrogram": spectrogram, "latents": latents}
+    kept: dict[str, Any] = {
+        "spectrogram": spectrogram,
+        "latents": latents,
+        "loudness": loudness,
+    }
     with progress("denoising", total=100, quiet=quiet) as advance:
         shares = {"denoise": 0.9, "decode": 0.1}  # of the bar: decoding is a small part of the time
 

@@ -80,7 +80,7 @@ def judge_songs(
     for number, song in enumerate(track(held_out, "generating")):
         for user in USERS:
             made, took = generate(pipeline, song, user, seed=seed + number)
-            made.save(out / f"{song.id}-{user}.flac")
+            made.save(out / f"{song.id}-{user}.flac", loudness=None)  # as the corpus is
             audio = torch.from_numpy(made.audio)
             heard = listener.measure(audio, made.sample_rate)
             pairs[user].append(Pair(number, heard, song, song.syllables, song.prompts[user]))

@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mudit_engine.errors import InputError
-from mudit_engine.metrics.loudness import loudness
+from mudit_engine.loudness import loudness
 
 STEM_KINDS = ("vocals", "drums", "bass", "chords")
 VOICE_HEARD = -25.0  # LU to the mix

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mudit_engine import loudness
 from mudit_engine.audio import FORMATS, load_audio, resample
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.adherence import further_parts
@@ -35,7 +36,7 @@ from mudit_engine.evaluation.listening import Listener, file_digest, source_dige
 from mudit_engine.evaluation.songs import Track, silent_track
 from mudit_engine.evaluation.stems import stem_levels, stem_of
 from mudit_engine.files import read_text
-from mudit_engine.metrics import figures, loudness
+from mudit_engine.metrics import figures
 from mudit_engine.metrics.embeddings import Embedder
 from mudit_engine.metrics.fad import FrechetReference, frechet_infinity
 from mudit_engine.metrics.figures import NOTHING, Figure

@@ -182,8 +182,9 @@ def decode_song(
     seconds: float,
     on_chunk: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Audio fp32 [channels, samples] of one song's normalised latents [T, C], within [-1, 1], on
-    the CPU, cut to `seconds`. on_chunk is called with the latent frames of each finished chunk.
+    """Audio fp32 [channels, samples] of one song's normalised latents [T, C], on the CPU, cut to
+    `seconds`; its peaks may lie beyond full scale. on_chunk is called with the
+    latent frames of each finished chunk.
     """
     done = 0
 
@@ -196,4 +197,4 @@ def decode_song(
     # an engine is built for some frames and no more
     chunk = getattr(decoder, "chunk_frames", None) or decode_frames(decoder.receptive_field)
     audio = decode_chunked(decoder, latents_TC.float(), chunk_frames=chunk, progress=count)
-    return audio[:, : round(seconds * decoder.config.sample_rate)].clamp(-1, 1).cpu()
+    return audio[:, : round(seconds * decoder.config.sample_rate)].cpu()

@@ -19,6 +19,7 @@ from typing import Any
 
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError, MuditError
+from mudit_engine.loudness import TARGET_LUFS
 from mudit_engine.models.lora import LoraSpec
 from mudit_engine.request import SongRequest
 
@@ -54,6 +55,7 @@ class SongMaker:
     precision: str | None = None
     loras: tuple[LoraSpec, ...] = ()
     spectrogram: bool = False
+    loudness: float | None = TARGET_LUFS
 
     def open(self) -> Any:
         """The pipeline."""
@@ -78,7 +80,7 @@ class SongMaker:
         done = 0
         try:
             for (number, order), song in zip(wanted, pipeline.stream(requests), strict=True):
-                files = song.save(order.path, spectrogram=self.spectrogram)
+                files = song.save(order.path, spectrogram=self.spectrogram, loudness=self.loudness)
                 names = tuple(map(str, files))
                 made.append(Made(number, song.info, song.seconds, song.sample_rate, names))
                 done += 1

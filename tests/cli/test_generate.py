@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -19,6 +20,7 @@ import torch
 from micro_model import save_micro
 from mudit_engine.cli.main import run
 from mudit_engine.files import atomic_path
+from mudit_engine.loudness import loudness
 from mudit_engine.metrics.rhythm_and_key import chroma
 from mudit_engine.text.harmony import ChordSymbol
 
@@ -75,6 +77,31 @@ def test_song_sidecar_and_picture(
         "song.json",
         "song.png",
     }, "nothing else is left behind"
+
+
+def test_songs_are_written_at_one_loudness(
+    micro: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = {}
+    for wanted in ("-16", "-23", "off"):
+        out = tmp_path / f"{wanted}.wav"
+        options = [] if wanted == "-16" else ["--loudness", wanted]
+        words = ["--description", "钢琴", "--seconds", 4, "--seed", 3]
+        assert generate(micro, *words, "--out", out, *options) == 0
+        audio, rate = soundfile.read(out, always_2d=True)
+        sidecar = json.loads(out.with_suffix(".json").read_text("utf-8"))
+        heard[wanted] = loudness(torch.from_numpy(audio.T.copy()), rate)
+        if wanted == "off":
+            assert sidecar["mastering"] is None
+        else:
+            assert sidecar["mastering"]["loudness"] == pytest.approx(heard[wanted], abs=0.05)
+            assert heard[wanted] == pytest.approx(float(wanted), abs=0.2)
+            assert np.abs(audio).max() <= 10 ** (-0.9 / 20)
+    assert abs(heard["off"] - -16) > 1, "the model does not do this by itself"
+    capsys.readouterr()
+    for wrong in ("loud", "0", "-70", "nan"):
+        assert generate(micro, "--description", "钢琴", f"--loudness={wrong}", "--dry-run") == 2
+        assert "LUFS from -60 to -5" in capsys.readouterr().err
 
 
 def test_same_seed_same_file_other_seed_other_file(

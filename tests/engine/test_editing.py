@@ -170,6 +170,23 @@ def test_any_audio_is_encoded(pipeline, tmp_path):
     assert "nothing is known of 'x.wav' but its sound" in " ".join(longer.info["notes"])
 
 
+def test_audio_is_encoded_at_the_level_that_it_was_decoded_to(pipeline, song, tmp_path):
+    made, _ = song
+    for name, target in (("quiet", -30.0), ("as-decoded", None)):
+        made.save(tmp_path / f"{name}.wav", loudness=target)
+    found = {}
+    for name in ("quiet", "as-decoded"):
+        edit = open_edit(SongRequest(edit=tmp_path / f"{name}.wav", repaint="3-5"))
+        assert (edit.level == 1.0) is (name == "as-decoded")
+        found[name] = pipeline.reader.encode_reference(
+            edit.audio, max_frames=10_000, level=edit.level
+        )
+    spread = found["as-decoded"].std()
+    assert (found["quiet"] - found["as-decoded"]).abs().mean() < 0.01 * spread
+    loud = pipeline.reader.encode_reference(tmp_path / "quiet.wav", max_frames=10_000)
+    assert (loud - found["as-decoded"]).abs().mean() > 0.03 * spread
+
+
 def test_latents_of_another_codec_are_not_taken(pipeline, song, tmp_path):
     from dataclasses import replace
 

@@ -35,7 +35,7 @@ from mudit_engine.evaluation.survey.design import (
 )
 from mudit_engine.evaluation.systems import Asked, System, check_paired
 from mudit_engine.files import atomic_path, write_json, write_text
-from mudit_engine.metrics.loudness import loudness
+from mudit_engine.loudness import loudness
 
 PAGE = Path(__file__).parent / "page"
 ASSETS = ("index.html", "survey.css", "survey.js", "words.js")

@@ -29,7 +29,7 @@ from mudit_engine.evaluation.survey.design import (
 )
 from mudit_engine.evaluation.survey.make import Made
 from mudit_engine.evaluation.survey.tables import judge
-from mudit_engine.metrics.loudness import loudness
+from mudit_engine.loudness import loudness
 from survey_cases import answered, made_in
 
 REQUESTS = [f"r{n}" for n in range(10)]

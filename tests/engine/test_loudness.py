@@ -1,0 +1,114 @@
+"""Loudness by the conformance points of ITU-R BS.1770 and EBU Tech 3341; peaks between samples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mudit_engine.loudness import ending_level, limited, loudness, mastered, true_peak
+
+
+def sine(
+    level_db: float,
+    *,
+    rate: int = 48000,
+    seconds: float = 5.0,
+    hz: float = 997.0,
+    channels: int = 1,
+) -> torch.Tensor:
+    t = torch.arange(round(rate * seconds), dtype=torch.float64) / rate
+    return (10 ** (level_db / 20) * torch.sin(2 * math.pi * hz * t)).float().repeat(channels, 1)
+
+
+@pytest.mark.parametrize("rate", [22050, 44100, 48000])
+@pytest.mark.parametrize(
+    ("level", "channels", "expected"), [(0.0, 1, -3.01), (-20.0, 1, -23.01), (-23.0, 2, -23.0)]
+)
+def test_a_sine_at_1_khz(rate: int, level: float, channels: int, expected: float) -> None:
+    """BS.1770: 0 dB of full scale in one channel reads -3.01; Tech 3341, case 1: -23 in both."""
+    found = loudness(sine(level, rate=rate, channels=channels), rate)
+    assert found == pytest.approx(expected, abs=0.1)
+
+
+def test_quiet_parts_are_gated() -> None:
+    """Tech 3341, case 3: -36, -23 and -36 dB for 10, 60 and 10 s read -23."""
+    parts = [sine(level, seconds=s, channels=2) for level, s in ((-36, 10), (-23, 60), (-36, 10))]
+    assert loudness(torch.cat(parts, 1), 48000) == pytest.approx(-23.0, abs=0.1)
+
+
+def test_silence_has_no_loudness() -> None:
+    assert loudness(torch.zeros(2, 48000), 48000) == -math.inf
+    assert math.isfinite(loudness(sine(-20, seconds=0.1), 48000))
+
+
+def test_a_peak_between_samples() -> None:
+    """A sine of a quarter of the rate, sampled 45 degrees beside its peaks."""
+    t = torch.arange(48000, dtype=torch.float64) / 4
+    audio = torch.sin(2 * math.pi * t + math.pi / 4).float()[None]
+    assert 20 * math.log10(float(audio.abs().max())) == pytest.approx(-3.01, abs=0.01)
+    assert true_peak(audio, 48000) == pytest.approx(0.0, abs=0.3)
+
+
+def test_an_ending_that_ends() -> None:
+    tone = sine(-10, seconds=8)
+    assert ending_level(tone, 48000) == pytest.approx(0.0, abs=0.1)
+    faded = tone * torch.linspace(1, 0, tone.shape[1])
+    assert ending_level(faded, 48000) < -20
+    assert ending_level(torch.zeros(1, 48000), 48000) == 0.0
+
+
+def noisy(seconds: float, rate: int, level: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return level * torch.randn(2, round(seconds * rate), generator=generator)
+
+
+def test_loudness_is_that_of_the_filters_run_sample_by_sample() -> None:
+    from scipy.signal import lfilter
+
+    from mudit_engine.loudness import _high_pass, _shelf, _weighted
+
+    audio = noisy(3, 22050, 0.2).numpy()
+    expected = audio.astype("float64")
+    for b, a in (_shelf(22050), _high_pass(22050)):
+        expected = lfilter(b, a, expected, axis=-1)
+    assert abs(_weighted(audio, 22050) - expected).max() < 1e-9
+
+
+@pytest.mark.parametrize("rate", [22050, 44100])
+@pytest.mark.parametrize("level", [0.02, 0.2, 2.0])
+def test_songs_of_any_level_come_out_alike(rate: int, level: float) -> None:
+    audio, done = mastered(noisy(4, rate, level), rate)
+    assert done is not None
+    assert done.loudness == pytest.approx(-16.0, abs=0.15) == loudness(audio, rate)
+    assert true_peak(audio, rate) == done.true_peak <= -0.9
+
+
+def test_a_limiter_leaves_what_is_far_from_a_peak() -> None:
+    rate = 22050
+    audio = 0.5 * sine(0, rate=rate, seconds=2.0)
+    audio[:, rate : rate + 20] *= 4
+    out = limited(audio, rate)
+    near = slice(rate - 250, rate + 270)
+    assert torch.equal(out[:, : near.start], audio[:, : near.start])
+    assert torch.equal(out[:, near.stop :], audio[:, near.stop :])
+    assert true_peak(audio, rate) > 3 and true_peak(out, rate) < -0.8
+    # what is turned down keeps its sign and its shape
+    gain = out[:, near] / audio[:, near].where(audio[:, near].abs() > 0.05, torch.nan)
+    assert float(gain.nan_to_num(1).min()) > 0.3
+    assert float(gain.nan_to_num(1).max()) <= 1.0
+
+
+def test_channels_are_turned_down_together() -> None:
+    left = 0.1 * sine(0, rate=22050, seconds=1.0)
+    audio = torch.cat((left, 20 * left))
+    out = limited(audio, 22050)
+    torch.testing.assert_close(out[1], 20 * out[0])
+
+
+def test_silence_and_whispers_are_not_blown_up() -> None:
+    silent = torch.zeros(1, 22050)
+    assert mastered(silent, 22050) == (silent, None)
+    _, done = mastered(noisy(2, 22050, 1e-3), 22050)
+    assert done is not None and done.gain_db == 24.0
