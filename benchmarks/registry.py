@@ -136,6 +136,13 @@ _ENTRIES = (
         "each rung against the first",
     ),
     Benchmark(
+        "memory",
+        "memory of a guided denoising step of a mixed batch, a process each",
+        "step_memory:run",
+        "diffusers StableAudioDiT, padded",
+        needs=("diffusers",),
+    ),
+    Benchmark(
         "decode",
         "latents to audio, a codec of the same rate and size beside it",
         "decode_peers:run",

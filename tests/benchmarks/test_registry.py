@@ -45,7 +45,7 @@ def test_the_list_names_every_part_of_the_engine(capsys: pytest.CaptureFixture[s
     assert mudit(["bench", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["results"]
     assert [row["name"] for row in rows] == list(BENCHMARKS)
-    parts = {"kernels", "e2e", "runtimes", "train", "data", "decode", "cold-start"}
+    parts = {"kernels", "e2e", "runtimes", "train", "data", "decode", "memory", "cold-start"}
     assert parts | {"serve", "serve-load", "serve-soak"} <= set(BENCHMARKS)
     assert all(row["about"] and row["peers"] for row in rows)
 
@@ -184,3 +184,16 @@ def test_a_load_gives_rows_of_every_way() -> None:
 def test_the_service_is_measured(name: str) -> None:
     rows = run(name, Options(size="tiny", rounds=30 if name == "serve-soak" else 4))
     assert rows and all(row.benchmark == name and row.seconds_p99 is not None for row in rows)
+
+
+def test_memory_is_each_providers_own() -> None:
+    """Peaks hold the weights and what a step holds; at a few rows the two are near each other."""
+    rows = {row.provider: row for row in run("memory", Options(size="tiny"))}
+    ours, peer = rows["mudit"], rows["diffusers StableAudioDiT"]
+    assert ours.error is not None and ours.error < 1e-4
+    for row in rows.values():
+        figures = row.figures
+        assert row.memory_bytes == figures["weight_bytes"] + figures["work_bytes"]
+        assert 0 < figures["work_bytes"] < 1 << 30
+    assert ours.figures["weight_bytes"] > 20 << 20  # tiny: about 6 M parameters in fp32
+    assert peer.figures["peak_of_reference"] == peer.figures["work_of_reference"] == 1.0
