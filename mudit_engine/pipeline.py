@@ -211,13 +211,16 @@ class SongPipeline:
         it was (models/lora.py).
 
         merged False keeps them apart from the weights, with peft, and stays so for this pipeline.
-        Raises InputError for another runtime than torch, ModelError for a LoRA of another model.
+        Raises InputError for another runtime than torch or in FP8, ModelError for a LoRA of another
+        model.
         """
         if not isinstance(self.runtime, Denoiser):
             raise InputError(
                 f"runtime '{self.runtime_name}' runs the weights it was exported with: take "
                 "runtime 'torch', or export a model with the LoRA in it"
             )
+        if self.precision is torch.float8_e4m3fn:
+            raise InputError("LoRAs are merged into weights that FP8 has rounded away: take bf16")
         if self._loras is None:
             self._loras = LoraSet(self.runtime.dit, merged=merged)
         elif self._loras.merged != merged:

@@ -3,6 +3,7 @@ songs.
 
     fast = with_fp8(dit)                             # a copy; everything else keeps its dtype
     error = hold_to(Denoiser(fast), Denoiser(dit), songs)      # GateError above LIMIT
+    SongPipeline.from_pretrained(folder, dtype=FP8)  # both, or: mudit generate --precision fp8
 
 A weight is stored once as e4m3 with a scale for each output column; rows of activations get theirs
 at every call: s = max|x| / 448. The product is torch._scaled_mm, which runs on tensor cores from
@@ -15,18 +16,22 @@ Source: Micikevicius et al. 2022, FP8 Formats for Deep Learning (arXiv 2209.0543
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mudit_engine.config import ModelConfig
 from mudit_engine.errors import GateError, MissingError
 from mudit_engine.models.dit import DiT
+from mudit_engine.runtime.cost import noise_song
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 LAYERS = ("qkv", "up", "down")
+PROBE_SECONDS, PROBE_STEPS = 4.0, 12
 LIMIT = 0.1
 """Relative L2 distance of a whole song's latents from those of the network's own dtype. Two songs
 of 4 s of the tiny model are .044 and .046 from their fp32 selves in FP8, .012 in bf16 (CPU, 12
@@ -66,19 +71,38 @@ class Fp8Linear(nn.Module):
         return out if self.bias is None else out + self.bias.to(x.dtype)
 
 
+def check_device(device: torch.device) -> None:
+    """Raises MissingError for a device without FP8 products: a CPU, which only imitates them, or a
+    GPU below sm_89.
+    """
+    what = "a CPU imitates FP8 products, slower than any other"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 9):
+            return
+        what = f"{torch.cuda.get_device_name(device)} has no FP8 products (sm_89 and newer have)"
+    raise MissingError(f"{what}: take --precision bf16, fp32 or auto")
+
+
 def with_fp8(dit: DiT) -> DiT:
-    """A copy of the network whose QKV and MLP products run in FP8. Raises MissingError on a card
-    without FP8.
+    """A copy of the network whose QKV and MLP products run in FP8, on a CPU too, where it is slow.
+    Raises MissingError on a GPU without FP8.
     """
     device = dit.final.weight.device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        name = torch.cuda.get_device_name(device)
-        raise MissingError(f"{name} has no FP8 products (sm_89 and newer have): take bf16")
+    if device.type == "cuda":
+        check_device(device)
     fast = copy.deepcopy(dit)
     for block in fast.blocks:
         for name in LAYERS:
             setattr(block, name, Fp8Linear(getattr(block, name)))
     return fast
+
+
+def probe_songs(config: ModelConfig) -> list[SongInputs]:
+    """Two songs that a network is held to itself with: PROBE_SECONDS of noise, sung and not."""
+    frames = max(round(PROBE_SECONDS * config.vae.frame_rate), 1)
+    plain = noise_song(config, frames, steps=PROBE_STEPS)
+    ids = [i % config.dit.vocabulary_size for i in range(1, 1 + frames // 2)]
+    return [plain, dataclasses.replace(plain, seed=1, lyric_ids=ids)]
 
 
 def hold_to(
@@ -94,7 +118,7 @@ def hold_to(
         if not error <= limit:
             raise GateError(
                 f"song {number} in FP8 differs from itself by {error:.2f} of its norm (limit "
-                f"{limit:g}): this network needs bf16"
+                f"{limit:g}): this network needs bf16, take --precision bf16"
             )
         worst = max(worst, error)
     return worst

@@ -12,9 +12,10 @@ FOLDER` measures yours).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from mudit_engine.runtime.graph_denoiser import (
 )
 from mudit_engine.runtime.manifest import FILE, check_deployment, folder_of_graphs, read_manifest
 from mudit_engine.runtime.precision import auto_dtype
+
+log = logging.getLogger(__name__)
 
 # (model folder, runtime) -> the deployment folder that has its graphs
 Deploy = Callable[[Path, str], Path]
@@ -88,8 +91,9 @@ def open_model(
         runtime: torch runs on CUDA where there is one, else on the CPU; tensorrt on the GPU that
             its engines were built for; onnxruntime and openvino on the CPU in fp32; auto chooses.
         device: of torch, such as "cuda:1"; the other runtimes take none.
-        dtype: of torch's networks; None is bf16 where the device multiplies it in hardware, else
-            fp32.
+        dtype: of torch's networks; None is bf16 where the device multiplies it fast, else fp32.
+            torch.float8_e4m3fn runs the widest products of a bf16 song transformer in FP8
+            (runtime/fp8.py), on a GPU that has them, once two songs have shown what that changes.
         deploy: makes the graphs of a model folder that has none.
 
     Returns:
@@ -99,6 +103,7 @@ def open_model(
         InputError: for an unknown runtime or options that it does not take.
         MissingError: for a package or device that is not here.
         ModelError: for a folder that does not fit.
+        GateError: for a network that FP8 changes too much.
 
     Examples:
         >>> opened = open_model("tiny", dtype=torch.float32)
@@ -111,7 +116,10 @@ def open_model(
     if runtime not in RUNTIMES:
         raise InputError(f"runtime '{runtime}' is unknown: choose one of {', '.join(RUNTIMES)}")
     if runtime == "torch":
-        return _open_torch(folder, usual_device(device), dtype)
+        place = usual_device(device)
+        if dtype is torch.float8_e4m3fn:
+            return _open_fp8(folder, place)
+        return _open_torch(folder, place, dtype)
     if device is not None or dtype is not None:
         raise InputError(
             f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime "
@@ -132,6 +140,21 @@ def _open_torch(folder: Path, place: torch.device, dtype: torch.dtype | None) ->
     assert isinstance(dit, DiT)
     vae, chinmu = load_codec_and_text(config, folder, place, dtype)
     return OpenModel(config, vae, chinmu, Denoiser(dit), TorchDecoder(vae), chinmu, "torch", dtype)
+
+
+def _open_fp8(folder: Path, place: torch.device) -> OpenModel:
+    from mudit_engine.runtime.fp8 import FP8, check_device, hold_to, probe_songs, with_fp8
+
+    check_device(place)
+    opened = _open_torch(folder, place, torch.bfloat16)
+    exact = opened.runtime.dit
+    fast = with_fp8(exact)
+    # layouts of two probes are not worth a capture
+    error = hold_to(
+        Denoiser(fast, captures=False), Denoiser(exact, captures=False), probe_songs(opened.config)
+    )
+    log.info("two songs in FP8 differ from themselves in bf16 by %.3f of their norm", error)
+    return replace(opened, runtime=Denoiser(fast), precision=FP8)
 
 
 def _open_tensorrt(folder: Path) -> OpenModel:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from mudit_engine.errors import GateError, ModelError
+from mudit_engine import SongPipeline
+from mudit_engine.cli.main import run as mudit
+from mudit_engine.errors import GateError, InputError, MissingError, ModelError
+from mudit_engine.models.lora import LoraSpec
+from mudit_engine.runtime import fp8
 from mudit_engine.runtime.denoiser import Denoiser
-from mudit_engine.runtime.fp8 import FP8, LAYERS, Fp8Linear, hold_to, quantise, with_fp8
+from mudit_engine.runtime.fp8 import (
+    FP8,
+    LAYERS,
+    Fp8Linear,
+    check_device,
+    hold_to,
+    quantise,
+    with_fp8,
+)
 from small_denoisers import make_denoiser, song
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,3 +71,35 @@ def test_whole_songs_are_held_to_their_own() -> None:
     fast.dit.blocks[0].up.get_buffer("scale").mul_(float("nan"))
     with pytest.raises(ModelError, match="NaN"):
         hold_to(fast, exact, songs)
+
+
+def test_devices_without_fp8_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(MissingError, match="a CPU imitates FP8 products"):
+        SongPipeline.from_pretrained("tiny", device="cpu", dtype=FP8)
+    wanted = ["generate", "--description", "piano", "--out", str(tmp_path / "a.wav")]
+    assert mudit([*wanted, "--device", "cpu", "--precision", "fp8"]) == 3
+    assert "take --precision bf16" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an A10")
+    with pytest.raises(MissingError, match="an A10 has no FP8 products"):
+        check_device(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    check_device(torch.device("cuda"))
+
+
+def test_a_model_is_opened_in_fp8_behind_the_gate(
+    micro: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU that has FP8, on a CPU that imitates it."""
+    monkeypatch.setattr(fp8, "check_device", lambda device: None)
+    pipeline = SongPipeline.from_pretrained(micro, device="cpu", dtype=FP8)
+    dit = pipeline.runtime.dit
+    assert isinstance(dit.blocks[0].up, Fp8Linear) and pipeline.precision is FP8
+    assert dit.final.weight.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="FP8 has rounded away"):
+        pipeline.set_loras([LoraSpec(micro)])
+    monkeypatch.setitem(hold_to.__kwdefaults__, "limit", 0.0)
+    with pytest.raises(GateError, match="take --precision bf16"):
+        SongPipeline.from_pretrained(micro, device="cpu", dtype=FP8)
