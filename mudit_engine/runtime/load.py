@@ -147,8 +147,8 @@ def _open_fp8(folder: Path, place: torch.device) -> OpenModel:
 
     check_device(place)
     opened = _open_torch(folder, place, torch.bfloat16)
-    exact = opened.runtime.dit
-    fast = with_fp8(exact)
+    assert isinstance(opened.runtime, Denoiser)
+    exact, fast = opened.runtime.dit, with_fp8(opened.runtime.dit)
     # layouts of two probes are not worth a capture
     error = hold_to(
         Denoiser(fast, captures=False), Denoiser(exact, captures=False), probe_songs(opened.config)
