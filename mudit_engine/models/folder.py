@@ -218,12 +218,12 @@ def _weightless(part: Part) -> Iterator[None]:
     if part != "dit":
         yield
         return
-    with torch.device("meta"), _NoInitialisers():
+    with torch.device("meta"), NoInitialisers():
         yield
 
 
-class _NoInitialisers(TorchFunctionMode):
-    """Calls that only fill a tensor return it as it is."""
+class NoInitialisers(TorchFunctionMode):
+    """Calls that only fill a tensor return it as it is: for networks of which the shapes count."""
 
     FILL = frozenset(
         (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_, Tensor.erfinv_, Tensor.mul_)

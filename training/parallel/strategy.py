@@ -319,8 +319,11 @@ class Ema:
         self.updates = updates
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW with the fused kernel, decay on matrices only; or Muon beside it (muon.py).
+def parameter_groups(
+    module: nn.Module, config: OptimizerConfig
+) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
+    """(Muon's matrices, AdamW's groups) of what is trained; none is empty but the first, which is
+    without Muon.
 
     Embeddings and gains do not decay, whatever their shape: a gain of 0 is no rest but a loss.
     """
@@ -335,7 +338,12 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         {"params": decayed, "weight_decay": config.weight_decay, **shared},
         {"params": plain, "weight_decay": 0.0, **shared},
     ]
-    groups = [g for g in groups if g["params"]]
+    return matrices, [g for g in groups if g["params"]]
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW with the fused kernel, decay on matrices only; or Muon beside it (muon.py)."""
+    matrices, groups = parameter_groups(module, config)
     if config.kind == "muon":
         return MuonAdamW(
             matrices,

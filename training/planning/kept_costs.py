@@ -1,5 +1,5 @@
-"""The costs of a network, kept from one plan to the next: finding them runs it 18 times on fake
-tensors, which is most of what a plan takes.
+"""The costs of a network, kept from one plan to the next: finding them runs it on fake tensors,
+which is most of what a plan takes.
 
     costs = fit(config, precision="bf16", checkpointing="full")     # step_cost.fit, or what it gave
 

@@ -16,10 +16,15 @@ from torch import nn
 from mudit_engine.availability import require
 from mudit_engine.config import ChinMuConfig
 from mudit_engine.errors import InputError
+from mudit_engine.models.folder import NoInitialisers
 from mudit_engine.training.parallel.deepspeed_config import deepspeed_config
-from mudit_engine.training.parallel.strategy import make_optimizer
 from mudit_engine.training.planning.clusters import GIB, Cluster
-from mudit_engine.training.planning.state_bytes import KINDS, Parameters, Sharding, state_bytes
+from mudit_engine.training.planning.state_bytes import (
+    KINDS,
+    Sharding,
+    parameters_in,
+    state_bytes,
+)
 from mudit_engine.training.recipe import Recipe
 
 # sizes of text encoders, by their configurations on the hub
@@ -32,10 +37,7 @@ def plan_stage(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """
     phases: dict[str, dict[str, Any]] = {}
     for phase, module in _networks(recipe).items():
-        groups = make_optimizer(module, recipe.optimizer).param_groups
-        sizes = tuple(tuple(p.numel() for p in group["params"]) for group in groups)
-        muon = sum(sum(sizes[i]) for i, group in enumerate(groups) if "momentum" in group)
-        parameters = Parameters(sizes, muon, sum(1 for _ in module.modules()))
+        parameters = parameters_in(module, recipe.optimizer)
         average = recipe.ema.enabled and phase != "discriminator"
         plain = Sharding.of(recipe, cluster.world)
         sharding = Sharding(
@@ -72,7 +74,7 @@ def _networks(recipe: Recipe) -> dict[str, nn.Module]:
         from mudit_engine.models.vae import SpectralVAE
         from mudit_engine.training.tasks.vae import DiscriminatorLoss
 
-        with torch.device("meta"):
+        with torch.device("meta"), NoInitialisers():
             phases: dict[str, nn.Module] = {"generator": SpectralVAE(config.vae)}
             if recipe.vae.adversarial:
                 width = recipe.vae.discriminator_width
@@ -87,8 +89,11 @@ def _chinmu(config: ChinMuConfig) -> nn.Module:
     """ChinMu, its text encoder by the known sizes of the hub's: planning fetches nothing."""
     from mudit_engine.models.chinmu import CHARACTERS, ChinMu
 
+    characters = config.model_copy(update={"text_encoder": CHARACTERS})
+    with NoInitialisers():  # its filters are computed: not on the meta device
+        chinmu = ChinMu(characters)
     if config.text_encoder == CHARACTERS:
-        return ChinMu(config)
+        return chinmu
     known = TEXT_ENCODERS.get(config.text_encoder)
     if known is None:
         raise InputError(
@@ -98,9 +103,8 @@ def _chinmu(config: ChinMuConfig) -> nn.Module:
     require("transformers", f"the plan of the text encoder '{config.text_encoder}'")
     from transformers import BertConfig, BertModel
 
-    chinmu = ChinMu(config.model_copy(update={"text_encoder": CHARACTERS}))
     encoder = BertConfig(**known)
-    project = nn.Linear(encoder.hidden_size, config.embedding)
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialisers():
+        project = nn.Linear(encoder.hidden_size, config.embedding)
         chinmu.text = nn.ModuleDict({"encoder": BertModel(encoder), "project": project})
     return chinmu

@@ -29,10 +29,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mudit_engine.config import DitConfig
 from mudit_engine.training.parallel.deepspeed_config import bucket_sizes
 from mudit_engine.training.recipe import OptimizerConfig, ParallelConfig, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KINDS = ("weights", "gradients", "master", "moments", "average", "buckets", "gathered")
 STAGE0_BUCKET = 500_000_000  # elements that DeepSpeed flattens at once for stage 0's all-reduce
@@ -61,14 +65,23 @@ def parameters_of(config: DitConfig, optimizer: OptimizerConfig | None = None) -
     import torch
 
     from mudit_engine.models.dit import DiT
-    from mudit_engine.training.parallel.strategy import make_optimizer
+    from mudit_engine.models.folder import NoInitialisers
 
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialisers():
         dit = DiT(config)
-        groups = make_optimizer(dit, optimizer or OptimizerConfig()).param_groups
-    sizes = tuple(tuple(p.numel() for p in group["params"]) for group in groups)
-    own = [sum(sizes[i]) for i, group in enumerate(groups) if "momentum" in group]
-    return Parameters(sizes, sum(own), sum(1 for _ in dit.modules()))
+    return parameters_in(dit, optimizer or OptimizerConfig())
+
+
+def parameters_in(module: nn.Module, optimizer: OptimizerConfig) -> Parameters:
+    """Those of a module, in the groups that `optimizer` makes. No optimiser is made: the first one
+    of a process imports torch's compiler, which takes longer than the rest of a plan.
+    """
+    from mudit_engine.training.parallel.strategy import parameter_groups
+
+    matrices, groups = parameter_groups(module, optimizer)
+    lists = [*([matrices] if matrices else []), *(group["params"] for group in groups)]
+    sizes = tuple(tuple(p.numel() for p in group) for group in lists)
+    return Parameters(sizes, sum(p.numel() for p in matrices), sum(1 for _ in module.modules()))
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ FLOPs, traffic. Found by running it.
 The network and its loss run forward and backward on *fake* tensors (shapes without storage), on the
 Triton path that a GPU takes, so no formula can drift from the code; `fake=False` runs the same on
 real tensors and measures. Everything grows linearly with the rows of a micro-batch and the number
-of blocks (attention's FLOPs aside, which are counted in closed form), so a few small runs give
-every size:
+of blocks (attention's FLOPs aside, which are counted in closed form), so two small runs give every
+size:
 
     cost(blocks, rows, lyrics) = a0 + a1 rows + a2 lyrics + blocks (b0 + b1 rows + b2 lyrics)
     attention, forward = 4 D sum over songs of (n^2 + n l) a block + 4 E sum of l^2 a lyric block
     attention, backward = 2.5 times that
+
+The runs differ in their blocks. What of a size goes with the rows and what with the lyrics is read
+off the size itself: a song of such a run has a prime number of rows, one of frames and one of lyric
+tokens, which no width of the network has as a factor (`Primes`).
 
     run_once(config, Pack.of([2800], [900]), precision="bf16", checkpointing="full").peak_bytes
     costs = fit(config, precision="bf16", checkpointing="full")
@@ -25,8 +29,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +43,9 @@ from torch.utils._pytree import tree_leaves
 from mudit_engine import ops
 from mudit_engine.config import DitConfig, ModelConfig
 from mudit_engine.diffusion.paths import make_path
+from mudit_engine.errors import InputError
 from mudit_engine.models.dit import DiT, DitBatch
+from mudit_engine.models.folder import NoInitialisers
 from mudit_engine.models.outline import TOKENS, OutlineRows, outline_width
 from mudit_engine.training.recipe_stages import DitStage
 from mudit_engine.training.tasks.dit import DitInputs, DitLoss
@@ -57,6 +64,9 @@ LINEAR = (
     "recomputed_attention",
 )
 ARCH = "sm_80"  # tile sizes do not change what is kept
+FRAGMENTS = 8
+PRIMES = ((1039, 499), (1117, 457), (1021, 397))  # rows and lyric tokens of a song
+Parts = tuple[float, float, float]  # constant, a row, a lyric token
 
 
 @dataclass(frozen=True)
@@ -113,17 +123,73 @@ class Cost:
     recomputed_attention: float
 
 
+@dataclass(frozen=True)
+class Primes:
+    """Sizes of two equal songs, such that a product of dimensions says what it is made of: rows,
+    frames = rows - FRAGMENTS, lyrics and (rows + lyrics) / 2 of a song are different primes.
+
+    >>> Primes(1039, 499).parts(1539 * 16)          # a buffer of both songs' rows and lyrics
+    (0.0, 8.0, 8.0)
+    """
+
+    rows: int
+    lyrics: int
+
+    @property
+    def pack(self) -> Pack:
+        return Pack.of([self.rows - FRAGMENTS] * 2, [self.lyrics] * 2, FRAGMENTS)
+
+    def parts(self, size: int) -> tuple[float, float, float]:
+        """(constant, a row, a lyric token) of a size that goes with one of the primes, or none:
+        constant + rows a_row + tokens a_token is the size, for the rows and tokens of both songs.
+        """
+        for base, constant, row, token in (
+            (self.rows, 0.0, 0.5, 0.0),
+            (self.rows - FRAGMENTS, -float(FRAGMENTS), 0.5, 0.0),
+            (self.lyrics, 0.0, 0.0, 0.5),
+            ((self.rows + self.lyrics) // 2, 0.0, 0.25, 0.25),
+        ):
+            if size and size % base == 0:
+                count = size // base
+                return count * constant, count * row, count * token
+        return float(size), 0.0, 0.0
+
+    @classmethod
+    def of(cls, config: DitConfig) -> Primes:
+        """A pair that shares no factor with a size of the network."""
+        sizes = [v for v in config.model_dump().values() if isinstance(v, int) and v]
+        for rows, lyrics in PRIMES:
+            bases = (rows, rows - FRAGMENTS, lyrics, (rows + lyrics) // 2)
+            if not any(size % base == 0 for size in sizes for base in bases):
+                return cls(rows, lyrics)
+        raise InputError(
+            f"every pair of {PRIMES} shares a factor with a size of the network: plan a vocabulary "
+            f"or a width that is no multiple of them"
+        )
+
+
 class Ledger(TorchDispatchMode):
     """Adds up living storages, FLOPs and traffic of what is dispatched."""
 
-    def __init__(self) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's own hook: nothing here is compiled, and its guard against that costs more than
+        most of what is dispatched.
+        """
+        return False
+
+    def __init__(
+        self, parts: Callable[[int], Parts] = lambda size: (float(size), 0.0, 0.0)
+    ) -> None:
         super().__init__()
         from torch.utils.flop_counter import flop_registry
 
-        self._flops = flop_registry
+        self._flops, self.parts = flop_registry, cache(parts)
         self.living: dict[int, int] = {}
-        self.live = self.peak = 0
-        self.gemm_flops = self.gemm_bytes = self.moved_bytes = self.launches = self.attention = 0
+        self.live = self.most = 0
+        self.kept, self.peak = np.zeros(3), np.zeros(3)
+        self.gemm_flops, self.gemm_bytes, self.moved_bytes = np.zeros(3), np.zeros(3), np.zeros(3)
+        self.launches = self.attention = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -143,11 +209,11 @@ class Ledger(TorchDispatchMode):
         if func.is_view or func is torch.ops.aten.detach.default:
             return out
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        moved = sum(_bytes(t) for t in given) + sum(_bytes(t) for t in results)
+        moved = np.sum([self.parts(_bytes(t)) for t in (*given, *results)], 0)
         packet = func._overloadpacket
         self.launches += 1
         if packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
-            self.gemm_flops += self._flops[packet](*args, **kwargs, out_val=out)
+            self.gemm_flops += self.parts(self._flops[packet](*args, **kwargs, out_val=out))
             self.gemm_bytes += moved
         elif "attention" in packet.__name__:
             # its FLOPs are counted in closed form; its traffic is small beside them
@@ -162,13 +228,17 @@ class Ledger(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self.living:
-            self.living[key] = storage.nbytes()
-            self.live += self.living[key]
-            self.peak = max(self.peak, self.live)
+            size = self.living[key] = storage.nbytes()
+            self.live += size
+            self.kept += self.parts(size)
+            if self.live > self.most:
+                self.most, self.peak = self.live, self.kept.copy()
             weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
-        self.live -= self.living.pop(key, 0)
+        size = self.living.pop(key, 0)
+        self.live -= size
+        self.kept -= self.parts(size)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -242,48 +312,67 @@ def run_once(
     a backend that runs here.
     """
     with _world(backend=backend, fake=fake):
-        kept = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
-        try:
+        module = _network(config, precision=precision, checkpointing=checkpointing, fake=fake)
+        found = _measure(module, make_inputs(config.dit, pack), Ledger(), precision=precision)
+    return Cost(**{name: float(parts[0]) for name, parts in found.items()})
+
+
+def _network(
+    config: ModelConfig, *, precision: Precision, checkpointing: Checkpointing, fake: bool
+) -> DitLoss:
+    """The network and its loss, in the weights' type. Fake ones are not filled: drawing values that
+    no one sees takes longer than the rest.
+    """
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
+    try:
+        with NoInitialisers() if fake else contextlib.nullcontext():
             dit = DiT(config.dit)
-        finally:
-            torch.set_default_dtype(kept)
-        module = DitLoss(dit, make_path(config.path), DitStage(checkpointing=checkpointing))
-        inputs = make_inputs(config.dit, pack)
-        weights = {p.untyped_storage()._cdata for p in module.parameters()}
-        weights |= {t.untyped_storage()._cdata for t in tree_leaves(_tensors(inputs))}
-        for p in module.parameters():
-            # gradients belong to the engine's part of the memory: here each is dropped as soon as
-            # it is whole
-            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-        saved: dict[int, int] = {}
+    finally:
+        torch.set_default_dtype(kept)
+    module = DitLoss(dit, make_path(config.path), DitStage(checkpointing=checkpointing))
+    for p in module.parameters():
+        # gradients belong to the engine's part of the memory: here each is dropped as soon as
+        # it is whole
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    return module
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                saved[storage._cdata] = storage.nbytes()
-            return tensor
 
-        autocast = torch.autocast(
-            "cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
-        )
-        with Ledger() as ledger:
-            ledger.living.update(dict.fromkeys(weights, 0))
-            with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss, _ = module(inputs)
-            forward, passes, kept = ledger.gemm_flops, ledger.attention, ledger.live
-            loss.backward()
-        return Cost(
-            saved_bytes=sum(saved.values()),
-            kept_bytes=kept,
-            peak_bytes=ledger.peak,
-            gemm_flops=ledger.gemm_flops,
-            gemm_bytes=ledger.gemm_bytes,
-            moved_bytes=ledger.moved_bytes,
-            launches=ledger.launches,
-            forward_gemm_flops=forward,
-            recomputed_attention=ledger.attention - passes,
-        )
+def _measure(
+    module: DitLoss, inputs: DitInputs, ledger: Ledger, *, precision: Precision
+) -> dict[str, np.ndarray]:
+    """Of one forward and backward pass, each figure in the parts that the ledger tells apart."""
+    weights = {p.untyped_storage()._cdata for p in module.parameters()}
+    weights |= {t.untyped_storage()._cdata for t in tree_leaves(_tensors(inputs))}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    autocast = torch.autocast(
+        "cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+    )
+    with ledger:
+        ledger.living.update(dict.fromkeys(weights, 0))
+        with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _ = module(inputs)
+        forward, passes = ledger.gemm_flops.copy(), ledger.attention
+        kept = ledger.kept.copy()
+        loss.backward()
+    return {
+        "saved_bytes": np.sum([np.zeros(3), *map(ledger.parts, saved.values())], 0),
+        "kept_bytes": kept,
+        "peak_bytes": ledger.peak,
+        "gemm_flops": ledger.gemm_flops,
+        "gemm_bytes": ledger.gemm_bytes,
+        "moved_bytes": ledger.moved_bytes,
+        "launches": np.array([ledger.launches, 0.0, 0.0]),
+        "forward_gemm_flops": forward,
+        "recomputed_attention": np.array([ledger.attention - passes, 0.0, 0.0]),
+    }
 
 
 def _tensors(inputs: DitInputs) -> list[Tensor]:
@@ -345,31 +434,19 @@ def fit(
     precision: Precision = "bf16",
     checkpointing: Checkpointing = "none",
     backend: str = "triton",
-    unit: int = 512,
 ) -> CostModel:
-    """Six runs on fake tensors: two depths by three sizes. The smallest has two songs of `unit`
-    frames and half as many lyric tokens.
-    """
+    """Two runs on fake tensors, of networks of 3 and 5 blocks."""
     depths = (3, 5)  # below three blocks the peak may lie elsewhere
-    sizes = [
-        Pack.of([frames] * 2, [lyrics] * 2)
-        for frames, lyrics in ((unit, unit // 2), (2 * unit, unit // 2), (unit, unit))
-    ]
-    solve = np.linalg.inv(np.array([[1.0, pack.rows, pack.tokens] for pack in sizes]))
+    primes = Primes.of(config.dit)
     planes = []
     for blocks in depths:
         shallow = config.model_copy(
             update={"dit": config.dit.model_copy(update={"blocks": blocks})}
         )
-        runs = [
-            run_once(
-                shallow, pack, precision=precision, checkpointing=checkpointing, backend=backend
-            )
-            for pack in sizes
-        ]
-        planes.append(
-            {name: solve @ np.array([getattr(run, name) for run in runs]) for name in LINEAR}
-        )
+        with _world(backend=backend, fake=True):
+            module = _network(shallow, precision=precision, checkpointing=checkpointing, fake=True)
+            inputs, ledger = make_inputs(shallow.dit, primes.pack), Ledger(primes.parts)
+            planes.append(_measure(module, inputs, ledger, precision=precision))
     inner = {name: (planes[1][name] - planes[0][name]) / (depths[1] - depths[0]) for name in LINEAR}
     outer = {name: planes[0][name] - depths[0] * inner[name] for name in LINEAR}
     return CostModel(

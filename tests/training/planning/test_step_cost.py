@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mudit_engine.config import ModelConfig, load_config
-from mudit_engine.training.planning.step_cost import LINEAR, Pack, fit, run_once
+from mudit_engine.training.planning.step_cost import LINEAR, PRIMES, Pack, Primes, fit, run_once
 
 PACK = Pack.of([70, 41], [19, 0], 3)
 
@@ -66,9 +66,30 @@ def test_ddpm_and_per_block_modulation_run_on_the_path_of_a_gpu(preset: str) -> 
 def test_the_fit_gives_other_sizes_and_depths(checkpointing: Any) -> None:
     deep = config(blocks=7)
     run = run_once(deep, Pack.of([900, 350], [300, 10]), checkpointing=checkpointing)
-    fitted = fit(deep, checkpointing=checkpointing, unit=256).at(Pack.of([900, 350], [300, 10]))
+    fitted = fit(deep, checkpointing=checkpointing).at(Pack.of([900, 350], [300, 10]))
     for name in LINEAR:
         assert getattr(fitted, name) == pytest.approx(getattr(run, name), rel=2e-3), name
+
+
+def test_a_size_says_what_it_is_made_of() -> None:
+    """Both songs' rows, their frames, lyric tokens, rows and lyrics, and what goes with neither."""
+    primes = Primes(*PRIMES[0])
+    rows, tokens = primes.pack.rows, primes.pack.tokens
+    for size in (48 * rows, 96 * (rows - 16), 512 * tokens, 64 * (rows + tokens), 1536 * 6144):
+        constant, row, token = primes.parts(size)
+        assert constant + row * rows + token * tokens == size
+        assert bool(row) == (size != 1536 * 6144 and size != 512 * tokens)
+    for pair in PRIMES:
+        bases = (pair[0], pair[0] - 8, pair[1], sum(pair) // 2)
+        assert len(set(bases)) == 4 and sum(pair) % 2 == 0
+        assert all(base % k for base in bases for k in range(2, 33))
+
+
+def test_a_width_that_holds_a_prime_takes_another_pair() -> None:
+    taken = config().dit
+    assert Primes.of(taken) == Primes(*PRIMES[0])
+    other = taken.model_copy(update={"vocabulary_size": 2 * PRIMES[0][0]})
+    assert Primes.of(other) == Primes(*PRIMES[1])
 
 
 def test_checkpointing_trades_bytes_for_products() -> None:
@@ -106,7 +127,7 @@ def test_flops_are_those_of_the_matrices() -> None:
 
 
 def test_a_token_budget_holds_its_pack() -> None:
-    fitted = fit(config(), unit=256)
+    fitted = fit(config())
     budget = 3e8
     rows = fitted.largest_rows(budget, tokens_per_row=0.25)
     assert fitted.at(Pack.of([rows - 8], [round(0.25 * rows)], 8)).peak_bytes == pytest.approx(
