@@ -29,10 +29,11 @@ from mudit_engine.backends import table
 from mudit_engine.backends.epilogues import LINEAR_GELU
 from mudit_engine.backends.registry import ATTENTION, asked
 from mudit_engine.errors import InputError
-from mudit_engine.kernels import adaln
+from mudit_engine.kernels import adaln, adaln_traced
 from mudit_engine.kernels import attention as attention_kernels
 from mudit_engine.kernels import guided_step as guided_step_kernels
 from mudit_engine.kernels import pack_qkv as packing
+from mudit_engine.kernels.adaln_traced import RunTensors
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
@@ -372,7 +373,7 @@ def residual_norm(
     gate: Tensor | None,
     shift: Tensor | None,
     scale: Tensor | None,
-    runs: Runs | PerSequence | None,
+    runs: Runs | RunTensors | PerSequence | None,
 ) -> tuple[Tensor, Tensor]:
     """Adds a gated branch to the residual stream, then normalises and modulates the sum.
 
@@ -384,7 +385,8 @@ def residual_norm(
         gate: [R, D] table; None is 1.
         shift: [R, D] table; None with scale None gives the plain LayerNorm.
         scale: [R, D] table.
-        runs: which table row each run of packed rows takes; None where there is no table.
+        runs: which table row each run of packed rows takes; None where there is no table; in code
+            that is compiled for any runs, RunTensors.
 
     Returns:
         x' and h, both [T, D] of x's dtype.
@@ -401,6 +403,10 @@ def residual_norm(
     """
     if isinstance(runs, PerSequence):
         return dense.residual_norm(x, y, gate, shift, scale)
+    if isinstance(runs, RunTensors):
+        if _triton(x):
+            return adaln_traced.residual_norm_traced(x, y, gate, shift, scale, runs)
+        return adaln_traced.residual_norm_indexed(x, y, gate, shift, scale, runs)
     if _triton(x):
         return adaln.residual_norm(
             x, y, gate, shift, scale, runs, inplace=_inference(x, y, gate, shift, scale)

@@ -60,6 +60,13 @@ class DataConfig(Section):
     loader_threads: int = Field(1, ge=1)
     prefetch: int = Field(2, ge=1, description="global batches prepared ahead")
     limit_songs: int | None = Field(None, gt=0, description="train on the first N songs only")
+    buckets: int | None = Field(
+        None,
+        ge=1,
+        description="dit tasks: parts of a full pack; the sizes of a micro-batch are rounded up to "
+        "multiples of one, by sequences that count for nothing, so that few shapes occur; null: "
+        "sizes as they come",
+    )
 
 
 class OptimizerConfig(Section):
@@ -343,6 +350,17 @@ class Recipe(Section):
                     f"section '{section}' has no effect on task '{self.task}': remove it (its "
                     f"section is '{_SECTIONS[self.task]}')"
                 )
+        if self.data.buckets is not None and _SECTIONS[self.task] != "dit":
+            raise ValueError(f"data.buckets is for the dit tasks, not '{self.task}': remove it")
+        parallel = self.parallel
+        if self.dit.compile == "blocks" and (
+            parallel.zero_stage == 3 or parallel.sequence_parallel > 1
+        ):
+            raise ValueError(
+                f"dit.compile=blocks with parallel.zero_stage={parallel.zero_stage} and "
+                f"sequence_parallel={parallel.sequence_parallel}: compiled code needs whole "
+                "weights and whole songs; use zero_stage 0 to 2 and sequence_parallel 1"
+            )
         if self.songs.every and _SECTIONS[self.task] != "dit":
             raise ValueError(f"songs.every is for the dit tasks, not '{self.task}'")
         if self.songs.every % self.checkpoint.every:

@@ -182,6 +182,12 @@ class DitStage(Section):
         "products of matrices",
     )
 
+    compile: Literal["none", "blocks"] = Field(
+        "none",
+        description="blocks: torch.compile of what lies between two attentions of a block, once "
+        "for all batches (models/compiled.py)",
+    )
+
     @field_validator("checkpointing", mode="before")
     @classmethod
     def _was_a_switch(cls, value: Any) -> Any:
@@ -190,6 +196,11 @@ class DitStage(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.compile == "blocks" and self.checkpointing == "selective":
+            raise ValueError(
+                "compile=blocks with checkpointing=selective: what is kept is chosen operation by "
+                "operation, which compiled code has not; use checkpointing none or full"
+            )
         exclusive = self.dropping == "exclusive"
         if exclusive and self.drop_descriptions + self.drop_lyrics + self.drop_both > 1:
             raise ValueError(

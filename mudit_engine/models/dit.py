@@ -43,6 +43,7 @@ from mudit_engine.kernels.worklist import Segments
 from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
 from mudit_engine.layouts.sharded import Exchange, ShardedLayout, shard
+from mudit_engine.models.compiled import AnyRuns, compilable, compiled, plain, recorded
 from mudit_engine.models.layers import EncoderBlock, fourier_features, linear_gelu
 from mudit_engine.models.outline import OutlineRows, aligned, outline_width
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
@@ -149,6 +150,7 @@ class DitBlock(nn.Module):
         self.cross_k_gain = gain(config.head_dim)
         self.up = nn.Linear(width, config.mlp_width)
         self.down = nn.Linear(config.mlp_width, width)
+        self.compiled = False  # models/compiled.py
         if config.modulation == "shared":
             self.table = nn.Parameter(torch.zeros(6 * width))
             self.modulation = None
@@ -173,18 +175,10 @@ class DitBlock(nn.Module):
         """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the
         next one.
         """
+        rows = compiled if self.compiled and torch.is_grad_enabled() else plain
         gate1, shift2, scale2, gate2 = mod[2:]
-        q, k, v = ops.pack_qkv(
-            self.qkv(h_ND),
-            self.q_gain,
-            self.k_gain,
-            layout.cos[0],
-            layout.sin[0],
-            heads=self.heads,
-            q_streams=self.streams,
-            k_out=lyrics.k[: layout.rows] if isinstance(lyrics, JointKeys) else None,
-            v_out=lyrics.v[: layout.rows] if isinstance(lyrics, JointKeys) else None,
-        )
+        joint = lyrics if isinstance(lyrics, JointKeys) else None
+        q, k, v = rows(DitBlock._enter)(self, h_ND, layout.cos[0], layout.sin[0], joint)
         if self.parallel:
             offset = layout.rows
             if isinstance(lyrics, JointKeys):
@@ -193,25 +187,64 @@ class DitBlock(nn.Module):
                 k, v = torch.cat((k, lyrics[0]), -3), torch.cat((v, lyrics[1]), -3)
             cos, sin = layout.joint_tables()
             y = ops.attention(q, k, v, layout.joint_segments(offset), cos, sin)
-            x_ND, h_ND = ops.residual_norm(
-                x_ND, self.out(y.flatten(-2)), gate1, shift2, scale2, layout.runs
-            )
         else:
             y = ops.attention(q, k, v, layout.self_segments, layout.cos, layout.sin)
-            x_ND, h_ND = ops.residual_norm(
-                x_ND, self.out(y.flatten(-2)), gate1, None, None, layout.runs
-            )
-            q = self.cross_q(h_ND).unflatten(-1, (self.heads, k.shape[-1]))
-            if self.cross_q_gain is not None:
-                q = ops.rms_norm(q, self.cross_q_gain)
+            x_ND, q = rows(DitBlock._between)(self, x_ND, y, gate1, layout.runs)
             y = ops.attention(
                 q, *lyrics[:2], layout.cross_segments, layout.cross_cos, layout.cross_sin
             )
-            x_ND, h_ND = ops.residual_norm(
-                x_ND, self.cross_out(y.flatten(-2)), None, shift2, scale2, layout.runs
-            )
-        y = self.down(linear_gelu(self.up, h_ND))
-        return ops.residual_norm(x_ND, y, gate2, next_shift, next_scale, layout.runs)
+            y = recorded(y) if rows is compiled else y
+        tables = (gate1, shift2, scale2, gate2, next_shift, next_scale)
+        return rows(DitBlock._leave)(self, x_ND, y, *tables, layout.runs)
+
+    # What lies between the attentions of a block. It works row by row, and no part of it knows how
+    # the rows lie, so that it can be compiled once for all batches (models/compiled.py).
+
+    def _enter(
+        self, h_ND: Tensor, cos: Tensor, sin: Tensor, joint: JointKeys | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self-attention."""
+        return ops.pack_qkv(
+            self.qkv(h_ND),
+            self.q_gain,
+            self.k_gain,
+            cos,
+            sin,
+            heads=self.heads,
+            q_streams=self.streams,
+            k_out=joint.k[: h_ND.shape[-2]] if joint is not None else None,
+            v_out=joint.v[: h_ND.shape[-2]] if joint is not None else None,
+        )
+
+    def _between(
+        self, x_ND: Tensor, y_THK: Tensor, gate1: Tensor, runs: AnyRuns
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream behind self-attention, and the queries of cross-attention."""
+        x_ND, h_ND = ops.residual_norm(x_ND, self.out(y_THK.flatten(-2)), gate1, None, None, runs)
+        q = self.cross_q(h_ND).unflatten(-1, (self.heads, -1))
+        if self.cross_q_gain is not None:
+            q = ops.rms_norm(q, self.cross_q_gain)
+        return x_ND, q
+
+    def _leave(
+        self,
+        x_ND: Tensor,
+        y_THK: Tensor,
+        gate1: Tensor,
+        shift2: Tensor,
+        scale2: Tensor,
+        gate2: Tensor,
+        next_shift: Tensor,
+        next_scale: Tensor,
+        runs: AnyRuns,
+    ) -> tuple[Tensor, Tensor]:
+        """From the last attention's output to the residual stream and its modulated norm behind the
+        block.
+        """
+        last, gate = (self.out, gate1) if self.parallel else (self.cross_out, None)
+        x_ND, h_ND = ops.residual_norm(x_ND, last(y_THK.flatten(-2)), gate, shift2, scale2, runs)
+        y_ND = self.down(linear_gelu(self.up, h_ND))
+        return ops.residual_norm(x_ND, y_ND, gate2, next_shift, next_scale, runs)
 
 
 def joint_keys(
@@ -433,8 +466,12 @@ class DiT(nn.Module):
         backward; "selective" keeps the products of matrices too, so that norms, attention and
         elementwise work are done again.
         """
+        if self.blocks and self.blocks[0].compiled and torch.is_grad_enabled():
+            modulation, layout, plain_runs = compilable(modulation, layout)
+        else:
+            plain_runs = layout.runs
         mod = self._block_modulation(modulation, 0)
-        h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], layout.runs)
+        h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], plain_runs)
         final_shift, final_scale = modulation.final.chunk(2, -1)
         for i, block in enumerate(self.blocks):
             following = (

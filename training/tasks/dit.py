@@ -32,6 +32,7 @@ from mudit_engine.diffusion.loss import (
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.files import sha256_of
+from mudit_engine.models.compiled import compile_blocks
 from mudit_engine.models.dit import DiT, DitBatch, check_lyric_ids
 from mudit_engine.models.folder import model_folder
 from mudit_engine.models.lora import add_lora
@@ -49,6 +50,7 @@ from mudit_engine.training.parallel.deepspeed_config import check_heads
 from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.parallel.ulysses import make_exchange
 from mudit_engine.training.recipe_stages import DitStage
+from mudit_engine.training.tasks.buckets import Buckets, Sizes
 from mudit_engine.training.tasks.task import Batch, Moment, Task
 from mudit_engine.training.throughput import forward_flops
 
@@ -170,6 +172,17 @@ class DitTask(Task):
             [i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"]
         )
         self.dit, self.on_ranks = DiT(self.config.dit), False
+        data = self.recipe.data
+        self.buckets = None
+        if data.buckets is not None:
+            self.buckets = Buckets(
+                data.buckets,
+                pack_size=data.pack_size,
+                frames=np.asarray(self.shards.rows("latents")),
+                lyrics=np.asarray(self.shards.rows("phonemes")),
+                max_fragments=self.config.dit.max_fragments,
+                references=self.stage.reference > 0,
+            )
         self.initialise(self.dit)
         if self.recipe.lora is not None:
             lora = self.recipe.lora
@@ -180,6 +193,8 @@ class DitTask(Task):
                 dropout=lora.dropout,
                 parts=lora.parts,
             )
+        if self.stage.compile == "blocks":
+            compile_blocks(self.dit)
         return {"model": DitLoss(self.dit, self.path, self.stage)}
 
     def _check_encoder(self) -> None:
@@ -218,13 +233,10 @@ class DitTask(Task):
             for z, record in zip(latents, records, strict=True)
         ]
         times = self._times(records, moment)
-        if self.on_ranks:
-            # a sequence that counts for nothing and has one row of every kind: with it every rank
-            # uses every weight in every pass, in the same order, whatever its songs lack; the
-            # collectives of ZeRO 2 and 3 would mix up or wait for ever otherwise
-            conditions.append(self._filler_sequence())
-            latents.append(np.zeros((1, channels), np.float16))
-            noise.append(torch.zeros(1, channels))
+        for filler in self._fillers(conditions, latents):
+            conditions.append(self._filler_sequence(filler))
+            latents.append(np.zeros((filler.frames, channels), np.float16))
+            noise.append(torch.zeros(filler.frames, channels))
             seconds.append(1.0)
             times = torch.cat((times, torch.full((1,), 0.5)))
         frames = [len(z) for z in latents]
@@ -250,29 +262,63 @@ class DitTask(Task):
             else None,
         )
         held_T = torch.from_numpy(np.concatenate([c.held for c in conditions]))
-        inputs = DitInputs(
-            clean, torch.cat(noise), times, len(records), held_T if held_T.any() else None
+        # buckets have one form of batch: with the frames that are held, or none, in every one
+        tells = held_T.any() or (self.buckets is not None and self.config.dit.edits)
+        songs = len(records)
+        inputs = DitInputs(clean, torch.cat(noise), times, songs, held_T if tells else None)
+        counted = replace(
+            clean,
+            frames=clean.frames[:songs],
+            fragments=clean.fragments[:songs],
+            lyrics=clean.lyrics[:songs],
+            reference_frames=clean.reference_frames[:songs],
         )
         return Batch(
             tuple(record.id for record in records),
-            float(sum(frames[: len(records)])),
+            float(sum(counted.frames)),
             inputs,
-            tokens=sum(clean.frames) + sum(clean.reference_frames) + sum(clean.fragments),
-            seconds=sum(seconds[: len(records)]),
-            flops=forward_flops(self.config.dit, clean),
+            tokens=sum(counted.frames) + sum(counted.reference_frames) + sum(counted.fragments),
+            seconds=sum(seconds[:songs]),
+            flops=forward_flops(self.config.dit, counted),
         )
 
-    def _filler_sequence(self) -> Conditions:
+    def _fillers(
+        self, conditions: Sequence[Conditions], latents: Sequence[np.ndarray]
+    ) -> list[Sizes]:
+        """Sequences that count for nothing behind the songs. On ranks, one with a row of every
+        kind: with it every rank uses every weight in every pass, in the same order, whatever its
+        songs lack; the collectives of ZeRO 2 and 3 would mix up or wait for ever otherwise. With
+        buckets, what rounds the sizes.
+        """
+        if self.buckets is not None:
+            return self.buckets.fillers(
+                Sizes(
+                    len(latents),
+                    sum(len(z) for z in latents),
+                    sum(len(c.fragments) for c in conditions),
+                    sum(len(c.lyrics) for c in conditions),
+                    sum(len(c.reference) for c in conditions),
+                )
+            )
+        return [Sizes(1, 1, 1, 1, 1)] if self.on_ranks else []
+
+    def _filler_sequence(self, sizes: Sizes) -> Conditions:
         dit = self.config.dit
         outline = outline_rows(
-            Outline(), frames=1, frame_rate=self.config.vae.frame_rate, tokens=1, config=dit
-        )
-        fragment, reference = (
-            np.zeros((1, dit.description_width), np.float16),
-            np.zeros((1, dit.latent_channels), np.float16),
+            Outline(),
+            frames=sizes.frames,
+            frame_rate=self.config.vae.frame_rate,
+            tokens=sizes.lyrics,
+            config=dit,
         )
         return Conditions(
-            np.zeros(1, np.int64), fragment, 0, reference, 0, outline, np.zeros(1, bool)
+            np.zeros(sizes.lyrics, np.int64),
+            np.zeros((sizes.fragments, dit.description_width), np.float16),
+            0,
+            np.zeros((sizes.references, dit.latent_channels), np.float16),
+            0,
+            outline,
+            np.zeros(sizes.frames, bool),
         )
 
     def _times(self, records: Sequence[SongRecord], moment: Moment) -> Tensor:
