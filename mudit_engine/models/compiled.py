@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.adaln_traced import RunTensors
+from mudit_engine.kernels.runs import Runs
 from mudit_engine.layouts.dense import PerSequence
 
 if TYPE_CHECKING:
