@@ -170,6 +170,22 @@ _ENTRIES = (
         "a file a song (safetensors, numpy), padded",
     ),
     Benchmark(
+        "plan-time",
+        "`mudit plan`'s time of a training step on this machine's CPU, on one rank and on two",
+        "plan_time:run",
+        "the measured steps",
+        needs=("deepspeed",),
+        minutes=2,
+    ),
+    Benchmark(
+        "save-stall",
+        "what a checkpoint every 50 steps takes of the step's thread, on two ranks",
+        "save_stall:run",
+        "the same files written between the steps",
+        needs=("deepspeed",),
+        minutes=4,
+    ),
+    Benchmark(
         "serve",
         "a short song that arrives while a long one runs",
         "joining:run",

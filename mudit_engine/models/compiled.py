@@ -86,8 +86,8 @@ def recorded(y: Tensor) -> Tensor:
     return y if y.requires_grad or not torch.is_grad_enabled() else y.requires_grad_()
 
 
-def compilable(modulation: Modulation, layout: L) -> tuple[Modulation, L, Runs]:
-    """(the modulation with at least two rows, the layout with its runs as tensors, its runs)."""
+def compilable(modulation: Modulation, layout: L) -> tuple[Modulation, L]:
+    """(the modulation with at least two rows, the layout with its runs as tensors)."""
     runs: Runs = layout.runs  # type: ignore[attr-defined]
     rows = modulation.base.shape[0]
     if rows == 1:  # a row that no run names
@@ -98,4 +98,4 @@ def compilable(modulation: Modulation, layout: L) -> tuple[Modulation, L, Runs]:
             final=F.pad(modulation.final, (0, 0, 0, 1)),
         )
     tensors = RunTensors.of(runs, modulation.base.device, table_rows=max(rows, 2))
-    return modulation, dataclasses.replace(layout, runs=tensors), runs  # type: ignore[type-var]
+    return modulation, dataclasses.replace(layout, runs=tensors)  # type: ignore[type-var]

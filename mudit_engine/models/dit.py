@@ -466,10 +466,9 @@ class DiT(nn.Module):
         backward; "selective" keeps the products of matrices too, so that norms, attention and
         elementwise work are done again.
         """
+        plain_runs = layout.runs
         if self.blocks and self.blocks[0].compiled and torch.is_grad_enabled():
-            modulation, layout, plain_runs = compilable(modulation, layout)
-        else:
-            plain_runs = layout.runs
+            modulation, layout = compilable(modulation, layout)
         mod = self._block_modulation(modulation, 0)
         h_ND = ops.layer_norm_modulate(x_ND, mod[0], mod[1], plain_runs)
         final_shift, final_scale = modulation.final.chunk(2, -1)

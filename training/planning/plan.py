@@ -28,6 +28,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,7 @@ def of_recipe(request: Request, recipe: Recipe) -> Request:
         optimizer=recipe.optimizer,
         loader_threads=recipe.data.loader_threads,
         save_every=recipe.checkpoint.every,
+        asynchronous=recipe.checkpoint.asynchronous is not False,  # a plan is of GPUs
     )
 
 
@@ -183,9 +185,14 @@ class Plan:
 
 
 def make_plan(
-    request: Request, lengths: Lengths, *, on_step: Callable[[str], None] | None = None
+    request: Request,
+    lengths: Lengths,
+    *,
+    on_step: Callable[[str], None] | None = None,
+    find: Callable[..., CostModel] | None = None,
 ) -> Plan:
-    """Ranks the options. Raises InputError when the global batch is too small for the cluster, or
+    """Ranks the options. `find` gives the costs of the network, by default on a GPU's path, as
+    kept_costs.fit does. Raises InputError when the global batch is too small for the cluster, or
     no option holds the longest song.
     """
     say = on_step or (lambda text: None)
@@ -214,14 +221,8 @@ def make_plan(
     costs: dict[str, CostModel] = {}
     for mode in request.modes:
         say(f"running the network on fake tensors, checkpointing {mode}")
-        costs[mode] = fit(request.config, precision=request.precision, checkpointing=mode)  # type: ignore[arg-type]
-    packings = {}
-    options = []
-    for micro_batches, pack_size in sizes:
-        say(f"packing songs into {pack_size:,} frames")
-        packing = packings[pack_size] = _pack(
-            lengths, pack_size, micro_batches, world, costs[request.modes[0]], request.cluster
-        )
+        precision: Any = request.precision
+        costs[mode] = (find or fit)(request.config, precision=precision, checkpointing=mode)
         for stage in request.stages:
             for mode in request.modes:
                 options.append(

@@ -186,8 +186,8 @@ class Ledger(TorchDispatchMode):
 
         self._flops, self.parts = flop_registry, cache(parts)
         self.living: dict[int, int] = {}
-        self.live = self.most = 0
-        self.kept, self.peak = np.zeros(3), np.zeros(3)
+        self.live = self.peak = 0
+        self.kept, self.peak_parts = np.zeros(3), np.zeros(3)
         self.gemm_flops, self.gemm_bytes, self.moved_bytes = np.zeros(3), np.zeros(3), np.zeros(3)
         self.launches = self.attention = 0
 
@@ -231,8 +231,8 @@ class Ledger(TorchDispatchMode):
             size = self.living[key] = storage.nbytes()
             self.live += size
             self.kept += self.parts(size)
-            if self.live > self.most:
-                self.most, self.peak = self.live, self.kept.copy()
+            if self.live > self.peak:
+                self.peak, self.peak_parts = self.live, self.kept.copy()
             weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
@@ -363,9 +363,9 @@ def _measure(
         kept = ledger.kept.copy()
         loss.backward()
     return {
-        "saved_bytes": np.sum([np.zeros(3), *map(ledger.parts, saved.values())], 0),
+        "saved_bytes": np.sum([np.array(ledger.parts(size)) for size in (0, *saved.values())], 0),
         "kept_bytes": kept,
-        "peak_bytes": ledger.peak,
+        "peak_bytes": ledger.peak_parts,
         "gemm_flops": ledger.gemm_flops,
         "gemm_bytes": ledger.gemm_bytes,
         "moved_bytes": ledger.moved_bytes,

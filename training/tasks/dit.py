@@ -264,21 +264,21 @@ class DitTask(Task):
         held_T = torch.from_numpy(np.concatenate([c.held for c in conditions]))
         # buckets have one form of batch: with the frames that are held, or none, in every one
         tells = held_T.any() or (self.buckets is not None and self.config.dit.edits)
-        songs = len(records)
-        inputs = DitInputs(clean, torch.cat(noise), times, songs, held_T if tells else None)
+        count = len(records)
+        inputs = DitInputs(clean, torch.cat(noise), times, count, held_T if tells else None)
         counted = replace(
             clean,
-            frames=clean.frames[:songs],
-            fragments=clean.fragments[:songs],
-            lyrics=clean.lyrics[:songs],
-            reference_frames=clean.reference_frames[:songs],
+            frames=clean.frames[:count],
+            fragments=clean.fragments[:count],
+            lyrics=clean.lyrics[:count],
+            reference_frames=clean.reference_frames[:count],
         )
         return Batch(
             tuple(record.id for record in records),
             float(sum(counted.frames)),
             inputs,
             tokens=sum(counted.frames) + sum(counted.reference_frames) + sum(counted.fragments),
-            seconds=sum(seconds[:songs]),
+            seconds=sum(seconds[:count]),
             flops=forward_flops(self.config.dit, counted),
         )
 
