@@ -35,7 +35,13 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "deepspeed zero-2, 2 ranks": (2, {"strategy": "deepspeed", "parallel.zero_stage": 2}),
     "deepspeed zero-3, 2 ranks": (2, {"strategy": "deepspeed", "parallel.zero_stage": 3}),
 }
-MODEL = {"width": 256, "heads": 4, "blocks": 6, "lyric_width": 128, "outline": False}
+MODEL = {
+    "width": 256,
+    "heads": 4,
+    "blocks": 6,
+    "lyric_width": 128,
+    **dict.fromkeys(("outline", "melody", "arrangement", "controls", "edits"), False),
+}
 
 
 def write_data(folder: Path, channels: int, songs: int = 60) -> None:

@@ -223,6 +223,13 @@ def make_plan(
         say(f"running the network on fake tensors, checkpointing {mode}")
         precision: Any = request.precision
         costs[mode] = (find or fit)(request.config, precision=precision, checkpointing=mode)
+    packings = {}
+    options = []
+    for micro_batches, pack_size in sizes:
+        say(f"packing songs into {pack_size:,} frames")
+        packing = packings[pack_size] = _pack(
+            lengths, pack_size, micro_batches, world, costs[request.modes[0]], request.cluster
+        )
         for stage in request.stages:
             for mode in request.modes:
                 options.append(
