@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from mudit_engine.availability import TESTED
+from mudit_engine.availability import TESTED, tested_set
 
 ROOT = Path(__file__).parents[2]
 LINKED = ("kernels", "training", "export", "benchmarks")
@@ -304,6 +304,8 @@ def test_what_is_asked_for_in_turn_is_pinned_too(wheel: Path) -> None:
         name = canonicalize_name(asked.name)
         for extra in {"", *asked.extras} - {known for other, known in seen if other == name}:
             seen.add((name, extra))
+            if name == "torch" and tested_set() != "constraints":
+                continue  # another torch than make installs, which pins what it brings
             try:
                 needs = [Requirement(need) for need in importlib.metadata.requires(name) or ()]
             except importlib.metadata.PackageNotFoundError:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "benchmarks/results/static_attention.json"
@@ -25,6 +26,7 @@ TRITON36 = json.loads((FILE.parent / "static_attention_triton36.json").read_text
 # what Triton 3.6 spills outside of loops on sm_90, in bytes: variant and head width of a kernel
 SPILLS36 = {
     ("attention_bwd_dkv", "tf32", 128): 1536,
+    ("attention_fwd", "hopper-bf16", 128): 12,
     ("attention_fwd", "hopper-fp16", 128): 12,
 }
 OURS = {key: r for key, r in COMMITTED.items() if not r["variant"].startswith("peer")}
@@ -83,11 +85,25 @@ def hold_schedule(row: dict) -> None:
     assert row["tma_loads"] > 0
 
 
-def hold_committed(row: dict) -> None:
-    """No worse than the committed figures; half a point of ceiling is what address arithmetic may
-    wander.
+def key_of(row: dict) -> tuple:
+    return row["op"], row["variant"], row["head_dim"], row["arch"]
+
+
+# the table of the Triton that is installed
+HERE = (
+    {key_of(row): row for row in TRITON36["rows"]}
+    if triton.__version__.startswith("3.6.")
+    else COMMITTED
+)
+
+
+def hold_here(row: dict) -> None:
+    """The bars, and no worse than the figures that were committed for this Triton; half a point of
+    ceiling is what address arithmetic may wander.
     """
-    bar = COMMITTED[row["op"], row["variant"], row["head_dim"], row["arch"]]
+    known = SPILLS36.get((row["op"], row["variant"], row["head_dim"]))
+    hold_bars(row, spill_bytes=known if HERE is not COMMITTED else None)
+    bar = HERE[key_of(row)]
     for figure in ("spill_bytes", "loop_local_accesses", "shared_bytes"):
         assert row[figure] <= bar[figure], f"{figure} {row[figure]}, committed {bar[figure]}"
     assert row["blocks_per_sm"] >= bar["blocks_per_sm"]
@@ -166,16 +182,16 @@ def test_no_figure_is_below_the_tutorials_algorithm(key):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_compiles_to_the_committed_figures(arch, tmp_path):
     for row in compiled(tmp_path, "--arch", arch, "--head-dims", "96"):
-        hold_bars(row)
-        hold_committed(row)
+        hold_here(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", list(SHARED_LIMIT))
 def test_every_head_width_compiles_to_the_committed_figures(arch, tmp_path):
     variants = ",".join(
-        v for v in ("bf16", "fp16", "tf32", "ieee") if ("attention_fwd", v, 96, arch) in OURS
+        v for v in ("bf16", "fp16", "tf32", "ieee") if ("attention_fwd", v, 96, arch) in HERE
     )
+    if not variants:
+        pytest.skip(f"no figures of {arch} were committed for Triton {triton.__version__}")
     for row in compiled(tmp_path, "--arch", arch, "--variants", variants):
-        hold_bars(row)
-        hold_committed(row)
+        hold_here(row)
