@@ -204,7 +204,15 @@ def main() -> None:
         from mudit_engine.files import write_json
         from mudit_engine.hardware import environment
 
-        write_json(given.out, {"schema_version": 1, "env": environment(), "results": rows})
+        document = {"schema_version": 1, "env": environment(), "results": rows}
+        if given.base is not None:
+            document["base_commit"] = subprocess.run(
+                ["git", "-C", str(given.base), "rev-parse", "HEAD"],
+                capture_output=True,
+                text=True,
+                check=False,
+            ).stdout.strip()
+        write_json(given.out, document)
 
 
 if __name__ == "__main__":
