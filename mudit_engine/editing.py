@@ -141,7 +141,8 @@ def open_edit(request: SongRequest) -> Edit | None:
     spans = None if request.repaint is None else repaint_spans(request.repaint)
     if spans and spans[-1][1] > seconds + 1e-6:
         raise InputError(
-            f"repaint {request.repaint}: '{audio}' is {seconds:g} s long, use extend to go beyond"
+            f"repaint {request.repaint}: '{audio.name}' is {seconds:g} s long, use extend to go "
+            "beyond"
         )
     return Edit(audio, seconds, latents, info, spans, request.extend)
 

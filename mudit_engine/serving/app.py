@@ -192,16 +192,22 @@ def create_app(
             raise InputError(f"seconds={body.seconds:g} is longer than {most:g}: ask for less")
 
         def create() -> tuple[Job, Understood]:
-            understood = service.engine.read(body.request(reference=reference))
+            edit = service.song_to_edit(body.edit, owner=owner) if body.edit else None
+            understood = service.engine.read(body.request(reference=reference, edit=edit))
             if understood.seconds > most:
                 raise InputError(
-                    f"these lyrics need {understood.seconds:.0f} s, and songs of at most {most:g} "
-                    "are made here: shorten them, or give 'seconds'"
+                    f"the song would be {understood.seconds:.0f} s long, and songs of at most "
+                    f"{most:g} are made here: shorten the lyrics, or give 'seconds'"
                 )
             if body.deadline is not None:
                 kept["deadline"] = body.deadline
             job = service.create(
-                understood, owner=owner, body=kept, reference=reference, lora=body.lora
+                understood,
+                owner=owner,
+                body=kept,
+                reference=reference,
+                lora=body.lora,
+                edit=body.edit,
             )
             return job, understood
 
@@ -499,6 +505,7 @@ def create_app(
             "max_seconds": most,
             "sampler": config.sampler.model_dump(mode="json"),
             "outline": config.dit.outline,
+            "edits": config.dit.edits and service.engine.runtime_name == "torch",
             "loras": sorted(service.engine.loras),
         }
         return JSONResponse({"object": "list", "data": [entry]})
@@ -527,7 +534,9 @@ def create_app(
 
     from mudit_engine.serving.page_api import add_page
 
-    add_page(app, service_of=service_of, owner_of=owner_of, body_of=body_of, page=PAGE)
+    add_page(
+        app, service_of=service_of, owner_of=owner_of, job_of=job_of, body_of=body_of, page=PAGE
+    )
     complete(app)
     return app
 

@@ -34,6 +34,7 @@ from mudit_engine.reading import TextReader, Understood
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import refuse_edit
 from mudit_engine.runtime.ticket import Event, Stage, StepRecord, Ticket
+from mudit_engine.serving.edited import source_of
 from mudit_engine.serving.engine import check_lora, loras_row
 from mudit_engine.serving.replicas import Said, error_of
 
@@ -188,10 +189,16 @@ class Dispatcher:
         request, reference = song.understood.request, None
         if request.reference is not None:
             reference = await asyncio.to_thread(Path(request.reference).read_bytes)
+        source = await asyncio.to_thread(source_of, song.understood.edit)
         # paths mean nothing on another machine
         plain = replace(song.understood, request=replace(request, reference=None))
         stream = self.denoise(
-            plain, reference=reference, deadline=deadline, saved=song.saved, lora=song.lora
+            plain,
+            reference=reference,
+            source=source,
+            deadline=deadline,
+            saved=song.saved,
+            lora=song.lora,
         )
         async with aclosing(stream):  # type: ignore[type-var]
             async for said in stream:

@@ -102,6 +102,20 @@ class SongBody(_Body):
         None, max_length=40, description="The style, whatever the words say.", examples=["jazz"]
     )
     planned: bool = Field(True, description="False plans nothing but the length.")
+    edit: str | None = Field(
+        None,
+        pattern=r"^song-[0-9a-f]{24}$",
+        description="Id of a finished song of yours that this one changes or goes on from.",
+    )
+    repaint: str | None = Field(
+        None,
+        max_length=200,
+        description="With edit: the seconds that are made anew, several with commas.",
+        examples=["30-45"],
+    )
+    extend: float | None = Field(
+        None, ge=1, description="With edit: seconds that are added behind its end."
+    )
     ignore_times: bool = Field(False, description="Drop the lyrics' LRC time stamps.")
     sampler: SamplerName | None = Field(None, description="None is the model's own.")
     steps: int | None = Field(None, ge=1, le=1000, description="Sampler steps.", examples=[8])
@@ -118,8 +132,10 @@ class SongBody(_Body):
         None, gt=0, le=86400, description="Give up when the song is not ready after these seconds."
     )
 
-    def request(self, *, reference: Path | None = None) -> SongRequest:
-        """The request of these fields. Raises InputError."""
+    def request(self, *, reference: Path | None = None, edit: Path | None = None) -> SongRequest:
+        """The request of these fields; `edit` is the sidecar of the song that `self.edit` names.
+        Raises InputError.
+        """
         sampler = {
             "name" if name == "sampler" else name: value
             for name in SAMPLER_FIELDS
@@ -128,9 +144,9 @@ class SongBody(_Body):
         own = {
             name: getattr(self, name)
             for name in FIELDS
-            if name not in ("sampler", "reference") and name in type(self).model_fields
+            if name not in ("sampler", "reference", "edit") and name in type(self).model_fields
         }
-        return SongRequest(**own, sampler=sampler, reference=reference)
+        return SongRequest(**own, sampler=sampler, reference=reference, edit=edit)
 
 
 class GenerateBody(SongBody):

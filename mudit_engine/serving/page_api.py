@@ -1,6 +1,6 @@
 """The page at / and what it asks beside the public API: what was understood of a request so far.
 
-    add_page(app, service_of=..., owner_of=..., body_of=..., page=folder)
+    add_page(app, service_of=..., owner_of=..., job_of=..., body_of=..., page=folder)
 
 The page is plain files; nothing of it comes from elsewhere, and its content policy says so.
 """
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mudit_engine.errors import InputError
 from mudit_engine.serving.fields import GenerateBody
 
 FILES = {
     "page.js": "text/javascript",
     "words.js": "text/javascript",
     "sound.js": "text/javascript",
+    "repaint.js": "text/javascript",
     "page.css": "text/css",
     "icon.svg": "image/svg+xml",
 }
@@ -33,10 +33,11 @@ def add_page(
     *,
     service_of: Callable[..., Any],
     owner_of: Callable[..., str],
+    job_of: Callable[..., Any],
     body_of: Callable[..., Any],
     page: Path,
 ) -> None:
-    """Routes of the page, and /v1/understand."""
+    """Routes of the page, and what was understood of requests and songs."""
     from fastapi import Request
     from fastapi.responses import FileResponse, JSONResponse, Response
     from starlette.concurrency import run_in_threadpool
@@ -65,15 +66,27 @@ def add_page(
         """What the model understands of a request, without making the song: readings, sections and
         their times, tempo, key, chords, description terms, and whether the lyrics fit.
         """
-        owner_of(request)
+        owner = owner_of(request)
         service = service_of(request)
         body, _ = await body_of(request, GenerateBody, Path("."))
-        if not body.description.strip() and not (body.lyrics or "").strip():
-            raise InputError("the request is empty: give a description, lyrics, or both")
 
         def read() -> dict[str, Any]:
             from mudit_engine.serving.understanding import understanding
 
-            return understanding(service.engine.read(body.request()), service.engine.config)
+            edit = service.song_to_edit(body.edit, owner=owner) if body.edit else None
+            read = service.engine.read(body.request(edit=edit))
+            return understanding(read, service.engine.config)
+
+        return JSONResponse(await run_in_threadpool(read))
+
+    @app.get("/v1/songs/{id}/understood", tags=["jobs"])
+    async def understood(request: Request, id: str) -> JSONResponse:
+        """What the model understood of a song's request, as /v1/understand shows it."""
+        service, job = job_of(request, id)
+
+        def read() -> dict[str, Any]:
+            from mudit_engine.serving.understanding import understanding
+
+            return understanding(service.read_again(job), service.engine.config)
 
         return JSONResponse(await run_in_threadpool(read))

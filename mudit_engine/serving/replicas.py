@@ -33,6 +33,7 @@ from mudit_engine.reading import Understood
 from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.decode import pieces_of_song
 from mudit_engine.runtime.ticket import ENDED, Event, StepRecord, Ticket
+from mudit_engine.serving.edited import with_source
 from mudit_engine.serving.engine import Engine
 from mudit_engine.serving.song_files import pcm
 
@@ -130,14 +131,16 @@ class SongDenoiser:
         understood: Understood,
         *,
         reference: bytes | None = None,
+        source: bytes | None = None,
         deadline: float | None = None,
         saved: bytes | None = None,
         lora: str | None = None,
     ) -> AsyncIterator[Said]:
         """Says where the song is until its steps are done. Whoever stops listening cancels it.
 
-        reference: bytes of the audio file. deadline: seconds from now. saved: progress of another
-        replica with the same song.
+        reference: bytes of the audio file. source: of the song that is edited
+        (serving/edited.py). deadline: seconds from now. saved: progress of another replica with the
+        same song.
         """
         loop = asyncio.get_running_loop()
         heard: asyncio.Queue[Event | bytes] = asyncio.Queue()
@@ -152,6 +155,7 @@ class SongDenoiser:
                 path.write_bytes(reference)
                 request = replace(understood.request, reference=path)
                 understood = replace(understood, request=request)
+            understood = with_source(understood, source, Path(scratch))
             try:
                 ticket = self.engine.submit(
                     understood, on_event=hear, deadline=deadline, saved=saved, lora=lora

@@ -25,12 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mudit_engine.errors import BusyError, DeadlineError, MuditError, StoppedError
+from mudit_engine.errors import BusyError, DeadlineError, InputError, MuditError, StoppedError
 from mudit_engine.files import atomic_path, write_json
 from mudit_engine.reading import Understood
 from mudit_engine.request import request_from_fields
 from mudit_engine.runtime.ticket import ENDED, Event, Stage, Ticket
-from mudit_engine.serving import job_store
+from mudit_engine.serving import edited, job_store
 from mudit_engine.serving.access import Keys
 from mudit_engine.serving.engine import SongEngine, check_lora
 from mudit_engine.serving.job_store import Job, JobStore
@@ -148,9 +148,11 @@ class SongService:
         body: dict[str, Any],
         reference: Path | None = None,
         lora: str | None = None,
+        edit: str | None = None,
     ) -> Job:
-        """A new job, on the disk before it is answered. Raises BusyError when there is no room, or
-        when the owner's day is used up, and InputError for an unknown LoRA.
+        """A new job, on the disk before it is answered; `edit` is the id of the song it changes.
+        Raises BusyError when there is no room, or when the owner's day is used up, and InputError
+        for an unknown LoRA.
         """
         check_lora(lora, self.engine.loras)
         if self.draining:
@@ -168,7 +170,7 @@ class SongService:
                 **body,
                 "fields": _fields(understood),
                 "reference": reference is not None,
-                **({"lora": lora} if lora is not None else {}),
+                **{name: one for name, one in (("lora", lora), ("edit", edit)) if one is not None},
             },
             steps=len(understood.table.times),
         )
@@ -179,6 +181,7 @@ class SongService:
                 shutil.move(reference, folder / REFERENCE)
                 request = replace(understood.request, reference=folder / REFERENCE)
                 understood = replace(understood, request=request)
+            understood = edited.adopt(understood, into=folder)
             self.store.add(job)
             self._start(job, understood, saved=None)
         except BaseException:
@@ -208,6 +211,25 @@ class SongService:
                 self._runs.pop(job.id, None)
             raise
 
+    def song_to_edit(self, id: str, *, owner: str) -> Path:
+        """The sidecar of a finished song. Raises InputError for any other."""
+        job = self.store.get(id)
+        if job is None or job.owner != owner:
+            raise InputError(f"edit: there is no song '{id[:80]}' of yours here")
+        if job.status != job_store.COMPLETED:
+            raise InputError(f"edit: song '{id}' is {job.status}, finished ones can be changed")
+        return self.songs_folder(id) / SIDECAR
+
+    def read_again(self, job: Job) -> Understood:
+        """A job's request as it was understood. Raises MuditError where what it needs is gone."""
+        fields, folder = dict(job.request["fields"]), self.songs_folder(job.id)
+        for name, file in (("reference", REFERENCE), ("edit", edited.SIDECAR)):
+            if job.request.get(name):
+                if not (folder / file).is_file():
+                    raise MuditError(f"its {name} is gone")
+                fields[name] = str(folder / file)
+        return self.engine.read(request_from_fields(fields, where="the job"))
+
     def recover(self) -> dict[str, int]:
         """After a restart: songs that were under way go on from their saved step or start again;
         those that can't end with a reason. Returns how many of each.
@@ -221,12 +243,7 @@ class SongService:
             with suppress(FileNotFoundError):
                 saved = (folder / PROGRESS).read_bytes()
             try:
-                request = request_from_fields(job.request["fields"], where="the job")
-                if job.request.get("reference"):
-                    if not (folder / REFERENCE).is_file():
-                        raise MuditError("its reference is gone")
-                    request = replace(request, reference=folder / REFERENCE)
-                self._start(job, self.engine.read(request), saved=saved)
+                self._start(job, self.read_again(job), saved=saved)
             except (MuditError, KeyError, OSError) as error:
                 reason = f"the service was restarted and the song cannot go on: {error}"
                 self.store.update(
@@ -338,8 +355,10 @@ class SongService:
         timings = self._parts(run, now)
         spent = {name: end - start for name, (start, end) in timings.items()}
         sidecar = self.engine.info(run.understood, spent, lora=run.job.request.get("lora"))
-        request = {**sidecar["request"], "reference": None}
-        write_json(run.folder / SIDECAR, {**sidecar, "request": request, "file": SONG})
+        latents = run.ticket.latents if run.ticket is not None else None
+        kept = edited.keep_latents(run.folder, latents, self.engine.config.vae)
+        shown = edited.unnamed(sidecar, run.job.request.get("edit"))
+        write_json(run.folder / SIDECAR, {**shown, **kept, "file": SONG})
         return {
             "seconds": run.writer.samples / run.writer.rate,
             "sample_rate": run.writer.rate,
@@ -433,7 +452,8 @@ class SongService:
 
     def view(self, job: Job) -> dict[str, Any]:
         """A job as the API shows it: the table's row, and where an open one is now."""
-        run, lora = self._runs.get(job.id), job.request.get("lora")
+        run = self._runs.get(job.id)
+        more = ((name, job.request.get(name)) for name in ("lora", "edit"))
         shown: dict[str, Any] = {
             "id": job.id,
             "object": "song",
@@ -451,7 +471,7 @@ class SongService:
             "result": job.result or None,
             "request": {
                 name: value
-                for name, value in (*job.request.get("fields", {}).items(), ("lora", lora))
+                for name, value in (*job.request.get("fields", {}).items(), *more)
                 if value is not None and name != "reference"
             },
         }
@@ -524,9 +544,15 @@ class SongService:
 
 
 def _fields(understood: Understood) -> dict[str, Any]:
-    """The request's fields, with the seed that was drawn: a restart makes the same song."""
-    fields = asdict(replace(understood.request, seed=understood.seed, reference=None))
-    return {name: value for name, value in fields.items() if value is not None}
+    """The request's fields but for its files, with the seed that was drawn: a restart makes the
+    same song.
+    """
+    fields = asdict(replace(understood.request, seed=understood.seed))
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and name not in ("reference", "edit")
+    }
 
 
 def refused(error: BaseException) -> str:

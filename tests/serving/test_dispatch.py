@@ -163,6 +163,27 @@ def test_a_users_error_on_a_replica_is_his_own(
     assert len(denoise.calls) == 2, "nothing is tried again"
 
 
+def test_an_edited_song_is_the_one_the_pipeline_makes(
+    remote: tuple[RemoteEngine, Failing, Failing],
+    replicas: tuple[SongDenoiser, SongDecoder],
+    tmp_path: Path,
+) -> None:
+    engine, denoise, _ = remote
+    pipeline = replicas[0].engine.pipeline
+    [song] = pipeline.generate([SongRequest(description="piano", seconds=6, seed=1)])
+    song.save(tmp_path / "song.wav", latents=True)
+    change = SongRequest(edit=tmp_path / "song.wav", repaint="2-3", seed=5)
+    [own] = pipeline.generate([change])
+    understood = engine.read(change)
+    denoise.after = [1]  # the first replica dies: the second is given the same song
+    latents = engine.submit(understood).wait(60)
+    assert [call["source"] is not None for call in denoise.calls] == [True, True]
+    assert np.array_equal(latents.numpy(), own.latents)
+    graphs = RemoteEngine(engine.config, {**engine.about, "runtime": "onnxruntime"}, engine.batcher)
+    with pytest.raises(InputError, match="edited songs run with --runtime torch"):
+        graphs.read(change)
+
+
 def test_the_service_runs_on_replicas(
     remote: tuple[RemoteEngine, Failing, Failing], tmp_path: Path
 ) -> None:

@@ -151,6 +151,55 @@ def test_from_the_page_to_a_playing_song(served: Served, browser: Any, tmp_path:
     served.client.delete(f"/v1/songs/{job['id']}")
 
 
+def test_a_part_of_a_song_is_made_anew(served: Served, browser: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    page = Page(browser, served.url)
+    page.type("description", "calm piano")
+    page.type("lyrics", "[verse]\n月亮升起来\n照着旧窗台")
+    page.type("seconds", "8")
+    page.type("steps", "4")
+    page.until(lambda: "BPM" in page.text("chips"))
+    tempo = page.find("#chips [data-field=bpm]").text.split()[-2]
+    page.find("#make").click()
+    page.until(lambda: page.shown("player") and page.find("#make").is_enabled())
+    [first] = served.client.get("/v1/songs").json()["data"]
+    sidecar = served.client.get(f"/v1/songs/{first['id']}/sidecar").json()
+    assert sidecar["outline"]["bpm"] == float(tempo), "what was shown is what was made"
+
+    page.find("#repaint-box summary").click()
+    page.find("#repaint").click()
+    page.until(lambda: page.shown("error"))
+    assert "within the song" in page.text("error")
+    # a span is drawn over the waveform, from a quarter to a half of it; a click still seeks
+    wave = page.find("#wave")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", wave)
+    wide = wave.size["width"]
+    drag = ActionChains(browser).move_to_element_with_offset(wave, -round(wide / 4), 0)
+    drag.click_and_hold().move_by_offset(round(wide / 8), 0).move_by_offset(
+        round(wide / 8), 0
+    ).release().perform()
+    spans = [float(page.value(f"repaint-{end}")) for end in ("from", "to")]
+    assert spans == pytest.approx([2, 4], abs=0.15) and page.shown("span")
+    page.find("#audio").click()
+    ActionChains(browser).move_to_element_with_offset(wave, round(wide / 4), 0).click().perform()
+    assert page.find("#audio").get_property("currentTime") == pytest.approx(6, abs=0.7)
+    assert [float(page.value(f"repaint-{end}")) for end in ("from", "to")] == spans
+    page.type("repaint-lyrics", "[verse]\n太阳落下去\n照着旧窗台")
+    page.picture("6-repaint")
+    page.find("#repaint").click()
+    page.until(lambda: len(page.all("#history li")) == 2 and page.find("#make").is_enabled())
+    assert not page.shown("error")
+    [second] = [
+        one for one in served.client.get("/v1/songs").json()["data"] if one["id"] != first["id"]
+    ]
+    assert second["status"] == "completed" and second["request"]["edit"] == first["id"]
+    assert second["request"]["repaint"] == f"{spans[0]:g}-{spans[1]:g}"
+    page.until(lambda: "太阳落下去" in page.text("sung"))
+    assert not page.shown("span") and page.value("repaint-from") == ""
+    assert page.complaints() == []
+
+
 def test_two_languages_dark_and_the_keyboard_alone(served: Served, browser: Any) -> None:
     from selenium.webdriver.common.keys import Keys as Key
 

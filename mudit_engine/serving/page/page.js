@@ -1,14 +1,18 @@
 // The page: asks what was understood while somebody types, hands the song in, follows it, plays it.
 import { IDEAS, TAGS, say } from "/page/words.js";
 import { drawSpectrum, drawWave } from "/page/sound.js";
+import { repainting } from "/page/repaint.js";
 
 const $ = (id) => document.getElementById(id);
 const state = {
   language: localStorage.language || (navigator.language.startsWith("zh") ? "zh" : "en"),
   theme: localStorage.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
-  chosen: {}, understood: null, job: null, playing: null, lines: [], maxSeconds: null, defaults: {},
+  chosen: {}, understood: null, job: null, playing: null, lines: [], edits: false, seed: draw(),
 };
 const t = (name, ...values) => say(state.language, name, ...values);
+
+// What nobody named is drawn by the seed: the song that is made is the one that was understood.
+function draw() { return Math.floor(Math.random() * 2 ** 31); }
 
 // Words and colours
 
@@ -96,13 +100,13 @@ let waiting, understanding;
 function understandSoon() { clearTimeout(waiting); waiting = setTimeout(understand, 250); }
 
 async function understand() {
-  const body = fields();
+  const body = { seed: state.seed, ...fields() };
   understanding?.abort();
   if (!body.description && !body.lyrics) { showUnderstood(null); return; }
   understanding = new AbortController();
   try {
     const answer = await ask("/v1/understand", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: understanding.signal,
+      ...json(body), signal: understanding.signal,
     });
     complain("");
     showUnderstood(await answer.json());
@@ -227,8 +231,7 @@ function marked(reading) {
 
 async function submit(event) {
   event?.preventDefault();
-  complain("");
-  const given = fields();
+  const given = { seed: state.seed, ...fields() };
   const file = $("reference").files[0];
   let options;
   if (file) {
@@ -236,15 +239,23 @@ async function submit(event) {
     for (const [name, value] of Object.entries({ ...given, reference_kind: $("reference_kind").value })) form.append(name, String(value));
     form.append("reference", file);
     options = { method: "POST", body: form };
-  } else options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(given) };
-  $("make").disabled = true;
-  try {
-    const job = await (await ask("/v1/songs", options)).json();
-    await follow(job, state.understood);
-  } catch (error) { complain(error.message); $("make").disabled = false; }
+  } else options = json(given);
+  state.seed = draw();
+  if (await hand(options)) understand();
 }
 
-async function follow(job, understood) {
+function json(fields) { return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields) }; }
+
+// Hands a song in and follows it to its end; whether it was made.
+async function hand(options) {
+  complain("");
+  busy(true);
+  try { return await follow(await (await ask("/v1/songs", options)).json()); } catch (error) { complain(error.message); return false; } finally { busy(false); }
+}
+
+function busy(now) { $("make").disabled = $("repaint").disabled = now; }
+
+async function follow(job) {
   state.job = job.id;
   $("progress").hidden = false;
   $("stop").hidden = false;
@@ -271,10 +282,10 @@ async function follow(job, understood) {
     }
     const last = ended ?? await (await ask(`/v1/songs/${job.id}`)).json();
     show(last);
-    if (last.status === "completed") await play(last, understood);
+    if (last.status === "completed") await play(last);
     else if (last.error) complain(last.error);
+    return last.status === "completed";
   } finally {
-    $("make").disabled = false;
     $("stop").hidden = true;
     $("progress").hidden = true;
     state.job = null;
@@ -300,7 +311,7 @@ for (const name of ["description", "lyrics", "seconds", "steps"]) $(name).addEve
 
 // Playing
 
-async function play(job, understood) {
+async function play(job) {
   $("player").hidden = false;
   const address = `/v1/songs/${job.id}/content`;
   const data = await (await ask(`${address}?format=wav`)).arrayBuffer();
@@ -312,7 +323,8 @@ async function play(job, understood) {
     Object.assign($(id), { href: `/v1/songs/${job.id}/${end}`, download: name, onclick: (event) => save(event, $(id)) });
   }
   picture();
-  const shown = understood ?? await lines(job);
+  repaint.show(job, state.edits);
+  const shown = await lines(job);
   state.lines = [];
   fill($("sung"), (shown?.sections ?? []).flatMap((section) => [
     make("li", { className: "kind", textContent: `[${section.kind}]` }),
@@ -337,11 +349,7 @@ async function save(event, link) {
 }
 
 async function lines(job) {
-  const { description, lyrics, seconds, bpm, key, chords, user_type: user } = job.request;
-  const body = Object.fromEntries(Object.entries({ description, lyrics, seconds: seconds ?? job.result?.seconds, bpm, key, chords, user_type: user }).filter(([, value]) => value));
-  try {
-    return await (await ask("/v1/understand", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) })).json();
-  } catch { return null; }
+  try { return await (await ask(`/v1/songs/${job.id}/understood`)).json(); } catch { return null; }
 }
 
 // The first channel of 16-bit PCM.
@@ -368,13 +376,14 @@ function tick() {
   requestAnimationFrame(tick);
 }
 
-for (const id of ["wave", "spectrum"]) {
-  $(id).onclick = (event) => {
-    if (!state.playing) return;
-    const box = $(id).getBoundingClientRect();
-    $("audio").currentTime = (event.clientX - box.left) / box.width * state.playing.samples.length / state.playing.rate;
-  };
-}
+const repaint = repainting({
+  length: () => (state.playing ? state.playing.samples.length / state.playing.rate : 0),
+  seek: (seconds) => { $("audio").currentTime = seconds; },
+});
+$("repaint").onclick = async () => {
+  const given = repaint.fields();
+  if (given) await hand(json(given)); else complain(t("repaint_span"));
+};
 $("wave").onkeydown = (event) => {
   const move = { ArrowLeft: -1, ArrowRight: 1, PageDown: -10, PageUp: 10 }[event.key];
   if (move) { event.preventDefault(); $("audio").currentTime += move; }
@@ -405,7 +414,7 @@ async function history() {
     const first = (job.request.lyrics ?? "").split("\n").find((line) => line.trim() && !line.startsWith("["));
     const what = make("span", { className: "what", textContent: job.request.description || first || job.id });
     const row = make("li", {}, what, make("span", { className: "state", textContent: job.result ? `${job.result.seconds.toFixed(0)} s` : t(job.status) }));
-    if (job.status === "completed") row.append(make("button", { type: "button", textContent: t("play"), onclick: () => play(job, null).catch((error) => complain(error.message)) }));
+    if (job.status === "completed") row.append(make("button", { type: "button", textContent: t("play"), onclick: () => play(job).catch((error) => complain(error.message)) }));
     row.append(make("button", { type: "button", textContent: t("remove"), onclick: async () => {
       try { await ask(`/v1/songs/${job.id}`, { method: "DELETE" }); } catch (error) { complain(error.message); }
       history();
@@ -422,6 +431,7 @@ async function start() {
     $("model").textContent = `${model.id} · ${model.runtime}`;
     $("seconds").max = model.max_seconds;
     $("steps").placeholder = model.sampler.steps;
+    state.edits = model.edits;
   } catch (error) { complain(error.message); }
   await history();
   tick();

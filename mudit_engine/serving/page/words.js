@@ -22,6 +22,10 @@ export const WORDS = {
     play: "Play", remove: "Delete", unreachable: "The service cannot be reached. Is it still running?",
     wants_key: "This service asks for a key.", ideas: "Ideas", sections: "Section tags", wrong_key: "That key is not known here.",
     edit: "New value for {0} (empty: as described)",
+    repaint: "Change a part of it", repaint_hint: "Draw over the picture, or give seconds. All other sound stays as it is.",
+    repaint_from: "From second", repaint_to: "To second", repaint_description: "Its description",
+    repaint_lyrics: "The lyrics of the whole song; what changes within the span is sung anew",
+    repaint_make: "Make this part anew", repaint_span: "Choose a part that lies within the song first.",
   },
   zh: {
     lang: "English", skip: "跳到按钮", theme: "浅色或深色", key_label: "密钥",
@@ -45,6 +49,10 @@ export const WORDS = {
     play: "播放", remove: "删除", unreachable: "无法连接服务，它还在运行吗？",
     wants_key: "此服务需要密钥。", ideas: "灵感", sections: "段落标签", wrong_key: "密钥无效。",
     edit: "{0} 的新值（留空：按描述）",
+    repaint: "修改其中一段", repaint_hint: "在图上拖动选择，或填写秒数。其余部分保持不变。",
+    repaint_from: "从第几秒", repaint_to: "到第几秒", repaint_description: "描述",
+    repaint_lyrics: "整首歌的歌词；选中段落内的改动会重新演唱",
+    repaint_make: "重新生成这一段", repaint_span: "请先在歌曲范围内选择一段。",
   },
 };
 
