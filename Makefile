@@ -71,10 +71,11 @@ triton: $(VENV)/.dev
 	MUDIT_TRITON_ENV=$(VENV)-triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
 	  tests/serving/test_triton_server.py
 
-# ModelOpt pins another onnx than this project: its environment has packages of its own
+# ModelOpt pins another onnx than this project: its environment has packages of its own. A torch
+# that is not named there brings several GB of CUDA libraries
 quantize: $(VENV)/.dev
 	"$(PYTHON)" -m venv $(VENV)-modelopt
-	$(VENV)-modelopt/bin/$(INSTALL) 'nvidia-modelopt[onnx]==0.47.0'
+	$(VENV)-modelopt/bin/$(INSTALL) 'nvidia-modelopt[onnx]==0.47.0' torch==2.13.0
 	MUDIT_MODELOPT_PYTHON=$(VENV)-modelopt/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	  -m slow tests/export/test_quantize.py
 

@@ -101,7 +101,7 @@ def quantize(
         What the manifest says of it.
 
     Raises:
-        InputError: for another kind.
+        InputError: for another kind, and for a model all of whose products are kept.
         MissingError: without onnx, ONNX Runtime or ModelOpt.
         ModelError: for a folder that is not as it was exported, or has no such flavour.
         GateError: for songs that differ too much; nothing is written then.
@@ -124,6 +124,7 @@ def quantize(
         )
     config = load_config(folder)
     source = folder / "graphs" / options.flavour / "step.onnx"
+    _check_products(source, config)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     aside.mkdir()
     try:
@@ -159,6 +160,18 @@ def quantize(
     known = {**manifest.get("quantized", {}), kind: found}
     add_to_manifest(folder, under=FOLDER, quantized=known)
     return found
+
+
+def _check_products(source: Path, config: ModelConfig) -> None:
+    """Raises InputError for a graph all of whose products are kept as they are."""
+    import onnx
+
+    if not products(onnx.load(str(source), load_external_data=False).graph, kept=KEPT):
+        raise InputError(
+            f"model '{config.name}' has no product to put into 8 bits: the first and the last one "
+            f"and those of the first block stay as they are, and it has {config.dit.blocks} "
+            f"block{'s' if config.dit.blocks > 1 else ''}. Take a model of two or more"
+        )
 
 
 def _python_with_modelopt(python: Path | None) -> Path:

@@ -267,6 +267,29 @@ def test_what_is_missing_is_said(deployment: Path, tmp_path: Path, capsys: Any) 
         quantize(deployment, "fp8", options=Options(python=Path(sys.executable)))
 
 
+@pytest.mark.parametrize("name", ["target_in.w", "blocks.0.qkv", "final.linear"])
+def test_a_model_without_products_to_quantise_is_refused(tmp_path: Path, name: str) -> None:
+    model = two_products()
+    model.graph.initializer[0].name = model.graph.node[0].input[0] = name
+    onnx.save(model, tmp_path / "step.onnx")
+    with pytest.raises(InputError, match="'micro' has no product to put into 8 bits.* 1 block"):
+        quantizing._check_products(tmp_path / "step.onnx", micro_config(blocks=1))
+    model.graph.initializer[0].name = model.graph.node[0].input[0] = "blocks.1.qkv"
+    onnx.save(model, tmp_path / "step.onnx")
+    quantizing._check_products(tmp_path / "step.onnx", micro_config())
+
+
+@pytest.mark.slow
+def test_a_model_of_one_block_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_model(tmp_path / "one", micro_config(outline=True, blocks=1))
+    deploy = export_onnx(model, tmp_path / "out", flavours=("bf16",))
+    monkeypatch.setattr(calibration, "record_calls", lambda *a, **k: pytest.fail("it ran"))
+    with pytest.raises(InputError, match="no product to put into 8 bits"):
+        quantize(deploy, "fp8", options=Options(python=Path(sys.executable)))
+
+
 def test_figures_outside_their_limits_are_named() -> None:
     good = {"seconds": 9.0, "cosine": 1.0, "distance": 0.0, "deviation": 0.0, "clipping": -0.1}
     assert faults([good]) == []
