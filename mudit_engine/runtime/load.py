@@ -158,11 +158,12 @@ def _open_fp8(folder: Path, place: torch.device) -> OpenModel:
 
 
 def _open_tensorrt(folder: Path) -> OpenModel:
-    from mudit_engine.runtime.trt_denoiser import NoText, TrtDecoder, open_tensorrt
+    from mudit_engine.runtime.trt_denoiser import NoText, TrtDecoder, check_engines, open_tensorrt
 
-    config = load_config(folder)
+    # nothing of a folder that is not as it was exported is loaded
+    config, target, entry = check_engines(folder)
     vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
-    engines = open_tensorrt(folder, halo=vae.receptive_field)
+    engines = open_tensorrt(folder, config, target, entry, halo=vae.receptive_field)
     text = NoText(config.dit.description_width) if engines.reads_text else chinmu
     return OpenModel(
         config, vae, chinmu, engines, TrtDecoder(engines), text, "tensorrt", engines.dtype
@@ -170,7 +171,8 @@ def _open_tensorrt(folder: Path) -> OpenModel:
 
 
 def _open_graphs(folder: Path, runtime: str) -> OpenModel:
-    config, session = load_config(folder), open_session(folder, runtime)
+    session = open_session(folder, runtime)  # which checks the folder
+    config = load_config(folder)
     vae, chinmu = load_codec_and_text(config, folder, torch.device("cpu"), torch.float32)
     reads = config.chinmu.text_encoder == CHARACTERS
     return OpenModel(

@@ -1,7 +1,7 @@
 """Songs by TensorRT engines: the same `prepare` and `step` as every runtime, and a whole song in
 one launch.
 
-    runtime = open_tensorrt(folder, halo=vae.receptive_field)
+    runtime = open_tensorrt(folder, *check_engines(folder), halo=vae.receptive_field)
     latents = denoise(runtime, [runtime.prepare(song)])          # row by row, as everywhere
     latents, pcm = runtime.render(song)  # one CUDA graph: text, all steps, decode, int16, copy out
 
@@ -29,7 +29,7 @@ from mudit_engine.hardware import machine
 from mudit_engine.models.chinmu import CHARACTERS, check_texts
 from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, Bucket, choose
 from mudit_engine.runtime.denoiser import SongInputs, SongProgress, SongShape, refuse_edit
-from mudit_engine.runtime.manifest import check_deployment, read_manifest
+from mudit_engine.runtime.manifest import check_deployment
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
 from mudit_engine.runtime.trt_targets import PORTABLE, order, target_of_gpu
 
@@ -229,23 +229,31 @@ class TrtDecoder:
         return audio.to("cpu", copy=True)
 
 
-def open_tensorrt(folder: Path, *, halo: int) -> TrtDenoiser:
-    """The engines of a deployment folder that fit this machine's GPU.
+def check_engines(folder: Path) -> tuple[ModelConfig, str, dict[str, Any]]:
+    """(configuration, target, its entry in the manifest) of the engines of a deployment folder that
+    fit this machine's GPU.
 
     Raises MissingError without a GPU or the engines' package, ModelError when none is for this GPU
     or the folder differs from its manifest.
     """
-    from mudit_engine.runtime.trt_device import CudaDevice
-
     if not machine().gpus:
         raise MissingError(
             "runtime 'tensorrt' needs an NVIDIA GPU, and nvidia-smi names none: use --runtime "
             "torch or onnxruntime on this machine"
         )
-    manifest, config = read_manifest(folder), load_config(folder)
+    manifest = check_deployment(folder)
+    config = load_config(folder)
     target, entry = engines_here(manifest, config)
     require(entry["package"], f"engines of target '{target}'")
-    check_deployment(folder)
+    return config, target, entry
+
+
+def open_tensorrt(
+    folder: Path, config: ModelConfig, target: str, entry: dict[str, Any], *, halo: int
+) -> TrtDenoiser:
+    """The engines that `check_engines` found, loaded onto this machine's GPU."""
+    from mudit_engine.runtime.trt_device import CudaDevice
+
     buckets = [Bucket(**bucket) for bucket in entry["buckets"]]
     engines = engines_of(config)
     device = CudaDevice(folder / "engines" / target, entry["package"], engines)

@@ -9,12 +9,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mudit_engine.errors import ModelError
 from mudit_engine.export.manifest import add_to_manifest, hashes
+from mudit_engine.names import GRAPH_RUNTIMES, RUNTIMES
+from mudit_engine.runtime import trt_denoiser, trt_device
 from mudit_engine.runtime.load import open_model, open_session
 from mudit_engine.runtime.manifest import FILE, check_deployment, differences, read_manifest
 
@@ -39,9 +42,9 @@ def _flip(path: Path) -> None:
 
 def _swap(path: Path) -> None:
     """Another file of this folder under this name."""
-    other = path.parent / ("config.json" if path.name != "config.json" else "contract.json")
-    data = (other if other.is_file() else path.parents[2] / "config.json").read_bytes()
-    path.write_bytes(data)
+    other = "config.json" if path.name != "config.json" else "contract.json"
+    found = next(one / other for one in path.parents if (one / other).is_file())
+    path.write_bytes(found.read_bytes())
 
 
 def _link_out(path: Path) -> None:
@@ -66,34 +69,85 @@ def folder(deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return Path(shutil.copytree(deployed, tmp_path / "folder"))
 
 
-def test_the_manifest_lists_every_file(deployed: Path) -> None:
+# What `mudit export quantize` and `tensorrt` add; no GPU is here, and nothing is in the engines
+ENGINES = tuple(f"{name}.engine" for name in (*trt_denoiser.ENGINES, trt_denoiser.TEXT_ENGINE))
+ADDED = (
+    "quantized/step.fp8.onnx",
+    "engines/a100/spec.json",
+    *(f"engines/a100/{name}" for name in ENGINES),
+)
+
+
+class _Opened(Exception):
+    """The folder was found to be as it was exported, and its engines would be loaded now."""
+
+
+@pytest.fixture
+def engines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with engines for the GPU of this machine, which seems to have one."""
+    for name in ADDED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"not really {name}".encode())
+    entry = {
+        "package": "tensorrt",
+        "flavour": "bf16",
+        "buckets": [{"frames": 64, "tokens": 64, "reference": 64}],
+        "engines": {name.removesuffix(".engine"): {"engine": name} for name in ENGINES},
+    }
+    add_to_manifest(folder, under="quantized")
+    add_to_manifest(folder, under="engines/a100", engines={"a100": entry})
+    gpu = SimpleNamespace(name="NVIDIA A100-SXM4-80GB", compute_capability="8.0")
+    monkeypatch.setattr(trt_denoiser, "machine", lambda: SimpleNamespace(gpus=[gpu]))
+    monkeypatch.setattr(trt_denoiser, "require", lambda *names: None)
+
+    def opened(*given: object) -> None:
+        raise _Opened
+
+    monkeypatch.setattr(trt_device, "CudaDevice", opened)
+    return folder
+
+
+def test_the_manifest_lists_every_file(deployed: Path, engines: Path) -> None:
     assert set(read_manifest(deployed)["files"]) == set(FILES)
     assert check_deployment(deployed)["kind"] == "mudit-export"
+    assert set(read_manifest(engines)["files"]) == {*FILES, *ADDED}
+
+
+def test_a_whole_folder_is_opened_by_every_runtime(engines: Path) -> None:
+    for runtime in ("torch", *GRAPH_RUNTIMES):
+        assert open_model(engines, runtime=runtime).name == runtime
+    with pytest.raises(_Opened):
+        open_model(engines, runtime="tensorrt")
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", FILES)
-def test_a_corrupt_file_is_refused_by_its_name(folder: Path, name: str, way: str) -> None:
+@pytest.mark.parametrize("name", [*FILES, *ADDED])
+def test_a_corrupt_file_is_refused_by_its_name(engines: Path, name: str, way: str) -> None:
     change, message = WAYS[way]
-    change(folder / name)
-    for runtime in ("onnxruntime", "openvino"):
-        with pytest.raises(ModelError, match=f"{name} .*{message}"):
-            open_session(folder, runtime)
-    # without config.json it is no model folder at all
-    wanted = name if (name, way) == ("config.json", "deleted") else f"{name} .*{message}"
-    with pytest.raises(ModelError, match=wanted):
-        open_model(folder, runtime="torch", device="cpu")
+    change(engines / name)
+    for runtime in RUNTIMES:
+        # without config.json it is no model folder at all
+        wanted = name if (name, way) == ("config.json", "deleted") else f"{name} .*{message}"
+        with pytest.raises(ModelError, match=wanted):
+            open_model(engines, runtime=runtime)
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "graphs/fp32/step.onnx.data", "engines/a100/step.engine"]
+    "name",
+    [
+        "notes.txt",
+        "graphs/fp32/step.onnx.data",
+        "engines/a100/other.engine",
+        "engines/h100/step.engine",
+        "quantized/step.int8.onnx",
+    ],
 )
-def test_an_added_file_is_refused_by_its_name(folder: Path, name: str) -> None:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(b"more")
-    for runtime in ("torch", "onnxruntime", "openvino"):
+def test_an_added_file_is_refused_by_its_name(engines: Path, name: str) -> None:
+    (engines / name).parent.mkdir(parents=True, exist_ok=True)
+    (engines / name).write_bytes(b"more")
+    for runtime in RUNTIMES:
         with pytest.raises(ModelError, match=f"{name} is not of this export"):
-            open_model(folder, runtime=runtime)
+            open_model(engines, runtime=runtime)
 
 
 def test_a_folder_behind_a_link_is_refused(folder: Path) -> None:
