@@ -62,6 +62,8 @@ EXTRAS = {
     "omni": ["vllm-omni>=0.30,<0.31"],  # in an environment of its own: it wants other transformers
     # stems and lyrics of songs that come without
     "listen": ["demucs==4.1.0", "faster-whisper==1.2.1", "funasr==1.4.16"],
+    # other groups' judges of songs; both pull torchaudio in
+    "judges": ["muq==0.1.0", "audiobox-aesthetics==0.0.4"],
     "track": ["wandb>=0.19", "mlflow>=2.19"],
     "bench": ["diffusers==0.42.1", "transformers==5.23.0"],
     "peers": ["liger-kernel==0.8.5"],

@@ -44,6 +44,8 @@ PACKAGES = {
     "demucs": ("demucs", "listen"),
     "faster_whisper": ("faster-whisper", "listen"),
     "funasr": ("funasr", "listen"),
+    "muq": ("muq", "judges"),
+    "audiobox_aesthetics": ("audiobox-aesthetics", "judges"),
     "transformers": ("transformers", "lyrics"),
     "peft": ("peft", "lora"),
     "huggingface_hub": ("huggingface_hub", "hub"),

@@ -79,6 +79,14 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Separate songs that have no stems beside them by this demucs model, for voice and "
     "vocal_balance.",
 )
+@click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    metavar="KIND:SOURCE",
+    help="Marks by another group's model, with its licence: muq-mulan:SOURCE, "
+    "clamp3:FILE,mert=SOURCE, songeval:FILE,muq=SOURCE, audiobox:FILE; may be repeated.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with weights (MERT).")
 @click.option(
     "--out",
@@ -104,6 +112,7 @@ def command(
     asoa_variant: str,
     lyrics: str | None,
     separate: str | None,
+    judges: tuple[str, ...],
     trust_remote_code: bool,
     out: Path | None,
     copy_audio: bool,
@@ -117,6 +126,7 @@ def command(
     from mudit_engine.evaluation.listening import Listener
     from mudit_engine.evaluation.systems import System, compare, load_requests
     from mudit_engine.metrics.embeddings import open_embedder
+    from mudit_engine.metrics.judges import open_judge
 
     systems = [System.of(folder) for folder in folders]
     held_to = System.of(reference, name="reference")
@@ -125,6 +135,13 @@ def command(
     if (sst or asoa or lyrics) and asked is None:
         raise InputError(
             "--sst, --asoa and --lyrics hold songs against what was asked for: give --requests"
+        )
+    opened = [open_judge(one, trust_remote_code=trust_remote_code) for one in judges]
+    if len({one.kind for one in opened}) < len(opened):
+        raise InputError("--judge names a kind twice: a table has one column for its figures")
+    if unasked := [one.kind for one in opened if one.asks and asked is None]:
+        raise InputError(
+            f"--judge {unasked[0]} holds songs against what was asked for: give --requests"
         )
     similarities = [sst_by(sst)] if sst else []
     similarities += [asoa_by(asoa, asoa_variant, trust_remote_code)] if asoa else []
@@ -139,9 +156,12 @@ def command(
         Listener(work),
         embedders=embedders,
         similarities=similarities,
+        judges=opened,
         separator=separated_by(separate) if separate else None,
         track=track,
     )
+    for one in opened:
+        note(f"{one.kind}: {one.licence}")
     for line in comparison.facts["not_measured"] if not as_json else []:
         note(f"not measured: {line}")
     show_comparison(comparison, systems, asked, out, copy_audio=copy_audio, as_json=as_json)

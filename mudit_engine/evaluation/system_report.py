@@ -122,6 +122,10 @@ def write_page(
         f"<h1>{len(systems)} systems against {_e(comparison.facts['reference'])}</h1>",
         f"<p>Features: {_e(', '.join(comparison.facts['features']))}. Intervals are 95 %, from a "
         "bootstrap over songs. FAD and KAD: lower is nearer to the reference.</p>",
+        *(
+            f"<p>{_e(judge)}: {_e(licence)}</p>"
+            for judge, licence in comparison.facts.get("judges", {}).items()
+        ),
         _table(comparison),
         _plots(comparison),
         _tests(comparison.differences),

@@ -40,6 +40,7 @@ from mudit_engine.metrics import figures
 from mudit_engine.metrics.embeddings import Embedder
 from mudit_engine.metrics.fad import FrechetReference, frechet_infinity
 from mudit_engine.metrics.figures import NOTHING, Figure
+from mudit_engine.metrics.judges import FIGURES, Judge
 from mudit_engine.metrics.kad import kernel_distance, median_distance
 from mudit_engine.metrics.repetition import repetition
 from mudit_engine.metrics.rhythm_and_key import octave_error, rank_in_chroma
@@ -62,6 +63,11 @@ MEASURES: dict[str, tuple[str, int]] = {
     "asoa": ("cosine of the song and its target", 1),
     "chinmu": ("cosine of description and song", 1),
     "reward": ("cosine of description and song, by what rewarded", 0),
+    "muq_mulan": ("cosine of description and song, by MuQ-MuLan", 1),
+    "clamp3": ("cosine of description and song, by CLaMP 3", 1),
+    **dict.fromkeys(FIGURES["songeval"], ("SongEval's mark, 1 to 5", 1)),
+    **dict.fromkeys(FIGURES["audiobox"], ("Audiobox' mark, 1 to 10", 1)),
+    "audiobox_pc": ("complexity by Audiobox, 1 to 10", 0),
     "adherence": ("mean share of what was asked for", 1),
     "lyrics": ("share of phonemes misheard, mean over lines", -1),
     "tempo": ("share of songs within 4 %", 1),
@@ -272,6 +278,7 @@ def compare(
     *,
     embedders: Sequence[Embedder],
     similarities: Sequence[Similarity] = (),
+    judges: Sequence[Judge] = (),
     separator: Separation | None = None,
     track: Track = silent_track,
 ) -> Comparison:
@@ -293,6 +300,7 @@ def compare(
             own, features_of = _measure(path, listener, embedders, similarities, wish)
             if system is not reference:
                 own |= _stems(path, system.stems.get(name, {}), listener, separator)
+                own |= _judged(path, judges, listener, wish)
             measured[name] = own, features_of
         features[system.name] = {name: rows for name, (_, rows) in measured.items()}
         values[system.name] = {
@@ -318,6 +326,7 @@ def compare(
             "reference_songs": len(reference.songs),
             "features": [one.key for one in embedders],
             "similarities": {one.name: one.key for one in similarities},
+            "judges": {one.key: one.licence for one in judges},
             "separator": separator.key if separator else None,
             "not_measured": _silent_on(systems, separator),
         },
@@ -330,6 +339,25 @@ class Separation:
 
     key: str
     separate: Callable[[Tensor, int], Mapping[str, Tensor]]
+
+
+def _judged(
+    path: Path, judges: Sequence[Judge], listener: Listener, wish: Asked | None
+) -> dict[str, float]:
+    """Figures by the judges; those that ask for a description give none without."""
+    found: dict[str, float] = {}
+    for judge in judges:
+        said = wish.description if wish is not None and judge.asks else ""
+        if judge.asks and not said.strip():
+            continue
+
+        def measured(judge: Judge = judge, said: str = said) -> dict[str, Tensor]:
+            given = judge(*load_audio(path), said)
+            return {name: torch.tensor(value, dtype=torch.float64) for name, value in given.items()}
+
+        kept = listener.keep(("judge", judge.key, file_digest(path), said), measured)
+        found |= {name: float(value) for name, value in kept.items()}
+    return found
 
 
 def _stems(
