@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.systems import Asked
 from mudit_engine.evaluation.user_types import swap_user_types
+from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 
 RATE = 8000
@@ -69,6 +71,23 @@ def test_a_label_that_is_heeded_changes_the_song_and_fits() -> None:
 def test_a_label_that_is_not_heeded_shows_nothing() -> None:
     report = judged(Singer(heeds=False))
     assert report.change.value == report.gain.value == 0.0 and report.p == 1.0
+
+
+@pytest.mark.parametrize("heeds", [True, False], ids=["own-rows", "one-row"])
+def test_a_network_heeds_labels_by_their_rows_alone(micro: Path, heeds: bool) -> None:
+    """The label reaches the song through the network's table of user types, and through nothing
+    else: with one row for all of them the songs are the same to the bit.
+    """
+    pipeline = SongPipeline.from_pretrained(micro, dtype=torch.float32)
+    dit = pipeline.runtime.dit  # type: ignore[attr-defined]
+    if not heeds:
+        with torch.no_grad():
+            dit.user_type.weight.copy_(dit.user_type.weight[:1].expand_as(dit.user_type.weight))
+    report = swap_user_types(
+        pipeline, pipeline.chinmu, dict(list(ASKED.items())[:2]), seconds=2.0, steps=2
+    )
+    assert report.floor == 0.0, "the same request is the same song"
+    assert (report.change.value > 1e-3) == heeds and (report.change.value == 0.0) != heeds
 
 
 def test_too_few_requests_are_refused() -> None:
