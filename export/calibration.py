@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mudit_engine.config import ModelConfig
-from mudit_engine.export.quantized_graph import widened
+from mudit_engine.export.quantized_graph import products, widened
 from mudit_engine.reading import RequestReader
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, denoise
@@ -91,6 +91,31 @@ class TwinSession(OnnxSession):
             twin = Path(work) / "twin.onnx"
             save_model(widened(onnx.load(str(path))), twin)
             return super()._session(twin)
+
+
+def channel_peaks(
+    model: Any, calls: Sequence[Mapping[str, np.ndarray]], work: Path
+) -> dict[str, np.ndarray]:
+    """The largest magnitude of every channel of each product's input, by the node's name, over
+    recorded calls of a graph. `work` is a folder for the graph that tells them.
+    """
+    import onnxruntime
+    from onnx import helper
+
+    twin = widened(model)
+    inputs = {one.node.name: one.node.input[0] for one in products(twin.graph)}
+    told = sorted({*inputs.values()} - {one.name for one in twin.graph.output})
+    twin.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in told)
+    save_model(twin, work / "peaks.onnx")
+    session = onnxruntime.InferenceSession(
+        str(work / "peaks.onnx"), providers=["CPUExecutionProvider"]
+    )
+    found: dict[str, np.ndarray] = {}
+    for call in calls:
+        for name, value in zip(told, session.run(told, dict(call)), strict=True):
+            peak = np.abs(value).reshape(-1, value.shape[-1]).max(0)
+            found[name] = np.maximum(found.get(name, 0), peak)
+    return {node: found[name] for node, name in inputs.items()}
 
 
 def save_model(model: Any, path: Path) -> None:

@@ -24,11 +24,14 @@ from typing import Any
 import numpy as np
 
 from mudit_engine.config import ModelConfig
+from mudit_engine.export.quantized_graph import SMOOTHED
 
 # names of kernels that hold a whole attention
 ATTENTION = re.compile(r"mha|fmha|flash|fused_attention", re.IGNORECASE)
+# a value in 8 bits
+ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # what stands between a LayerNorm and the product that reads it
-MODULATE = frozenset({"Mul", "Add", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Flatten"})
+MODULATE = ROUNDING | {"Mul", "Add", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Flatten"}
 PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
 # key input -> masks that must decide what its attention sees; None is every other attention of the
 # graph
@@ -170,10 +173,9 @@ def wanted(model: Any, graph: str) -> Wanted:
     weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     matrices: dict[str, tuple[str, ...]] = {}
     for name in weights:
-        # a Linear exported as MatMul reads its weight through a Transpose
-        using = [
-            node for reader in readers.get(name, ()) for node in _through_transpose(reader, readers)
-        ]
+        # a Linear exported as MatMul reads its weight through a Transpose, in 8 bits through the
+        # node that widens it
+        using = [node for reader in readers.get(name, ()) for node in _through(reader, readers)]
         products = tuple(node.name for node in using if node.op_type in PRODUCTS)
         # the constants of a Fourier transform are read wherever it is computed, at every turn of a
         # phase search
@@ -388,20 +390,25 @@ def _one_kernel_each(products: Iterable[str], of_node: dict[str, list[Kernel]]) 
     )
 
 
-def _through_transpose(node: Any, readers: dict[str, list[Any]]) -> list[Any]:
-    return readers.get(node.output[0], []) if node.op_type == "Transpose" else [node]
+def _through(node: Any, readers: dict[str, list[Any]]) -> list[Any]:
+    passed = ("Transpose", "DequantizeLinear")
+    return readers.get(node.output[0], []) if node.op_type in passed else [node]
 
 
 def _modulation(norm: Any, readers: dict[str, list[Any]]) -> tuple[str, ...] | None:
-    """Names of the Mul and Add between a LayerNorm and the product that reads it; None where no
-    product reads it directly.
+    """Names of the Mul, Add and QuantizeLinear between a LayerNorm and the product that reads it;
+    None where no product reads it directly.
     """
     found: list[str] = []
     output = norm.output[0]
     while len(using := readers.get(output, [])) == 1 and using[0].op_type in MODULATE:
-        if using[0].op_type in ("Mul", "Add"):
-            found.append(using[0].name)
-        output = using[0].output[0]
+        node = using[0]
+        if node.op_type == "QuantizeLinear":
+            # a factor right before the rounding is folded into it, and no kernel names it
+            found = [name for name in found if not name.endswith(SMOOTHED)]
+        if node.op_type in ("Mul", "Add", "QuantizeLinear"):
+            found.append(node.name)
+        output = node.output[0]
     return tuple(found) if any(node.op_type in PRODUCTS for node in using) else None
 
 

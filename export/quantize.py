@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ from mudit_engine.export.quantized_graph import (
     insert,
     products,
     ranges_of,
+    smooth,
     widened,
 )
 from mudit_engine.runtime.decode import TorchDecoder, pieces_of_song
@@ -57,6 +59,11 @@ FOLDER = "quantized"
 # Where all error passes: the first and the last product, and the first block, which alone takes the
 # embedded model's worst step from a cosine of .989 to .993 in fp8
 KEPT = ("target_in", "final", "blocks.0.")
+# int8 has one step for all values of an input, which is too coarse where some of its channels are
+# much larger than others. Smoothed, one product alone still takes the embedded model below the
+# gate: the last one of the last block, whose input is largest
+SMOOTHING = {"int8": 0.8}
+KEPT_LAST = {"int8": ("down.",)}  # of the last block
 LEVELS = 6  # noise levels of a recorded song
 LIMITS = {"cosine": 0.99, "distance": 0.2, "deviation": 0.05, "clipping": 0.001}
 
@@ -74,6 +81,16 @@ class Options:
     flavour: str = "bf16"
     songs: int = len(calibration.ASKED)
     python: Path | None = None
+
+
+def kept(kind: str, blocks: int) -> tuple[str, ...]:
+    """What names of weights hold whose products stay as they are, in a network of so many blocks.
+
+    Examples:
+        >>> kept("int8", blocks=6)
+        ('target_in', 'final', 'blocks.0.', 'blocks.5.down.')
+    """
+    return (*KEPT, *(f"blocks.{blocks - 1}.{name}" for name in KEPT_LAST.get(kind, ())))
 
 
 def graph_of(kind: str) -> str:
@@ -124,7 +141,8 @@ def quantize(
         )
     config = load_config(folder)
     source = folder / "graphs" / options.flavour / "step.onnx"
-    _check_products(source, config)
+    stays = kept(kind, config.dit.blocks)
+    _check_products(source, config, stays)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     aside.mkdir()
     try:
@@ -134,7 +152,7 @@ def quantize(
         calls = calibration.record_calls(config, twin, asked, levels=LEVELS)
         calibration.save_calls(calls, aside / "calibration.npz")
         report("measuring ranges")
-        versions, count = _quantise(source, aside, kind, python)
+        versions, count = _quantise(source, aside, kind, python, calls=calls, stays=stays)
         made = aside / Path(graph_of(kind)).name
         report("judging songs")
         rows = judge(config, folder, made, flavour=options.flavour)
@@ -143,7 +161,8 @@ def quantize(
             "graph": graph_of(kind),
             "source_sha256": file_sha256(source),
             "products": count,
-            "kept": list(KEPT),
+            "kept": list(stays),
+            "smoothing": SMOOTHING.get(kind),
             "calibration": {"songs": len(asked), "calls": len(calls)},
             "versions": versions,
             "measured": {"songs": rows, "worst": worst(rows), "limits": LIMITS},
@@ -162,11 +181,11 @@ def quantize(
     return found
 
 
-def _check_products(source: Path, config: ModelConfig) -> None:
+def _check_products(source: Path, config: ModelConfig, stays: Sequence[str]) -> None:
     """Raises InputError for a graph all of whose products are kept as they are."""
     import onnx
 
-    if not products(onnx.load(str(source), load_external_data=False).graph, kept=KEPT):
+    if not products(onnx.load(str(source), load_external_data=False).graph, kept=stays):
         raise InputError(
             f"model '{config.name}' has no product to put into 8 bits: the first and the last one "
             f"and those of the first block stay as they are, and it has {config.dit.blocks} "
@@ -188,17 +207,27 @@ def _python_with_modelopt(python: Path | None) -> Path:
     return python
 
 
-def _quantise(source: Path, work: Path, kind: str, python: Path) -> tuple[dict[str, str], int]:
+def _quantise(
+    source: Path,
+    work: Path,
+    kind: str,
+    python: Path,
+    *,
+    calls: Sequence[Mapping[str, np.ndarray]],
+    stays: Sequence[str],
+) -> tuple[dict[str, str], int]:
     """Measures ranges on a twin in `work` and writes the quantised graph there. Returns versions,
     and the number of products.
     """
     import onnx
 
     model = onnx.load(str(source))
+    if share := SMOOTHING.get(kind):
+        smooth(model, calibration.channel_peaks(model, calls, work), share=share, kept=stays)
     twin = widened(model)
     fold_weights(twin)
     calibration.save_model(twin, work / "twin.onnx")
-    names = [one.node.name for one in products(model.graph, kept=KEPT)]
+    names = [one.node.name for one in products(model.graph, kept=stays)]
     (work / "products.json").write_text(json.dumps(names), encoding="utf-8")
     done = subprocess.run(
         [str(python), str(Path(modelopt_child.__file__)), str(work), kind],
@@ -213,7 +242,7 @@ def _quantise(source: Path, work: Path, kind: str, python: Path) -> tuple[dict[s
     if done.returncode != 0:
         raise MuditError(f"ModelOpt failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     ranges = ranges_of(onnx.load(str(work / "measured.onnx")))
-    count = insert(model, ranges, kind=kind, kept=KEPT)
+    count = insert(model, ranges, kind=kind, kept=stays)
     path = work / Path(graph_of(kind)).name
     calibration.save_model(model, path)
     wrong = valid_onnx(path)

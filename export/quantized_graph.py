@@ -2,7 +2,8 @@
 
     y = DQ(Q(x)) DQ(Q(W)),   Q(v) = round(v / s) as int8 or e4m3,   DQ(q) = s q
 
-    twin = widened(onnx.load("graphs/bf16/step.onnx"))   # runs on a CPU, whose types are float32
+    smooth(model, peaks, share=0.8)                      # int8: channels of like size
+    twin = widened(model)                                # runs on a CPU, whose types are float32
     fold_weights(twin)                                   # what ModelOpt is given
     ranges = ranges_of(onnx.load("measured.onnx"))       # what ModelOpt found, by node
     count = insert(model, ranges, kind="fp8")            # Q and DQ around these products
@@ -25,6 +26,7 @@ from mudit_engine.export.onnx_export import all_nodes
 
 KINDS = ("fp8", "int8")
 LARGEST = {"fp8": 448.0, "int8": 127.0}  # of e4m3 and int8
+SMOOTHED = ".smooth"  # ends the name of a product's factor
 HALVES = ("BFLOAT16", "FLOAT16")
 
 
@@ -88,6 +90,53 @@ def widened(model: Any) -> Any:
             elif node.op_type == "Cast" and attribute.name == "to" and attribute.i in halves:
                 attribute.i = TensorProto.FLOAT
     return copied
+
+
+def smooth(
+    model: Any, peaks: Mapping[str, np.ndarray], *, share: float, kept: Sequence[str] = ()
+) -> int:
+    """Makes the channels of products' inputs of like size, in place; returns how many products.
+
+        x W = (x / s) (s W),   s_j = max|x_j|^share / max|W_j|^(1 - share)
+
+    One scale for all channels of an input then rounds none of them away. s is the nearest power of
+    two, so that in half precision too the product stays what it was, to the bit.
+
+    Args:
+        model: the graph.
+        peaks: max|x_j| by the node's name.
+        share: of the difficulty that moves from the inputs into the weights, 0 to 1.
+        kept: names in weights that are left as they are.
+
+    Source: Xiao et al. 2022, "SmoothQuant", arXiv 2211.10438.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    before: dict[str, Any] = {}
+    chosen = products(graph, kept=kept)
+    for product in chosen:
+        node, tensor = product.node, held[product.weight]
+        values = np.asarray(numpy_helper.to_array(tensor))
+        weight = values.astype(np.float32)
+        heights = np.abs(weight).max(0 if product.turned else 1).clip(1e-5)
+        wanted = share * np.log2(peaks[node.name].clip(1e-5)) - (1 - share) * np.log2(heights)
+        scale_I = np.exp2(np.round(wanted - wanted.mean())).astype(np.float32)
+        scaled = weight * (scale_I if product.turned else scale_I[:, None])
+        tensor.CopyFrom(numpy_helper.from_array(scaled.astype(values.dtype), tensor.name))
+        name = f"{node.name}{SMOOTHED}"
+        _scale(graph, f"{name}.scale", 1 / scale_I, tensor.data_type)
+        before[node.name] = helper.make_node("Mul", [node.input[0], f"{name}.scale"], [name], name)
+        node.input[0] = name
+    nodes = [
+        one
+        for node in graph.node
+        for one in (*((before[node.name],) if node.name in before else ()), node)
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return len(chosen)
 
 
 def fold_weights(model: Any) -> None:

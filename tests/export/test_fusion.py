@@ -28,6 +28,7 @@ from mudit_engine.export.fusion import (
     wanted,
 )
 from mudit_engine.export.graphs import GRAPHS
+from mudit_engine.export.quantized_graph import Ranges, insert, products, smooth
 from mudit_engine.runtime.manifest import file_sha256
 
 WIDTH, HEADS, HEAD = 64, 2, 32
@@ -136,9 +137,10 @@ def build(
     folder: Path,
     *,
     lengths: tuple[tuple[int, int, int], ...] = ((8, 64, 128),),
+    capability: str = "SM80",
     **options: Any,
 ) -> Any:
-    """Builds one engine for SM80 in this process; its row and log."""
+    """Builds one engine in this process; its row and log."""
     import tensorrt_rtx
 
     onnx.save(model, folder / "block.onnx")
@@ -154,7 +156,7 @@ def build(
         **options,
     }
     row = tensorrt_engine.build(
-        tensorrt_rtx, {"capability": "SM80", "timing_cache": None}, entry, folder
+        tensorrt_rtx, {"capability": capability, "timing_cache": None}, entry, folder
     )
     return row, gzip.open(folder / "block.log.gz", "rt").read()
 
@@ -181,6 +183,45 @@ def test_a_fused_block_passes_in_every_profile(fused: Any) -> None:
         and len(row["memory"]["Total Activation Memory"]) == 2
         and row["build_seconds"] > 0
     )
+
+
+def in_8_bits(kind: str) -> onnx.ModelProto:
+    """The block with both its products in 8 bits, as `mudit export quantize` leaves them."""
+    model = block()
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Gemm":  # the exporter writes MatMul, its weight behind a Transpose
+            turned = f"{node.input[1]}.turned"
+            nodes.append(
+                helper.make_node("Transpose", [node.input[1]], [turned], turned, perm=[1, 0])
+            )
+            node = helper.make_node("MatMul", [node.input[0], turned], node.output, node.name)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    if kind == "int8":
+        channels = np.random.default_rng(1).uniform(0.1, 100, WIDTH)
+        peaks = {one.node.name: channels for one in products(model.graph)}
+        assert smooth(model, peaks, share=0.8) == 2
+    scales = {one.node.name: Ranges(np.float64(0.05), np.float64(0.004)) for one in
+              products(model.graph)}  # fmt: skip
+    assert insert(model, scales, kind=kind) == 2
+    return model
+
+
+@needs_rtx
+@pytest.mark.parametrize(("kind", "capability"), [("fp8", "SM89"), ("int8", "SM80")])
+def test_products_in_8_bits_are_built_and_counted(
+    tmp_path: Path, kind: str, capability: str
+) -> None:
+    model = in_8_bits(kind)
+    _, log = build(model, tmp_path, capability=capability)
+    [report] = fusion_reports(log, model, "lyric_kv", counts=COUNTS)
+    assert report.faults == []
+    assert (report.attentions, report.qkv, report.matrices, report.norms) == (1, 1, 2, 1)
+    gemms = [line for line in log.splitlines() if ", LayerType: gemm, " in line]
+    number = {"fp8": "FP8", "int8": "Int8"}[kind]
+    assert len(gemms) == 2 and all(f"Datatype: {number}" in line for line in gemms)
 
 
 @needs_rtx

@@ -25,7 +25,7 @@ from mudit_engine.errors import GateError, InputError, MissingError, ModelError
 from mudit_engine.export import calibration
 from mudit_engine.export import quantize as quantizing
 from mudit_engine.export.onnx_export import export_onnx
-from mudit_engine.export.quantize import Options, faults, graph_of, quantize, worst
+from mudit_engine.export.quantize import KEPT, Options, faults, graph_of, quantize, worst
 from mudit_engine.export.quantized_graph import (
     Ranges,
     attentions_in_8_bits,
@@ -33,6 +33,7 @@ from mudit_engine.export.quantized_graph import (
     insert,
     products,
     ranges_of,
+    smooth,
     widened,
 )
 from mudit_engine.export.tensorrt_build import Options as BuildOptions
@@ -121,6 +122,43 @@ def test_a_wrong_scale_is_heard() -> None:
     ranges["first"] = Ranges(ranges["first"].inputs / 8, ranges["first"].weight)
     insert(model, ranges, kind="int8")
     assert np.linalg.norm(answer(model, x) - exact) / np.linalg.norm(exact) > 0.2
+
+
+def test_smoothing_changes_no_bit_and_saves_small_channels(tmp_path: Path) -> None:
+    """Beside a channel that is a thousand times as large, int8 leaves nothing of the others."""
+    x = np.random.default_rng(1).normal(0, 1, (ROWS, INPUTS)).astype(np.float32)
+    x[:, 0] *= 1000
+    plain, smoothed = two_products(), two_products()
+    # the large channel says nothing
+    held = next(one for one in plain.graph.initializer if one.name == "blocks.w")
+    weight = np.array(numpy_helper.to_array(held))
+    weight[:, 0] = 0
+    for model in (plain, smoothed):
+        next(one for one in model.graph.initializer if one.name == "blocks.w").CopyFrom(
+            numpy_helper.from_array(weight, "blocks.w")
+        )
+    exact = answer(plain, x)
+    peaks = calibration.channel_peaks(smoothed, [{"x": x}, {"x": x / 2}], tmp_path)
+    assert peaks.keys() == {"first", "second"} and np.array_equal(peaks["first"], abs(x).max(0))
+    assert smooth(smoothed, peaks, share=0.8, kept=["final"]) == 1
+    onnx.checker.check_model(smoothed, full_check=True)
+    assert np.array_equal(answer(smoothed, x), exact), "powers of two round nothing"
+    now = calibration.channel_peaks(smoothed, [{"x": x}], tmp_path)
+    assert now["first"].max() / now["first"].min() < 20 < peaks["first"].max() / 50
+    assert np.array_equal(now["second"], peaks["second"]), "what is kept is left as it is"
+    errors = []
+    for model in (plain, smoothed):
+        limit, own = 127.0, calibration.channel_peaks(model, [{"x": x}], tmp_path)
+        weights = {one.node.name: one for one in products(model.graph)}
+        ranges = {}
+        for name, one in weights.items():
+            value = next(t for t in model.graph.initializer if t.name == one.weight)
+            w = np.abs(numpy_helper.to_array(value).astype(np.float32))
+            columns = w.max(1) if one.turned else w.max(0)
+            ranges[name] = Ranges(own[name].max() / limit, columns / limit)
+        insert(model, ranges, kind="int8")
+        errors.append(np.linalg.norm(answer(model, x) - exact) / np.linalg.norm(exact))
+    assert errors[0] > 0.5 > 10 * errors[1], errors
 
 
 def test_what_is_kept_stays_and_what_was_not_measured_is_named() -> None:
@@ -273,10 +311,10 @@ def test_a_model_without_products_to_quantise_is_refused(tmp_path: Path, name: s
     model.graph.initializer[0].name = model.graph.node[0].input[0] = name
     onnx.save(model, tmp_path / "step.onnx")
     with pytest.raises(InputError, match="'micro' has no product to put into 8 bits.* 1 block"):
-        quantizing._check_products(tmp_path / "step.onnx", micro_config(blocks=1))
+        quantizing._check_products(tmp_path / "step.onnx", micro_config(blocks=1), KEPT)
     model.graph.initializer[0].name = model.graph.node[0].input[0] = "blocks.1.qkv"
     onnx.save(model, tmp_path / "step.onnx")
-    quantizing._check_products(tmp_path / "step.onnx", micro_config())
+    quantizing._check_products(tmp_path / "step.onnx", micro_config(), KEPT)
 
 
 @pytest.mark.slow
