@@ -48,7 +48,6 @@ LICENCES = {
 }
 PARTS = {"clamp3": ("mert", "text"), "songeval": ("muq",)}  # further sources of a kind
 NEEDED = {"clamp3": "mert", "songeval": "muq"}
-HEARS_TEXT = ("muq-mulan", "clamp3")
 HUB_AUDIOBOX = "facebook/audiobox-aesthetics"  # the one hub id that its package loads
 SONGEVAL_LAYER, SONGEVAL_HEADS, MUQ_RATE = 6, 8, 24000
 
@@ -118,8 +117,10 @@ def open_judge(spec: str, *, trust_remote_code: bool = False) -> Judge:
 
         clamp = Clamp3.load(Path(source), trust_remote_code=trust_remote_code, **parts)
         return Judge(kind, spec, True, lambda *heard: (clamp.similarity(*heard),))
-    opener = {"muq-mulan": _muq_mulan, "songeval": _songeval, "audiobox": _audiobox}[kind]
-    return Judge(kind, spec, kind in HEARS_TEXT, opener(source, **parts))
+    if kind == "songeval":
+        return Judge(kind, spec, False, _songeval(source, muq=parts["muq"]))
+    opener = {"muq-mulan": _muq_mulan, "audiobox": _audiobox}[kind]
+    return Judge(kind, spec, kind == "muq-mulan", opener(source))
 
 
 def _muq_mulan(source: str) -> Callable[[Tensor, int, str], tuple[float, ...]]:

@@ -84,8 +84,8 @@ def with_source(understood: Understood, source: bytes | None, folder: Path) -> U
         return understood
     path = folder / (edit.latents or edit.audio).name
     path.write_bytes(source)
-    here = {"latents": path} if edit.latents is not None else {"audio": path}
-    return replace(understood, edit=replace(edit, **here))
+    own = replace(edit, audio=path) if edit.latents is None else replace(edit, latents=path)
+    return replace(understood, edit=own)
 
 
 def _link(source: Path, target: Path) -> None:
