@@ -3,20 +3,28 @@
     mudit bench run plan-time --out out/plan_time.json
 
 The machine takes a GPU's place in the plan: one thread is a device, its peak that of a large
-product of matrices, its bandwidth that of a large copy, both measured here; what loopback carries
-is stated (`LOOPBACK`), and little of a step. Seconds are CPU seconds of a rank, in steps and peaks
-alike, which other work disturbs little. Held is that the measured step lies within the plan's
-range; the ranges are those of every plan (WORSE and BETTER in training/planning/clusters.py).
+product of matrices, its bandwidth that of copies of about what a block keeps for its backward
+pass, its link that of gloo's all-reduce between two processes, all measured here. A GPU's peak is
+its data sheet's: of a measured one products reach more (`GEMM`: 80 to 89 % were measured of
+networks of 373 M and 428 M parameters). All other shares, and their ranges, are those of every plan
+(training/planning/clusters.py). Seconds are CPU seconds of a rank, in steps and peaks alike, which
+other work disturbs little. Held is that the measured step lies within the plan's range.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -24,15 +32,26 @@ import torch
 
 from mudit_engine.benchmarks.registry import Options, Row
 from mudit_engine.benchmarks.training_scaling import MODEL, launch, write_data
+from mudit_engine.errors import MuditError
 from mudit_engine.training.dataset.lengths import Lengths
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.planning import step_cost
-from mudit_engine.training.planning.clusters import Assumptions, Cluster, Gpu
-from mudit_engine.training.planning.plan import Request, make_plan, of_recipe
+from mudit_engine.training.planning.clusters import (
+    BETTER,
+    WORSE,
+    Assumptions,
+    Cluster,
+    Gpu,
+    within,
+)
+from mudit_engine.training.planning.plan import Option, Request, make_plan, of_recipe
+from mudit_engine.training.ranks import local_world
 from mudit_engine.training.recipe import load_recipe
 
 CHANNELS, PACK, PACKS = 16, 512, 4
-LOOPBACK = 2.0  # GB/s, one way
+KEPT = 16 << 20  # bytes of a copy
+SENT = 32 << 20  # bytes of an all-reduce
+GEMM = (0.75, 0.85, 0.95)  # of the measured peak, in products: worse, assumed, better
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "single": (1, {}),
     "zero-1, 2 ranks": (2, {"strategy": "deepspeed", "parallel.zero_stage": 1}),
@@ -45,6 +64,7 @@ def run(options: Options) -> list[Row]:
     """
     steps = 2 + (options.rounds or 6)
     rows = []
+    between = link()
     with tempfile.TemporaryDirectory(prefix="mudit-plan-") as folder:
         data = Path(folder) / "songs"
         write_data(data, CHANNELS)
@@ -57,8 +77,8 @@ def run(options: Options) -> list[Row]:
             after = machine()
             took = [max(rank[step]["cpu"] for rank in told) for step in range(2, steps)]
             # peaks of the time around the steps: a machine is not as fast every minute
-            peaks = [(a + b) / 2 for a, b in zip(before, after, strict=True)]
-            plan = planned(data, fields, ranks, *peaks)
+            tflops, gbs = ((a + b) / 2 for a, b in zip(before, after, strict=True))
+            plan = planned(data, fields, ranks, tflops, gbs, between)
             low, high = plan["seconds_range"]
             row = Row("plan-time", name, "plan", "ours", rounds=len(took), threads=1)
             row.cpu_seconds_p50, row.samples = statistics.median(took), took
@@ -90,9 +110,38 @@ def machine() -> tuple[float, float]:
     """(TFLOP/s of fp32 products, GB/s of a copy) of one thread, by its CPU seconds."""
     torch.set_num_threads(1)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    big = torch.randn(1 << 24)
-    product, copy = _fastest(lambda: a @ b), _fastest(lambda: big.clone())
-    return 2 * 1024**3 / product / 1e12, 2 * big.nbytes / copy / 1e9
+    rows = torch.randn(KEPT // 4)
+    other = torch.empty_like(rows)
+    product, copy = _fastest(lambda: a @ b), _fastest(lambda: other.copy_(rows), 31)
+    return 2 * 1024**3 / product / 1e12, 2 * rows.nbytes / copy / 1e9
+
+
+def link() -> float:
+    """GB/s that a rank of two gets through gloo, one way, by its CPU seconds."""
+    command = [sys.executable, "-m", "mudit_engine.benchmarks.plan_time", "link"]
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **at, "OMP_NUM_THREADS": "1"}, stdout=PIPE)
+        for at in local_world(2)
+    ]
+    told = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        raise MuditError("a rank of the all-reduce failed: its own error stands above")
+    return min(float(text) for text in told)
+
+
+def _link() -> None:
+    """One rank: an all-reduce is two passes, each of half the bytes."""
+    from torch import distributed as dist
+
+    dist.init_process_group("gloo")
+    sent = torch.ones(SENT // 4)
+    took = []
+    for _ in range(8):
+        started = time.process_time()
+        dist.all_reduce(sent)
+        took.append(time.process_time() - started)
+    print(SENT / statistics.median(took) / 1e9, flush=True)
+    dist.destroy_process_group()
 
 
 def _fastest(call: Callable[[], Any], rounds: int = 7) -> float:
@@ -105,7 +154,7 @@ def _fastest(call: Callable[[], Any], rounds: int = 7) -> float:
 
 
 def planned(
-    folder: Path, fields: dict[str, Any], ranks: int, tflops: float, gbs: float
+    folder: Path, fields: dict[str, Any], ranks: int, tflops: float, gbs: float, sent_gbs: float
 ) -> dict[str, Any]:
     """The plan of the recipe that is measured."""
     overrides = [f"{name}={json.dumps(value)}" for name, value in fields.items()]
@@ -113,20 +162,37 @@ def planned(
     shards = Shards(folder)
     frames, tokens = (np.asarray(shards.rows(n)).astype(np.int64) for n in ("latents", "phonemes"))
     lengths = Lengths(str(folder), frames, tokens, len(frames), 10.77)
-    gpu = Gpu("this CPU", 16.0, tflops, tflops, gbs, LOOPBACK, LOOPBACK, 1)
-    cluster = Cluster(gpu, 1, ranks, Assumptions(context_gib=0.0))
+    gpu = Gpu("this CPU", 16.0, tflops, tflops, gbs, sent_gbs, sent_gbs, 1)
     config = recipe.model_config_resolved()
-    request = of_recipe(Request("tiny", config, cluster, recipe.precision), recipe)
 
-    def eager(*args: Any, **given: Any) -> step_cost.CostModel:
+    @cache
+    def eager(checkpointing: str) -> step_cost.CostModel:
         """The operations that a CPU runs, not the kernels of a GPU."""
-        return step_cost.fit(*args, **given, backend="eager")
+        given: Any = {"precision": recipe.precision, "checkpointing": checkpointing}
+        return step_cost.fit(config, **given, backend="eager")
 
-    best = make_plan(request, lengths, find=eager).best
+    def best(assumed: Assumptions) -> Option:
+        cluster = Cluster(gpu, 1, ranks, assumed)
+        request = of_recipe(Request("tiny", config, cluster, recipe.precision), recipe)
+        request = replace(request, asynchronous=False)  # as on CPUs, where nothing is saved here
+        find = lambda config, *, precision, checkpointing: eager(checkpointing)  # noqa: E731
+        return make_plan(request, lengths, find=find).best
+
+    base = Assumptions(gemm=GEMM[1], context_gib=0.0)
+    ends = [
+        best(replace(within(base, kind), gemm=share)).step_seconds
+        for kind, share in ((BETTER, GEMM[2]), (WORSE, GEMM[0]))
+    ]
+    found = best(base)
     return {
-        "planned_seconds": best.step_seconds,
-        "seconds_range": list(best.seconds_range),
-        "parts": best.seconds,
+        "planned_seconds": found.step_seconds,
+        "seconds_range": ends,
+        "parts": found.seconds,
         "product_tflops": tflops,
         "copy_gbs": gbs,
+        "link_gbs": sent_gbs,
     }
+
+
+if __name__ == "__main__":
+    _link()

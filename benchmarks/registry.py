@@ -186,6 +186,13 @@ _ENTRIES = (
         minutes=4,
     ),
     Benchmark(
+        "lora-memory",
+        "the most that training a LoRA holds, and what the plan says of it",
+        "lora_memory:run",
+        "training all weights",
+        needs=("peft",),
+    ),
+    Benchmark(
         "serve",
         "a short song that arrives while a long one runs",
         "joining:run",

@@ -16,7 +16,8 @@ reading songs takes beyond a step, `checkpoint` what a save takes of the step's 
     plan.best.step_seconds
 
 Memory is computed from the network itself and the engine's rules, and held to them by measurement
-(benchmarks/plan_memory.py). Time is a model: no GPU gave a number here. Alternatives (stage,
+(benchmarks/plan_memory.py). Time is a model: no GPU gave a number here (a CPU did:
+benchmarks/plan_time.py). Alternatives (stage,
 checkpointing, micro-batches of a step) share one global batch, so their GPU-hours compare; those
 within 3 % are as good as equal to such a model, and the simplest of them (lowest stage, fewest
 micro-batches) is put first.
@@ -50,6 +51,7 @@ from mudit_engine.training.planning.state_bytes import (
 )
 from mudit_engine.training.planning.step_cost import Checkpointing, CostModel, Pack
 from mudit_engine.training.recipe import OptimizerConfig, ParallelConfig, Recipe
+from mudit_engine.training.recipe_stages import LoraConfig
 
 MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
 MOST_MICRO_BATCHES = 16
@@ -78,6 +80,7 @@ class Request:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loader_threads: int = 4
     save_every: int = 500
+    lora: LoraConfig | None = None  # activations and time are taken as those of whole weights
     asynchronous: bool = False  # whether a save is written beside the steps
 
 
@@ -95,6 +98,7 @@ def of_recipe(request: Request, recipe: Recipe) -> Request:
         batch=(recipe.data.pack_size, recipe.data.packs_per_step),
         steps=recipe.steps,
         optimizer=recipe.optimizer,
+        lora=recipe.lora,
         loader_threads=recipe.data.loader_threads,
         save_every=recipe.checkpoint.every,
         asynchronous=recipe.checkpoint.asynchronous is not False,  # a plan is of GPUs
@@ -217,7 +221,7 @@ def make_plan(
             f"frames to each of {world} ranks, fewer than the longest song's {longest:,}: raise "
             f"--batch-songs to {enough}, or take fewer"
         )
-    parameters = parameters_of(request.config.dit, request.optimizer)
+    parameters = parameters_of(request.config.dit, request.optimizer, lora=request.lora)
     costs: dict[str, CostModel] = {}
     for mode in request.modes:
         say(f"running the network on fake tensors, checkpointing {mode}")

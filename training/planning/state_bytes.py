@@ -28,12 +28,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mudit_engine.config import DitConfig
 from mudit_engine.training.parallel.deepspeed_config import bucket_sizes
 from mudit_engine.training.recipe import OptimizerConfig, ParallelConfig, Recipe
+from mudit_engine.training.recipe_stages import LoraConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,30 +46,36 @@ STAGE0_BUCKET = 500_000_000  # elements that DeepSpeed flattens at once for stag
 @dataclass(frozen=True)
 class Parameters:
     """Sizes of the trained tensors, by the optimiser's groups (weight decay, none), how many
-    elements are Muon's, which keeps one moment of each instead of two, and how many modules hold
-    them.
+    elements are Muon's, which keeps one moment of each instead of two, how many modules hold them,
+    and how many elements nothing trains (those below a LoRA).
     """
 
     groups: tuple[tuple[int, ...], ...]
     muon: int = 0
     modules: int = 0
+    frozen: int = 0
 
     @property
     def count(self) -> int:
         return sum(sum(group) for group in self.groups)
 
 
-def parameters_of(config: DitConfig, optimizer: OptimizerConfig | None = None) -> Parameters:
-    """Those of the song transformer, from the network itself without memory. `optimizer` None is
-    AdamW.
+def parameters_of(
+    config: DitConfig, optimizer: OptimizerConfig | None = None, *, lora: LoraConfig | None = None
+) -> Parameters:
+    """Those of the song transformer, from the network itself without memory, or those of a LoRA on
+    it. `optimizer` None is AdamW. Raises MissingError for a LoRA without peft.
     """
     import torch
 
     from mudit_engine.models.dit import DiT
     from mudit_engine.models.folder import NoInitialisers
+    from mudit_engine.models.lora import add_lora
 
     with torch.device("meta"), NoInitialisers():
         dit = DiT(config)
+        if lora is not None:
+            add_lora(dit, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, parts=lora.parts)
     return parameters_in(dit, optimizer or OptimizerConfig())
 
 
@@ -81,7 +88,11 @@ def parameters_in(module: nn.Module, optimizer: OptimizerConfig) -> Parameters:
     matrices, groups = parameter_groups(module, optimizer)
     lists = [*([matrices] if matrices else []), *(group["params"] for group in groups)]
     sizes = tuple(tuple(p.numel() for p in group) for group in lists)
-    return Parameters(sizes, sum(p.numel() for p in matrices), sum(1 for _ in module.modules()))
+    parameters = Parameters(
+        sizes, sum(p.numel() for p in matrices), sum(1 for _ in module.modules())
+    )
+    whole = sum(p.numel() for p in module.parameters())
+    return replace(parameters, frozen=whole - parameters.count)
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ def state_bytes(
     world, w, count = sharding.world, sharding.weight_bytes, parameters.count
     if sharding.stage == 0:
         state = {
-            "weights": 4 * count,
+            "weights": 4 * (count + parameters.frozen),
             "gradients": 4 * count,
             "master": 0,
             "moments": 8 * count - 4 * parameters.muon,
@@ -193,7 +204,8 @@ def state_bytes(
                 * (max(touched) if rank is None else touched[rank])
                 * (2 if micro_batches > 1 else 1)
             )
-        return _kinds(w * whole, gradients, part, bucket, 0, average=sharding.average)
+        weights = w * (whole + parameters.frozen)
+        return _kinds(weights, gradients, part, bucket, 0, average=sharding.average)
     persistence = sharding.persistence(count)
     part = sum(math.ceil(size / world) for group in parameters.groups for size in group)
     kept = sum(size for group in parameters.groups for size in group if size <= persistence)
@@ -201,7 +213,8 @@ def state_bytes(
     # one flat buffer, which is not doubled
     bucket = sharding.reduce_bucket(count) * w
     gradients = sharding.added_bytes * part
-    return _kinds(w * (part + kept), gradients, part, bucket, w * live, average=sharding.average)
+    held = part + kept + math.ceil(parameters.frozen / world)
+    return _kinds(w * held, gradients, part, bucket, w * live, average=sharding.average)
 
 
 def _kinds(

@@ -5,9 +5,11 @@ the state of the small stages is planned without their activations.
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
+from mudit_engine.cli.main import run as mudit
 from mudit_engine.config import load_config
 from mudit_engine.errors import InputError
 from mudit_engine.training.dataset.lengths import Lengths, read_lengths
@@ -16,7 +18,9 @@ from mudit_engine.training.planning.clusters import make_cluster
 from mudit_engine.training.planning.plan import Request, make_plan, of_recipe
 from mudit_engine.training.planning.report import report
 from mudit_engine.training.planning.stage_plan import plan_stage
+from mudit_engine.training.planning.state_bytes import Sharding, parameters_of, state_bytes
 from mudit_engine.training.recipe import load_recipe, recipe_names
+from mudit_engine.training.recipe_stages import LoraConfig
 from round_costs import cost_model
 
 CLUSTER = make_cluster("a100-80g", nodes=8, gpus_per_node=8)
@@ -67,6 +71,37 @@ def test_the_small_stages_state_fits(name: str) -> None:
         # weights, gradients, and a 64th of two moments, the average and the master weights
         assert phase["memory"]["weights"] >= 2 * phase["parameters"]
         assert phase["deepspeed"]["zero_optimization"]["stage"] == 1
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_passes_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mudit plan FILE` of each there is; of lyric models it names the way."""
+    monkeypatch.setattr(
+        planning, "fit", lambda config, *, precision, checkpointing: cost_model(checkpointing)
+    )
+    code = mudit(["plan", name, "--nodes", "1", "--gpus-per-node", "8", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    if load_recipe(name).task == "lyrics":
+        assert code == 2 and "--lyrics MODEL" in out["error"]["message"]
+        return
+    assert code == 0, out
+    assert out["results"].get("fits", True)
+
+
+def test_a_lora_is_planned_with_its_base() -> None:
+    """Weights of both, and gradients, moments and average of the additions alone."""
+    pytest.importorskip("peft")
+    config = load_config("musit-380m").dit
+    whole, lora = parameters_of(config), parameters_of(config, lora=LoraConfig(rank=16))
+    assert lora.frozen == whole.count and lora.count < 0.03 * whole.count
+    for stage, world in ((0, 1), (1, 8), (2, 8), (3, 8)):
+        sharding = Sharding(stage, world, "fp32" if stage == 0 else "bf16")
+        full, thin = (state_bytes(p, sharding) for p in (whole, lora))
+        assert thin["moments"] < 0.03 * full["moments"]
+        assert thin["gradients"] < 0.03 * full["gradients"]
+        assert full["weights"] * 0.99 < thin["weights"] < full["weights"] * 1.05, stage
 
 
 def test_a_lyric_model_is_planned_elsewhere() -> None:
