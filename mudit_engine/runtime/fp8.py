@@ -64,9 +64,12 @@ class Fp8Linear(nn.Module):
         """[T, M] of x's dtype."""
         rows, scale = quantise(x)
         weight, weight_scale = self.get_buffer("weight"), self.get_buffer("scale")
-        out: Tensor = torch._scaled_mm(
-            rows, weight.t(), scale_a=scale, scale_b=weight_scale.t(), out_dtype=torch.bfloat16
-        )
+        if x.is_cuda:
+            out: Tensor = torch._scaled_mm(
+                rows, weight.t(), scale_a=scale, scale_b=weight_scale.t(), out_dtype=torch.bfloat16
+            )
+        else:  # CPUs have no such product by rows before torch 2.12: the same in fp32
+            out = (rows.float() @ weight.float().t() * scale * weight_scale.t()).bfloat16()
         out = out.to(x.dtype)
         return out if self.bias is None else out + self.bias.to(x.dtype)
 
