@@ -8,6 +8,7 @@
 # make ranks   training on 2 to 4 ranks against one device (ZeRO 0-3, bf16, Ulysses), and 200 random
 #              faults: takes an hour on two cores
 # make triton  the model repository in a real Triton Inference Server (the package nvidia-pytriton)
+# make omni    songs by vLLM-Omni's own scheduler and runner on the CPU, in an environment of its own
 # make quantize  products in 8 bits by NVIDIA's ModelOpt, which pins other packages
 # make gpu     on a machine with an NVIDIA GPU, with its own Python and torch (PYTHON=python3) and
 #              no network: proves the kernels there, times them, a step, songs and training beside
@@ -25,7 +26,7 @@ TEST_ARGS ?=
 FLOOR ?= .venv-floor
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help song test test-long test-floor lint docs ranks triton quantize gpu tiny clean
+.PHONY: help song test test-long test-floor lint docs ranks triton omni quantize gpu tiny clean
 .DELETE_ON_ERROR:
 
 help:
@@ -70,6 +71,13 @@ triton: $(VENV)/.dev
 	  nvidia-pytriton==0.7.0 numpy==1.26.4
 	MUDIT_TRITON_ENV=$(VENV)-triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
 	  tests/serving/test_triton_server.py
+
+# what vLLM-Omni imports there, and no more: its wheels ask for packages of GPUs
+omni: $(VENV)/.dev
+	"$(PYTHON)" -m venv $(VENV)-omni
+	$(VENV)-omni/bin/$(INSTALL) --no-deps -r constraints-omni.txt
+	MUDIT_OMNI_PYTHON=$(VENV)-omni/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow \
+	  tests/serving/test_omni.py
 
 # ModelOpt pins another onnx than this project: its environment has packages of its own. A torch
 # that is not named there brings several GB of CUDA libraries

@@ -1,11 +1,15 @@
-"""vLLM-Omni's contract, driven by a stand-in for its runner: songs join at different steps, their
-latents lie end to end, and each is the song that the pipeline makes.
+"""vLLM-Omni's contract, driven by a stand-in for its runner and, slowly, by its own scheduler and
+runner: songs join at different steps, their latents lie end to end, and each is the song that the
+pipeline makes.
 
-The real runner needs an environment of its own (docs/deployment.md).
+The real ones need an environment of their own: `make omni`, MUDIT_OMNI_PYTHON.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
@@ -23,6 +27,7 @@ from mudit_engine.request import SongRequest
 from mudit_engine.serving.omni import ARCHITECTURE, MuditPipeline, register, request_of
 
 ROOT = Path(__file__).parents[2]
+OMNI = os.environ.get("MUDIT_OMNI_PYTHON")
 
 
 @dataclass
@@ -141,3 +146,26 @@ def test_the_plugin_is_found_and_registers(omni: dict[str, Any]) -> None:
     assert point.load() is register
     register()
     assert omni == {ARCHITECTURE: ("mudit_engine.serving.omni", "MuditPipeline")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OMNI, reason="needs MUDIT_OMNI_PYTHON: run `make omni`")
+def test_their_scheduler_and_runner_make_the_pipelines_songs(micro: Path, tmp_path: Path) -> None:
+    script, out = ROOT / "tests" / "helpers" / "omni_songs.py", tmp_path / "out.json"
+    done = subprocess.run(
+        [str(Path(str(OMNI)).absolute()), str(script), str(micro), str(out)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found["registered"] and found["supports"] and found["version"].startswith("0.30")
+    rows = found["rows"]
+    for id, samples in (("piano", 24000), ("rock", 40000), ("short", 8000), ("late", 16000)):
+        assert rows[id] == {"shape": [1, 1, samples], "far": 0.0}, (id, rows[id])
+    assert "'tempo' is unknown" in rows["wrong"]["error"], "a user's error is its request's own"
+    assert rows["stopped"] == {"error": None} and found["left"] == [], "nothing is kept of it"
+    assert max(found["widths"]) >= 4, "requests of unlike lengths and guidance share a step"
