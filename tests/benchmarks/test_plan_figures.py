@@ -37,6 +37,13 @@ def test_a_lora_takes_a_part_of_the_memory() -> None:
         assert abs(row["figures"]["planned_error"]) < 0.2
 
 
+def test_saving_beside_the_steps_stalls_them_less_than_a_hundredth() -> None:
+    beside, between = (row["figures"] for row in rows("save_stall").values())
+    for name in ("stall_share", "stall_cpu_share"):
+        assert beside[name] < 0.01 and beside[name] < 0.5 * between[name]
+    assert beside["modelled"]["ranks"] == 64 and beside["modelled"]["stall_share"] < 0.01
+
+
 def test_shares_are_of_the_slowest_rank() -> None:
     rank = {"walls": [1.0, 3.0], "cpus": [0.5, 0.5], "step_seconds": 0.2, "state_bytes": 10}
     other = {**rank, "walls": [2.0, 1.0], "step_cpu_seconds": 0.1}
