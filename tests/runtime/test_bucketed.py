@@ -78,8 +78,8 @@ def test_a_song_is_the_same_whoever_joins_and_leaves(cross: str, small: None) ->
             assert torch.equal(ours[name].kept_TC, theirs[name].kept_TC), name
     assert all(state.done for state in ours.values())
     assert ours["reference"].table.guided == (True, False)  # guidance ends on the way
-    # tiles of other heights may part the batches into two sizes
-    assert capture.captures <= 2 and capture.replays == len(batches)
+    # the last batch has more rows of lyrics (9) than the first bucket holds (8)
+    assert (capture.captures, capture.replays) == (2, len(batches))
 
 
 def test_a_graph_serves_other_layouts_and_songs_without_a_capture(small: None) -> None:
