@@ -60,8 +60,8 @@ FOLDER = "quantized"
 # embedded model's worst step from a cosine of .989 to .993 in fp8
 KEPT = ("target_in", "final", "blocks.0.")
 # int8 has one step for all values of an input, which is too coarse where some of its channels are
-# much larger than others. Smoothed, one product alone still takes the embedded model below the
-# gate: the last one of the last block, whose input is largest
+# much larger than others. Smoothed, one product costs the embedded model more than all others: the
+# last one of the last block, whose input is largest
 SMOOTHING = {"int8": 0.8}
 KEPT_LAST = {"int8": ("down.",)}  # of the last block
 LEVELS = 6  # noise levels of a recorded song
