@@ -59,7 +59,7 @@ def test_real_ranks_keep_and_send_what_the_closed_forms_say(world: int, tmp_path
     ]
     specs, out, log = tmp_path / "specs.json", tmp_path / "out.json", tmp_path / "log"
     specs.write_text(json.dumps([asdict(case) for case in cases]))
-    script = str(Path(__file__).parents[3] / "training" / "rehearse.py")
+    script = str(Path(__file__).parents[3] / "training/planning/rehearse.py")
     processes = start(world, script, str(specs), str(out), log=log)
     assert [process.wait(600) for process in processes] == [0] * world, log.with_suffix(
         ".0"
