@@ -41,7 +41,11 @@ def loudness(audio_cS: Tensor, sample_rate: int) -> float:
     """Integrated loudness in LUFS of audio [channels, samples]; -inf for silence. Audio shorter
     than a block is one block.
     """
-    filtered = _weighted(audio_cS.numpy(), sample_rate)
+    return _integrated(audio_cS, sample_rate, _response(audio_cS.shape[1], sample_rate))
+
+
+def _integrated(audio_cS: Tensor, sample_rate: int, response: np.ndarray) -> float:
+    filtered = _weighted(audio_cS.numpy(), response)
     block, hop = round(BLOCK_SECONDS * sample_rate), round(HOP_SECONDS * sample_rate)
     squares = np.concatenate([[0.0], np.cumsum((filtered**2).sum(0))])
     samples = filtered.shape[1]
@@ -55,20 +59,28 @@ def loudness(audio_cS: Tensor, sample_rate: int) -> float:
     return float(_lufs(heard[_lufs(heard) > gate].mean()))
 
 
-def _weighted(audio_cS: np.ndarray, rate: int) -> np.ndarray:
+def _weighted(audio_cS: np.ndarray, response: np.ndarray) -> np.ndarray:
     """fp64 audio through both filters.
 
     They are recursive, and numpy has no loop for that: their exact response is laid on the
     spectrum. A second of silence behind the song takes up what rings on, and wraps nothing around.
     """
-    samples = audio_cS.shape[1]
+    length = 2 * (len(response) - 1)
+    spectrum = np.fft.rfft(audio_cS.astype(np.float64), length, axis=-1)
+    return np.fft.irfft(spectrum * response, length, axis=-1)[:, : audio_cS.shape[1]]
+
+
+def _response(samples: int, rate: int) -> np.ndarray:
+    """Of both filters, at the frequencies of a transform that holds `samples` and a second more."""
+    # a power of two, or three quarters of one: a transform of either is quick
     length = 1 << (samples + rate - 1).bit_length()
+    if samples + rate <= 3 * length // 4:
+        length = 3 * length // 4
     z = np.exp(-2j * np.pi * np.arange(length // 2 + 1) / length)
     response = np.ones_like(z)
     for b, a in (_shelf(rate), _high_pass(rate)):
         response *= (b[0] + z * (b[1] + z * b[2])) / (a[0] + z * (a[1] + z * a[2]))
-    spectrum = np.fft.rfft(audio_cS.astype(np.float64), length, axis=-1)
-    return np.fft.irfft(spectrum * response, length, axis=-1)[:, :samples]
+    return response
 
 
 def _lufs(power: np.ndarray | float) -> np.ndarray:
@@ -150,13 +162,14 @@ def mastered(
         >>> round(done.loudness), done.true_peak <= -0.9
         (-16, True)
     """
-    found = loudness(audio_cS, sample_rate)
+    response = _response(audio_cS.shape[1], sample_rate)  # the same each time it is measured
+    found = _integrated(audio_cS, sample_rate, response)
     if found == -math.inf:
         return audio_cS, None
     gain = min(target - found, MOST_GAIN_DB)
     for _ in range(3):
         out_cS = limited(audio_cS * 10 ** (gain / 20), sample_rate, ceiling=ceiling)
-        found = loudness(out_cS, sample_rate)
+        found = _integrated(out_cS, sample_rate, response)
         if abs(target - found) < 0.1 or gain == MOST_GAIN_DB:
             break
         gain = min(gain + target - found, MOST_GAIN_DB)

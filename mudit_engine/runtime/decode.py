@@ -183,8 +183,8 @@ def decode_song(
     on_chunk: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Audio fp32 [channels, samples] of one song's normalised latents [T, C], on the CPU, cut to
-    `seconds`; its peaks may lie beyond full scale. on_chunk is called with the
-    latent frames of each finished chunk.
+    `seconds`; its peaks may lie beyond full scale. on_chunk is called with the latent frames of
+    each finished chunk.
     """
     done = 0
 

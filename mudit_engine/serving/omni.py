@@ -132,4 +132,4 @@ class MuditPipeline(nn.Module):
         from vllm_omni.diffusion.data import DiffusionOutput
 
         audio = self.songs.decode(state.extra["song"].x_TC, state.extra["seconds"])
-        return DiffusionOutput(output=audio[None])
+        return DiffusionOutput(output=audio[None].clamp(-1, 1))

@@ -67,13 +67,13 @@ def noisy(seconds: float, rate: int, level: float, seed: int = 0) -> torch.Tenso
 def test_loudness_is_that_of_the_filters_run_sample_by_sample() -> None:
     from scipy.signal import lfilter
 
-    from mudit_engine.loudness import _high_pass, _shelf, _weighted
+    from mudit_engine.loudness import _high_pass, _response, _shelf, _weighted
 
     audio = noisy(3, 22050, 0.2).numpy()
     expected = audio.astype("float64")
     for b, a in (_shelf(22050), _high_pass(22050)):
         expected = lfilter(b, a, expected, axis=-1)
-    assert abs(_weighted(audio, 22050) - expected).max() < 1e-9
+    assert abs(_weighted(audio, _response(audio.shape[1], 22050)) - expected).max() < 1e-9
 
 
 @pytest.mark.parametrize("rate", [22050, 44100])
