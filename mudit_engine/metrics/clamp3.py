@@ -19,21 +19,19 @@ and Unseen Languages", arXiv 2502.10362.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.metrics.embeddings import MERT_SECONDS, loaded, mono
+from mudit_engine.metrics.published_weights import fill, readable, tensors_of, under
 
 HEAD_WIDTH = 64
 TEXT_TOKENS = 128  # of a part of a text
@@ -51,7 +49,7 @@ class Clamp3:
         """
         from transformers import BertConfig, BertModel
 
-        own = _under(weights, "audio_model.")
+        own = under(weights, "audio_model.")
         try:
             rows = own["embeddings.position_embeddings.weight"]
             layers = 1 + max(
@@ -78,10 +76,10 @@ class Clamp3:
         self.tokenizer, (self.mert, self.rate) = tokenizer, mert
         self.heads = {}
         for name, tower in (("audio", self.audio), ("text", self.text)):
-            _fill(tower, _under(weights, f"{name}_model."), f"the {name} tower")
+            _fill(tower, under(weights, f"{name}_model."), f"the {name} tower")
             matrix = weights.get(f"{name}_proj.weight", torch.zeros(1, 1))
             self.heads[name] = nn.Linear(matrix.shape[1], matrix.shape[0])
-            _fill(self.heads[name], _under(weights, f"{name}_proj."), f"the head {name}_proj")
+            _fill(self.heads[name], under(weights, f"{name}_proj."), f"the head {name}_proj")
         for module in (self.audio, self.text, *self.heads.values()):
             module.eval().requires_grad_(False)
 
@@ -104,17 +102,9 @@ class Clamp3:
         require("transformers", "CLaMP 3")
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokenizer
 
-        try:
-            if path.suffix == ".safetensors":
-                weights = load_file(path)
-            else:
-                held = torch.load(path, map_location="cpu", weights_only=True)
-                weights = held.get("model", held)
-        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise ModelError(
-                f"CLaMP 3's weights '{path}' cannot be read ({str(error).splitlines()[0]}): "
-                "download a weights_clamp3_*.pth of sander-wood/clamp3 and give its path"
-            ) from None
+        remedy = "download a weights_clamp3_*.pth of sander-wood/clamp3 and give its path"
+        with readable(path, "CLaMP 3", remedy):
+            weights = tensors_of(path)
         trust = {"trust_remote_code": trust_remote_code}
         hears = loaded(AutoModel, mert, **trust).eval()
         rate = int(loaded(AutoFeatureExtractor, mert, **trust).sampling_rate)
@@ -167,21 +157,8 @@ class Clamp3:
         return F.normalize(found, dim=0)
 
 
-def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
-
-
 def _fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Loads every tensor. Raises ModelError for others."""
-    expected = module.state_dict()
     # buffers that older versions of transformers kept among the weights
     given = {n: v for n, v in weights.items() if not n.endswith(("position_ids", "token_type_ids"))}
-    wrong = [n for n in expected if n not in given]
-    wrong += [n for n in given if n not in expected]
-    wrong += [n for n, v in given.items() if n in expected and v.shape != expected[n].shape]
-    if wrong:
-        raise ModelError(
-            f"{what} of CLaMP 3 has other tensors than these weights ({', '.join(wrong[:3])}; "
-            f"{len(wrong)} in all): give weights_clamp3_*.pth, and the XLM-RoBERTa it was made of"
-        )
-    module.load_state_dict({n: v.to(expected[n].dtype) for n, v in given.items()})
+    remedy = "give weights_clamp3_*.pth, and the XLM-RoBERTa it was made of"
+    fill(module, given, f"{what} of CLaMP 3", remedy)

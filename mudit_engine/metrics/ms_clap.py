@@ -20,21 +20,19 @@ representations"; Chen et al. 2022, HTS-AT.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mudit_engine.audio import resample
 from mudit_engine.availability import require
 from mudit_engine.errors import InputError, ModelError
+from mudit_engine.metrics.published_weights import fill, readable, tensors_of, under
 
 RATE, N_FFT, HOP, MELS, SECONDS = 44100, 1024, 320, 64, 7
 SPEC_SIZE, TEXT_TOKENS, HEAD_WIDTH = 256, 77, 64
@@ -85,7 +83,7 @@ class MsClap:
             layers = _count(htsat, r"audio_encoder\.layers\.(\d+)\.")
             table = "audio_encoder.layers.{}.blocks.0.attention.self.relative_position_bias_table"
             tables = [htsat[table.format(n)] for n in range(layers)]
-            text = _under(weights, f"{TEXT}base.", r".*\.attn\.(masked_)?bias$")
+            text = under(weights, f"{TEXT}base.", r".*\.attn\.(masked_)?bias$")
             words, places = text["wte.weight"], text["wpe.weight"]
         except KeyError as error:
             raise ModelError(
@@ -122,7 +120,7 @@ class MsClap:
         _fill(self.audio, htsat, "the audio tower", may_lack=r".*relative_position_index$")
         _fill(self.text, text, "the text tower")
         for prefix in (AUDIO, TEXT):
-            own = _under(weights, f"{prefix}projection.")
+            own = under(weights, f"{prefix}projection.")
             first = own.get("linear1.weight", torch.zeros(1, 1))
             self.heads[prefix] = Projection(first.shape[1], first.shape[0])
             _fill(self.heads[prefix], own, f"the head '{prefix}projection'")
@@ -134,16 +132,9 @@ class MsClap:
     @classmethod
     def load(cls, path: Path, *, tokenizer: str = "gpt2") -> MsClap:
         """Of CLAP_weights_2023.pth, or of the same tensors as safetensors. Raises ModelError."""
-        try:
-            if path.suffix == ".safetensors":
-                return cls(load_file(path), tokenizer=tokenizer)
-            held = torch.load(path, map_location="cpu", weights_only=True)
-            return cls(held.get("model", held), tokenizer=tokenizer)
-        except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise ModelError(
-                f"MS-CLAP's weights '{path}' cannot be read ({str(error).splitlines()[0]}): "
-                "download CLAP_weights_2023.pth of microsoft/msclap and give its path"
-            ) from None
+        remedy = "download CLAP_weights_2023.pth of microsoft/msclap and give its path"
+        with readable(path, "MS-CLAP", remedy):
+            return cls(tensors_of(path), tokenizer=tokenizer)
 
     @torch.inference_mode()
     def windows(self, audio_cS: Tensor, sample_rate: int) -> Tensor:
@@ -202,15 +193,10 @@ class MsClap:
         return ids[:TEXT_TOKENS]
 
 
-def _under(weights: Mapping[str, Tensor], prefix: str, but: str = r"$^") -> dict[str, Tensor]:
-    names = {name: name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
-    return {short: weights[name] for name, short in names.items() if not re.match(but, short)}
-
-
 def _htsat(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """HTSAT's tensors by the names of transformers."""
     found = {}
-    for name, value in _under(weights, f"{AUDIO}base.htsat.").items():
+    for name, value in under(weights, f"{AUDIO}base.htsat.").items():
         if _LEFT_OUT.match(name):
             continue
         for old, new in _RENAMED:
@@ -232,17 +218,7 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
 def _fill(
     module: nn.Module, weights: Mapping[str, Tensor], what: str, *, may_lack: str = r"$^"
 ) -> None:
-    """Loads every tensor; only buffers that are made anew may lack."""
-    expected = module.state_dict()
-    wrong = [n for n in expected if n not in weights and not re.match(may_lack, n)]
-    wrong += [n for n in weights if n not in expected]
-    wrong += [n for n, v in weights.items() if n in expected and v.shape != expected[n].shape]
-    if wrong:
-        raise ModelError(
-            f"{what} of MS-CLAP has other tensors than these weights ({', '.join(wrong[:3])}; "
-            f"{len(wrong)} in all): give CLAP_weights_2023.pth"
-        )
-    module.load_state_dict({n: v.to(expected[n].dtype) for n, v in weights.items()}, strict=False)
+    fill(module, weights, f"{what} of MS-CLAP", "give CLAP_weights_2023.pth", may_lack=may_lack)
 
 
 __all__ = ["MsClap", "Projection"]
