@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from mudit_engine.config import OUTLINE_GROUPS, ModelConfig
@@ -177,14 +178,9 @@ class Task(ABC):
             if self.part == "dit" and getattr(ours, name) and not getattr(theirs, name)
         ]
         if ours != theirs.model_copy(update=dict.fromkeys(grown, True)):
-            changed = [
-                name
-                for name in type(ours).model_fields
-                if getattr(ours, name) != getattr(theirs, name)
-            ]
             raise ConfigError(
                 f"init='{self.recipe.init}' was trained with another {self.part} configuration "
-                f"(differs in {', '.join(changed)})"
+                f"(differs in {', '.join(differing(ours, theirs))})"
             )
         weights = load_part(self.part, trained, folder).state_dict()
         if grown:  # columns that the trained model did not know begin at 0: nothing is forgotten
@@ -197,6 +193,11 @@ class Task(ABC):
             module.load_state_dict(weights)
         except RuntimeError as error:
             raise ModelError(f"init='{self.recipe.init}': {error}") from None
+
+
+def differing(ours: BaseModel, theirs: BaseModel) -> list[str]:
+    """Fields of two configurations of a part that are not alike, in their order."""
+    return [n for n in type(ours).model_fields if getattr(ours, n) != getattr(theirs, n)]
 
 
 def to_device(value: Any, device: torch.device) -> Any:

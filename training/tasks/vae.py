@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mudit_engine.config import VaeConfig
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.models.folder import load_config, load_part, model_folder
 from mudit_engine.models.vae import SpectralVAE
@@ -40,7 +39,7 @@ from mudit_engine.training.parallel.strategy import Logs
 from mudit_engine.training.recipe_stages import VaeStage
 from mudit_engine.training.seeding import permutation
 from mudit_engine.training.tasks.chinmu import crop
-from mudit_engine.training.tasks.task import Batch, Moment, Task
+from mudit_engine.training.tasks.task import Batch, Moment, Task, differing
 
 log = logging.getLogger(__name__)
 # of the configuration: what a decoder may have otherwise than the one whose latents it takes
@@ -207,7 +206,7 @@ class VaeTask(Task):
             return super().initialise(module)
         folder = model_folder(self.recipe.init)
         trained = load_config(folder)
-        changed = _differing(self.config.vae, trained.vae) - DECODER_FIELDS
+        changed = set(differing(self.config.vae, trained.vae)) - DECODER_FIELDS
         if changed:
             raise ConfigError(
                 f"init='{self.recipe.init}' has another encoder (differs in "
@@ -292,7 +291,3 @@ class VaeTask(Task):
             torch.from_numpy(record["audio"].T.astype(np.float32) / 32767.0).to(device)
             for record in records
         ]
-
-
-def _differing(ours: VaeConfig, theirs: VaeConfig) -> set[str]:
-    return {name for name in VaeConfig.model_fields if getattr(ours, name) != getattr(theirs, name)}
