@@ -27,6 +27,7 @@ def measure(preset: str, seconds: float, chunk_frames: int, threads: int) -> dic
     """
     import torch
 
+    from mudit_engine.benchmarks.timing import resident_bytes
     from mudit_engine.config import load_config
     from mudit_engine.models.vae import SpectralVAE
     from mudit_engine.runtime.decode import decode_chunked
@@ -41,7 +42,7 @@ def measure(preset: str, seconds: float, chunk_frames: int, threads: int) -> dic
     # library buffers and thread pools are not the decode's
     decode_chunked(vae, latents_TC[:1], chunk_frames=1)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (proc(5))
-    before, start, cpu_start = _resident_mib("VmRSS"), time.perf_counter(), time.process_time()
+    before, start, cpu_start = resident_bytes("VmRSS"), time.perf_counter(), time.process_time()
     audio_cS = decode_chunked(vae, latents_TC, chunk_frames=chunk_frames or frames)
     elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     return {
@@ -50,7 +51,7 @@ def measure(preset: str, seconds: float, chunk_frames: int, threads: int) -> dic
         "latent_frames": frames,
         "chunk_frames": chunk_frames or "whole",
         "halo_frames": vae.receptive_field,
-        "peak_mib": round(_resident_mib("VmHWM") - before),
+        "peak_mib": round((resident_bytes("VmHWM") - before) / 2**20),
         "audio_mib": round(audio_cS.numel() * 4 / 2**20),
         "weights_mib": round(sum(p.numel() for p in vae.decoder.parameters()) * 4 / 2**20),
         "seconds": round(elapsed, 2),
@@ -58,11 +59,6 @@ def measure(preset: str, seconds: float, chunk_frames: int, threads: int) -> dic
         "real_time_factor": round(elapsed * config.sample_rate / audio_cS.shape[1], 4),
         "threads": threads,
     }
-
-
-def _resident_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 def in_new_process(preset: str, seconds: float, chunk_frames: int, threads: int) -> dict[str, Any]:

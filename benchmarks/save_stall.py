@@ -12,9 +12,7 @@ the share is modelled, not measured: `mudit plan` of musit-380m-pretrain on 8 x 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mudit_engine.benchmarks.registry import Options, Row
-from mudit_engine.errors import MuditError
-from mudit_engine.training.ranks import leave, local_world
+from mudit_engine.training.ranks import leave
 
 EVERY, CHANNELS, WORLD = 50, 16, 2
 WAYS = {"beside the steps": True, "in their way": False}
@@ -91,7 +88,7 @@ def modelled() -> dict[str, Any]:
 
 def measure(folder: Path, *, asynchronous: bool, saves: int) -> list[dict[str, Any]]:
     """What every rank of a run of its own told."""
-    from mudit_engine.benchmarks.training_scaling import MODEL, write_data
+    from mudit_engine.benchmarks.training_scaling import MODEL, launch, write_data
 
     data = folder / "data"
     if not data.exists():
@@ -116,22 +113,8 @@ def measure(folder: Path, *, asynchronous: bool, saves: int) -> list[dict[str, A
         "log.curve": False,
         "log.tensorboard": False,
     }
-    job = json.dumps({"fields": fields, "run": str(place), "out": str(place / "out")})
-    command = [sys.executable, "-m", "mudit_engine.benchmarks.save_stall", job]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **at, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for at in local_world(WORLD)
-    ]
-    ends = [rank.communicate()[1].decode(errors="replace") for rank in ranks]
-    if any(rank.returncode for rank in ranks):
-        failed = next(end for end, rank in zip(ends, ranks, strict=True) if rank.returncode)
-        raise MuditError(f"a rank failed: {failed[-2000:]}")
-    return [json.loads(Path(f"{place / 'out'}.{rank}").read_text()) for rank in range(WORLD)]
+    job = {"fields": fields, "run": str(place), "out": str(place / "out")}
+    return launch(WORLD, job, worker=("save_stall",))
 
 
 def work(job: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ def measure(name: str, size: str) -> dict[str, Any]:
 
     from mudit_engine.benchmarks.end_to_end import make_network, make_states
     from mudit_engine.benchmarks.peers import StableAudioPeer
+    from mudit_engine.benchmarks.timing import resident_bytes
     from mudit_engine.benchmarks.workloads import Workload, mixed_songs, network_config
     from mudit_engine.hardware import keep_freed_memory
     from mudit_engine.runtime.denoiser import Denoiser
@@ -81,15 +82,10 @@ def measure(name: str, size: str) -> dict[str, Any]:
 
     # modules that are imported when first called, and the library's buffers, are no step's memory
     make(network_config("tiny").model_copy(update={"blocks": 1}))[1](((8, 4),))
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     model, step = make(network_config(size))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (proc(5))
     step(mixed_songs(size))
-    peak = _resident("VmHWM") - before
+    peak = resident_bytes("VmHWM") - before
     return {"peak_bytes": peak, "weight_bytes": weights, "work_bytes": peak - weights}
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -186,3 +187,9 @@ class Copy:
         source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         return cls(lambda: target.copy_(source), 2 * COPY_BYTES)
+
+
+def resident_bytes(field: str) -> int:
+    """Memory of this process: "VmRSS" now, "VmHWM" at most."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024

@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 
+from mudit_engine.errors import MuditError
 from mudit_engine.training.ranks import local_world
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -90,15 +91,16 @@ def work(job: dict[str, Any]) -> None:
     trainer.strategy.close()
 
 
-def launch(world: int, job: dict[str, Any]) -> list[list[dict[str, float]]]:
-    command = [
-        sys.executable,
-        "-m",
-        "mudit_engine.benchmarks.training_scaling",
-        "--worker",
-        json.dumps(job),
-    ]
-    processes = []
+def launch(
+    world: int, job: dict[str, Any], *, worker: tuple[str, ...] = ("training_scaling", "--worker")
+) -> list[Any]:
+    """What every rank of a training left in job['out'].<rank>. `worker` is a benchmark's module and
+    the arguments before the job, by which it is a rank. Raises MuditError when a rank failed, after
+    all have ended.
+    """
+    module, *arguments = worker
+    command = [sys.executable, "-m", f"mudit_engine.benchmarks.{module}", *arguments]
+    ranks = []
     for place in local_world(world):
         env = {
             **os.environ,
@@ -106,13 +108,18 @@ def launch(world: int, job: dict[str, Any]) -> list[list[dict[str, float]]]:
             "DS_ACCELERATOR": "cpu",
             **(place if "strategy" in job["fields"] else {}),
         }
-        processes.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ranks.append(
+            subprocess.Popen(
+                [*command, json.dumps(job)],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
         )
-    for process in processes:
-        error = process.communicate()[1].decode()
-        if process.returncode:
-            raise RuntimeError(error[-3000:])
+    ends = [rank.communicate()[1].decode(errors="replace") for rank in ranks]
+    for rank, end in zip(ranks, ends, strict=True):
+        if rank.returncode:
+            raise MuditError(f"a rank failed: {end[-3000:]}")
     return [json.loads(Path(f"{job['out']}.{rank}").read_text()) for rank in range(world)]
 
 
