@@ -34,7 +34,7 @@ ENDING_SECONDS = 0.5
 
 TARGET_LUFS, CEILING_DB = -16.0, -1.0
 MOST_GAIN_DB = 24.0  # what is quieter than this below the target is meant to be quiet, or is noise
-REACH_SECONDS = 0.005  # of the limiter, to either side
+REACH_SECONDS = 0.005  # of the limiter: of its least gain, and of the average over that
 
 
 def loudness(audio_cS: Tensor, sample_rate: int) -> float:
@@ -178,8 +178,8 @@ def mastered(
 
 def limited(audio_cS: Tensor, sample_rate: int, *, ceiling: float = CEILING_DB) -> Tensor:
     """Audio whose true peaks stay below `ceiling` (dB of full scale): all channels are turned down
-    together around each peak, by a gain that moves within REACH_SECONDS and looks ahead as far.
-    Where no peak is near, samples stay as they are.
+    together around each peak, by a gain that begins to fall and has risen again within twice
+    REACH_SECONDS of it. Farther from any peak samples stay as they are.
     """
     import torch
     import torch.nn.functional as F

@@ -88,8 +88,8 @@ def _vocals(song: EvalSong) -> Path:
 
 @torch.inference_mode()
 def _through(codec: Codec, path: Path, *, from_sound: bool) -> tuple[Tensor, Tensor, float]:
-    """(original [samples], decoded [samples], CPU-seconds of decoding a second), of the middle of
-    both channels.
+    """(original [samples], decoded [samples], CPU-seconds of decoding a second); two channels
+    are averaged.
     """
     config = codec.vae.config
     audio_cS, rate = load_audio(path)
