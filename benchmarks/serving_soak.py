@@ -4,8 +4,9 @@
 
 Of the requests a tenth are cancelled on the way, a twentieth are invalid, some clients go away in
 the middle, the others ask for a song in the answer or as a job. Each asks for a seed of a few, so
-that every finished song can be held to the same song made alone before the load. Raises GateError
-when one is lost, doubled, mixed up, or answered with 5xx.
+that every finished song can be held to the same song made alone before the load: an answer to what
+was streamed, a job's file to the file, which has another level. Raises GateError when one is lost,
+doubled, mixed up, or answered with 5xx.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -45,6 +46,17 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
     waits: dict[str, list[float]] = field(default_factory=dict)
     """Seconds from a request to its last byte, by kind; a job's end is asked for every 50 ms."""
+
+
+class _Alone(NamedTuple):
+    """Digests of a song that was made alone: as it was streamed, and as it is kept."""
+
+    answer: str
+    file: str
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def memory_mib(pid: int) -> float:
@@ -79,8 +91,10 @@ async def soak(
         for one in range(SEEDS):
             answer = await client.post("/v1/audio/generate", json={**song, "seed": one})
             answer.raise_for_status()
-            alone[one] = hashlib.sha256(answer.content).hexdigest()
-        if len(set(alone.values())) != SEEDS:
+            file = await client.get(f"/v1/songs/{answer.headers['x-song-id']}/content")
+            file.raise_for_status()
+            alone[one] = _Alone(_digest(answer.content), _digest(file.content))
+        if len({one.answer for one in alone.values()}) != SEEDS:
             raise GateError("songs of different seeds are the same")
         started, done, lock = time.monotonic(), 0, asyncio.Semaphore(together)
 
@@ -116,7 +130,7 @@ async def soak(
     }
 
 
-async def _ask(client: Any, kind: str, body: dict[str, Any], own: str, outcome: Outcome) -> None:
+async def _ask(client: Any, kind: str, body: dict[str, Any], own: _Alone, outcome: Outcome) -> None:
     import httpx
 
     if kind == "invalid":
@@ -133,7 +147,7 @@ async def _ask(client: Any, kind: str, body: dict[str, Any], own: str, outcome: 
         return
     if kind == "answer":
         answer = await client.post("/v1/audio/generate", json=body)
-        same = hashlib.sha256(answer.content).hexdigest() == own
+        same = _digest(answer.content) == own.answer
         _expect(outcome, kind, answer.status_code == 200 and same, f"{answer.status_code}")
         outcome.jobs.append(answer.headers.get("x-song-id", ""))
         return
@@ -152,7 +166,7 @@ async def _ask(client: Any, kind: str, body: dict[str, Any], own: str, outcome: 
         _expect(outcome, kind, job["status"] == "cancelled", job["status"])
         return
     content = await client.get(f"/v1/songs/{id}/content")
-    same = hashlib.sha256(content.content).hexdigest() == own
+    same = _digest(content.content) == own.file
     _expect(outcome, kind, job["status"] == "completed" and same, f"{job['status']}, same {same}")
 
 

@@ -53,3 +53,4 @@ NEAREST_STYLE = {
     "children": "pop",
 }
 BAND = ("drums", "bass", "chords", "pad", "lead")  # who plays in a section of an arrangement
+QUIETEST, LOUDEST = -60.0, -5.0  # LUFS that a written song may be asked to have

@@ -23,7 +23,7 @@ from mudit_engine.audio import check_audio_path
 from mudit_engine.cli._written_lyrics import check_write_options, written_lyrics
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import read_text
-from mudit_engine.names import EDITS_NEED_TORCH
+from mudit_engine.names import EDITS_NEED_TORCH, LOUDEST, QUIETEST
 from mudit_engine.request import FIELDS, SongRequest, refuse_unknown
 
 # names of the sampler's fields on the command line and in a manifest
@@ -36,7 +36,6 @@ SAMPLER_FIELDS = {
 }
 REQUEST_FIELDS = tuple(name for name in FIELDS if name != "sampler")
 LINE_FIELDS = (*REQUEST_FIELDS, *SAMPLER_FIELDS, "lyrics_file", "out")
-LOUDEST, QUIETEST = -5.0, -60.0  # LUFS
 SINGLE_SONG_OPTIONS = ("lyrics", "reference")  # each line of a manifest has its own
 
 

@@ -49,7 +49,7 @@ class Event:
     stage: Stage
     step: int = 0
     steps: int = 0
-    audio: Tensor | None = None  # fp32 [channels, samples], within [-1, 1]
+    audio: Tensor | None = None  # fp32 [channels, samples]; peaks may pass full scale
     error: BaseException | None = None  # of a song that failed or was cancelled
 
 

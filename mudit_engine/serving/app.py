@@ -21,16 +21,16 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel
 
 from mudit_engine import __version__
 from mudit_engine.availability import require
-from mudit_engine.errors import DeadlineError, InputError, MuditError, StoppedError
+from mudit_engine.errors import InputError, MuditError
 from mudit_engine.reading import Understood
 from mudit_engine.serving import job_store
 from mudit_engine.serving.access import Keys
@@ -44,10 +44,12 @@ from mudit_engine.serving.fields import (
     SpeechBody,
 )
 from mudit_engine.serving.job_store import Job
+from mudit_engine.serving.listening import Listener
 from mudit_engine.serving.monitoring import Metrics, open_tracer
 from mudit_engine.serving.openapi import complete
-from mudit_engine.serving.service import Listener, Retention, SongService
+from mudit_engine.serving.service import Retention, SongService
 from mudit_engine.serving.song_files import MEDIA_TYPES, SONG, converted, part_of, wav_header
+from mudit_engine.serving.streams import exhaust, first_of, headers, pieces, whole
 from mudit_engine.serving.uploads import UploadLimits
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,15 @@ class ServiceOptions:
     retention: Retention = field(default_factory=Retention)
     save_every: float = 10.0
     sweep_every: float = 300.0
+
+
+class Made(NamedTuple):
+    """A song that was taken; a listener where its audio is streamed."""
+
+    service: SongService
+    job: Job
+    understood: Understood
+    listener: Listener | None
 
 
 def create_app(
@@ -157,9 +168,9 @@ def create_app(
     def owner_of(request: Request) -> str:
         owner = keys.owner(request.headers.get("authorization"))
         if owner is None:
-            headers = {"WWW-Authenticate": "Bearer"}
+            challenge = {"WWW-Authenticate": "Bearer"}
             message = "no such key: send 'Authorization: Bearer KEY'"
-            raise Failure(401, "unauthorized", message, headers=headers)
+            raise Failure(401, "unauthorized", message, headers=challenge)
         return owner
 
     def job_of(request: Request, id: str) -> tuple[SongService, Job]:
@@ -179,8 +190,14 @@ def create_app(
         return await read_body(request, kind, scratch, most=options.body, upload=options.upload)
 
     async def start(
-        request: Request, body: SongBody, reference: Path | None, owner: str, kept: dict[str, Any]
-    ) -> tuple[SongService, Job, Understood]:
+        request: Request,
+        body: SongBody,
+        reference: Path | None,
+        owner: str,
+        *,
+        kind: str,
+        streams: bool = False,
+    ) -> Made:
         service = service_of(request)
         config = service.engine.config
         if body.model is not None and body.model not in (config.name, "mudit"):
@@ -199,6 +216,7 @@ def create_app(
                     f"the song would be {understood.seconds:.0f} s long, and songs of at most "
                     f"{most:g} are made here: shorten the lyrics, or give 'seconds'"
                 )
+            kept = {"response_format": kind, "loudness": body.loudness}
             if body.deadline is not None:
                 kept["deadline"] = body.deadline
             job = service.create(
@@ -208,122 +226,53 @@ def create_app(
                 reference=reference,
                 lora=body.lora,
                 edit=body.edit,
+                listener=listener,
             )
             return job, understood
 
+        # a stream hears its song from the beginning, however short the song is
+        listener = Listener() if streams and kind == "wav" and not body.whole else None
         job, understood = await run_in_threadpool(create)
-        return service, job, understood
+        return Made(service, job, understood, listener)
 
     # Songs in the answer
 
-    async def pieces(
-        service: SongService, job: Job, listener: Listener | None
-    ) -> AsyncGenerator[bytes]:
-        """PCM as it is decoded; the rest of the song where it is on the disk already. Whoever goes
-        away cancels the song.
-        """
-        ended = False
-        try:
-            if listener is not None:
-                async for news in listener:
-                    if news.audio is not None:
-                        yield news.audio
-                    elif news.final:
-                        ended = True
-                        if news.status != job_store.COMPLETED:
-                            raise _error_of(news.status, news.error)
-                return
-            ended = True
-            now = service.store.get(job.id)
-            if now is None or now.status != job_store.COMPLETED:
-                raise _error_of(now.status if now else "failed", now.error if now else None)
-            yield (service.songs_folder(job.id) / SONG).read_bytes()[44:]
-        finally:
-            if listener is not None:
-                listener.close()
-            if not ended:
-                service.cancel(job.id)
-
-    async def whole(request: Request, service: SongService, job: Job) -> None:
-        """Waits until the song is finished; a client that goes away cancels it."""
-        listener = service.subscribe(job.id)
-        stream = pieces(service, job, listener)
-        gone = asyncio.create_task(_disconnected(request))
-        waiting = asyncio.create_task(_exhaust(stream))
-        try:
-            await asyncio.wait({gone, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                service.cancel(job.id)
-                raise Failure(499, "client_gone", "the client went away")
-            waiting.result()
-        finally:
-            for task in (gone, waiting):
-                task.cancel()
-            await asyncio.gather(gone, waiting, return_exceptions=True)
-            await stream.aclose()
-
-    def song_headers(job: Job, understood: Understood) -> dict[str, str]:
-        return {
-            "X-Song-Id": job.id,
-            "X-Song-Seed": str(understood.seed),
-            "X-Song-Seconds": f"{understood.seconds:g}",
-            "Cache-Control": "no-store",
-        }
-
-    async def song_response(
-        request: Request, service: SongService, job: Job, understood: Understood, kind: str
-    ) -> Response:
-        headers = song_headers(job, understood)
-        if kind != "wav":
+    async def song_response(request: Request, made: Made, kind: str) -> Response:
+        service, job, understood, listener = made
+        if listener is None:
             await whole(request, service, job)
             path = await run_in_threadpool(converted, service.songs_folder(job.id) / SONG, kind)
-            return FileResponse(path, media_type=MEDIA_TYPES[kind], headers=headers)
-        listener = service.subscribe(job.id)
+            told = headers(service, job, understood, streamed=False)
+            return FileResponse(path, media_type=MEDIA_TYPES[kind], headers=told)
         stream = pieces(service, job, listener)
-        # an error that comes before the first audio is an answer of its own
-        gone = asyncio.create_task(_disconnected(request))
-        first = asyncio.create_task(_next(stream))
-        try:
-            await asyncio.wait({gone, first}, return_when=asyncio.FIRST_COMPLETED)
-            if not first.done():
-                raise Failure(499, "client_gone", "the client went away")
-            piece = first.result()
-        except BaseException:
-            # the stream cannot be closed while somebody waits for its next piece
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-            await stream.aclose()
-            service.cancel(job.id)
-            raise
-        finally:
-            gone.cancel()
-        vae = service.engine.config.vae
-        samples = round(understood.seconds * vae.sample_rate)
-        header = wav_header(rate=vae.sample_rate, channels=vae.channels, samples=samples)
+        piece = await first_of(stream, request, service, job)
+        header, length = stream_header(service, understood)
 
-        async def body() -> AsyncIterator[bytes]:
+        async def sound() -> AsyncIterator[bytes]:
             try:
-                yield header + (piece or b"")
+                yield header + piece
                 async for more in stream:
                     yield more
             finally:
                 await stream.aclose()
 
-        length = str(len(header) + samples * vae.channels * 2)
+        told = headers(service, job, understood, streamed=True)
         return StreamingResponse(
-            body(), media_type="audio/wav", headers={**headers, "Content-Length": length}
+            sound(), media_type="audio/wav", headers={**told, "Content-Length": str(length)}
         )
 
     @app.post("/v1/audio/generate", tags=["songs"], response_class=Response)
     async def generate(request: Request) -> Response:
-        """Makes a song and answers with its audio; WAV is streamed while it is decoded."""
+        """Makes a song and answers with its audio. WAV is streamed while it is decoded, at the
+        level that it was decoded to, unless the request gives a loudness.
+        """
         owner = owner_of(request)
         service_of(request)
         with tempfile.TemporaryDirectory(prefix="mudit-upload-") as scratch:
             body, reference = await body_of(request, GenerateBody, Path(scratch))
-            kept = {"response_format": body.response_format}
-            service, job, understood = await start(request, body, reference, owner, kept)
-        return await song_response(request, service, job, understood, body.response_format)
+            kind = body.response_format
+            made = await start(request, body, reference, owner, kind=kind, streams=True)
+        return await song_response(request, made, kind)
 
     @app.post("/v1/audio/speech", tags=["songs"], response_class=Response)
     async def speech(request: Request) -> Response:
@@ -331,27 +280,23 @@ def create_app(
         owner = owner_of(request)
         service_of(request)
         body, _ = await body_of(request, SpeechBody, Path("."))
-        kept = {"response_format": body.response_format}
-        service, job, understood = await start(request, body.song(), None, owner, kept)
+        kind = body.response_format
+        made = await start(request, body.song(), None, owner, kind=kind, streams=True)
         if body.stream_format == "audio":
-            return await song_response(request, service, job, understood, body.response_format)
-        stream = pieces(service, job, service.subscribe(job.id))
-        vae = service.engine.config.vae
+            return await song_response(request, made, kind)
+        service, job, understood, listener = made
+        stream = pieces(service, job, listener or service.subscribe(job.id))
 
         async def events() -> AsyncIterator[bytes]:
             try:
-                if body.response_format == "wav":
-                    samples = round(understood.seconds * vae.sample_rate)
-                    header = wav_header(
-                        rate=vae.sample_rate, channels=vae.channels, samples=samples
-                    )
-                    yield _delta(header)
+                if listener is not None:
+                    yield _delta(stream_header(service, understood)[0])
                     async for piece in stream:
                         yield _delta(piece)
                 else:
-                    await _exhaust(stream)
+                    await exhaust(stream)
                     path = await run_in_threadpool(
-                        converted, service.songs_folder(job.id) / SONG, body.response_format
+                        converted, service.songs_folder(job.id) / SONG, kind
                     )
                     yield _delta(path.read_bytes())
                 usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
@@ -361,9 +306,10 @@ def create_app(
             finally:
                 await stream.aclose()
 
-        return StreamingResponse(
-            events(), media_type="text/event-stream", headers=song_headers(job, understood)
-        )
+        told = headers(service, job, understood, streamed=True)
+        if listener is None:  # the headers are out before the song is whole
+            told.pop("X-Song-Loudness")
+        return StreamingResponse(events(), media_type="text/event-stream", headers=told)
 
     # Songs as jobs
 
@@ -374,8 +320,8 @@ def create_app(
         service_of(request)
         with tempfile.TemporaryDirectory(prefix="mudit-upload-") as scratch:
             body, reference = await body_of(request, GenerateBody, Path(scratch))
-            kept = {"response_format": body.response_format}
-            service, job, understood = await start(request, body, reference, owner, kept)
+            made = await start(request, body, reference, owner, kind=body.response_format)
+        service, job, understood, _ = made
         shown = {**service.view(job), "notes": list(understood.notes)}
         return JSONResponse(shown, status_code=202, headers={"Location": f"/v1/songs/{job.id}"})
 
@@ -450,8 +396,8 @@ def create_app(
             finally:
                 listener.close()
 
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+        told = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events(), media_type="text/event-stream", headers=told)
 
     @app.get("/v1/songs/{id}/content", tags=["jobs"], response_class=Response)
     async def song_content(
@@ -550,29 +496,16 @@ async def _sweep(service: SongService, every: float) -> None:
             logger.exception("old songs could not be swept")
 
 
-async def _disconnected(request: Any) -> None:
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.1)
-
-
-async def _next(stream: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(stream, None)
-
-
 async def _next_news(source: AsyncIterator[Any]) -> Any:
     return await anext(source, None)
 
 
-async def _exhaust(stream: AsyncIterator[bytes]) -> None:
-    async for _ in stream:
-        pass
-
-
-def _error_of(status: str, message: str | None) -> MuditError:
-    told = message or f"the song is {status}"
-    if status == job_store.CANCELLED:
-        return StoppedError(told)
-    return DeadlineError(told) if "in time" in told else MuditError(told)
+def stream_header(service: SongService, understood: Understood) -> tuple[bytes, int]:
+    """The header of a song that is streamed, and the bytes of the whole."""
+    vae = service.engine.config.vae
+    samples = round(understood.seconds * vae.sample_rate)
+    header = wav_header(rate=vae.sample_rate, channels=vae.channels, samples=samples)
+    return header, len(header) + samples * vae.channels * 2
 
 
 def _event(name: str | None, data: Any) -> bytes:

@@ -37,6 +37,7 @@ from mudit_engine.runtime.ticket import Event, Stage, StepRecord, Ticket
 from mudit_engine.serving.edited import source_of
 from mudit_engine.serving.engine import check_lora, loras_row
 from mudit_engine.serving.replicas import Said, error_of
+from mudit_engine.serving.song_files import unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -224,9 +225,7 @@ class Dispatcher:
         stream = self.decode(song.latents, song.understood.seconds, start=song.heard)
         async with aclosing(stream):  # type: ignore[type-var]
             async for data in stream:
-                piece_cS = torch.from_numpy(
-                    np.frombuffer(data, "<i2").reshape(-1, c.channels).T.astype(np.float32) / 32768
-                )
+                piece_cS = unpacked(data, c.channels)
                 song.heard += -(-piece_cS.shape[1] // c.hop)
                 if piece_cS.shape[1]:
                     ticket.give(piece_cS)

@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mudit_engine.errors import InputError
-from mudit_engine.names import SamplerName
+from mudit_engine.loudness import TARGET_LUFS
+from mudit_engine.names import LOUDEST, QUIETEST, SamplerName
 from mudit_engine.request import FIELDS, HIGHEST_SEED, SongRequest
 
 AudioFormat = Literal["wav", "flac", "mp3", "ogg"]
@@ -43,6 +44,8 @@ ALIASES = {
     "output_format": "response_format",
 }
 SAMPLER_FIELDS = ("steps", "guidance", "sampler", "shift", "eta")
+NULLABLE = ("loudness",)  # null is a value of theirs; of any other field it is the default
+OFF = "off"  # the same in a form, whose values are text
 
 
 class _Body(BaseModel):
@@ -122,6 +125,14 @@ class SongBody(_Body):
     guidance: float | None = Field(None, ge=0, description="How closely the words are followed.")
     shift: float | None = Field(None, gt=0, description="Time warp of continuous paths.")
     eta: float | None = Field(None, ge=0, le=1, description="Noise of ddim, 0 to 1.")
+    loudness: float | None = Field(
+        TARGET_LUFS,
+        ge=QUIETEST,
+        le=LOUDEST,
+        description="LUFS of the finished song, its true peaks limited to -1 dB; null (in a form: "
+        "off) leaves the level that was decoded. A WAV in the answer is streamed at that level, "
+        "unless this is given.",
+    )
     model: str | None = Field(
         None, max_length=200, description="The served model's name, or leave it out."
     )
@@ -131,6 +142,11 @@ class SongBody(_Body):
     deadline: float | None = Field(
         None, gt=0, le=86400, description="Give up when the song is not ready after these seconds."
     )
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer waits for the whole song: nobody knows its loudness before."""
+        return "loudness" in self.model_fields_set and self.loudness is not None
 
     def request(self, *, reference: Path | None = None, edit: Path | None = None) -> SongRequest:
         """The request of these fields; `edit` is the sidecar of the song that `self.edit` names.
@@ -183,12 +199,17 @@ class SpeechBody(_Body):
     seconds: float | None = Field(None, ge=1, description="Length; none is as the lyrics need.")
     seed: int | None = Field(None, ge=0, le=HIGHEST_SEED)
     steps: int | None = Field(None, ge=1, le=1000)
+    loudness: float | None = Field(
+        TARGET_LUFS, ge=QUIETEST, le=LOUDEST, description="LUFS, as of /v1/audio/generate."
+    )
     lora: str | None = Field(None, max_length=200, description="A loaded LoRA's name.")
 
     def song(self) -> SongBody:
         """The same in the canonical fields."""
         voice = {"default": "", "female": "女声", "male": "男声"}[self.voice]
         described = "，".join(part for part in (self.instructions, voice) if part)
+        given = "loudness" in self.model_fields_set
+        level: dict[str, Any] = {"loudness": self.loudness} if given else {}
         return SongBody(
             lyrics=self.input,
             description=described,
@@ -197,6 +218,7 @@ class SpeechBody(_Body):
             steps=self.steps,
             lora=self.lora,
             model=self.model,
+            **level,
         )
 
 
@@ -228,7 +250,7 @@ def parse(kind: type[_Body], fields: Any) -> Any:
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
             raise InputError(f"unknown field '{name[:60]}': {hint}")
     # null is a field's default, as leaving it out is
-    own = {name: value for name, value in own.items() if value is not None}
+    own = {name: value for name, value in own.items() if value is not None or name in NULLABLE}
     try:
         return kind.model_validate(own)
     except ValidationError as error:
@@ -256,6 +278,8 @@ def numbers_of_form(fields: Mapping[str, str], kind: type[_Body] = GenerateBody)
             if text not in ("true", "false"):
                 raise InputError(f"{name}: '{text[:60]}' is neither true nor false")
             value = text == "true"
+        elif own in NULLABLE and text == OFF:
+            value = None
         elif "int" in wanted or "float" in wanted:
             try:
                 value = int(text) if "int" in wanted else float(text)

@@ -212,6 +212,16 @@ def _body(kind: str) -> dict[str, Any]:
     }
 
 
+LOUDNESS = {
+    "X-Song-Loudness": {
+        "description": "LUFS of the audio in the answer, or 'decoded' where it has the level that "
+        "the song was decoded to: of what is streamed nobody knows the loudness before its end. "
+        "The file that the service keeps has the loudness that was asked for.",
+        "schema": {"type": "string"},
+    }
+}
+
+
 def _answer(path: str, method: str) -> dict[str, Any]:
     """What a route answers when all is well."""
     audio = {
@@ -241,7 +251,10 @@ def _answer(path: str, method: str) -> dict[str, Any]:
         case _:
             told = {"application/json": {"schema": {"type": "object"}}}
             text = "The answer."
-    return {"description": text, "content": told}
+    answer: dict[str, Any] = {"description": text, "content": told}
+    if path.startswith("/v1/audio/"):
+        answer["headers"] = LOUDNESS
+    return answer
 
 
 def _json(name: str) -> dict[str, Any]:

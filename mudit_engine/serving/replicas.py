@@ -1,7 +1,7 @@
 """The two halves of an engine that run on machines of their own: one denoises, one decodes.
 
     async for said in SongDenoiser("tiny").denoise(understood): ...  # stages, at last latents
-    async for pcm in SongDecoder("tiny").decode(latents, 12.0): ...  # 16-bit PCM, piece by piece
+    async for data in SongDecoder("tiny").decode(latents, 12.0): ...  # float32, piece by piece
 
 serving/ray_app.py makes replicas of Ray Serve of them; nothing here knows of Ray. What goes wrong
 with a song comes back as a value (`Said.error`): an exception means that the replica itself broke.
@@ -35,7 +35,7 @@ from mudit_engine.runtime.decode import pieces_of_song
 from mudit_engine.runtime.ticket import ENDED, Event, StepRecord, Ticket
 from mudit_engine.serving.edited import with_source
 from mudit_engine.serving.engine import Engine
-from mudit_engine.serving.song_files import pcm
+from mudit_engine.serving.song_files import floats
 
 QUEUED_FRAMES = "queued_frames"  # what a denoiser reports for autoscaling
 
@@ -235,8 +235,8 @@ class SongDecoder:
     async def decode(
         self, latents: np.ndarray, seconds: float, *, start: int = 0
     ) -> AsyncIterator[bytes]:
-        """16-bit PCM of the song's latents [frames, channels], cut to `seconds`; `start` is a frame
-        where a piece begins, to go on where another replica stopped.
+        """float32 audio of the song's latents [frames, channels], cut to `seconds`; `start` is a
+        frame where a piece begins, to go on where another replica stopped.
         """
         c, loop = self.decoder.config, asyncio.get_running_loop()
         place = self.decoder.vae.latent_mean.device
@@ -244,7 +244,7 @@ class SongDecoder:
         pieces = pieces_of_song(self.decoder, latents_TC, start=start)
         samples, done = round(seconds * c.sample_rate), start * c.hop
         while (piece := await loop.run_in_executor(self._worker, next, pieces, None)) is not None:
-            yield pcm(piece[:, : max(samples - done, 0)].clamp(-1, 1).cpu())
+            yield floats(piece[:, : max(samples - done, 0)].cpu())
             done += piece.shape[1]
 
 

@@ -6,7 +6,8 @@
     service.cancel(job.id)
 
 Threads: the batcher's threads call back; what touches the disk or the table goes through one writer
-thread, in order; listeners live in the event loop. A song is told to be completed only when its
+thread, in order; a whole song is brought to its loudness by threads beside it, so that no other
+song's audio waits; listeners live in the event loop. A song is told to be completed only when its
 file and its row are on the disk.
 """
 
@@ -18,15 +19,18 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mudit_engine.errors import BusyError, DeadlineError, InputError, MuditError, StoppedError
 from mudit_engine.files import atomic_path, write_json
+from mudit_engine.loudness import TARGET_LUFS
 from mudit_engine.reading import Understood
 from mudit_engine.request import request_from_fields
 from mudit_engine.runtime.ticket import ENDED, Event, Stage, Ticket
@@ -34,70 +38,13 @@ from mudit_engine.serving import edited, job_store
 from mudit_engine.serving.access import Keys
 from mudit_engine.serving.engine import SongEngine, check_lora
 from mudit_engine.serving.job_store import Job, JobStore
+from mudit_engine.serving.listening import PATIENCE, Listener, News, Run
 from mudit_engine.serving.monitoring import Metrics, emit_spans
 from mudit_engine.serving.song_files import PART, SONG, SongWriter, pcm
 
 logger = logging.getLogger(__name__)
 
 PROGRESS, REFERENCE, SIDECAR = "progress.safetensors", "reference.wav", "song.json"
-PATIENCE = 512  # pieces of news that a listener may be behind before it is let go
-
-
-@dataclass(frozen=True)
-class News:
-    """What listeners hear: progress, a piece of PCM, or the end (status is then final)."""
-
-    status: str
-    stage: str
-    step: int
-    steps: int
-    audio: bytes | None = None
-    error: str | None = None
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing comes after it: the job ended, or the service is shutting down."""
-        return self.status not in job_store.OPEN or self.stage in ENDED
-
-
-@dataclass
-class _Run:
-    """An open job in this process."""
-
-    job: Job
-    understood: Understood
-    folder: Path
-    ticket: Ticket | None = None
-    writer: SongWriter | None = None
-    stage: str = Stage.READING.value
-    step: int = 0
-    first_audio: float | None = None
-    denoised: float | None = None
-    seconds_written: float = 0.0
-    listeners: list[asyncio.Queue[News]] = field(default_factory=list)
-    # what a listener that comes late has missed
-    pieces: list[bytes] = field(default_factory=list)
-    ended: News | None = None
-
-
-class Listener:
-    """News of one job, for one who listens: `async for news in listener`, then `close`."""
-
-    def __init__(self, run: _Run) -> None:
-        self.queue: asyncio.Queue[News] = asyncio.Queue()
-        self._run = run
-
-    async def __aiter__(self) -> AsyncIterator[News]:
-        while True:
-            news = await self.queue.get()
-            yield news
-            if news.final:
-                return
-
-    def close(self) -> None:
-        """Nothing more is kept for this listener."""
-        with suppress(ValueError):
-            self._run.listeners.remove(self.queue)
 
 
 @dataclass(frozen=True)
@@ -128,9 +75,10 @@ class SongService:
         self.retention, self.most_open = retention or Retention(), most_open
         self.store = JobStore(folder / "jobs.sqlite")
         self.draining = False
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="mudit-disk")
+        self._mastering = ThreadPoolExecutor(2, thread_name_prefix="mudit-mastering")
         engine.batcher.on_step = metrics.step
         engine.batcher.on_save = self._save
 
@@ -149,10 +97,11 @@ class SongService:
         reference: Path | None = None,
         lora: str | None = None,
         edit: str | None = None,
+        listener: Listener | None = None,
     ) -> Job:
-        """A new job, on the disk before it is answered; `edit` is the id of the song it changes.
-        Raises BusyError when there is no room, or when the owner's day is used up, and InputError
-        for an unknown LoRA.
+        """A new job, on the disk before it is answered; `edit` is the id of the song it changes,
+        `listener` hears all that happens to it. Raises BusyError when there is no room, or when the
+        owner's day is used up, and InputError for an unknown LoRA.
         """
         check_lora(lora, self.engine.loras)
         if self.draining:
@@ -183,7 +132,7 @@ class SongService:
                 understood = replace(understood, request=request)
             understood = edited.adopt(understood, into=folder)
             self.store.add(job)
-            self._start(job, understood, saved=None)
+            self._start(job, understood, saved=None, listener=listener)
         except BaseException:
             self.keys.refund(owner, understood.seconds)
             self.store.delete(job.id)
@@ -191,8 +140,17 @@ class SongService:
             raise
         return job
 
-    def _start(self, job: Job, understood: Understood, *, saved: bytes | None) -> None:
-        run = _Run(job, understood, self.songs_folder(job.id), step=job.step)
+    def _start(
+        self,
+        job: Job,
+        understood: Understood,
+        *,
+        saved: bytes | None,
+        listener: Listener | None = None,
+    ) -> None:
+        run = Run(job, understood, self.songs_folder(job.id), step=job.step)
+        if listener is not None:
+            listener.attach(run)
         deadline = job.request.get("deadline")
         if deadline is not None:
             deadline = max(job.created + deadline - time.time(), 0.0)
@@ -256,7 +214,7 @@ class SongService:
 
     # What the engine says
 
-    def _happened(self, run: _Run, event: Event) -> None:
+    def _happened(self, run: Run, event: Event) -> None:
         """From the batcher's threads: quick, whatever takes time goes to the writer."""
         if event.stage not in ENDED:  # an end is told when it is written
             run.stage = event.stage.value
@@ -271,8 +229,10 @@ class SongService:
             if run.first_audio is None:
                 run.first_audio = time.time()
                 self.metrics.first_audio.observe(run.first_audio - run.job.created)
-            self._later(self._write_audio, run, pcm(event.audio))
-        elif event.stage in (Stage.COMPLETED, Stage.FAILED, Stage.CANCELLED):
+            self._later(self._write_audio, run, event.audio)
+        elif event.stage is Stage.COMPLETED:
+            self._later(self._master, run)
+        elif event.stage in ENDED:
             self._later(self._write_end, run, event.stage, event.error)
         else:
             self._tell(run, self._news(run))
@@ -288,7 +248,7 @@ class SongService:
             return self._disk.submit(guarded)
         return None
 
-    def _write_started(self, run: _Run) -> None:
+    def _write_started(self, run: Run) -> None:
         self.store.update(
             run.job.id,
             only=job_store.OPEN,
@@ -298,15 +258,39 @@ class SongService:
         )
         run.job.status = job_store.IN_PROGRESS
 
-    def _write_audio(self, run: _Run, data: bytes) -> None:
+    def _write_audio(self, run: Run, piece_cS: Tensor) -> None:
         if run.writer is None:
             vae = self.engine.config.vae
             run.writer = SongWriter(run.folder, rate=vae.sample_rate, channels=vae.channels)
-        run.writer.write(data)
+        run.writer.write(piece_cS)
         run.seconds_written = run.writer.samples / run.writer.rate
-        self._tell(run, self._news(run, audio=data))
+        self._tell(run, self._news(run, audio=pcm(piece_cS)))
 
-    def _write_end(self, run: _Run, stage: Stage, error: BaseException | None) -> None:
+    def _master(self, run: Run) -> None:
+        """The whole song at its loudness, by a thread beside; the writer goes on from there."""
+        run.decoded = time.time()
+        wanted = run.job.request.get("loudness", TARGET_LUFS)
+
+        def finish() -> None:
+            stage, error = Stage.COMPLETED, None
+            try:
+                assert run.writer is not None
+                done = run.writer.finish(loudness=wanted)
+                run.mastering = None if done is None else asdict(done)
+            except Exception as fault:
+                logger.exception("song %s could not be written", run.job.id)
+                stage, error = Stage.FAILED, fault
+            if run.cancelled:
+                stage = Stage.CANCELLED
+                error = StoppedError("the song was cancelled when it was decoded")
+            self._later(self._write_end, run, stage, error)
+
+        if wanted is None:
+            finish()
+        else:
+            self._mastering.submit(finish)
+
+    def _write_end(self, run: Run, stage: Stage, error: BaseException | None) -> None:
         job, now = run.job, time.time()
         if self.draining and isinstance(error, StoppedError) and "shut down" in str(error):
             # it stays open in the table, and goes on after the restart
@@ -322,7 +306,7 @@ class SongService:
         }.get(stage, job_store.FAILED)
         if status == job_store.COMPLETED:
             try:
-                result = self._write_song(run, now)
+                result = self._write_sidecar(run, now)
             except Exception as fault:
                 logger.exception("song %s could not be written", job.id)
                 status, error = job_store.FAILED, fault
@@ -349,35 +333,38 @@ class SongService:
         run.stage = stage.value
         self._close(run, self._news(run))
 
-    def _write_song(self, run: _Run, now: float) -> dict[str, Any]:
+    def _write_sidecar(self, run: Run, now: float) -> dict[str, Any]:
         assert run.writer is not None
-        run.writer.finish()
         timings = self._parts(run, now)
         spent = {name: end - start for name, (start, end) in timings.items()}
         sidecar = self.engine.info(run.understood, spent, lora=run.job.request.get("lora"))
         latents = run.ticket.latents if run.ticket is not None else None
         kept = edited.keep_latents(run.folder, latents, self.engine.config.vae)
         shown = edited.unnamed(sidecar, run.job.request.get("edit"))
-        write_json(run.folder / SIDECAR, {**shown, **kept, "file": SONG})
+        level = {"mastering": run.mastering}
+        write_json(run.folder / SIDECAR, {**shown, **kept, **level, "file": SONG})
         return {
             "seconds": run.writer.samples / run.writer.rate,
             "sample_rate": run.writer.rate,
             "channels": run.writer.channels,
             "seed": run.understood.seed,
+            **level,
             "timings_seconds": {name: round(value, 3) for name, value in spent.items()},
             "notes": list(run.understood.notes),
         }
 
-    def _parts(self, run: _Run, now: float) -> dict[str, tuple[float, float]]:
+    def _parts(self, run: Run, now: float) -> dict[str, tuple[float, float]]:
         job = run.job
         started, denoised = job.started or now, run.denoised or now
+        decoded = run.decoded or now
         return {
             "queue": (job.created, started),
             "denoise": (started, denoised),
-            "decode": (denoised, now),
+            "decode": (denoised, decoded),
+            "mastering": (decoded, now),
         }
 
-    def _count(self, run: _Run, status: str, now: float) -> None:
+    def _count(self, run: Run, status: str, now: float) -> None:
         self.metrics.ended.labels(status).inc()
         if status == job_store.COMPLETED:
             self.metrics.song_seconds.observe(now - run.job.created)
@@ -397,7 +384,7 @@ class SongService:
         if run is not None:
             self._later(self._write_progress, run, data, ticket.step)
 
-    def _write_progress(self, run: _Run, data: bytes, step: int) -> None:
+    def _write_progress(self, run: Run, data: bytes, step: int) -> None:
         if run.job.id in self._runs and run.job.status in job_store.OPEN:
             with atomic_path(run.folder / PROGRESS) as aside:
                 aside.write_bytes(data)
@@ -405,15 +392,15 @@ class SongService:
 
     # Listeners
 
-    def _news(self, run: _Run, audio: bytes | None = None) -> News:
+    def _news(self, run: Run, audio: bytes | None = None) -> News:
         job = run.job
         return News(job.status, run.stage, run.step, job.steps, audio, job.error)
 
-    def _tell(self, run: _Run, news: News) -> None:
+    def _tell(self, run: Run, news: News) -> None:
         with suppress(RuntimeError):  # the loop is closed: the process ends
             self.loop.call_soon_threadsafe(self._hear, run, news)
 
-    def _hear(self, run: _Run, news: News) -> None:
+    def _hear(self, run: Run, news: News) -> None:
         """In the event loop."""
         if news.audio is not None:
             run.pieces.append(news.audio)
@@ -422,7 +409,7 @@ class SongService:
                 continue  # a slow listener misses steps, never audio
             queue.put_nowait(news)
 
-    def _close(self, run: _Run, news: News) -> None:
+    def _close(self, run: Run, news: News) -> None:
         with self._lock:
             self._runs.pop(run.job.id, None)
 
@@ -453,7 +440,7 @@ class SongService:
     def view(self, job: Job) -> dict[str, Any]:
         """A job as the API shows it: the table's row, and where an open one is now."""
         run = self._runs.get(job.id)
-        more = ((name, job.request.get(name)) for name in ("lora", "edit"))
+        more = ((name, job.request.get(name)) for name in ("lora", "edit", "loudness"))
         shown: dict[str, Any] = {
             "id": job.id,
             "object": "song",
@@ -500,6 +487,7 @@ class SongService:
         run = self._runs.get(id)
         if run is None or run.ticket is None:
             return False
+        run.cancelled = True
         run.ticket.cancel()
         return True
 
@@ -539,6 +527,9 @@ class SongService:
         """Ends the engine, keeping the progress of what is left, and the table."""
         self.draining = True
         self.engine.close()
+        # what was decoded is written, mastered, and told
+        self._disk.submit(lambda: None).result()
+        self._mastering.shutdown(wait=True)
         self._disk.shutdown(wait=True)
         self.store.close()
 

@@ -95,7 +95,7 @@ class SongModel:
         utils, vae = self.utils, self.engine.config.vae
         audio = np.zeros((vae.channels, 0), np.int16)
         if audio_cS is not None:
-            audio = (audio_cS * 32767).round().to(torch.int16).numpy()
+            audio = (audio_cS.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
         text = json.dumps(event, ensure_ascii=False).encode()
         return utils.InferenceResponse(
             [

@@ -53,7 +53,7 @@ def test_a_span_is_made_anew_and_no_other_frame(
 ) -> None:
     [model] = served.client.get("/v1/models").json()["data"]
     assert model["edits"] is True
-    job = served.ended(served.song(edit=first["id"], **REPAINT)["id"])
+    job = served.ended(served.song(edit=first["id"], loudness=None, **REPAINT)["id"])
     assert job["status"] == "completed", job
     before, after = latents(served, first["id"]), latents(served, job["id"])
     places = np.flatnonzero((before != after).any(axis=1)) + 0.5
