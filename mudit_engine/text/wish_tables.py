@@ -40,7 +40,8 @@ STYLES: tuple[tuple[str, str, bool], ...] = (
     ("jazz", r"爵士(?!吉他|鼓)|\bjazz(?:y)?\b(?! guitar)", True),
     (
         "electronic",
-        r"舞曲|夜店|\b(?:edm|house|techno|trance|dubstep|drum and bass|dnb|club)\b",
+        r"舞曲|夜店|(?<!tea )(?<!coffee )(?<!opera )\bhouse\b"
+        r"|\b(?:edm|techno|trance|dubstep|drum and bass|dnb|club)\b",
         False,
     ),
     ("electronic", r"蒸汽波|合成器浪潮|\b(?:synthwave|vaporwave|chiptune|8-?bit|ambient)\b", False),
@@ -55,8 +56,12 @@ STYLES: tuple[tuple[str, str, bool], ...] = (
     ("bossa nova", r"波萨诺瓦|巴萨诺瓦|\bbossa(?: nova)?\b", True),
     ("jazz", r"布鲁斯|蓝调|摇摆乐|小酒馆|\b(?:blues|swing|big band)\b", False),
     ("jazz", r"lo-?fi|低保真|慢摇|\blounge\b|\bchillhop\b", False),
-    ("hip-hop", r"说唱|嘻哈|饶舌|\b(?:rap|hip-?hop|trap|boom ?bap)\b", True),
-    ("children", r"儿歌|童谣|\b(?:nursery rhymes?|kids'? songs?|children(?:'?s)? songs?)\b", True),
+    ("hip-hop", r"说唱|嘻哈|饶舌|\b(?:rap|hip[- ]?hop|trap|boom ?bap)\b", True),
+    (
+        "children",
+        r"儿歌|童谣|儿童歌曲|\b(?:nursery rhymes?|(?:kids?|children)'?s?'? (?:songs?|music))\b",
+        True,
+    ),
     ("funk", r"放克|\bfunky?\b", True),
     ("reggae", r"雷鬼|\b(?:reggae|ska)\b", True),
     ("pop", r"\b(?:disco|k-?pop|latin)\b", False),
@@ -101,24 +106,57 @@ SCENES: tuple[tuple[str, str], ...] = (
         r"|top 40|earworm)\b",
     ),
     (
+        "hip-hop",
+        r"街头|涂鸦|滑板"
+        r"|\b(?:street beats?|graffiti|skateboard\w*|nod(?:ding)? along|beatbox\w*)\b",
+    ),
+    ("metal", r"黑暗系吼|死嗓|双踩|\b(?:growl(?:s|ing)?|thrash|shred(?:s|ding)?|double kick)\b"),
+    ("funk", r"律动感|扭起来|扭屁股|\b(?:groov(?:e|es|y|ing)|hips|strut)\b"),
+    (
+        "reggae",
+        r"海岛|沙滩|牙买加|加勒比|晒太阳|\b(?:islands?|jamaican?|caribbean|bob marley|one-drop)\b",
+    ),
+    (
+        "bossa nova",
+        r"巴西|里约|泳池边|\b(?:brazil(?:ian)?|rio|ipanema|samba(?:-like)?|by the pool)\b",
+    ),
+    (
+        "country",
+        r"牛仔|农场|谷仓|班卓琴|公路旅行|西部"
+        r"|\b(?:cowboys?|banjo|barn|ranch|dusty road|porch|nashville|small town)\b",
+    ),
+    (
+        "orchestral",
+        r"恢弘|宏大|史诗|交响|音乐厅|预告片"
+        r"|\b(?:soundtrack|film (?:music|score)|movie score|epic|overture|orchestra|trailer)\b",
+    ),
+    (
+        "children",
+        r"幼儿园|宝宝|哄小?孩|拍手歌|动画片"
+        r"|\b(?:kindergarten|toddlers?|preschool|nursery|clap along|cartoons?)\b",
+    ),
+    (
         "ballad",
-        r"浪漫|催泪|烛光|告白|分手|失恋|深情|抱着跳舞"
-        r"|\b(?:romantic|candle ?light|heartfelt|heartbreak|tear-?jerker|slow dance)\b",
+        r"浪漫|催泪|烛光|告白|求婚|婚礼|分手|失恋|深情|抱着跳舞"
+        r"|\b(?:romantic|candle ?light|proposal|wedding"
+        r"|heartfelt|heartbreak|tear-?jerker|slow dance)\b",
     ),
 )
 
 VOICES: tuple[tuple[str, str], ...] = (
     (
         "none",
-        r"纯音乐|器乐曲?|无人声|没有?人声|不要人声|没有?人唱歌?|无人演唱|无歌词|只有乐器|只要音乐"
+        r"纯音乐|器乐曲?|无人声|人声都?没有|没有?人声|不要人声|没有?人唱歌?|无人演唱|无歌词|只有乐器|只要音乐"
         r"|\binstrumentals?\b"
         r"|\b(?:no|without(?: any)?) (?:vocals?|voices?|singing|lyrics|singers?)\b"
         r"|\b(?:nobody|no one|no-one) (?:sings?|singing)\b|\bvocal-?free\b|\bonly instruments\b",
     ),
     (
         "child",
-        r"童声|儿童|小朋友|小孩子?|小男孩|小女孩|孩子们?(?:的声音|在唱|唱)|小朋友"
-        r"|\b(?:child|children|kid|kids)(?:'s|s')?\b",
+        r"童声|儿童(?!歌曲|节)|小朋友|(?<!哄)小孩子?|小男孩|小女孩|孩子们?(?:的声音|在唱|唱)|小朋友"
+        # a children's song need not be sung by one
+        r"|\b(?!(?:child|children|kids?)(?:'?s?'?) (?:songs?|music)\b)"
+        r"(?:child|children|kids?)\b(?:'s|')?",
     ),
     (
         "female",
@@ -138,7 +176,7 @@ SEVERAL_VOICES = r"对唱|合唱|男女|二重唱|\bduets?\b|\bchoir\b|\bchorus 
 
 # Words that take back what stands right behind them, up to the end of the phrase.
 NEGATIONS = (
-    r"不要有?|不想要|不想|不需要|不用|不带|不加|不含|别有?|没有|无需|去掉|去除|少用|避免|无|没|不"
+    r"不要有?|不想要|不想|不需要|不用|不带|不加|不含|别(?:有|加|放|要|用)?|不许有?|没有|无需|去掉|去除|少用|避免|无|没|不"
     r"|\b(?:no|not|nobody|without(?: any)?|don'?t want(?: any)?|do not want(?: any)?|free of|minus"
     r"|never"
     r"|avoid|except|nothing|isn'?t|leave out)\b"
@@ -160,6 +198,7 @@ FAST = (
 MEDIUM = (
     r"不快不慢|快慢适中|中等速度|中速|速度适中|像?散步一?样?"
     r"|\b(?:medium(?: speed| tempo)?|mid-?tempo|walking pace|moderate(?: tempo)?"
+    r"|neither rushing nor dragging"
     r"|not too fast,? not too slow)\b"
 )
 # Names of tempi, Italian and as Chinese scores write them, with a usual speed.
@@ -179,16 +218,21 @@ TEMPO_NAMES: tuple[tuple[float, str], ...] = (
 MOODS: tuple[tuple[str, str], ...] = (
     (
         "major",
-        r"开心|快乐|欢快|欢乐|阳光|希望|温暖|甜蜜?|幸福|明朗|喜庆|治愈|轻松|可爱|愉快|欢喜|热闹",
+        r"开心|快乐|欢快|欢乐|阳光|希望|温暖|甜蜜?|幸福|明朗|喜庆|治愈|轻松|可爱|愉快|欢喜|热闹|微笑|会笑",
     ),
-    ("major", r"\b(?:happy|joyful|cheerful|sunny|hopeful|sweet|bright|uplifting|warm|fun|cute)\b"),
+    (
+        "major",
+        r"\b(?:happy|joyful|cheerful|sunny|hopeful|sweet|bright|uplifting|warm"
+        r"|fun|cute|smile|feel-good|good mood)\b",
+    ),
     (
         "minor",
         r"伤感|悲伤|忧伤|忧郁|难过|孤独|寂寞|黑暗|哭|凄凉|怀念|失恋|心碎|惆怅|沧桑|冷清|悲壮",
     ),
     (
         "minor",
-        r"\b(?:sad|melanchol(?:y|ic)|lonely|dark|mournful|cry|heartbroken|gloomy|moody|eerie)\b",
+        r"\b(?:sad|melanchol(?:y|ic)|lonely|dark|mournful|cry|heartbroken"
+        r"|down in the dumps|gloomy|moody|eerie)\b",
     ),
 )
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mudit_engine.names import BAND
+from mudit_engine.names import BAND, STYLES
 from mudit_engine.text.composition.arrangement import PlannedSection, plan_arrangement
 from mudit_engine.text.composition.melody import Phrase, plan_melody
 from mudit_engine.text.harmony import (
@@ -76,7 +76,7 @@ def compose(*, seed: int, index: int, sample_rate: int, longest: float = MAX_SEC
     """The song `index` of the corpus `seed`, of at most `longest` seconds."""
     rng = song_rng(seed, index)
     held_out = bool(rng.random() < HELD_OUT_SHARE)
-    style_name = str(rng.choice(labels.STYLES))
+    style_name = str(rng.choice(STYLES))
     style = STYLE_BOOK[style_name]
     set_name = str(rng.choice(sorted(style.sets)))
     instruments = style.sets[set_name]

@@ -3,18 +3,23 @@ production; amateurs by mood and image.
 
 Both say what can be controlled: an amateur's "fast", "sad", "no drums", "a girl sings" stand for
 BPM, mode, drums and voice. Every description comes whole and as word, phrase and sentence
-fragments. All wording is this project's own.
+fragments. A part of the amateurs mistype. Held-out songs are also described in words and sentences
+that no description of a training song has (`unseen`).
 
-    describe(rng, song)     eight descriptions: two languages x two kinds of user x two wordings
+    describe(rng, song)     eight descriptions: two languages x two kinds of user x two wordings;
+                            twelve of a held-out song
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from mudit_engine.training.corpus import wordings
 from mudit_engine.training.corpus.labels import KEYS, Description, Song
 from mudit_engine.training.corpus.styles import STYLE_BOOK
 
@@ -27,127 +32,8 @@ _SECTION_ZH = {
     "bridge": "桥段",
     "outro": "尾奏",
 }
-_PRO_VOICE = {
-    "en": {
-        "none": "instrumental, no vocals",
-        "male": "male lead vocal",
-        "female": "female lead vocal",
-        "child": "child lead vocal",
-    },
-    "zh": {"none": "纯音乐无人声", "male": "男声主唱", "female": "女声主唱", "child": "童声主唱"},
-}
-_AMATEUR_VOICE = {
-    "en": {
-        "none": ("nobody sings", "no singing, just music", "only instruments"),
-        "male": ("a man sings", "a guy singing", "sung by a boy with a low voice"),
-        "female": ("a woman sings", "a girl singing", "a lady's voice"),
-        "child": ("a little kid sings", "a child's voice", "a kid from a children's choir"),
-    },
-    "zh": {
-        "none": ("没有人唱歌", "不要人声，只要音乐", "只有乐器"),
-        "male": ("男生唱的", "一个男人在唱", "低沉的男声"),
-        "female": ("女生唱的", "一个女孩在唱", "姐姐的声音"),
-        "child": ("小朋友唱的", "小孩子在唱", "稚嫩的童声"),
-    },
-}
-_TIMBRE = {
-    "en": {
-        "clear": "clean, natural tone",
-        "breathy": "breathy, airy tone",
-        "bright": "bright, forward tone",
-    },
-    "zh": {"clear": "音色干净自然", "breathy": "气声音色", "bright": "音色明亮靠前"},
-}
-_AMATEUR_TIMBRE = {
-    "en": {
-        "clear": "natural voice",
-        "breathy": "soft whispery voice",
-        "bright": "bright sparkling voice",
-    },
-    "zh": {"clear": "声音自然", "breathy": "像在耳边轻轻说", "bright": "声音很亮"},
-}
-_AMATEUR_STYLE = {
-    "en": {
-        "ballad": (
-            "a tender love song",
-            "something soft and romantic",
-            "a slow dance kind of song",
-        ),
-        "pop": ("a catchy radio song", "something everyone hums", "a pop song"),
-        "rock": ("loud guitars", "a band jamming on stage", "something to headbang to"),
-        "electronic": ("club music", "like a video game at night", "synths and neon lights"),
-        "folk": ("old Chinese feeling", "like an ancient garden", "misty mountains and bamboo"),
-        "jazz": ("a smoky little bar", "swinging late night cafe music", "jazzy and relaxed"),
-    },
-    "zh": {
-        "ballad": ("温柔的情歌", "软软的很浪漫", "适合慢慢抱着跳舞"),
-        "pop": ("朗朗上口的流行歌", "电台里常放的那种", "大家都会哼的歌"),
-        "rock": ("很炸的吉他", "像乐队在台上嘶吼", "想跟着甩头"),
-        "electronic": ("夜店的感觉", "像游戏里的音乐", "霓虹灯和合成器"),
-        "folk": ("古风", "像在古代的园子里", "有竹林和山水的感觉"),
-        "jazz": ("小酒馆的感觉", "深夜咖啡馆的音乐", "慵懒摇摆"),
-    },
-}
-_MOOD = {
-    "en": {
-        "major": ("happy", "sunny and hopeful", "makes me smile", "warm and cheerful"),
-        "minor": (
-            "sad",
-            "melancholy like rain on a window",
-            "makes me want to cry",
-            "dark and lonely",
-        ),
-    },
-    "zh": {
-        "major": ("开心", "阳光又有希望", "听了会笑", "温暖快乐"),
-        "minor": ("伤感", "像窗外的雨一样忧郁", "听了想哭", "黑暗孤独"),
-    },
-}
-_TEMPO = {
-    "en": {
-        "slow": ("slow", "slow and calm", "takes its time"),
-        "mid": ("medium speed", "walking pace", "not too fast, not too slow"),
-        "fast": ("fast", "fast and lively", "makes you run"),
-    },
-    "zh": {
-        "slow": ("慢慢的", "节奏很慢", "慢悠悠"),
-        "mid": ("不快不慢", "中等速度", "像散步一样"),
-        "fast": ("很快", "节奏快", "让人想跑起来"),
-    },
-}
-_DRUMS = {
-    "en": {
-        True: ("with drums", "a steady beat on drums", "drums going all the way"),
-        False: ("no drums", "quiet, without any drums", "nothing drumming"),
-    },
-    "zh": {True: ("有鼓", "鼓点清楚", "带鼓的节奏"), False: ("没有鼓", "安静，不要鼓", "不带鼓点")},
-}
-_PRO_DRUMS = {
-    "en": {True: "full drum kit", False: "no drums, drumless arrangement"},
-    "zh": {True: "完整鼓组", False: "无鼓编曲"},
-}
-_PRODUCTION = {
-    "en": {
-        "ballad": "warm mix, gentle reverb, wide dynamics",
-        "pop": "radio-ready mix, vocal up front",
-        "rock": "tight punchy low end, saturated guitars",
-        "electronic": "sidechain-tight low end, bright synths",
-        "folk": "natural acoustic recording, plucked transients",
-        "jazz": "dry intimate room, swing feel",
-    },
-    "zh": {
-        "ballad": "混音温暖，轻混响，动态宽",
-        "pop": "电台级混音，人声靠前",
-        "rock": "低频紧实有力，吉他饱和",
-        "electronic": "低频干净，合成器明亮",
-        "folk": "自然原声录音，拨弦颗粒清晰",
-        "jazz": "小房间干声，摇摆律动",
-    },
-}
-_LANGUAGE = {
-    "en": {"zh": "Mandarin lyrics", "en": "English lyrics"},
-    "zh": {"zh": "中文歌词", "en": "英文歌词"},
-}
+_MISTYPING = 0.3  # of an amateur's second wordings
+_SAME_SOUND = dict(zip("的声生快慢鼓歌唱感", "得生声块漫股哥昌敢", strict=True))
 
 
 def tempo_word(bpm: int) -> str:
@@ -156,12 +42,18 @@ def tempo_word(bpm: int) -> str:
 
 
 def describe(rng: np.random.Generator, song: Song) -> tuple[Description, ...]:
-    """Two wordings of each of professional and amateur, in Chinese and English."""
+    """Two wordings of each of professional and amateur, in Chinese and English; a third one of each
+    in unseen words for a held-out song.
+    """
     found = []
     for language in ("zh", "en"):
         for number in range(2):
             found.append(_professional(rng, song, language, number))
             found.append(_amateur(rng, song, language, number))
+    if song.held_out:
+        for language in ("zh", "en"):
+            found.append(_unseen_professional(rng, song, language))
+            found.append(_unseen_amateur(rng, song, language))
     return tuple(found)
 
 
@@ -172,6 +64,10 @@ def _instrument_names(song: Song, language: str) -> list[str]:
     every = [chosen.comp, chosen.bass, chosen.lead, *([chosen.pad] if chosen.pad else [])]
     names = {instrument.en: instrument.zh for instrument in every}
     return [names[name] for name in song.instruments]
+
+
+def _article(word: str) -> str:
+    return "An" if word[0] in "aeioE" else "A"
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -185,17 +81,22 @@ def _shuffled(rng: np.random.Generator, parts: Sequence[str]) -> list[str]:
 def _professional(
     rng: np.random.Generator, song: Song, language: Literal["zh", "en"], wording: int
 ) -> Description:
-    style = getattr(STYLE_BOOK[song.style], language)
+    options = wordings.PRO_STYLE[language][song.style]
+    # the style's own name is the commonest
+    style = options[0] if rng.random() < 0.6 else _pick(rng, options)
     names = _instrument_names(song, language)
-    voice, drums = _PRO_VOICE[language][song.voice], _PRO_DRUMS[language][song.drums]
-    production = _PRODUCTION[language][song.style]
+    voice, drums = (
+        wordings.PRO_VOICE[language][song.voice],
+        wordings.PRO_DRUMS[language][song.drums],
+    )
+    production = wordings.PRODUCTION[language][song.style]
     sung = song.voice != "none"
     if language == "en":
         key = f"{KEYS[song.key]} {song.mode}"
         form = "-".join(section.name for section in song.form)
-        tone = f" with a {_TIMBRE['en'][song.timbre]}" if sung else ""
-        words_of = f", {_LANGUAGE['en'][song.language]}" if sung else ""
-        together = f"{song.style} in {key}, {song.bpm} BPM"
+        tone = f" with a {wordings.TIMBRE['en'][song.timbre]}" if sung else ""
+        words_of = f", {wordings.LANGUAGE['en'][song.language]}" if sung else ""
+        together = f"{style} in {key}, {song.bpm} BPM"
         phrases = [
             f"{song.bpm} BPM",
             f"in {key}",
@@ -207,10 +108,10 @@ def _professional(
             together,
         ]
         if sung:
-            phrases.append(_TIMBRE["en"][song.timbre])
+            phrases.append(wordings.TIMBRE["en"][song.timbre])
         if wording == 0:
             sentences = [
-                f"{style.capitalize()} at {song.bpm} BPM in {key}, 4/4.",
+                f"{style[0].upper()}{style[1:]} at {song.bpm} BPM in {key}, 4/4.",
                 f"Instrumentation: {', '.join(names)}, {drums}.",
                 f"{voice.capitalize()}{tone}{words_of}.",
                 f"Form: {form}.",
@@ -218,7 +119,7 @@ def _professional(
             ]
         else:
             sentences = [
-                f"A {style} track in the key of {key}, tempo {song.bpm}.",
+                f"{_article(style)} {style} track in the key of {key}, tempo {song.bpm}.",
                 f"{voice.capitalize()}{tone}{words_of}.",
                 f"Arranged for {' and '.join(names)}; {drums}.",
                 f"Structure {form}, {production}.",
@@ -235,8 +136,8 @@ def _professional(
     else:
         key = f"{_ZH_KEYS[song.key]}{'大调' if song.mode == 'major' else '小调'}"
         form = "-".join(_SECTION_ZH[section.name] for section in song.form)
-        tone = f"，{_TIMBRE['zh'][song.timbre]}" if sung else ""
-        words_of = f"，{_LANGUAGE['zh'][song.language]}" if sung else ""
+        tone = f"，{wordings.TIMBRE['zh'][song.timbre]}" if sung else ""
+        words_of = f"，{wordings.LANGUAGE['zh'][song.language]}" if sung else ""
         phrases = [
             f"{song.bpm} BPM",
             key,
@@ -248,7 +149,7 @@ def _professional(
             f"{key}{style}，{song.bpm} BPM",
         ]
         if sung:
-            phrases.append(_TIMBRE["zh"][song.timbre])
+            phrases.append(wordings.TIMBRE["zh"][song.timbre])
         if wording == 0:
             sentences = [
                 f"{style}，{song.bpm} BPM，{key}，四四拍。",
@@ -273,53 +174,167 @@ def _professional(
     )
 
 
+def _unseen_professional(
+    rng: np.random.Generator, song: Song, language: Literal["zh", "en"]
+) -> Description:
+    """The same facts in sentences of another build."""
+    names = _instrument_names(song, language)
+    voice, drums = (
+        wordings.PRO_VOICE[language][song.voice],
+        wordings.PRO_DRUMS[language][song.drums],
+    )
+    style = _pick(rng, wordings.PRO_STYLE[language][song.style])
+    if language == "en":
+        key = f"{KEYS[song.key]} {song.mode}"
+        sentences = [
+            f"Looking for {style}, tempo around {song.bpm}, tonal centre {key}.",
+            f"Band: {' / '.join(names)}; {drums}.",
+            f"Topline: {voice}.",
+        ]
+        words = [style, f"{song.bpm} beats per minute", key]
+        phrases = [f"tempo around {song.bpm}", f"tonal centre {key}", f"{style} with {names[0]}"]
+    else:
+        key = f"{_ZH_KEYS[song.key]}{'大调' if song.mode == 'major' else '小调'}"
+        sentences = [
+            f"需要{style}，速度{song.bpm}左右，调性{key}。",
+            f"乐队：{'，'.join(names)}；{drums}。",
+            f"主旋律：{voice}。",
+        ]
+        words = [style, f"{song.bpm}拍", key]
+        phrases = [f"速度{song.bpm}左右", f"调性{key}", f"用{names[0]}的{style}"]
+    return Description(
+        language,
+        "professional",
+        (" " if language == "en" else "").join(sentences),
+        tuple(words),
+        tuple(phrases),
+        tuple(sentences),
+        unseen=True,
+    )
+
+
 def _amateur(
     rng: np.random.Generator, song: Song, language: Literal["zh", "en"], wording: int
 ) -> Description:
-    style = _pick(rng, _AMATEUR_STYLE[language][song.style])
-    mood = _pick(rng, _MOOD[language][song.mode])
-    tempo = _pick(rng, _TEMPO[language][tempo_word(song.bpm)])
-    drums = _pick(rng, _DRUMS[language][song.drums])
-    voice = _pick(rng, _AMATEUR_VOICE[language][song.voice])
-    sung = song.voice != "none"
-    timbre = [_AMATEUR_TIMBRE[language][song.timbre]] if sung else []
-    plain = [
-        _MOOD[language][song.mode][0],
-        _TEMPO[language][tempo_word(song.bpm)][0],
-        _AMATEUR_VOICE[language][song.voice][0],
-    ]
-    words = [*plain, _DRUMS[language][song.drums][0]]
-    phrases = [style, mood, tempo, drums, voice, *timbre]
+    said = _said(rng, song, language, wordings.SEEN[language])
+    timbre = [wordings.AMATEUR_TIMBRE[language][song.timbre]] if song.voice != "none" else []
     if language == "en":
         if wording == 0:
-            singing = ", ".join([voice.capitalize(), *timbre])
+            singing = ", ".join([said.voice.capitalize(), *timbre])
             sentences = [
-                f"I want {style}, {mood}.",
-                f"{tempo.capitalize()}, {drums}.",
+                f"I want {said.style}, {said.mood}.",
+                f"{said.tempo.capitalize()}, {said.drums}.",
                 f"{singing}.",
             ]
         else:
             sentences = [
-                f"{mood.capitalize()}, {tempo}, {style}.",
-                f"{voice.capitalize()}, {drums}.",
+                f"{said.mood.capitalize()}, {said.tempo}, {said.style}.",
+                f"{said.voice.capitalize()}, {said.drums}.",
             ]
             sentences += [f"{part.capitalize()} please." for part in timbre]
-        joint = " "
     else:
         if wording == 0:
             sentences = [
-                f"想要{style}，{mood}。",
-                f"{tempo}，{drums}。",
-                f"{'，'.join([voice, *timbre])}。",
+                f"想要{said.style}，{said.mood}。",
+                f"{said.tempo}，{said.drums}。",
+                f"{'，'.join([said.voice, *timbre])}。",
             ]
         else:
             sentences = [
-                f"{mood}，{tempo}，{style}。",
-                f"{voice}，{drums}。",
+                f"{said.mood}，{said.tempo}，{said.style}。",
+                f"{said.voice}，{said.drums}。",
                 *[f"最好{part}。" for part in timbre],
             ]
-        joint = ""
     ordered = sentences if wording == 0 else _shuffled(rng, sentences)
-    return Description(
-        language, "amateur", joint.join(ordered), tuple(words), tuple(phrases), tuple(ordered)
+    return _as_amateur(rng, song, language, said, ordered, timbre, mistypes=wording == 1)
+
+
+def _unseen_amateur(
+    rng: np.random.Generator, song: Song, language: Literal["zh", "en"]
+) -> Description:
+    said = _said(rng, song, language, wordings.UNSEEN[language])
+    if language == "en":
+        sentences = [
+            f"Could you make {said.style}? It should be {said.mood}.",
+            f"About the pace: {said.tempo}; {said.drums}.",
+            f"Who sings: {said.voice}.",
+        ]
+    else:
+        sentences = [
+            f"麻烦做一首{said.style}，心情是{said.mood}。",
+            f"速度嘛，{said.tempo}，另外{said.drums}。",
+            f"至于嗓子：{said.voice}。",
+        ]
+    return _as_amateur(rng, song, language, said, sentences, [], unseen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """The words of one amateur."""
+
+    style: str
+    mood: str
+    tempo: str
+    drums: str
+    voice: str
+
+
+def _said(rng: np.random.Generator, song: Song, language: str, words: wordings.Words) -> _Said:
+    return _Said(
+        _pick(rng, words.style[song.style]),
+        _pick(rng, words.mood[song.mode]),
+        _pick(rng, words.tempo[tempo_word(song.bpm)]),
+        _pick(rng, words.drums[song.drums]),
+        _pick(rng, words.voice[song.voice]),
     )
+
+
+def _as_amateur(
+    rng: np.random.Generator,
+    song: Song,
+    language: Literal["zh", "en"],
+    said: _Said,
+    sentences: Sequence[str],
+    timbre: Sequence[str],
+    *,
+    mistypes: bool = False,
+    unseen: bool = False,
+) -> Description:
+    words = wordings.UNSEEN[language] if unseen else wordings.SEEN[language]
+    plain = [
+        words.mood[song.mode][0],
+        words.tempo[tempo_word(song.bpm)][0],
+        words.voice[song.voice][0],
+        words.drums[song.drums][0],
+    ]
+    phrases = [said.style, said.mood, said.tempo, said.drums, said.voice, *timbre]
+    if mistypes and rng.random() < _MISTYPING:
+        sentences = [_mistyped(rng, sentence) for sentence in sentences]
+        phrases = [_mistyped(rng, phrase) for phrase in phrases]
+    return Description(
+        language,
+        "amateur",
+        (" " if language == "en" else "").join(sentences),
+        tuple(plain),
+        tuple(phrases),
+        tuple(sentences),
+        unseen,
+    )
+
+
+def _mistyped(rng: np.random.Generator, text: str) -> str:
+    """One slip of the fingers: a letter left out, doubled or changed with the next in a word of
+    five letters and more, or a character of the same sound in Chinese.
+    """
+    sounds = [place for place, character in enumerate(text) if character in _SAME_SOUND]
+    if sounds:
+        place = sounds[int(rng.integers(len(sounds)))]
+        return text[:place] + _SAME_SOUND[text[place]] + text[place + 1 :]
+    long = [match.span() for match in re.finditer(r"[A-Za-z]{5,}", text)]
+    if not long:
+        return text
+    start, end = long[int(rng.integers(len(long)))]
+    place = int(rng.integers(start + 1, end - 1))
+    slip = int(rng.integers(3))
+    middle = ("", text[place] * 2, text[place + 1] + text[place])[slip]
+    return text[:place] + middle + text[place + 1 + (slip == 2) :]

@@ -24,9 +24,8 @@ from typing import Any, Literal
 from mudit_engine.errors import InputError
 from mudit_engine.text.composition.arrangement import PlannedSection
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STEMS = ("vocals", "drums", "bass", "chords")
-STYLES = ("ballad", "pop", "rock", "electronic", "folk", "jazz")
 VOICES = ("none", "male", "female", "child")
 TIMBRES = ("none", "clear", "breathy", "bright")
 SECTIONS = ("intro", "verse", "pre-chorus", "chorus", "bridge", "outro")
@@ -113,6 +112,7 @@ class Description:
     words: tuple[str, ...]
     phrases: tuple[str, ...]
     sentences: tuple[str, ...]
+    unseen: bool = False  # in words and sentences that no training song is described by
 
 
 @dataclass(frozen=True, slots=True)

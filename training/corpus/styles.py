@@ -12,12 +12,72 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, slots=True)
-class Instrument:
-    program: int  # General MIDI, 0-127
-    en: str
-    zh: str
+from mudit_engine.training.corpus.instruments import (
+    ACCORDION,
+    BAMBOO_FLUTE,
+    BANJO,
+    BASSOON,
+    BRASS,
+    BRIGHT_PIANO,
+    CELESTA,
+    CELLO,
+    CHOIR,
+    CLARINET,
+    CLAVINET,
+    CLEAN,
+    CONTRABASS,
+    DISTORTION,
+    DRAWBAR,
+    DULCIMER,
+    DX,
+    EPIANO,
+    FIDDLE,
+    FINGER,
+    FLUTE,
+    FRETLESS,
+    GLOCKENSPIEL,
+    HARMONICA,
+    HARP,
+    HORN,
+    JAZZ_GUITAR,
+    KOTO,
+    MARIMBA,
+    MUTED_GUITAR,
+    MUTED_TRUMPET,
+    NYLON,
+    OBOE,
+    OCARINA,
+    ORGAN,
+    OVERDRIVE,
+    PIANO,
+    PICKED,
+    PIZZICATO,
+    POLY_PAD,
+    RECORDER,
+    RUBBER_BASS,
+    SAW,
+    SAX,
+    SHAKUHACHI,
+    SHAMISEN,
+    SLAP,
+    SLAP_TWO,
+    SLOW_STRINGS,
+    SQUARE,
+    STEEL,
+    STRINGS,
+    SWEEP_PAD,
+    SYNTH_BASS,
+    SYNTH_STRINGS,
+    TREMOLO,
+    TROMBONE,
+    TRUMPET,
+    TUBA,
+    UPRIGHT,
+    VIBES,
+    VIOLIN,
+    XYLOPHONE,
+    Instrument,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,68 +115,6 @@ class Style:
     comp_range: tuple[int, int] = (52, 72)
     gains: dict[str, float] = field(default_factory=dict)
 
-
-PIANO, BRIGHT_PIANO = (
-    Instrument(0, "grand piano", "钢琴"),
-    Instrument(1, "bright piano", "明亮的钢琴"),
-)
-EPIANO, DX = (
-    Instrument(4, "electric piano", "电钢琴"),
-    Instrument(5, "FM electric piano", "FM电钢琴"),
-)
-VIBES, DULCIMER = (
-    Instrument(11, "vibraphone", "颤音琴"),
-    Instrument(15, "hammered dulcimer", "扬琴"),
-)
-ORGAN = Instrument(18, "rock organ", "摇滚风琴")
-NYLON, STEEL = (
-    Instrument(24, "nylon guitar", "古典吉他"),
-    Instrument(25, "acoustic guitar", "木吉他"),
-)
-JAZZ_GUITAR, CLEAN = (
-    Instrument(26, "jazz guitar", "爵士吉他"),
-    Instrument(27, "clean electric guitar", "清音电吉他"),
-)
-OVERDRIVE, DISTORTION = (
-    Instrument(29, "overdriven guitar", "过载吉他"),
-    Instrument(30, "distorted guitar", "失真吉他"),
-)
-UPRIGHT, FINGER = (
-    Instrument(32, "upright bass", "低音提琴"),
-    Instrument(33, "fingered bass", "指弹贝斯"),
-)
-PICKED, FRETLESS = (
-    Instrument(34, "picked bass", "拨片贝斯"),
-    Instrument(35, "fretless bass", "无品贝斯"),
-)
-SYNTH_BASS, RUBBER_BASS = (
-    Instrument(38, "synth bass", "合成贝斯"),
-    Instrument(39, "rubber synth bass", "橡皮合成贝斯"),
-)
-VIOLIN, CELLO, HARP = (
-    Instrument(40, "violin", "小提琴"),
-    Instrument(42, "cello", "大提琴"),
-    Instrument(46, "harp", "竖琴"),
-)
-STRINGS, SLOW_STRINGS = (
-    Instrument(48, "string section", "弦乐组"),
-    Instrument(49, "slow strings", "慢弦乐"),
-)
-SYNTH_STRINGS = Instrument(50, "synth strings", "合成弦乐")
-MUTED_TRUMPET, SAX = (
-    Instrument(59, "muted trumpet", "弱音小号"),
-    Instrument(66, "tenor saxophone", "萨克斯"),
-)
-FLUTE, BAMBOO_FLUTE = Instrument(73, "flute", "长笛"), Instrument(75, "bamboo flute", "竹笛")
-SHAKUHACHI = Instrument(77, "shakuhachi", "洞箫")
-SQUARE, SAW = Instrument(80, "square lead", "方波主音"), Instrument(81, "saw lead", "锯齿波主音")
-WARM_PAD, POLY_PAD = (
-    Instrument(89, "warm pad", "温暖铺底"),
-    Instrument(90, "polysynth pad", "复音合成铺底"),
-)
-SWEEP_PAD = Instrument(95, "sweep pad", "扫频铺底")
-SHAMISEN, KOTO = Instrument(106, "pipa-like lute", "琵琶"), Instrument(107, "guzheng", "古筝")
-FIDDLE = Instrument(110, "erhu-like fiddle", "二胡")
 
 KICK, RIM, SNARE, CLAP, LOW_TOM, CLOSED, OPEN = 36, 37, 38, 39, 45, 42, 46
 CRASH, RIDE, TAMBOURINE, SHAKER, BLOCK, CONGA, LOW_CONGA, BIG_TOM = 49, 51, 54, 70, 76, 63, 64, 41
@@ -293,6 +291,203 @@ STYLE_BOOK: dict[str, Style] = {
         ),
         sevenths=True,
         swing=True,
+        gains={"drums": 0.8},
+    ),
+    "hip-hop": Style(
+        "hip-hop",
+        "嘻哈说唱",
+        (72, 106),
+        {
+            "sampled-keys": InstrumentSet(EPIANO, FRETLESS, MUTED_TRUMPET, None, 8),
+            "dark-piano": InstrumentSet(BRIGHT_PIANO, SYNTH_BASS, SQUARE, SLOW_STRINGS, 25),
+            "plucked-loop": InstrumentSet(PIZZICATO, RUBBER_BASS, FLUTE, None, 25),
+        },
+        comps=(
+            (*_steps("0", 1.4, "all", 84), *_steps("2.5 3.25", 0.4, "all", 78)),
+            _steps("0 .75 1.5 2 2.75 3.5", 0.5, "012102", 84),
+            (*_steps("0 1", 0.8, "low", 80), *_steps("1.75 2.5 3.5", 0.4, "212", 82)),
+        ),
+        basses=(
+            (*_steps("0", 1.4, "root", 104), *_steps("1.75 2.5", 0.6, "root", 98)),
+            (*_steps("0 .75", 0.7, "root", 104), *_steps("2.5 3.5", 0.4, "octave", 92)),
+        ),
+        drums=(
+            {KICK: "x.....o.o.x.....", SNARE: "....x.......x...", CLOSED: "x.x.x.x.x.x.x.xo"},
+            {KICK: "x......x..x.....", CLAP: "........x.......", CLOSED: "x.x.xxx.x.x.xxxx"},
+        ),
+        gains={"bass": 1.3, "drums": 1.2, "chords": 0.85},
+    ),
+    "metal": Style(
+        "metal",
+        "重金属",
+        (112, 180),
+        {
+            "gallop": InstrumentSet(DISTORTION, PICKED, SAW, None, 16),
+            "symphonic": InstrumentSet(DISTORTION, SYNTH_BASS, VIOLIN, CHOIR, 16),
+        },
+        comps=(
+            _steps("0 .5 .75 1 1.5 1.75 2 2.5 2.75 3 3.5 3.75", 0.2, "power", 100),
+            _steps(_SIXTEENTHS, 0.18, "power", 96),
+            (*_steps("0", 1.4, "power", 104), *_steps("1.5 1.75 2 2.5 3 3.25", 0.2, "power", 96)),
+        ),
+        basses=(
+            _steps("0 .5 .75 1 1.5 1.75 2 2.5 2.75 3 3.5 3.75", 0.22, "root", 102),
+            _steps(_EIGHTHS, 0.4, "root", 104),
+        ),
+        drums=(
+            {KICK: "xxxxxxxxxxxxxxxx", SNARE: "....x.......x...", CRASH: "o...o...o...o..."},
+            {KICK: "x.xxx.xxx.xxx.xx", SNARE: "....x.......x...", RIDE: "x...x...x...x..."},
+            {KICK: "x.x.x.x.x.x.x.x.", SNARE: ".x.x.x.x.x.x.x.x", OPEN: "x.x.x.x.x.x.x.x."},
+        ),
+        comp_range=(36, 56),
+        gains={"chords": 1.05, "bass": 1.05, "drums": 1.25},
+    ),
+    "funk": Style(
+        "funk",
+        "放克",
+        (92, 126),
+        {
+            "clavinet-brass": InstrumentSet(CLAVINET, SLAP, BRASS, None, 8),
+            "muted-guitar-organ": InstrumentSet(MUTED_GUITAR, SLAP_TWO, TRUMPET, DRAWBAR, 8),
+        },
+        comps=(
+            _steps("0 .75 1.5 1.75 2.5 3.25 3.5", 0.18, "all", 92),
+            _steps(".25 .5 1 1.75 2.25 2.75 3 3.75", 0.18, "all", 92),
+            _steps("0 .25 .75 1.25 1.5 2 2.25 2.75 3.25 3.5", 0.16, "all", 90),
+        ),
+        basses=(
+            (*_steps("0 .75 2.5", 0.3, "root", 108), *_steps("1.25 1.75 3.5", 0.2, "octave", 104)),
+            (*_steps("0 .25 1.5 2.75", 0.2, "root", 108), *_steps("2 3.25 3.75", 0.2, "fifth", 98)),
+        ),
+        drums=(
+            {KICK: "x..x..x...x..o..", SNARE: "....x..o.o..x..o", CLOSED: "xoxoxoxoxoxoxoxo"},
+            {
+                KICK: "x.x....x..xo....",
+                SNARE: "....x..o....x.oo",
+                OPEN: "..............x.",
+                CLOSED: "x.x.xxx.x.x.xx..",
+            },
+        ),
+        sevenths=True,
+        gains={"bass": 1.25, "drums": 1.1},
+    ),
+    "reggae": Style(
+        "reggae",
+        "雷鬼",
+        (62, 94),
+        {
+            "organ-skank": InstrumentSet(DRAWBAR, FINGER, HARMONICA, None, 8),
+            "guitar-skank": InstrumentSet(CLEAN, RUBBER_BASS, TROMBONE, None, 0),
+        },
+        comps=(
+            _steps(".5 1.5 2.5 3.5", 0.22, "all", 100),
+            _steps("1 3", 0.3, "all", 100),
+            _steps(".5 .75 1.5 2.5 2.75 3.5", 0.18, "all", 96),
+        ),
+        basses=(
+            (*_steps("0 1.5", 0.6, "root", 108), *_steps("2 2.5 3", 0.4, "fifth", 98)),
+            (*_steps(".5 1 2.5", 0.5, "root", 108), *_steps("1.5 3.5", 0.4, "third", 98)),
+        ),
+        drums=(
+            {KICK: "........x.......", RIM: "........x.......", CLOSED: "x.xox.xox.xox.xo"},
+            {KICK: "x...x...x...x...", SNARE: "........x......o", OPEN: "..x...x...x...x."},
+        ),
+        comp_range=(55, 75),
+        gains={"bass": 1.35},
+    ),
+    "bossa nova": Style(
+        "bossa nova",
+        "波萨诺瓦",
+        (100, 150),
+        {
+            "nylon-flute": InstrumentSet(NYLON, UPRIGHT, FLUTE, None, 40),
+            "nylon-clarinet": InstrumentSet(NYLON, FRETLESS, CLARINET, SLOW_STRINGS, 40),
+            "celesta-sax": InstrumentSet(JAZZ_GUITAR, UPRIGHT, SAX, None, 40),
+        },
+        comps=(
+            (*_steps("0 1 2 3", 0.6, "low", 72), *_steps("0 .75 1.5 2.5 3.25", 0.4, "all", 84)),
+            (*_steps("0 2", 0.9, "low", 74), *_steps(".5 1.5 2 3 3.5", 0.4, "all", 84)),
+        ),
+        basses=((*_steps("0 1.5", 0.9, "root", 92), *_steps("2 3.5", 0.6, "fifth", 88)),),
+        drums=(
+            {KICK: "x..xx..xx..xx..x", RIM: "x..x..x...x..x..", SHAKER: "oooooooooooooooo"},
+            {KICK: "x..ox..ox..ox..o", RIM: "..x..x..x..x...x", CLOSED: "oooooooooooooooo"},
+        ),
+        sevenths=True,
+        gains={"drums": 0.75},
+    ),
+    "country": Style(
+        "country",
+        "乡村",
+        (84, 150),
+        {
+            "banjo-fiddle": InstrumentSet(BANJO, UPRIGHT, FIDDLE, None, 0),
+            "steel-harmonica": InstrumentSet(STEEL, PICKED, HARMONICA, None, 0),
+            "banjo-accordion": InstrumentSet(BANJO, FINGER, CLEAN, ACCORDION, 0),
+        },
+        comps=(
+            (*_steps("0 2", 0.5, "low", 84), *_steps("1 3", 0.3, "all", 88)),
+            _steps(_EIGHTHS, 0.5, "02120212", 90),
+            (*_steps("0 2", 0.4, "low", 84), *_steps("1 1.5 3 3.5", 0.25, "all", 86)),
+        ),
+        basses=(
+            (*_steps("0", 0.8, "root", 98), *_steps("2", 0.8, "fifth", 94)),
+            (
+                *_steps("0", 0.8, "root", 98),
+                *_steps("2", 0.8, "fifth", 94),
+                *_steps("3", 0.7, "third", 88),
+            ),
+        ),
+        drums=(
+            {KICK: "x.......x.......", SNARE: "o.oxo.oxo.oxo.ox"},
+            {KICK: "x...o...x...o...", SNARE: "..x...x...x...x.", TAMBOURINE: "....x.......x..."},
+        ),
+        comp_range=(52, 74),
+    ),
+    "orchestral": Style(
+        "orchestral",
+        "管弦乐",
+        (60, 114),
+        {
+            "strings-horn": InstrumentSet(TREMOLO, CONTRABASS, HORN, STRINGS, 48),
+            "pizzicato-oboe": InstrumentSet(PIZZICATO, BASSOON, OBOE, SLOW_STRINGS, 48),
+            "brass-choir": InstrumentSet(BRASS, TUBA, TRUMPET, CHOIR, 48),
+        },
+        comps=(
+            _steps("0 1 2 3", 0.95, "all", 78),
+            (*_steps("0 2", 1.9, "low", 80), *_steps("1 1.5 3 3.5", 0.45, "2121", 84)),
+            _steps(_EIGHTHS, 0.45, "01210121", 86),
+        ),
+        basses=(
+            _steps("0 2", 1.9, "root", 96),
+            (*_steps("0 1", 0.9, "root", 96), *_steps("2 3", 0.9, "fifth", 90)),
+        ),
+        drums=(
+            {BIG_TOM: "x.......x...o.o.", CRASH: "o..............."},
+            {KICK: "x.......x.......", SNARE: "....o.oo....o.oo", BIG_TOM: "x.......o......."},
+        ),
+        gains={"chords": 1.1, "drums": 0.8},
+    ),
+    "children": Style(
+        "children's song",
+        "儿歌",
+        (92, 140),
+        {
+            "glockenspiel": InstrumentSet(MARIMBA, BASSOON, GLOCKENSPIEL, None, 0),
+            "accordion-tuba": InstrumentSet(ACCORDION, TUBA, RECORDER, None, 0),
+            "toy-band": InstrumentSet(CELESTA, UPRIGHT, XYLOPHONE, OCARINA, 0),
+        },
+        comps=(
+            (*_steps("0 2", 0.4, "low", 80), *_steps("1 3", 0.3, "all", 86)),
+            _steps("0 1 2 3", 0.35, "0202", 90),
+            _steps(_EIGHTHS, 0.35, "02120212", 86),
+        ),
+        basses=((*_steps("0", 0.5, "root", 96), *_steps("2", 0.5, "fifth", 92)),),
+        drums=(
+            {BLOCK: "x...x...x...x.x.", TAMBOURINE: "..x...x...x...x."},
+            {KICK: "x.......x.......", CLAP: "....x.......x...", TAMBOURINE: "x.o.x.o.x.o.x.o."},
+        ),
+        comp_range=(60, 80),
         gains={"drums": 0.8},
     ),
 }

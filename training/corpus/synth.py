@@ -36,7 +36,7 @@ from mudit_engine.training.corpus.labels import STEMS, Song
 
 _CHUNK_DONE = "done"
 # What writes the songs: 2 is the planner of requests. Songs of two composers share no corpus.
-COMPOSER = 2
+COMPOSER = 3
 SHORTEST_LIMIT = 30.0  # seconds: every tempo has forms below it
 SAMPLE_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 

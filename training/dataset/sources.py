@@ -172,6 +172,7 @@ def _corpus_song(folder: Path) -> SourceSong:
             {"sentence": d.sentences, "phrase": d.phrases, "word": d.words},
         )
         for d in song.descriptions
+        if not d.unseen
     )
     known = (
         "style",
