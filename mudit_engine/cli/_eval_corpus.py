@@ -13,23 +13,36 @@ if TYPE_CHECKING:
     from mudit_engine.training.corpus.labels import Song
 
 
-def songs_of(corpus: Path, held_out: int, training: int) -> tuple[list[EvalSong], list[EvalSong]]:
-    """(held-out, training) songs of a corpus. Raises InputError when it holds too few."""
+def songs_of(
+    corpus: Path, held_out: int, training: int, *, unseen: bool = False
+) -> tuple[list[EvalSong], list[EvalSong]]:
+    """(held-out, training) songs of a corpus. Raises InputError when it holds too few, or when the
+    held-out ones have no descriptions in `unseen` words and those are asked for.
+    """
+    from mudit_engine.errors import InputError
     from mudit_engine.evaluation.songs import parted
     from mudit_engine.training.corpus.labels import Song, song_folders
 
-    songs = [eval_song(Song.load(folder), folder) for folder in song_folders(corpus)]
-    return parted(songs, held_out=held_out, training=training)
+    songs = [eval_song(Song.load(folder), folder, unseen=unseen) for folder in song_folders(corpus)]
+    test, train = parted(songs, held_out=held_out, training=training)
+    if without := [song.id for song in test if not song.prompts]:
+        raise InputError(
+            f"song {without[0]} of '{corpus}' has no description in unseen words: make a corpus "
+            "with this version of `mudit data synth`"
+        )
+    return test, train
 
 
-def eval_song(song: Song, folder: Path) -> EvalSong:
+def eval_song(song: Song, folder: Path, *, unseen: bool = False) -> EvalSong:
     """A song's labels as the metrics read them. Prompts alternate between the languages and
-    wordings from song to song.
+    wordings from song to song. With `unseen`, a held-out song is asked for in words that no
+    training song is described by.
     """
     from mudit_engine.evaluation.songs import LEVELS, USERS, EvalSong
     from mudit_engine.metrics.ctc import SungSyllable, syllable_phonemes
 
-    by_user = {user: [d.text for d in song.descriptions if d.user == user] for user in USERS}
+    described = [d for d in song.descriptions if d.unseen == (unseen and song.held_out)]
+    by_user = {user: [d.text for d in described if d.user == user] for user in USERS}
     return EvalSong(
         id=song.id,
         audio=folder / "mix.flac",
@@ -45,11 +58,9 @@ def eval_song(song: Song, folder: Path) -> EvalSong:
         syllables=tuple(
             SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end) for s in song.syllables
         ),
-        prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items()},
+        prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items() if texts},
         fragments={
-            level: tuple(
-                dict.fromkeys(text for d in song.descriptions for text in getattr(d, f"{level}s"))
-            )
+            level: tuple(dict.fromkeys(text for d in described for text in getattr(d, f"{level}s")))
             for level in LEVELS
         },
     )

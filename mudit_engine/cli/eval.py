@@ -77,6 +77,11 @@ _work = click.option(
     help="Where measurements of audio are kept, so that the next run is quick, and generated songs "
     "are written.",
 )
+_unseen = click.option(
+    "--unseen-words",
+    is_flag=True,
+    help="Ask for the held-out songs in words and sentences that no training song is described by.",
+)
 _training = click.option(
     "--training-songs",
     type=click.IntRange(8),
@@ -145,6 +150,7 @@ def codec(
 @_shared_options
 @_work
 @_training
+@_unseen
 @click.option(
     "--seed",
     type=click.IntRange(0),
@@ -166,6 +172,7 @@ def tiny(
     as_json: bool,
     work: Path,
     training_songs: int,
+    unseen_words: bool,
     seed: int,
     recogniser_epochs: int | None,
 ) -> None:
@@ -178,7 +185,7 @@ def tiny(
     from mudit_engine.pipeline import SongPipeline
 
     pipeline = SongPipeline.from_pretrained(model)
-    test, train = songs_of(corpus, held_out, training_songs)
+    test, train = songs_of(corpus, held_out, training_songs, unseen=unseen_words)
     epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
     codec, listener, track = Codec.load(model_folder(model)), Listener(work), tracked(quiet=as_json)
     report = judge_songs(
@@ -199,6 +206,7 @@ def tiny(
 
 @command.command()
 @_shared_options
+@_unseen
 @table_options
 @click.pass_context
 def retrieval(
@@ -208,13 +216,14 @@ def retrieval(
     held_out: int,
     gate: bool,
     as_json: bool,
+    unseen_words: bool,
     train: Path | None,
     **told: Any,
 ) -> None:
     """RA@5, 10, 15 of ChinMu between fragments of descriptions and held-out songs: of a model, or
     (--train) of ChinMus trained on texts of each length, as the paper's Table 3.
     """
-    idle = ("model", "corpus", "gate") if train else tuple(told)
+    idle = ("model", "corpus", "gate", "unseen_words") if train else tuple(told)
     given = [
         option.opts[0]
         for option in context.command.params
@@ -236,7 +245,7 @@ def retrieval(
     folder = model_folder(model)
     chinmu = load_part("chinmu", load_config(folder), folder)
     assert isinstance(chinmu, ChinMu)
-    test, _ = songs_of(corpus, held_out, 8)
+    test, _ = songs_of(corpus, held_out, 8, unseen=unseen_words)
     rows, found = judge_retrieval(chinmu, test, track=tracked(quiet=as_json))
     if as_json:
         emit_json({"rows": rows, "verdicts": found})

@@ -45,13 +45,14 @@ def describe(rng: np.random.Generator, song: Song) -> tuple[Description, ...]:
     """Two wordings of each of professional and amateur, in Chinese and English; a third one of each
     in unseen words for a held-out song.
     """
+    languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")
     found = []
-    for language in ("zh", "en"):
+    for language in languages:
         for number in range(2):
             found.append(_professional(rng, song, language, number))
             found.append(_amateur(rng, song, language, number))
     if song.held_out:
-        for language in ("zh", "en"):
+        for language in languages:
             found.append(_unseen_professional(rng, song, language))
             found.append(_unseen_amateur(rng, song, language))
     return tuple(found)
