@@ -39,7 +39,7 @@ from mudit_engine.text.descriptions import description_fragments
 from mudit_engine.text.harmony import chord_names
 from mudit_engine.text.lyrics import Lyrics
 from mudit_engine.text.mandarin import is_han
-from mudit_engine.text.outline import Controls, Outline, plan_song
+from mudit_engine.text.outline import Controls, Outline, left_to_reference, plan_song
 from mudit_engine.text.phonemes import PhonemeSequence, read_lyrics
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.text.wishes import Wishes, read_description
@@ -225,6 +225,8 @@ class TextReader:
             # what is added is played: its sections and tunes are drawn by a seed of their own
             tail = plan_with(None, seed=planned_by + 1, seconds=length - kept)
             plan = went_on(plan, tail, kept=kept, seconds=length)
+        if request.reference is not None and edit is None:
+            plan = left_to_reference(plan, request.reference_kind, own_melody=melody is not None)
         notes += plan.notes
         fragments = self._fragments(request.description, controls, said)
         asked = ("bpm", "key", "chords", "melody", "melody_file")

@@ -479,8 +479,8 @@ def _write_midi(path: str, reader: TextReader, understood: Understood) -> None:
 
     if not understood.outline.melody:
         raise InputError(
-            "--midi writes the plan, and nothing is planned: leave out --unplanned, or take a "
-            "model with an outline"
+            "--midi writes the plan, and no melody is planned: leave out --unplanned and a "
+            "reference that decides it, or take a model with an outline"
         )
     write_plan(path, understood.outline)
     if not reader.config.dit.melody:

@@ -371,8 +371,9 @@ def test_what_a_reference_lets_hear_is_left_out_of_the_plan(shards: Shards) -> N
         for kind in ("nothing", "drums", "chords", "vocals")
     }
     assert heard["nothing"].bpm and heard["nothing"].melody and heard["nothing"].key
-    assert heard["drums"].bpm is None and heard["drums"].melody
-    assert not heard["chords"].chords and heard["chords"].key is None and heard["chords"].bpm
+    drums, chords = heard["drums"], heard["chords"]
+    assert drums.bpm is None and not drums.melody and not drums.chords and drums.key
+    assert not chords.chords and chords.key is None and not chords.melody and chords.bpm
     assert not heard["vocals"].melody and heard["vocals"].chords
 
 
