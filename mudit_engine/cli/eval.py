@@ -24,10 +24,12 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
 from mudit_engine.cli._eval_corpus import songs_of
 from mudit_engine.cli._eval_melody import command as melody
 from mudit_engine.cli._eval_paper import command as paper
+from mudit_engine.cli._eval_references import command as references
 from mudit_engine.cli._eval_retrieval import table, table_options
 from mudit_engine.cli._eval_songs import command as songs_of_systems
 from mudit_engine.cli._eval_survey import command as survey
 from mudit_engine.cli._eval_users import command as users
+from mudit_engine.cli._eval_whole import command as whole
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.bars import Verdict
@@ -93,8 +95,8 @@ _training = click.option(
 
 @click.group()
 def command() -> None:
-    """Judge songs: a model against its corpus (codec, tiny, melody, retrieval, users), or any
-    systems (songs, paper, survey).
+    """Judge songs: a model against its corpus (codec, tiny, melody, references, whole, retrieval,
+    users), or any systems (songs, paper, survey).
     """
 
 
@@ -103,6 +105,8 @@ command.add_command(paper, "paper")
 command.add_command(survey, "survey")
 command.add_command(users, "users")
 command.add_command(melody, "melody")
+command.add_command(references, "references")
+command.add_command(whole, "whole")
 
 
 @command.command()

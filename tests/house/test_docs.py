@@ -75,6 +75,8 @@ ELSEWHERE = {
     "eval survey": "needs folders of songs and answers; tests/evaluation/survey",
     "eval retrieval --train": "trains for minutes; tests/training/test_retrieval_table.py",
     "mudit align": "makes songs and trains for minutes; tests/training/test_align.py",
+    "eval references": "sings for minutes; tests/evaluation/test_references.py",
+    "eval whole": "sings for minutes; tests/evaluation/test_whole_songs.py",
     "eval users": "sings for minutes; tests/evaluation/test_user_types.py",
     "eval tiny": "needs a corpus and minutes; tests/cli/test_eval.py",
     "eval codec": "needs a corpus and packages; tests/evaluation/test_codec_quality.py",

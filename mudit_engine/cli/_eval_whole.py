@@ -1,0 +1,96 @@
+"""`mudit eval whole`: are long songs composed from end to end?
+
+mudit eval whole --corpus data/tiny-corpus --songs 24 --shortest 60
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mudit_engine.cli._console import emit_json, json_option, print_table, tracked
+
+if TYPE_CHECKING:
+    from mudit_engine.evaluation.whole_songs import WholeSong
+
+MEASURES = ("tempo", "key", "sections", "ends", "end_level")
+
+
+@click.command()
+@click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER")
+@click.option(
+    "--corpus",
+    default="data/tiny-corpus",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder made by `mudit data synth`.",
+)
+@click.option(
+    "--songs",
+    type=click.IntRange(2),
+    default=24,
+    show_default=True,
+    help="Held-out songs, at most.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--shortest",
+    type=click.FloatRange(1.0),
+    default=60.0,
+    show_default=True,
+    help="Seconds: shorter songs of the corpus are left out.",
+)
+@json_option
+def command(
+    model: str, corpus: Path, songs: int, seed: int, shortest: float, as_json: bool
+) -> None:
+    """Make long songs for held-out requests, and hear whether tempo and key hold in windows of
+    30 s, sections begin where they are planned, and the end ends: beside originals and codec.
+    """
+    from mudit_engine.evaluation.codec import Codec
+    from mudit_engine.evaluation.whole_songs import judge_whole_songs
+    from mudit_engine.models.folder import model_folder
+    from mudit_engine.pipeline import SongPipeline
+
+    test = _long_songs(corpus, songs, shortest)
+    rows = judge_whole_songs(
+        SongPipeline.from_pretrained(model),
+        Codec.load(model_folder(model)),
+        test,
+        seed=seed,
+        track=tracked(quiet=as_json),
+    )
+    if as_json:
+        emit_json({"rows": rows, "songs": len(test)})
+        return
+    print_table(
+        "Whole songs",
+        ["row", *(name.replace("_", " ") for name in MEASURES)],
+        [[name, *(str(figures[one]) for one in MEASURES)] for name, figures in rows.items()],
+        numeric=MEASURES,
+    )
+
+
+def _long_songs(corpus: Path, count: int, shortest: float) -> list[WholeSong]:
+    """Held-out songs of a corpus that last `shortest` seconds and longer, drawn evenly."""
+    from mudit_engine.cli._eval_corpus import eval_song
+    from mudit_engine.errors import InputError
+    from mudit_engine.evaluation.whole_songs import WholeSong
+    from mudit_engine.training.corpus.labels import Song, song_folders
+
+    found = []
+    for folder in song_folders(corpus):
+        song = Song.load(folder)
+        if song.held_out and song.seconds >= shortest:
+            found.append(
+                WholeSong(eval_song(song, folder), tuple(part.start for part in song.form))
+            )
+    if len(found) < 2:
+        raise InputError(
+            f"'{corpus}' has {len(found)} held-out songs of {shortest:g} s and longer: at least 2 "
+            "are needed, make more (--longest 240)"
+        )
+    count = min(count, len(found))
+    return [found[number * len(found) // count] for number in range(count)]
