@@ -28,8 +28,8 @@ STYLE_BPM: dict[str, tuple[int, int]] = {
 }
 ANY_STYLE_BPM = (72, 132)
 
-# Words of a property. A style that is none of ours reads as the nearest, which is said, and what
-# names one of names.FIRST_STYLES goes before the others.
+# Words of a property. A style that is none of ours reads as the nearest, which is said; what names
+# one of ours goes before it.
 STYLES: tuple[tuple[str, str, bool], ...] = (
     # (style, pattern, whether the words name the style itself)
     ("ballad", r"抒情|情歌|慢歌|芭乐|\bballads?\b|\blove songs?\b", True),
@@ -55,7 +55,8 @@ STYLES: tuple[tuple[str, str, bool], ...] = (
     ),
     ("bossa nova", r"波萨诺瓦|巴萨诺瓦|\bbossa(?: nova)?\b", True),
     ("jazz", r"布鲁斯|蓝调|摇摆乐|小酒馆|\b(?:blues|swing|big band)\b", False),
-    ("jazz", r"lo-?fi|低保真|慢摇|\blounge\b|\bchillhop\b", False),
+    ("hip-hop", r"lo-?fi|低保真|\bchillhop\b", False),
+    ("jazz", r"慢摇|\blounge\b", False),
     ("hip-hop", r"说唱|嘻哈|饶舌|\b(?:rap|hip[- ]?hop|trap|boom ?bap)\b", True),
     (
         "children",
@@ -64,7 +65,9 @@ STYLES: tuple[tuple[str, str, bool], ...] = (
     ),
     ("funk", r"放克|\bfunky?\b", True),
     ("reggae", r"雷鬼|\b(?:reggae|ska)\b", True),
-    ("pop", r"\b(?:disco|k-?pop|latin)\b", False),
+    ("funk", r"迪斯科|\bdisco\b", False),
+    ("bossa nova", r"拉丁|\blatin\b", False),
+    ("pop", r"韩流|\bk-?pop\b", False),
     ("ballad", r"灵魂乐|福音|轻音乐|\b(?:r ?& ?b|rnb|soul|gospel|lullab(?:y|ies))\b|摇篮曲", False),
     (
         "orchestral",

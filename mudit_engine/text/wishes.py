@@ -17,7 +17,6 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
-from mudit_engine.names import FIRST_STYLES
 from mudit_engine.text import wish_tables as tables
 from mudit_engine.text.descriptions import (
     FASTEST_BPM,
@@ -247,9 +246,7 @@ class _Reader:
             self.scene()
             return
         # what names a style of ours goes before what only resembles it
-        start, end, name, itself = min(
-            found, key=lambda one: (not one[3] or one[2] not in FIRST_STYLES, one[0])
-        )
+        start, end, name, itself = min(found, key=lambda one: (not one[3], one[0]))
         self.set("style", name, start, end)
         self.spans += [(other_start, other_end) for other_start, other_end, _, _ in found]
         if not itself:
