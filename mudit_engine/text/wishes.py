@@ -25,6 +25,7 @@ from mudit_engine.text.descriptions import (
     requested_bpm,
     requested_key,
 )
+from mudit_engine.text.misspelt import spelt
 from mudit_engine.text.numbers import chinese_value
 
 SLOW_BPM, MEDIUM_BPM, FAST_BPM = 76.0, 100.0, 128.0
@@ -107,7 +108,9 @@ def read_description(description: str) -> Wishes:
         >>> wishes.tempo, wishes.drums, wishes.voice, wishes.key, wishes.seconds
         ('slow', False, 'female', 'A minor', 180.0)
     """
-    reader = _Reader(unicodedata.normalize("NFKC", description))
+    text, slips = spelt(unicodedata.normalize("NFKC", description))
+    reader = _Reader(text)
+    reader.notes += [f"'{typed}' is read as '{word}'" for typed, word in slips]
     reader.tempo()
     reader.metre()
     reader.key()
