@@ -5,12 +5,68 @@ held_out, training = songs_of(corpus, 48, 240)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.songs import EvalSong
     from mudit_engine.training.corpus.labels import Song
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def sung_options(*, least: int = 2, songs: int = 24, stems: str = "") -> Callable[[F], F]:
+    """--model, --corpus, --songs and --seed of the commands that sing held-out requests."""
+
+    def add(function: F) -> F:
+        for option in reversed(
+            (
+                click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER"),
+                click.option(
+                    "--corpus",
+                    default="data/tiny-corpus",
+                    show_default=True,
+                    type=click.Path(path_type=Path, file_okay=False),
+                    help=f"A folder made by `mudit data synth`{stems}.",
+                ),
+                click.option(
+                    "--songs",
+                    type=click.IntRange(least),
+                    default=songs,
+                    show_default=True,
+                    help="Held-out songs that are sung, at most.",
+                ),
+                click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+            )
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+def drawn_songs(
+    corpus: Path, count: int, read: Callable[[Song, Path], T | None], *, lacking: str
+) -> list[T]:
+    """What `read` makes of held-out songs of a corpus, `count` at most, drawn evenly; it leaves a
+    song out by None. Raises InputError, which ends in `lacking`, for fewer than two.
+    """
+    from mudit_engine.errors import InputError
+    from mudit_engine.training.corpus.labels import Song, song_folders
+
+    songs = ((Song.load(folder), folder) for folder in song_folders(corpus))
+    found = [
+        one for song, folder in songs if song.held_out and (one := read(song, folder)) is not None
+    ]
+    if len(found) < 2:
+        raise InputError(f"'{corpus}' has {len(found)} held-out songs {lacking}")
+    count = min(count, len(found))
+    return [found[number * len(found) // count] for number in range(count)]
 
 
 def songs_of(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
+from mudit_engine.cli._eval_corpus import eval_song, sung_options
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.melodies import Tune
@@ -18,21 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER")
-@click.option(
-    "--corpus",
-    default="data/tiny-corpus",
-    show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="A folder made by `mudit data synth`.",
-)
-@click.option(
-    "--songs",
-    type=click.IntRange(2),
-    default=24,
-    show_default=True,
-    help="Held-out songs that are sung, at most.",
-)
+@sung_options()
 @click.option(
     "--training-songs",
     type=click.IntRange(2),
@@ -40,7 +27,6 @@ if TYPE_CHECKING:
     show_default=True,
     help="Songs that the listening probe learns pitches from, at most.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option
 def command(
     model: str, corpus: Path, songs: int, training_songs: int, seed: int, as_json: bool
@@ -82,7 +68,6 @@ def _cells(rows: dict[str, Figure]) -> list[list[Any]]:
 
 def _tunes(corpus: Path, held_out: int, training: int) -> tuple[list[Tune], list[Tune]]:
     """Sung songs of the corpus, held out and for training, drawn evenly."""
-    from mudit_engine.cli._eval_corpus import eval_song
     from mudit_engine.evaluation.melodies import SHORTEST, Tune
     from mudit_engine.evaluation.songs import parted
     from mudit_engine.training.corpus.labels import Song, song_folders

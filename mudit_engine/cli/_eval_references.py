@@ -6,36 +6,23 @@ mudit eval references --corpus data/tiny-corpus --songs 12
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
+from mudit_engine.cli._eval_corpus import drawn_songs, eval_song, sung_options
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.references import Stems
     from mudit_engine.metrics.figures import Figure
+    from mudit_engine.training.corpus.labels import Song
 
 KINDS = ("drums", "bass", "chords")
 
 
 @click.command()
-@click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER")
-@click.option(
-    "--corpus",
-    default="data/tiny-corpus",
-    show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="A folder made by `mudit data synth`, with stems.",
-)
-@click.option(
-    "--songs",
-    type=click.IntRange(2),
-    default=12,
-    show_default=True,
-    help="Held-out songs, at most.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@sung_options(songs=12, stems=", with stems")
 @click.option(
     "--kind",
     "kinds",
@@ -90,23 +77,12 @@ def _cell(one: Figure) -> str:
 
 
 def _with_stems(corpus: Path, count: int) -> list[Stems]:
-    """Held-out songs of a corpus with their stems, drawn evenly."""
-    from mudit_engine.cli._eval_corpus import eval_song
-    from mudit_engine.errors import InputError
+    """Held-out songs of a corpus with their stems."""
     from mudit_engine.evaluation.references import Stems
-    from mudit_engine.training.corpus.labels import Song, song_folders
 
-    found: list[Any] = []
-    for folder in song_folders(corpus):
-        song = Song.load(folder)
-        files = {kind: folder / f"{kind}.flac" for kind in KINDS}
-        files = {kind: file for kind, file in files.items() if file.is_file()}
-        if song.held_out and files:
-            found.append(Stems(eval_song(song, folder), files))
-    if len(found) < 2:
-        raise InputError(
-            f"'{corpus}' has {len(found)} held-out songs with stems: at least 2 are needed, make "
-            "more (without --no-stems)"
-        )
-    count = min(count, len(found))
-    return [found[number * len(found) // count] for number in range(count)]
+    def read(song: Song, folder: Path) -> Stems | None:
+        files = {kind: file for kind in KINDS if (file := folder / f"{kind}.flac").is_file()}
+        return Stems(eval_song(song, folder), files) if files else None
+
+    lacking = "with stems: at least 2 are needed, make more (without --no-stems)"
+    return drawn_songs(corpus, count, read, lacking=lacking)

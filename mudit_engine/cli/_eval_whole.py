@@ -11,30 +11,17 @@ from typing import TYPE_CHECKING
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, print_table, tracked
+from mudit_engine.cli._eval_corpus import drawn_songs, eval_song, sung_options
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.whole_songs import WholeSong
+    from mudit_engine.training.corpus.labels import Song
 
 MEASURES = ("tempo", "key", "sections", "ends", "end_level")
 
 
 @click.command()
-@click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER")
-@click.option(
-    "--corpus",
-    default="data/tiny-corpus",
-    show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="A folder made by `mudit data synth`.",
-)
-@click.option(
-    "--songs",
-    type=click.IntRange(2),
-    default=24,
-    show_default=True,
-    help="Held-out songs, at most.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@sung_options()
 @click.option(
     "--shortest",
     type=click.FloatRange(1.0),
@@ -74,23 +61,13 @@ def command(
 
 
 def _long_songs(corpus: Path, count: int, shortest: float) -> list[WholeSong]:
-    """Held-out songs of a corpus that last `shortest` seconds and longer, drawn evenly."""
-    from mudit_engine.cli._eval_corpus import eval_song
-    from mudit_engine.errors import InputError
+    """Held-out songs of a corpus that last `shortest` seconds and longer."""
     from mudit_engine.evaluation.whole_songs import WholeSong
-    from mudit_engine.training.corpus.labels import Song, song_folders
 
-    found = []
-    for folder in song_folders(corpus):
-        song = Song.load(folder)
-        if song.held_out and song.seconds >= shortest:
-            found.append(
-                WholeSong(eval_song(song, folder), tuple(part.start for part in song.form))
-            )
-    if len(found) < 2:
-        raise InputError(
-            f"'{corpus}' has {len(found)} held-out songs of {shortest:g} s and longer: at least 2 "
-            "are needed, make more (--longest 240)"
-        )
-    count = min(count, len(found))
-    return [found[number * len(found) // count] for number in range(count)]
+    def read(song: Song, folder: Path) -> WholeSong | None:
+        if song.seconds < shortest:
+            return None
+        return WholeSong(eval_song(song, folder), tuple(part.start for part in song.form))
+
+    lacking = f"of {shortest:g} s and longer: at least 2 are needed, make more (--longest 240)"
+    return drawn_songs(corpus, count, read, lacking=lacking)

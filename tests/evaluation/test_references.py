@@ -12,6 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from labelled_song import labelled
 from mudit_engine.audio import load_audio
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.references import (
@@ -22,7 +23,6 @@ from mudit_engine.evaluation.references import (
     onset_correlation,
     smooth_at,
 )
-from mudit_engine.evaluation.songs import EvalSong
 from mudit_engine.request import SongRequest
 
 RATE = 22050
@@ -95,20 +95,7 @@ def song(folder: Path, number: int, audio: Tensor) -> Stems:
     file = folder / f"{number}.wav"
     soundfile.write(file, np.asarray(0.2 * audio[0]), RATE)
     return Stems(
-        EvalSong(
-            id=str(number),
-            audio=file,
-            held_out=True,
-            seconds=10.0,
-            style="pop",
-            bpm=120.0,
-            key="C major",
-            drums=True,
-            voice="none",
-            language="none",
-            lyrics="",
-            prompts={"professional": "pop, 120 BPM", "amateur": "pop"},
-        ),
+        labelled(file, name=str(number), seconds=10.0),
         {"drums": file},
     )
 

@@ -12,9 +12,9 @@ import soundfile
 import torch
 from torch import Tensor
 
+from labelled_song import labelled
 from mudit_engine.audio import load_audio
 from mudit_engine.errors import InputError
-from mudit_engine.evaluation.songs import EvalSong
 from mudit_engine.evaluation.whole_songs import (
     WholeSong,
     end_level,
@@ -82,20 +82,7 @@ def test_rows_of_originals_codec_and_songs(tmp_path: Path) -> None:
         soundfile.write(file, np.asarray(two_parts(fades=fades)[0]), RATE)
         songs.append(
             WholeSong(
-                EvalSong(
-                    id=str(number),
-                    audio=file,
-                    held_out=True,
-                    seconds=40.0,
-                    style="pop",
-                    bpm=120.0,
-                    key="C major",
-                    drums=True,
-                    voice="none",
-                    language="none",
-                    lyrics="",
-                    prompts={"professional": "pop"},
-                ),
+                labelled(file, name=str(number), seconds=40.0),
                 (0.0, start),
             )
         )
