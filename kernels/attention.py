@@ -44,6 +44,8 @@ def attention_reference(
     for the rotation.
     """
     heads = k.shape[1]
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _attend_in_place(q, k, v, segments, cos, sin, scale)
     outs = []
     for stream, query in enumerate(q.unflatten(1, (-1, heads)).unbind(1)):
         items = sorted(item for item in segments.items if item[4] == stream and item[1])
@@ -69,6 +71,39 @@ def attention_reference(
                 out[start : start + count] = y
             outs.append(out)
     return torch.cat(outs, 1) if len(outs) != 1 else outs[0].contiguous()
+
+
+def _attend_in_place(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """attention_reference where nothing needs a gradient: a segment's queries are rotated, and its
+    output written where it belongs, before the next one's.
+    """
+    heads, out = k.shape[1], None
+    for start, count, first, keys, stream in segments.items:
+        if not count or not keys:
+            continue
+        rows, columns = slice(start, start + count), slice(stream * heads, (stream + 1) * heads)
+        query = q[rows, columns]
+        if cos is not None and sin is not None:
+            query = rotate_reference(query, cos[stream, rows], sin[stream, rows])
+        # [H, rows, K] views of the packed rows: nothing is padded and nothing is copied
+        y = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            k[first : first + keys].transpose(0, 1)[None],
+            v[first : first + keys].transpose(0, 1)[None],
+            scale=scale,
+        )
+        if out is None:
+            out = y.new_zeros(q.shape)  # of the type that autocast gives y
+        out[rows, columns] = y[0].transpose(0, 1)
+    return q.new_zeros(q.shape) if out is None else out
 
 
 def split_rows(x: Tensor, spans: Sequence[tuple[int, ...]]) -> tuple[Sequence[Tensor], bool]:

@@ -43,6 +43,7 @@ from mudit_engine.kernels.worklist import Segments
 from mudit_engine.layouts.dense import DenseKeys, DenseLayout
 from mudit_engine.layouts.packed import Layout, Span, lyric_positions, make_layout
 from mudit_engine.layouts.sharded import Exchange, ShardedLayout, shard
+from mudit_engine.models.by_rows import by_rows, each_row, row_pieces
 from mudit_engine.models.compiled import AnyRuns, compilable, compiled, plain, recorded
 from mudit_engine.models.layers import EncoderBlock, fourier_features, linear_gelu
 from mudit_engine.models.outline import OutlineRows, aligned, outline_width
@@ -173,7 +174,7 @@ class DitBlock(nn.Module):
         layout: Layout | DenseLayout | ShardedLayout,
     ) -> tuple[Tensor, Tensor]:
         """x is the residual stream and h = mod(LN x) for this block; returns the same pair for the
-        next one.
+        next one. Both are overwritten where nothing needs a gradient.
         """
         rows = compiled if self.compiled and torch.is_grad_enabled() else plain
         gate1, shift2, scale2, gate2 = mod[2:]
@@ -187,12 +188,15 @@ class DitBlock(nn.Module):
                 k, v = torch.cat((k, lyrics[0]), -3), torch.cat((v, lyrics[1]), -3)
             cos, sin = layout.joint_tables()
             y = ops.attention(q, k, v, layout.joint_segments(offset), cos, sin)
+            del q, k, v  # as wide as the rows each, and of no use to the MLP
         else:
             y = ops.attention(q, k, v, layout.self_segments, layout.cos, layout.sin)
+            del q, k, v
             x_ND, q = rows(DitBlock._between)(self, x_ND, y, gate1, layout.runs)
             y = ops.attention(
                 q, *lyrics[:2], layout.cross_segments, layout.cross_cos, layout.cross_sin
             )
+            del q
             y = recorded(y) if rows is compiled else y
         tables = (gate1, shift2, scale2, gate2, next_shift, next_scale)
         return rows(DitBlock._leave)(self, x_ND, y, *tables, layout.runs)
@@ -204,6 +208,25 @@ class DitBlock(nn.Module):
         self, h_ND: Tensor, cos: Tensor, sin: Tensor, joint: JointKeys | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of self-attention."""
+        k_out = joint.k[: h_ND.shape[-2]] if joint is not None else None
+        v_out = joint.v[: h_ND.shape[-2]] if joint is not None else None
+        if (pieces := row_pieces(h_ND)) is None:
+            return self._packed(h_ND, cos, sin, k_out, v_out)
+        q, k, v = by_rows(
+            lambda rows: self._packed(h_ND[rows], cos[rows], sin[rows]),
+            pieces,
+            into=(h_ND, k_out, v_out),
+        )
+        return q, k, v
+
+    def _packed(
+        self,
+        h_ND: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_out: Tensor | None = None,
+        v_out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return ops.pack_qkv(
             self.qkv(h_ND),
             self.q_gain,
@@ -212,19 +235,22 @@ class DitBlock(nn.Module):
             sin,
             heads=self.heads,
             q_streams=self.streams,
-            k_out=joint.k[: h_ND.shape[-2]] if joint is not None else None,
-            v_out=joint.v[: h_ND.shape[-2]] if joint is not None else None,
+            k_out=k_out,
+            v_out=v_out,
         )
 
     def _between(
         self, x_ND: Tensor, y_THK: Tensor, gate1: Tensor, runs: AnyRuns
     ) -> tuple[Tensor, Tensor]:
         """The residual stream behind self-attention, and the queries of cross-attention."""
-        x_ND, h_ND = ops.residual_norm(x_ND, self.out(y_THK.flatten(-2)), gate1, None, None, runs)
+        y_ND = each_row(self.out, y_THK.flatten(-2))
+        x_ND, h_ND = ops.residual_norm(x_ND, y_ND, gate1, None, None, runs)
+        del y_ND
+        return x_ND, each_row(self._cross_queries, h_ND)
+
+    def _cross_queries(self, h_ND: Tensor) -> Tensor:
         q = self.cross_q(h_ND).unflatten(-1, (self.heads, -1))
-        if self.cross_q_gain is not None:
-            q = ops.rms_norm(q, self.cross_q_gain)
-        return x_ND, q
+        return q if self.cross_q_gain is None else ops.rms_norm(q, self.cross_q_gain)
 
     def _leave(
         self,
@@ -242,8 +268,11 @@ class DitBlock(nn.Module):
         block.
         """
         last, gate = (self.out, gate1) if self.parallel else (self.cross_out, None)
-        x_ND, h_ND = ops.residual_norm(x_ND, last(y_THK.flatten(-2)), gate, shift2, scale2, runs)
-        y_ND = self.down(linear_gelu(self.up, h_ND))
+        y_ND = each_row(last, y_THK.flatten(-2))
+        x_ND, h_ND = ops.residual_norm(x_ND, y_ND, gate, shift2, scale2, runs)
+        del y_ND
+        y_ND = each_row(lambda rows_ND: self.down(linear_gelu(self.up, rows_ND)), h_ND)
+        del h_ND
         return ops.residual_norm(x_ND, y_ND, gate2, next_shift, next_scale, runs)
 
 

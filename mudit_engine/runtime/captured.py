@@ -326,18 +326,29 @@ def pack_lyrics(
     dit: DiT, states: Sequence[SongState], rows: int
 ) -> list[tuple[Tensor, Tensor] | JointKeys]:
     """Lyric keys and values of all songs, block by block: end to end, or behind `rows` rows for the
-    sequences where a block attends to both at once.
+    sequences where a block attends to both at once. The songs keep views of them.
     """
+    counts = [len(state.kv[0][0]) for state in states]
     if dit.config.cross_attention == "parallel":
-        return joint_keys([state.kv for state in states], rows)
-    blocks = range(len(dit.blocks))
-    return [
-        (
-            torch.cat([state.kv[block][0] for state in states]),
-            torch.cat([state.kv[block][1] for state in states]),
-        )
-        for block in blocks
-    ]
+        packed = joint_keys([state.kv for state in states], rows)
+        for block, (k, v, first) in enumerate(packed):
+            place = slice(first, first + sum(counts))
+            _share(states, block, k[place].split(counts), v[place].split(counts))
+        return list(packed)
+    kv = []
+    for block in range(len(dit.blocks)):
+        k = torch.cat([state.kv[block][0] for state in states])
+        v = torch.cat([state.kv[block][1] for state in states])
+        _share(states, block, k.split(counts), v.split(counts))
+        kv.append((k, v))
+    return list(kv)
+
+
+def _share(
+    states: Sequence[SongState], block: int, k: Sequence[Tensor], v: Sequence[Tensor]
+) -> None:
+    for state, own_k, own_v in zip(states, k, v, strict=True):
+        state.kv[block] = (own_k, own_v)
 
 
 class GraphCache:

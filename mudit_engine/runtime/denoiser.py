@@ -474,18 +474,18 @@ class Denoiser:
         modulation = Modulation(
             torch.cat([r.base for r in rows]), torch.cat([r.final for r in rows])
         )
+        x_ND = self._embedded(states, packing)
+        out_NC = self.dit.trunk(x_ND, modulation, packing.kv, packing.placing.layout)
+        self.update(states, out_NC, packing.placing.spans)
+
+    def _embedded(self, states: Sequence[SongState], packing: _Packing) -> Tensor:
+        """Packed rows [N, D] of the network's input."""
         latents = self.dit.target_in(
             torch.cat([state.x_TC for state in states]).to(packing.conditions_ND.dtype)
         )
         parts = latents.split([state.frames for state in states])
-        order = {state.serial: i for i, state in enumerate(states)}
-        x_ND = packing.conditions_ND.index_add(
-            0,
-            packing.placing.target_rows,
-            torch.cat([parts[order[state.serial]] for state, _ in branches]),
-        )
-        out_NC = self.dit.trunk(x_ND, modulation, packing.kv, packing.placing.layout)
-        self.update(states, out_NC, packing.placing.spans)
+        targets = torch.cat([parts[song] for song, _ in sequences_of(states)])
+        return packing.conditions_ND.index_add(0, packing.placing.target_rows, targets)
 
     def update(self, states: Sequence[SongState], out_NC: Tensor, spans: SongRows) -> None:
         """Guidance and the sampler rows, on the network's packed output."""
@@ -512,14 +512,21 @@ class Denoiser:
     def _pack(self, states: Sequence[SongState]) -> _Packing:
         key = tuple((state.serial, state.guided) for state in states)
         if self._packing is None or self._packing[0] != key:
+            self._packing = None  # the batch before this one goes as its songs leave it
             self._packing = (key, self._lay_out(states))
         return self._packing[1]
 
     def _lay_out(self, states: Sequence[SongState]) -> _Packing:
-        conditions = [states[song].conditions[branch] for song, branch in sequences_of(states)]
-        placing = self._place(states)
-        kv = pack_lyrics(self.dit, states, placing.layout.rows)
-        return _Packing(placing, torch.cat(conditions), kv)
+        """Songs keep views of what is packed, so that nothing lies in memory twice."""
+        placing, sequences = self._place(states), sequences_of(states)
+        conditions = [states[song].conditions[branch] for song, branch in sequences]
+        conditions_ND = torch.cat(conditions)
+        rows = conditions_ND.split([len(one) for one in conditions])
+        for (song, branch), own in zip(sequences, rows, strict=True):
+            first, second = states[song].conditions
+            states[song].conditions = (own, second) if branch == 0 else (first, own)
+        del conditions
+        return _Packing(placing, conditions_ND, pack_lyrics(self.dit, states, placing.layout.rows))
 
     def _place(self, states: Sequence[SongState]) -> Placing:
         lyric_starts = list(

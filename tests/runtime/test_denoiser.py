@@ -99,3 +99,26 @@ def test_kept_may_hold_nan_before_it_is_written() -> None:
         x, torch.full_like(x, float("nan")), out, None, rows, SongRows(((0, 4, 0, -1),))
     )
     assert torch.equal(new, torch.full_like(x, 2.0)) and torch.equal(kept, out)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cross_attention": "parallel"}], ids=str)
+def test_a_batch_lies_in_memory_once(changes: dict[str, object]) -> None:
+    """Songs keep views of what is packed, and move on as the batch changes; what they hold stays
+    what it was."""
+    denoiser = make_denoiser(**changes)
+    songs = [song(n, n // 3, seed=n, steps=4, guidance=2.0) for n in (20, 9)]
+    states = [denoiser.prepare(s) for s in songs]
+
+    def held() -> list[torch.Tensor]:
+        return [t for s in states for t in (*s.conditions, *(x for kv in s.kv for x in kv))]
+
+    before = [one.clone() for one in held()]
+    for batch in (states, states[1:], states[::-1]):
+        denoiser.step(batch)
+        packed = denoiser._pack(batch)
+        packings = {t.untyped_storage().data_ptr() for kv in packed.kv for t in kv[:2]}
+        packings.add(packed.conditions_ND.untyped_storage().data_ptr())
+        for state in batch:
+            own = [*state.conditions, *(x for kv in state.kv for x in kv)]
+            assert {one.untyped_storage().data_ptr() for one in own} <= packings
+    assert all(torch.equal(a, b) for a, b in zip(before, held(), strict=True))
