@@ -243,9 +243,7 @@ class DitBlock(nn.Module):
         self, x_ND: Tensor, y_THK: Tensor, gate1: Tensor, runs: AnyRuns
     ) -> tuple[Tensor, Tensor]:
         """The residual stream behind self-attention, and the queries of cross-attention."""
-        y_ND = each_row(self.out, y_THK.flatten(-2))
-        x_ND, h_ND = ops.residual_norm(x_ND, y_ND, gate1, None, None, runs)
-        del y_ND
+        x_ND, h_ND = ops.residual_norm(x_ND, self.out(y_THK.flatten(-2)), gate1, None, None, runs)
         return x_ND, each_row(self._cross_queries, h_ND)
 
     def _cross_queries(self, h_ND: Tensor) -> Tensor:
@@ -268,9 +266,7 @@ class DitBlock(nn.Module):
         block.
         """
         last, gate = (self.out, gate1) if self.parallel else (self.cross_out, None)
-        y_ND = each_row(last, y_THK.flatten(-2))
-        x_ND, h_ND = ops.residual_norm(x_ND, y_ND, gate, shift2, scale2, runs)
-        del y_ND
+        x_ND, h_ND = ops.residual_norm(x_ND, last(y_THK.flatten(-2)), gate, shift2, scale2, runs)
         y_ND = each_row(lambda rows_ND: self.down(linear_gelu(self.up, rows_ND)), h_ND)
         del h_ND
         return ops.residual_norm(x_ND, y_ND, gate2, next_shift, next_scale, runs)
