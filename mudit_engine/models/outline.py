@@ -31,6 +31,7 @@ from mudit_engine.models.outline_columns import (
     control_columns,
     melody_columns,
     optional_columns,
+    spread,
 )
 from mudit_engine.text.harmony import key_parts
 from mudit_engine.text.length import BEATS
@@ -132,7 +133,7 @@ def outline_rows(
         features_TF[:, KEY + tonic] = 1
         features_TF[:, KEY + 12 + int(mode == "minor")] = 1
     for chord in outline.chords:
-        sounding = (centre_T >= chord.start) & (centre_T < chord.end)
+        sounding = slice(*np.searchsorted(centre_T, (chord.start, chord.end)))
         features_TF[sounding, CHORD + chord.symbol.root] = 1
         for pitch_class in chord.symbol.pitch_classes:
             features_TF[sounding, CHORD + 12 + pitch_class] = 1
@@ -219,9 +220,7 @@ def _sounding(
     # a frame more on either side than the span reaches: the shares themselves decide
     first = np.clip(np.floor(spans_L2[sung, 0] * frame_rate) - 1, 0, frames).astype(np.int64)
     last = np.clip(np.ceil(spans_L2[sung, 1] * frame_rate) + 1, 0, frames).astype(np.int64)
-    counts = np.maximum(last - first, 0)
-    token = np.repeat(np.arange(len(sung)), counts)
-    frame = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts - first, counts)
+    token, frame = spread(first, last)
     left, bounds = frame / frame_rate, spans_L2[sung[token]]
     overlap = np.minimum(left + 1 / frame_rate, bounds[:, 1]) - np.maximum(left, bounds[:, 0])
     share = np.clip(overlap, 0, None) * frame_rate
@@ -240,11 +239,16 @@ def _sounding(
 def _syllable_progress(times_L2: np.ndarray, centre_T: np.ndarray) -> np.ndarray:
     """[T, 3]: whether a syllable is sung, seconds since its start and until its end (at most 1)."""
     out = np.zeros((len(centre_T), 3), np.float32)
-    for start, end in np.unique(times_L2[times_L2[:, 0] >= 0], axis=0) if len(times_L2) else ():
-        inside = slice(*np.searchsorted(centre_T, (start, end)))
-        out[inside, 0] = 1
-        out[inside, 1] = np.minimum(centre_T[inside] - start, 1)
-        out[inside, 2] = np.minimum(end - centre_T[inside], 1)
+    if not len(times_L2):
+        return out
+    start, end = np.unique(times_L2[times_L2[:, 0] >= 0], axis=0).T
+    number, frame = spread(np.searchsorted(centre_T, start), np.searchsorted(centre_T, end))
+    sung = np.full(len(centre_T), -1)
+    np.maximum.at(sung, frame, number)  # where two overlap, the later one
+    inside = np.flatnonzero(sung >= 0)
+    out[inside, 0] = 1
+    out[inside, 1] = np.minimum(centre_T[inside] - start[sung[inside]], 1)
+    out[inside, 2] = np.minimum(end[sung[inside]] - centre_T[inside], 1)
     return out
 
 

@@ -60,20 +60,33 @@ def melody_columns(
 ) -> np.ndarray:
     """fp32 [T, 12 + PITCHES + 1]. Notes outside of the columns are moved in by octaves."""
     out = np.zeros((frames, WIDTHS["melody"]), np.float32)
-    for start, end, midi in notes:
-        pitch = round(midi)
-        pitch += 12 * max(0, -((pitch - LOWEST_PITCH) // 12))
-        pitch -= 12 * max(0, -((HIGHEST_PITCH - pitch) // 12))
-        first = max(0, int(start * frame_rate))
-        last = min(frames, int(np.ceil(end * frame_rate)))
-        left = np.arange(first, last) / frame_rate
-        share = np.minimum(left + 1 / frame_rate, end) - np.maximum(left, start)
-        share = np.clip(share, 0, None) * frame_rate
-        out[first:last, pitch % 12] += share
-        out[first:last, 12 + pitch - LOWEST_PITCH] += share
-        if first < frames:
-            out[first, -1] = 1
+    start, end, midi = np.asarray(notes, np.float64).reshape(-1, 3).T
+    pitch = np.rint(midi).astype(np.int64)
+    pitch += 12 * np.maximum(0, -((pitch - LOWEST_PITCH) // 12))
+    pitch -= 12 * np.maximum(0, -((HIGHEST_PITCH - pitch) // 12))
+    first = np.maximum(0, (start * frame_rate).astype(np.int64))
+    last = np.minimum(frames, np.ceil(end * frame_rate).astype(np.int64))
+    note, frame = spread(first, last)
+    left = frame / frame_rate
+    share = np.minimum(left + 1 / frame_rate, end[note]) - np.maximum(left, start[note])
+    share = np.clip(share, 0, None) * frame_rate
+    # in the order of the notes: two of one frame are added up
+    np.add.at(out, (frame, pitch[note] % 12), share)
+    np.add.at(out, (frame, 12 + pitch[note] - LOWEST_PITCH), share)
+    out[first[first < frames], -1] = 1
     return GAIN * out
+
+
+def spread(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All places of the ranges [first, last), and which range each is of, in the ranges' order.
+
+    Examples:
+        >>> spread(np.array([3, 0]), np.array([5, 1]))
+        (array([0, 0, 1]), array([3, 4, 0]))
+    """
+    counts = np.maximum(last - first, 0)
+    places = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts - first, counts)
+    return np.repeat(np.arange(len(counts)), counts), places
 
 
 def arrangement_columns(
@@ -83,14 +96,16 @@ def arrangement_columns(
     out = np.zeros((frames, WIDTHS["arrangement"]), np.float32)
     centre_T = (np.arange(frames) + 0.5) / frame_rate
     for one in sections:
-        inside = (centre_T >= one.start) & (centre_T < one.end)
+        first, last = np.searchsorted(centre_T, (one.start, one.end))
+        inside = slice(first, max(first, last))
         out[inside, SECTION_KINDS.index(one.kind)] = 1
         for player in one.plays:
             out[inside, SECTION + BAND.index(player)] = 1
         left = SECTION + len(BAND)
         out[inside, left] = one.energy
         if one.fill and bpm:
-            out[inside & (centre_T >= one.end - FILL_BEATS * 60 / bpm), left + 1] = 1
+            fill = np.searchsorted(centre_T, one.end - FILL_BEATS * 60 / bpm)
+            out[max(first, fill) : inside.stop, left + 1] = 1
         near = np.clip(1 - (one.end - centre_T[inside]) / FAR_SECONDS, 0, 1)
         out[inside, left + 2] = near
         if one.ends:
