@@ -27,6 +27,7 @@ from .adaln_kernels import norm_bwd_kernel, norm_fwd_kernel, shape_of_program
 from .rows import (
     DTYPES,
     aligned,
+    by_pieces,
     cdiv,
     check_rows,
     check_written,
@@ -57,7 +58,7 @@ def layer_norm_modulate_reference(
         return F.layer_norm(x_TD, width, eps=eps)
     # under autocast tables may be of other types than the rows; layer_norm takes one alone
     scales, shifts = (1 + scale_RD.to(x_TD.dtype)).unbind(), shift_RD.to(x_TD.dtype).unbind()
-    if len(runs.items) > 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if len(runs.items) > 1 and by_pieces(x_TD):
         h = None  # a run is normalised and put in place before the next one
         for rows, r in runs.slices():
             part = F.layer_norm(x_TD[rows], width, scales[r], shifts[r], eps)

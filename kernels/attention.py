@@ -23,7 +23,7 @@ from . import attention_forward
 from .attention_backward import backward, backward_configs
 from .attention_forward import Config, forward, forward_config
 from .rotary import rotate_reference
-from .rows import on_device, unobserved
+from .rows import by_pieces, on_device, unobserved
 from .worklist import Segments
 
 
@@ -44,7 +44,7 @@ def attention_reference(
     for the rotation.
     """
     heads = k.shape[1]
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if by_pieces(q):
         return _attend_in_place(q, k, v, segments, cos, sin, scale)
     outs = []
     for stream, query in enumerate(q.unflatten(1, (-1, heads)).unbind(1)):

@@ -24,6 +24,18 @@ import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PIECE = 1 << 20
+"""Elements of a piece where references work piece by piece: less has no memory to save, and more
+calls cost the host more."""
+
+
+def by_pieces(x: Tensor) -> bool:
+    """Whether a reference makes what is like x a segment or a run at a time: x is large, nothing
+    is recorded and nothing compiled.
+    """
+    return (
+        x.numel() >= 2 * PIECE and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    )
 
 
 def cdiv(a: int, b: int) -> int:

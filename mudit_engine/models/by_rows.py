@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from mudit_engine import ops
+from mudit_engine.kernels.rows import PIECE
 
 # Products of 256 to 2,048 rows, 1,536 wide, took as long a row as those of 5,508 did, and gave the
 # same bits (one thread). A smaller step has nothing to save, and each thread wants rows of its own.
-ELEMENTS = 1 << 20
+ELEMENTS = PIECE
 
 
 def row_pieces(x_ND: Tensor) -> list[slice] | None:

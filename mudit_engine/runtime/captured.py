@@ -331,10 +331,11 @@ def pack_lyrics(
     counts = [len(state.kv[0][0]) for state in states]
     if dit.config.cross_attention == "parallel":
         packed = joint_keys([state.kv for state in states], rows)
-        for block, (k, v, first) in enumerate(packed):
-            place = slice(first, first + sum(counts))
-            _share(states, block, k[place].split(counts), v[place].split(counts))
-        return list(packed)
+        for block, held in enumerate(packed):
+            first = held.offset if isinstance(held, JointKeys) else 0
+            k, v = (t[first : first + sum(counts)].split(counts) for t in held[:2])
+            _share(states, block, k, v)
+        return packed
     kv = []
     for block in range(len(dit.blocks)):
         k = torch.cat([state.kv[block][0] for state in states])

@@ -10,6 +10,7 @@ from torch.library import opcheck
 
 from elementwise import DTYPES, NAMES, compare, layouts, results
 from mudit_engine.kernels import adaln
+from mudit_engine.kernels import rows as row_helpers
 from mudit_engine.kernels.adaln import (
     layer_norm_modulate,
     layer_norm_modulate_reference,
@@ -99,6 +100,18 @@ def test_residual_of_mixed_runs(kind, dtype, device):
 @pytest.mark.parametrize("modulated", [False, True], ids=["plain", "modulated"])
 def test_norm_of_mixed_runs(modulated, dtype, device):
     check_norm(MIXED, 72, dtype, device, modulated=modulated)
+
+
+def test_the_reference_gives_the_same_in_pieces(monkeypatch):
+    """Large inputs without gradients: a run at a time."""
+    runs = Runs(MIXED)
+    x, shift, scale = torch.randn(runs.rows, 24), *torch.randn(2, TABLE_ROWS, 24)
+    found = []
+    for piece in (1, 1 << 40):
+        monkeypatch.setattr(row_helpers, "PIECE", piece)
+        with torch.no_grad():
+            found.append(layer_norm_modulate_reference(x, shift, scale, runs))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("width", [8, 64, 264, 1536, 1544, 8192], ids="D{}".format)

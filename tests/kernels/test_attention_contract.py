@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attention_cases import Case, assert_close, make_case
-from mudit_engine.kernels import attention_forward
+from mudit_engine.kernels import attention_forward, rows
 from mudit_engine.kernels.attention import (
     _blocks,
     attention,
@@ -211,3 +211,23 @@ def test_errors_say_what_to_do(change, message):
     )
     with pytest.raises(ValueError, match=message):
         attention(given.pop("q"), given.pop("k"), given.pop("v"), given.pop("segments"), **given)
+
+
+@pytest.mark.parametrize("rotate", [True, False])
+def test_the_reference_gives_the_same_in_pieces(rotate, monkeypatch):
+    """Large inputs without gradients: a segment at a time, with rows that no segment covers and
+    segments without keys.
+    """
+    case = make_case([33, 5, 17], keys=[9, 0, 30], head_dim=64, heads=2, rotate=rotate)
+    covered = case.segments
+    uncovered = Segments(tuple((q + 2, n, k, m, s) for q, n, k, m, s in covered.items[:1]))
+    for segments in (covered, uncovered):
+        found = []
+        for piece in (1, 1 << 40):
+            monkeypatch.setattr(rows, "PIECE", piece)
+            with torch.no_grad():
+                found.append(
+                    attention_reference(case.q, case.k, case.v, segments, case.cos, case.sin)
+                )
+        assert torch.equal(*found)
+        assert not found[0].isnan().any()
