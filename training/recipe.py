@@ -21,6 +21,7 @@ from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.recipe_stages import (
     AlignStage,
     ChinMuStage,
+    DistillStage,
     DitStage,
     LoraConfig,
     LyricsStage,
@@ -36,10 +37,13 @@ _SECTIONS = {
     "dit-pretrain": "dit",
     "dit-finetune": "dit",
     "dit-align": "dit",
+    "dit-distill": "dit",
     "lyrics": "lyrics",
 }
 
-TaskName = Literal["vae", "chinmu", "dit-pretrain", "dit-finetune", "dit-align", "lyrics"]
+TaskName = Literal[
+    "vae", "chinmu", "dit-pretrain", "dit-finetune", "dit-align", "dit-distill", "lyrics"
+]
 
 
 class DataConfig(Section):
@@ -341,6 +345,7 @@ class Recipe(Section):
     )
     lyrics: LyricsStage = LyricsStage()
     align: AlignStage = AlignStage()
+    distill: DistillStage = DistillStage()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -373,14 +378,15 @@ class Recipe(Section):
                 "vae.train=decoder keeps the encoder of a trained codec: set init to its model "
                 "folder"
             )
-        if "align" in self.model_fields_set and self.task != "dit-align":
+        for section in ("align", "distill"):
+            if section in self.model_fields_set and self.task != f"dit-{section}":
+                raise ValueError(
+                    f"section '{section}' has no effect on task '{self.task}': remove it (it is "
+                    f"for 'dit-{section}')"
+                )
+        if self.task in ("dit-align", "dit-distill") and self.lora is None:
             raise ValueError(
-                f"section 'align' has no effect on task '{self.task}': remove it (it is for "
-                "'dit-align')"
-            )
-        if self.task == "dit-align" and self.lora is None:
-            raise ValueError(
-                "task 'dit-align' trains a LoRA, whose base is what it is measured against: set "
+                f"task '{self.task}' trains a LoRA, whose base is what it is measured against: set "
                 "init to a model folder, and lora, for example lora.rank=16"
             )
         if (self.guard.patience or self.guard.limits) and not self.log.validate_every:
@@ -443,8 +449,7 @@ class Recipe(Section):
         load_recipe takes back.
         """
         others = set(_SECTIONS.values()) - {_SECTIONS[self.task]}
-        if self.task != "dit-align":
-            others.add("align")
+        others |= {one for one in ("align", "distill") if self.task != f"dit-{one}"}
         return self.model_dump(mode="json", exclude=others)
 
     def model_config_resolved(self) -> ModelConfig:

@@ -231,6 +231,22 @@ class AlignStage(Section):
     )
 
 
+class DistillStage(Section):
+    """Fewer steps by a LoRA (training/tasks/distill.py): those of model_overrides.sampler."""
+
+    substeps: int = Field(
+        6, ge=1, description="steps of the teacher, which is the base, for one of the student"
+    )
+    guidance: float = Field(
+        3.0, ge=1, description="of the teacher; the student learns it and runs without"
+    )
+
+
+def teacher_passes(stage: DistillStage) -> int:
+    """Forward passes of the teacher for one of the student: guidance runs two a step."""
+    return stage.substeps * (1 if stage.guidance == 1 else 2)
+
+
 class LoraConfig(Section):
     """Low-rank additions to the song transformer's matrices; everything else stays as `init` has
     it (models/lora.py).

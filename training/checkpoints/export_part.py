@@ -42,6 +42,7 @@ PART_OF_TASK: dict[str, Part] = {
     "dit-pretrain": "dit",
     "dit-finetune": "dit",
     "dit-align": "dit",
+    "dit-distill": "dit",
 }
 PHASE_OF_PART = {"vae": "generator", "chinmu": "model", "dit": "model"}
 

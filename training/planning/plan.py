@@ -51,7 +51,7 @@ from mudit_engine.training.planning.state_bytes import (
 )
 from mudit_engine.training.planning.step_cost import Checkpointing, CostModel, Pack
 from mudit_engine.training.recipe import OptimizerConfig, ParallelConfig, Recipe
-from mudit_engine.training.recipe_stages import LoraConfig
+from mudit_engine.training.recipe_stages import LoraConfig, teacher_passes
 
 MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
 MOST_MICRO_BATCHES = 16
@@ -82,6 +82,7 @@ class Request:
     save_every: int = 500
     lora: LoraConfig | None = None  # activations and time are taken as those of whole weights
     asynchronous: bool = False  # whether a save is written beside the steps
+    taught: int = 0  # forward passes of a teacher in each micro-batch
 
 
 def of_recipe(request: Request, recipe: Recipe) -> Request:
@@ -102,6 +103,7 @@ def of_recipe(request: Request, recipe: Recipe) -> Request:
         loader_threads=recipe.data.loader_threads,
         save_every=recipe.checkpoint.every,
         asynchronous=recipe.checkpoint.asynchronous is not False,  # a plan is of GPUs
+        taught=teacher_passes(recipe.distill) if recipe.task == "dit-distill" else 0,
     )
 
 
@@ -394,6 +396,9 @@ def _option(
         seconds, flops = step_seconds(
             parameters, sharding, cost, packing, sent, micro_batches, cluster
         )
+        if request.taught:
+            rate = cluster.peak_flops(request.precision) * cluster.assumptions.gemm
+            seconds["teacher"] = request.taught * flops / 3 / rate * micro_batches
         seconds["data"] = data_seconds(request, packing, micro_batches, cluster, seconds)
         seconds["checkpoint"] = save_seconds(request, memory, cluster, seconds)
         return seconds, flops

@@ -38,6 +38,7 @@ TIME = {
     "traffic": "#0c8599",
     "host": "#ffd43b",
     "imbalance": "#ffa94d",
+    "teacher": "#2b8a3e",
     "communication": "#e8590c",
     "optimiser": "#868e96",
 }

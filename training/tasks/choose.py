@@ -44,6 +44,10 @@ def make_task(recipe: Recipe, shards: Shards) -> Task:
         from mudit_engine.training.tasks.align import AlignTask
 
         return AlignTask(recipe, shards)
+    if recipe.task == "dit-distill":
+        from mudit_engine.training.tasks.distill import DistillTask
+
+        return DistillTask(recipe, shards)
     from mudit_engine.training.tasks.dit import DitTask
 
     return DitTask(recipe, shards)
