@@ -85,6 +85,8 @@ ELSEWHERE = {
     "lyrics score --run": "needs a run; tests/cli/test_lyrics_write.py",
     "--model Qwen": "needs a model of the hub; tests/lyric_model",
     "--model http": "needs a server; tests/lyric_model/test_server.py",
+    "train tiny-dit-fewstep": "needs latents; tests/training/tasks/test_distill.py",
+    "train --export runs/fewstep": "needs a run; tests/training/tasks/test_distill.py",
     "train lyrics-small": "twenty minutes; tests/training/tasks/test_lyrics.py",
     "data synth": "needs espeak-ng and fluidsynth; tests/training/corpus",
     "data stats": "needs a corpus; tests/training/corpus",
