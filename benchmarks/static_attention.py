@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mudit_engine.benchmarks.peers_attention import peer_backward, peer_forward
 from mudit_engine.benchmarks.static_figures import PEER, as_text, figures, write
-from mudit_engine.kernels import attention_hopper
+from mudit_engine.kernels import attention_hopper, attention_hopper_backward
 from mudit_engine.kernels.attention_backward import backward, backward_configs
-from mudit_engine.kernels.attention_forward import Config, forward, forward_config
+from mudit_engine.kernels.attention_forward import OLD_TRITON, Config, forward, forward_config
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling.aot import ARCHITECTURES, KernelBuild, compile_for
 from mudit_engine.profiling.schedule import register_grants, schedule
@@ -41,7 +41,7 @@ VARIANTS = {
 }
 DTYPE_OF = {"bf16": "bf16", "fp16": "fp16", "tf32": "fp32", "ieee": "fp32"}
 HOPPER = {"bf16": "hopper-bf16", "fp16": "hopper-fp16"}
-"""Variants of the warp-specialised forward: those that it takes."""
+"""Variants of the warp-specialised kernels: those that they take."""
 # matrix products of one tile pair: q k, p v | q k, do v, ds k | q k, p do, do v, ds q
 PRODUCTS = {"fwd": 2, "bwd_dq": 3, "bwd_dkv": 4}
 
@@ -203,14 +203,49 @@ def hopper(head_dim: int, variant: str) -> list[dict[str, Any]]:
         element=dtype.itemsize,
         rotate=True,
     )
-    return [found | order_of_loop(build) | {"bytes_moved": moved}]
+    return [found | order_of_loop(build, config) | {"bytes_moved": moved}]
 
 
-def order_of_loop(build: KernelBuild) -> dict[str, Any]:
+def hopper_keys(head_dim: int, variant: str) -> list[dict[str, Any]]:
+    """The same of the warp-specialised key gradients; none with a Triton that refuses them."""
+    if OLD_TRITON:
+        return []
+    dtype, _ = VARIANTS[variant]
+    config = attention_hopper_backward.dkv_config(head_dim)
+    table = Segments.self_attention([ROWS]).key_tiles(config.block_k, "cpu")
+    q, k, v = torch.zeros(ROWS, 3 * HEADS, head_dim, dtype=dtype).split(HEADS, 1)
+    d_out, dk, dv = torch.zeros(3, ROWS, HEADS, head_dim, dtype=dtype).unbind()
+    state = torch.zeros(HEADS, ROWS, 2)
+    with compile_for("sm_90") as builds:
+        attention_hopper_backward.key_gradients(
+            q, k, v, d_out, state, dk, dv, table, scale=head_dim**-0.5
+        )
+    (build,) = builds
+    found = row(
+        build,
+        op="bwd_dkv",
+        variant=HOPPER[variant],
+        head_dim=head_dim,
+        dtype=DTYPE_OF[variant],
+        config=replace(config, block_k=config.block_k // 2),
+    )
+    moved = requested_bytes(
+        "bwd_dkv",
+        table,
+        config,
+        head_dim=head_dim,
+        heads=HEADS,
+        element=dtype.itemsize,
+        rotate=True,
+    )
+    return [found | order_of_loop(build, config) | {"bytes_moved": moved}]
+
+
+def order_of_loop(build: KernelBuild, config: Config) -> dict[str, Any]:
     """What profiling/schedule.py reads of a loop: the worst of its copies."""
     trips = schedule(build.sass)
     return {
-        "tile": [attention_hopper.CONFIG.block_q, attention_hopper.CONFIG.block_k, 12, 2],
+        "tile": [config.block_q, config.block_k, 12, config.stages],
         "loops": len(trips),
         "loop_registers": max(trip.registers for trip in trips),
         "register_grants": sorted(set(register_grants(build.sass))),
@@ -256,7 +291,7 @@ def run(
             for variant in variants:
                 rows += ours(arch, head_dim, variant)
                 if arch == "sm_90" and variant in HOPPER:
-                    rows += hopper(head_dim, variant)
+                    rows += hopper(head_dim, variant) + hopper_keys(head_dim, variant)
             if with_peers and arch in ("sm_80", "sm_90"):
                 rows += tutorial(arch, head_dim)
     return rows

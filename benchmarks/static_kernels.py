@@ -171,10 +171,10 @@ def work(job: Job) -> list[Any]:
         assert job.arch and job.head_dim
         return ours(job.arch, job.head_dim, "tf32" if job.dtype == "fp32" else job.dtype)
     if job.kind == "hopper":
-        from mudit_engine.benchmarks.static_attention import hopper
+        from mudit_engine.benchmarks.static_attention import hopper, hopper_keys
 
         assert job.head_dim
-        return hopper(job.head_dim, job.dtype)
+        return hopper(job.head_dim, job.dtype) + hopper_keys(job.head_dim, job.dtype)
     if job.kind == "elementwise":
         from mudit_engine.benchmarks.static_elementwise import compiled, traffic
 

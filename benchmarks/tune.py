@@ -197,7 +197,8 @@ def _attention(
     providers: dict[str, Callable[[], Any]] = {}
     skipped = {}
     for name, backend in ATTENTION.items():
-        if name == "flash":  # stands for one of the others
+        # stands for one of the others; or differs from another in its gradients alone
+        if name == "flash" or (name == "hopper-grad" and not grad):
             continue
         if (refused := backend.refuses(call)) is not None:
             skipped[name] = str(refused)

@@ -346,9 +346,12 @@ def record(
     sin: Tensor | None,
     scale: float | None,
     precision: str,
+    *,
+    block_k: int | None = None,
 ) -> Tensor:
     """attention() by a forward operator with attention_fwd's arguments, where gradients or traces
-    are wanted. block_q: rows of its query tiles, None for attention_fwd's own.
+    are wanted. block_q: rows of its query tiles, None for attention_fwd's own; block_k: of the
+    tiles of the key gradients, None for attention_bwd's own.
     """
     _check(q, k, v, segments, cos, sin, precision)
     streams, head_dim = q.shape[1] // k.shape[1], q.shape[2]
@@ -360,7 +363,7 @@ def record(
         segments.check_keys_apart()
         dq_tiles, dkv_tiles = (
             segments.query_tiles(block_dq, q.device),
-            segments.key_tiles(block_dkv, q.device),
+            segments.key_tiles(block_k or block_dkv, q.device),
         )
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     cos, sin = (None if x is None else x.contiguous() for x in (cos, sin))

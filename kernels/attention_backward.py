@@ -15,6 +15,8 @@ leaves what the second, over key tiles, needs of every query row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -73,10 +75,11 @@ def backward(
     d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     cos: Tensor | None, sin: Tensor | None, q_tiles: Tensor, k_tiles: Tensor,
     configs: tuple[Config, Config], *, scale: float, precision: str, q_covered: bool,
-    k_covered: bool,
+    k_covered: bool, key_gradients: Callable[..., None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq of q's shape, dk and dv of k's, all contiguous. d_lse is the gradient of lse, or None; out
-    and lse are what forward() returned.
+    and lse are what forward() returned. key_gradients: launches another kernel for dk and dv
+    (attention_hopper_backward.key_gradients).
 
     q_tiles and k_tiles are Segments.query_tiles(configs[0].block_q) and
     Segments.key_tiles(configs[1].block_k); covered says that they reach every row, so that nothing
@@ -107,7 +110,9 @@ def backward(
             BLOCK_K=by_query.block_k, ROTATE=cos is not None, TMA=tma, PRECISION=precision,
             num_warps=by_query.warps, num_stages=by_query.stages,
         )  # fmt: skip
-    if k_tiles.shape[0]:
+    if key_gradients is not None:
+        key_gradients(rotated, k, v, d_out, state, dk, dv, k_tiles, scale=scale)
+    elif k_tiles.shape[0]:
         tma = by_key.tma and describable(rotated) and describable(d_out)
         q_main, q_rest = describe(rotated, by_key.block_q, head_dim) if tma else (None, None)
         do_main, do_rest = describe(d_out, by_key.block_q, head_dim) if tma else (None, None)

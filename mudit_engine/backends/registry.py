@@ -22,7 +22,7 @@ from mudit_engine.backends.grouped import grouped_attention
 from mudit_engine.backends.varlen import package_varlen, torch_varlen, varlen_attention
 from mudit_engine.errors import InputError, MissingError, MuditError
 from mudit_engine.kernels import attention as kernels
-from mudit_engine.kernels import attention_hopper
+from mudit_engine.kernels import attention_hopper, attention_hopper_backward
 from mudit_engine.kernels.worklist import Segments
 
 Attend = Callable[..., Tensor]
@@ -121,21 +121,25 @@ def _half(call: Asked, name: str, *, widest: int, step: int = 8) -> MuditError |
     return None
 
 
-def _hopper(call: Asked) -> MuditError | None:
+def _hopper(
+    call: Asked,
+    name: str = "hopper",
+    refusal: Callable[[torch.device], str | None] = attention_hopper.refusal,
+) -> MuditError | None:
     if call.dtype not in HALVES or call.head_dim not in kernels.HEAD_DIMS:
         return InputError(
-            f"backend 'hopper' takes head widths {', '.join(map(str, kernels.HEAD_DIMS))} in "
+            f"backend '{name}' takes head widths {', '.join(map(str, kernels.HEAD_DIMS))} in "
             f"bfloat16 and float16, not {call.head_dim} in {_name(call.dtype)}: use 'triton'"
         )
     if call.grad and call.shared_keys:
-        return InputError("backend 'hopper' has no gradients for keys that two segments share")
+        return InputError(f"backend '{name}' has no gradients for keys that two segments share")
     if call.device == "cuda" and call.capability != attention_hopper.CAPABILITY:
         return MissingError(
-            f"backend 'hopper' runs on an NVIDIA H100, H200 or GH200, and this card has capability "
+            f"backend '{name}' runs on an NVIDIA H100, H200 or GH200, and this card has capability "
             f"{call.capability / 10:.1f}: use 'triton'"
         )
-    reason = attention_hopper.refusal(torch.device(call.device))
-    return None if reason is None else MissingError(f"backend 'hopper': {reason}")
+    reason = refusal(torch.device(call.device))
+    return None if reason is None else MissingError(f"backend '{name}': {reason}")
 
 
 # name -> (import name, what it is called, cards by capability)
@@ -247,5 +251,11 @@ _ENTRIES = (
         "sdpa", "torch's SDPA, segments of equal shape in one batch", _nothing, grouped_attention
     ),
     Backend("flex", "torch's flex_attention with a block mask", _flex, flex),
+    Backend(
+        "hopper-grad",
+        "the same as hopper, with gradients of the keys by it, too",
+        functools.partial(_hopper, name="hopper-grad", refusal=attention_hopper_backward.refusal),
+        attention_hopper_backward.attention_hopper_grad,
+    ),
 )
 ATTENTION = {entry.name: entry for entry in _ENTRIES}

@@ -1,9 +1,12 @@
 """Runs a warp-specialised Gluon kernel for Hopper on the CPU, with everything asynchronous as late
 and as early as it may be. Triton's interpreter does not run Gluon; this runs the subset that
-kernels/attention_hopper_kernels.py is written in, from its source.
+kernels/attention_hopper_kernels.py and attention_hopper_backward_kernels.py are written in, from
+their source.
 
     with simulated(seed=3) as kernel:                     # what attention_hopper.forward launches
         out, lse = attention_hopper.forward(q, k, v, cos, sin, tiles, config, ...)
+    with simulated(seed=3, backward=True):
+        attention_hopper_backward.key_gradients(q, k, v, d_out, state, dk, dv, tiles, scale=scale)
 
 Partitions are threads of which one runs at a time; at every synchronisation a random one goes on
 (some are starved, by the seed). A fault is raised where a program
@@ -40,6 +43,7 @@ import torch
 from torch import Tensor
 
 KERNELS = "mudit_engine.kernels.attention_hopper_kernels"
+BACKWARD = "mudit_engine.kernels.attention_hopper_backward_kernels"
 
 
 class SynchronisationFault(AssertionError):
@@ -289,7 +293,12 @@ class Block:
 def _language() -> SimpleNamespace:
     """triton.experimental.gluon.language, as far as it is used."""
 
-    def load(pointer: Pointer, mask: Tensor | None = None, other: float | None = None) -> Tensor:
+    def load(
+        pointer: Pointer,
+        mask: Tensor | None = None,
+        other: float | None = None,
+        volatile: bool = False,
+    ) -> Tensor:
         at, mask = pointer.places(mask)
         flat = pointer.memory.flat
         if other is None:
@@ -479,11 +488,13 @@ def _jit(function: Callable[..., Any] | None = None, **_: Any) -> Any:
     return Kernel if function is None else Kernel(function)
 
 
-def load(change: Callable[[ast.Module], ast.Module] | None = None) -> dict[str, Any]:
-    """The names of the kernel file, executed with the simulated language in the place of Triton's.
+def load(
+    change: Callable[[ast.Module], ast.Module] | None = None, *, kernels: str = KERNELS
+) -> dict[str, Any]:
+    """The names of a kernel file, executed with the simulated language in the place of Triton's.
     change: edits its syntax tree before.
     """
-    found = importlib.util.find_spec(KERNELS)
+    found = importlib.util.find_spec(kernels)
     assert found is not None and found.origin is not None
     tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     tree = change(tree) if change else tree
@@ -493,13 +504,15 @@ def load(change: Callable[[ast.Module], ast.Module] | None = None) -> dict[str, 
         "triton.experimental.gluon": SimpleNamespace(jit=_jit, language=language),
         "triton.experimental.gluon.language.nvidia.hopper": _hopper(),
     }
+    if kernels != KERNELS:  # which imports from the forward's file
+        modules[KERNELS.rpartition(".")[2]] = SimpleNamespace(**load())
 
     def bring(name: str, *rest: Any) -> Any:
         return modules[name] if name in modules else builtins.__import__(name, *rest)
 
-    scope = ModuleType(KERNELS).__dict__
+    scope = ModuleType(kernels).__dict__
     scope |= {
-        "__package__": KERNELS.rpartition(".")[0],
+        "__package__": kernels.rpartition(".")[0],
         "__builtins__": {**vars(builtins), "__import__": bring},
     }
     exec(compile(ast.fix_missing_locations(tree), found.origin, "exec"), scope)
@@ -508,17 +521,22 @@ def load(change: Callable[[ast.Module], ast.Module] | None = None) -> dict[str, 
 
 @contextlib.contextmanager
 def simulated(
-    seed: int = 0, *, change: Callable[[ast.Module], ast.Module] | None = None
+    seed: int = 0,
+    *,
+    change: Callable[[ast.Module], ast.Module] | None = None,
+    backward: bool = False,
 ) -> Iterator[Kernel]:
-    """Within the block kernels/attention_hopper.py launches here instead of on a GPU, on CPU
-    tensors. seed: of the schedule; change: see load().
+    """Within the block kernels/attention_hopper.py, or attention_hopper_backward.py, launches here
+    instead of on a GPU, on CPU tensors. seed: of the schedule; change: see load().
     """
-    from mudit_engine.kernels import attention_hopper
+    from mudit_engine.kernels import attention_hopper, attention_hopper_backward
 
-    kernel: Kernel = load(change)["attention_hopper_kernel"]
+    launcher: Any = attention_hopper_backward if backward else attention_hopper
+    names = load(change, kernels=BACKWARD if backward else KERNELS)
+    kernel: Kernel = names[f"attention_hopper_{'dkv_' if backward else ''}kernel"]
     kernel.seed = seed
-    before, attention_hopper.simulated_kernel = attention_hopper.simulated_kernel, kernel
+    before, launcher.simulated_kernel = launcher.simulated_kernel, kernel
     try:
         yield kernel
     finally:
-        attention_hopper.simulated_kernel = before
+        launcher.simulated_kernel = before

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mudit_engine.kernels.rotary import rope_table
+from mudit_engine.kernels.rotary import rope_table, rotate_reference
 from mudit_engine.kernels.worklist import Segments
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -132,3 +132,27 @@ def assert_close(
             )
         if name == "out" and eps == torch.finfo(torch.bfloat16).eps and want.norm():
             assert (got - want).norm() / want.norm() <= 3e-3
+
+
+def softmax_sums(case: Case) -> torch.Tensor:
+    """lse [S H, T] in float64."""
+    heads = case.k.shape[1]
+    lse = torch.zeros(case.q.shape[1], case.q.shape[0], dtype=torch.float64)
+    for q_start, q_rows, k_start, k_rows, stream in case.segments.items:
+        rows = slice(q_start, q_start + q_rows)
+        for head in range(heads):
+            # one key of zeros beside the values' unit vectors would do; the scores are plainer
+            q_head = stream * heads + head
+            q = rotated(case)[rows, q_head].double()
+            s = q @ case.k[k_start : k_start + k_rows, head].double().T * q.shape[1] ** -0.5
+            lse[q_head, rows] = s.logsumexp(1) if k_rows else -torch.inf
+    return lse
+
+
+def rotated(case: Case) -> torch.Tensor:
+    """The queries after their rotation, rounded as the kernel rounds them."""
+    if case.cos is None:
+        return case.q
+    parts = case.q.float().unflatten(1, (-1, case.k.shape[1])).unbind(1)
+    turned = [rotate_reference(x, case.cos[i], case.sin[i]) for i, x in enumerate(parts)]
+    return torch.cat(turned, 1).to(case.q.dtype)

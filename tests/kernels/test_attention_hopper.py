@@ -4,21 +4,18 @@ and proof that the simulator notices each synchronisation that is missing.
 
 from __future__ import annotations
 
-import ast
 import copy
-import importlib.util
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 
-from attention_cases import NAMES, Case, assert_close, make_case
+from attention_cases import NAMES, Case, assert_close, make_case, softmax_sums
+from hopper_mutations import mutations, noticed
 from mudit_engine.kernels import attention_hopper as hopper
 from mudit_engine.kernels.attention import attention_reference
 from mudit_engine.kernels.worklist import Segments
 from mudit_engine.profiling import simulator
-from mudit_engine.profiling.simulator import SynchronisationFault, simulated
+from mudit_engine.profiling.simulator import simulated
 
 HEADS = (64, 96, 128)
 # songs and lyrics: a tile and a bit, one row, nothing, several tiles that end inside one
@@ -33,32 +30,6 @@ def launch(case: Case, *, programs: int | None = None) -> tuple[torch.Tensor, to
         case.q, case.k, case.v, case.cos, case.sin, tiles, hopper.CONFIG,
         scale=case.q.shape[-1] ** -0.5, precision="tf32", covered=True, programs=programs,
     )  # fmt: skip
-
-
-def softmax_sums(case: Case) -> torch.Tensor:
-    """lse [S H, T] in float64."""
-    heads = case.k.shape[1]
-    lse = torch.zeros(case.q.shape[1], case.q.shape[0], dtype=torch.float64)
-    for q_start, q_rows, k_start, k_rows, stream in case.segments.items:
-        rows = slice(q_start, q_start + q_rows)
-        for head in range(heads):
-            # one key of zeros beside the values' unit vectors would do; the scores are plainer
-            q_head = stream * heads + head
-            q = rotated(case)[rows, q_head].double()
-            s = q @ case.k[k_start : k_start + k_rows, head].double().T * q.shape[1] ** -0.5
-            lse[q_head, rows] = s.logsumexp(1) if k_rows else -torch.inf
-    return lse
-
-
-def rotated(case: Case) -> torch.Tensor:
-    """The queries after their rotation, rounded as the kernel rounds them."""
-    if case.cos is None:
-        return case.q
-    from mudit_engine.kernels.rotary import rotate_reference
-
-    parts = case.q.float().unflatten(1, (-1, case.k.shape[1])).unbind(1)
-    turned = [rotate_reference(x, case.cos[i], case.sin[i]) for i, x in enumerate(parts)]
-    return torch.cat(turned, 1).to(case.q.dtype)
 
 
 def hold(case: Case, *, programs: int | None = None) -> None:
@@ -154,128 +125,18 @@ def test_every_item_has_one_program(items, programs):
 # ---- what the simulator notices
 
 
-def is_call(node: ast.AST, *names: str) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) in names
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """One synchronisation taken away: where, how, and the head width that gets there."""
-
-    line: int
-    kind: str
-    head_dim: int
-
-
-def mutations() -> dict[str, Mutation]:
-    """Each synchronisation of the kernel that can be taken away, found in its source."""
-    tree = ast.parse(Path(importlib.util.find_spec(simulator.KERNELS).origin).read_text())
-    whole = {
-        node.lineno
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "REST > 0"
-        for top in branch.orelse
-        for node in ast.walk(top)
-        if hasattr(node, "lineno")
-    }
-    found = {}
-
-    def add(node: ast.AST, what: str, kind: str) -> None:
-        # a head of 96 is two chunks, one of 64 is whole
-        head_dim = 64 if node.lineno in whole else 96
-        found[f"{node.lineno}: {what}"] = Mutation(node.lineno, kind, head_dim)
-
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and is_call(
-            node.value,
-            "mbarrier.wait",
-            "mbarrier.arrive",
-            "mbarrier.expect",
-            "fence_async_shared",
-        ):
-            add(node, f"no {ast.unparse(node.value)}", "remove")
-        elif is_call(node, "warpgroup_mma_wait"):
-            add(node, f"{ast.unparse(node)} one later", "later")
-            for kept in ast.walk(node.keywords[0].value):
-                if isinstance(kept, ast.Name) and kept.id in ("p1", "p2"):
-                    add(node, f"{kept.id} not kept", f"drop {kept.id}")
-        elif is_call(node, "mbarrier.init") and ast.unparse(node).endswith("count=2)"):
-            add(node, f"{ast.unparse(node)} of one", "count")
-        elif (
-            isinstance(node, ast.For)
-            and "static_range" in ast.unparse(node.iter)
-            and any(is_call(part, "mbarrier.wait") for part in ast.walk(node))
-        ):
-            add(node, f"one round of {ast.unparse(node.iter)}", "once")
-    return found
-
-
-class Mutate(ast.NodeTransformer):
-    def __init__(self, line: int, kind: str) -> None:
-        self.line, self.kind, self.done = line, kind, False
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        if node.lineno == self.line and self.kind == "remove":
-            self.done = True
-            return ast.copy_location(ast.Pass(), node)
-        return self.generic_visit(node)
-
-    def visit_For(self, node: ast.For) -> ast.AST:
-        if node.lineno == self.line and self.kind == "once":
-            node.iter.args[0] = ast.Constant(1)
-            self.done = True
-        return self.generic_visit(node)
-
-    def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        if node.lineno == self.line and self.kind.startswith("drop"):
-            name = self.kind.split()[1]
-            targets, deps = node.targets[0].elts, node.value.keywords[0].value.elts
-            place = [ast.unparse(one) for one in deps].index(name)
-            del targets[place], deps[place]
-            self.done = True
-        return self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if (
-            node.lineno == self.line
-            and self.kind == "later"
-            and is_call(node, "warpgroup_mma_wait")
-        ):
-            node.args[0] = ast.BinOp(node.args[0], ast.Add(), ast.Constant(1))
-            self.done = True
-        if node.lineno == self.line and self.kind == "count" and is_call(node, "mbarrier.init"):
-            node.keywords[0].value = ast.Constant(1)
-            self.done = True
-        return self.generic_visit(node)
-
-
-def noticed(mutation: Mutation, seeds: int) -> str:
-    """What gives a mutant away, or "" when it passes under every schedule."""
-    case = case_of([300, 129], [140, 0], mutation.head_dim)
-
-    def change(tree: ast.Module) -> ast.Module:
-        mutate = Mutate(mutation.line, mutation.kind)
-        tree = mutate.visit(tree)
-        assert mutate.done
-        return tree
-
-    for seed in range(seeds):
-        try:
-            with simulated(seed, change=change):
-                hold(case, programs=2)
-        except SynchronisationFault as fault:
-            return f"seed {seed}: {fault}"
-        except AssertionError as fault:
-            return f"seed {seed}: wrong, {str(fault)[:60]}"
-    return ""
-
-
-MUTATIONS = mutations()
+MUTATIONS = mutations(simulator.KERNELS)
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_missing_synchronisation_is_noticed(name):
-    assert noticed(MUTATIONS[name], seeds=20)
+    case = case_of([300, 129], [140, 0], MUTATIONS[name].head_dim)
+
+    def run(seed, change):
+        with simulated(seed, change=change):
+            hold(case, programs=2)
+
+    assert noticed(MUTATIONS[name], run, seeds=20)
 
 
 def test_there_are_mutations_of_every_kind():
