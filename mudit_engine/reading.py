@@ -27,6 +27,7 @@ from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, parse
 from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.editing import Edit, open_edit, went_on
 from mudit_engine.errors import ConfigError, InputError
+from mudit_engine.hearing import HeardPart, hear_file
 from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.saved_latents import load_latents
 from mudit_engine.models.vae import SpectralVAE
@@ -39,9 +40,10 @@ from mudit_engine.text.descriptions import description_fragments
 from mudit_engine.text.harmony import chord_names
 from mudit_engine.text.lyrics import Lyrics
 from mudit_engine.text.mandarin import is_han
-from mudit_engine.text.outline import Controls, Outline, left_to_reference, plan_song
+from mudit_engine.text.outline import Controls, Outline, SongPlan, plan_song
 from mudit_engine.text.phonemes import PhonemeSequence, read_lyrics
 from mudit_engine.text.vocabulary import Vocabulary
+from mudit_engine.text.wish_tables import ANY_STYLE_BPM, STYLE_BPM
 from mudit_engine.text.wishes import Wishes, read_description
 
 
@@ -203,15 +205,19 @@ class TextReader:
         composed = config.dit.melody or config.dit.arrangement or compose
         melody = _given_melody(request)  # a file that cannot be read is refused by every model
         planned_by = seed if edit is None or edit.plan_seed is None else edit.plan_seed
+        outlined = config.dit.outline and request.planned
+        heard = HeardPart()
+        if outlined and request.reference is not None and edit is None:
+            heard = _heard_in(request, wishes, melody)
         plan_with = partial(
             plan_song,
             wishes,
             longest=config.max_seconds,
-            outlined=config.dit.outline and request.planned,
-            bpm=request.bpm,
-            key=request.key,
-            chords=request.chords,
-            composed=composed and config.dit.outline and request.planned,
+            outlined=outlined,
+            bpm=request.bpm or heard.bpm,
+            key=request.key or heard.key,
+            chords=request.chords or heard.chords,
+            composed=composed and outlined,
             controls=_all_controls(wishes),
         )
         plan = plan_with(
@@ -225,8 +231,7 @@ class TextReader:
             # what is added is played: its sections and tunes are drawn by a seed of their own
             tail = plan_with(None, seed=planned_by + 1, seconds=length - kept)
             plan = went_on(plan, tail, kept=kept, seconds=length)
-        if request.reference is not None and edit is None:
-            plan = left_to_reference(plan, request.reference_kind, own_melody=melody is not None)
+        plan = _from_reference(plan, heard, request.reference_kind)
         notes += plan.notes
         fragments = self._fragments(request.description, controls, said)
         asked = ("bpm", "key", "chords", "melody", "melody_file")
@@ -447,6 +452,40 @@ def _check_goes_on(edit: Edit, seconds: float) -> None:
             f"the song would be {seconds:g} s long and '{edit.audio.name}' is {edit.seconds:g} s "
             "already: ask for more seconds, or say what changes with repaint or extend"
         )
+
+
+def _heard_in(request: SongRequest, wishes: Wishes, melody: GivenMelody | None) -> HeardPart:
+    """What the reference decides of the plan, and nobody asked for otherwise: the beat of drums,
+    bass or chords, and the chords of the last two.
+
+    A key or a melody that was asked for needs chords of its own, and a tempo its own bars.
+    """
+    assert request.reference is not None
+    heard = hear_file(
+        request.reference,
+        request.reference_kind,
+        at_home=STYLE_BPM.get(wishes.style or "", ANY_STYLE_BPM),
+    )
+    if request.bpm is not None or wishes.bpm is not None or (melody and melody.bpm):
+        return HeardPart()
+    if request.key or request.chords or wishes.key or melody is not None:
+        return HeardPart(heard.bpm)
+    return heard
+
+
+def _from_reference(plan: SongPlan, heard: HeardPart, kind: str) -> SongPlan:
+    """The plan with the sources of what was heard, and a note on it."""
+    found = {name: value for name in ("bpm", "key", "chords") if (value := getattr(heard, name))}
+    if not found:
+        return plan
+    said = {"bpm": f"{heard.bpm:g} beats a minute" if heard.bpm else ""}
+    said |= {name: f"{name} {value}" for name, value in found.items() if name != "bpm"}
+    note = (
+        f"heard in the reference ({kind}): {'; '.join(said.values())}. It is taken to begin with a "
+        "bar; name a tempo, a key or chords to have your own"
+    )
+    source = plan.source | dict.fromkeys(found, "reference")
+    return replace(plan, source=source, notes=(*plan.notes, note))
 
 
 def _sung_or_not(wishes: Wishes, *, sung: bool) -> list[str]:

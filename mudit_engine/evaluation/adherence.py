@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from mudit_engine.hearing import tempo as tempo_of
 from mudit_engine.metrics.chord_following import chords_followed
 from mudit_engine.metrics.drum_presence import has_drums
 from mudit_engine.metrics.rhythm_and_key import chroma, octave_error, rank_in_chroma
-from mudit_engine.metrics.rhythm_and_key import tempo as tempo_of
 from mudit_engine.metrics.structure import sections_followed
 from mudit_engine.text.harmony import parse_chords
 

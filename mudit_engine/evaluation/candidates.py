@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from mudit_engine.hearing import tempo as tempo_of
 from mudit_engine.metrics.rhythm_and_key import chroma as chroma_of
 from mudit_engine.metrics.rhythm_and_key import octave_error, rank_in_chroma
-from mudit_engine.metrics.rhythm_and_key import tempo as tempo_of
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.pipeline import Song
 

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from mudit_engine.audio import load_audio, resample
 from mudit_engine.files import atomic_path
+from mudit_engine.hearing import tempo
 from mudit_engine.metrics.ctc import MEL_FFT, MEL_HOP, MEL_RATE, MELS
 from mudit_engine.metrics.musicnn import Musicnn
 from mudit_engine.metrics.notes import NoteListener
-from mudit_engine.metrics.rhythm_and_key import chroma, tempo
+from mudit_engine.metrics.rhythm_and_key import chroma
 from mudit_engine.models.spectral import LogMel
 
 CODE = (

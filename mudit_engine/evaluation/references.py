@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from mudit_engine.audio import load_audio
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.songs import EvalSong, Track, silent_track
+from mudit_engine.hearing import RATE, mono_at_rate, pitch_class_frames
 from mudit_engine.metrics import figures
 from mudit_engine.metrics.figures import Figure
-from mudit_engine.metrics.pitch_classes import mono_at_rate, pitch_class_frames
-from mudit_engine.metrics.rhythm_and_key import RATE, key_rank, tempo_error
+from mudit_engine.metrics.rhythm_and_key import key_rank, tempo_error
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 

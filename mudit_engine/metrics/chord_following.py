@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine.metrics.pitch_classes import pitch_class_frames
-from mudit_engine.metrics.rhythm_and_key import RATE
+from mudit_engine.hearing import RATE, pitch_class_frames
 from mudit_engine.text.harmony import ChordSymbol
 
 BEATS = 4  # of a bar

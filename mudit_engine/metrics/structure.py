@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mudit_engine.metrics.pitch_classes import mono_at_rate, pitch_class_frames
-from mudit_engine.metrics.rhythm_and_key import RATE
+from mudit_engine.hearing import RATE, mono_at_rate, pitch_class_frames
 
 STEP_SECONDS, KERNEL_STEPS = 0.5, 8
 BANDS = 8

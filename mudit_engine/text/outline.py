@@ -16,8 +16,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -101,23 +100,6 @@ class Outline:
     controls: Controls = Controls()
 
 
-# what a reference decides, so that the outline need not say it: the beat and all that is timed by
-# it where drums are heard, harmony and what is sung over it where bass or chords are
-HEARD_IN: dict[str, dict[str, Any]] = {
-    "drums": {
-        "bpm": None,
-        "token_times": None,
-        "chords": (),
-        "melody": (),
-        "arrangement": (),
-    },
-    "bass": {"chords": (), "key": None, "melody": ()},
-    "chords": {"chords": (), "key": None, "melody": ()},
-    "vocals": {"token_times": None, "melody": ()},
-    "mix": {"key": None, "bpm": None},
-}
-
-
 @dataclass(frozen=True)
 class SongPlan:
     """How long a song is and what happens when.
@@ -131,43 +113,6 @@ class SongPlan:
     outline: Outline
     source: dict[str, str]
     notes: tuple[str, ...] = ()
-
-
-def left_to_reference(plan: SongPlan, kind: str, *, own_melody: bool = False) -> SongPlan:
-    """The plan without what a reference of this kind decides, and a note that says so.
-
-    What was asked for stays: a plan whose tempo (drums), key or chords (bass, chords) the request
-    or its words name, or whose melody was given (`own_melody`), is followed as it is. A mix is a
-    manner, not a part, and decides nothing.
-
-    Examples:
-        >>> from mudit_engine.text.wishes import read_description
-        >>> plan = plan_song(read_description("钢琴"), None, longest=60.0, seed=1, seconds=8.0)
-        >>> left_to_reference(plan, "drums").outline.bpm is None
-        True
-    """
-    decided = {"drums": ("bpm",), "bass": ("key", "chords"), "chords": ("key", "chords")}
-    said = [name for name in decided.get(kind, ()) if plan.source[name] in ("request", "words")]
-    if kind == "mix" or said or own_melody:
-        return plan
-    hidden = {
-        name: value
-        for name, value in HEARD_IN[kind].items()
-        if name != "token_times" and getattr(plan.outline, name) not in (None, ())
-    }
-    if not hidden:
-        return plan
-    names = {"bpm": "tempo"}
-    note = (
-        f"{', '.join(names.get(name, name) for name in hidden)}: left to the reference, whose "
-        f"{kind} decide them; name them to have your own"
-    )
-    return replace(
-        plan,
-        outline=replace(plan.outline, **HEARD_IN[kind]),
-        source={name: one for name, one in plan.source.items() if name not in hidden},
-        notes=(*plan.notes, note),
-    )
 
 
 def plan_song(

@@ -41,7 +41,7 @@ from mudit_engine.names import REFERENCE_KINDS, STYLES, USER_TYPES, VOICES
 from mudit_engine.text.composition.arrangement import section_of
 from mudit_engine.text.composition.typed import CONTROLS
 from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
-from mudit_engine.text.outline import HEARD_IN, Controls, Outline
+from mudit_engine.text.outline import Controls, Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training.dataset import shards as layout
 from mudit_engine.training.dataset.encoded_with import read_encoder
@@ -459,7 +459,7 @@ class DitTask(Task):
                 if says(s.drop_controls) and known.get(name) in accepted[name]
             }
             outline = replace(outline, controls=Controls(**said))
-        hides = HEARD_IN.get(heard, {})
+        hides = _HEARD_IN.get(heard, {})
         if hides and moment.training and choose.random() < s.drop_referenced:
             outline = replace(outline, **hides)
         return outline
@@ -502,6 +502,23 @@ class Conditions:
     reference_kind: int
     outline: OutlineRows
     held: np.ndarray  # bool, a frame of the song each
+
+
+# what a reference decides, so that the outline need not say it: the beat and all that is timed by
+# it where drums are heard, harmony and what is sung over it where bass or chords are
+_HEARD_IN: dict[str, dict[str, Any]] = {
+    "drums": {
+        "bpm": None,
+        "token_times": None,
+        "chords": (),
+        "melody": (),
+        "arrangement": (),
+    },
+    "bass": {"chords": (), "key": None, "melody": ()},
+    "chords": {"chords": (), "key": None, "melody": ()},
+    "vocals": {"token_times": None, "melody": ()},
+    "mix": {"key": None, "bpm": None},
+}
 
 
 def edited_frames(
