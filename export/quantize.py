@@ -5,7 +5,8 @@
 
     found = quantize(Path("deploy"), "fp8", python=Path("/opt/modelopt/bin/python"))
 
-Ranges come from recorded songs (export/calibration.py) by NVIDIA's ModelOpt, on a copy. Two songs
+Ranges come from recorded songs (export/calibration.py) by NVIDIA's ModelOpt, on a copy. Which
+products stay in half precision is measured on the same songs (export/kept_products.py). Two songs
 that were not recorded are then made with both graphs, and what differs is judged:
 
     cosine     of what the network says, at the same latents: the worst step
@@ -37,10 +38,12 @@ from mudit_engine.availability import available, install_command, require
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import GateError, InputError, MissingError, MuditError
 from mudit_engine.export import calibration, modelopt_child
+from mudit_engine.export.kept_products import Search, loss, said
 from mudit_engine.export.manifest import add_to_manifest
 from mudit_engine.export.onnx_export import valid_onnx
 from mudit_engine.export.quantized_graph import (
     KINDS,
+    Ranges,
     attentions_in_8_bits,
     fold_weights,
     insert,
@@ -56,16 +59,15 @@ from mudit_engine.runtime.load import load_codec_and_text
 from mudit_engine.runtime.manifest import check_deployment, file_sha256
 
 FOLDER = "quantized"
-# Where all error passes: the first and the last product, and the first block, which alone takes the
-# embedded model's worst step from a cosine of .989 to .993 in fp8
-KEPT = ("target_in", "final", "blocks.0.")
 # int8 has one step for all values of an input, which is too coarse where some of its channels are
-# much larger than others. Smoothed, one product costs the embedded model more than all others: the
-# last one of the last block, whose input is largest
+# much larger than others
 SMOOTHING = {"int8": 0.8}
-KEPT_LAST = {"int8": ("down.",)}  # of the last block
 LEVELS = 6  # noise levels of a recorded song
 LIMITS = {"cosine": 0.99, "distance": 0.2, "deviation": 0.05, "clipping": 0.001}
+# of what a song may lose, what recorded calls may: other songs lose more, the embedded model's a
+# third more. Where the songs that judge still refuse, the next one is tried
+MARGINS = (0.7, 0.6, 0.5)
+PHASES = ("recording", "measuring ranges", "choosing products", "judging songs")
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,13 @@ class Options:
         flavour: of the graph.
         songs: that are recorded.
         python: an interpreter that has ModelOpt; None is this one.
+        most_kept: products that may stay in half precision; None is half of them.
     """
 
     flavour: str = "bf16"
     songs: int = len(calibration.ASKED)
     python: Path | None = None
-
-
-def kept(kind: str, blocks: int) -> tuple[str, ...]:
-    """What names of weights hold whose products stay as they are, in a network of so many blocks.
-
-    Examples:
-        >>> kept("int8", blocks=6)
-        ('target_in', 'final', 'blocks.0.', 'blocks.5.down.')
-    """
-    return (*KEPT, *(f"blocks.{blocks - 1}.{name}" for name in KEPT_LAST.get(kind, ())))
+    most_kept: int | None = None
 
 
 def graph_of(kind: str) -> str:
@@ -112,16 +106,17 @@ def quantize(
         folder: written by `export_onnx` with the flavour.
         kind: "fp8" (e4m3) or "int8".
         options: what is measured, and where ModelOpt is.
-        report: told what is done next.
+        report: told what is done next: one of PHASES, and between them how far it is.
 
     Returns:
         What the manifest says of it.
 
     Raises:
-        InputError: for another kind, and for a model all of whose products are kept.
+        InputError: for another kind.
         MissingError: without onnx, ONNX Runtime or ModelOpt.
         ModelError: for a folder that is not as it was exported, or has no such flavour.
-        GateError: for songs that differ too much; nothing is written then.
+        GateError: for songs that differ too much, with as many products kept as may be; nothing
+            is written then.
 
     Examples:
         >>> quantize(Path("deploy"), "fp8")["measured"]["worst"]            # doctest: +SKIP
@@ -141,36 +136,52 @@ def quantize(
         )
     config = load_config(folder)
     source = folder / "graphs" / options.flavour / "step.onnx"
-    stays = kept(kind, config.dit.blocks)
-    _check_products(source, config, stays)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     aside.mkdir()
     try:
-        report("recording")
+        report(PHASES[0])
         twin = calibration.TwinSession(folder, flavour=options.flavour)
         asked = calibration.songs(config, folder, count=options.songs)
         calls = calibration.record_calls(config, twin, asked, levels=LEVELS)
-        calibration.save_calls(calls, aside / "calibration.npz")
-        report("measuring ranges")
-        versions, count = _quantise(source, aside, kind, python, calls=calls, stays=stays)
+        report(PHASES[1])
+        ranged = _measured(source, aside, kind, python, calls=calls)
+        report(PHASES[2])
+        search = Search(ranged.model, ranged.ranges, calls, kind=kind, work=aside, report=report)
+        most = len(search.names) // 2 if options.most_kept is None else options.most_kept
         made = aside / Path(graph_of(kind)).name
-        report("judging songs")
-        rows = judge(config, folder, made, flavour=options.flavour)
+        chosen: tuple[str, ...] = ()
+        for margin in MARGINS:
+            choice = search.choose(loss=margin * (1 - LIMITS["cosine"]), most=most, kept=chosen)
+            chosen = choice.kept
+            stays = (*search.left_out, *chosen)
+            count = _write(source, made, kind, ranged, kept=stays)
+            report(PHASES[3])
+            rows = judge(config, folder, made, flavour=options.flavour)
+            if not (wrong := faults(rows)):
+                break
+        else:
+            raise GateError(
+                f"'{folder}' in {kind} makes other songs, nothing was written: {'; '.join(wrong)}"
+            )
         found = {
             "flavour": options.flavour,
             "graph": graph_of(kind),
             "source_sha256": file_sha256(source),
             "products": count,
             "kept": list(stays),
+            "chosen": {
+                "most": most,
+                "left_out": list(search.left_out),
+                "margin": margin,
+                "cosine_of_none_kept": 1 - choice.before,
+                "cosine_of_these_kept": 1 - choice.after,
+                "cosine_alone": {name: 1 - one for name, one in choice.losses.items()},
+            },
             "smoothing": SMOOTHING.get(kind),
             "calibration": {"songs": len(asked), "calls": len(calls)},
-            "versions": versions,
+            "versions": ranged.versions,
             "measured": {"songs": rows, "worst": worst(rows), "limits": LIMITS},
         }
-        if wrong := faults(rows):
-            raise GateError(
-                f"'{folder}' in {kind} makes other songs, nothing was written: {'; '.join(wrong)}"
-            )
         (folder / FOLDER).mkdir(exist_ok=True)
         for file in sorted(aside.glob(f"{made.name}*"), reverse=True):
             file.replace(folder / FOLDER / file.name)
@@ -179,18 +190,6 @@ def quantize(
     known = {**manifest.get("quantized", {}), kind: found}
     add_to_manifest(folder, under=FOLDER, quantized=known)
     return found
-
-
-def _check_products(source: Path, config: ModelConfig, stays: Sequence[str]) -> None:
-    """Raises InputError for a graph all of whose products are kept as they are."""
-    import onnx
-
-    if not products(onnx.load(str(source), load_external_data=False).graph, kept=stays):
-        raise InputError(
-            f"model '{config.name}' has no product to put into 8 bits: the first and the last one "
-            f"and those of the first block stay as they are, and it has {config.dit.blocks} "
-            f"block{'s' if config.dit.blocks > 1 else ''}. Take a model of two or more"
-        )
 
 
 def _python_with_modelopt(python: Path | None) -> Path:
@@ -207,27 +206,31 @@ def _python_with_modelopt(python: Path | None) -> Path:
     return python
 
 
-def _quantise(
-    source: Path,
-    work: Path,
-    kind: str,
-    python: Path,
-    *,
-    calls: Sequence[Mapping[str, np.ndarray]],
-    stays: Sequence[str],
-) -> tuple[dict[str, str], int]:
-    """Measures ranges on a twin in `work` and writes the quantised graph there. Returns versions,
-    and the number of products.
-    """
+@dataclass(frozen=True)
+class _Ranged:
+    """A graph whose channels were smoothed, and what ModelOpt measured of all its products."""
+
+    model: Any
+    ranges: dict[str, Ranges]
+    peaks: dict[str, np.ndarray]  # before the smoothing
+    versions: dict[str, str]
+
+
+def _measured(
+    source: Path, work: Path, kind: str, python: Path, *, calls: Sequence[Mapping[str, np.ndarray]]
+) -> _Ranged:
+    """Measures ranges of all products on a twin in `work`."""
     import onnx
 
-    model = onnx.load(str(source))
+    model, peaks = onnx.load(str(source)), {}
     if share := SMOOTHING.get(kind):
-        smooth(model, calibration.channel_peaks(model, calls, work), share=share, kept=stays)
+        peaks = calibration.channel_peaks(model, calls, work)
+        smooth(model, peaks, share=share)
     twin = widened(model)
     fold_weights(twin)
     calibration.save_model(twin, work / "twin.onnx")
-    names = [one.node.name for one in products(model.graph, kept=stays)]
+    calibration.save_calls(calls, work / "calibration.npz")
+    names = [one.node.name for one in products(model.graph)]
     (work / "products.json").write_text(json.dumps(names), encoding="utf-8")
     done = subprocess.run(
         [str(python), str(Path(modelopt_child.__file__)), str(work), kind],
@@ -242,16 +245,27 @@ def _quantise(
     if done.returncode != 0:
         raise MuditError(f"ModelOpt failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     ranges = ranges_of(onnx.load(str(work / "measured.onnx")))
-    count = insert(model, ranges, kind=kind, kept=stays)
-    path = work / Path(graph_of(kind)).name
+    versions: dict[str, str] = json.loads((work / "modelopt.json").read_text(encoding="utf-8"))
+    return _Ranged(model, ranges, peaks, versions)
+
+
+def _write(source: Path, path: Path, kind: str, ranged: _Ranged, *, kept: Sequence[str]) -> int:
+    """Writes the quantised graph, whose kept products are as they were exported, and checks it.
+    Returns the number of products in 8 bits.
+    """
+    import onnx
+
+    model = onnx.load(str(source))
+    if share := SMOOTHING.get(kind):
+        smooth(model, ranged.peaks, share=share, kept=kept)
+    count = insert(model, ranged.ranges, kind=kind, kept=kept)
     calibration.save_model(model, path)
     wrong = valid_onnx(path)
     if touched := attentions_in_8_bits(model):
         wrong.append(f"attention {touched[0]} is in 8 bits")
     if wrong:
         raise GateError(f"the quantised graph is not as it must be: {'; '.join(wrong)}")
-    versions: dict[str, str] = json.loads((work / "modelopt.json").read_text(encoding="utf-8"))
-    return versions, count
+    return count
 
 
 def judge(config: ModelConfig, folder: Path, made: Path, *, flavour: str) -> list[dict[str, Any]]:
@@ -313,14 +327,9 @@ class _Both:
     def run(self, graph: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         outputs = self.own.run(graph, inputs)
         if graph == "step":
-            a, b, c, d = (inputs["coefficients"][:, i, None, None].double() for i in range(4))
-            x, kept, noise = (inputs[name].double() for name in ("x", "kept", "noise"))
-            # next = a x + b out + c kept + d noise
-            said = [
-                ((following.double() - a * x - c * kept - d * noise) / b).flatten()
-                for following in (outputs[0], self.other.run(graph, inputs)[0])
-            ]
-            self.cosines.append(float(torch.cosine_similarity(*said, dim=0)))
+            rough = self.other.run(graph, inputs)
+            answers = [said(inputs, one[0]) for one in (outputs, rough)]
+            self.cosines.append(1 - loss(*answers))
         return outputs
 
 

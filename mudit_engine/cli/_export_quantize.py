@@ -35,28 +35,40 @@ from mudit_engine.cli._export_verify import FOLDER
     "--songs", type=click.IntRange(1, 64), default=8, show_default=True, help="That are recorded."
 )
 @click.option(
+    "--most-kept",
+    type=click.IntRange(0),
+    help="Products that may stay in half precision.  [default: half of them]",
+)
+@click.option(
     "--python",
     type=click.Path(path_type=Path, dir_okay=False),
     help="An interpreter that has nvidia-modelopt[onnx].  [default: this one]",
 )
 @json_option
 def command(
-    folder: Path, kind: str, flavour: str, songs: int, python: Path | None, as_json: bool
+    folder: Path,
+    kind: str,
+    flavour: str,
+    songs: int,
+    most_kept: int | None,
+    python: Path | None,
+    as_json: bool,
 ) -> None:
     """Put the products of `step` of the deployment folder OUT into 8 bits.
 
-    Attention, the first block, the first and the last product stay as they are. Ranges are measured
-    by NVIDIA's ModelOpt on recorded songs; two other songs are made with both graphs, and a
-    difference beyond the limits is exit code 4.
+    Attention stays as it is, and so do the products that cost most in 8 bits, as few as the limits
+    need. Ranges are measured by NVIDIA's ModelOpt on recorded songs; two other songs are made with
+    both graphs, and a difference beyond the limits is exit code 4.
     """
-    from mudit_engine.export.quantize import Options, quantize
+    from mudit_engine.export.quantize import PHASES, Options, quantize
 
-    with progress("quantising", total=3, quiet=as_json) as advance:
+    options = Options(flavour=flavour, songs=songs, python=python, most_kept=most_kept)
+    with progress("quantising", total=len(PHASES), quiet=as_json) as advance:
         found = quantize(
             folder,
             kind,
-            options=Options(flavour=flavour, songs=songs, python=python),
-            report=lambda text: advance(1, text=text),
+            options=options,
+            report=lambda text: advance(1 if text in PHASES else 0, text=text),
         )
     if as_json:
         emit_json({"folder": str(folder), **found})
@@ -69,4 +81,5 @@ def command(
         rows,
         numeric=columns,
     )
+    note(f"{len(found['kept'])} stay in {flavour}: {', '.join(found['kept']) or 'none'}")
     note(f"mudit export tensorrt {folder} --target ... --quantize {kind} builds its engines")

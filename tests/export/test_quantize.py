@@ -25,7 +25,7 @@ from mudit_engine.errors import GateError, InputError, MissingError, ModelError
 from mudit_engine.export import calibration
 from mudit_engine.export import quantize as quantizing
 from mudit_engine.export.onnx_export import export_onnx
-from mudit_engine.export.quantize import KEPT, Options, faults, graph_of, quantize, worst
+from mudit_engine.export.quantize import Options, faults, graph_of, quantize, worst
 from mudit_engine.export.quantized_graph import (
     Ranges,
     attentions_in_8_bits,
@@ -236,7 +236,6 @@ onnx.save(model, folder / "measured.onnx")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two blocks, since the first is kept out of 8 bits."""
     model = save_model(tmp_path_factory.mktemp("two"), micro_config(outline=True, blocks=2))
     return export_onnx(model, tmp_path_factory.mktemp("bf16") / "out", flavours=("bf16",))
 
@@ -269,13 +268,12 @@ def test_a_deployment_is_quantised_and_planned(
     assert manifest["quantized"]["fp8"] == json.loads(json.dumps(found))
     assert graph_of("fp8") in manifest["files"]
     assert found["products"] > 3 and found["calibration"]["calls"] >= 4
+    assert found["kept"] == [] and len(found["chosen"]["cosine_alone"]) == found["products"]
     config = load_config(deployment)
     assert found["measured"]["songs"][0]["seconds"] == config.max_seconds
     assert 0.9 < found["measured"]["worst"]["cosine"] < 1
     held = onnx.load(deployment / graph_of("fp8"))
     assert attentions_in_8_bits(held) == []
-    weights = {one.name for one in held.graph.initializer}
-    assert all(any(kept in name for name in weights) for kept in found["kept"])
     plan = make_plan(deployment, target, options=BuildOptions(quantize="fp8"))
     sources = {entry["name"]: entry["onnx"] for entry in plan.spec["engines"]}
     assert sources["step"] == "../../quantized/step.fp8.onnx"
@@ -287,10 +285,37 @@ def test_songs_that_differ_too_much_leave_nothing(
     deployment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = stand_in(tmp_path, monkeypatch, largest=0.05)  # nearly all is cut off
-    with pytest.raises(GateError, match="cosine is .* at least"):
+    with pytest.raises(GateError, match=r"with 4 of \d+ products kept out of int8 .* cosine of"):
+        quantize(deployment, "int8", options=Options(songs=1, python=python, most_kept=4))
+    # the recorded calls may lose so much, other songs may not
+    monkeypatch.setattr(quantizing, "LIMITS", {"cosine": -1.0, "distance": 0.0})
+    with pytest.raises(GateError, match="makes other songs, nothing was written: .* distance is"):
         quantize(deployment, "int8", options=Options(songs=1, python=python))
     assert "quantized" not in check_deployment(deployment)
     assert not list(deployment.parent.glob(".deploy*"))
+
+
+@pytest.mark.slow
+def test_the_costliest_products_stay_as_they_were_exported(
+    deployment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = stand_in(tmp_path, monkeypatch, largest=12.0)
+    loose = dict.fromkeys(quantizing.LIMITS, 9.0)
+    monkeypatch.setattr(quantizing, "LIMITS", loose | {"cosine": 0.0})
+    all_of_them = quantize(deployment, "int8", options=Options(songs=2, python=python))
+    lost = 1 - all_of_them["chosen"]["cosine_of_none_kept"]
+    monkeypatch.setattr(quantizing, "LIMITS", loose | {"cosine": 1 - lost})
+    found = quantize(deployment, "int8", options=Options(songs=2, python=python))
+    assert found["chosen"]["cosine_of_these_kept"] >= 1 - quantizing.MARGINS[0] * lost
+    alone = found["chosen"]["cosine_alone"]
+    assert 0 < len(found["kept"]) < len(alone) / 2
+    assert found["products"] + len(found["kept"]) == all_of_them["products"]
+    made = onnx.load(deployment / graph_of("int8")).graph
+    exported = onnx.load(deployment / "graphs" / "bf16" / "step.onnx").graph
+    weights = [{one.name: one for one in graph.initializer} for graph in (made, exported)]
+    assert all(weights[0][name] == weights[1][name] for name in found["kept"])
+    smoothed = {node.input[0] for node in made.node if node.op_type == "QuantizeLinear"}
+    assert len([one for one in smoothed if one.endswith(".smooth")]) == found["products"]
 
 
 @pytest.mark.slow
@@ -303,29 +328,6 @@ def test_what_is_missing_is_said(deployment: Path, tmp_path: Path, capsys: Any) 
     (deployment / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="config.json"):
         quantize(deployment, "fp8", options=Options(python=Path(sys.executable)))
-
-
-@pytest.mark.parametrize("name", ["target_in.w", "blocks.0.qkv", "final.linear"])
-def test_a_model_without_products_to_quantise_is_refused(tmp_path: Path, name: str) -> None:
-    model = two_products()
-    model.graph.initializer[0].name = model.graph.node[0].input[0] = name
-    onnx.save(model, tmp_path / "step.onnx")
-    with pytest.raises(InputError, match="'micro' has no product to put into 8 bits.* 1 block"):
-        quantizing._check_products(tmp_path / "step.onnx", micro_config(blocks=1), KEPT)
-    model.graph.initializer[0].name = model.graph.node[0].input[0] = "blocks.1.qkv"
-    onnx.save(model, tmp_path / "step.onnx")
-    quantizing._check_products(tmp_path / "step.onnx", micro_config(), KEPT)
-
-
-@pytest.mark.slow
-def test_a_model_of_one_block_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = save_model(tmp_path / "one", micro_config(outline=True, blocks=1))
-    deploy = export_onnx(model, tmp_path / "out", flavours=("bf16",))
-    monkeypatch.setattr(calibration, "record_calls", lambda *a, **k: pytest.fail("it ran"))
-    with pytest.raises(InputError, match="no product to put into 8 bits"):
-        quantize(deploy, "fp8", options=Options(python=Path(sys.executable)))
 
 
 def test_figures_outside_their_limits_are_named() -> None:
