@@ -4,7 +4,7 @@ last half second, a limiter.
     loudness(audio, 44100)          # LUFS
     true_peak(audio, 44100)         # dB of full scale, between the samples too
     ending_level(audio, 44100)      # dB of the end below the song's own rms
-    mastered(audio, 44100)          # the same song at -16 LUFS, no peak above -1 dB
+    mastered(audio, 44100)          # the same song at -16 LUFS, no peak above -1 dB, faded out
 
 Loudness weighs each channel by a shelf and a high-pass filter, takes mean squares of blocks of 400
 ms every 100 ms, and averages those above -70 LUFS and then those above 10 LU below that average.
@@ -31,6 +31,7 @@ ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0
 OFFSET = -0.691
 OVERSAMPLING = 4
 ENDING_SECONDS = 0.5
+FADE_SECONDS = 1.0
 
 TARGET_LUFS, CEILING_DB = -16.0, -1.0
 MOST_GAIN_DB = 24.0  # what is quieter than this below the target is meant to be quiet, or is noise
@@ -142,7 +143,7 @@ def mastered(
     target: float = TARGET_LUFS,
     ceiling: float = CEILING_DB,
 ) -> tuple[Tensor, Mastering | None]:
-    """A song at one loudness, with no peak above a ceiling.
+    """A song at one loudness, with no peak above a ceiling and an end that ends (`faded`).
 
     Args:
         audio_cS: fp32 [channels, samples]; its peaks may lie beyond full scale.
@@ -162,18 +163,38 @@ def mastered(
         >>> round(done.loudness), done.true_peak <= -0.9
         (-16, True)
     """
+    song_cS = faded(audio_cS, sample_rate)
     response = _response(audio_cS.shape[1], sample_rate)  # the same each time it is measured
-    found = _integrated(audio_cS, sample_rate, response)
+    found = _integrated(song_cS, sample_rate, response)
     if found == -math.inf:
         return audio_cS, None
     gain = min(target - found, MOST_GAIN_DB)
     for _ in range(3):
-        out_cS = limited(audio_cS * 10 ** (gain / 20), sample_rate, ceiling=ceiling)
+        out_cS = limited(song_cS * 10 ** (gain / 20), sample_rate, ceiling=ceiling)
         found = _integrated(out_cS, sample_rate, response)
         if abs(target - found) < 0.1 or gain == MOST_GAIN_DB:
             break
         gain = min(gain + target - found, MOST_GAIN_DB)
     return out_cS, Mastering(gain, found, true_peak(out_cS, sample_rate))
+
+
+def faded(audio_cS: Tensor, sample_rate: int) -> Tensor:
+    """The song with an end that ends: its last second falls to silence, like half a period of a
+    squared cosine; of a song below eight seconds, its last eighth.
+
+    Examples:
+        >>> import torch
+        >>> out = faded(torch.ones(1, 441000), 44100)
+        >>> float(out[0, -44101]), round(float(out[0, -22050]), 2), float(out[0, -1]) < 1e-6
+        (1.0, 0.5, True)
+    """
+    samples = min(round(FADE_SECONDS * sample_rate), audio_cS.shape[1] // 8)
+    if not samples:
+        return audio_cS
+    fall = np.cos(np.arange(1, samples + 1) / samples * (math.pi / 2)) ** 2
+    out_cS = audio_cS.clone()
+    out_cS[:, -samples:] *= out_cS.new_tensor(fall)
+    return out_cS
 
 
 def limited(audio_cS: Tensor, sample_rate: int, *, ceiling: float = CEILING_DB) -> Tensor:

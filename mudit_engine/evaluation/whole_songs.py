@@ -5,12 +5,12 @@ hold from window to window, and does the end end?
     rows["generated"]["tempo"].value     # share of windows of 30 s in the tempo that was asked for
 
 Rows: the corpus' originals, what the codec leaves of them, and songs made for their requests. Of
-originals the plan is the corpus' own form; of generated songs it is what the engine planned.
+originals the plan is the corpus' own form; of generated songs, which are heard as their files have
+them, it is what the engine planned.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.codec import Codec
 from mudit_engine.evaluation.songs import EvalSong, Track, silent_track
+from mudit_engine.loudness import ending_level, mastered
 from mudit_engine.metrics import figures
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.rhythm_and_key import key_rank, tempo_error
@@ -30,7 +31,7 @@ from mudit_engine.request import SongRequest
 WINDOW_SECONDS = 30.0
 TEMPO_WITHIN, KEY_WITHIN = 0.04, 2
 SECTION_WITHIN = 2.0  # seconds
-END_SECONDS, END_DECIBELS = 0.5, -30.0
+END_DECIBELS = -30.0
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,6 @@ def windows(audio_cS: Tensor, sample_rate: int) -> Iterator[Tensor]:
     count = max(1, audio_cS.shape[1] // size)
     for number in range(count):
         yield audio_cS[:, number * size : (number + 1) * size if number < count - 1 else None]
-
-
-def end_level(audio_cS: Tensor, sample_rate: int) -> float:
-    """Level of the last half second beside the whole song's, in dB.
-
-    Examples:
-        >>> tone = torch.ones(1, 22050 * 4); tone[:, -11025:] *= 0.01
-        >>> round(end_level(tone, 22050))
-        -39
-    """
-    last = audio_cS[:, -round(END_SECONDS * sample_rate) :].square().mean()
-    whole = audio_cS.square().mean()
-    return 10 * math.log10(float((last + 1e-12) / (whole + 1e-12)))
 
 
 def sections_found(audio_cS: Tensor, sample_rate: int, starts: Sequence[float]) -> float | None:
@@ -104,7 +92,7 @@ def judge_whole_songs(
         )
         starts = [part.start for part in pipeline.understand(request).outline.arrangement]
         [made] = pipeline.generate([request])
-        sound = torch.from_numpy(made.audio)
+        sound, _ = mastered(torch.from_numpy(made.audio), made.sample_rate)  # as it is written
         rows.setdefault("generated", []).append(
             _measured(sound, made.sample_rate, one.song, starts)
         )
@@ -125,7 +113,7 @@ def _measured(
     audio_cS: Tensor, sample_rate: int, song: EvalSong, starts: Sequence[float]
 ) -> dict[str, float]:
     parts = list(windows(audio_cS, sample_rate))
-    level = end_level(audio_cS, sample_rate)
+    level = ending_level(audio_cS, sample_rate)
     found = {
         "tempo": sum(tempo_error(part, sample_rate, song.bpm) <= TEMPO_WITHIN for part in parts)
         / len(parts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -180,10 +181,11 @@ def test_audio_is_encoded_at_the_level_that_it_was_decoded_to(pipeline, song, tm
         assert (edit.level == 1.0) is (name == "as-decoded")
         found[name] = pipeline.reader.encode_reference(
             edit.audio, max_frames=10_000, level=edit.level
-        )
+        )[: -math.ceil(1.5 * pipeline.config.vae.frame_rate)]  # the end of one has been faded
     spread = found["as-decoded"].std()
     assert (found["quiet"] - found["as-decoded"]).abs().mean() < 0.01 * spread
-    loud = pipeline.reader.encode_reference(tmp_path / "quiet.wav", max_frames=10_000)
+    kept = len(found["quiet"])
+    loud = pipeline.reader.encode_reference(tmp_path / "quiet.wav", max_frames=kept)
     assert (loud - found["as-decoded"]).abs().mean() > 0.03 * spread
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mudit_engine.loudness import ending_level, limited, loudness, mastered, true_peak
+from mudit_engine.loudness import ending_level, faded, limited, loudness, mastered, true_peak
 
 
 def sine(
@@ -49,6 +49,19 @@ def test_a_peak_between_samples() -> None:
     audio = torch.sin(2 * math.pi * t + math.pi / 4).float()[None]
     assert 20 * math.log10(float(audio.abs().max())) == pytest.approx(-3.01, abs=0.01)
     assert true_peak(audio, 48000) == pytest.approx(0.0, abs=0.3)
+
+
+def test_what_is_mastered_fades_and_nothing_else_of_it() -> None:
+    tone = sine(-30, seconds=10)
+    out, done = mastered(tone, 48000)
+    assert done is not None and ending_level(out, 48000) < -12 < -3 < ending_level(tone, 48000)
+    ratio = out[0, 1000:-48000] / tone[0, 1000:-48000].clamp(min=1e-9)
+    loud = tone[0, 1000:-48000] > 1e-3
+    assert torch.allclose(ratio[loud], ratio[loud][:1], rtol=1e-3)
+    assert float(out[0, -1].abs()) < 1e-6
+    short = faded(torch.ones(1, 800), 48000)
+    assert torch.equal(short[0, :700], torch.ones(700)) and float(short[0, -1]) < 1e-6
+    assert torch.equal(faded(torch.ones(1, 4), 48000), torch.ones(1, 4))
 
 
 def test_an_ending_that_ends() -> None:
