@@ -233,8 +233,10 @@ def hear_file(
     path: str | Path, kind: str, *, at_home: tuple[float, float] | None = None
 ) -> HeardPart:
     """`hear_part` of a file, remembered as long as it is not written again. Raises InputError for
-    one that cannot be read.
+    one that cannot be read; a mix and vocals are not looked at.
     """
+    if kind not in BEAT_IN:
+        return HeardPart()
     path = Path(path)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
     return _hear_file(str(path), changed, kind, at_home)

@@ -71,7 +71,8 @@ def test_mixed_songs_are_those_of_their_loras(
     batcher.on_step = on_step
     wanted = [(None, 1), ("rock", 1), ("opera", 1), ("rock", 2), (None, 2), ("opera", 2)]
     jobs = [
-        served.song(**SONG, seed=seed, **({"lora": name} if name else {})) for name, seed in wanted
+        served.song(**SONG, seed=seed, loudness=None, **({"lora": name} if name else {}))
+        for name, seed in wanted
     ]
     sounds = []
     for job in jobs:

@@ -37,7 +37,7 @@ def lengths() -> Lengths:
 def test_all_stages_of_all_sizes_are_there() -> None:
     for size in ("380m", "1b", "3b"):
         tasks = {load_recipe(name).task for name in SIZED if f"musit-{size}" in name}
-        assert tasks == {"vae", "chinmu", "dit-pretrain", "dit-finetune"}
+        assert tasks >= {"vae", "chinmu", "dit-pretrain", "dit-finetune"}
 
 
 @pytest.mark.parametrize("name", DITS)
