@@ -110,6 +110,18 @@ def keep_freed_memory() -> bool:
     )
 
 
+def give_back_memory() -> bool:
+    """Has the C library return the pages of freed blocks to the system, of all threads; False where
+    it gave none back or cannot.
+
+    Each thread has a heap of its own, which keeps what it held at most: a service whose threads
+    take turns at large blocks would hold the sum of them. The next tensors fault their pages in
+    anew, so it is done now and then, not after each song.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return bool(library is not None and hasattr(library, "malloc_trim") and library.malloc_trim(0))
+
+
 def disk_free_mib(path: str | Path) -> int:
     """Free space of the file system that holds `path`, MiB."""
     return shutil.disk_usage(path).free >> 20

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mudit_engine.errors import BusyError, DeadlineError, InputError, MuditError, StoppedError
 from mudit_engine.files import atomic_path, write_json
+from mudit_engine.hardware import give_back_memory
 from mudit_engine.loudness import TARGET_LUFS
 from mudit_engine.reading import Understood
 from mudit_engine.request import request_from_fields
@@ -43,6 +44,7 @@ from mudit_engine.serving.monitoring import Metrics, emit_spans
 from mudit_engine.serving.song_files import PART, SONG, SongWriter, pcm
 
 logger = logging.getLogger(__name__)
+SONGS_BETWEEN_TRIMS = 32  # of memory that was freed
 
 PROGRESS, REFERENCE, SIDECAR = "progress.safetensors", "reference.wav", "song.json"
 
@@ -79,6 +81,7 @@ class SongService:
         self._lock = threading.Lock()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="mudit-disk")
         self._mastering = ThreadPoolExecutor(2, thread_name_prefix="mudit-mastering")
+        self._mastered = 0  # songs so far, about: two threads may count one
         engine.batcher.on_step = metrics.step
         engine.batcher.on_save = self._save
 
@@ -276,6 +279,9 @@ class SongService:
             try:
                 assert run.writer is not None
                 done = run.writer.finish(loudness=wanted)
+                self._mastered += 1
+                if self._mastered % SONGS_BETWEEN_TRIMS == 0:
+                    give_back_memory()
                 run.mastering = None if done is None else asdict(done)
             except Exception as fault:
                 logger.exception("song %s could not be written", run.job.id)

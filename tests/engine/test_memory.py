@@ -40,3 +40,24 @@ def test_pages_are_not_faulted_in_again() -> None:
     left_alone, many = faults(MALLOC_ARENA_MAX="2")
     assert (kept, left_alone) == ("True", "False")
     assert few < many / 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_memory_is_given_back_when_asked() -> None:
+    """In a process of its own: what 200 small blocks leave in the heap goes back to the system."""
+    code = (
+        "import ctypes, sys\n"
+        "from pathlib import Path\n"
+        "from mudit_engine.hardware import give_back_memory, keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "def resident():\n"
+        "    text = Path('/proc/self/status').read_text()\n"
+        "    return int(text.split('VmRSS:')[1].split()[0])\n"
+        "blocks = [bytearray(b'x' * 300_000) for _ in range(200)]\n"
+        "del blocks\n"
+        "before = resident()\n"
+        "told = give_back_memory()\n"
+        "print(before - resident() > 30_000 if told else 'no glibc')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("True", "no glibc")
