@@ -198,12 +198,14 @@ def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.set_materialize_grads(False)
 
 
-def gradients(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Of what keep_for_backward() kept."""
+def gradients(
+    ctx: Any, d_out: Tensor | None, d_lse: Tensor | None, *, backward: Any = None
+) -> tuple[Tensor | None, ...]:
+    """Of what keep_for_backward() kept, by attention_bwd or another operator of its arguments."""
     q, k, v, cos, sin, dq_tiles, dkv_tiles, out, lse = ctx.saved_tensors
     if d_out is None:
         d_out = torch.zeros_like(out)
-    grads = attention_bwd(
+    grads = (backward or attention_bwd)(
         d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, *ctx.options
     )
     return *grads, *[None] * 9

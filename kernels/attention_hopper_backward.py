@@ -14,6 +14,7 @@ first launch.
 from __future__ import annotations
 
 import contextvars
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import triton
 from torch import Tensor
 
 from . import attention_forward, attention_hopper
-from .attention import keep_for_backward, record, unwritten
+from .attention import gradients, keep_for_backward, record, unwritten
 from .attention_backward import backward, backward_configs
 from .attention_forward import OLD_TRITON, Config, chunks, describable
 from .attention_hopper import (
@@ -154,16 +155,9 @@ def _(d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: 
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
 
 
-def _gradients(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, cos, sin, dq_tiles, dkv_tiles, out, lse = ctx.saved_tensors
-    d_out = torch.zeros_like(out) if d_out is None else d_out
-    grads = attention_hopper_bwd(
-        d_out, d_lse, q, k, v, out, lse, cos, sin, dq_tiles, dkv_tiles, *ctx.options
-    )
-    return *grads, *[None] * 9
-
-
-attention_hopper_grad_fwd.register_autograd(_gradients, setup_context=keep_for_backward)
+attention_hopper_grad_fwd.register_autograd(
+    partial(gradients, backward=attention_hopper_bwd), setup_context=keep_for_backward
+)
 
 
 def attention_hopper_grad(

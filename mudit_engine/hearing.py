@@ -28,6 +28,7 @@ from mudit_engine.text.harmony import SCALES, TONIC_NAMES, ChordSymbol
 
 RATE = 22050
 N_FFT, HOP = 8192, 1024  # of pitch classes
+FLUX_HOP = 256  # of what a tempo is heard in
 LOW, HIGH = 100.0, 2000.0  # Hz
 SLOWEST, FASTEST = 60.0, 180.0
 BEATS = 4  # of a bar
@@ -92,24 +93,27 @@ def fine_tempo(audio_cS: Tensor, sample_rate: int) -> float:
 
 
 def _autocorrelation(audio_cS: Tensor, sample_rate: int) -> Tensor | None:
-    """Of the spectral flux in frames of 256 samples; None where it never rises."""
-    hop = 256
-    log = torch.log1p(100 * spectrum(mono_at_rate(audio_cS, sample_rate), 1024, hop))
-    flux = (log[:, 1:] - log[:, :-1]).clamp_min(0).sum(0)
-    # the slow trend of loudness is no rhythm
-    kernel = 2 * round(0.5 * RATE / hop) + 1
-    flux = (
-        flux - F.avg_pool1d(flux[None, None], kernel, 1, kernel // 2, count_include_pad=False)[0, 0]
-    )
+    """Of the spectral flux in frames of FLUX_HOP samples; None where it never rises."""
+    flux = onsets(audio_cS, sample_rate, hop=FLUX_HOP)
     n = len(flux)
     if not bool((flux.abs() > 1e-6).any()):
         return None
     return torch.fft.irfft(torch.fft.rfft(flux, 4 * n).abs().square())[:n] / torch.arange(n, 0, -1)
 
 
+def onsets(audio_cS: Tensor, sample_rate: int, *, hop: int) -> Tensor:
+    """Spectral flux of each `hop` samples at RATE, without its slow trend."""
+    log = torch.log1p(100 * spectrum(mono_at_rate(audio_cS, sample_rate), 1024, hop))
+    flux = (log[:, 1:] - log[:, :-1]).clamp_min(0).sum(0)
+    # the slow trend of loudness is no rhythm
+    kernel = 2 * round(0.5 * RATE / hop) + 1
+    trend = F.avg_pool1d(flux[None, None], kernel, 1, kernel // 2, count_include_pad=False)
+    return flux - trend[0, 0]
+
+
 def _best(correlation: Tensor, candidates: Tensor, *, further: bool = False) -> float:
     """The candidate whose beats the correlation rises at; `further` looks many beats ahead."""
-    period = 60 / candidates * RATE / 256
+    period = 60 / candidates * RATE / FLUX_HOP
     weights = [(1, 1.0), (2, 1.0), (3, 0.7), (4, 1.3)]
     if further:
         # to two thirds of the part: what lies behind is heard too seldom

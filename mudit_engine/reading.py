@@ -461,13 +461,13 @@ def _heard_in(request: SongRequest, wishes: Wishes, melody: GivenMelody | None) 
     A key or a melody that was asked for needs chords of its own, and a tempo its own bars.
     """
     assert request.reference is not None
+    if request.bpm is not None or wishes.bpm is not None or (melody and melody.bpm):
+        return HeardPart()
     heard = hear_file(
         request.reference,
         request.reference_kind,
         at_home=STYLE_BPM.get(wishes.style or "", ANY_STYLE_BPM),
     )
-    if request.bpm is not None or wishes.bpm is not None or (melody and melody.bpm):
-        return HeardPart()
     if request.key or request.chords or wishes.key or melody is not None:
         return HeardPart(heard.bpm)
     return heard

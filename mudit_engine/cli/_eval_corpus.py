@@ -57,6 +57,7 @@ def drawn_songs(
     song out by None. Raises InputError, which ends in `lacking`, for fewer than two.
     """
     from mudit_engine.errors import InputError
+    from mudit_engine.evaluation.songs import evenly
     from mudit_engine.training.corpus.labels import Song, song_folders
 
     songs = ((Song.load(folder), folder) for folder in song_folders(corpus))
@@ -65,8 +66,7 @@ def drawn_songs(
     ]
     if len(found) < 2:
         raise InputError(f"'{corpus}' has {len(found)} held-out songs {lacking}")
-    count = min(count, len(found))
-    return [found[number * len(found) // count] for number in range(count)]
+    return evenly(found, count)
 
 
 def songs_of(

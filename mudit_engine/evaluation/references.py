@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from mudit_engine.audio import load_audio
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.songs import EvalSong, Track, silent_track
-from mudit_engine.hearing import RATE, mono_at_rate, pitch_class_frames
+from mudit_engine.hearing import RATE, onsets, pitch_class_frames
 from mudit_engine.metrics import figures
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.rhythm_and_key import key_rank, tempo_error
@@ -32,7 +32,7 @@ from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 
 KINDS = ("drums", "bass", "chords")
-FLUX_FFT, FLUX_HOP = 1024, 512
+FLUX_HOP = 512
 LARGEST_SHIFT = 3  # frames of onsets
 CHROMA_SECONDS = 0.5
 SHORTEST = 8.0  # seconds of song that are judged
@@ -60,20 +60,6 @@ class Followed:
     above_another: Figure
 
 
-def onsets(audio_cS: Tensor, sample_rate: int) -> Tensor:
-    """Spectral flux [frames] of audio [channels, samples], without its slow trend."""
-    mono = mono_at_rate(audio_cS, sample_rate)
-    mono = F.pad(mono, (0, max(0, FLUX_FFT - len(mono))))
-    window = torch.hann_window(FLUX_FFT)
-    log = torch.log1p(
-        100 * torch.stft(mono, FLUX_FFT, FLUX_HOP, window=window, return_complex=True).abs()
-    )
-    flux = (log[:, 1:] - log[:, :-1]).clamp_min(0).sum(0)
-    kernel = 2 * round(0.5 * RATE / FLUX_HOP) + 1
-    trend = F.avg_pool1d(flux[None, None], kernel, 1, kernel // 2, count_include_pad=False)
-    return flux - trend[0, 0]
-
-
 def onset_correlation(a_cS: Tensor, a_rate: int, b_cS: Tensor, b_rate: int) -> float:
     """Pearson correlation of the onsets of two songs, at the best of a few frames' shift; 0 where
     one of them has none.
@@ -83,7 +69,7 @@ def onset_correlation(a_cS: Tensor, a_rate: int, b_cS: Tensor, b_rate: int) -> f
         >>> round(onset_correlation(clicks, 22050, clicks, 22050), 3)
         1.0
     """
-    a, b = onsets(a_cS, a_rate), onsets(b_cS, b_rate)
+    a, b = (onsets(x, rate, hop=FLUX_HOP) for x, rate in ((a_cS, a_rate), (b_cS, b_rate)))
     length = min(len(a), len(b))
     a, b = a[:length], b[:length]
     found = []
@@ -235,7 +221,7 @@ def judge_edits(
 
 def smooth_at(audio_cS: Tensor, sample_rate: int, seconds: float) -> float:
     """1 where the flux around a place is within the song's own 95 %, else 0."""
-    flux = onsets(audio_cS, sample_rate)
+    flux = onsets(audio_cS, sample_rate, hop=FLUX_HOP)
     centre, reach = round(seconds * RATE / FLUX_HOP), round(SEAM_SECONDS * RATE / FLUX_HOP)
     near = flux[max(0, centre - reach) : centre + reach + 1]
     # as many frames are looked at everywhere as at the seam
@@ -246,7 +232,7 @@ def smooth_at(audio_cS: Tensor, sample_rate: int, seconds: float) -> float:
 def _asked(pipeline: SongPipeline, song: EvalSong, *, seed: int) -> SongRequest:
     """A request that leaves tempo and key to the reference."""
     return SongRequest(
-        description=f"{song.style}",
+        description=song.style,
         lyrics=song.lyrics or None,
         seconds=min(song.seconds, pipeline.config.max_seconds),
         user_type="amateur",

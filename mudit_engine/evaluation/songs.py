@@ -91,10 +91,11 @@ def parted(
             f"the corpus has {len(test)} held-out and {len(train)} training songs: at least 4 and "
             f"8 are needed, make more"
         )
-    return _evenly(test, held_out), _evenly(train, training)
+    return evenly(test, held_out), evenly(train, training)
 
 
-def _evenly(songs: list[EvalSong], count: int) -> list[EvalSong]:
+def evenly(songs: Sequence[T], count: int) -> list[T]:
+    """`count` songs at most, drawn evenly, in their order."""
     count = min(count, len(songs))
     return [songs[i * len(songs) // count] for i in range(count)]
 
