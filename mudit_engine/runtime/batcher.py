@@ -53,8 +53,8 @@ from mudit_engine.runtime.ticket import Event, Reading, Stage, StepRecord, Ticke
 
 logger = logging.getLogger(__name__)
 
-OLDEST_SHARE = 0.2  # of the time, for the song that waits longest
-WORTH = 10.0  # a step takes more songs until it costs this many times what batching saves
+OLDEST_SHARE = 0.1  # of the time, for the song that waits longest
+WORTH = 5.0  # a step takes more songs until it costs this many times what batching saves
 EARLY = 1.5  # a song that has this many times its own work left until its deadline is urgent
 
 
