@@ -126,16 +126,26 @@ def export_onnx(
 
 
 def _copy_model(source: Path, folder: Path) -> None:
-    """The model's own files; not its graphs and engines where it is itself a deployment folder."""
+    """The model's files, those of parts that another model holds too; not its graphs and engines
+    where it is itself a deployment folder.
+    """
+    from mudit_engine.models.contract import check_part
+    from mudit_engine.models.parts import FILE, shared_parts
+
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source)
         if (
             file.is_file()
             and file.suffix != ".md"
-            and name.parts[0] not in ("graphs", "engines", "manifest.json")
+            and name.parts[0] not in ("graphs", "engines", "manifest.json", FILE)
         ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
+    for part in shared_parts(source):
+        found = check_part(source, part)
+        shutil.copyfile(found, folder / found.name)
+        if part == "chinmu" and (found.parent / "text_encoder").is_dir():
+            shutil.copytree(found.parent / "text_encoder", folder / "text_encoder")
 
 
 def export_graphs(

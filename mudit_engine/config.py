@@ -21,6 +21,7 @@ from mudit_engine.names import SamplerName
 
 PRESETS = (
     "tiny",
+    "tiny-mudit",
     "mudit-380m",
     "musit-380m",
     "musit-380m-parallel",

@@ -1,4 +1,5 @@
-"""Words that several rooms share, each defined once: runtimes, samplers, user types, references.
+"""Words that several rooms share, each defined once: embedded models, runtimes, samplers, user
+types, references.
 
     from mudit_engine.names import RUNTIMES, SAMPLERS, USER_TYPES, REFERENCE_KINDS
 
@@ -9,6 +10,9 @@ the networks' weights, so a new name goes to the end.
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+# models that ship with the package, each a folder of mudit_engine/assets and a preset
+EMBEDDED_MODELS = ("tiny", "tiny-mudit")
 
 SamplerName = Literal["ddim", "ode-euler", "ode-heun", "sde-euler", "dpmpp-2m"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)

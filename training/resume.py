@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mudit_engine.errors import ConfigError
 from mudit_engine.files import sha256_of
 from mudit_engine.models.folder import model_folder
+from mudit_engine.models.parts import Part, part_file
 from mudit_engine.training.parallel.strategy import learning_rate
 from mudit_engine.training.recipe import Recipe, parse_recipe
 
@@ -44,11 +45,11 @@ def identity(recipe: Recipe, task: Task, *, songs: int, digest: str) -> dict[str
     }
 
 
-def _lora_identity(recipe: Recipe, part: str) -> dict[str, Any] | None:
+def _lora_identity(recipe: Recipe, part: Part) -> dict[str, Any] | None:
     """The additions that are trained and the weights they add to, which no checkpoint holds."""
     if recipe.lora is None or recipe.init is None:
         return None
-    base = model_folder(recipe.init) / f"{part}.safetensors"
+    base = part_file(model_folder(recipe.init), part)
     return {**recipe.lora.model_dump(mode="json"), "base": sha256_of(base)}
 
 

@@ -150,6 +150,7 @@ def command(
     from mudit_engine.files import sha256_of, write_json
     from mudit_engine.hardware import environment
     from mudit_engine.models.folder import model_folder
+    from mudit_engine.models.parts import part_file
     from mudit_engine.pipeline import SongPipeline
     from mudit_engine.training.align import report as reports
     from mudit_engine.training.align import run as align
@@ -194,7 +195,7 @@ def command(
     trained = trainer.run(resume="auto")
     trainer.strategy.close()
     best = align.assemble(plan, trained)
-    keys = [sha256_of(model_folder(one) / "chinmu.safetensors") for one in (judging, rewarding)]
+    keys = [sha256_of(part_file(model_folder(one), "chinmu")) for one in (judging, rewarding)]
     with stop_on_sigterm():
         found = reports.judge(
             plan,

@@ -20,6 +20,7 @@ from mudit_engine.config import load_config, parse_config
 from mudit_engine.files import atomic_path, sha256_of, write_text
 from mudit_engine.models.folder import PARTS, Part, load_part, save_config, save_part
 from mudit_engine.models.lora import LoraSet, LoraSpec
+from mudit_engine.models.parts import has_part, part_file
 
 CARD = "README.md"
 # what the song transformer brings with it: generation goes by them
@@ -36,9 +37,9 @@ class PartSource:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, part: Part) -> bool:
-        path = self.folder / f"{part}.safetensors"
-        if not (path.is_file() and (self.folder / "config.json").is_file()):
+        if not ((self.folder / "config.json").is_file() and has_part(self.folder, part)):
             return False
+        path = part_file(self.folder, part)
         return part not in self.sha256 or sha256_of(path) == self.sha256[part]
 
 
@@ -51,7 +52,7 @@ def complete_folder(folder: Path, sources: Sequence[PartSource]) -> tuple[Part, 
     fields = load_config(folder).model_dump(mode="json")
     missing, taken = [], []
     for part in PARTS:
-        if (folder / f"{part}.safetensors").is_file():
+        if has_part(folder, part):
             continue
         source = next((one for one in sources if one.has(part)), None)
         if source is None:
@@ -66,9 +67,10 @@ def complete_folder(folder: Path, sources: Sequence[PartSource]) -> tuple[Part, 
             type(load_config(folder)), fields, source=f"'{folder}' with {_told(taken)}"
         )
         for part, source_folder in taken:
-            _copy(source_folder / f"{part}.safetensors", folder / f"{part}.safetensors")
-            if part == "chinmu" and (source_folder / "text_encoder").is_dir():
-                for path in sorted((source_folder / "text_encoder").iterdir()):
+            found = part_file(source_folder, part)
+            _copy(found, folder / found.name)
+            if part == "chinmu" and (found.parent / "text_encoder").is_dir():
+                for path in sorted((found.parent / "text_encoder").iterdir()):
                     if path.is_file():
                         _copy(path, folder / "text_encoder" / path.name)
         save_config(config, folder)
@@ -78,8 +80,8 @@ def complete_folder(folder: Path, sources: Sequence[PartSource]) -> tuple[Part, 
 def save_model(
     source: Path, out: Path, *, loras: Sequence[LoraSpec] = (), dtype: torch.dtype | None = None
 ) -> Path:
-    """Writes a copy of a model folder, with LoRAs merged into its song transformer, in `dtype`
-    (None: as it is stored). Returns `out`.
+    """Writes a whole copy of a model folder, parts that it takes from another model included, with
+    LoRAs merged into its song transformer, in `dtype` (None: as it is stored). Returns `out`.
 
     Raises ModelError for a LoRA that does not fit.
     """
@@ -89,7 +91,7 @@ def save_model(
     if loras:
         dit = load_part("dit", config, source)
         LoraSet(dit).use(loras)
-        with safe_open(source / "dit.safetensors", "pt") as stored:
+        with safe_open(part_file(source, "dit"), "pt") as stored:
             save_part("dit", dit, out, dtype=dtype or stored.get_tensor("final.weight").dtype)
     complete_folder(out, [PartSource(source)])
     merged = ", ".join(f"{one.folder} at {one.scale:g}" for one in loras)
@@ -112,7 +114,7 @@ def write_card(folder: Path, facts: Mapping[str, Any], *, again: bool = False) -
     if path.exists() and not again:
         return path
     config = load_config(folder)
-    there = [part for part in PARTS if (folder / f"{part}.safetensors").is_file()]
+    there = [part for part in PARTS if has_part(folder, part)]
     rows = {
         "parts": ", ".join(there) or "none",
         "audio": f"{config.vae.sample_rate} Hz, {config.vae.channels} channel(s)",

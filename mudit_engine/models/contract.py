@@ -6,7 +6,8 @@ or came from another model, is refused instead of making other songs.
     check_contract(config, folder)  # raises ModelError that names both values
 
 The sha256 is of the values' canonical JSON, so that a change to the file itself is noticed too. A
-request's own sampler settings are no change of the contract: it holds the model's defaults.
+request's own sampler settings are no change of the contract: it holds the model's defaults. Of
+parts that another model holds (models/parts.py) it has the sha256, `trained_for.parts`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 from mudit_engine.config import ModelConfig
 from mudit_engine.errors import ModelError
-from mudit_engine.files import write_json
+from mudit_engine.files import sha256_of, write_json
+from mudit_engine.models.parts import FILE as PARTS_FILE
+from mudit_engine.models.parts import Part, part_file, shared_parts
 from mudit_engine.text.vocabulary import Vocabulary
 
 FILE = "contract.json"
@@ -56,8 +59,12 @@ def digest(values: dict[str, Any]) -> str:
 
 
 def write_contract(config: ModelConfig, folder: Path) -> None:
-    """Writes contract.json of a model folder atomically."""
+    """Writes contract.json of a model folder atomically, with the sha256 of the parts that
+    parts.json names as they are now.
+    """
     values = contract_of(config)
+    if shared := shared_parts(folder):
+        values["parts"] = {part: sha256_of(part_file(folder, part)) for part in sorted(shared)}
     write_json(folder / FILE, {"schema": SCHEMA, "sha256": digest(values), "trained_for": values})
 
 
@@ -65,17 +72,10 @@ def check_contract(config: ModelConfig, folder: Path) -> None:
     """Raises ModelError when the configuration is not what the weights were trained for, with both
     values, or when contract.json is broken. A folder from before contracts has none.
     """
-    path = folder / FILE
-    if not path.exists():
+    trained = _trained_for(folder)
+    if trained is None:
         return
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        trained = dict(held["trained_for"])
-        known = held["sha256"] == digest(trained) and held["schema"] == SCHEMA
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"'{path}' cannot be read ({error}): copy the model again") from None
-    if not known:
-        raise ModelError(f"'{path}' was changed by hand: copy the model again")
+    trained.pop("parts", None)  # are files, which check_part is asked for
     tokens = trained.get("vocabulary_tokens")
     now = contract_of(config, tokens=tokens if isinstance(tokens, int) else None)
     differing = [name for name in {**trained, **now} if trained.get(name) != now.get(name)]
@@ -88,3 +88,43 @@ def check_contract(config: ModelConfig, folder: Path) -> None:
             f"'{folder}' is not the model that was trained: {stated}. Use the config.json of these "
             f"weights (a request may choose its own sampler and steps)"
         )
+
+
+def check_part(folder: Path, part: Part) -> Path:
+    """The weights' file of a part, by models/parts.py, as the contract says that it is.
+
+    Raises:
+        ModelError: for another file than the weights were trained beside, with both sha256, and
+            for a part of another model that the contract says nothing of.
+    """
+    path = part_file(folder, part)
+    held = ((_trained_for(folder) or {}).get("parts") or {}).get(part)
+    if held is None:
+        if path.parent != folder:
+            raise ModelError(
+                f"'{folder / FILE}' has no sha256 of the {part} that {PARTS_FILE} takes from "
+                f"'{path.parent}': copy the model again"
+            )
+        return path
+    if path.is_file() and (found := sha256_of(path)) != held:
+        raise ModelError(
+            f"'{path}' is not the {part} that '{folder}' was trained beside: its sha256 is "
+            f"{found}, the contract has {held}. Copy both models again"
+        )
+    return path
+
+
+def _trained_for(folder: Path) -> dict[str, Any] | None:
+    """The values of contract.json; None where there is none. Raises ModelError for a broken one."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        trained = dict(held["trained_for"])
+        known = held["sha256"] == digest(trained) and held["schema"] == SCHEMA
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"'{path}' cannot be read ({error}): copy the model again") from None
+    if not known:
+        raise ModelError(f"'{path}' was changed by hand: copy the model again")
+    return trained

@@ -5,8 +5,8 @@ its own.
     dit = load_part("dit", config, Path("folder"))
     save_part("dit", dit, Path("folder"), dtype=torch.float16)
 
-Weights may be stored in half precision; they are widened to the requested dtype when they are
-loaded.
+Parts may be another model's (models/parts.py). Weights may be stored in half precision; they are
+widened to the requested dtype when they are loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,13 +27,10 @@ from torch.overrides import TorchFunctionMode
 from mudit_engine.config import PRESETS, ModelConfig, load_config
 from mudit_engine.errors import ModelError
 from mudit_engine.files import atomic_path, write_text
-from mudit_engine.models.contract import check_contract, write_contract
+from mudit_engine.models.contract import check_contract, check_part, write_contract
 from mudit_engine.models.hub import fetch, hub_name
-
-Part = Literal["dit", "vae", "chinmu"]
-PARTS: tuple[Part, ...] = ("dit", "vae", "chinmu")
-EMBEDDED = Path(__file__).parent.parent / "assets"
-EMBEDDED_MODELS = ("tiny", "tiny-mudit")
+from mudit_engine.models.parts import EMBEDDED, PARTS, Part
+from mudit_engine.names import EMBEDDED_MODELS
 
 
 def model_folder(source: str | Path, *, revision: str | None = None) -> Path:
@@ -88,10 +85,11 @@ def load_part(
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """A part in evaluation mode. Raises ModelError that names the file and what is wrong (missing,
-    truncated, NaN, other shapes), or the values that the weights were not trained for.
+    truncated, NaN, other shapes, another model's), or the values that the weights were not trained
+    for.
     """
     check_contract(config, folder)
-    path = folder / f"{part}.safetensors"
+    path = check_part(folder, part)
     try:
         weights = load_file(path)
     except FileNotFoundError:
@@ -103,7 +101,7 @@ def load_part(
             f"'{path}' is not a whole safetensors file ({error}): copy or export it again"
         ) from None
     with _weightless(part):
-        module = build_part(part, config, folder)
+        module = build_part(part, config, path.parent)
     expected = module.state_dict()
     wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
     wrong += [f"{name} is unknown" for name in weights.keys() - expected.keys()]
@@ -247,6 +245,7 @@ def save_config(config: ModelConfig, folder: Path) -> None:
 
 
 __all__ = [
+    "EMBEDDED",
     "PARTS",
     "Part",
     "build_part",

@@ -15,7 +15,7 @@ from mudit_engine.availability import require
 from mudit_engine.errors import ModelError
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-FILES = ("*.json", "*.safetensors", "*.txt", "*.md", "text_encoder/*", "lora/*")
+FILES = ("*.json", "*.safetensors", "*.txt", "*.md", "text_encoder/*", "lora/*", "fewstep/*")
 
 
 def hub_name(source: str | Path) -> tuple[str, str | None] | None:

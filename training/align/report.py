@@ -40,6 +40,7 @@ from mudit_engine.metrics.embeddings import open_embedder
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.significance import paired_permutation
 from mudit_engine.models.folder import model_folder
+from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 from mudit_engine.training.align.asked import Requests
@@ -86,7 +87,7 @@ def sing(
     """A model's songs for held-out requests, made where they are missing. They lie in a folder of
     the weights' name, so that other weights make their own.
     """
-    digest = sha256_of(source / "dit.safetensors")[:12]
+    digest = sha256_of(part_file(source, "dit"))[:12]
     folder = plan.work / "judged" / f"{name}-{digest}"
     files = {wish.id: folder / f"{file_name(wish.id)}.flac" for wish in held_out.values()}
     missing = [wish for wish in held_out.values() if not files[wish.id].is_file()]

@@ -28,6 +28,7 @@ from mudit_engine.evaluation.songs import Track, silent_track
 from mudit_engine.evaluation.systems import System, load_requests
 from mudit_engine.files import sha256_of, write_json
 from mudit_engine.models.folder import load_config, load_part, model_folder
+from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.training.align.asked import Requests, read_requests
 from mudit_engine.training.align.listeners import preferred_pairs
@@ -91,7 +92,7 @@ def requests_of(plan: AlignPlan) -> tuple[Requests, Requests]:
     other settings, by name.
     """
     same = {
-        "model": sha256_of(model_folder(plan.model) / "dit.safetensors"),
+        "model": sha256_of(part_file(model_folder(plan.model), "dit")),
         "requests": plan.requests
         if plan.requests.startswith("builtin:")
         else sha256_of(Path(plan.requests)),

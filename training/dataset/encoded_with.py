@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mudit_engine.errors import InputError
 from mudit_engine.files import sha256_of, write_json
+from mudit_engine.models.parts import Part, part_file
 
 FILE = "encoded_with.json"
 
@@ -27,11 +28,11 @@ class Encoder:
     sha256: dict[str, str]
 
 
-def note_encoder(folder: Path, model: Path, *, parts: tuple[str, ...]) -> None:
+def note_encoder(folder: Path, model: Path, *, parts: tuple[Part, ...]) -> None:
     """Takes down what a data set is encoded with. Raises InputError when it was begun with other
     weights.
     """
-    now = {part: sha256_of(model / f"{part}.safetensors") for part in parts}
+    now: dict[str, str] = {part: sha256_of(part_file(model, part)) for part in parts}
     before = read_encoder(folder)
     if before is not None:
         for part in now.keys() & before.sha256.keys():

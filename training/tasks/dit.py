@@ -37,6 +37,7 @@ from mudit_engine.models.dit import DiT, DitBatch, check_lyric_ids
 from mudit_engine.models.folder import model_folder
 from mudit_engine.models.lora import add_lora
 from mudit_engine.models.outline import OutlineRows, hold, outline_rows, pack_outlines
+from mudit_engine.models.parts import part_file
 from mudit_engine.names import REFERENCE_KINDS, STYLES, USER_TYPES, VOICES
 from mudit_engine.text.composition.arrangement import section_of
 from mudit_engine.text.composition.typed import CONTROLS
@@ -204,7 +205,7 @@ class DitTask(Task):
         encoder = read_encoder(self.shards.folder)
         if encoder is None or self.recipe.init is None:
             return
-        beside = model_folder(self.recipe.init) / "vae.safetensors"
+        beside = part_file(model_folder(self.recipe.init), "vae")
         if beside.is_file() and sha256_of(beside) != encoder.sha256.get("vae"):
             raise ConfigError(
                 f"'{self.shards.folder}' was encoded with the VAE of '{encoder.model}', which is "
