@@ -126,10 +126,11 @@ def export_onnx(
 
 
 def _copy_model(source: Path, folder: Path) -> None:
-    """The model's files, those of parts that another model holds too; not its graphs and engines
-    where it is itself a deployment folder.
+    """The model's files, those of parts that another model holds too; not its few-step student,
+    which no graph knows, nor its graphs and engines where it is itself a deployment folder.
     """
     from mudit_engine.models.contract import check_part
+    from mudit_engine.models.fewstep import FOLDER
     from mudit_engine.models.parts import FILE, shared_parts
 
     for file in sorted(source.rglob("*")):
@@ -137,7 +138,7 @@ def _copy_model(source: Path, folder: Path) -> None:
         if (
             file.is_file()
             and file.suffix != ".md"
-            and name.parts[0] not in ("graphs", "engines", "manifest.json", FILE)
+            and name.parts[0] not in ("graphs", "engines", "manifest.json", FILE, FOLDER)
         ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)

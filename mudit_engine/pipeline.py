@@ -29,6 +29,7 @@ from mudit_engine.hardware import environment
 from mudit_engine.loudness import TARGET_LUFS, mastered
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.models.complete import save_model
+from mudit_engine.models.fewstep import Student
 from mudit_engine.models.folder import model_folder
 from mudit_engine.models.lora import LoraSet, LoraSpec
 from mudit_engine.models.saved_latents import save_latents
@@ -131,6 +132,7 @@ class SongPipeline:
         runtime_name: of the runtime, for the sidecar.
         precision: of the networks' products, for the sidecar.
         folder: where the weights lie; None for parts put together by hand.
+        student: the few-step student that is in the weights and whose sampler `config` has.
 
     Examples:
         >>> pipeline = SongPipeline.from_pretrained("tiny", dtype=torch.float32)
@@ -152,17 +154,20 @@ class SongPipeline:
         runtime_name: str = "torch",
         precision: torch.dtype = torch.float32,
         folder: Path | None = None,
+        student: Student | None = None,
     ) -> None:
         """`runtime` denoises, `decoder` makes audio of normalised latents (None: the VAE), `text`
         reads descriptions (None: ChinMu); `folder` is where the weights lie.
         """
-        self.folder = folder
+        self.folder, self.student = folder, student
         self._loras: LoraSet | None = None
         self.config, self.vae, self.chinmu = config, vae, chinmu
         self.runtime, self.runtime_name, self.precision = runtime, runtime_name, precision
         self.decoder = decoder or TorchDecoder(vae)
         check = runtime.check if isinstance(runtime, Limited) else None
-        self.reader = RequestReader(config, vae, text=text or chinmu, check=check)
+        self.reader = RequestReader(
+            config, vae, text=text or chinmu, check=check, fast=student is not None
+        )
 
     @classmethod
     def from_pretrained(
@@ -174,6 +179,7 @@ class SongPipeline:
         dtype: torch.dtype | None = None,
         deploy: Deploy | None = None,
         revision: str | None = None,
+        fast: bool = False,
     ) -> SongPipeline:
         """Loads a model by name or folder.
 
@@ -186,14 +192,19 @@ class SongPipeline:
             dtype: of torch's networks.
             deploy: makes the graphs of a model folder that has none.
             revision: of a model of the hub: a branch, a tag or a commit.
+            fast: with the model's few-step student, whose sampler is then the default of requests
+                (models/fewstep.py).
 
         Raises:
-            InputError: for an unknown runtime or options that it does not take.
+            InputError: for an unknown runtime or options that it does not take, and for a model
+                that has no student.
             MissingError: for a package or device that is not here.
             ModelError: for a folder that does not fit.
         """
         folder = model_folder(source, revision=revision)
-        opened = open_model(folder, runtime=runtime, device=device, dtype=dtype, deploy=deploy)
+        opened = open_model(
+            folder, runtime=runtime, device=device, dtype=dtype, deploy=deploy, fast=fast
+        )
         return cls(
             opened.config,
             opened.vae,
@@ -204,11 +215,12 @@ class SongPipeline:
             runtime_name=opened.name,
             precision=opened.precision,
             folder=folder,
+            student=opened.student,
         )
 
     def set_loras(self, loras: Sequence[LoraSpec], *, merged: bool = True) -> None:
         """Makes these LoRAs act, and no others; nothing is loaded anew, and [] gives the model as
-        it was (models/lora.py).
+        it was (models/lora.py), with its few-step student where it was opened with that.
 
         merged False keeps them apart from the weights, with peft, and stays so for this pipeline.
         Raises InputError for another runtime than torch or in FP8, ModelError for a LoRA of another
@@ -233,13 +245,14 @@ class SongPipeline:
         return self._loras.specs if self._loras is not None else ()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes a whole model folder, the LoRAs that act merged into it. Returns it.
+        """Writes a whole model folder, the LoRAs that act merged into it, and the few-step student
+        where it does, with its sampler. Returns it.
 
         Raises ModelError for a pipeline that was not made by from_pretrained.
         """
         if self.folder is None:
             raise ModelError("this pipeline was put together by hand: save its parts one by one")
-        return save_model(self.folder, Path(folder), loras=self.loras)
+        return save_model(self.folder, Path(folder), loras=self.loras, student=self.student)
 
     def check(self, request: SongRequest) -> list[str]:
         """Reads a request as `generate` would, references included, without running the song's
@@ -367,6 +380,7 @@ class SongPipeline:
             "runtime": self.runtime_name,
             "precision": str(self.precision).removeprefix("torch."),
             "loras": [{"folder": str(one.folder), "scale": one.scale} for one in self.loras],
+            "fast": None if self.student is None else self.student.record,
         }
 
 

@@ -28,6 +28,7 @@ from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.editing import Edit, open_edit, went_on
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.hearing import HeardPart, hear_file
+from mudit_engine.models.fewstep import steps_of
 from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.saved_latents import load_latents
 from mudit_engine.models.vae import SpectralVAE
@@ -151,6 +152,7 @@ class TextReader:
         config: the model's configuration.
         check: raises InputError for what the song's runtime cannot make; None where it makes
             whatever the model does.
+        fast: whether a few-step student makes the songs, whose sampler `config` has.
 
     Examples:
         >>> from mudit_engine.config import load_config
@@ -161,9 +163,13 @@ class TextReader:
     """
 
     def __init__(
-        self, config: ModelConfig, *, check: Callable[[SongShape], None] | None = None
+        self,
+        config: ModelConfig,
+        *,
+        check: Callable[[SongShape], None] | None = None,
+        fast: bool = False,
     ) -> None:
-        self.config, self._check = config, check
+        self.config, self._check, self.fast = config, check, fast
 
     def read(self, request: SongRequest, *, compose: bool = False) -> Understood:
         """Checks a request against the model and plans its song, without running a network.
@@ -250,6 +256,8 @@ class TextReader:
             _check_goes_on(edit, plan.seconds)
         sampler = self._sampler(request.sampler)
         notes += _idle_options(request, sampler)
+        if self.fast:
+            notes += _other_steps(sampler, self.config.sampler)
         understood = Understood(
             request=request,
             lyrics=lyrics,
@@ -352,6 +360,7 @@ class RequestReader(TextReader):
         vae: encodes reference audio; its device is where that runs.
         text: what reads descriptions: ChinMu, or a runtime that stands in for it.
         check: as in TextReader.
+        fast: as in TextReader.
 
     Examples:
         >>> from mudit_engine.runtime.load import open_model
@@ -369,8 +378,9 @@ class RequestReader(TextReader):
         *,
         text: TextEncoder,
         check: Callable[[SongShape], None] | None = None,
+        fast: bool = False,
     ) -> None:
-        super().__init__(config, check=check)
+        super().__init__(config, check=check, fast=fast)
         self.vae, self.text = vae, text
 
     @torch.inference_mode()
@@ -520,6 +530,18 @@ def _given_melody(request: SongRequest) -> GivenMelody | None:
     if request.melody is not None:
         return parse_melody(request.melody)
     return None if request.melody_file is None else read_melody_file(request.melody_file)
+
+
+def _other_steps(sampler: SamplerConfig, trained: SamplerConfig) -> list[str]:
+    """A note where a few-step student is sampled otherwise than it was trained for."""
+    told, known = sampler.model_dump(), trained.model_dump()
+    changed = [f"{name} {told[name]}" for name in told if told[name] != known[name]]
+    if not changed:
+        return []
+    return [
+        f"the few-step student was trained for {steps_of(trained)}: with {', '.join(changed)} it "
+        "does what nobody taught it"
+    ]
 
 
 def _idle_options(request: SongRequest, sampler: SamplerConfig) -> list[str]:

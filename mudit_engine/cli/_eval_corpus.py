@@ -20,13 +20,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+fast_option = click.option(
+    "--fast", is_flag=True, help="Judge the model's few-step student, in its own few steps."
+)
+
+
 def sung_options(*, least: int = 2, songs: int = 24, stems: str = "") -> Callable[[F], F]:
-    """--model, --corpus, --songs and --seed of the commands that sing held-out requests."""
+    """--model, --fast, --corpus, --songs and --seed of the commands that sing held-out requests."""
 
     def add(function: F) -> F:
         for option in reversed(
             (
                 click.option("--model", default="tiny", show_default=True, metavar="NAME|FOLDER"),
+                fast_option,
                 click.option(
                     "--corpus",
                     default="data/tiny-corpus",

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(
-    model: str, corpus: Path, songs: int, training_songs: int, seed: int, as_json: bool
+    model: str,
+    fast: bool,
+    corpus: Path,
+    songs: int,
+    training_songs: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Sing held-out requests on planned melodies, and hear which notes are sung: on the plan,
     without one, on another song's; from chorus to chorus; and with another seed.
@@ -39,7 +45,7 @@ def command(
     from mudit_engine.models.folder import model_folder
     from mudit_engine.pipeline import SongPipeline
 
-    pipeline = SongPipeline.from_pretrained(model)
+    pipeline = SongPipeline.from_pretrained(model, fast=fast)
     held_out, training = _tunes(corpus, songs, training_songs)
 
     track = tracked(quiet=as_json)

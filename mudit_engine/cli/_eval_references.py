@@ -34,6 +34,7 @@ KINDS = ("drums", "bass", "chords")
 @json_option
 def command(
     model: str,
+    fast: bool,
     corpus: Path,
     songs: int,
     seed: int,
@@ -48,7 +49,7 @@ def command(
     from mudit_engine.evaluation.references import judge_edits, judge_references
     from mudit_engine.pipeline import SongPipeline
 
-    pipeline = SongPipeline.from_pretrained(model)
+    pipeline = SongPipeline.from_pretrained(model, fast=fast)
     test, track = _with_stems(corpus, songs), tracked(quiet=as_json)
     rows = judge_references(pipeline, test, kinds=kinds or KINDS, seed=seed, track=track)
     edited = None

@@ -31,7 +31,13 @@ MEASURES = ("tempo", "key", "sections", "ends", "end_level")
 )
 @json_option
 def command(
-    model: str, corpus: Path, songs: int, seed: int, shortest: float, as_json: bool
+    model: str,
+    fast: bool,
+    corpus: Path,
+    songs: int,
+    seed: int,
+    shortest: float,
+    as_json: bool,
 ) -> None:
     """Make long songs for held-out requests, and hear whether tempo and key hold in windows of
     30 s, sections begin where they are planned, and the end ends: beside originals and codec.
@@ -43,7 +49,7 @@ def command(
 
     test = _long_songs(corpus, songs, shortest)
     rows = judge_whole_songs(
-        SongPipeline.from_pretrained(model),
+        SongPipeline.from_pretrained(model, fast=fast),
         Codec.load(model_folder(model)),
         test,
         seed=seed,

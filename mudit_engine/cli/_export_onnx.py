@@ -42,6 +42,11 @@ FLAVOURS = ("fp32", "bf16", "fp16")
     help="A LoRA that is merged into the weights that are exported. Repeatable.",
 )
 @click.option(
+    "--fast",
+    is_flag=True,
+    help="Merge the model's few-step student into the weights, and export its sampler with them.",
+)
+@click.option(
     "--no-parity", is_flag=True, help="Leave out the songs through every runtime (needs fp32)."
 )
 @json_option
@@ -51,6 +56,7 @@ def command(
     flavours: tuple[str, ...],
     random_weights: bool,
     loras: tuple[str, ...],
+    fast: bool,
     no_parity: bool,
     as_json: bool,
 ) -> None:
@@ -62,14 +68,16 @@ def command(
 
     if loras and random_weights:
         raise click.UsageError("--lora adds to trained weights: leave --random-weights out")
+    if fast and random_weights:
+        raise click.UsageError("--fast takes a trained student: leave --random-weights out")
     flavours = flavours or ("fp32",)
     runtimes = runtimes_here() if "fp32" in flavours and not no_parity else ()
     with (
         tempfile.TemporaryDirectory(prefix="mudit-merged-") as work,
         progress("exporting", total=7 * len(flavours), quiet=as_json) as advance,
     ):
-        if loras:
-            model = _merged(model, Path(work), loras)
+        if loras or fast:
+            model = _merged(model, Path(work), loras, fast=fast)
         report = partial(_advance, advance)
         export_onnx(
             model,
@@ -82,16 +90,21 @@ def command(
     show(out, read_manifest(out)["parity"] or [], as_json=as_json)
 
 
-def _merged(model: str, work: Path, loras: tuple[str, ...]) -> str:
-    """A copy of the model, under its own name, with the LoRAs in its weights."""
+def _merged(model: str, work: Path, loras: tuple[str, ...], *, fast: bool) -> str:
+    """A copy of the model, under its own name, with the LoRAs and its few-step student in its
+    weights.
+    """
     import torch
 
     from mudit_engine.models.complete import save_model
+    from mudit_engine.models.fewstep import student_of
     from mudit_engine.models.folder import model_folder
     from mudit_engine.models.lora import parse_lora
 
     specs, source = [parse_lora(text) for text in loras], model_folder(model)
-    return str(save_model(source, work / source.name, loras=specs, dtype=torch.float32))
+    student = student_of(source) if fast else None
+    out = work / source.resolve().name
+    return str(save_model(source, out, loras=specs, dtype=torch.float32, student=student))
 
 
 def _advance(advance: Any, text: str) -> None:

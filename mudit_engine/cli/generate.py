@@ -213,6 +213,12 @@ class Seconds(click.ParamType):
     help="A LoRA that is added to the model, how strongly (1 as it was trained). Repeatable.",
 )
 @click.option(
+    "--fast",
+    is_flag=True,
+    help="Use the model's few-step student (its folder fewstep/): its few steps without guidance "
+    "are then the default of --sampler, --steps and --guidance.",
+)
+@click.option(
     "--runtime",
     type=click.Choice(["auto", *RUNTIMES]),
     default="auto",
@@ -305,6 +311,11 @@ def command(**options: Any) -> None:
             f"--precision {precision} is for --runtime torch: '{runtime}' runs in the precision it "
             "was exported in"
         )
+    if options["fast"] and runtime not in ("auto", "torch"):
+        raise InputError(
+            f"--fast is for --runtime torch: for '{runtime}', take what `mudit export onnx {model} "
+            "OUT --fast` writes"
+        )
     if options["ray"] is not None:
         _on_ray(jobs, failures, options)
         return
@@ -315,6 +326,10 @@ def command(**options: Any) -> None:
     start = time.perf_counter()
     pipeline = _pipeline(model, runtime, PRECISIONS[precision], options)
     loading_seconds = time.perf_counter() - start
+    if (student := pipeline.student) is not None:
+        from mudit_engine.models.fewstep import steps_of
+
+        note(f"few-step student of '{model}': {steps_of(student.sampler)}")
     jobs, read, refused = _checked(
         pipeline.reader, jobs, keep_going=options["keep_going"], midi=options["midi"]
     )
@@ -333,7 +348,9 @@ def command(**options: Any) -> None:
         )
         failures += failed
     made = len(jobs) if options["dry_run"] else len(rows)
-    timed = {"loading_seconds": round(loading_seconds, 3)}
+    timed: dict[str, Any] = {"loading_seconds": round(loading_seconds, 3)}
+    if student is not None:
+        timed["fast"] = student.record
     _report(options, rows=rows, read=read, failures=failures, made=made, timed=timed)
 
 
@@ -344,7 +361,7 @@ def _report(
     read: list[dict[str, Any]],
     failures: list[dict[str, str]],
     made: int,
-    timed: dict[str, float],
+    timed: dict[str, Any],
 ) -> None:
     """Prints what became of the songs. Raises MuditError when some could not be made."""
     if options["as_json"]:
@@ -376,6 +393,7 @@ def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, 
     with loading():
         from mudit_engine.cli._deployed import deployed
         from mudit_engine.config import load_config
+        from mudit_engine.models.fewstep import student_of
         from mudit_engine.models.folder import model_folder
         from mudit_engine.models.lora import parse_lora
         from mudit_engine.reading import TextReader
@@ -384,7 +402,10 @@ def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, 
         folder = model_folder(options["model"])
         if options["runtime"] in ("onnxruntime", "openvino"):
             folder = deployed(folder, runtime=options["runtime"], quiet=options["as_json"])
-        reader = TextReader(load_config(folder))
+        config = load_config(folder)
+        if options["fast"]:
+            config = student_of(folder).configured(config)
+        reader = TextReader(config, fast=options["fast"])
         loras = [parse_lora(text) for text in options["loras"]]
     jobs = [job for job in jobs if not is_there(job.path)]
     jobs, read, refused = _checked(reader, jobs, keep_going=options["keep_going"], midi=None)
@@ -393,9 +414,10 @@ def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, 
     if jobs and not options["dry_run"]:
         maker = SongMaker(
             str(folder.resolve()),
-            runtime=options["runtime"] if not loras else "torch",
+            runtime=options["runtime"] if not (loras or options["fast"]) else "torch",
             precision=PRECISIONS[options["precision"]],
             loras=tuple(dataclasses.replace(one, folder=one.folder.resolve()) for one in loras),
+            fast=options["fast"],
             spectrogram=options["spectrogram"],
             loudness=options["loudness"],
         )
@@ -441,6 +463,7 @@ def _pipeline(
             device=options["device"],
             dtype=getattr(torch, precision) if precision else None,
             deploy=lambda folder, name: deployed(folder, runtime=name, quiet=options["as_json"]),
+            fast=options["fast"],
         )
         if loras:
             pipeline.set_loras(loras)

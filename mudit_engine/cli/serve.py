@@ -61,6 +61,11 @@ class Range(click.ParamType):
     metavar="FOLDER[:SCALE]",
     help="A LoRA that a song may ask for by the folder's name. Repeatable.",
 )
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="Make all songs with the model's few-step student, in its few steps without guidance.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option(
@@ -139,6 +144,7 @@ def command(
     threads: int | None,
     ray: str | None,
     loras: tuple[str, ...],
+    fast: bool,
     **chosen: Any,
 ) -> None:
     """Serve MODEL over HTTP: the API under /v1, its document at /docs, a page at /."""
@@ -159,6 +165,11 @@ def command(
     if loras and runtime not in ("auto", "torch"):
         raise InputError(
             f"--lora is for --runtime torch: '{runtime}' runs the weights it was exported with"
+        )
+    if fast and runtime not in ("auto", "torch"):
+        raise InputError(
+            f"--fast is for --runtime torch: for '{runtime}', serve what `mudit export onnx "
+            "--fast` writes"
         )
     if device is not None and runtime not in ("auto", "torch"):
         raise InputError(f"--device {device} is for --runtime torch")
@@ -184,6 +195,7 @@ def command(
             device=device,
             deploy=lambda source, name: deployed(source, runtime=name, quiet=True),
             loras=specs,
+            fast=fast,
         )
 
     options = ServiceOptions(
@@ -203,6 +215,7 @@ def command(
             options=options,
             keys=known,
             loras=tuple(replace(one, folder=one.folder.resolve()) for one in specs),
+            fast=fast,
             host=host,
             port=port,
             chosen=chosen,

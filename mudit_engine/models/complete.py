@@ -18,6 +18,8 @@ from safetensors import safe_open
 
 from mudit_engine.config import load_config, parse_config
 from mudit_engine.files import atomic_path, sha256_of, write_text
+from mudit_engine.models.fewstep import FOLDER as FEWSTEP
+from mudit_engine.models.fewstep import Student
 from mudit_engine.models.folder import PARTS, Part, load_part, save_config, save_part
 from mudit_engine.models.lora import LoraSet, LoraSpec
 from mudit_engine.models.parts import has_part, part_file
@@ -78,24 +80,35 @@ def complete_folder(folder: Path, sources: Sequence[PartSource]) -> tuple[Part, 
 
 
 def save_model(
-    source: Path, out: Path, *, loras: Sequence[LoraSpec] = (), dtype: torch.dtype | None = None
+    source: Path,
+    out: Path,
+    *,
+    loras: Sequence[LoraSpec] = (),
+    dtype: torch.dtype | None = None,
+    student: Student | None = None,
 ) -> Path:
     """Writes a whole copy of a model folder, parts that it takes from another model included, with
-    LoRAs merged into its song transformer, in `dtype` (None: as it is stored). Returns `out`.
+    LoRAs merged into its song transformer, in `dtype` (None: as it is stored). Its few-step
+    student is merged, with its sampler, where it is given; a copy without LoRAs keeps it beside the
+    weights. Returns `out`.
 
     Raises ModelError for a LoRA that does not fit.
     """
     config = load_config(source)
     out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out)
-    if loras:
+    save_config(student.configured(config) if student else config, out)
+    if loras or student:
         dit = load_part("dit", config, source)
-        LoraSet(dit).use(loras)
+        LoraSet(dit).use([*([student.lora] if student else []), *loras])
         with safe_open(part_file(source, "dit"), "pt") as stored:
             save_part("dit", dit, out, dtype=dtype or stored.get_tensor("final.weight").dtype)
+    elif (source / FEWSTEP).is_dir():
+        for path in sorted((source / FEWSTEP).iterdir()):
+            _copy(path, out / FEWSTEP / path.name)
     complete_folder(out, [PartSource(source)])
     merged = ", ".join(f"{one.folder} at {one.scale:g}" for one in loras)
-    write_card(out, {"LoRAs": merged} if merged else {})
+    facts = {"LoRAs": merged} if merged else {}
+    write_card(out, {**facts, "few-step student": "in the weights"} if student else facts)
     return out
 
 

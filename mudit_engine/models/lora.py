@@ -130,16 +130,22 @@ def without_lora(dit: nn.Module) -> Iterator[None]:
 
 
 def save_lora(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, base: str
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    base: str,
+    half: bool = False,
 ) -> Path:
-    """Writes a LoRA folder of a network's injected tensors (`blocks.0.qkv.lora_A.default.weight`).
-    Returns the weights' file.
+    """Writes a LoRA folder of a network's injected tensors (`blocks.0.qkv.lora_A.default.weight`),
+    in fp32 or, `half`, in fp16. Returns the weights' file.
     """
+    dtype = torch.float16 if half else torch.float32
     weights = {}
     for key, value in tensors.items():
         if match := _INJECTED.fullmatch(key):
             name = f"base_model.model.{match['name']}.lora_{match['side']}.weight"
-            weights[name] = value.detach().float().cpu().contiguous()
+            weights[name] = value.detach().to("cpu", dtype).contiguous()
     with atomic_path(folder / WEIGHTS) as aside:
         save_file(weights, aside, metadata={"format": "pt"})
     write_json(folder / CONFIG, {**config, "base_model_name_or_path": base})

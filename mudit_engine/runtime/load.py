@@ -27,7 +27,9 @@ from mudit_engine.errors import InputError, MissingError, ModelError
 from mudit_engine.hardware import keep_freed_memory, machine
 from mudit_engine.models.chinmu import CHARACTERS, ChinMu
 from mudit_engine.models.dit import DiT
+from mudit_engine.models.fewstep import Student, student_of
 from mudit_engine.models.folder import load_part, model_folder
+from mudit_engine.models.lora import LoraSet
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.names import GRAPH_RUNTIMES, RUNTIMES
 from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder
@@ -60,6 +62,8 @@ class OpenModel:
         text: what reads descriptions: chinmu, or a runtime that stands in for it.
         name: of the runtime.
         precision: of the networks' products.
+        student: the few-step student that is in the weights, and whose sampler is in `config`; None
+            for the model itself.
 
     Examples:
         >>> open_model("tiny", dtype=torch.float32).precision
@@ -74,6 +78,7 @@ class OpenModel:
     text: TextEncoder
     name: str
     precision: torch.dtype
+    student: Student | None = None
 
 
 def open_model(
@@ -83,6 +88,7 @@ def open_model(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     deploy: Deploy | None = None,
+    fast: bool = False,
 ) -> OpenModel:
     """Opens an embedded model by name, a model folder, or a folder made by `mudit export`.
 
@@ -95,12 +101,14 @@ def open_model(
             torch.float8_e4m3fn runs the widest products of a bf16 song transformer in FP8
             (runtime/fp8.py), on a GPU that has them, once two songs have shown what that changes.
         deploy: makes the graphs of a model folder that has none.
+        fast: with the model's few-step student (models/fewstep.py), on torch.
 
     Returns:
         The networks and what runs them.
 
     Raises:
-        InputError: for an unknown runtime or options that it does not take.
+        InputError: for an unknown runtime or options that it does not take, and for a model that
+            has no student.
         MissingError: for a package or device that is not here.
         ModelError: for a folder that does not fit.
         GateError: for a network that FP8 changes too much.
@@ -112,14 +120,20 @@ def open_model(
     """
     folder = model_folder(source)
     if runtime == "auto":
-        runtime = "torch" if dtype is not None else usual_runtime(folder)
+        runtime = "torch" if fast or dtype is not None else usual_runtime(folder)
     if runtime not in RUNTIMES:
         raise InputError(f"runtime '{runtime}' is unknown: choose one of {', '.join(RUNTIMES)}")
     if runtime == "torch":
         place = usual_device(device)
+        student = student_of(folder) if fast else None
         if dtype is torch.float8_e4m3fn:
-            return _open_fp8(folder, place)
-        return _open_torch(folder, place, dtype)
+            return _open_fp8(folder, place, student)
+        return _open_torch(folder, place, dtype, student)
+    if fast:
+        raise InputError(
+            f"runtime '{runtime}' runs the weights it was exported with: take runtime 'torch', or "
+            f"export the few-step student with `mudit export onnx {source} OUT --fast`"
+        )
     if device is not None or dtype is not None:
         raise InputError(
             f"runtime '{runtime}' chooses device and dtype itself: leave them out, or take runtime "
@@ -130,7 +144,9 @@ def open_model(
     return _open_graphs(deploy(folder, runtime) if deploy else folder, runtime)
 
 
-def _open_torch(folder: Path, place: torch.device, dtype: torch.dtype | None) -> OpenModel:
+def _open_torch(
+    folder: Path, place: torch.device, dtype: torch.dtype | None, student: Student | None
+) -> OpenModel:
     if place.type == "cpu":
         keep_freed_memory()
     if (folder / FILE).is_file():
@@ -139,14 +155,19 @@ def _open_torch(folder: Path, place: torch.device, dtype: torch.dtype | None) ->
     dit = load_part("dit", config, folder, device=place, dtype=dtype)
     assert isinstance(dit, DiT)
     vae, chinmu = load_codec_and_text(config, folder, place, dtype)
-    return OpenModel(config, vae, chinmu, Denoiser(dit), TorchDecoder(vae), chinmu, "torch", dtype)
+    if student is not None:
+        LoraSet(dit).use([student.lora])
+        config = student.configured(config)
+    return OpenModel(
+        config, vae, chinmu, Denoiser(dit), TorchDecoder(vae), chinmu, "torch", dtype, student
+    )
 
 
-def _open_fp8(folder: Path, place: torch.device) -> OpenModel:
+def _open_fp8(folder: Path, place: torch.device, student: Student | None) -> OpenModel:
     from mudit_engine.runtime.fp8 import FP8, check_device, hold_to, probe_songs, with_fp8
 
     check_device(place)
-    opened = _open_torch(folder, place, torch.bfloat16)
+    opened = _open_torch(folder, place, torch.bfloat16, student)
     assert isinstance(opened.runtime, Denoiser)
     exact, fast = opened.runtime.dit, with_fp8(opened.runtime.dit)
     # layouts of two probes are not worth a capture

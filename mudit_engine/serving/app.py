@@ -453,6 +453,7 @@ def create_app(
             "outline": config.dit.outline,
             "edits": config.dit.edits and service.engine.runtime_name == "torch",
             "loras": sorted(service.engine.loras),
+            "fast": service.engine.fast,
         }
         return JSONResponse({"object": "list", "data": [entry]})
 

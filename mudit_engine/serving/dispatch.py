@@ -326,7 +326,7 @@ class RemoteEngine:
     """An engine for the service, whose networks are on other machines: here requests are read.
 
     Args:
-        config: the model's.
+        config: the model's, with the sampler of its few-step student where that makes the songs.
         about: what SongDenoiser.about says.
         dispatcher: hands the songs out.
         loras: that every denoiser has, by name.
@@ -342,11 +342,17 @@ class RemoteEngine:
     ) -> None:
         self.config, self.about, self.batcher = config, about, dispatcher
         self.loras = loras or {}
-        self.reader = TextReader(config, check=None if about["runtime"] == "torch" else refuse_edit)
+        check = None if about["runtime"] == "torch" else refuse_edit
+        self.reader = TextReader(config, check=check, fast=self.fast)
 
     @property
     def runtime_name(self) -> str:
         return str(self.about["runtime"])
+
+    @property
+    def fast(self) -> bool:
+        """Whether the model's few-step student makes the songs."""
+        return self.about.get("fast") is not None
 
     def read(self, request: SongRequest) -> Understood:
         """The request as the model understands it. Raises InputError."""

@@ -66,6 +66,9 @@ class SongEngine(Protocol):
     @property
     def loras(self) -> Mapping[str, LoraSpec]: ...
 
+    @property
+    def fast(self) -> bool: ...
+
     def read(self, request: SongRequest) -> Understood: ...
 
     def submit(
@@ -107,20 +110,22 @@ class Engine:
         memory: int | None = None,
         decodes: bool = True,
         loras: Sequence[LoraSpec] = (),
+        fast: bool = False,
         on_step: Callable[[StepRecord], None] | None = None,
         save_every: float | None = None,
         on_save: Callable[[Ticket, bytes], None] | None = None,
     ) -> Engine:
         """Loads the model and measures what its steps cost. `memory`: bytes for songs in flight
         (None: a share of what is free). `decodes` False ends songs with their latents. `loras`:
-        those that a song may ask for, by the names of their folders; each is tried first. Raises
-        what runtime/load.py and SongPipeline.set_loras raise.
+        those that a song may ask for, by the names of their folders; each is tried first. `fast`:
+        all songs are made with the model's few-step student. Raises what runtime/load.py and
+        SongPipeline.set_loras raise.
         """
         named = named_loras(loras)
         if named and runtime == "auto":
             runtime = "torch"
         pipeline = SongPipeline.from_pretrained(
-            model, runtime=runtime, device=device, deploy=deploy
+            model, runtime=runtime, device=device, deploy=deploy, fast=fast
         )
         for spec in named.values():
             pipeline.set_loras([spec])
@@ -156,6 +161,11 @@ class Engine:
     @property
     def runtime_name(self) -> str:
         return self.pipeline.runtime_name
+
+    @property
+    def fast(self) -> bool:
+        """Whether the model's few-step student makes the songs."""
+        return self.pipeline.student is not None
 
     def read(self, request: SongRequest) -> Understood:
         """The request as the model understands it, without running a network. Raises InputError."""

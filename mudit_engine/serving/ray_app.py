@@ -60,6 +60,7 @@ class RaySettings:
         options: of the HTTP service.
         keys: who may ask; None is everybody.
         loras: that songs may ask for, the same folders on every machine.
+        fast: with the model's few-step student.
     """
 
     model: str
@@ -74,6 +75,7 @@ class RaySettings:
     options: ServiceOptions = field(default_factory=ServiceOptions)
     keys: Keys | None = None
     loras: tuple[LoraSpec, ...] = ()
+    fast: bool = False
 
     def __post_init__(self) -> None:
         for name in ("denoisers", "decoders"):
@@ -149,6 +151,7 @@ def application(settings: RaySettings, *, pinned: dict[str, float] | None = None
         threads=settings.threads,
         save_every=settings.options.save_every,
         loras=settings.loras,
+        fast=settings.fast,
     )
     decoder = serve.deployment(
         SongDecoder,
@@ -207,9 +210,13 @@ def open_remote(settings: RaySettings, denoiser: Any, decoder: Any) -> RemoteEng
     from ray.serve.exceptions import DeploymentUnavailableError
 
     from mudit_engine.config import load_config
+    from mudit_engine.models.fewstep import student_of
     from mudit_engine.models.folder import model_folder
 
-    config = load_config(model_folder(settings.model))
+    folder = model_folder(settings.model)
+    config = load_config(folder)
+    if settings.fast:
+        config = student_of(folder).configured(config)
     about = denoiser.about.remote().result()
     dispatcher = Dispatcher(
         streamed(denoiser.options(stream=True).denoise),

@@ -48,12 +48,15 @@ class Made:
 
 @dataclass(frozen=True)
 class SongMaker:
-    """What a worker opens: a model on a runtime. `precision` is torch's name of a dtype."""
+    """What a worker opens: a model on a runtime. `precision` is torch's name of a dtype, `fast` the
+    model with its few-step student.
+    """
 
     model: str
     runtime: str = "auto"
     precision: str | None = None
     loras: tuple[LoraSpec, ...] = ()
+    fast: bool = False
     spectrogram: bool = False
     loudness: float | None = TARGET_LUFS
 
@@ -67,6 +70,7 @@ class SongMaker:
             self.model,
             runtime=self.runtime,
             dtype=getattr(torch, self.precision) if self.precision else None,
+            fast=self.fast,
         )
         if self.loras:
             pipeline.set_loras(self.loras)

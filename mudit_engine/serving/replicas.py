@@ -90,6 +90,7 @@ class SongDenoiser:
         threads: of the CPU; None is torch's own.
         save_every: seconds between a song's savings.
         loras: that songs may ask for.
+        fast: with the model's few-step student.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class SongDenoiser:
         threads: int | None = None,
         save_every: float | None = 10.0,
         loras: Sequence[LoraSpec] = (),
+        fast: bool = False,
     ) -> None:
         _use_threads(threads)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
@@ -113,6 +115,7 @@ class SongDenoiser:
             device=device,
             decodes=False,
             loras=loras,
+            fast=fast,
             on_step=self._stepped,
             save_every=save_every,
             on_save=self._saved,

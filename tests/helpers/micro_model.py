@@ -6,8 +6,12 @@ from pathlib import Path
 
 import torch
 
-from mudit_engine.config import ModelConfig
+from mudit_engine.config import ModelConfig, SamplerConfig
+from mudit_engine.models.fewstep import write_student
 from mudit_engine.models.folder import PARTS, build_part, save_config, save_part
+from mudit_engine.models.lora import PARTS as LORA_PARTS
+from mudit_engine.models.lora import lora_config, save_lora
+from mudit_engine.models.parts import part_file
 
 MICRO = ModelConfig.model_validate(
     {
@@ -67,3 +71,22 @@ def save_micro(folder: Path, *, outline: bool = True, **dit: float) -> Path:
             module.get_parameter(name.replace("__", ".")).data.fill_(value)
         save_part(part, module, folder)
     return folder
+
+
+STUDENT = SamplerConfig(name="ode-euler", steps=4, guidance=1.0, shift=3.0)
+
+
+def save_student(folder: Path, *, seed: int = 0, sampler: SamplerConfig = STUDENT) -> Path:
+    """Gives the micro model of this folder a few-step student of random weights. Returns its
+    folder.
+    """
+    torch.manual_seed(seed)
+    state = {
+        "blocks.0.qkv.lora_A.default.weight": torch.randn(4, 64) * 0.3,
+        "blocks.0.qkv.lora_B.default.weight": torch.randn(192, 4) * 0.3,
+    }
+    home = folder / "fewstep"
+    config = lora_config(rank=4, alpha=4, dropout=0.0, parts=LORA_PARTS)
+    save_lora(home, state, config, base=folder.name, half=True)
+    write_student(home, sampler=sampler, dit=part_file(folder, "dit"))
+    return home

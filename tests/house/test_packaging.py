@@ -152,6 +152,34 @@ def test_the_wheel_holds_every_file_once(wheel: Path, shipped: list[str]) -> Non
     )
 
 
+def test_models_with_parts_of_others_and_students_are_packed(tree: Path, tmp_path: Path) -> None:
+    """Folders of assets need no line in setup.py, whatever their names."""
+    files = [
+        "tiny-mudit/config.json",
+        "tiny-mudit/contract.json",
+        "tiny-mudit/parts.json",
+        "tiny-mudit/README.md",
+        "tiny-mudit/dit.safetensors",
+        "tiny/fewstep/adapter_config.json",
+        "tiny/fewstep/adapter_model.safetensors",
+        "tiny/fewstep/student.json",
+    ]
+    root = tmp_path / "tree"
+    for name in ("setup.py", "pyproject.toml", "mudit_engine/__init__.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree / name, root / name)
+    for name in LINKED:
+        (root / name).mkdir()
+        (root / "mudit_engine" / name).symlink_to(f"../{name}")
+    for name in files:
+        path = root / "mudit_engine/assets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    run_in(root, sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "out"))
+    packed = tmp_path / "out/mudit_engine/assets"
+    assert sorted(str(file.relative_to(packed)) for file in packed.rglob("*.*")) == sorted(files)
+
+
 def test_the_source_archive_builds_the_same_wheel(
     tree: Path, shipped: list[str], tmp_path: Path
 ) -> None:

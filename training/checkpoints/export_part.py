@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from mudit_engine.config import load_config
 from mudit_engine.errors import ConfigError, InputError, ModelError
 from mudit_engine.models.complete import DIT_FIELDS, PartSource, complete_folder, write_card
+from mudit_engine.models.fewstep import write_student
 from mudit_engine.models.folder import (
     Part,
     build_part,
@@ -24,6 +25,7 @@ from mudit_engine.models.folder import (
     save_part,
 )
 from mudit_engine.models.lora import LoraSet, LoraSpec, add_lora, save_lora
+from mudit_engine.models.parts import part_file
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints
 from mudit_engine.training.dataset.encoded_with import read_encoder
 from mudit_engine.training.recipe import Recipe, parse_recipe
@@ -58,7 +60,8 @@ def export_part(
     """Writes the part that a run trained into a model folder, beside the parts that are there.
 
     Parts that the folder lacks are copied from the models that the data set was encoded with and
-    the training began from; of a LoRA run the merged weights are written, and folder/lora.
+    the training began from; of a LoRA run the merged weights are written, and folder/lora. That of
+    a dit-distill run is a few-step student of the model that it began from (models/fewstep.py).
 
     Args:
         run: folder of the run.
@@ -108,7 +111,7 @@ def export_part(
             _take_encoder(module, recipe)
         module = _trained(saved, part, module, weights)
     else:
-        module = _with_lora(saved, recipe, config, folder, weights)
+        module = _with_lora(saved, recipe, config, folder, weights, dtype)
     file = save_part(part, module, folder, dtype=torch.float16 if dtype == "float16" else None)
     if part == "chinmu" and hasattr(module.text, "save_assets"):
         module.text.save_assets(folder / "text_encoder")
@@ -151,7 +154,12 @@ def _take_encoder(module: nn.Module, recipe: Recipe) -> None:
 
 
 def _with_lora(
-    saved: SavedState, recipe: Recipe, config: ModelConfig, folder: Path, weights: str
+    saved: SavedState,
+    recipe: Recipe,
+    config: ModelConfig,
+    folder: Path,
+    weights: str,
+    dtype: Literal["float32", "float16"],
 ) -> nn.Module:
     """The song transformer that the LoRA was trained on with it merged; the LoRA by itself goes to
     folder/lora.
@@ -165,7 +173,10 @@ def _with_lora(
     shapes = {f"dit.{name}": p.shape for name, p in around.named_parameters() if p.requires_grad}
     state = saved.whole("ema" if weights == "ema" else "weight", shapes)
     tensors = {name.removeprefix("dit."): value for name, value in state.items()}
-    save_lora(folder / "lora", tensors, settings, base=str(recipe.init))
+    half = dtype == "float16"
+    save_lora(folder / "lora", tensors, settings, base=str(recipe.init), half=half)
+    if recipe.task == "dit-distill":
+        write_student(folder / "lora", sampler=config.sampler, dit=part_file(base, "dit"))
     module = load_part("dit", load_config(base), base)
     LoraSet(module).use([LoraSpec(folder / "lora")])
     return module
