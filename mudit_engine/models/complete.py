@@ -1,5 +1,5 @@
 """A model folder that can be used: parts that were not trained are copied from the models they came
-from, and a card says what the folder is.
+from, or taken from them without a copy, and a card says what the folder is.
 
     missing = complete_folder(Path("runs/a/model"), [Path("models/base")])
     write_card(Path("runs/a/model"), {"trained by": "tiny-dit-finetune, 400 steps"})
@@ -17,12 +17,15 @@ import torch
 from safetensors import safe_open
 
 from mudit_engine.config import load_config, parse_config
-from mudit_engine.files import atomic_path, sha256_of, write_text
+from mudit_engine.errors import InputError, ModelError
+from mudit_engine.files import atomic_path, sha256_of, write_json, write_text
+from mudit_engine.models.contract import write_contract
 from mudit_engine.models.fewstep import FOLDER as FEWSTEP
 from mudit_engine.models.fewstep import Student
 from mudit_engine.models.folder import PARTS, Part, load_part, save_config, save_part
 from mudit_engine.models.lora import LoraSet, LoraSpec
-from mudit_engine.models.parts import has_part, part_file
+from mudit_engine.models.parts import FILE as PARTS_FILE
+from mudit_engine.models.parts import has_part, model_beside, part_file, shared_parts
 
 CARD = "README.md"
 # what the song transformer brings with it: generation goes by them
@@ -112,6 +115,59 @@ def save_model(
     return out
 
 
+def share_parts(folder: Path, source: str, *, parts: Sequence[Part] = ("vae", "chinmu")) -> Path:
+    """Makes a whole model folder take `parts` from another model that has the same weights: removes
+    its own and writes parts.json and their sha256 into contract.json. Returns the folder.
+
+    Args:
+        folder: of the model.
+        source: an embedded model's name, or that of a folder beside this one.
+        parts: which.
+
+    Raises:
+        InputError: for a part with other weights; nothing has changed then.
+        ModelError: for a source that lacks a part.
+
+    Examples:
+        >>> share_parts(Path("models/tiny-mudit"), "tiny")                 # doctest: +SKIP
+        PosixPath('models/tiny-mudit')
+    """
+    home = model_beside(folder, source)
+    for part in parts:
+        theirs, ours = home / f"{part}.safetensors", part_file(folder, part)
+        if not theirs.is_file():
+            raise ModelError(f"'{source}' has no {part}: there is no '{theirs}'")
+        if name := _differing(ours, theirs):
+            raise InputError(
+                f"{part} of '{folder}' is not that of '{source}': {name} differs "
+                f"(sha256 {sha256_of(ours)} and {sha256_of(theirs)}). Keep its own"
+            )
+    write_json(folder / PARTS_FILE, {**shared_parts(folder), **dict.fromkeys(parts, source)})
+    for part in parts:
+        (folder / f"{part}.safetensors").unlink(missing_ok=True)
+    write_contract(load_config(folder), folder)
+    return folder
+
+
+def _differing(ours: Path, theirs: Path) -> str | None:
+    """The first tensor in which two files differ; None where none does.
+
+    Equal weights may lie in files of different bytes: safetensors writes its header's metadata in
+    no fixed order.
+    """
+    if sha256_of(ours) == sha256_of(theirs):
+        return None
+    with safe_open(ours, "pt") as a, safe_open(theirs, "pt") as b:
+        apart = sorted(set(a.keys()) ^ set(b.keys()))
+        if apart:
+            return apart[0]
+        for name in sorted(a.keys()):
+            one, other = a.get_tensor(name), b.get_tensor(name)
+            if one.dtype != other.dtype or not torch.equal(one, other):
+                return name
+    return None
+
+
 def _told(taken: Sequence[tuple[Part, Path]]) -> str:
     return ", ".join(f"{part} of '{folder}'" for part, folder in taken)
 
@@ -168,4 +224,4 @@ Say what was listened to, and what the model does not do.
     return path
 
 
-__all__ = ["DIT_FIELDS", "PartSource", "complete_folder", "write_card"]
+__all__ = ["DIT_FIELDS", "PartSource", "complete_folder", "save_model", "share_parts", "write_card"]

@@ -2,7 +2,7 @@
 names in parts.json, so that models of one codec need no copies of it.
 
     part_file(Path("models/mine"), "vae")        # models/mine/vae.safetensors, or another model's
-    share_parts(Path("models/mine"), "tiny")     # its equal parts are tiny's from now on
+    shared_parts(Path("models/mine"))            # {"vae": "tiny"}
 
 parts.json holds a model's name by part, `{"vae": "tiny", "chinmu": "tiny"}`: an embedded model, or
 a folder beside this one. A file of the folder itself comes first. contract.json holds the sha256 of
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mudit_engine.errors import InputError, ModelError
-from mudit_engine.files import sha256_of, write_json
 from mudit_engine.names import EMBEDDED_MODELS
 
 Part = Literal["dit", "vae", "chinmu"]
@@ -64,6 +63,28 @@ def _is_plain(name: str) -> bool:
     return bool(name) and Path(name).name == name and name != ".." and not set(name) & set("\\:\0")
 
 
+def model_beside(folder: Path, name: str) -> Path:
+    """The model that a model folder knows by this name: an embedded one, or the folder of that name
+    beside it. It need not be there.
+
+    Raises:
+        InputError: for what is no plain name.
+
+    Examples:
+        >>> model_beside(Path("models/mine"), "tiny") == EMBEDDED / "tiny"
+        True
+    """
+    if not _is_plain(name):
+        raise InputError(
+            f"'{name}' is no plain name of a model: give an embedded one "
+            f"({', '.join(EMBEDDED_MODELS)}) or a folder beside '{folder}'"
+        )
+    if name in EMBEDDED_MODELS:
+        return EMBEDDED / name
+    # beside where the folder really lies: a link to it has other neighbours
+    return folder.resolve().parent / name
+
+
 def part_file(folder: Path, part: Part) -> Path:
     """The weights' file of a part of a model folder, which need not be there: its own, or the one
     of the model that parts.json names.
@@ -78,8 +99,7 @@ def part_file(folder: Path, part: Part) -> Path:
     own = folder / f"{part}.safetensors"
     if own.is_file() or (name := shared_parts(folder).get(part)) is None:
         return own
-    # of where it really lies: a link to a model has other neighbours
-    home = EMBEDDED / name if name in EMBEDDED_MODELS else folder.resolve().parent / name
+    home = model_beside(folder, name)
     if not (home / own.name).is_file():
         raise ModelError(
             f"model folder '{folder}' takes its {part} from '{name}', and there is no "
@@ -95,65 +115,13 @@ def has_part(folder: Path, part: Part) -> bool:
     return part_file(folder, part).is_file()
 
 
-def share_parts(folder: Path, source: str, *, parts: tuple[Part, ...] = ("vae", "chinmu")) -> Path:
-    """Makes a whole model folder take `parts` from another model that has the same weights: removes
-    its own and writes parts.json and their sha256 into contract.json. Returns the folder.
-
-    Args:
-        folder: of the model.
-        source: an embedded model's name, or that of a folder beside this one.
-        parts: which.
-
-    Raises:
-        InputError: for a part with other weights; nothing has changed then.
-        ModelError: for a source that lacks a part.
-
-    Examples:
-        >>> share_parts(Path("models/tiny-mudit"), "tiny")                 # doctest: +SKIP
-        PosixPath('models/tiny-mudit')
-    """
-    from mudit_engine.config import load_config
-    from mudit_engine.models.contract import write_contract
-
-    if not _is_plain(source):
-        raise InputError(f"parts are taken from a model's plain name, not from '{source}'")
-    home = EMBEDDED / source if source in EMBEDDED_MODELS else folder.resolve().parent / source
-    for part in parts:
-        theirs, ours = home / f"{part}.safetensors", part_file(folder, part)
-        if not theirs.is_file():
-            raise ModelError(f"'{source}' has no {part}: there is no '{theirs}'")
-        if name := _differing(ours, theirs):
-            raise InputError(
-                f"{part} of '{folder}' is not that of '{source}': {name} differs "
-                f"(sha256 {sha256_of(ours)} and {sha256_of(theirs)}). Keep its own"
-            )
-    write_json(folder / FILE, {**shared_parts(folder), **dict.fromkeys(parts, source)})
-    for part in parts:
-        (folder / f"{part}.safetensors").unlink(missing_ok=True)
-    write_contract(load_config(folder), folder)
-    return folder
-
-
-def _differing(ours: Path, theirs: Path) -> str | None:
-    """The first tensor in which two files differ; None where none does.
-
-    Equal weights may lie in files of different bytes: safetensors writes its header's metadata in
-    no fixed order.
-    """
-    import torch
-    from safetensors import safe_open
-
-    if sha256_of(ours) == sha256_of(theirs):
-        return None
-    with safe_open(ours, "pt") as a, safe_open(theirs, "pt") as b:
-        apart = sorted(set(a.keys()) ^ set(b.keys()))
-        if apart:
-            return apart[0]
-        for name in sorted(a.keys()):
-            one, other = a.get_tensor(name), b.get_tensor(name)
-            if one.dtype != other.dtype or not torch.equal(one, other):
-                return name
-    return None
-
-
-__all__ = ["EMBEDDED", "FILE", "PARTS", "Part", "has_part", "part_file", "share_parts"]
+__all__ = [
+    "EMBEDDED",
+    "FILE",
+    "PARTS",
+    "Part",
+    "has_part",
+    "model_beside",
+    "part_file",
+    "shared_parts",
+]

@@ -17,10 +17,10 @@ from micro_model import MICRO, STUDENT, save_micro, save_student
 from mudit_engine.cli.main import run
 from mudit_engine.config import SamplerConfig, load_config
 from mudit_engine.errors import InputError, ModelError
+from mudit_engine.models.complete import share_parts
 from mudit_engine.models.fewstep import student_of, write_student
 from mudit_engine.models.folder import save_config
 from mudit_engine.models.lora import LoraSpec
-from mudit_engine.models.parts import share_parts
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 

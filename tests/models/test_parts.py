@@ -16,9 +16,9 @@ from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.models import parts
-from mudit_engine.models.complete import PartSource, complete_folder
+from mudit_engine.models.complete import PartSource, complete_folder, share_parts
 from mudit_engine.models.folder import PARTS, load_part, save_config
-from mudit_engine.models.parts import has_part, part_file, share_parts
+from mudit_engine.models.parts import has_part, part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 
