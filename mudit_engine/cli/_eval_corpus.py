@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mudit_engine.cli._console import note
+
 if TYPE_CHECKING:
     from mudit_engine.evaluation.songs import EvalSong
+    from mudit_engine.pipeline import SongPipeline
     from mudit_engine.training.corpus.labels import Song
 
 
@@ -23,6 +26,19 @@ T = TypeVar("T")
 fast_option = click.option(
     "--fast", is_flag=True, help="Judge the model's few-step student, in its own few steps."
 )
+
+
+def judged_pipeline(model: str, *, fast: bool) -> SongPipeline:
+    """The model that sings, or its few-step student, which is then said. Raises what
+    SongPipeline.from_pretrained raises.
+    """
+    from mudit_engine.models.fewstep import steps_of
+    from mudit_engine.pipeline import SongPipeline
+
+    pipeline = SongPipeline.from_pretrained(model, fast=fast)
+    if pipeline.student is not None:
+        note(f"few-step student of '{model}': {steps_of(pipeline.student.sampler)}")
+    return pipeline
 
 
 def sung_options(*, least: int = 2, songs: int = 24, stems: str = "") -> Callable[[F], F]:

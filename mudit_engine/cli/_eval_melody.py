@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
-from mudit_engine.cli._eval_corpus import eval_song, sung_options
+from mudit_engine.cli._eval_corpus import eval_song, judged_pipeline, sung_options
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.melodies import Tune
@@ -43,9 +43,8 @@ def command(
     from mudit_engine.evaluation.codec import Codec
     from mudit_engine.evaluation.melodies import judge_melodies
     from mudit_engine.models.folder import model_folder
-    from mudit_engine.pipeline import SongPipeline
 
-    pipeline = SongPipeline.from_pretrained(model, fast=fast)
+    pipeline = judged_pipeline(model, fast=fast)
     held_out, training = _tunes(corpus, songs, training_songs)
 
     track = tracked(quiet=as_json)

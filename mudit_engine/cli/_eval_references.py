@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
-from mudit_engine.cli._eval_corpus import drawn_songs, eval_song, sung_options
+from mudit_engine.cli._eval_corpus import drawn_songs, eval_song, judged_pipeline, sung_options
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.references import Stems
@@ -47,9 +47,8 @@ def command(
     let them go on.
     """
     from mudit_engine.evaluation.references import judge_edits, judge_references
-    from mudit_engine.pipeline import SongPipeline
 
-    pipeline = SongPipeline.from_pretrained(model, fast=fast)
+    pipeline = judged_pipeline(model, fast=fast)
     test, track = _with_stems(corpus, songs), tracked(quiet=as_json)
     rows = judge_references(pipeline, test, kinds=kinds or KINDS, seed=seed, track=track)
     edited = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, print_table, tracked
-from mudit_engine.cli._eval_corpus import drawn_songs, eval_song, sung_options
+from mudit_engine.cli._eval_corpus import drawn_songs, eval_song, judged_pipeline, sung_options
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.whole_songs import WholeSong
@@ -45,11 +45,10 @@ def command(
     from mudit_engine.evaluation.codec import Codec
     from mudit_engine.evaluation.whole_songs import judge_whole_songs
     from mudit_engine.models.folder import model_folder
-    from mudit_engine.pipeline import SongPipeline
 
     test = _long_songs(corpus, songs, shortest)
     rows = judge_whole_songs(
-        SongPipeline.from_pretrained(model, fast=fast),
+        judged_pipeline(model, fast=fast),
         Codec.load(model_folder(model)),
         test,
         seed=seed,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
-from mudit_engine.cli._eval_corpus import fast_option, songs_of
+from mudit_engine.cli._eval_corpus import fast_option, judged_pipeline, songs_of
 from mudit_engine.cli._eval_melody import command as melody
 from mudit_engine.cli._eval_paper import command as paper
 from mudit_engine.cli._eval_references import command as references
@@ -188,9 +188,8 @@ def tiny(
     from mudit_engine.evaluation.song_tables import judge_songs
     from mudit_engine.metrics.ctc import EPOCHS
     from mudit_engine.models.folder import model_folder
-    from mudit_engine.pipeline import SongPipeline
 
-    pipeline = SongPipeline.from_pretrained(model, fast=fast)
+    pipeline = judged_pipeline(model, fast=fast)
     test, train = songs_of(corpus, held_out, training_songs, unseen=unseen_words)
     epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
     codec, listener, track = Codec.load(model_folder(model)), Listener(work), tracked(quiet=as_json)

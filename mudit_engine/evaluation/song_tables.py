@@ -40,6 +40,7 @@ from mudit_engine.evaluation.tables import Pair, Row, permuted
 from mudit_engine.metrics import figures
 from mudit_engine.metrics.ctc import EPOCHS, Example, Recogniser, symbols, train
 from mudit_engine.metrics.figures import Figure
+from mudit_engine.models.fewstep import steps_of
 
 if TYPE_CHECKING:
     from mudit_engine.pipeline import Song, SongPipeline
@@ -116,6 +117,8 @@ def judge_songs(
     )
     _page(out.parent / "spectrograms.png", codec, held_out, out)
     facts: dict[str, float | int | str | None] = {
+        "sampler": steps_of(pipeline.config.sampler),
+        "few_step_student": pipeline.student.sha256 if pipeline.student else None,
         "seconds_for_30_s": alone,
         "recogniser_epochs": epochs,
         **known.facts(),

@@ -1,6 +1,7 @@
 """A song half-way through its steps, as bytes: to go on later, in another process.
 
-    data = freeze(state)                        # latent, kept output, generator, step
+    data = freeze(state)                        # latent, kept output, generator, step, levels
+    goes_on(data, table)                        # whether a song of these steps can go on from it
     state = runtime.prepare(song); thaw(state, data)
 
 What `prepare` makes is made again from the same inputs; only what steps change is kept. The rest of
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from mudit_engine.diffusion.samplers import SamplerTable
 from mudit_engine.errors import ModelError
 from mudit_engine.runtime.denoiser import SongProgress
 
@@ -29,8 +31,20 @@ def freeze(state: SongProgress) -> bytes | None:
             "kept": state.kept_TC.detach().cpu().contiguous(),
             "generator": state.generator.get_state(),
             "step": torch.tensor(state.step),
+            "times": state.table.times.cpu().contiguous(),
         }
     )
+
+
+def goes_on(data: bytes, table: SamplerTable) -> bool:
+    """Whether progress is of the same steps as a table: of others, it is at another noise level
+    than the table's next row begins at.
+    """
+    try:
+        times = load(data)["times"]
+    except (SafetensorError, KeyError):
+        return False
+    return torch.equal(times, table.times.cpu())
 
 
 def thaw(state: Any, data: bytes) -> None:

@@ -34,6 +34,7 @@ from mudit_engine.hardware import give_back_memory
 from mudit_engine.loudness import TARGET_LUFS
 from mudit_engine.reading import Understood
 from mudit_engine.request import request_from_fields
+from mudit_engine.runtime.saved_song import goes_on
 from mudit_engine.runtime.ticket import ENDED, Event, Stage, Ticket
 from mudit_engine.serving import edited, job_store
 from mudit_engine.serving.access import Keys
@@ -204,7 +205,10 @@ class SongService:
             with suppress(FileNotFoundError):
                 saved = (folder / PROGRESS).read_bytes()
             try:
-                self._start(job, self.read_again(job), saved=saved)
+                understood = self.read_again(job)
+                if saved is not None and not goes_on(saved, understood.table):
+                    saved = None  # this service makes songs in other steps, such as with --fast
+                self._start(job, understood, saved=saved)
             except (MuditError, KeyError, OSError) as error:
                 reason = f"the service was restarted and the song cannot go on: {error}"
                 self.store.update(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,28 @@ def test_the_service_makes_all_songs_with_it(model: Path, tmp_path: Path) -> Non
     assert sidecar["fast"] == student_of(model).record and sidecar["sampler"]["steps"] == 4
     with serving(lambda: Engine.open(model, device="cpu"), tmp_path / "b") as other:
         assert other.client.get("/v1/models").json()["data"][0]["fast"] is False
+
+
+def test_a_song_that_was_begun_in_other_steps_is_made_anew(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from mudit_engine.serving.app import ServiceOptions
+    from mudit_engine.serving.engine import Engine
+    from served import serving
+
+    song = {"description": "slow piano", "seconds": 8, "seed": 3, "loudness": None, "steps": 400}
+    often = ServiceOptions(save_every=0.02)
+    with serving(lambda: Engine.open(model, device="cpu"), tmp_path, options=often) as first:
+        job = first.song(**song)
+        while first.client.get(f"/v1/songs/{job['id']}").json()["step"] < 40:
+            time.sleep(0.01)
+    progress = tmp_path / "songs" / job["id"] / "progress.safetensors"
+    assert progress.is_file()
+    with serving(lambda: Engine.open(model, device="cpu", fast=True), tmp_path) as second:
+        assert second.ended(job["id"])["status"] == "completed"
+        anew = second.client.get(f"/v1/songs/{job['id']}/content").content
+        again = second.song(**song)
+        second.ended(again["id"])
+        assert second.client.get(f"/v1/songs/{again['id']}/content").content == anew
 
 
 @pytest.mark.parametrize("command", ["tiny", "melody", "whole", "references"])

@@ -22,7 +22,7 @@ from mudit_engine.runtime.batcher import Batcher
 from mudit_engine.runtime.cost import StepCost, measure_cost, predicted_bytes_of
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
 from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
-from mudit_engine.runtime.saved_song import freeze, thaw
+from mudit_engine.runtime.saved_song import freeze, goes_on, thaw
 from mudit_engine.runtime.ticket import Event, Stage, StepRecord, Ticket
 
 CONFIG = micro_config()
@@ -410,6 +410,18 @@ def test_saved_progress_of_another_song_is_refused(denoiser: Denoiser) -> None:
             thaw(denoiser.prepare(song(40)), wrong)
     with pytest.raises(ModelError, match="start the song again"):
         thaw(denoiser.prepare(song(41)), data)
+
+
+def test_saved_progress_goes_on_in_its_own_steps_alone(denoiser: Denoiser) -> None:
+    state = denoiser.prepare(song(40))
+    data = freeze(state)
+    assert data is not None and goes_on(data, state.table)
+    steps = len(state.table.times)
+    fewer = replace(state.table, times=state.table.times[:-1], rows=state.table.rows[:-1])
+    warped = replace(state.table, times=state.table.times * 0.9)
+    assert len(fewer.times) == steps - 1
+    assert not goes_on(data, fewer) and not goes_on(data, warped)
+    assert not goes_on(data[: len(data) // 2], state.table) and not goes_on(b"", state.table)
 
 
 def test_draining_finishes_what_is_there_and_takes_nothing_more(
