@@ -17,11 +17,10 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mudit_engine.errors import ConfigError
-from mudit_engine.names import SamplerName
+from mudit_engine.names import EMBEDDED_MODELS, SamplerName
 
 PRESETS = (
-    "tiny",
-    "tiny-mudit",
+    *EMBEDDED_MODELS,
     "mudit-380m",
     "musit-380m",
     "musit-380m-parallel",

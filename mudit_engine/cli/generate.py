@@ -28,6 +28,7 @@ from mudit_engine.cli._requests import Job, jobs_of, loudness_of
 from mudit_engine.cli._understood import print_understood
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.names import (
+    EMBEDDED_MODELS,
     REFERENCE_KINDS,
     RUNTIMES,
     SAMPLERS,
@@ -203,7 +204,7 @@ class Seconds(click.ParamType):
     default="tiny",
     show_default=True,
     metavar="NAME|FOLDER",
-    help="An embedded model or a model folder.",
+    help=f"An embedded model ({', '.join(EMBEDDED_MODELS)}) or a model folder.",
 )
 @click.option(
     "--lora",

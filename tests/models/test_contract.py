@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from micro_model import MICRO, save_micro
 from mudit_engine.config import ModelConfig, load_config
 from mudit_engine.errors import ModelError
 from mudit_engine.models import contract
-from mudit_engine.models.folder import EMBEDDED, embedded, load_part
+from mudit_engine.models.fewstep import student_of
+from mudit_engine.models.folder import EMBEDDED, PARTS, embedded, load_part
 from mudit_engine.text.vocabulary import Vocabulary
 
 
@@ -74,3 +77,20 @@ def test_the_embedded_models_have_theirs() -> None:
     for name in embedded():
         assert (EMBEDDED / name / contract.FILE).is_file()
         contract.check_contract(load_config(EMBEDDED / name), EMBEDDED / name)
+        for part in PARTS:
+            assert contract.check_part(EMBEDDED / name, part).is_file()
+        if (EMBEDDED / name / "fewstep").is_dir():
+            assert (
+                student_of(EMBEDDED / name).sampler.steps
+                < load_config(EMBEDDED / name).sampler.steps
+            )
+
+
+def test_no_weights_are_embedded_twice() -> None:
+    """By their tensors: equal ones may lie in files of different bytes."""
+    seen: dict[str, Path] = {}
+    for path in sorted(EMBEDDED.rglob("*.safetensors")):
+        digest = hashlib.sha256()
+        for name, value in sorted(load_file(path).items()):
+            digest.update(name.encode() + value.numpy().tobytes())
+        assert (found := seen.setdefault(digest.hexdigest(), path)) == path, (found, path)
