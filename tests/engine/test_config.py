@@ -17,8 +17,10 @@ from mudit_engine.config import (
     load_config,
     parse_config,
 )
+from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import ConfigError
 from mudit_engine.models.dit import DiT
+from mudit_engine.training.recipe import load_recipe
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -28,6 +30,19 @@ def test_presets_load_and_round_trip(preset: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(config.model_dump_json())
     assert load_config(path) == load_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_sampler_runs_on_its_path(preset: str) -> None:
+    config = load_config(preset)
+    assert len(sampler_table(config.path, config.sampler).times) >= config.sampler.steps
+
+
+def test_the_small_mudit_is_what_its_recipe_trains() -> None:
+    recipe = load_recipe("tiny-dit-finetune-mudit")
+    assert recipe.model_config_resolved() == load_config("tiny-mudit")
+    tiny, mudit = load_config("tiny"), load_config("tiny-mudit")
+    assert (tiny.vae, tiny.chinmu, tiny.dit) == (mudit.vae, mudit.chinmu, mudit.dit)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import ConfigError, InputError
 from mudit_engine.training.parallel.deepspeed_config import deepspeed_config
 from mudit_engine.training.parallel.strategy import learning_rate
@@ -52,7 +53,9 @@ def test_shipped_recipe(name: str) -> None:
     task, path = SHIPPED[name]
     assert recipe.name == name and recipe.task == task
     if path:
-        assert recipe.model_config_resolved().path.kind == path
+        config = recipe.model_config_resolved()
+        assert config.path.kind == path
+        assert len(sampler_table(config.path, config.sampler).times) >= config.sampler.steps
         assert (
             recipe.dit.use_descriptions == recipe.dit.structured_lyrics == (task == "dit-finetune")
         )
