@@ -27,7 +27,7 @@ from mudit_engine.config import ModelConfig, SamplerConfig, check_sampler, parse
 from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.editing import Edit, open_edit, went_on
 from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.hearing import HeardPart, hear_file
+from mudit_engine.hearing import BEAT_IN, CHORDS_IN, HeardPart, hear_file
 from mudit_engine.models.fewstep import steps_of
 from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.saved_latents import load_latents
@@ -212,9 +212,9 @@ class TextReader:
         melody = _given_melody(request)  # a file that cannot be read is refused by every model
         planned_by = seed if edit is None or edit.plan_seed is None else edit.plan_seed
         outlined = config.dit.outline and request.planned
-        heard = HeardPart()
+        heard, silent = HeardPart(), []
         if outlined and request.reference is not None and edit is None:
-            heard = _heard_in(request, wishes, melody)
+            heard, silent = _heard_in(request, wishes, melody)
         plan_with = partial(
             plan_song,
             wishes,
@@ -238,7 +238,7 @@ class TextReader:
             tail = plan_with(None, seed=planned_by + 1, seconds=length - kept)
             plan = went_on(plan, tail, kept=kept, seconds=length)
         plan = _from_reference(plan, heard, request.reference_kind)
-        notes += plan.notes
+        notes += [*plan.notes, *silent]
         fragments = self._fragments(request.description, controls, said)
         asked = ("bpm", "key", "chords", "melody", "melody_file")
         planned = [name for name in asked if getattr(request, name) is not None]
@@ -464,23 +464,33 @@ def _check_goes_on(edit: Edit, seconds: float) -> None:
         )
 
 
-def _heard_in(request: SongRequest, wishes: Wishes, melody: GivenMelody | None) -> HeardPart:
-    """What the reference decides of the plan, and nobody asked for otherwise: the beat of drums,
-    bass or chords, and the chords of the last two.
+def _heard_in(
+    request: SongRequest, wishes: Wishes, melody: GivenMelody | None
+) -> tuple[HeardPart, list[str]]:
+    """(what the reference decides of the plan and nobody asked for otherwise: the beat of drums,
+    bass or chords, and the chords of the last two; a note on what was listened for in vain).
 
     A key or a melody that was asked for needs chords of its own, and a tempo its own bars.
     """
     assert request.reference is not None
+    kind = request.reference_kind
     if request.bpm is not None or wishes.bpm is not None or (melody and melody.bpm):
-        return HeardPart()
-    heard = hear_file(
-        request.reference,
-        request.reference_kind,
-        at_home=STYLE_BPM.get(wishes.style or "", ANY_STYLE_BPM),
-    )
+        return HeardPart(), []
+    at_home = STYLE_BPM.get(wishes.style or "", ANY_STYLE_BPM)
+    heard = hear_file(request.reference, kind, at_home=at_home)
+    if kind in BEAT_IN and heard.bpm is None:
+        return heard, [
+            f"no beat is heard in the reference ({kind}), so that it decides no tempo: name one "
+            "(--bpm) if you know it"
+        ]
     if request.key or request.chords or wishes.key or melody is not None:
-        return HeardPart(heard.bpm)
-    return heard
+        return HeardPart(heard.bpm), []
+    if kind in CHORDS_IN and heard.chords is None:
+        return heard, [
+            f"no chords are heard in the reference ({kind}): they are planned; name them "
+            "(--chords) if you know them"
+        ]
+    return heard, []
 
 
 def _from_reference(plan: SongPlan, heard: HeardPart, kind: str) -> SongPlan:

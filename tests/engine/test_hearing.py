@@ -88,6 +88,67 @@ def test_silence_and_moments_decide_nothing():
         assert hear_part(audio, RATE, "chords") == HeardPart()
 
 
+def rain(seconds: int = 12) -> Tensor:
+    """Hiss and some hundred drops, each a falling tone of a few milliseconds."""
+    draw = np.random.default_rng(3)
+    audio = 0.05 * draw.standard_normal(RATE * seconds)
+    time = np.arange(400) / RATE
+    for at in draw.integers(0, len(audio) - 400, 40 * seconds):
+        drop = np.sin(2 * np.pi * draw.uniform(1500, 4500) * time) * np.exp(-400 * time)
+        audio[at : at + 400] += draw.uniform(0, 0.3) * drop
+    return torch.from_numpy(audio).float()[None]
+
+
+def crowd(seconds: int = 12) -> Tensor:
+    """Thirty voices that swell and fade by themselves."""
+    draw = np.random.default_rng(4)
+    time = np.arange(RATE * seconds) / RATE
+    audio = np.zeros(len(time))
+    for _ in range(30):
+        swell = np.interp(time, np.arange(4 * seconds) / 4, draw.uniform(0, 1, 4 * seconds)) ** 3
+        phase = 2 * np.pi * draw.uniform(90, 240) * time
+        audio += 0.02 * swell * sum(np.sin(k * phase) / k for k in range(1, 8))
+    return torch.from_numpy(audio).float()[None]
+
+
+def machine(bpm: float, seconds: int = 12) -> Tensor:
+    """Clanking: a heavy stroke a beat, a lighter one between, some milliseconds off."""
+    draw = np.random.default_rng(5)
+    audio = 0.01 * draw.standard_normal(RATE * seconds)
+    time = np.arange(2000) / RATE
+    for number in range(int(2 * (seconds - 1) * bpm / 60)):
+        at = max(0, round((number * 30 / bpm + draw.normal(0, 0.004)) * RATE))
+        heavy = 0.6 if number % 2 == 0 else 0.25
+        clank = draw.standard_normal(2000) * np.exp(-120 * time)
+        audio[at : at + 2000] += heavy * clank
+    return torch.from_numpy(audio).float()[None]
+
+
+@pytest.mark.parametrize("kind", ["drums", "bass", "chords"])
+def test_in_rain_and_in_a_crowd_nothing_is_heard(kind: str):
+    for audio in (rain(), crowd(), torch.randn(1, 12 * RATE)):
+        assert hear_part(audio, RATE, kind) == HeardPart()
+
+
+@pytest.mark.parametrize("bpm", [75.0, 96.0, 132.0])
+def test_a_machine_has_a_beat_and_no_chords(bpm: float):
+    heard = hear_part(machine(bpm), RATE, "chords", at_home=(bpm * 0.8, bpm * 1.25))
+    assert heard.bpm == pytest.approx(bpm, rel=0.01)
+    assert heard.chords is None and heard.key is None
+
+
+def test_a_reference_without_a_beat_is_named(config: ModelConfig, tmp_path: Path) -> None:
+    file = tmp_path / "rain.wav"
+    soundfile.write(file, rain()[0].numpy(), RATE)
+    understood = read(config, file, "drums")
+    assert understood.source["bpm"] != "reference"
+    assert any("no beat is heard in the reference (drums)" in note for note in understood.notes)
+    soundfile.write(file, machine(96)[0].numpy(), RATE)
+    clanking = read(config, file, "chords")
+    assert clanking.source["bpm"] == "reference" and clanking.source["chords"] == "planned"
+    assert any("no chords are heard in the reference" in note for note in clanking.notes)
+
+
 def read(config: ModelConfig, file: Path, kind: str, **fields: str | float) -> Understood:
     asked = {"description": "流行，女声", "lyrics": LYRICS, "seed": 3, **fields}
     return TextReader(config).read(
