@@ -148,13 +148,13 @@ def _best(
     `half`; `further` looks many beats ahead.
     """
     period = 60 / candidates * RATE / FLUX_HOP
-    weights = [(1, 1.0), (2, 1.0), (3, 0.7), (4, 1.3)]
+    weights = [(1.0, 1.0), (2.0, 1.0), (3.0, 0.7), (4.0, 1.3)]
     if half:
         weights.append((0.5, half))
     if further:
         # to two thirds of the part: what lies behind is heard too seldom
         last = int(0.67 * len(correlation) / float(period.max()))
-        weights = [(beats, 1.0) for beats in range(4, max(5, last + 1), 4)]
+        weights = [(float(beats), 1.0) for beats in range(4, max(5, last + 1), 4)]
     score = torch.zeros(len(candidates))
     for multiple, weight in weights:
         at = (multiple * period).clamp(max=len(correlation) - 2)

@@ -212,9 +212,10 @@ class TextReader:
         melody = _given_melody(request)  # a file that cannot be read is refused by every model
         planned_by = seed if edit is None or edit.plan_seed is None else edit.plan_seed
         outlined = config.dit.outline and request.planned
-        heard, silent = HeardPart(), []
+        heard = HeardPart()
+        in_vain: list[str] = []
         if outlined and request.reference is not None and edit is None:
-            heard, silent = _heard_in(request, wishes, melody)
+            heard, in_vain = _heard_in(request, wishes, melody)
         plan_with = partial(
             plan_song,
             wishes,
@@ -238,7 +239,7 @@ class TextReader:
             tail = plan_with(None, seed=planned_by + 1, seconds=length - kept)
             plan = went_on(plan, tail, kept=kept, seconds=length)
         plan = _from_reference(plan, heard, request.reference_kind)
-        notes += [*plan.notes, *silent]
+        notes += [*plan.notes, *in_vain]
         fragments = self._fragments(request.description, controls, said)
         asked = ("bpm", "key", "chords", "melody", "melody_file")
         planned = [name for name in asked if getattr(request, name) is not None]
