@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -203,45 +202,6 @@ def test_exports_take_the_merged_weights(model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "plain" / "fewstep").exists()
     command = ["export", "onnx", "tiny", str(tmp_path / "out"), "--random-weights", "--fast"]
     assert run(command) == 2
-
-
-def test_the_service_makes_all_songs_with_it(model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    from mudit_engine.serving.engine import Engine
-    from served import serving
-
-    song = {"description": "slow piano", "seconds": 2, "seed": 3, "loudness": None}
-    with serving(lambda: Engine.open(model, device="cpu", fast=True), tmp_path / "a") as one:
-        [entry] = one.client.get("/v1/models").json()["data"]
-        assert entry["fast"] is True and entry["sampler"] == STUDENT.model_dump(mode="json")
-        job = one.song(**song)
-        assert one.ended(job["id"])["status"] == "completed"
-        sidecar = one.client.get(f"/v1/songs/{job['id']}/sidecar").json()
-    assert sidecar["fast"] == student_of(model).record and sidecar["sampler"]["steps"] == 4
-    with serving(lambda: Engine.open(model, device="cpu"), tmp_path / "b") as other:
-        assert other.client.get("/v1/models").json()["data"][0]["fast"] is False
-
-
-def test_a_song_that_was_begun_in_other_steps_is_made_anew(model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    from mudit_engine.serving.app import ServiceOptions
-    from mudit_engine.serving.engine import Engine
-    from served import serving
-
-    song = {"description": "slow piano", "seconds": 8, "seed": 3, "loudness": None, "steps": 400}
-    often = ServiceOptions(save_every=0.02)
-    with serving(lambda: Engine.open(model, device="cpu"), tmp_path, options=often) as first:
-        job = first.song(**song)
-        while first.client.get(f"/v1/songs/{job['id']}").json()["step"] < 40:
-            time.sleep(0.01)
-    progress = tmp_path / "songs" / job["id"] / "progress.safetensors"
-    assert progress.is_file()
-    with serving(lambda: Engine.open(model, device="cpu", fast=True), tmp_path) as second:
-        assert second.ended(job["id"])["status"] == "completed"
-        anew = second.client.get(f"/v1/songs/{job['id']}/content").content
-        again = second.song(**song)
-        second.ended(again["id"])
-        assert second.client.get(f"/v1/songs/{again['id']}/content").content == anew
 
 
 @pytest.mark.parametrize("command", ["tiny", "melody", "whole", "references"])
