@@ -218,11 +218,13 @@ def test_progress_of_another_song_is_refused(
     engine, _, _ = remote
     from mudit_engine.runtime.saved_song import freeze
 
+    understood = engine.read(LONG)
+
     class State:
         x_TC, kept_TC = torch.zeros(3, 8), torch.zeros(3, 8)
-        generator, step = torch.Generator(), 1
+        generator, step, table = torch.Generator(), 1, understood.table
 
-    ticket = engine.submit(engine.read(LONG), saved=freeze(State()))  # type: ignore[arg-type]
+    ticket = engine.submit(understood, saved=freeze(State()))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="another song"):
         ticket.wait(60)
 
