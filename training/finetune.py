@@ -122,8 +122,13 @@ def make_recipe(plan: Plan) -> Recipe:
     longest = int(np.asarray(shards.rows("latents")).max())
     held = len(shards.numbers("validation"))
     small = plan.steps <= 20
+    config = load_config(Path(base))
+    # noise levels as the recipes of each path draw them
+    levels: dict[str, Any] = {"times": "logit-normal"}
+    if config.path.kind == "ddpm":
+        levels = {"times": "uniform", "min_snr_gamma": 5.0}
     fields: dict[str, Any] = {
-        "name": f"{load_config(Path(base)).name}-finetuned",
+        "name": f"{config.name}-finetuned",
         "task": "dit-finetune",
         "model": base,
         "init": base,
@@ -141,7 +146,7 @@ def make_recipe(plan: Plan) -> Recipe:
             "validation_split": "validation",
             "every": max(1, plan.steps // 20),
         },
-        "dit": {"times": "logit-normal", "whole_description": 0.7, "drop_lyrics": 0.1},
+        "dit": {**levels, "whole_description": 0.7, "drop_lyrics": 0.1},
     }
     if not plan.full:
         fields["lora"] = {"rank": plan.rank, "alpha": plan.rank}

@@ -5,6 +5,7 @@ folders that are whole.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from mudit_engine.cli.main import run
 from mudit_engine.config import load_config
 from mudit_engine.errors import ConfigError, InputError, ModelError
-from mudit_engine.models.complete import PartSource, complete_folder
+from mudit_engine.models.complete import PartSource, complete_folder, share_parts
 from mudit_engine.models.folder import (
     EMBEDDED,
     PARTS,
@@ -27,6 +28,7 @@ from mudit_engine.models.folder import (
     save_part,
 )
 from mudit_engine.models.lora import LoraSet, LoraSpec
+from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
 from mudit_engine.training.checkpoints.export_part import export_part
@@ -69,6 +71,21 @@ def test_six_songs_become_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run([*command, "--steps", "6", "--samples", "0", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["results"]
     assert again["steps"] == 6 and again["songs"] == 6
+
+
+def test_a_ddpm_model_with_parts_of_another_is_tuned(tmp_path: Path) -> None:
+    model, out = tmp_path / "mudit", tmp_path / "mine"
+    shutil.copytree(TINY, model)
+    save_config(load_config("tiny-mudit"), model)
+    share_parts(model, "tiny")
+    songs = own_songs(tmp_path / "songs", 2)
+    command = ["finetune", str(songs), "--out", str(out), "--model", str(model), "--steps", "2"]
+    assert run([*command, "--samples", "0", "--device", "cpu"]) == 0
+    assert load_config(out).path == load_config(model).path and not (out / "parts.json").exists()
+    for part in PARTS[1:]:
+        assert (out / f"{part}.safetensors").read_bytes() == part_file(model, part).read_bytes()
+    asked = ["generate", "--model", str(out), "--description", "rock", "--seconds", "2"]
+    assert run([*asked, "--steps", "2", "--out", str(tmp_path / "song.wav")]) == 0
 
 
 def test_prepare_only_writes_what_a_cluster_trains(
