@@ -134,7 +134,8 @@ def eval_song(song: Song, folder: Path, *, unseen: bool = False) -> EvalSong:
         language=song.language,
         lyrics=song.lyrics,
         syllables=tuple(
-            SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end) for s in song.syllables
+            SungSyllable(syllable_phonemes(s.phonemes), s.start, s.end, s.line)
+            for s in song.syllables
         ),
         prompts={user: texts[song.index % len(texts)] for user, texts in by_user.items() if texts},
         fragments={

@@ -164,10 +164,11 @@ def codec(
     help="Of the first song; the others count up.",
 )
 @click.option(
-    "--recogniser-epochs",
-    type=click.IntRange(1),
-    default=None,
-    help="Training of the phoneme recogniser [default: 24].",
+    "--recogniser",
+    "weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A phoneme recogniser trained on other voices by `python -m "
+    "mudit_engine.training.tiny.recogniser` [default: the embedded one].",
 )
 def tiny(
     model: str,
@@ -180,18 +181,19 @@ def tiny(
     unseen_words: bool,
     fast: bool,
     seed: int,
-    recogniser_epochs: int | None,
+    weights: Path | None,
 ) -> None:
     """Generate songs for held-out requests and judge sound, control, lyrics and speed."""
     from mudit_engine.evaluation.codec import Codec
     from mudit_engine.evaluation.listening import Listener
     from mudit_engine.evaluation.song_tables import judge_songs
-    from mudit_engine.metrics.ctc import EPOCHS
+    from mudit_engine.metrics.ctc import WEIGHTS, Recogniser
     from mudit_engine.models.folder import model_folder
 
+    # what is missing or broken is told before an hour of work
+    recogniser = Recogniser.load(weights or WEIGHTS)
     pipeline = judged_pipeline(model, fast=fast)
     test, train = songs_of(corpus, held_out, training_songs, unseen=unseen_words)
-    epochs = EPOCHS if recogniser_epochs is None else recogniser_epochs
     codec, listener, track = Codec.load(model_folder(model)), Listener(work), tracked(quiet=as_json)
     report = judge_songs(
         pipeline,
@@ -200,8 +202,8 @@ def tiny(
         train,
         listener,
         out=work / "songs",
+        recogniser=recogniser,
         seed=seed,
-        epochs=epochs,
         track=track,
     )
     _show("Songs", report, as_json=as_json)

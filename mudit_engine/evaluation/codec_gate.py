@@ -36,6 +36,7 @@ from mudit_engine.evaluation.tables import (
     fit_probes,
     permuted,
     reference_of,
+    windows_of,
 )
 from mudit_engine.metrics import figures
 from mudit_engine.metrics.figures import Figure
@@ -109,7 +110,7 @@ def hear_codec(codec: Codec, song: EvalSong, listener: Listener) -> Heard:
 def own_pairs(heard: Sequence[Heard], songs: Sequence[EvalSong]) -> list[Pair]:
     """Audio against its own song's labels."""
     return [
-        Pair(number, h, song, song.syllables)
+        Pair(number, h, song, song.syllables, windows=windows_of(song.syllables))
         for number, (h, song) in enumerate(zip(heard, songs, strict=True))
     ]
 

@@ -25,18 +25,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mudit_engine.audio import load_audio, resample
+from mudit_engine.audio import load_audio
 from mudit_engine.files import atomic_path
 from mudit_engine.hearing import tempo
-from mudit_engine.metrics.ctc import MEL_FFT, MEL_HOP, MEL_RATE, MELS
+from mudit_engine.metrics.ctc import log_mel
 from mudit_engine.metrics.musicnn import Musicnn
 from mudit_engine.metrics.notes import NoteListener
 from mudit_engine.metrics.rhythm_and_key import chroma
-from mudit_engine.models.spectral import LogMel
 
 CODE = (
     "audio",
     "evaluation.listening",
+    "metrics.ctc",
     "metrics.musicnn",
     "metrics.rhythm_and_key",
     "metrics.notes",
@@ -62,7 +62,7 @@ class Listener:
 
     def __init__(self, work: Path) -> None:
         self.folder = work / "cache"
-        self.code = (source_digest(*CODE), MEL_RATE, MEL_FFT, MEL_HOP, MELS)
+        self.code = source_digest(*CODE)
 
     @cached_property
     def musicnn(self) -> Musicnn:
@@ -71,10 +71,6 @@ class Listener:
     @cached_property
     def transcriber(self) -> NoteListener:
         return NoteListener.load()
-
-    @cached_property
-    def mel(self) -> LogMel:
-        return LogMel(MEL_RATE, MEL_FFT, MEL_HOP, MELS)
 
     def hear(self, path: Path) -> Heard:
         """Measurements of a file."""
@@ -120,14 +116,12 @@ class Listener:
     def _measure(self, audio_cS: Tensor, rate: int) -> dict[str, Tensor]:
         mono_S = audio_cS.mean(0)
         features = self.musicnn(mono_S, rate)
-        at_mel_rate = resample(mono_S[None], rate, MEL_RATE)
-        at_mel_rate = torch.nn.functional.pad(at_mel_rate, (0, -at_mel_rate.shape[1] % MEL_HOP))
         return {
             "penultimate": features.penultimate,
             "timbre": features.song,
             "tempo": torch.tensor(tempo(mono_S, rate)),
             "chroma": chroma(mono_S, rate),
-            "mel": self.mel(at_mel_rate)[0].half(),
+            "mel": log_mel(audio_cS, rate),
         }
 
 

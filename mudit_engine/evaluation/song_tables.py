@@ -2,8 +2,10 @@
 does it follow the words?
 
     listener = Listener(Path("runs/eval"))
-    codec = Codec.load(folder)
-    report = judge_songs(pipeline, codec, held_out, training, listener, out=Path("runs/songs"))
+    codec, recogniser = Codec.load(folder), Recogniser.load()
+    report = judge_songs(
+        pipeline, codec, test, training, listener, out=Path("songs"), recogniser=recogniser
+    )
 
 Every request is made twice, from a professional's and from an amateur's description, with the
 song's own lyrics and length. Rows: original, codec, generated (all, and by user type), permuted
@@ -12,7 +14,6 @@ requests, shuffled, noise. A tempo or key that a description does not name is no
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,6 @@ from mudit_engine.audio import load_audio
 from mudit_engine.evaluation.bars import TINY, Verdict, verdicts
 from mudit_engine.evaluation.codec import Codec
 from mudit_engine.evaluation.codec_gate import (
-    Background,
     Report,
     background,
     control_rows,
@@ -33,17 +33,19 @@ from mudit_engine.evaluation.codec_gate import (
     over,
     own_pairs,
 )
-from mudit_engine.evaluation.listening import Listener, source_digest
+from mudit_engine.evaluation.listening import Listener
 from mudit_engine.evaluation.pictures import spectrogram_page
 from mudit_engine.evaluation.songs import USERS, EvalSong, Track, silent_track
 from mudit_engine.evaluation.tables import Pair, Row, permuted
 from mudit_engine.metrics import figures
-from mudit_engine.metrics.ctc import EPOCHS, Example, Recogniser, symbols, train
+from mudit_engine.metrics.ctc import Recogniser, Window, line_windows
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.models.fewstep import steps_of
 
 if TYPE_CHECKING:
     from mudit_engine.pipeline import Song, SongPipeline
+    from mudit_engine.reading import Understood
+    from mudit_engine.request import SongRequest
 
 TIMED_SECONDS = 30.0
 TIMED_RUNS = 3
@@ -58,15 +60,17 @@ def judge_songs(
     listener: Listener,
     *,
     out: Path,
+    recogniser: Recogniser,
     seed: int = 0,
-    epochs: int = EPOCHS,
     track: Track = silent_track,
 ) -> Report:
-    """Generates, listens and judges. The songs stay in `out`, named by request and user type."""
+    """Generates, listens and judges. The songs stay in `out`, named by request and user type.
+
+    The recogniser is the embedded one, or one that was trained on the corpus' training songs; it
+    reads each line of a song where its plan, or the corpus, says that it is sung.
+    """
     known = background(codec, training, listener, rivals=len(held_out), track=track)
-    known.judge.recogniser = recogniser(
-        codec, training, known, listener, epochs=epochs, track=track
-    )
+    known.judge.recogniser = recogniser
     originals = [
         listener.hear(song.audio) for song in track(held_out, "listening to held-out songs")
     ]
@@ -80,11 +84,15 @@ def judge_songs(
     seconds: dict[str, list[float]] = {user: [] for user in USERS}
     for number, song in enumerate(track(held_out, "generating")):
         for user in USERS:
-            made, took = generate(pipeline, song, user, seed=seed + number)
+            request = request_of(pipeline, song, user, seed=seed + number)
+            made, took = generate(pipeline, request)
             made.save(out / f"{song.id}-{user}.flac", loudness=None)  # as the corpus is
             audio = torch.from_numpy(made.audio)
             heard = listener.measure(audio, made.sample_rate)
-            pairs[user].append(Pair(number, heard, song, song.syllables, song.prompts[user]))
+            windows = planned_windows(pipeline.understand(request))
+            pairs[user].append(
+                Pair(number, heard, song, song.syllables, song.prompts[user], windows)
+            )
             seconds[user].append(took)
             with torch.inference_mode():
                 vectors[user].append(pipeline.chinmu.encode_audio([audio], made.sample_rate)[0])
@@ -120,7 +128,7 @@ def judge_songs(
         "sampler": steps_of(pipeline.config.sampler),
         "few_step_student": pipeline.student.sha256 if pipeline.student else None,
         "seconds_for_30_s": alone,
-        "recogniser_epochs": epochs,
+        "recogniser_epochs": int(recogniser.trained.get("epochs", 0)),
         **known.facts(),
     }
     for name, (share, same, other) in closeness.items():
@@ -150,22 +158,49 @@ def _page(path: Path, codec: Codec, songs: Sequence[EvalSong], out: Path) -> Non
     spectrogram_page(path, lines)
 
 
-def generate(
+def request_of(
     pipeline: SongPipeline, song: EvalSong, user: str, *, seed: int, seconds: float | None = None
-) -> tuple[Song, float]:
-    """(a song for the request with the model's default settings, wall seconds it took alone)."""
-    from mudit_engine.pipeline import SongRequest
+) -> SongRequest:
+    """What a user of this type asks for to get the song, in its own length unless `seconds` says
+    another.
+    """
+    from mudit_engine.request import SongRequest
 
-    request = SongRequest(
+    return SongRequest(
         description=song.prompts[user],
         lyrics=song.lyrics or None,
         seconds=min(song.seconds, pipeline.config.max_seconds) if seconds is None else seconds,
         user_type=user,
         seed=seed,
     )
+
+
+def generate(pipeline: SongPipeline, request: SongRequest) -> tuple[Song, float]:
+    """(a song for the request with the model's default settings, wall seconds it took alone)."""
     start = time.perf_counter()
     (made,) = pipeline.generate([request])
     return made, time.perf_counter() - start
+
+
+def planned_windows(understood: Understood) -> tuple[Window, ...] | None:
+    """Where each line of a planned song is listened to; a line that the plan leaves unsung has an
+    empty window. None for a model without a plan, and for an instrumental.
+    """
+    times, song = understood.outline.token_times, understood.phonemes
+    if times is None or song is None:
+        return None
+    spans: list[Window | None] = []
+    sung: list[Window] = []
+    for token, syllable, (start, end) in zip(
+        song.tokens, song.syllable_of, times.tolist(), strict=True
+    ):
+        if syllable >= 0 and start >= 0:
+            sung.append((start, end))
+        elif token == "<line>":
+            spans.append((sung[0][0], sung[-1][1]) if sung else None)
+            sung = []
+    windows = iter(line_windows([span for span in spans if span is not None]))
+    return tuple((0.0, 0.0) if span is None else next(windows) for span in spans)
 
 
 def time_alone(pipeline: SongPipeline, songs: Sequence[EvalSong], *, seed: int) -> float | None:
@@ -173,50 +208,9 @@ def time_alone(pipeline: SongPipeline, songs: Sequence[EvalSong], *, seed: int) 
     if pipeline.config.max_seconds < TIMED_SECONDS:
         return None
     song = next((song for song in songs if song.syllables), songs[0])
-    took = sorted(
-        generate(pipeline, song, USERS[0], seed=seed, seconds=TIMED_SECONDS)[1]
-        for _ in range(TIMED_RUNS)
-    )
+    request = request_of(pipeline, song, USERS[0], seed=seed, seconds=TIMED_SECONDS)
+    took = sorted(generate(pipeline, request)[1] for _ in range(TIMED_RUNS))
     return took[TIMED_RUNS // 2]
-
-
-def recogniser(
-    codec: Codec,
-    songs: Sequence[EvalSong],
-    known: Background,
-    listener: Listener,
-    *,
-    epochs: int,
-    track: Track = silent_track,
-) -> Recogniser | None:
-    """The phoneme recogniser trained on the codec's audio of sung songs, or the one kept from
-    before. None when nobody sings.
-    """
-    sung = [
-        (song, heard)
-        for song, heard in zip(songs, known.through_codec, strict=True)
-        if song.syllables
-    ]
-    if not sung:
-        return None
-    code = source_digest("metrics.ctc")
-    words = hashlib.sha256(repr([song.syllables for song, _ in sung]).encode()).hexdigest()
-
-    def weights() -> dict[str, Tensor]:
-        steps = iter(track(range(epochs), "training the phoneme recogniser"))
-        next(steps)
-
-        def advance(epoch: int, loss: float) -> None:
-            next(steps, None)
-
-        net = train(
-            [Example(h.mel_FM, s.syllables) for s, h in sung], epochs=epochs, on_epoch=advance
-        )
-        return {name: value.detach().clone() for name, value in net.state_dict().items()}
-
-    net = Recogniser(symbols())
-    net.load_state_dict(listener.keep(("recogniser", code, words, codec.id, str(epochs)), weights))
-    return net.eval()
 
 
 def twins(vectors: dict[str, list[Tensor]]) -> tuple[Figure, float | None, float | None]:

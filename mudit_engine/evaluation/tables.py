@@ -11,8 +11,9 @@ requests" another song's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -20,7 +21,14 @@ from mudit_engine.errors import InputError
 from mudit_engine.evaluation.listening import Heard
 from mudit_engine.evaluation.songs import LABELS, EvalSong
 from mudit_engine.metrics import figures
-from mudit_engine.metrics.ctc import Recogniser, SungSyllable, edit_distance
+from mudit_engine.metrics.ctc import (
+    Recogniser,
+    SungSyllable,
+    Window,
+    edit_distance,
+    line_windows,
+    lines_of,
+)
 from mudit_engine.metrics.fad import FrechetReference
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.probes import RidgeProbe
@@ -52,7 +60,8 @@ class Pair:
     lyrics.
 
     `text` is the description it was made from: the tempo or key that it does not name is not
-    judged. None for audio made from none.
+    judged. None for audio made from none. `windows` say where in the audio each line is sung
+    (metrics.ctc.line_windows), whatever words it is held against; None where nobody knows.
     """
 
     song: int
@@ -60,6 +69,7 @@ class Pair:
     wanted: EvalSong
     syllables: tuple[SungSyllable, ...]
     text: str | None = None
+    windows: tuple[Window, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,17 +162,35 @@ class Judge:
         return Row(name, len(sounds), {**found, **(extra or {})})
 
     def _phoneme_errors(self, pairs: Sequence[Pair]) -> Figure:
+        """Edits of each line in its own window, or of the whole song where its windows are not
+        known, over the phonemes asked. A line without a window, or the other way round, is wrong
+        altogether.
+        """
         assert self.recogniser is not None
         sung = [pair for pair in pairs if pair.syllables]
-        read: dict[int, list[str]] = {}
+        read: dict[tuple[int, object], list[list[str]]] = {}
         edits, asked = [], []
         for pair in sung:
-            if id(pair.heard) not in read:
-                read[id(pair.heard)] = self.recogniser.read(pair.heard.mel_FM)
-            wanted = [phoneme for syllable in pair.syllables for phoneme in syllable.phonemes]
-            edits.append(float(edit_distance(wanted, read[id(pair.heard)])))
-            asked.append(float(len(wanted)))
+            key = id(pair.heard), pair.windows
+            mel_FM, lines = pair.heard.mel_FM, lines_of(pair.syllables)
+            if key not in read and pair.windows is None:
+                read[key] = [self.recogniser.read(mel_FM)]
+            elif key not in read:
+                read[key] = self.recogniser.read_lines(mel_FM, pair.windows or ())
+            if pair.windows is None:
+                lines = [list(pair.syllables)]
+            wanted = [[sound for s in line for sound in s.phonemes] for line in lines]
+            compared: Iterable[tuple[list[str], list[str]]] = itertools.zip_longest(
+                wanted, read[key], fillvalue=[]
+            )
+            edits.append(float(sum(edit_distance(line, said) for line, said in compared)))
+            asked.append(float(sum(map(len, wanted))))
         return figures.ratio([pair.song for pair in sung], edits, asked)
+
+
+def windows_of(syllables: Sequence[SungSyllable]) -> tuple[Window, ...]:
+    """Where the lines of a song that is sung as its labels say are listened to."""
+    return tuple(line_windows([(line[0].start, line[-1].end) for line in lines_of(syllables)]))
 
 
 def permuted(pairs: Sequence[Pair], songs: Sequence[EvalSong]) -> list[Pair]:
@@ -187,7 +215,7 @@ def permuted(pairs: Sequence[Pair], songs: Sequence[EvalSong]) -> list[Pair]:
                     for place, song in enumerate(members)
                 }
         found += [
-            Pair(pair.song, pair.heard, songs[way[pair.song]], words.get(pair.song, ()), pair.text)
+            replace(pair, wanted=songs[way[pair.song]], syllables=words.get(pair.song, ()))
             for pair in pairs
         ]
     return found

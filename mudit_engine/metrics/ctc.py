@@ -1,49 +1,51 @@
-"""A small phoneme recogniser for singing over a band, so that sung words can be counted:
-convolutions over log-mel, trained by CTC.
+"""A small phoneme recogniser for singing over a band, so that sung words can be counted: dilated
+convolutions over log-mel, trained by CTC, embedded in the package.
 
     PER = edits between the phonemes asked and those recognised / phonemes asked
     edits: insertions, deletions and substitutions
 
-    recogniser = train(examples)
+    recogniser = Recogniser.load()
+    mel_FM = log_mel(audio_cS, 22050)
     recogniser.read(mel_FM)                                       # ['l', 'iang', 'y', 've', ...]
     edit_distance(syllable_phonemes("yue4"), recogniser.read(mel_FM))
+    recogniser.read_lines(mel_FM, line_windows([(4.0, 7.5), (8.0, 11.5)]))   # a list a line
 
 Phonemes are the vocabulary's without tones and stress, which the melody overrides: initials,
-finals, ARPAbet. It is trained on crops between syllables, whose times the corpus knows: single
-syllables first, since CTC on whole lines takes long to find any alignment, then ever longer ones;
-and on crops of nothing sung, of which it must say nothing. Sources: Graves et al. 2006 (CTC),
-Bengio et al. 2009 (curriculum).
+finals, ARPAbet. `python -m mudit_engine.training.tiny.recogniser` trains it, see there. Source:
+Graves et al. 2006 (CTC).
 
-Shapes: N crops, F log-mel frames (43 a second), M bands, D width, V symbols (0 is CTC's blank).
+Shapes: N crops, F log-mel frames (43 a second), H = ceil(F / 2) half as many, M bands, D width,
+V symbols (0 is CTC's blank), S samples, c channels.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+import itertools
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mudit_engine.errors import InputError
+from mudit_engine.audio import resample
+from mudit_engine.errors import ModelError
+from mudit_engine.files import atomic_path
+from mudit_engine.models.spectral import LogMel
 from mudit_engine.text.mandarin import split_syllable
 from mudit_engine.text.vocabulary import Vocabulary
 
+WEIGHTS = Path(__file__).parent.parent / "assets" / "recogniser" / "phonemes.safetensors"
 MEL_RATE, MEL_FFT, MEL_HOP, MELS = 22050, 1024, 512, 80  # of the log-mel it reads
 FRAME_RATE = MEL_RATE / MEL_HOP
-WIDTH, BLOCKS, KERNEL = 192, 6, 9
-BATCH_FRAMES = 2500  # of one training step
-SHORTEST_CROP, LONGEST_CROP = 0.5, 9.0  # seconds
-GROWTH = 0.4  # share of the training over which crops grow
+WIDTH, DILATIONS, TAPS = 176, (1, 2, 4, 8, 1, 2), 3
+STEM_FRAMES = 6  # that one row of the network sees, two of them its own
 LEAD = 0.15  # seconds by which a consonant may come before its vowel's beat
-PAUSE = 0.5  # seconds between syllables that part crops
-SILENT_SHARE = 0.1  # of the crops with nothing sung
-EPOCHS = 24
-PEAK_RATE = 2e-3
 
 
 @functools.cache
@@ -87,232 +89,181 @@ def edit_distance(asked: Sequence[str], heard: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class SungSyllable:
-    """Phonemes of one syllable, without tones and stress, and when its vowel sounds, in seconds."""
+    """Phonemes of one syllable, without tones and stress; when its vowel sounds, in seconds; and
+    the number of the lyric line that it belongs to, from 0.
+    """
 
     phonemes: tuple[str, ...]
     start: float
     end: float
+    line: int = 0
 
 
-@dataclass(frozen=True)
-class Example:
-    """A song to learn from."""
+def lines_of(syllables: Sequence[SungSyllable]) -> list[list[SungSyllable]]:
+    """The syllables of each line, in order.
 
-    mel_FM: Tensor
-    syllables: tuple[SungSyllable, ...]
+    Examples:
+        >>> a, b = SungSyllable(("l", "iang"), 0.0, 0.5), SungSyllable(("ve",), 1.0, 1.5, line=1)
+        >>> [len(line) for line in lines_of([a, a, b])]
+        [2, 1]
+    """
+    found: dict[int, list[SungSyllable]] = {}
+    for syllable in syllables:
+        found.setdefault(syllable.line, []).append(syllable)
+    return list(found.values())
+
+
+Window = tuple[float, float]
+
+
+def line_windows(spans: Sequence[Window]) -> list[Window]:
+    """Where each line is listened to, (start, end) in seconds: LEAD around it, but no farther than
+    half-way to its neighbours, whose first consonant comes before their beat.
+
+    Args:
+        spans: start of the first vowel and end of the last one of each line, in order of time.
+
+    Examples:
+        >>> line_windows([(1.0, 3.0), (3.0, 5.0)])
+        [(0.85, 2.925), (2.925, 5.15)]
+    """
+    cuts = [(end + start - LEAD) / 2 for (_, end), (start, _) in itertools.pairwise(spans)]
+    return [
+        (round(max(start - LEAD, before), 4), round(min(end + LEAD, after), 4))
+        for (start, end), before, after in zip(
+            spans, [0.0, *cuts], [*cuts, float("inf")], strict=False
+        )
+    ]
+
+
+@functools.cache
+def _mel() -> LogMel:
+    return LogMel(MEL_RATE, MEL_FFT, MEL_HOP, MELS)
+
+
+@torch.inference_mode()
+def log_mel(audio_cS: Tensor, rate: int) -> Tensor:
+    """What the recogniser reads: log-mel [F, MELS] in half precision of audio at `rate` samples a
+    second, its channels averaged.
+
+    Examples:
+        >>> log_mel(torch.zeros(1, 44100), 44100).shape
+        torch.Size([44, 80])
+    """
+    mono_1S = resample(audio_cS.mean(0, keepdim=True).float(), rate, MEL_RATE)
+    return _mel()(F.pad(mono_1S, (0, -mono_1S.shape[1] % MEL_HOP)))[0].half()
+
+
+def _beside(x_NHD: Tensor, taps: int, dilation: int) -> Tensor:
+    """Rows with their neighbours side by side, [N, H, taps * D]: a convolution is then one product,
+    which a CPU does twice as fast as its own convolution.
+    """
+    side = taps // 2 * dilation
+    padded = F.pad(x_NHD, (0, 0, side, side))
+    count = x_NHD.shape[1]
+    return torch.cat(
+        [padded[:, tap * dilation : tap * dilation + count] for tap in range(taps)], dim=-1
+    )
 
 
 class _Block(nn.Module):
     def __init__(self, dilation: int) -> None:
         super().__init__()
+        self.dilation = dilation
         self.norm = nn.LayerNorm(WIDTH)
-        self.mix = nn.Conv1d(
-            WIDTH, WIDTH, KERNEL, padding=KERNEL // 2 * dilation, dilation=dilation, groups=WIDTH
-        )
-        self.up = nn.Linear(WIDTH, 2 * WIDTH)
-        self.down = nn.Linear(2 * WIDTH, WIDTH)
+        self.mix = nn.Linear(TAPS * WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x_NFD: Tensor) -> Tensor:
-        h_NFD = self.mix(self.norm(x_NFD).transpose(1, 2)).transpose(1, 2)
-        return x_NFD + self.down(F.gelu(self.up(h_NFD)))
+    def forward(self, x_NHD: Tensor) -> Tensor:
+        h_NHD = F.relu(self.mix(_beside(self.norm(x_NHD), TAPS, self.dilation)))
+        return x_NHD + self.out(h_NHD)
 
 
 class Recogniser(nn.Module):
-    """log-mel -> log probabilities of symbols. Its reach is a few seconds, so that it reads songs
-    of any length as it reads lines.
+    """log-mel -> log probabilities of symbols. It works on rows of two frames and says a symbol a
+    frame. Its reach is 0.9 s to either side, so that it reads songs of any length as it reads
+    lines.
+
+    Args:
+        known: every symbol it can say, without the blank.
+        trained: how it was trained, as the file of its weights says.
     """
 
-    def __init__(self, known: Sequence[str]) -> None:
+    def __init__(self, known: Sequence[str], trained: dict[str, str] | None = None) -> None:
         super().__init__()
-        self.known = tuple(known)
-        self.stem = nn.Conv1d(MELS, WIDTH, 5, padding=2)
-        self.blocks = nn.ModuleList(_Block(2 ** (i % 3)) for i in range(BLOCKS))
+        self.known, self.trained = tuple(known), dict(trained or {})
+        self.stem = nn.Linear(STEM_FRAMES * MELS, WIDTH)
+        self.blocks = nn.ModuleList(_Block(dilation) for dilation in DILATIONS)
         self.norm = nn.LayerNorm(WIDTH)
-        self.out = nn.Linear(WIDTH, len(known) + 1)
+        self.out = nn.Linear(WIDTH, 2 * (len(known) + 1))
         self.register_buffer("mean", torch.zeros(MELS))
         self.register_buffer("scale", torch.ones(MELS))
         self.mean: Tensor
         self.scale: Tensor
 
-    def forward(self, mel_NFM: Tensor) -> Tensor:
-        x_NFD = self.stem(((mel_NFM - self.mean) / self.scale).transpose(1, 2)).transpose(1, 2)
-        for block in self.blocks:
-            x_NFD = block(x_NFD)
-        return self.out(self.norm(x_NFD)).log_softmax(-1)
+    @classmethod
+    def load(cls, path: Path = WEIGHTS) -> Recogniser:
+        """The recogniser of a file that `save` wrote; without a path the embedded one. Raises
+        ModelError for a file that is absent or is something else.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                trained = dict(file.metadata() or {})
+                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  it is no mapping
+            net = cls(json.loads(trained.pop("symbols")), trained)
+            net.load_state_dict(weights)
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"'{path}' holds no phoneme recogniser of this version ({error}): train one by "
+                "`python -m mudit_engine.training.tiny.recogniser`"
+            ) from None
+        return net.eval()
 
-    @torch.inference_mode()
+    def save(self, path: Path) -> None:
+        """Writes weights in half precision, with the symbols and how they were learned."""
+        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as aside:
+            save_file(weights, aside, {"symbols": json.dumps(self.known), **self.trained})
+
+    def forward(self, mel_NFM: Tensor) -> Tensor:
+        """Log probabilities [N, F, V] of log-mel [N, F, M]."""
+        frames = mel_NFM.shape[1]
+        x_NFM = F.pad((mel_NFM - self.mean) / self.scale, (0, 0, 2, 2 + frames % 2))
+        x_NHD = self.stem(x_NFM.unfold(1, STEM_FRAMES, 2).flatten(2))
+        for block in self.blocks:
+            x_NHD = block(x_NHD)
+        return (
+            self.out(self.norm(x_NHD))
+            .unflatten(2, (2, -1))
+            .flatten(1, 2)[:, :frames]
+            .log_softmax(-1)
+        )
+
     def read(self, mel_FM: Tensor) -> list[str]:
         """Phonemes of a song by best path: the likeliest symbol of each frame, repeats and blanks
         dropped.
         """
-        best = self(mel_FM.float()[None])[0].argmax(-1).tolist()
+        return self._said(self._best(mel_FM))
+
+    def read_lines(self, mel_FM: Tensor, windows: Sequence[Window]) -> list[list[str]]:
+        """Phonemes of each window (start, end in seconds) of a song, heard in its context; see
+        `line_windows`.
+        """
+        best = self._best(mel_FM)
+        return [
+            self._said(best[max(0, round(start * FRAME_RATE)) : max(0, round(end * FRAME_RATE))])
+            for start, end in windows
+        ]
+
+    @torch.inference_mode()
+    def _best(self, mel_FM: Tensor) -> list[int]:
+        best: list[int] = self(mel_FM.float()[None])[0].argmax(-1).tolist()
+        return best
+
+    def _said(self, best: Sequence[int]) -> list[str]:
         return [
             self.known[symbol - 1]
             for before, symbol in zip([0, *best], best, strict=False)
             if symbol and symbol != before
         ]
-
-
-def train(
-    examples: Sequence[Example],
-    *,
-    epochs: int = EPOCHS,
-    seed: int = 0,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> Recogniser:
-    """Trains from nothing; the same examples and seed give the same weights. Raises InputError when
-    nothing is sung.
-
-    on_epoch(epoch, mean CTC loss a phoneme).
-    """
-    known = symbols()
-    ids = {symbol: number for number, symbol in enumerate(known, 1)}
-    if not any(example.syllables for example in examples):
-        raise InputError(
-            "none of the training songs is sung: the phoneme recogniser needs songs with lyrics"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = Recogniser(known)
-    frames = torch.cat([example.mel_FM.float() for example in examples])
-    net.mean.copy_(frames.mean(0))
-    net.scale.copy_(frames.std(0).clamp_min(0.1))
-    optimiser = torch.optim.AdamW(
-        net.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    net.train()
-    for epoch in range(epochs):
-        total, count = 0.0, 0
-        batches = _batches(
-            _crops(examples, ids, generator, longest=_longest(epoch / epochs)), generator
-        )
-        for number, batch in enumerate(batches):
-            optimiser.param_groups[0]["lr"] = PEAK_RATE * _schedule(
-                (epoch + number / len(batches)) / epochs
-            )
-            loss, asked = _loss(net, batch, generator)
-            optimiser.zero_grad()
-            (loss / max(asked, 1)).backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-            optimiser.step()
-            total, count = total + float(loss.detach()), count + asked
-        on_epoch(epoch, total / max(count, 1))
-    return net.eval()
-
-
-def _schedule(progress: float) -> float:
-    """Linear warm-up over a tenth, then a half cosine."""
-    return min(
-        (progress + 1e-3) / 0.1, 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress - 0.1) / 0.9)
-    )
-
-
-Crop = tuple[Tensor, list[int]]
-
-
-def _longest(progress: float) -> float:
-    """Seconds of the longest crop, growing geometrically."""
-    return float(SHORTEST_CROP * (LONGEST_CROP / SHORTEST_CROP) ** min(1.0, progress / GROWTH))
-
-
-def _crops(
-    examples: Sequence[Example], ids: dict[str, int], generator: torch.Generator, *, longest: float
-) -> list[Crop]:
-    """Runs of syllables, cut anew each epoch, and stretches where nothing is sung."""
-    found: list[Crop] = []
-    silent: list[Crop] = []
-    for example in examples:
-        sung, first = example.syllables, 0
-
-        def pause(after: int, sung: tuple[SungSyllable, ...] = sung) -> float:
-            return sung[after + 1].start - sung[after].end
-
-        while first < len(sung):
-            length = SHORTEST_CROP + (longest - SHORTEST_CROP) * float(
-                torch.rand((), generator=generator)
-            )
-            last = first
-            while (
-                last + 1 < len(sung)
-                and sung[last + 1].end - sung[first].start <= length
-                and pause(last) < PAUSE
-            ):
-                last += 1
-            asked = [
-                ids[phoneme] for syllable in sung[first : last + 1] for phoneme in syllable.phonemes
-            ]
-            # the next syllable's consonant stays outside
-            joined = last + 1 < len(sung) and pause(last) < LEAD
-            found.append(
-                (
-                    _cut(
-                        example,
-                        sung[first].start - LEAD,
-                        sung[last].end - (LEAD / 2 if joined else 0.0),
-                    ),
-                    asked,
-                )
-            )
-            first = last + 1
-        edges = [
-            0.0,
-            *(t for syllable in sung for t in (syllable.start, syllable.end)),
-            len(example.mel_FM) / FRAME_RATE,
-        ]
-        for start, end in zip(edges[::2], edges[1::2], strict=True):
-            if end - start > 4 * LEAD:
-                silent.append(
-                    (_cut(example, start + LEAD, min(end - LEAD, start + LEAD + longest)), [])
-                )
-    some = torch.randperm(len(silent), generator=generator)[
-        : max(1, round(SILENT_SHARE * len(found)))
-    ]
-    return found + [silent[int(i)] for i in some]
-
-
-def _cut(example: Example, start: float, end: float) -> Tensor:
-    return example.mel_FM[max(0, round(start * FRAME_RATE)) : max(round(end * FRAME_RATE), 8)]
-
-
-def _batches(crops: list[Crop], generator: torch.Generator) -> list[list[Crop]]:
-    """Crops of like length together, in random order."""
-    jitter = torch.rand(len(crops), generator=generator).tolist()
-    ordered = sorted(
-        zip(crops, jitter, strict=True), key=lambda pair: len(pair[0][0]) * (1 + 0.2 * pair[1])
-    )
-    batches: list[list[Crop]] = [[]]
-    for crop, _ in ordered:
-        if (
-            batches[-1]
-            and (len(batches[-1]) + 1) * max(len(crop[0]), len(batches[-1][-1][0])) > BATCH_FRAMES
-        ):
-            batches.append([])
-        batches[-1].append(crop)
-    return [batches[int(i)] for i in torch.randperm(len(batches), generator=generator)]
-
-
-def _loss(net: Recogniser, batch: list[Crop], generator: torch.Generator) -> tuple[Tensor, int]:
-    lengths = [len(mel) for mel, _ in batch]
-    mel_NFM = net.mean.expand(len(batch), max(lengths), -1).clone()
-    for row, (mel, _) in zip(mel_NFM, batch, strict=True):
-        # level and colour of a recording say nothing of its words
-        row[: len(mel)] = mel.float() + 0.3 * torch.randn((), generator=generator)
-        low = int(torch.randint(0, MELS - 8, (), generator=generator))
-        high = low + int(torch.randint(0, 9, (), generator=generator))
-        row[: len(mel), low:high] = net.mean[low:high]
-    asked = [symbol for _, target in batch for symbol in target]
-    log_probs = net(mel_NFM).transpose(0, 1)
-    targets, target_lengths = (
-        torch.tensor(asked, dtype=torch.long),
-        torch.tensor([len(target) for _, target in batch]),
-    )
-    loss: Any = F.ctc_loss(
-        log_probs,
-        targets,
-        torch.tensor(lengths),
-        target_lengths,
-        reduction="sum",
-        zero_infinity=True,
-    )
-    return loss, len(asked)

@@ -134,9 +134,7 @@ def test_codec_document_and_gate(
 def test_songs_document_audio_and_picture(
     micro: Path, corpus: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = evaluate(
-        "tiny", micro, corpus, "--work", work, "--songs", 4, "--recogniser-epochs", 1, "--json"
-    )
+    code = evaluate("tiny", micro, corpus, "--work", work, "--songs", 4, "--json")
     results = json.loads(capsys.readouterr().out)["results"]
     assert code == 0
     rows = {row["name"].strip(): row["figures"] for row in results["rows"]}
@@ -159,6 +157,7 @@ def test_songs_document_audio_and_picture(
         and rows["professional words"]["tempo"]["n"] == 4
     )
     assert rows["generated"]["seconds"]["value"] > 0
+    assert results["facts"]["recogniser_epochs"] > 0, "how long the embedded one was trained"
     made = sorted(path.name for path in (work / "songs").glob("*.flac"))
     assert len(made) == 8 and made[0].endswith("-amateur.flac")
     assert (work / "spectrograms.png").read_bytes()[:4] == b"\x89PNG"
@@ -183,9 +182,10 @@ def test_retrieval(micro: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
         (["codec", "--model", "nowhere"], 1, "no model folder"),
         (["codec", "--songs", "2"], 2, "--songs"),
         (["tiny", "--seed", "-1"], 2, "--seed"),
+        (["tiny", "--recogniser", "no.safetensors"], 1, "no phoneme recogniser"),
         (["songs"], 2, "songs"),
     ],
-    ids=["no-corpus", "no-model", "too-few", "bad-seed", "unknown"],
+    ids=["no-corpus", "no-model", "too-few", "bad-seed", "no-recogniser", "unknown"],
 )
 def test_bad_input(
     micro: Path,

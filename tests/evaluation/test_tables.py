@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -16,14 +18,19 @@ from torch import Tensor
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation import bars
 from mudit_engine.evaluation.codec import mel_griffin_lim, spectral_distance
+from mudit_engine.evaluation.codec_gate import own_pairs
 from mudit_engine.evaluation.listening import Heard, Listener
-from mudit_engine.evaluation.song_tables import lyric_position, twins
+from mudit_engine.evaluation.song_tables import lyric_position, planned_windows, twins
 from mudit_engine.evaluation.songs import EvalSong, noise_like, parted, shuffled
 from mudit_engine.evaluation.tables import Judge, Pair, Row, fit_probes, permuted
-from mudit_engine.metrics.ctc import MELS, SungSyllable
+from mudit_engine.metrics.ctc import MELS, SungSyllable, Window, edit_distance
 from mudit_engine.metrics.fad import FrechetReference
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.metrics.rhythm_and_key import SCALES, key_rank
+from mudit_engine.text.lyrics import parse_lyrics
+from mudit_engine.text.outline import Outline, plan_song
+from mudit_engine.text.phonemes import phonemize
+from mudit_engine.text.wishes import read_description
 
 RATE = 22050
 
@@ -143,6 +150,77 @@ def test_phoneme_errors_use_the_lyrics_held_against(judge: Judge) -> None:
         pair.wanted.id != "1" for pair in wrong
     )
     assert 0.3 < judge.row("x", wrong).value("per") < 1.0  # type: ignore[operator]
+
+
+class Reader:
+    """Hears in each second of a song what it is told."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = [line.split() for line in lines]
+
+    def read(self, mel_FM: Tensor) -> list[str]:
+        return [sound for line in self.lines for sound in line]
+
+    def read_lines(self, mel_FM: Tensor, windows: Sequence[Window]) -> list[list[str]]:
+        return [
+            [s for second, line in enumerate(self.lines) if a <= second < b for s in line]
+            for a, b in windows
+        ]
+
+
+@pytest.mark.parametrize(
+    ("said", "edits"),
+    [
+        (("l iang", "ve"), 0),
+        (("l iang", ""), 1),
+        (("", "l iang"), 4),  # the right words in another line
+        (("l iang ve", ""), 2),
+        (("k", "ve", "ve ve"), 2),  # what is heard where nobody sings is no error
+    ],
+)
+def test_each_line_is_heard_in_its_own_window(
+    judge: Judge, said: tuple[str, ...], edits: int
+) -> None:
+    judge.recogniser = Reader(*said)  # type: ignore[assignment]
+    lines = (SungSyllable(("l", "iang"), 0.2, 0.9, 0), SungSyllable(("ve",), 1.2, 1.9, 1))
+    wanted = song(1, syllables=lines)
+    pair = Pair(0, heard(wanted), wanted, lines, windows=((0.0, 1.0), (1.0, 2.0)))
+    assert judge.row("x", [pair]).value("per") == pytest.approx(edits / 3)
+    more = dataclasses.replace(pair, syllables=(*lines, SungSyllable(("k",), 2.2, 2.9, 2)))
+    assert judge.row("x", [more]).value("per") == pytest.approx((edits + 1) / 4), (
+        "a line without a window is lost"
+    )
+    whole = dataclasses.replace(pair, windows=None)
+    asked, heard_all = ["l", "iang", "ve"], " ".join(said).split()
+    assert judge.row("x", [whole]).value("per") == pytest.approx(
+        edit_distance(asked, heard_all) / 3
+    )
+
+
+def test_own_windows_stay_when_words_are_permuted() -> None:
+    songs = [song(n) for n in range(8)]
+    own = own_pairs([heard(s) for s in songs], songs)
+    assert own[1].windows == ((0.85, 2.15),) and own[0].windows == ()
+    for pair in permuted(own, songs):
+        assert pair.windows == own[pair.song].windows
+
+
+def test_windows_follow_the_plan_of_a_request() -> None:
+    def planned(seconds: float) -> tuple[tuple[float, float], ...] | None:
+        lyrics = phonemize(parse_lyrics("[verse]\n[00:02.00]月亮升起来\n[00:06.00]照亮窗台"))
+        plan = plan_song(
+            read_description("钢琴，BPM 120"), lyrics, longest=60.0, seed=1, seconds=seconds
+        )
+        understood = SimpleNamespace(outline=plan.outline, phonemes=lyrics)
+        return planned_windows(understood)  # type: ignore[arg-type]
+
+    found = planned(12.0)
+    assert found is not None and [start for start, _ in found] == pytest.approx([1.85, 5.85])
+    assert all(start + 1 < end < start + 5 for start, end in found)
+    cut = planned(5.0)
+    assert cut is not None and cut[1] == (0.0, 0.0), "what is not sung has no window"
+    untold = SimpleNamespace(outline=Outline(), phonemes=None)
+    assert planned_windows(untold) is None  # type: ignore[arg-type]
 
 
 def test_measurements_are_kept_by_content(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ ELSEWHERE = {
     "data synth": "needs espeak-ng and fluidsynth; tests/training/corpus",
     "data stats": "needs a corpus; tests/training/corpus",
     "mudit_engine.benchmarks": "minutes; tests/benchmarks",
+    "mudit_engine.training.tiny.recogniser": "needs a corpus and minutes; tests/training/tiny",
 }
 
 
