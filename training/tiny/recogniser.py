@@ -179,6 +179,20 @@ def _losses(
 def frame_labels(crop: Crop, frames: int, ids: dict[str, int], *, stretch: float = 1.0) -> Tensor:
     """Which symbol sounds in each frame, 0 where none does: a vowel from its beat on, consonants
     before it for CONSONANT seconds each and after it at the end of the note, as the corpus sings.
+
+    Args:
+        crop: which frames, and what is sung in them.
+        frames: how many there are once time is stretched.
+        ids: number of each symbol, from 1.
+        stretch: by what the crop's times are multiplied.
+
+    Returns:
+        int64 [frames].
+
+    Examples:
+        >>> crop = Crop(0, 0, 20, (SungSyllable(("l", "iang"), 0.2, 0.4),))
+        >>> frame_labels(crop, 20, {"l": 1, "iang": 2}).tolist()
+        [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0]
     """
     labels_F = torch.zeros(frames, dtype=torch.long)
     rate = FRAME_RATE * stretch
