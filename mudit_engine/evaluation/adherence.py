@@ -5,7 +5,9 @@
 
 tempo falls from 1 to 0 as the estimate moves away, half and double allowed, to a sixth; key is the
 asked key's place among its twelve transpositions; chords, drums and sections are those of
-metrics/chord_following.py, drum_presence.py and structure.py. What nobody asked for is left out.
+metrics/chord_following.py, drum_presence.py and structure.py. With an encoder of words and songs
+(`telling`), style and voice are the shares at which it takes the song for what was asked. What
+nobody asked for is left out.
 """
 
 from __future__ import annotations
@@ -25,12 +27,16 @@ from mudit_engine.text.harmony import parse_chords
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.systems import Asked
+    from mudit_engine.evaluation.telling import Telling
 
 WRONG_TEMPO = 1 / 6  # relative error from which a tempo is as wrong as any
 
 
-def adherence(audio_cS: Tensor, sample_rate: int, asked: Asked) -> dict[str, float]:
-    """The parts that were asked for, 0 to 1 each, of audio [channels, samples].
+def adherence(
+    audio_cS: Tensor, sample_rate: int, asked: Asked, *, telling: Telling | None = None
+) -> dict[str, float]:
+    """The parts that were asked for, 0 to 1 each, of audio [channels, samples]. telling: says what
+    style and voice a song has; None leaves these two out.
 
     Examples:
         >>> import torch
@@ -44,6 +50,8 @@ def adherence(audio_cS: Tensor, sample_rate: int, asked: Asked) -> dict[str, flo
         found["tempo"] = 0.0 if math.isnan(error) else max(0.0, 1 - error / WRONG_TEMPO)
     if asked.key is not None:
         found["key"] = 1 - (rank_in_chroma(chroma(audio_cS, sample_rate), asked.key) - 1) / 11
+    if telling is not None:
+        found |= telling.of(audio_cS, sample_rate, style=asked.style, voice=asked.voice)
     return found | further_parts(audio_cS, sample_rate, asked)
 
 

@@ -69,6 +69,8 @@ MEASURES: dict[str, tuple[str, int]] = {
     **dict.fromkeys(FIGURES["audiobox"], ("Audiobox' mark, 1 to 10", 1)),
     "audiobox_pc": ("complexity by Audiobox, 1 to 10", 0),
     "adherence": ("mean share of what was asked for", 1),
+    "told_style": ("share at which ChinMu takes a song for the asked style", 1),
+    "told_voice": ("share at which ChinMu takes a song for the asked voice", 1),
     "lyrics": ("share of phonemes misheard, mean over lines", -1),
     "tempo": ("share of songs within 4 %", 1),
     "key": ("share of songs", 1),
@@ -132,6 +134,7 @@ class Asked:
     chords: str | None = None  # as SongRequest takes them
     drums: bool | None = None
     voice: str | None = None  # one of names.VOICES
+    style: str | None = None  # one of names.STYLES
 
     @property
     def sections(self) -> list[tuple[str, float | None]]:

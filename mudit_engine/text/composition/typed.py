@@ -41,6 +41,16 @@ _WORDS: dict[tuple[str, Any], tuple[str, str]] = {
 CONTROLS = ("drums", "voice", "style")
 
 
+def control_words(name: str, value: Any) -> tuple[str, str]:
+    """A control's value in words, (Chinese, English).
+
+    Examples:
+        >>> control_words("drums", False)
+        ('没有鼓', 'no drums')
+    """
+    return _WORDS[name, value]
+
+
 def known_style(style: str | None, *, controls: bool) -> str | None:
     """The style that a model was trained on and that is nearest to one: itself for a model with
     controls.
@@ -101,5 +111,5 @@ def words_of(controls: Controls, wishes: Wishes, *, chinese: bool) -> tuple[str,
             continue
         if name == "style":
             value = known_style(value, controls=False)
-        found.append(_WORDS[name, value][0 if chinese else 1])
+        found.append(control_words(name, value)[0 if chinese else 1])
     return tuple(found)
