@@ -226,8 +226,9 @@ class AlignStage(Section):
     anchor: float = Field(
         0.0,
         ge=0,
-        description="weight of the better songs' own denoising error beside the preference, which "
-        "alone may let both songs' errors rise",
+        description="weight of the better songs' own denoising error, less the base's, beside the "
+        "preference, which alone may let both songs' errors rise; at beta / 2 both begin with as "
+        "much pull on the better song",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,16 @@ from mudit_engine.training.dataset.shards import song_fields
 from small_songs import CHANNELS
 
 
-def write_pairs(folder: Path, count: int = 12, *, validation: int = 4, shorter: int = 0) -> Path:
+def write_pairs(
+    folder: Path,
+    count: int = 12,
+    *,
+    validation: int = 4,
+    shorter: int = 0,
+    weights: Mapping[int, float] | None = None,
+) -> Path:
     """`count` pairs of 8 to 24 frames to train on, and some held out; the songs that lost are
-    `shorter` frames shorter.
+    `shorter` frames shorter. weights: of some pairs, by number; the others say none.
     """
     rng = np.random.default_rng(0)
     fields = {**song_fields(latent_channels=CHANNELS), "lost": Field("float16", CHANNELS)}
@@ -32,7 +40,8 @@ def write_pairs(folder: Path, count: int = 12, *, validation: int = 4, shorter: 
             writer.add(
                 f"pair-{number:03d}",
                 arrays,
-                metadata={"seconds": frames / 10.77},
+                metadata={"seconds": frames / 10.77}
+                | ({"weight": weights[number]} if weights and number in weights else {}),
                 split="train" if number < count else "validation",
             )
     return folder

@@ -1,11 +1,12 @@
 """Learning from preferences: of two songs that were made for one request, the better one is made
 likelier than the other (diffusion/preference.py), by a LoRA whose base is the reference.
 
-    loss = -log sigmoid(margin) + anchor won             one a pair
+    loss = weight (-log sigmoid(margin) + anchor (won - base_won))             one a pair
 
-Both songs get the same conditions, noise level and noise, so that what differs is the songs. A data
-set of pairs holds the better song as `latents` and the other, as long, as `lost`
-(training/align/pairs.py).
+Both songs get the same conditions, noise level and noise, so that what differs is the songs. The
+anchor is the denoising error of the better song: the margin alone is content when both songs become
+less likely, the worse one more. A data set of pairs holds the better song as `latents` and the
+other, as long, as `lost`; its metadata may weigh a pair (training/align/pairs.py).
 
     batch = AlignTask(recipe, shards).load([4, 17], moment)
 """
@@ -35,10 +36,13 @@ PASSES = 8 / 3  # four forward passes, of which two go back, in units of a forwa
 
 @dataclass(frozen=True)
 class AlignInputs:
-    """The better songs of a batch of pairs, and the others in the same order."""
+    """The better songs of a batch of pairs, the others in the same order, and how much each pair
+    counts, fp32 [pairs].
+    """
 
     won: DitInputs
     lost: DitInputs
+    weights_B: Tensor
 
 
 class AlignLoss(nn.Module):
@@ -56,7 +60,8 @@ class AlignLoss(nn.Module):
         loss_B, margin_B = preference_loss(
             won_B, lost_B, base_won_B, base_lost_B, beta=self.stage.beta
         )
-        loss = (loss_B + self.stage.anchor * won_B).sum()
+        anchored_B = loss_B + self.stage.anchor * (won_B - base_won_B)
+        loss = (inputs.weights_B * anchored_B).sum()
         pairs, margin_B = float(len(loss_B)), margin_B.detach()
         told = (margin_B > 0).double() + 0.5 * (margin_B == 0).double()
         logs: Logs = {
@@ -97,7 +102,12 @@ class AlignTask(DitTask):
         return 2 * np.asarray(self.shards.rows("latents"))
 
     def weights(self) -> np.ndarray:
-        return np.ones(len(self.shards))
+        return np.array([self._weight(number) for number in range(len(self.shards))])
+
+    def _weight(self, number: int) -> float:
+        """In 256ths: sums of such weights are exact in any order, on any number of ranks."""
+        told = float(self.shards.read(number, ()).metadata.get("weight", 1.0))
+        return max(1, round(256 * told)) / 256
 
     def load(self, songs: Sequence[int] | np.ndarray, moment: Moment) -> Batch:
         if not moment.training:
@@ -105,14 +115,15 @@ class AlignTask(DitTask):
         one = super().load(songs, moment)
         won: DitInputs = one.inputs
         lost = [np.asarray(self.shards.read(number, ["lost"])["lost"]) for number in songs]
+        weights_B = torch.tensor([self._weight(int(number)) for number in songs])
         filler = len(won.clean.latents_TC) - sum(map(len, lost))  # on ranks: see DitTask.load
         channels = self.config.dit.latent_channels
         rows = np.concatenate([*lost, np.zeros((filler, channels), np.float16)])
         clean = replace(won.clean, latents_TC=torch.from_numpy(rows).float())
         return replace(
             one,
-            weight=float(len(lost)),
-            inputs=AlignInputs(won, replace(won, clean=clean)),
+            weight=float(weights_B.sum()),
+            inputs=AlignInputs(won, replace(won, clean=clean), weights_B),
             tokens=2 * one.tokens,
             flops=None if one.flops is None else PASSES * one.flops,
         )

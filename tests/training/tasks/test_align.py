@@ -129,6 +129,28 @@ def test_a_step_makes_the_better_song_likelier(base: Path) -> None:
     assert all(p.grad is None for p in module.parameters() if not p.requires_grad)
 
 
+def test_a_pair_counts_by_its_weight_and_its_anchor(base: Path, tmp_path: Path) -> None:
+    heavy = write_pairs(tmp_path / "heavy", weights={0: 3.0, 1: 0.5})
+    task = align_task(base, data__folder=str(heavy), align__anchor=25.0)
+    batch = task.load([0, 1, 2], Moment(0, 0, 0))
+    assert batch.weight == 4.5 == float(task.weights()[:3].sum())
+    loss, logs = task.modules["model"](batch.inputs)
+    assert loss.item() == pytest.approx(4.5 * math.log(2), rel=1e-6), "the base anchors itself"
+    for name, parameter in task.dit.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    loss, logs = task.modules["model"](batch.inputs)
+    anchored, alone = [], []
+    for number, weight in enumerate((3.0, 0.5, 1.0)):
+        one, logs = task.modules["model"](task.load([number], Moment(0, 0, 0)).inputs)
+        worse = float(logs["drift"][0])
+        alone.append(weight * float(logs["preference"][0]))
+        anchored.append(weight * 25.0 * worse)
+        assert one.item() == pytest.approx(alone[-1] + anchored[-1], rel=1e-4)
+    assert loss.item() == pytest.approx(sum(alone) + sum(anchored), rel=1e-4)
+    assert abs(sum(anchored)) > 0.01
+
+
 def test_a_filler_on_ranks_counts_for_nothing(base: Path) -> None:
     task = align_task(base)
     alone = task.modules["model"](task.load([0, 1], Moment(0, 0, 0)).inputs)
