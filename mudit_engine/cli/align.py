@@ -25,7 +25,7 @@ from mudit_engine.cli._console import (
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
-WANTED = 0.65  # share of wins, below which an alignment has not shown that it helps
+WANTED = 0.65  # share of pairs won, below which an alignment has not shown that it helps
 
 
 @click.command()
@@ -75,7 +75,34 @@ WANTED = 0.65  # share of wins, below which an alignment has not shown that it h
     help="Whose requests, or whose answers of a survey, are learned from.",
 )
 @click.option(
-    "--songs", type=click.IntRange(2), default=4, show_default=True, help="Made of each request."
+    "--held-out-songs",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="By each model of each request to judge on.",
+)
+@click.option(
+    "--songs", type=click.IntRange(2), default=8, show_default=True, help="Made of each request."
+)
+@click.option(
+    "--guidance",
+    type=click.FloatRange(0.0),
+    multiple=True,
+    help="Of songs to learn from, which have them in turn. Repeatable.  [default: the model's]",
+)
+@click.option(
+    "--pairs-each",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Pairs of a request: best and worst, second best and second worst, ...",
+)
+@click.option(
+    "--least-gap",
+    type=click.FloatRange(0.0),
+    default=1.0,
+    show_default=True,
+    help="Between a pair's songs, in spreads of the reward; nearer ones are left out.",
 )
 @click.option(
     "--seconds", type=click.FloatRange(2.0), default=10.0, show_default=True, help="Of each song."
@@ -83,7 +110,12 @@ WANTED = 0.65  # share of wins, below which an alignment has not shown that it h
 @click.option(
     "--sampler-steps",
     type=click.IntRange(1),
-    help="Of songs to learn from.  [default: the model's; those that are judged have these]",
+    help="Of songs to learn from.  [default: the model's]",
+)
+@click.option(
+    "--judged-steps",
+    type=click.IntRange(1),
+    help="Sampler steps of songs that are judged.  [default: the model's]",
 )
 @click.option("--preferences", type=FILE, help="Of `mudit eval survey read`, instead of a reward.")
 @click.option(
@@ -120,9 +152,14 @@ def command(
     reward_model: str | None,
     judge: str | None,
     user_type: str,
+    held_out_songs: int,
     songs: int,
+    guidance: tuple[float, ...],
+    pairs_each: int,
+    least_gap: float,
     seconds: float,
     sampler_steps: int | None,
+    judged_steps: int | None,
     preferences: Path | None,
     systems: tuple[Path, ...],
     reference: Path | None,
@@ -174,6 +211,11 @@ def command(
         songs,
         seconds,
         sampler_steps,
+        guidance,
+        pairs_each,
+        least_gap,
+        held_out_songs,
+        judged_steps,
         preferences,
         systems,
         steps,
@@ -275,5 +317,5 @@ def _show(results: dict[str, Any], found: Any) -> None:
         if one.measure == "chinmu and adherence" and one.user == "all"
     ]
     if share is None or share < WANTED:
-        note(f"the aligned model does not win {WANTED:.0%} of the held-out requests")
+        note(f"the aligned model does not win {WANTED:.0%} of the held-out pairs")
     note(f"play it: mudit generate --model {results['model']} --description '...'")

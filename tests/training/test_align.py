@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,13 +16,16 @@ from mudit_engine.audio import save_audio
 from mudit_engine.cli.main import run
 from mudit_engine.errors import InputError
 from mudit_engine.evaluation.adherence import adherence
-from mudit_engine.evaluation.rewards import Reward, extremes
+from mudit_engine.evaluation.rewards import Reward, ranked_pairs, spreads, standing
 from mudit_engine.evaluation.systems import Asked, Comparison, Difference, System, SystemRow
+from mudit_engine.evaluation.telling import VALUES, Telling
 from mudit_engine.metrics.figures import Figure
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
+from mudit_engine.text.composition.typed import control_words
 from mudit_engine.training.align import listeners
-from mudit_engine.training.align.asked import composed, read_requests
+from mudit_engine.training.align.asked import as_understood, composed, read_requests, repeated
+from mudit_engine.training.align.pairs import HEAVIEST, Songs, ranked_songs
 from mudit_engine.training.align.report import file_name, suspects, unlike, wins_of
 from mudit_engine.training.dataset.shards import Shards
 
@@ -32,6 +36,7 @@ RATE = 8000
 
 def align(out: Path, model: Path, *more: str) -> list[str]:
     small = ["--requests", "builtin:5", "--held-out", "2", "--songs", "3", "--seconds", "2"]
+    small += ["--least-gap", "0", "--pairs-each", "1", "--held-out-songs", "2"]
     command = ["align", "--out", str(out), "--model", str(model), *small, "--steps", "3"]
     return [*command, "--device", "cpu", "--set", "log.tensorboard=false", *more, "--json"]
 
@@ -50,7 +55,9 @@ def test_requests_become_an_aligned_model_and_a_report(
     measured = {(one["measure"], one["user"]): one for one in found["wins"]}
     for user, count in (("all", 2), ("professional", 1), ("amateur", 1)):
         one = measured["chinmu", user]
-        assert one["wins"] + one["losses"] + one["draws"] == count
+        assert one["wins"] + one["losses"] + one["draws"] == 2 * count  # two songs of each request
+        assert one["share"]["n"] == count
+    assert measured["adherence", "amateur"]["share"]["n"] == 1, "what amateurs ask for counts too"
     assert {row["system"] for row in found["comparison"]["rows"]} == {"before", "after"}
     assert json.loads((out / "align.json").read_text())["results"]["wins"] == found["wins"]
     # it plays, whole or as a LoRA of what it was
@@ -190,6 +197,30 @@ def test_requests_of_a_file_are_held_out_by_their_ids(tmp_path: Path) -> None:
         split(8)
 
 
+def test_held_out_words_are_in_no_other_request() -> None:
+    asked, held = (composed(4, seed=3, seconds=9.0, unseen=unseen) for unseen in (False, True))
+    assert not {one["id"] for one in asked} & {one["id"] for one in held}
+    for one in held:
+        start = ("Looking for", "需要", "Could you make", "麻烦做一首")
+        assert one["description"].startswith(start)
+    assert [one["user_type"] for one in held] == ["professional", "amateur"] * 2
+
+
+def test_what_the_reader_understood_is_what_was_asked(micro: Path) -> None:
+    reader = SongPipeline.from_pretrained(micro).reader
+
+    def asked(words: str, **fields: Any) -> Asked:
+        wish = Asked("s", words, "amateur", **fields)
+        return as_understood(wish, reader.read(SongRequest(description=words, seconds=4, seed=1)))
+
+    slow = asked("slow rock, a woman sings, no drums")
+    assert (slow.bpm, slow.style, slow.voice, slow.drums) == (76.0, "rock", "female", False)
+    assert slow.key is None and asked("something nice").bpm is None, "what is drawn is not asked"
+    assert asked("slow", bpm=90.0).bpm == 90.0, "a field goes before the words"
+    twice = repeated({"s": slow}, 2)
+    assert [one.id for one in twice.values()] == list(twice) == ["s.0", "s.1"]
+
+
 def click_track(bpm: float, seconds: float = 6.0) -> torch.Tensor:
     t = torch.arange(int(RATE * seconds)) / RATE
     chord = sum(torch.sin(2 * math.pi * 440 * 2 ** (n / 12) * t) for n in (0, 3, 7, 12))
@@ -215,9 +246,65 @@ def test_rewards_rank_what_was_asked() -> None:
     assert adherence(right, RATE, Asked("s")) == {}
     reward = Reward("both", Louder())
     parts = [reward.parts(one, RATE, asked) for one in (0.5 * wrong, right, wrong)]
-    assert extremes(parts) == (1, 0)
+    merits = standing(parts, spreads([parts]))
+    assert merits[1] > merits[2] > merits[0]
     assert set(Reward("similarity", Louder()).parts(right, RATE, asked)) == {"similarity"}
-    assert extremes([{}, {}]) is None
+
+
+def test_parts_count_in_units_of_their_spread() -> None:
+    # cosines differ by hundredths, adherence by tenths; a request's own level counts for nothing
+    one = [{"similarity": 0.40 + 0.01 * n, "adherence": 0.5 - 0.1 * n} for n in range(3)]
+    other = [{"similarity": 0.10 + 0.01 * n, "adherence": 0.9 - 0.1 * n} for n in range(3)]
+    spread = spreads([one, other])
+    assert spread == pytest.approx({"similarity": 0.01, "adherence": 0.1})
+    assert standing(one, spread) == pytest.approx([0.0] * 3, abs=1e-6), "the two parts cancel"
+    assert standing([{"similarity": 0.1}, {}], spread) == [0.0, 0.0], "a part of one song alone"
+    assert spreads([[{"similarity": 0.5}] * 2]) == {}
+    assert ranked_pairs([0.0, 2.0, 2.0, 0.1], each=2) == [(1, 0, 2.0), (2, 3, 1.9)]
+    assert ranked_pairs([0.0, 2.0, 2.0, 0.1], each=2, least=1.95) == [(1, 0, 2.0)]
+    assert ranked_pairs([1.0, 1.0]) == [] == ranked_pairs([1.0])
+
+
+def test_pairs_weigh_by_how_far_they_are_apart() -> None:
+    def songs(name: str, *similarities: float) -> Songs:
+        latents = np.arange(len(similarities), dtype=np.float16)[:, None, None]
+        parts = [{"similarity": one} for one in similarities]
+        return Songs(Asked(name), None, None, latents, parts)  # type: ignore[arg-type]
+
+    requests = [songs("far", 0.0, 0.9), songs("near", 0.5, 0.51), songs("some", 0.4, 0.1)]
+    pairs = ranked_songs(requests, each=1, least=0.1)
+    assert [one.id for one in pairs] == ["far", "some"], "the near ones are left out"
+    assert (pairs[0].won_TC.item(), pairs[0].lost_TC.item()) == (1.0, 0.0)
+    assert (pairs[1].won_TC.item(), pairs[1].lost_TC.item()) == (0.0, 1.0)
+    assert [one.weight for one in pairs] == pytest.approx([1.5, 0.5])
+    assert pairs[0].weight < HEAVIEST
+    two = ranked_songs([songs("a", 0.1, 0.9, 0.2, 0.8)], each=2, least=0.0)
+    assert [(one.id, one.request) for one in two] == [("a.0", "a"), ("a.1", "a")]
+
+
+class Words:
+    """An encoder whose songs are the words of a value."""
+
+    def __init__(self, *words: str) -> None:
+        known = [control_words(name, value) for name, of in VALUES.items() for value in of]
+        self.place = {word: n for n, both in enumerate(known) for word in both}
+        self.song = torch.eye(len(known))[[self.place[word] for word in words]].sum(0)
+
+    def encode_text(self, texts: Any) -> torch.Tensor:
+        return torch.eye(len(self.song))[[self.place[text] for text in texts]]
+
+    def encode_audio(self, songs: Any, sample_rate: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.song, dim=0)[None]
+
+
+def test_an_encoder_tells_style_and_voice() -> None:
+    telling, nothing = Telling(Words("jazz", "male voice")), torch.zeros(1, RATE)
+    told = telling.of(nothing, RATE, style="jazz", voice="female")
+    assert told["style"] > 0.9 and told["voice"] < 0.1
+    assert telling.of(nothing, RATE) == {} == telling.of(nothing, RATE, style="polka")
+    asked = Asked("s", style="jazz", voice="male")
+    assert set(adherence(nothing, RATE, asked, telling=telling)) == {"style", "voice"}
+    assert adherence(nothing, RATE, asked) == {}, "nobody can tell without an encoder"
 
 
 def figures(**values: float) -> dict[str, Figure]:
@@ -255,9 +342,20 @@ def test_wins_by_measure_and_user() -> None:
     counts = {key: (one.wins, one.losses, one.draws) for key, one in found.items()}
     assert counts["chinmu", "all"] == (2, 1, 1) and counts["chinmu", "amateur"] == (2, 0, 0)
     assert counts["adherence", "all"] == (1, 1, 2)
-    assert counts["chinmu and adherence", "all"] == (2, 1, 1)
+    # a tenth of a cosine is a larger step than a tenth of adherence, where 0.9 has been seen
+    assert counts["chinmu and adherence", "all"] == (3, 1, 0)
     assert counts["reward", "all"] == (0, 0, 0) and found["reward", "all"].share.value is None
     assert found["chinmu", "all"].share.value == pytest.approx(0.625)
+
+
+def test_songs_of_one_request_are_one_request_in_the_interval() -> None:
+    asked = repeated({str(n): Asked(str(n), user_type="amateur") for n in range(3)}, 4)
+    before = {one: {"chinmu": 0.5} for one in asked}
+    after = {one: {"chinmu": 0.4 if one[0] == "0" else 0.6} for one in asked}
+    comparison = Comparison([], [], {"before": before, "after": after}, {})
+    chinmu = wins_of(comparison, asked, songs=4)[0]
+    assert (chinmu.measure, chinmu.wins, chinmu.losses) == ("chinmu", 8, 4)
+    assert (chinmu.share.n, chinmu.share.low, chinmu.share.high) == (3, 0.0, 1.0)
 
 
 def test_variety_and_names() -> None:

@@ -1,18 +1,21 @@
 """Pairs of songs for one request, of which one is better: how they are made, and how they become a
 data set for training (training/tasks/align.py).
 
-    made = Candidates(folder, pipeline, reward, count=4, seconds=10.0, seed=0)
-    write_pairs(made.pair(wish) for wish in wishes, out=data, model=folder)
+    made = Candidates(folder, pipeline, reward, count=8, seconds=10.0, seed=0)
+    pairs = ranked_songs([made.of(wish) for wish in wishes], each=2, least=1.0)
+    write_pairs(pairs, out=data, model=folder)
 
-The songs of a request share its plan (tempo, key, chords, times) and differ in their noise. What is
-made is kept, a file a request, so that a run that was stopped goes on. Listeners' preferences
-(`preferences.jsonl` of `mudit eval survey read`) name songs in folders, which are encoded instead.
+The songs of a request share its plan (tempo, key, chords, times) and differ in their noise, and in
+their guidance where several are given. They are ranked as they would be written, all equally loud:
+an encoder takes a louder song for a nearer one. What is made is kept, a file a request, so that a
+run that was stopped goes on. Listeners' preferences (`preferences.jsonl` of `mudit eval survey
+read`) name songs in folders, which are encoded instead.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +26,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mudit_engine.errors import InputError
-from mudit_engine.evaluation.rewards import Reward, extremes
+from mudit_engine.evaluation.rewards import Reward, ranked_pairs, spreads, standing
 from mudit_engine.evaluation.systems import Asked
 from mudit_engine.files import atomic_path
+from mudit_engine.loudness import mastered
 from mudit_engine.names import USER_TYPES
 from mudit_engine.pipeline import SongPipeline
-from mudit_engine.reading import Understood
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, denoise
 from mudit_engine.text.harmony import key_parts
 from mudit_engine.text.outline import Outline
+from mudit_engine.training.align.asked import as_understood
 from mudit_engine.training.dataset.encoded_with import note_encoder
 from mudit_engine.training.dataset.shard_files import Field
 from mudit_engine.training.dataset.shard_writer import ShardWriter
@@ -40,12 +44,15 @@ from mudit_engine.training.dataset.shards import LEVELS, song_fields
 from mudit_engine.training.seeding import seed64
 
 SENTENCE = LEVELS.index("sentence")
-HELD_OUT_SHARE = 8  # one pair of so many validates
+HELD_OUT_SHARE = 8  # one request of so many validates
+HEAVIEST = 3.0  # weight of a pair, where the mean is 1
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two songs for one request. Latents are normalised, float16 [T, C], of one length."""
+    """Two songs for one request. Latents are normalised, float16 [T, C], of one length. `weight`
+    says how much the pair counts in training; 1 is the mean.
+    """
 
     id: str
     user_type: str
@@ -53,19 +60,34 @@ class Pair:
     outline: Outline
     won_TC: np.ndarray
     lost_TC: np.ndarray
+    request: str = ""  # pairs of one request validate together; the pair's id where it is empty
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Songs:
+    """The songs of one request, float16 [N, T, C], and the parts of the reward of each."""
+
+    wish: Asked
+    inputs: SongInputs
+    outline: Outline
+    latents_NTC: np.ndarray
+    parts: list[dict[str, float]]
 
 
 class Candidates:
-    """Makes and ranks songs.
+    """Makes songs and measures their reward.
 
     Args:
         folder: where they are kept.
         pipeline: of the model that is to learn.
-        reward: what ranks them.
+        reward: what measures them.
         count: songs a request.
         seconds: of each song.
         seed: of their noise.
         sampler: fields of the sampler that differ from the model's.
+        guidance: scales of the guidance, which the songs of a request have in turn; none is the
+            model's.
     """
 
     def __init__(
@@ -78,79 +100,113 @@ class Candidates:
         seconds: float,
         seed: int,
         sampler: Mapping[str, Any],
+        guidance: Sequence[float] = (),
     ) -> None:
         self.folder, self.pipeline, self.reward = folder, pipeline, reward
         self.count, self.seconds, self.seed, self.sampler = count, seconds, seed, dict(sampler)
+        self.guidance = tuple(guidance) or (pipeline.config.sampler.guidance,)
 
-    def request(self, wish: Asked) -> SongRequest:
+    def request(self, wish: Asked, *, guidance: float | None = None) -> SongRequest:
         """The request of a wish; its seed decides on the plan."""
+        scale = {} if guidance is None else {"guidance": guidance}
         return SongRequest(
             description=wish.description,
             lyrics=wish.lyrics,
             seconds=self.seconds,
             user_type=wish.user_type,
             seed=seed64(self.seed, "request", wish.id),
-            sampler=self.sampler,
+            sampler={**self.sampler, **scale},
         )
 
-    def pair(self, wish: Asked) -> Pair | None:
-        """The best and the worst song of a wish; None where the reward tells none apart."""
-        understood = self.pipeline.reader.read(self.request(wish))
-        inputs = self.pipeline.reader.inputs(understood)
-        latents, parts = self._made(wish, understood, inputs)
-        found = extremes(parts)
-        if found is None:
-            return None
-        best, worst = found
-        return Pair(
-            wish.id, wish.user_type, inputs, understood.outline, latents[best], latents[worst]
-        )
+    def of(self, wish: Asked) -> Songs:
+        """The songs of a wish. What the reader understands of it is what they are held against."""
+        reader = self.pipeline.reader
+        understood = reader.read(self.request(wish))
+        inputs = reader.inputs(understood)
+        asked = as_understood(wish, understood)
+        latents, parts = self._made(asked, inputs, understood.seconds)
+        return Songs(asked, inputs, understood.outline, latents, parts)
 
     def _made(
-        self, wish: Asked, understood: Understood, inputs: SongInputs
+        self, asked: Asked, inputs: SongInputs, seconds: float
     ) -> tuple[np.ndarray, list[dict[str, float]]]:
         """Latents float16 [songs, T, C] and the parts of the reward of each song."""
-        path = self.folder / f"{seed64(wish.id):016x}.safetensors"
+        path = self.folder / f"{seed64(asked.id):016x}.safetensors"
         if path.is_file():
             with safe_open(path, "pt") as kept:
                 return kept.get_tensor("latents").numpy(), json.loads(kept.metadata()["parts"])
+        tables = [
+            self.pipeline.reader.read(self.request(asked, guidance=scale)).table
+            for scale in self.guidance
+        ]
         with torch.inference_mode():
             runtime = self.pipeline.runtime
             states = [
                 runtime.prepare(
-                    replace(inputs, seed=seed64(self.seed, "candidate", wish.id, number))
+                    replace(
+                        inputs,
+                        table=tables[number % len(tables)],
+                        seed=seed64(self.seed, "candidate", asked.id, number),
+                    )
                 )
                 for number in range(self.count)
             ]
             made = [one.half().cpu() for one in denoise(runtime, states)]
-        parts = []
+        rate, parts = self.pipeline.config.vae.sample_rate, []
         for one in made:
-            audio = self.pipeline.decode(one.float(), understood.seconds)
-            parts.append(self.reward.parts(audio, self.pipeline.config.vae.sample_rate, wish))
+            audio, _ = mastered(self.pipeline.decode(one.float(), seconds), rate)
+            parts.append(self.reward.parts(audio, rate, asked))
         with atomic_path(path) as aside:
             save_file({"latents": torch.stack(made)}, aside, {"parts": json.dumps(parts)})
         return torch.stack(made).numpy(), parts
 
 
-def write_pairs(pairs: Iterable[Pair | None], out: Path, *, model: Path, width: int) -> int:
-    """Writes pairs as a data set, every eighth for validation; those that are None are left out.
-    Returns how many it holds. Raises InputError for fewer than two.
+def ranked_songs(requests: Sequence[Songs], *, each: int, least: float) -> list[Pair]:
+    """Pairs of better and worse songs of each request, weighed by how far they are apart.
+
+    Args:
+        requests: the songs of all requests, whose common spread is the measure of a difference.
+        each: pairs of a request at most.
+        least: how far apart a pair's songs must be, in spreads (evaluation/rewards.py).
+    """
+    spread = spreads([one.parts for one in requests])
+    found, gaps = [], []
+    for one in requests:
+        ranked = ranked_pairs(standing(one.parts, spread), each=each, least=least)
+        for number, (best, worst, gap) in enumerate(ranked):
+            won, lost = one.latents_NTC[best], one.latents_NTC[worst]
+            name = one.wish.id if each == 1 else f"{one.wish.id}.{number}"
+            user = one.wish.user_type
+            found.append(Pair(name, user, one.inputs, one.outline, won, lost, one.wish.id))
+            gaps.append(gap)
+    mean = sum(gaps) / max(1, len(gaps))
+    return [
+        replace(pair, weight=min(HEAVIEST, gap / mean))
+        for pair, gap in zip(found, gaps, strict=True)
+    ]
+
+
+def write_pairs(pairs: Iterable[Pair], out: Path, *, model: Path, width: int) -> int:
+    """Writes pairs as a data set, those of every eighth request for validation. Returns how many it
+    holds. Raises InputError for pairs of fewer than two requests.
 
     width: of a description's vectors.
     """
-    known = [one for one in pairs if one is not None]
-    if len(known) < 2:
+    known = list(pairs)
+    requests = list(dict.fromkeys(pair.request or pair.id for pair in known))
+    if len(requests) < 2:
         raise InputError(
-            f"{len(known)} requests have a song that is better than another: give more requests, "
-            "or more songs of each"
+            f"{len(requests)} requests have a song that is better than another: give more "
+            "requests, more songs of each, or a lower least gap"
         )
     channels = known[0].won_TC.shape[1]
     fields = song_fields(latent_channels=channels, description_width=width)
     note_encoder(out, model, parts=("vae", "chinmu"))
     with ShardWriter(out, {**fields, "lost": Field("float16", channels)}) as writer:
-        for number, pair in enumerate(known):
+        for pair in known:
             if pair.id not in writer:
                 arrays, metadata = conditions(pair)
+                number = requests.index(pair.request or pair.id)
                 split = "validation" if number % HELD_OUT_SHARE == 0 else "train"
                 writer.add(pair.id, arrays, metadata=metadata, split=split)
     return len(known)
@@ -170,7 +226,7 @@ def conditions(pair: Pair) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     }
     if outline.token_times is not None and len(inputs.lyric_ids):
         arrays["phoneme_times"] = outline.token_times
-    metadata: dict[str, Any] = {"seconds": inputs.seconds}
+    metadata: dict[str, Any] = {"seconds": inputs.seconds, "weight": pair.weight}
     if outline.bpm is not None:
         metadata["bpm"] = outline.bpm
     if outline.key is not None:
@@ -186,4 +242,4 @@ def conditions(pair: Pair) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, metadata
 
 
-__all__ = ["Candidates", "Pair", "conditions", "write_pairs"]
+__all__ = ["Candidates", "Pair", "Songs", "conditions", "ranked_songs", "write_pairs"]

@@ -2,7 +2,11 @@
 by what did not reward: a ChinMu of another training, what was asked, distances to real songs.
 
     report = judge(plan, held_out, chinmu=other, rewarded=own, keys=keys, listener=listener)
-    report.wins[0].share.value          # share of requests that the aligned model does better
+    report.wins[0].share.value          # share of pairs in which the aligned model's is the better
+
+A request is sung several times (`AlignPlan.held_out_songs`), each time a pair of its own; intervals
+are of requests, since the songs of one are not independent. Two measures together are a sum in
+units of their spreads among one model's songs of one request (evaluation/rewards.py).
 
 A reward can be gamed: what is rewarded rises, and nothing else, or something rises that nobody
 asked for. `report.suspects` names what changed although it should not.
@@ -13,7 +17,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +26,7 @@ from mudit_engine.audio import load_audio
 from mudit_engine.evaluation.adherence import adherence, mean_of
 from mudit_engine.evaluation.listening import Listener, file_digest, source_digest
 from mudit_engine.evaluation.retrieval import Encoder
-from mudit_engine.evaluation.rewards import extremes, similarity
+from mudit_engine.evaluation.rewards import similarity, spreads, standing
 from mudit_engine.evaluation.songs import Track, silent_track
 from mudit_engine.evaluation.systems import (
     EVERYBODY,
@@ -34,6 +37,7 @@ from mudit_engine.evaluation.systems import (
     System,
     compare,
 )
+from mudit_engine.evaluation.telling import Telling
 from mudit_engine.files import sha256_of
 from mudit_engine.metrics import figures
 from mudit_engine.metrics.embeddings import open_embedder
@@ -43,12 +47,14 @@ from mudit_engine.models.folder import model_folder
 from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
-from mudit_engine.training.align.asked import Requests
+from mudit_engine.training.align.asked import Requests, as_understood, repeated
 from mudit_engine.training.align.run import AlignPlan
 from mudit_engine.training.seeding import seed64
 
 BEFORE, AFTER = "before", "after"
 BOTH = "chinmu and adherence"
+JUDGED = ("chinmu", "adherence", BOTH, "reward")
+TOLD = ("style", "voice")  # what the judge takes a song for
 # what no reward speaks of: it should stay as it is
 WATCHED = ("loudness", "true_peak", "ending", "repetition")
 VARIETY_LOST = 0.1
@@ -56,8 +62,9 @@ VARIETY_LOST = 0.1
 
 @dataclass(frozen=True)
 class Wins:
-    """On how many requests of a kind of user the aligned model's song is the better one by a
-    measure. A draw counts half in `share`; p is of as many wins as losses.
+    """In how many pairs of songs of a kind of user's requests the aligned model's is the better one
+    by a measure. A draw counts half in `share`, whose interval is of `share.n` requests; p is of as
+    many wins as losses.
     """
 
     measure: str
@@ -83,27 +90,36 @@ class AlignReport:
 
 def sing(
     plan: AlignPlan, name: str, source: Path, held_out: Requests, *, track: Track = silent_track
-) -> System:
-    """A model's songs for held-out requests, made where they are missing. They lie in a folder of
-    the weights' name, so that other weights make their own.
+) -> tuple[System, dict[str, Asked]]:
+    """A model's songs for held-out requests, made where they are missing, and what its reader
+    understood of each. They lie in a folder of the weights' name, so that other weights make their
+    own.
     """
     digest = sha256_of(part_file(source, "dit"))[:12]
-    folder = plan.work / "judged" / f"{name}-{digest}"
+    steps = plan.judged_steps
+    folder = plan.work / "judged" / f"{name}-{digest}{'' if steps is None else f'-{steps}'}"
     files = {wish.id: folder / f"{file_name(wish.id)}.flac" for wish in held_out.values()}
-    missing = [wish for wish in held_out.values() if not files[wish.id].is_file()]
-    if missing:
-        pipeline = SongPipeline.from_pretrained(source)
-        for wish in track(missing, f"songs {name}"):
-            request = SongRequest(
-                description=wish.description,
-                lyrics=wish.lyrics,
-                seconds=plan.seconds,
-                user_type=wish.user_type,
-                seed=seed64(plan.seed, "held out", wish.id),
-            )
-            [song] = pipeline.generate([request])
-            song.save(files[wish.id])
-    return System(name, files)
+    requests = {
+        wish.id: SongRequest(
+            description=wish.description,
+            lyrics=wish.lyrics,
+            seconds=plan.seconds,
+            user_type=wish.user_type,
+            seed=seed64(plan.seed, "held out", wish.id),
+            sampler={} if steps is None else {"steps": steps},
+        )
+        for wish in held_out.values()
+    }
+    pipeline = SongPipeline.from_pretrained(source)
+    missing = [name for name in requests if not files[name].is_file()]
+    for one in track(missing, f"songs {name}"):
+        [song] = pipeline.generate([requests[one]])
+        song.save(files[one])
+    read = pipeline.reader.read
+    understood = {
+        one: as_understood(held_out[one], read(request)) for one, request in requests.items()
+    }
+    return System(name, files), understood
 
 
 def file_name(wish: str) -> str:
@@ -134,20 +150,22 @@ def judge(
         listener: measures songs.
         reference: folder of real songs for FAD and KAD; None leaves both out.
     """
-    systems = [
-        sing(plan, name, source, held_out, track=track)
-        for name, source in ((BEFORE, model_folder(plan.model)), (AFTER, plan.out))
-    ]
+    wishes = repeated(held_out, plan.held_out_songs)
+    sources = ((BEFORE, model_folder(plan.model)), (AFTER, plan.out))
+    sung = [sing(plan, name, source, wishes, track=track) for name, source in sources]
+    systems, asked = [system for system, _ in sung], sung[0][1]  # one reader understood them all
+    telling = Telling(chinmu)
     comparison = compare(
         systems,
         System.of(reference, name="reference") if reference else System("none", systems[0].songs),
-        held_out,
+        asked,
         listener,
         embedders=[open_embedder("musicnn")] if reference else [],
         similarities=[
             Similarity("chinmu", keys[0], _near(chinmu)),
             Similarity("reward", keys[1], _near(rewarded)),
-            Similarity("adherence", source_digest("evaluation.adherence"), _done),
+            Similarity("adherence", _code_of(keys[0]), _done(telling)),
+            *(Similarity(f"told_{name}", _code_of(keys[0]), _told(telling, name)) for name in TOLD),
         ],
         track=track,
     )
@@ -158,7 +176,10 @@ def judge(
         for system in systems
     }
     return AlignReport(
-        wins_of(comparison, held_out), comparison, variety, suspects(comparison, variety)
+        wins_of(comparison, asked, songs=plan.held_out_songs),
+        comparison,
+        variety,
+        suspects(comparison, variety),
     )
 
 
@@ -169,8 +190,23 @@ def _near(chinmu: Encoder) -> Callable[[Tensor, int, Asked], float | None]:
     return measure
 
 
-def _done(audio: Tensor, rate: int, wish: Asked) -> float | None:
-    return mean_of(adherence(audio, rate, wish))
+def _done(telling: Telling) -> Callable[[Tensor, int, Asked], float | None]:
+    def measure(audio: Tensor, rate: int, wish: Asked) -> float | None:
+        return mean_of(adherence(audio, rate, wish, telling=telling))
+
+    return measure
+
+
+def _told(telling: Telling, name: str) -> Callable[[Tensor, int, Asked], float | None]:
+    def measure(audio: Tensor, rate: int, wish: Asked) -> float | None:
+        return telling.of(audio, rate, **{name: getattr(wish, name)}).get(name)
+
+    return measure
+
+
+def _code_of(key: str) -> str:
+    """By what adherence is measured: our code, and the judge of style and voice."""
+    return f"{source_digest('evaluation.adherence', 'evaluation.telling')}-{key}"
 
 
 def _vector(path: Path, chinmu: Encoder, key: str, listener: Listener) -> Tensor:
@@ -191,46 +227,60 @@ def unlike(vectors: Sequence[Tensor]) -> float | None:
     return float(1 - ((stacked @ stacked.T).sum() - count) / (count * (count - 1)))
 
 
-def wins_of(comparison: Comparison, asked: Mapping[str, Asked]) -> list[Wins]:
-    """Wins of "after" over "before", by measure and user type; requests that lack a measure are
-    left out of it.
+def wins_of(comparison: Comparison, asked: Mapping[str, Asked], *, songs: int = 1) -> list[Wins]:
+    """Wins of "after" over "before", by measure and user type; songs that lack a measure are left
+    out of it. `asked` holds each request `songs` times in a row (asked.repeated).
     """
     before, after = comparison.songs[BEFORE], comparison.songs[AFTER]
-    users: dict[str, list[str]] = {EVERYBODY: list(asked)}
-    for name, wish in asked.items():
-        if wish.user_type != "none":
-            users.setdefault(wish.user_type, []).append(name)
+    ids = list(asked)
+    requests = [ids[first : first + songs] for first in range(0, len(ids), songs)]
+    users = [EVERYBODY]
+    for one in asked.values():
+        if one.user_type not in (*users, "none"):
+            users.append(one.user_type)
+    signs = {name: _signs(name, before, after, requests) for name in JUDGED}
     found = []
-    for user, ids in users.items():
-        for measure in ("chinmu", "adherence", BOTH, "reward"):
-            signs = [
-                sign
-                for one in ids
-                if (sign := partial(_sign, measure)(before[one], after[one])) is not None
-            ]
-            wins, losses = signs.count(1), signs.count(-1)
-            share = figures.mean([(sign + 1) / 2 for sign in signs]) if signs else figures.NOTHING
-            p = paired_permutation(signs, [0] * len(signs)) if len(signs) > 1 else None
-            draws = len(signs) - wins - losses
+    for user in users:
+        own = [one for one in requests if user in (EVERYBODY, asked[one[0]].user_type)]
+        for measure in JUDGED:
+            known = [[s for one in of if (s := signs[measure].get(one)) is not None] for of in own]
+            known = [one for one in known if one]
+            every = [sign for one in known for sign in one]
+            wins, losses = every.count(1), every.count(-1)
+            places = [place for place, one in enumerate(known) for _ in one]
+            shares = [(sign + 1) / 2 for sign in every]
+            share = figures.ratio(places, shares, [1.0] * len(shares))
+            means = [sum(one) / len(one) for one in known]
+            p = paired_permutation(means, [0.0] * len(means)) if len(means) > 1 else None
+            draws = len(every) - wins - losses
             found.append(Wins(measure, user, wins, losses, draws, share, p))
     return found
 
 
-def _sign(measure: str, before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
-    """1 where the later song is better, -1 where it is worse, 0 where they are alike."""
-    if measure != BOTH:
-        if measure not in before or measure not in after:
-            return None
-        difference = after[measure] - before[measure]
-        return 0 if abs(difference) < 1e-6 else (1 if difference > 0 else -1)
+def _signs(
+    measure: str,
+    before: Mapping[str, Mapping[str, float]],
+    after: Mapping[str, Mapping[str, float]],
+    requests: Sequence[Sequence[str]],
+) -> dict[str, int]:
+    """1 where the later song is better, -1 where it is worse, 0 where they are alike, by song."""
+    names = ("chinmu", "adherence") if measure == BOTH else (measure,)
     parts = [
-        {name: one[name] for name in ("chinmu", "adherence") if name in one}
-        for one in (before, after)
+        {one: {n: of[one][n] for n in names if n in of[one]} for one in before}
+        for of in (before, after)
     ]
-    if not parts[0]:
-        return None
-    found = extremes(parts)
-    return 0 if found is None else (1 if found[0] == 1 else -1)
+    # where the songs of a request do not differ, or are one, the measure's spread among all of them
+    spread: dict[str, float] = {}
+    for name in names:
+        known = [{name: own[name]} for of in parts for own in of.values() if name in own]
+        spread |= spreads([known])
+    spread |= spreads([[own[one] for one in of] for own in parts for of in requests])
+    found = {}
+    for one in before:
+        if parts[0][one] and parts[1][one]:
+            old, new = standing([parts[0][one], parts[1][one]], spread)
+            found[one] = 0 if abs(new - old) < 1e-6 else (1 if new > old else -1)
+    return found
 
 
 def suspects(comparison: Comparison, variety: Mapping[str, float | None]) -> list[str]:

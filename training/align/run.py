@@ -32,15 +32,19 @@ from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.training.align.asked import Requests, read_requests
 from mudit_engine.training.align.listeners import preferred_pairs
-from mudit_engine.training.align.pairs import Candidates, write_pairs
+from mudit_engine.training.align.pairs import Candidates, ranked_songs, write_pairs
 from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe, merge, parse_override, parse_recipe
+from mudit_engine.training.recipe_stages import AlignStage
 
 VALIDATIONS = 10  # of a run, at most
 PATIENCE = 3
 DRIFT = 0.1  # how much worse the better songs may be denoised
 PAIRS_AT_ONCE = 8
+# style, voice and drums are decided where there is little but noise (assets/tiny/README.md)
+LOGIT_MEAN, LOGIT_STD = 1.5, 1.2
+ANCHOR = 0.2  # of beta: what the better songs' own error weighs beside the preference
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,14 @@ class AlignPlan:
     held_out: int = 24
     reward: RewardName = "both"
     user_type: str = "all"
-    songs: int = 4
+    songs: int = 8
     seconds: float = 10.0
     sampler_steps: int | None = None
+    guidance: tuple[float, ...] = ()
+    pairs_each: int = 2
+    least_gap: float = 1.0
+    held_out_songs: int = 1
+    judged_steps: int | None = None
     preferences: Path | None = None
     systems: tuple[Path, ...] = ()
     steps: int = 100
@@ -102,6 +111,9 @@ def requests_of(plan: AlignPlan) -> tuple[Requests, Requests]:
             for name in ("held_out", "reward", "user_type", "songs", "seconds", "seed")
         },
         "sampler_steps": plan.sampler_steps,
+        "guidance": list(plan.guidance),
+        "pairs_each": plan.pairs_each,
+        "least_gap": plan.least_gap,
     }
     path = plan.work / "settings.json"
     if path.is_file():
@@ -151,8 +163,10 @@ def make_pairs(
             seconds=plan.seconds,
             seed=plan.seed,
             sampler=plan.sampler,
+            guidance=plan.guidance,
         )
-        pairs = [made.pair(wish) for wish in track(list(requests.values()), "songs to learn from")]
+        songs = [made.of(wish) for wish in track(list(requests.values()), "songs to learn from")]
+        pairs = ranked_songs(songs, each=plan.pairs_each, least=plan.least_gap)
     width = pipeline.config.dit.description_width
     return write_pairs(pairs, plan.pairs, model=model_folder(plan.model), width=width)
 
@@ -183,11 +197,19 @@ def make_recipe(plan: AlignPlan) -> Recipe:
         "log": {"validate_every": every, "every": max(1, plan.steps // 20)},
         "guard": {"patience": PATIENCE, "limits": {"drift": DRIFT}},
         # the pair's conditions are those of its request, as they were
-        "dit": {"whole_description": 1.0, **given},
+        "dit": {
+            "whole_description": 1.0,
+            "times": "logit-normal",
+            "logit_mean": LOGIT_MEAN,
+            "logit_std": LOGIT_STD,
+            **given,
+        },
         "lora": {"rank": plan.rank, "alpha": plan.rank},
     }
     for override in plan.overrides:
         fields = merge(fields, parse_override(override))
+    stage = fields.setdefault("align", {})
+    stage.setdefault("anchor", ANCHOR * float(stage.get("beta", AlignStage().beta)))
     recipe = parse_recipe(fields, source="align")
     write_json(plan.recipe, fields)
     return recipe

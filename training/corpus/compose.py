@@ -72,10 +72,24 @@ def song_rng(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, index]))
 
 
+def is_held_out(seed: int, index: int) -> bool:
+    """Whether a song is one of those that are held out, without composing it (labels.split).
+
+    Examples:
+        >>> sum(is_held_out(0, index) for index in range(100))
+        13
+    """
+    return _is_held_out(song_rng(seed, index))
+
+
+def _is_held_out(rng: np.random.Generator) -> bool:
+    return bool(rng.random() < HELD_OUT_SHARE)
+
+
 def compose(*, seed: int, index: int, sample_rate: int, longest: float = MAX_SECONDS) -> Score:
     """The song `index` of the corpus `seed`, of at most `longest` seconds."""
     rng = song_rng(seed, index)
-    held_out = bool(rng.random() < HELD_OUT_SHARE)
+    held_out = _is_held_out(rng)
     style_name = str(rng.choice(STYLES))
     style = STYLE_BOOK[style_name]
     set_name = str(rng.choice(sorted(style.sets)))
