@@ -180,8 +180,12 @@ def make_recipe(plan: AlignPlan) -> Recipe:
     every = max(1, plan.steps // VALIDATIONS)
     dropped = ("descriptions", "lyrics", "both", "user", "tempo", "key", "chords", "melody")
     given = {f"drop_{name}": 0.0 for name in (*dropped, "arrangement", "controls")}
+    config = load_config(Path(base))
+    levels: dict[str, Any] = {"times": "uniform"}  # the discrete levels of a ddpm path
+    if config.path.kind != "ddpm":
+        levels = {"times": "logit-normal", "logit_mean": LOGIT_MEAN, "logit_std": LOGIT_STD}
     fields: dict[str, Any] = {
-        "name": f"{load_config(Path(base)).name}-aligned",
+        "name": f"{config.name}-aligned",
         "task": "dit-align",
         "model": base,
         "init": base,
@@ -197,13 +201,7 @@ def make_recipe(plan: AlignPlan) -> Recipe:
         "log": {"validate_every": every, "every": max(1, plan.steps // 20)},
         "guard": {"patience": PATIENCE, "limits": {"drift": DRIFT}},
         # the pair's conditions are those of its request, as they were
-        "dit": {
-            "whole_description": 1.0,
-            "times": "logit-normal",
-            "logit_mean": LOGIT_MEAN,
-            "logit_std": LOGIT_STD,
-            **given,
-        },
+        "dit": {"whole_description": 1.0, **levels, **given},
         "lora": {"rank": plan.rank, "alpha": plan.rank},
     }
     for override in plan.overrides:
