@@ -93,12 +93,14 @@ def _pair(name: str, wish: Asked, won: Path, lost: Path, pipeline: SongPipeline)
     if frames < understood.frames:  # the plan's frames are those of the latents
         understood = reader.read(_unplanned(wish, frames / config.frame_rate))
         frames = min(understood.frames, frames)
+    won_TC, lost_TC = (one[:frames] for one in latents)
     return Pair(
         name,
         wish.user_type if wish.user_type in USER_TYPES else "none",
         reader.inputs(understood),
         understood.outline,
-        *(one[:frames] for one in latents),
+        won_TC,
+        lost_TC,
     )
 
 
