@@ -158,7 +158,9 @@ def test_names(tmp_path: Path) -> None:
 
 
 def test_pipeline_swaps_and_saves(tmp_path: Path) -> None:
-    """Songs of swapped LoRAs equal those of the merged weights, latents within 1e-5."""
+    """Songs of swapped LoRAs equal those of the merged weights, latents within 1e-5 of the
+    largest.
+    """
     pipeline = SongPipeline.from_pretrained("tiny", device="cpu", dtype=torch.float32)
     dit = pipeline.runtime.dit  # type: ignore[attr-defined]
     pairs = {"blocks.0.qkv": (256, 768), "blocks.3.up": (256, 896), "modulation": (256, 1536)}
@@ -187,7 +189,8 @@ def test_pipeline_swaps_and_saves(tmp_path: Path) -> None:
     assert abs(dit32.generate([request])[0].latents - song.latents).max() < 5e-2
     apart = SongPipeline.from_pretrained("tiny", device="cpu", dtype=torch.float32)
     apart.set_loras([parse_lora(f"{tmp_path / 'lora'}:0.5")], merged=False)
-    assert abs(apart.generate([request])[0].latents - song.latents).max() < 1e-5
+    off = abs(apart.generate([request])[0].latents - song.latents).max()
+    assert off < 1e-5 * abs(song.latents).max()
     out = tmp_path / "song.wav"
     command = ["generate", "--description", "slow piano", "--seconds", "2", "--steps", "2"]
     assert run([*command, "--lora", f"{tmp_path / 'lora'}:0.5", "--out", str(out)]) == 0
