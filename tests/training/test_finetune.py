@@ -258,9 +258,10 @@ def centroid(audio_S: np.ndarray, rate: int) -> float:
 
 
 @pytest.mark.slow
-def test_sixty_steps_move_the_sound_towards_the_songs(tmp_path: Path) -> None:
+def test_training_moves_the_sound_towards_the_songs(tmp_path: Path) -> None:
     """Six dark songs, and songs of the same requests and seeds before and after: their centroids
-    come at least a fifth of the way (.30 when it was measured).
+    come at least a fifth of the way (.32 when it was measured) where the engine plans the songs,
+    which says what plays, and more than half of it (.96) where it plans nothing.
     """
     songs = tmp_path / "songs"
     songs.mkdir()
@@ -277,17 +278,24 @@ def test_sixty_steps_move_the_sound_towards_the_songs(tmp_path: Path) -> None:
         dark.append(centroid(audio, RATE))
     out = tmp_path / "mine"
     command = ["finetune", str(songs), "--out", str(out), "--samples", "0", "--device", "cpu"]
-    assert run([*command, "--steps", "60", "--set", "optimizer.lr=2e-3"]) == 0
-    found = {}
-    for name, model in (("before", "tiny"), ("after", str(out))):
-        pipeline = SongPipeline.from_pretrained(model, device="cpu", dtype=torch.float32)
-        requests = [
-            SongRequest("rock, guitar, drums", seconds=5, seed=seed, sampler={"steps": 12})
-            for seed in range(4)
-        ]
-        made = pipeline.generate(requests)
-        found[name] = np.mean([centroid(song.audio[0], song.sample_rate) for song in made])
+    assert run([*command, "--steps", "150", "--set", "optimizer.lr=2e-3"]) == 0
     goal = float(np.mean(dark))
-    way = (found["before"] - found["after"]) / (found["before"] - goal)
-    print(f"centroid {found['before']:.0f} -> {found['after']:.0f} Hz, songs {goal:.0f}: {way:.2f}")
-    assert way > 1 / 5
+    for planned, least in ((True, 1 / 5), (False, 1 / 2)):
+        found = {}
+        for name, model in (("before", "tiny"), ("after", str(out))):
+            pipeline = SongPipeline.from_pretrained(model, device="cpu", dtype=torch.float32)
+            requests = [
+                SongRequest(
+                    "rock, guitar, drums",
+                    seconds=5,
+                    seed=seed,
+                    sampler={"steps": 12},
+                    planned=planned,
+                )
+                for seed in range(4)
+            ]
+            made = pipeline.generate(requests)
+            found[name] = np.mean([centroid(one.audio[0], one.sample_rate) for one in made])
+        way = (found["before"] - found["after"]) / (found["before"] - goal)
+        print(f"centroid {found['before']:.0f} -> {found['after']:.0f} Hz of {goal:.0f}: {way:.2f}")
+        assert way > least
