@@ -162,6 +162,7 @@ def _musicgen(source: str, steps: int | None, device: str) -> Make:
 
 
 def _mudit(source: str, steps: int | None, device: str) -> Make:
+    from mudit_engine.loudness import mastered
     from mudit_engine.pipeline import SongPipeline
     from mudit_engine.request import SongRequest
 
@@ -181,7 +182,9 @@ def _mudit(source: str, steps: int | None, device: str) -> Make:
                 )
             ]
         )
-        return torch.as_tensor(song.audio), song.sample_rate
+        # as `mudit generate` writes it: others' pipelines end their songs and hold their level too
+        audio_cS, _ = mastered(torch.as_tensor(song.audio), song.sample_rate)
+        return audio_cS, song.sample_rate
 
     return make
 
