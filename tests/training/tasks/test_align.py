@@ -162,13 +162,6 @@ def test_a_filler_on_ranks_counts_for_nothing(base: Path) -> None:
     assert together[1]["told"][1] == 2.0
 
 
-def test_the_anchor_adds_the_better_songs_error(base: Path) -> None:
-    task = align_task(base, align__anchor=0.5)
-    loss, logs = task.modules["model"](task.load([0, 1], Moment(0, 0, 0)).inputs)
-    wanted = float(logs["preference"][0]) + 0.5 * float(logs["mse_won"][0])
-    assert loss.item() == pytest.approx(wanted, rel=1e-6)
-
-
 def test_resumed_equals_uninterrupted_and_its_start_is_the_base(base: Path, tmp_path: Path) -> None:
     guard = {"log__validate_every": 4, "guard__limits": {"drift": 9.0}}
     recipe = pair_recipe(base, lora__dropout=0.1, **guard)
