@@ -129,6 +129,7 @@ def _copy_model(source: Path, folder: Path) -> None:
     """The model's files, those of parts that another model holds too; not its few-step student,
     which no graph knows, nor its graphs and engines where it is itself a deployment folder.
     """
+    from mudit_engine.models.complete import copy_part
     from mudit_engine.models.contract import check_part
     from mudit_engine.models.fewstep import FOLDER
     from mudit_engine.models.parts import FILE, shared_parts
@@ -143,10 +144,7 @@ def _copy_model(source: Path, folder: Path) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
     for part in shared_parts(source):
-        found = check_part(source, part)
-        shutil.copyfile(found, folder / found.name)
-        if part == "chinmu" and (found.parent / "text_encoder").is_dir():
-            shutil.copytree(found.parent / "text_encoder", folder / "text_encoder")
+        copy_part(check_part(source, part), part, folder)
 
 
 def export_graphs(

@@ -49,6 +49,7 @@ OVERTONES = torch.tensor([1.0, 0.6, 0.35])  # square roots of energy, about
 # parts in which a beat and chords are heard
 BEAT_IN = ("drums", "bass", "chords")
 CHORDS_IN = ("bass", "chords")
+TRIADS = tuple(ChordSymbol(root, kind) for root in range(12) for kind in ("maj", "min"))
 
 
 @dataclass(frozen=True)
@@ -225,19 +226,18 @@ def _triad_fit(halves_N12: Tensor) -> float:
     bars_M12 = halves_N12[: len(halves_N12) // 2 * 2].unflatten(0, (-1, 2)).sum(1)
     loud = bars_M12.sum(1)
     sounding = bars_M12[loud > 1e-3 * loud.max()]
-    triads = torch.zeros(24, 12)
-    for row in range(24):
-        triads[row, list(ChordSymbol(row // 2, ("maj", "min")[row % 2]).pitch_classes)] = 3**-0.5
-    return float((F.normalize(sounding.sqrt(), dim=1) @ triads.T).max(1).values.mean())
+    templates = torch.zeros(len(TRIADS), 12)
+    for row, chord in zip(templates, TRIADS, strict=True):
+        row[list(chord.pitch_classes)] = 3**-0.5
+    return float((F.normalize(sounding.sqrt(), dim=1) @ templates.T).max(1).values.mean())
 
 
 def _chords(halves_N12: Tensor, key: str, *, roots: bool) -> str | None:
     """A chord or two a bar. A bass tells roots, to which the key adds the third."""
     tonic, mode = key.split()
     scale = {(TONIC_NAMES.index(tonic) + step) % 12 for step in SCALES[mode]}
-    known = [ChordSymbol(root, kind) for root in range(12) for kind in ("maj", "min")]
-    templates = torch.zeros(len(known), 12)
-    for row, chord in zip(templates, known, strict=True):
+    templates = torch.zeros(len(TRIADS), 12)
+    for row, chord in zip(templates, TRIADS, strict=True):
         tones = list(chord.pitch_classes)
         if roots:  # a low note sounds by its overtones: octaves, fifths and the major third
             row[[chord.root, (chord.root + 7) % 12, (chord.root + 4) % 12]] = OVERTONES
@@ -255,9 +255,9 @@ def _chords(halves_N12: Tensor, key: str, *, roots: bool) -> str | None:
         if float(both.max()) <= 0:  # a rest holds the chord before it
             heard: Sequence[ChordSymbol] = [last] if last is not None else []
         elif float(first.max() + second.max() - both.max()) > 2 * HALVES_FIT_BETTER:
-            heard = [known[int(first.argmax())], known[int(second.argmax())]]
+            heard = [TRIADS[int(first.argmax())], TRIADS[int(second.argmax())]]
         else:
-            heard = [known[int(both.argmax())]]
+            heard = [TRIADS[int(both.argmax())]]
         if heard:
             last = heard[-1]
             bars.append(" ".join(dict.fromkeys(one.name for one in heard)))

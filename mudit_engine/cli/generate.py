@@ -10,22 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mudit_engine.cli._console import (
-    emit_json,
-    json_option,
-    loading,
-    note,
-    print_table,
-    progress,
-)
+from mudit_engine.cli._console import json_option, loading, note, progress
 from mudit_engine.cli._requests import Job, jobs_of, loudness_of
-from mudit_engine.cli._understood import print_understood
+from mudit_engine.cli._songs_made import row_of, show_made
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.names import (
     EMBEDDED_MODELS,
@@ -352,33 +344,7 @@ def command(**options: Any) -> None:
     timed: dict[str, Any] = {"loading_seconds": round(loading_seconds, 3)}
     if student is not None:
         timed["fast"] = student.record
-    _report(options, rows=rows, read=read, failures=failures, made=made, timed=timed)
-
-
-def _report(
-    options: dict[str, Any],
-    *,
-    rows: list[dict[str, Any]],
-    read: list[dict[str, Any]],
-    failures: list[dict[str, str]],
-    made: int,
-    timed: dict[str, Any],
-) -> None:
-    """Prints what became of the songs. Raises MuditError when some could not be made."""
-    if options["as_json"]:
-        emit_json({**timed, "songs": rows, "understood": read, "failures": failures})
-    elif options["dry_run"]:
-        print_understood(read)
-    elif rows:
-        _print_songs(rows)
-    if failures:
-        if not options["as_json"]:
-            cells = [[row["where"], row["error"]] for row in failures]
-            print_table("Not made", ["request", "reason"], cells)
-        raise MuditError(
-            f"{len(failures)} of {len(failures) + made} songs could not be made: mend their lines "
-            "and run the command again with --skip-existing"
-        )
+    show_made(options, rows=rows, read=read, failures=failures, made=made, timed=timed)
 
 
 def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, Any]) -> None:
@@ -434,8 +400,8 @@ def _on_ray(jobs: list[Job], failures: list[dict[str, str]], options: dict[str, 
             if one.error is not None:
                 failed.append(job.failure(one.error))
             else:
-                rows.append(_row_of(one.info, one.seconds, one.rate, one.files))
-    _report(
+                rows.append(row_of(one.info, one.seconds, one.rate, one.files))
+    show_made(
         options,
         rows=rows,
         read=read,
@@ -591,33 +557,4 @@ def _generate(
 
 
 def _row(song: Song, files: list[Path]) -> dict[str, Any]:
-    return _row_of(song.info, song.seconds, song.sample_rate, files)
-
-
-def _row_of(
-    info: dict[str, Any], seconds: float, rate: int, files: Sequence[str | Path]
-) -> dict[str, Any]:
-    return {
-        "files": [str(file) for file in files],
-        "seconds": seconds,
-        "sample_rate": rate,
-        "frames": info["frames"],
-        "seed": info["request"]["seed"],
-        "notes": info["notes"],
-        "timings_seconds": info["timings_seconds"],
-    }
-
-
-def _print_songs(rows: list[dict[str, Any]]) -> None:
-    stages = list(rows[0]["timings_seconds"])
-    columns = ["file", "seconds", "seed", *(f"{stage} s" for stage in stages)]
-    cells = [
-        [
-            row["files"][0],
-            f"{row['seconds']:.1f}",
-            row["seed"],
-            *(f"{row['timings_seconds'][stage]:.2f}" for stage in stages),
-        ]
-        for row in rows
-    ]
-    print_table("Songs", columns, cells, numeric=columns[1:])
+    return row_of(song.info, song.seconds, song.sample_rate, files)

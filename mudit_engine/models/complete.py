@@ -72,14 +72,18 @@ def complete_folder(folder: Path, sources: Sequence[PartSource]) -> tuple[Part, 
             type(load_config(folder)), fields, source=f"'{folder}' with {_told(taken)}"
         )
         for part, source_folder in taken:
-            found = part_file(source_folder, part)
-            _copy(found, folder / found.name)
-            if part == "chinmu" and (found.parent / "text_encoder").is_dir():
-                for path in sorted((found.parent / "text_encoder").iterdir()):
-                    if path.is_file():
-                        _copy(path, folder / "text_encoder" / path.name)
+            copy_part(part_file(source_folder, part), part, folder)
         save_config(config, folder)
     return tuple(missing)
+
+
+def copy_part(weights: Path, part: Part, folder: Path) -> None:
+    """Copies a part's weights, and what ChinMu's text tower lies in beside them, into a folder."""
+    _copy(weights, folder / weights.name)
+    if part == "chinmu" and (weights.parent / "text_encoder").is_dir():
+        for path in sorted((weights.parent / "text_encoder").iterdir()):
+            if path.is_file():
+                _copy(path, folder / "text_encoder" / path.name)
 
 
 def save_model(
