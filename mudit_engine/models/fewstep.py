@@ -26,6 +26,8 @@ from mudit_engine.models.parts import part_file
 
 FOLDER, FILE = "fewstep", "student.json"
 SCHEMA = 1
+# by whether the model's path is DDPM's, whose few steps are those of ddim
+RECIPES = {False: "tiny-dit-fewstep", True: "tiny-dit-fewstep-mudit"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def student_of(folder: Path) -> Student:
     """
     home = folder / FOLDER
     if not home.is_dir():
+        recipe = RECIPES[load_config(folder).path.kind == "ddpm"]
         raise InputError(
             f"model '{folder}' has no few-step student ({FOLDER}/): train one, such as with `mudit "
-            f"train tiny-dit-fewstep --set init={folder} --set data.folder=LATENTS --out RUN`, "
+            f"train {recipe} --set init={folder} --set data.folder=LATENTS --out RUN`, "
             f"write it with `mudit train --export RUN --out OUT`, and copy OUT/lora to "
             f"'{home}'. A LoRA of your own acts with --lora"
         )

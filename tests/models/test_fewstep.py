@@ -5,6 +5,7 @@ made again from their sidecars.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from micro_model import MICRO, STUDENT, save_micro, save_student
 from mudit_engine.cli.main import run
-from mudit_engine.config import SamplerConfig, load_config
+from mudit_engine.config import PathConfig, SamplerConfig, check_sampler, load_config
 from mudit_engine.errors import InputError, ModelError
 from mudit_engine.models.complete import share_parts
 from mudit_engine.models.fewstep import student_of, write_student
@@ -23,6 +24,7 @@ from mudit_engine.models.folder import save_config
 from mudit_engine.models.lora import LoraSpec
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
+from mudit_engine.training.recipe import load_recipe
 
 REQUEST = SongRequest("slow piano", seconds=2, seed=3)
 
@@ -97,8 +99,18 @@ def test_a_model_without_one_says_how_to_train_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = save_micro(tmp_path / "model")
-    with pytest.raises(InputError, match="no few-step student .*mudit train tiny-dit-fewstep"):
+    with pytest.raises(
+        InputError, match="no few-step student .*mudit train tiny-dit-fewstep --set"
+    ):
         opened(model, fast=True)
+    ddpm = save_micro(tmp_path / "ddpm")
+    path = PathConfig(kind="ddpm", prediction="v")
+    sampler = SamplerConfig(name="ddim", steps=2)
+    save_config(load_config(ddpm).model_copy(update={"path": path, "sampler": sampler}), ddpm)
+    with pytest.raises(InputError, match=r"mudit train (\S+) ") as refused:
+        opened(ddpm, fast=True)
+    named = re.findall(r"mudit train (\S+) ", str(refused.value))[0]
+    check_sampler(path, load_recipe(named).model_config_resolved().sampler)
     command = ["generate", "--model", str(model), "--description", "piano", "--fast"]
     assert run([*command, "--out", str(tmp_path / "a.wav")]) == 2
     assert "copy OUT/lora" in capsys.readouterr().err.replace("\n", " ")

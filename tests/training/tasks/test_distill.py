@@ -18,7 +18,7 @@ from mudit_engine.errors import ConfigError
 from mudit_engine.models.folder import build_part, save_config, save_part
 from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.dataset.shards import Shards
-from mudit_engine.training.recipe import Recipe, load_recipe
+from mudit_engine.training.recipe import Recipe, load_recipe, recipe_names
 from mudit_engine.training.recipe_stages import DistillStage
 from mudit_engine.training.tasks.distill import DistillTask, few_steps, noise_levels, unconditional
 from mudit_engine.training.tasks.task import Moment
@@ -112,6 +112,14 @@ def test_samplers_that_one_output_does_not_decide_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         task_of(base, model_overrides__sampler={"steps": 4, **sampler}).modules  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "fewstep" in name])
+def test_the_shipped_recipes_few_steps_are_their_teachers(name: str) -> None:
+    recipe = load_recipe(name)
+    config = recipe.model_config_resolved()
+    student, teacher = few_steps(config.path, config.sampler, recipe.distill)
+    assert len(student.times) == 4 and len(teacher.times) == 4 * recipe.distill.substeps
 
 
 def test_an_untrained_student_of_one_substep_is_its_teacher(base: Path) -> None:
