@@ -492,14 +492,7 @@ def _best(pipeline: SongPipeline, job: Job, count: int, report: Any) -> Song:
     ranked = rank_candidates(songs, chinmu=pipeline.chinmu, description=job.request.description)
     best = ranked[0].song
     best.info["candidates"] = [
-        {
-            "seed": one.seed,
-            "score": one.score,
-            "similarity": one.similarity,
-            "tempo_error": one.tempo_error,
-            "key_rank": one.key_rank,
-        }
-        for one in ranked
+        {"seed": one.seed, "score": one.score, "parts": one.parts} for one in ranked
     ]
     return best
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mudit_engine.cli.main import run
+from mudit_engine.evaluation import adherence, candidates
 from mudit_engine.evaluation.candidates import rank_candidates
 from mudit_engine.models.chinmu import ChinMu
 from mudit_engine.pipeline import Song
@@ -54,6 +55,44 @@ def test_each_figure_decides_where_the_others_are_equal() -> None:
     for worse in ({"angle": 0.9}, {"bpm": 117.0}, {"tonic": 277.18}):
         songs = [song(1, **{**good, **worse}), song(2, **good)]
         assert order(songs) == [2, 1], worse
+
+
+def test_a_named_drum_kit_and_the_words_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drums count where the request names them, words where some candidate's are understood."""
+    struck = song(1, angle=0.1, bpm=100.0, tonic=261.63, asked=ASKED)
+    held = song(2, angle=0.1, bpm=100.0, tonic=261.63, asked=ASKED)
+    monkeypatch.setattr(adherence, "has_drums", lambda audio, rate: float(audio[0, 1]) > 0)
+    struck.audio[0, 1], held.audio[0, 1] = 0.1, -0.1
+    for source, first in (("words", 2), ("request", 2), ("drawn", 1), ("default", 1)):
+        drums = {"drums": {"value": False, "source": source}}
+        for one in (struck, held):
+            one.info["understood"] = {"properties": drums}
+        assert order([struck, held])[0] == first, source
+    said = {1: ["h", "e"], 2: ["ve", "l", "iang"]}
+    monkeypatch.setattr(candidates, "log_mel", lambda audio, rate: float(audio[0, 1]) > 0)
+    monkeypatch.setattr(candidates.Recogniser, "read", lambda _, mel: said[1 if mel else 2])
+    for one in (struck, held):
+        one.info["request"]["lyrics"] = "[verse]\n月亮"
+    assert order([struck, held]) == [2, 1]
+    said[2] = ["h"]
+    said[1] = []
+    assert order([struck, held]) == [1, 2], "nothing was understood of either"
+
+
+def test_a_candidate_is_judged_as_it_would_be_written() -> None:
+    """Half as loud is the same song."""
+    loud = song(1, angle=0.1, bpm=100.0, tonic=261.63, asked=ASKED)
+    soft = song(2, angle=0.1, bpm=100.0, tonic=261.63, asked=ASKED)
+    soft.audio[:] *= 0.25
+
+    class Loudness(Oracle):
+        def encode_audio(self, songs: list[torch.Tensor], rate: int) -> torch.Tensor:
+            level = float(songs[0].square().mean().sqrt())
+            return torch.tensor([[level, 1.0]])
+
+    ranked = rank_candidates([loud, soft], chinmu=cast(ChinMu, Loudness()), description="x")
+    assert [one.seed for one in ranked] == [1, 2]
+    assert ranked[0].parts["similarity"] == pytest.approx(ranked[1].parts["similarity"], abs=1e-3)
 
 
 def test_equal_songs_keep_their_order() -> None:
