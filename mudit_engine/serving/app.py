@@ -47,6 +47,7 @@ from mudit_engine.serving.job_store import Job
 from mudit_engine.serving.listening import Listener
 from mudit_engine.serving.monitoring import Metrics, open_tracer
 from mudit_engine.serving.openapi import complete
+from mudit_engine.serving.plain_http import PlainRanges, answer_head
 from mudit_engine.serving.service import Retention, SongService
 from mudit_engine.serving.song_files import MEDIA_TYPES, SONG, converted, part_of, wav_header
 from mudit_engine.serving.streams import exhaust, first_of, headers, pieces, whole
@@ -157,6 +158,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = None
+    app.add_middleware(PlainRanges)
     app.add_middleware(BodyLimit, plain=options.body, upload=options.upload.bytes + options.body)
 
     def service_of(request: Request) -> SongService:
@@ -484,6 +486,7 @@ def create_app(
     add_page(
         app, service_of=service_of, owner_of=owner_of, job_of=job_of, body_of=body_of, page=PAGE
     )
+    answer_head(app, but=("/v1/songs/{id}/events",))
     complete(app)
     return app
 
