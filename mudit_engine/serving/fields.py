@@ -11,6 +11,7 @@ unknown field is refused with the nearest known name, as is one that is given un
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -45,6 +46,9 @@ ALIASES = {
 }
 SAMPLER_FIELDS = ("steps", "guidance", "sampler", "shift", "eta")
 NULLABLE = ("loudness",)  # null is a value of theirs; of any other field it is the default
+# as JSON writes them: Python would also take 1_0, nan, spaces and the digits of any script
+_WHOLE = re.compile(r"-?[0-9]{1,30}")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 OFF = "off"  # the same in a form, whose values are text
 
 
@@ -237,14 +241,17 @@ def canonical(fields: Mapping[str, Any], aliases: Mapping[str, str] = ALIASES) -
 def parse(kind: type[_Body], fields: Any) -> Any:
     """A body of its JSON. Raises InputError that names every wrong field with what is accepted."""
     if not isinstance(fields, Mapping):
-        raise InputError(
-            f"the body is a {type(fields).__name__}: send an object such as "
-            '{"description": "..."}'
-        )
+        what = "empty" if fields is None else f"a {type(fields).__name__}"
+        raise InputError(f'the body is {what}: send an object such as {{"description": "..."}}')
     aliases: Mapping[str, str] = getattr(kind, "aliases", {})
     own = canonical({str(name): value for name, value in fields.items()}, aliases)
     known = [*kind.model_fields, *aliases]
     for name in own:
+        if name == "reference" and issubclass(kind, GenerateBody):
+            raise InputError(
+                "reference is a file: send it in a form (multipart/form-data), such as curl's "
+                "-F reference=@song.wav"
+            )
         if name not in kind.model_fields:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
@@ -281,9 +288,9 @@ def numbers_of_form(fields: Mapping[str, str], kind: type[_Body] = GenerateBody)
         elif own in NULLABLE and text == OFF:
             value = None
         elif "int" in wanted or "float" in wanted:
-            try:
-                value = int(text) if "int" in wanted else float(text)
-            except ValueError:
-                raise InputError(f"{name}: '{text[:60]}' is no number") from None
+            whole = "int" in wanted
+            if not (_WHOLE if whole else _NUMBER).fullmatch(text):
+                raise InputError(f"{name}: '{text[:60]}' is no {'whole ' if whole else ''}number")
+            value = int(text) if whole else float(text)
         found[name] = value
     return found

@@ -64,7 +64,8 @@ async def decode_upload(given: Path, to: Path, *, limits: UploadLimits) -> None:
         ) from None
     if worker.returncode != 0:
         lines = complaint.decode(errors="replace").strip().splitlines()
-        reason = lines[-1][:200] if lines and worker.returncode == 2 else "the decoder failed on it"
+        told = lines[-1][:200].rstrip(".") if lines and worker.returncode == 2 else ""
+        reason = told or "the decoder failed on it"
         raise InputError(f"the reference cannot be decoded: {reason}. Send WAV, FLAC, MP3 or OGG")
 
 

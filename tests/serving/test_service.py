@@ -340,6 +340,57 @@ def test_forms_that_are_wrong(served: Served) -> None:
     assert large.status_code == 413
 
 
+@pytest.mark.parametrize("text", ["1_0", " 2", "nan", "inf", "0x2", "٢", "２", "2.", ""])
+@pytest.mark.parametrize("name", ["seconds", "steps"])
+def test_numbers_of_forms_are_written_as_in_json(served: Served, name: str, text: str) -> None:
+    answer = served.client.post("/v1/songs", **_reference(_wav(), **{name: text}))
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"].startswith(f"{name}: '{text}' is no ")
+
+
+def test_a_reference_that_is_no_file_is_told_where_it_goes(served: Served) -> None:
+    told = served.client.post("/v1/songs", json={**SONG, "reference": "/etc/passwd"})
+    assert told.status_code == 400 and "multipart/form-data" in told.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("bytes=0-9", 206),
+        ("bytes=-9", 206),
+        ("bytes=0-0, 5-9", 206),
+        ("bytes=99999999-", 416),
+        ("bytes=9-5", 200),
+        ("bytes=", 200),
+        ("bytes=a-b", 200),
+        ("bytes=-", 200),
+        ("lines=1-2", 200),
+        ("nothing", 200),
+    ],
+)
+def test_a_range_that_is_none_is_as_if_it_were_not_there(
+    served: Served, header: str, status: int
+) -> None:
+    ended = served.client.get("/v1/songs?status=completed&limit=1").json()["data"]
+    [song] = ended or [served.ended(served.song(**SONG)["id"])]
+    answer = served.client.get(f"/v1/songs/{song['id']}/content", headers={"Range": header})
+    assert answer.status_code == status
+
+
+def test_head_is_answered_where_get_is(served: Served) -> None:
+    """Load balancers and download managers ask so."""
+    id = served.ended(served.song(**SONG)["id"])["id"]
+    paths = ("/", "/health", "/ready", "/metrics", "/v1/models", "/v1/songs", f"/v1/songs/{id}")
+    for path in (*paths, f"/v1/songs/{id}/content", f"/v1/songs/{id}/sidecar"):
+        head, get = served.client.head(path), served.client.get(path)
+        assert head.status_code == get.status_code == 200, path
+        assert head.content == b"" and head.headers["content-type"] == get.headers["content-type"]
+    assert served.client.head("/v1/songs/song-0").status_code == 404
+    assert served.client.head(f"/v1/songs/{id}/events").status_code == 405
+    listed = served.client.get("/openapi.json").json()["paths"]
+    assert "head" not in {way for one in listed.values() for way in one}
+
+
 def test_forms_and_json_say_the_same(served: Served) -> None:
     said = {"melody": "C4 D4", "drums": False, "voice": "female", "style": "jazz"}
     said |= {"lyrics": "[verse]\n月亮", "planned": True, "steps": 1}
