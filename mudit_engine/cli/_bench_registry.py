@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mudit_engine.cli._console import Invocation, emit_json, json_option, note, print_table
+from mudit_engine.cli._numbers import FiniteRange
 
 COLUMNS = {
     "case": "case",
@@ -65,7 +66,7 @@ def list_command(as_json: bool) -> None:
     help="Of the network and its songs: seconds a step at tiny, minutes at published.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Turns of every provider.")
-@click.option("--seconds", type=click.FloatRange(1), help="Of audio, where a benchmark makes some.")
+@click.option("--seconds", type=FiniteRange(1), help="Of audio, where a benchmark makes some.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -145,7 +146,7 @@ def run_command(
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--longest",
-    type=click.FloatRange(30),
+    type=FiniteRange(30),
     help="Seconds of the longest song that is timed.  [default: by size]",
 )
 @click.option(

@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from mudit_engine.cli._console import Invocation, emit_json, json_option, note, print_table
+from mudit_engine.cli._numbers import FiniteRange
 
 DTYPES = ("fp32", "bf16", "fp16")
 
 
 @click.command("tune")
-@click.option("--seconds", type=click.FloatRange(1), default=120, show_default=True, help="About.")
+@click.option("--seconds", type=FiniteRange(1), default=120, show_default=True, help="About.")
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
 @click.option(
     "--op",

@@ -21,6 +21,7 @@ from mudit_engine.cli._console import (
     progress,
     stop_on_sigterm,
 )
+from mudit_engine.cli._numbers import FiniteRange
 
 SHOWN = 20
 
@@ -35,14 +36,14 @@ SHOWN = 20
 )
 @click.option(
     "--share",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.12,
     show_default=True,
     help="Of the landmarks of two songs that must agree for a near copy.",
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=1200.0,
     show_default=True,
     help="Longer files are left out, by name.",

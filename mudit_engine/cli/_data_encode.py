@@ -25,6 +25,7 @@ from mudit_engine.cli._console import (
     progress,
     stop_on_sigterm,
 )
+from mudit_engine.cli._numbers import FiniteRange
 
 SHOWN = 20  # songs named on a terminal
 
@@ -84,7 +85,7 @@ SHOWN = 20  # songs named on a terminal
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=1200.0,
     show_default=True,
     help="Longer files are left out, by name.",

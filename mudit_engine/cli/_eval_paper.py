@@ -14,6 +14,7 @@ import click
 
 from mudit_engine.cli._console import json_option, note, tracked
 from mudit_engine.cli._eval_songs import asoa_by, show_comparison, sst_by
+from mudit_engine.cli._numbers import FiniteRange
 from mudit_engine.errors import InputError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -59,7 +60,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=30.0,
     show_default=True,
     help="Length of each song; shorter where a system makes no more.",

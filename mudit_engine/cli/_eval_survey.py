@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
+from mudit_engine.cli._numbers import FiniteRange
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.survey.answers import Key
@@ -73,7 +74,7 @@ def command() -> None:
 )
 @click.option(
     "--listen-seconds",
-    type=click.FloatRange(0.0),
+    type=FiniteRange(0.0),
     default=15.0,
     show_default=True,
     help="Seconds of each song that must be played before an answer counts.",
@@ -168,7 +169,7 @@ def make(
 @click.option("--out", type=FOLDER, help="A folder for survey.json, .csv, .tex, preferences.jsonl.")
 @click.option(
     "--difference",
-    type=click.FloatRange(0.0, min_open=True),
+    type=FiniteRange(0.0, min_open=True),
     default=0.5,
     show_default=True,
     help="Points of the scale that listeners should be able to find: how many would that need?",
@@ -213,19 +214,19 @@ def read(
 @click.option(
     "--difference",
     required=True,
-    type=click.FloatRange(0.0, min_open=True),
+    type=FiniteRange(0.0, min_open=True),
     help="Points of the scale to be found.",
 )
 @click.option(
     "--spread",
-    type=click.FloatRange(0.0, min_open=True),
+    type=FiniteRange(0.0, min_open=True),
     default=0.8,
     show_default=True,
     help="Standard deviation of the listeners' own differences; a pilot's `read` tells it.",
 )
 @click.option(
     "--power",
-    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    type=FiniteRange(0.0, 1.0, min_open=True, max_open=True),
     default=0.8,
     show_default=True,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
+from mudit_engine.cli._numbers import FiniteRange
 
 
 @click.command()
@@ -26,7 +27,7 @@ from mudit_engine.cli._console import emit_json, json_option, note, print_table,
     help="The model whose ChinMu judges, best one of another seed.  [default: --model]",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(1.0), default=10.0, show_default=True, help="Of each song."
+    "--seconds", type=FiniteRange(1.0), default=10.0, show_default=True, help="Of each song."
 )
 @click.option("--steps", type=click.IntRange(1), help="Of the sampler.  [default: the model's]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -12,6 +12,7 @@ import click
 
 from mudit_engine.cli._console import emit_json, json_option, print_table, tracked
 from mudit_engine.cli._eval_corpus import drawn_songs, eval_song, judged_pipeline, sung_options
+from mudit_engine.cli._numbers import FiniteRange
 
 if TYPE_CHECKING:
     from mudit_engine.evaluation.whole_songs import WholeSong
@@ -24,7 +25,7 @@ MEASURES = ("tempo", "key", "sections", "ends", "end_level")
 @sung_options()
 @click.option(
     "--shortest",
-    type=click.FloatRange(1.0),
+    type=FiniteRange(1.0),
     default=60.0,
     show_default=True,
     help="Seconds: shorter songs of the corpus are left out.",

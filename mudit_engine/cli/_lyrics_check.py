@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note, print_table
+from mudit_engine.cli._numbers import FiniteRange
 
 if TYPE_CHECKING:
     from mudit_engine.text.phonemes import ReadLyrics
@@ -35,7 +36,7 @@ class SectionRow:
 @click.argument("file")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="The length the song should have. Default: as long as the lyrics need.",
 )
 @click.option(
@@ -43,7 +44,7 @@ class SectionRow:
     default="",
     help="The song's description: its tempo decides how long lines last.",
 )
-@click.option("--bpm", type=click.FloatRange(20, 400), help="The tempo, if not as described.")
+@click.option("--bpm", type=FiniteRange(20, 400), help="The tempo, if not as described.")
 @click.option("--seed", default=0, show_default=True, help="Draws a tempo that nothing names.")
 @click.option(
     "--ignore-times", is_flag=True, help="Drop LRC time stamps: lines follow one another."

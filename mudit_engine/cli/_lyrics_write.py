@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import emit_json, json_option, note
+from mudit_engine.cli._numbers import FiniteRange
 from mudit_engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ WITHOUT_A_MODEL = (
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="The length that the structure should fill.  [default: 60]",
 )
 @click.option(
@@ -92,8 +93,8 @@ WITHOUT_A_MODEL = (
     show_default=True,
     help="Lines sampled for each line, of which the best stands.",
 )
-@click.option("--temperature", type=click.FloatRange(0.05, 5), default=0.9, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0.05, 1), default=0.95, show_default=True)
+@click.option("--temperature", type=FiniteRange(0.05, 5), default=0.9, show_default=True)
+@click.option("--top-p", type=FiniteRange(0.05, 1), default=0.95, show_default=True)
 @click.option(
     "--from",
     "source",

@@ -22,6 +22,7 @@ from mudit_engine.cli._console import (
     stop_on_sigterm,
     tracked,
 )
+from mudit_engine.cli._numbers import FiniteRange
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
@@ -86,7 +87,7 @@ WANTED = 0.65  # share of pairs won, below which an alignment has not shown that
 )
 @click.option(
     "--guidance",
-    type=click.FloatRange(0.0),
+    type=FiniteRange(0.0),
     multiple=True,
     help="Of songs to learn from, which have them in turn. Repeatable.  [default: the model's]",
 )
@@ -99,13 +100,13 @@ WANTED = 0.65  # share of pairs won, below which an alignment has not shown that
 )
 @click.option(
     "--least-gap",
-    type=click.FloatRange(0.0),
+    type=FiniteRange(0.0),
     default=1.0,
     show_default=True,
     help="Between a pair's songs, in spreads of the reward; nearer ones are left out.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(2.0), default=10.0, show_default=True, help="Of each song."
+    "--seconds", type=FiniteRange(2.0), default=10.0, show_default=True, help="Of each song."
 )
 @click.option(
     "--sampler-steps",

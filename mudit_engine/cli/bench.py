@@ -17,6 +17,7 @@ from mudit_engine.cli._bench_gate import compare_command, gate_command
 from mudit_engine.cli._bench_registry import list_command, run_command, scale_command
 from mudit_engine.cli._bench_tune import tune_command
 from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._numbers import FiniteRange
 
 
 @click.group()
@@ -90,7 +91,7 @@ def e2e(workloads: tuple[str, ...], rounds: int, as_json: bool) -> None:
     "--seconds",
     "lengths",
     multiple=True,
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     help="Length of the song. Repeatable.  [default: 30]",
 )
 @click.option(

@@ -22,6 +22,7 @@ from mudit_engine.cli._console import (
     progress,
     stop_on_sigterm,
 )
+from mudit_engine.cli._numbers import FiniteRange
 
 SHOWN = 10
 
@@ -55,7 +56,7 @@ SHOWN = 10
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=1200.0,
     show_default=True,
     help="Longer files are left out, by name.",

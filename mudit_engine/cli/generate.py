@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mudit_engine.cli._console import json_option, loading, note, progress
+from mudit_engine.cli._numbers import FiniteRange
 from mudit_engine.cli._requests import Job, jobs_of, loudness_of
 from mudit_engine.cli._songs_made import row_of, show_made
 from mudit_engine.errors import InputError, MuditError
@@ -105,7 +106,7 @@ class Seconds(click.ParamType):
 )
 @click.option(
     "--bpm",
-    type=click.FloatRange(20, 400),
+    type=FiniteRange(20, 400),
     help="Beats a minute. Default: as the description says.",
 )
 @click.option(
@@ -168,7 +169,7 @@ class Seconds(click.ParamType):
 @click.option("--steps", type=click.IntRange(1, 1000), help="Sampler steps.")
 @click.option(
     "--guidance",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     help="Guidance weight; 1 is none and takes half the time.",
 )
 @click.option(
@@ -178,7 +179,7 @@ class Seconds(click.ParamType):
     metavar="LOW HIGH",
     help="Noise levels (0 to 1) between which guidance acts.",
 )
-@click.option("--eta", type=click.FloatRange(0, 1), help="ddim: 0 is deterministic, 1 ancestral.")
+@click.option("--eta", type=FiniteRange(0, 1), help="ddim: 0 is deterministic, 1 ancestral.")
 @click.option(
     "--set",
     "settings",

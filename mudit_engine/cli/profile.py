@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from mudit_engine.cli._console import Invocation, emit_json, json_option, note, print_table
+from mudit_engine.cli._numbers import FiniteRange
 
 LYRICS = "[verse]\n月亮升起来\n风吹过海面\n[chorus]\n我想和你看天亮\nSing me home tonight\n"
 
@@ -75,7 +76,7 @@ def watching(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--seconds",
     "lengths",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     multiple=True,
     help="Length of a song. Repeatable: a mixed batch.  [default: 10]",
 )
@@ -161,7 +162,7 @@ def train(
 @click.option(
     "--seconds",
     "lengths",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     multiple=True,
     help="Lengths of the songs that arrive together. Repeatable.  [default: 20 5 3]",
 )

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from mudit_engine.cli._console import note
+from mudit_engine.cli._numbers import FiniteRange
 from mudit_engine.errors import InputError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -77,8 +78,8 @@ class Range(click.ParamType):
 )
 @click.option("--keys", type=FILE, help="API keys, a line each: NAME sha256:HEX [seconds a day].")
 @click.option("--new-key", metavar="NAME", help="Print a new key and its line, and end.")
-@click.option("--quota", type=click.FloatRange(0), help="Seconds of song a day of a key.")
-@click.option("--max-seconds", type=click.FloatRange(1), help="Longest song.  [default: model's]")
+@click.option("--quota", type=FiniteRange(0), help="Seconds of song a day of a key.")
+@click.option("--max-seconds", type=FiniteRange(1), help="Longest song.  [default: model's]")
 @click.option(
     "--max-open", type=click.IntRange(1), default=100, show_default=True, help="Songs open at once."
 )
@@ -89,15 +90,13 @@ class Range(click.ParamType):
     show_default=True,
     help="Of a reference.",
 )
+@click.option("--keep-days", type=FiniteRange(0), default=7.0, show_default=True, help="Of a song.")
 @click.option(
-    "--keep-days", type=click.FloatRange(0), default=7.0, show_default=True, help="Of a song."
-)
-@click.option(
-    "--keep-gib", type=click.FloatRange(0), default=20.0, show_default=True, help="Of all songs."
+    "--keep-gib", type=FiniteRange(0), default=20.0, show_default=True, help="Of all songs."
 )
 @click.option(
     "--drain-seconds",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=60.0,
     show_default=True,
     help="Time for open songs after SIGTERM.",
@@ -152,7 +151,7 @@ def command(
 
     if new_key is not None:
         key = access.new_key()
-        click.echo(f"{new_key} {access.hash_key(key)}")
+        click.echo(access.line_of(new_key, key))
         note(f"the key, shown this once: {key}\nappend the line above to the file of --keys")
         return
     from mudit_engine.availability import require
@@ -225,7 +224,7 @@ def command(
         raise InputError("--denoisers and --decoders belong to --ray")
     app = create_app(open_engine, folder=folder, options=options, keys=known)
     note(f"serving '{model}' on http://{host}:{port} (songs in {folder}); Ctrl-C drains and ends")
-    run_service(app, host=host, port=port, drain_seconds=chosen["drain_seconds"])
+    run_service(app, folder=folder, host=host, port=port, drain_seconds=chosen["drain_seconds"])
 
 
 def _serve_on_ray(
@@ -235,6 +234,7 @@ def _serve_on_ray(
 
     require("ray", "--ray")
     from mudit_engine.models.folder import model_folder
+    from mudit_engine.serving.folder_claim import claimed
     from mudit_engine.serving.ray_app import RaySettings, run_on_ray
     from mudit_engine.serving.run import bound
 
@@ -260,11 +260,12 @@ def _serve_on_ray(
         **settings,
     )
     note(f"starting replicas of '{model}' on Ray ({address}); Ctrl-C drains and ends")
-    run_on_ray(
-        found,
-        address=address,
-        host=host,
-        port=port,
-        drain_seconds=chosen["drain_seconds"],
-        ready=lambda: note(f"serving on http://{host}:{port} (songs in {folder})"),
-    )
+    with claimed(found.folder):  # the ingress, whose songs they are, runs on this machine
+        run_on_ray(
+            found,
+            address=address,
+            host=host,
+            port=port,
+            drain_seconds=chosen["drain_seconds"],
+            ready=lambda: note(f"serving on http://{host}:{port} (songs in {folder})"),
+        )

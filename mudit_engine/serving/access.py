@@ -25,8 +25,9 @@ from mudit_engine.files import read_text
 
 ANYONE = "anyone"
 DAY = 86400.0
+_NAME = r"[\w.-]{1,60}"
 _LINE = re.compile(
-    r"^(?P<name>[\w.-]{1,60})\s+sha256:(?P<hash>[0-9a-f]{64})(\s+(?P<quota>\d+(\.\d+)?))?$"
+    rf"^(?P<name>{_NAME})\s+sha256:(?P<hash>[0-9a-f]{{64}})(\s+(?P<quota>\d+(\.\d+)?))?$"
 )
 
 
@@ -38,6 +39,20 @@ def new_key() -> str:
 def hash_key(key: str) -> str:
     """How a key stands in the file."""
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def line_of(name: str, key: str) -> str:
+    """A key's line for the file. Raises InputError for a name that no line may have.
+
+    Examples:
+        >>> line_of("team-a", "sk-1")[:20]
+        'team-a sha256:0f2c10'
+    """
+    if not re.fullmatch(_NAME, name):
+        raise InputError(
+            f"'{name[:80]}' is no name of a key: use 1 to 60 letters, digits, '_', '-' and '.'"
+        )
+    return f"{name} {hash_key(key)}"
 
 
 @dataclass(frozen=True)

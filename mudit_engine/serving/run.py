@@ -1,6 +1,6 @@
 """Runs the application with uvicorn, and drains on a signal before the connections are closed.
 
-    run_service(app, host="127.0.0.1", port=8000, drain_seconds=60)
+    run_service(app, folder=Path("songs"), host="127.0.0.1", port=8000, drain_seconds=60)
 
 On the first SIGTERM or SIGINT new songs are refused and /ready is 503 at once, so that a load
 balancer looks elsewhere, while open songs are finished and their listeners hear the end.
@@ -11,19 +11,21 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from mudit_engine.errors import InputError, MuditError
+from mudit_engine.serving.folder_claim import claimed
 
 logger = logging.getLogger(__name__)
 
 GRACE = 5  # seconds for the last bytes of connections after the drain
 
 
-def run_service(app: Any, *, host: str, port: int, drain_seconds: float) -> None:
-    """Serves until a signal. Raises InputError when the address cannot be had, before anything is
-    loaded.
+def run_service(app: Any, *, folder: Path, host: str, port: int, drain_seconds: float) -> None:
+    """Serves until a signal. Raises InputError when the address or the folder of the application's
+    songs cannot be had, before anything is loaded.
     """
     import uvicorn
 
@@ -60,7 +62,7 @@ def run_service(app: Any, *, host: str, port: int, drain_seconds: float) -> None
         server_header=False,
     )
     server = Server(config)
-    with listening:
+    with listening, claimed(folder):
         server.run(sockets=[listening])
     if not server.started and not server.draining:
         raise MuditError("the service could not start: its log says why")

@@ -175,3 +175,22 @@ def test_a_second_service_on_the_port_says_so(started: Any, tmp_path: Path) -> N
         timeout=120,
     )
     assert done.returncode == 2 and f":{first.port} cannot be listened on" in done.stderr
+
+
+def test_a_second_service_on_the_folder_says_so(started: Any, tmp_path: Path) -> None:
+    """It would take the first one's open songs for its own, and make them again."""
+    first = started()
+    id = first.song(seed=1, seconds=20, steps=1000)
+    while first.job(id)["step"] < 2:
+        time.sleep(0.01)
+    arguments = ["serve", "tiny", "--port", "0", "--folder", str(tmp_path / "songs")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mudit_engine", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"a service that is running (process {first.process.pid})" in done.stderr
+    assert first.job(id)["status"] == "in_progress"
