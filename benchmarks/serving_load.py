@@ -20,6 +20,7 @@ second from the first arrival to the last song.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -334,14 +335,20 @@ def main(
     def report(text: str) -> None:
         click.echo(text, err=True)
 
+    load = None if modelled else {"before": [round(one, 2) for one in os.getloadavg()]}
     parsed = [float(one) for one in rates.split(",")]
     rows, costs = run(model, songs=songs, rates=parsed, seed=seed, modelled=modelled, report=report)
+    if load is not None:
+        load["after"] = [round(one, 2) for one in os.getloadavg()]
     module = "mudit_engine.benchmarks.serving_load"  # no folder of this machine
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     document = {
         "schema_version": 1,
         "env": {**environment(), "command": command},
         "threads": threads,
+        # others on the machine make every wait longer, and the capacity that rates are shares of
+        # smaller
+        "load_average": load,
         "modelled": modelled,
         "costs_in_cpu_seconds": costs,
         "steps": STEPS,

@@ -95,7 +95,8 @@ def make_plan(
         What `write_package` and `build_engines` take.
 
     Raises:
-        ModelError: for a folder without graphs of the flavour.
+        ModelError: for a folder without graphs of the flavour, and for one that is not as it was
+            exported: what changed would be built into the engines.
         InputError: for options that do not fit.
 
     Examples:
@@ -105,6 +106,12 @@ def make_plan(
     """
     options = options or Options()
     manifest = read_manifest(folder)
+    wrong = [text for text in differences(folder, manifest) if not text.startswith("engines/")]
+    if wrong:
+        raise ModelError(
+            f"'{folder}' is not as it was exported: {'; '.join(wrong[:NAMED])}. Engines are built "
+            "from what was exported: export it again, or copy it whole"
+        )
     config = load_config(folder)
     if options.flavour not in manifest["flavours"]:
         raise ModelError(

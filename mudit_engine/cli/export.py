@@ -14,6 +14,8 @@ from pathlib import Path
 
 import click
 
+from mudit_engine.cli._console import stop_on_sigterm
+
 # the order of `mudit export --help`: from a model to a server
 SUBCOMMANDS = ("onnx", "quantize", "tensorrt", "triton-server", "verify")
 
@@ -37,5 +39,8 @@ def _module(name: str) -> str:
 
 
 @click.group(cls=_Subcommands)
-def command() -> None:
+@click.pass_context
+def command(context: click.Context) -> None:
     """Export a model to ONNX, and check what was exported."""
+    # what is written aside, as large as the model, is gone when the command is stopped
+    context.with_resource(stop_on_sigterm())

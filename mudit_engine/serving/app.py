@@ -127,7 +127,11 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = await run_in_threadpool(open_engine)
+        try:
+            engine = await run_in_threadpool(open_engine)
+        except MuditError as error:
+            app.state.refused = error  # serving/run.py says it in place of a traceback
+            raise
         engine.batcher.save_every = options.save_every
         service = SongService(
             engine,
@@ -157,7 +161,7 @@ def create_app(
         description="Descriptions and lyrics become whole songs.",
         lifespan=lifespan,
     )
-    app.state.service = None
+    app.state.service, app.state.refused = None, None
     app.add_middleware(PlainRanges)
     app.add_middleware(BodyLimit, plain=options.body, upload=options.upload.bytes + options.body)
 

@@ -28,7 +28,7 @@ def answer_head(app: Any, *, but: Collection[str] = ()) -> None:
     from fastapi.routing import APIRoute
 
     for route in list(app.routes):
-        if isinstance(route, APIRoute) and "GET" in route.methods and route.path not in but:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()) and route.path not in but:
             app.add_api_route(
                 route.path,
                 route.endpoint,

@@ -25,7 +25,7 @@ GRACE = 5  # seconds for the last bytes of connections after the drain
 
 def run_service(app: Any, *, folder: Path, host: str, port: int, drain_seconds: float) -> None:
     """Serves until a signal. Raises InputError when the address or the folder of the application's
-    songs cannot be had, before anything is loaded.
+    songs cannot be had, before anything is loaded, and what the engine could not be opened for.
     """
     import uvicorn
 
@@ -62,10 +62,18 @@ def run_service(app: Any, *, folder: Path, host: str, port: int, drain_seconds: 
         server_header=False,
     )
     server = Server(config)
-    with listening, claimed(folder):
-        server.run(sockets=[listening])
+    # uvicorn logs a start that failed with a traceback, which says nothing of a wrong model folder
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(unless_refused := lambda record: app.state.refused is None)
+    try:
+        with listening, claimed(folder):
+            server.run(sockets=[listening])
+    except SystemExit:  # how uvicorn ends a start that failed
+        pass
+    finally:
+        log.removeFilter(unless_refused)
     if not server.started and not server.draining:
-        raise MuditError("the service could not start: its log says why")
+        raise app.state.refused or MuditError("the service could not start: its log says why")
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -5,7 +5,10 @@ not.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +265,20 @@ def test_a_faulty_graph_leaves_no_folder(
     monkeypatch.setattr(onnx_export, "check_graph", lambda *args, **kwargs: ["something"])
     with pytest.raises(GateError, match="something"):
         export_onnx(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_is_stopped_leaves_no_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(source: Path, folder: Path, **options: Any) -> dict[str, Any]:
+        assert any(path.name.startswith(".out.") for path in tmp_path.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(onnx_export, "export_graphs", stopped)
+    assert run(["export", "onnx", str(model), str(tmp_path / "out"), "--no-parity"]) == 130
     assert list(tmp_path.iterdir()) == []
 
 

@@ -120,6 +120,29 @@ def test_answers_name_what_to_do(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["changed", "added", "linked"])
+def test_engines_are_built_of_what_was_exported(
+    deployment: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An engine of a graph that changed since would hold it, wherever that graph is later."""
+    match what:
+        case "changed":
+            file = deployment / "config.json"
+            file.write_text(file.read_text() + " ")
+        case "added":
+            file = deployment / "graphs" / "bf16" / "other.onnx"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"")
+        case _:
+            file = deployment / "step.onnx"
+            file.symlink_to("/etc/hostname")
+    for arguments in (["--target", "rtx-sm80"], ["--target", "a100", "--package-only"]):
+        assert run(["export", "tensorrt", str(deployment), *arguments]) == 1
+        told = capsys.readouterr().err
+        assert file.name in told and "not as it was exported" in told
+    assert not (deployment / "engines").exists()
+
+
 def test_a_builder_that_fails_is_an_error_with_its_reason(deployment: Path) -> None:
     if not available("tensorrt_rtx"):
         pytest.skip("needs tensorrt-rtx")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -175,6 +176,22 @@ def test_a_second_service_on_the_port_says_so(started: Any, tmp_path: Path) -> N
         timeout=120,
     )
     assert done.returncode == 2 and f":{first.port} cannot be listened on" in done.stderr
+
+
+def test_a_model_that_cannot_be_opened_is_told_in_a_line(micro: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(micro, tmp_path / "broken")
+    (broken / "config.json").write_text("{")
+    arguments = ["serve", str(broken), "--port", "0", "--folder", str(tmp_path / "songs")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mudit_engine", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    told = done.stderr.splitlines()
+    assert done.returncode in (1, 2) and "config.json" in told[-1], done.stderr
+    assert "Traceback" not in done.stderr and len(told) == 2, done.stderr
 
 
 def test_a_second_service_on_the_folder_says_so(started: Any, tmp_path: Path) -> None:
