@@ -241,10 +241,23 @@ class DistillStage(Section):
     guidance: float = Field(
         3.0, ge=1, description="of the teacher; the student learns it and runs without"
     )
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="noise levels between which the teacher's guidance acts"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"distill.guidance_interval={self.guidance_interval} must hold 0 <= low <= high <= "
+                "1"
+            )
+        return self
 
 
 def teacher_passes(stage: DistillStage) -> int:
-    """Forward passes of the teacher for one of the student: guidance runs two a step."""
+    """Forward passes of the teacher for one of the student, at most: guidance runs two a step."""
     return stage.substeps * (1 if stage.guidance == 1 else 2)
 
 

@@ -70,7 +70,11 @@ def few_steps(
             "model_overrides.sampler.guidance=1, and distill.guidance to what the teacher goes by"
         )
     student = sampler_table(path, sampler)
-    finer = {"steps": sampler.steps * stage.substeps, "guidance": stage.guidance}
+    finer = {
+        "steps": sampler.steps * stage.substeps,
+        "guidance": stage.guidance,
+        "guidance_interval": stage.guidance_interval,
+    }
     teacher = sampler_table(path, sampler.model_copy(update=finer))
     if not torch.allclose(student.times, teacher.times[:: stage.substeps], rtol=0, atol=1e-6):
         raise ConfigError(
@@ -168,9 +172,10 @@ class DistillLoss(nn.Module):
             for number in range(self.stage.substeps):
                 times_B, rows_T7 = _row(self.teacher, step_B * self.stage.substeps + number, clean)
                 out_TC = self.dit(replace(clean, latents_TC=x_TC, times_B=times_B))
-                if self.stage.guidance != 1:
+                weight_T1 = rows_T7[:, 6:]
+                if any(self.teacher.guided):
                     blind_TC = self.dit(replace(other, latents_TC=x_TC, times_B=times_B))
-                    out_TC = blind_TC + rows_T7[:, 6:] * (out_TC - blind_TC)
+                    out_TC = blind_TC + weight_T1 * (out_TC - blind_TC)
                 moved_TC = rows_T7[:, :1] * x_TC + rows_T7[:, 1:2] * out_TC
                 x_TC = moved_TC if held_T is None else torch.where(held_T[:, None], x_TC, moved_TC)
         return x_TC

@@ -99,6 +99,17 @@ def test_the_teacher_passes_through_the_students_levels(
     assert levels[0] == pytest.approx(1.0) and bool((levels.diff() < 0).all())
 
 
+def test_the_teacher_is_guided_within_its_interval_alone() -> None:
+    sampler = SamplerConfig(steps=4, shift=3.0, guidance=1.0)
+    stage = DistillStage(substeps=3, guidance=2.5, guidance_interval=(0.0, 0.9))
+    _, teacher = few_steps(PathConfig(kind="bezier"), sampler, stage)
+    weights = teacher.rows[:, 6].tolist()
+    assert weights == [1.0 if t > 0.9 + 1e-6 else 2.5 for t in teacher.times.tolist()]
+    assert 1.0 in weights and 2.5 in weights
+    with pytest.raises(ValueError, match="guidance_interval"):
+        DistillStage(guidance_interval=(0.9, 0.1))
+
+
 @pytest.mark.parametrize(
     ("sampler", "said"),
     [
