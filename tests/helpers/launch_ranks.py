@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 from mudit_engine.training.ranks import local_world
 
-HERE = Path(__file__).parent
 
-
-def start(world: int, script: str, *arguments: str, log: Path) -> list[subprocess.Popen[bytes]]:
+def start(world: int, script: str, *arguments: str, log: Path) -> list[forked.Forked]:
     """The processes of the ranks; rank r writes into `log`.r."""
-    processes = []
-    for place in local_world(world):
-        env = {**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        with log.with_suffix(f".{place['RANK']}").open("wb") as output:
-            command = [sys.executable, str(HERE / script), *arguments]
-            processes.append(
-                subprocess.Popen(
-                    command, env=env, stdout=output, stderr=subprocess.STDOUT, cwd=HERE
-                )
-            )
-    return processes
+    return [
+        forked.start(
+            script, *arguments, log=log.with_suffix(f".{place['RANK']}"), environment=place
+        )
+        for place in local_world(world)
+    ]
 
 
 def run_jobs(

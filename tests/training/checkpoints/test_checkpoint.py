@@ -9,8 +9,6 @@ import logging
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+import forked
 from mudit_engine.errors import ConfigError, InputError, OutputError
 from mudit_engine.training.checkpoints import async_save
 from mudit_engine.training.checkpoints.checkpoint import Checkpoints, find_fault
@@ -28,8 +27,6 @@ from small_songs import small_recipe, write_songs
 
 # a second thread only waits for the first, at these sizes
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-HELPERS = Path(__file__).parents[2] / "helpers"
 
 STATE = ("model.safetensors", "model.optimizer.safetensors", "model.ema.safetensors")
 SAME = ("step", "epoch", "loss", "grad_norm", "lr", "mse", "songs", "weight")
@@ -139,23 +136,10 @@ def test_second_ctrl_c_stops_at_once(data: Path, whole: Path, tmp_path: Path) ->
 def test_kill_9(
     data: Path, whole: Path, tmp_path: Path, place: str, step: int, newest: int, how: str
 ) -> None:
-    command = [
-        sys.executable,
-        str(HELPERS / "run_and_die.py"),
-        str(data),
-        str(tmp_path),
-        place,
-        str(step),
-        *([how] if how else []),
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    arguments = (str(data), str(tmp_path), place, str(step), *([how] if how else []))
+    log = tmp_path / "log"
+    code = forked.start("run_and_die.py", *arguments, log=log).wait(300)
+    assert code == -signal.SIGKILL, log.read_text()
     assert Checkpoints(tmp_path / "checkpoints").tags()[0].name == f"step-{newest:08d}", (
         "at most one interval is lost"
     )
