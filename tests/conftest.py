@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # read by triton.jit when a kernel module is first imported, which any test file may do
@@ -75,7 +76,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def deployed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The deployment folder of `model`. Never written to: a test that breaks it copies it first."""
+    """The deployment folder of `model`. Never written to: a test that breaks it copies it first.
+
+    It takes most of a minute, so that the workers of one run share it: the first that asks makes
+    it, another waits. A worker that fails leaves nothing, and the next tries itself.
+    """
     from mudit_engine.export.onnx_export import export_onnx
 
-    return export_onnx(model, tmp_path_factory.mktemp("deploy") / "out", flavours=("fp32",))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # otherwise the parent outlives this run
+        folder = folder.parent
+    with FileLock(folder / "deployed.lock"):
+        if not (folder / "deployed").is_dir():  # renamed when it is whole
+            export_onnx(model, folder / "deployed", flavours=("fp32",))
+    return folder / "deployed"

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -24,6 +25,8 @@ import pytest
 import soundfile
 
 from mudit_engine.cli.main import cli, run
+from mudit_engine.export import onnx_export
+from mudit_engine.runtime.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -274,6 +277,8 @@ class Sandbox:
                 model = [] if "--model" in words else ["--model", str(self.micro)]
                 length = [] if {"--seconds", "--edit"} & {*words} else ["--seconds", "3"]
                 return [*swapped, *model, *length, "--steps", "2"]
+            case ["mudit", "lyrics", "write"] if not {"--structure", "--from"} & {*words}:
+                return [*swapped, "--seconds", "12"]
             case ["mudit", "finetune", *_]:
                 return [*swapped, "--model", str(self.micro), "--steps", "2", "--samples", "0"]
             case ["mudit", "train", recipe] if "--launch" not in words:
@@ -298,6 +303,19 @@ class Sandbox:
         return swapped
 
 
+def reuse_graphs(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets an export of the model of `deployed` take its graphs, which take most of a minute to
+    trace; tests/export holds them to the model.
+    """
+
+    def copied(source: Path, folder: Path, **options: Any) -> dict[str, Any]:
+        shutil.copytree(deployed / "graphs/fp32", folder)
+        flavours: dict[str, Any] = read_manifest(deployed)["flavours"]
+        return flavours["fp32"]
+
+    monkeypatch.setattr(onnx_export, "export_graphs", copied)
+
+
 RUN = [page for page in PAGES if any(not elsewhere(words) for words in commands(page))]
 
 
@@ -309,12 +327,15 @@ def test_commands_run(
     monkeypatch: pytest.MonkeyPatch,
     one_thread: None,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    wanted = [words for words in commands(page) if not elsewhere(words)]
+    if any(words[:3] == ["mudit", "export", "onnx"] for words in wanted):
+        micro = request.getfixturevalue("model")
+        reuse_graphs(request.getfixturevalue("deployed"), monkeypatch)
     sandbox = Sandbox(tmp_path, micro, page)
     monkeypatch.chdir(tmp_path)
-    for words in commands(page):
-        if elsewhere(words):
-            continue
+    for words in wanted:
         small = sandbox.small(words)
         assert words[0] == "mudit", f"{relative(page)}: what runs `{shlex.join(words)}`?"
         code = run(small[1:])

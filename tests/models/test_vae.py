@@ -253,7 +253,11 @@ class DecodeOnly(torch.nn.Module):
         return self.vae.decode(latents_NTC)
 
 
-@pytest.mark.parametrize("config", [SMALL, STEREO], ids=["mono", "stereo"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(SMALL, marks=pytest.mark.slow), STEREO],  # tests/export has one of mono
+    ids=["mono", "stereo"],
+)
 def test_decode_exports_with_any_number_of_frames(config: VaeConfig) -> None:
     vae = build(config.model_copy(update={"phase_refinements": 1}))
     vae.stft.set_transform("matrix")
@@ -272,7 +276,9 @@ def test_decode_exports_with_any_number_of_frames(config: VaeConfig) -> None:
         )
 
 
+@pytest.mark.slow
 def test_decode_runs_in_onnx_runtime(tmp_path: object) -> None:
+    """In stereo; tests/export/test_parity.py holds a graph of one channel to this."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     vae = build(STEREO.model_copy(update={"phase_refinements": 1}))
