@@ -30,7 +30,7 @@ class Served:
         assert answer.status_code == 202, answer.text
         return dict(answer.json())
 
-    def ended(self, id: str, *, seconds: float = 60.0) -> dict[str, Any]:
+    def ended(self, id: str, *, seconds: float = 240.0) -> dict[str, Any]:
         """A job once it has ended."""
         deadline = time.monotonic() + seconds
         while True:
@@ -55,7 +55,7 @@ def serving(open_engine: Callable[[], Any], folder: Path, **options: Any) -> Ite
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not server.started:
             assert thread.is_alive() and time.monotonic() < deadline, "the service did not start"
             time.sleep(0.01)
@@ -64,5 +64,5 @@ def serving(open_engine: Callable[[], Any], folder: Path, **options: Any) -> Ite
         served.client.close()
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         listening.close()

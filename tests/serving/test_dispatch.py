@@ -138,15 +138,15 @@ def test_a_cancelled_song_stops_on_its_replica(
         time.sleep(0.01)
     ticket.cancel()
     with pytest.raises(StoppedError):
-        ticket.wait(10)
-    until = time.monotonic() + 10
+        ticket.wait(60)
+    until = time.monotonic() + 60
     while replicas[0].batcher.queued_frames():
         assert time.monotonic() < until, "the replica still works on it"
         time.sleep(0.01)
     early = engine.submit(engine.read(request))
     early.cancel()
     with pytest.raises(StoppedError):
-        early.wait(10)
+        early.wait(60)
 
 
 def test_a_users_error_on_a_replica_is_his_own(

@@ -42,8 +42,8 @@ class Process:
             stderr=self.log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        self.client = httpx.Client(base_url=self.url, timeout=30)
-        deadline = time.monotonic() + 60
+        self.client = httpx.Client(base_url=self.url, timeout=120)
+        deadline = time.monotonic() + 240
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if self.client.get("/ready").status_code == 200:
@@ -62,7 +62,7 @@ class Process:
         return self.client.get(f"/v1/songs/{id}/content?format=wav")
 
     def ended(self, id: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while (job := self.job(id))["status"] in ("queued", "in_progress"):
             assert time.monotonic() < deadline, job
             time.sleep(0.02)
@@ -70,7 +70,7 @@ class Process:
 
     def end(self, sign: signal.Signals) -> int:
         self.process.send_signal(sign)
-        return self.process.wait(60)
+        return self.process.wait(240)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def started(micro: Path, tmp_path: Path) -> Iterator[Any]:
         one.client.close()
         if one.process.poll() is None:
             one.process.kill()
-            one.process.wait(10)
+            one.process.wait(240)
         one.log.close()
 
 
@@ -139,13 +139,13 @@ def test_sigterm_drains(started: Any) -> None:
         next(lines)
         first.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-        refused = httpx.post(f"{first.url}/v1/songs", json=SONG, timeout=10)
+        refused = httpx.post(f"{first.url}/v1/songs", json=SONG, timeout=60)
         assert refused.status_code == 503 and "retry-after" in refused.headers
-        assert httpx.get(f"{first.url}/ready", timeout=10).status_code == 503
-        assert httpx.get(f"{first.url}/health", timeout=10).status_code == 200
+        assert httpx.get(f"{first.url}/ready", timeout=60).status_code == 503
+        assert httpx.get(f"{first.url}/health", timeout=60).status_code == 200
         rest = list(lines)
     assert "event: end" in rest
-    assert first.process.wait(60) == 0
+    assert first.process.wait(240) == 0
     second = started()
     assert [second.job(id)["status"] for id in ids] == ["completed"] * 3
 

@@ -31,7 +31,7 @@ def hold(folder: Path, seconds: float) -> None:
 def holder(folder: Path, seconds: float = 60) -> multiprocessing.Process:
     process = multiprocessing.get_context("fork").Process(target=hold, args=(folder, seconds))
     process.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (folder / FILE).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return process  # type: ignore[return-value]
