@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
+from mudit_engine.profiling import strict
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+# the same as cases of tests: fp16 differs from bf16 only in rounding, and the tests of drawn shapes
+# draw it too, so that where kernels are interpreted the rest of its cases is slow
+EACH_DTYPE = [
+    pytest.param(
+        dtype,
+        id=NAMES[dtype],
+        marks=[pytest.mark.slow] if strict.INTERPRETED and dtype == torch.float16 else [],
+    )
+    for dtype in DTYPES
+]
 
 
 def error(actual: Tensor, exact: Tensor) -> float:

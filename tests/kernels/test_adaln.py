@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from elementwise import DTYPES, NAMES, compare, layouts, results
+from elementwise import DTYPES, EACH_DTYPE, compare, layouts, results
 from mudit_engine.kernels import adaln
 from mudit_engine.kernels import rows as row_helpers
 from mudit_engine.kernels.adaln import (
@@ -84,19 +84,19 @@ def check_residual(items, width, dtype, device, kind="gated_modulated"):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 100, 257], ids="T{}".format)
 def test_residual_matches_float64(rows, dtype, device):
     check_residual(((rows, 3),), 72, dtype, device)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_residual_of_mixed_runs(kind, dtype, device):
     check_residual(MIXED, 72, dtype, device, kind)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("modulated", [False, True], ids=["plain", "modulated"])
 def test_norm_of_mixed_runs(modulated, dtype, device):
     check_norm(MIXED, 72, dtype, device, modulated=modulated)

@@ -183,9 +183,11 @@ def test_no_figure_is_below_the_tutorials_algorithm(key):
     assert row["ceiling_serial"] >= peer["ceiling_serial"]
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_compiles_to_the_committed_figures(arch, tmp_path):
-    for row in compiled(tmp_path, "--arch", arch, "--head-dims", "96"):
+def test_compiles_to_the_committed_figures(tmp_path):
+    """One width of the architecture with most kernels, five seconds each; the slow test compiles
+    all. test_tensorrt_plugins.py compiles the forward pass for sm_80 too.
+    """
+    for row in compiled(tmp_path, "--arch", "sm_90", "--head-dims", "96"):
         hold_here(row)
 
 

@@ -10,6 +10,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from attention_cases import NAMES, Case, assert_close, make_case
+from elementwise import EACH_DTYPE
 from mudit_engine.kernels import attention_forward
 from mudit_engine.kernels.attention import attention, attention_reference
 from mudit_engine.profiling import strict
@@ -35,7 +36,7 @@ def check(case: Case, precision: str = "ieee") -> None:
     assert kernel[0].dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("head_dim", HEADS, ids="K{}".format)
 def test_self_and_cross_in_one_launch(head_dim, dtype, capability, device):
     if capability == 90 and dtype != torch.bfloat16:

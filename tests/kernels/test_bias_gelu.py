@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from elementwise import DTYPES, NAMES, compare, layouts, results
+from elementwise import DTYPES, EACH_DTYPE, compare, layouts, results
 from mudit_engine.kernels.bias_gelu import bias_gelu, bias_gelu_reference
 from mudit_engine.profiling import strict
 
@@ -29,7 +29,7 @@ def inputs(rows, width, dtype, device):
     ).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 100, 257], ids="T{}".format)
 def test_matches_float64(rows, dtype, device):
     compare(OUTPUTS, kernel, reference, inputs(rows, 136, dtype, device))

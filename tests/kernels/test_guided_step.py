@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from elementwise import DTYPES, NAMES, hold, layouts
+from elementwise import DTYPES, EACH_DTYPE, hold, layouts
 from mudit_engine.kernels.guided_step import SongRows, guided_step, guided_step_reference
 from mudit_engine.profiling import strict
 
@@ -48,7 +48,7 @@ def check(x, kept, out, noise, coefficients, spans):
     return got
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("channels", [8, 96, 104], ids="C{}".format)
 def test_matches_float64(channels, dtype, device):
     check(*draw(MIXED, channels, dtype, device, rows=175), SongRows(MIXED))

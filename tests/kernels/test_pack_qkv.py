@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from elementwise import DTYPES, NAMES, compare, layouts, results
+from elementwise import DTYPES, EACH_DTYPE, compare, layouts, results
 from mudit_engine.kernels import pack_qkv as packing
 from mudit_engine.kernels.pack_qkv import (
     pack_kv,
@@ -67,7 +67,7 @@ def check_qkv(rows, heads, head_dim, dtype, device, *, streams=1, q_norm=True, k
     compare(names, call(pack_qkv), call(pack_qkv_reference), inputs)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("head_dim", [64, 96, 128], ids="K{}".format)
 @pytest.mark.parametrize("rows", [0, 1, 65], ids="T{}".format)
 def test_matches_float64(rows, head_dim, dtype, device):
@@ -93,7 +93,7 @@ def test_norms_are_optional(q_norm, k_norm, device):
     check_qkv(33, 2, 64, torch.bfloat16, device, q_norm=q_norm, k_norm=k_norm)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("head_dim", [64, 96, 128], ids="K{}".format)
 def test_lyric_keys_match_float64(head_dim, dtype, device):
     cos, sin = table(40, head_dim, device)

@@ -58,7 +58,11 @@ def passes(task: Task, batches: list[list[int]]) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("cross_attention, parts", [("serial", 3), ("parallel", 2)])
+# each way of attending is compiled by one of the next two tests, five seconds each
+@pytest.mark.parametrize(
+    "cross_attention, parts",
+    [("serial", 3), pytest.param("parallel", 2, marks=pytest.mark.slow)],
+)
 def test_fifty_batches_compile_each_part_once(
     songs: Path, traced: None, cross_attention: str, parts: int
 ) -> None:
@@ -73,7 +77,9 @@ def test_fifty_batches_compile_each_part_once(
     assert counters["stats"]["unique_graphs"] == parts, "passes without gradients run as ever"
 
 
-@pytest.mark.parametrize("cross_attention", ["serial", "parallel"])
+@pytest.mark.parametrize(
+    "cross_attention", [pytest.param("serial", marks=pytest.mark.slow), "parallel"]
+)
 def test_gradients_are_those_of_the_plain_blocks(
     songs: Path, traced: None, cross_attention: str
 ) -> None:
@@ -109,6 +115,7 @@ def test_triton_operators_stay_as_they_are(songs: Path, traced: None) -> None:
     assert graphs == 3
 
 
+@pytest.mark.slow  # a C++ compiler takes most of a minute; the tests above hold what it is given
 def test_twenty_steps_through_inductor(songs: Path, tmp_path: Path) -> None:
     rows = []
     for compile in ("none", "blocks"):
