@@ -1,6 +1,7 @@
 """mudit align: a model learns from preferences, and is judged on requests that it did not see.
 
 mudit align --out mine --judge judge                     # songs of its own, ranked by a reward
+mudit align --out mine --originals latents --judge judge # a data set's songs beside its own
 mudit align --out mine --preferences survey/preferences.jsonl --system ours --system theirs \\
     --requests requests.jsonl
 mudit generate --model mine --description "..." --lyrics song.txt
@@ -127,6 +128,19 @@ WANTED = 0.65  # share of pairs won, below which an alignment has not shown that
     help="With --preferences: a folder of the songs that were heard. Repeatable.",
 )
 @click.option(
+    "--originals",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="An encoded data set, instead of a reward: its songs are preferred to the model's own of "
+    "the same words and plan.",
+)
+@click.option(
+    "--most",
+    type=click.IntRange(2),
+    default=96,
+    show_default=True,
+    help="With --originals: of its training songs, the shortest first.",
+)
+@click.option(
     "--reference",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="A folder of real songs, for FAD and KAD.",
@@ -163,6 +177,8 @@ def command(
     judged_steps: int | None,
     preferences: Path | None,
     systems: tuple[Path, ...],
+    originals: Path | None,
+    most: int,
     reference: Path | None,
     steps: int,
     rank: int,
@@ -175,9 +191,10 @@ def command(
     """Learn from preferences (Diffusion-DPO, as a LoRA), and judge on held-out requests.
 
     Makes songs of each request from one plan, takes the best and the worst by a reward (or pairs
-    that listeners compared), trains until the held-out pairs say stop, writes a whole model folder,
-    and compares songs before and after: wins by a ChinMu of another training and by adherence, and
-    what changed although it should not. Ctrl-C or SIGTERM save; the same command goes on.
+    that listeners compared, or a data set's songs beside its own), trains until the held-out pairs
+    say stop, writes a whole model folder, and compares songs before and after: wins by a ChinMu of
+    another training and by adherence, and what changed although it should not. Ctrl-C or SIGTERM
+    save; the same command goes on.
     """
     import dataclasses
 
@@ -199,6 +216,8 @@ def command(
             "--preferences and --system belong together: the answers, and the folders of the songs "
             "that were heard"
         )
+    if preferences and originals:
+        raise InputError("--preferences and --originals are two ways to say which song is better")
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -219,6 +238,8 @@ def command(
         judged_steps,
         preferences,
         systems,
+        originals,
+        most,
         steps,
         rank,
         seed,

@@ -32,6 +32,7 @@ from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.training.align.asked import Requests, read_requests
 from mudit_engine.training.align.listeners import preferred_pairs
+from mudit_engine.training.align.originals import Originals, check_encoder
 from mudit_engine.training.align.pairs import Candidates, ranked_songs, write_pairs
 from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.dataset.shards import Shards
@@ -50,7 +51,8 @@ ANCHOR = 0.2  # of beta: what the better songs' own error weighs beside the pref
 @dataclass(frozen=True)
 class AlignPlan:
     """What is wanted. `overrides` are fields of the recipe (`--set`); with `preferences` the songs
-    of `systems` are compared, and none are made to learn from.
+    of `systems` are compared, and none are made to learn from; with `originals`, an encoded data
+    set, the `most` shortest of its training songs are preferred to the model's own.
     """
 
     out: Path
@@ -69,6 +71,8 @@ class AlignPlan:
     judged_steps: int | None = None
     preferences: Path | None = None
     systems: tuple[Path, ...] = ()
+    originals: Path | None = None
+    most: int = 96
     steps: int = 100
     rank: int = 16
     seed: int = 0
@@ -106,6 +110,8 @@ def requests_of(plan: AlignPlan) -> tuple[Requests, Requests]:
         if plan.requests.startswith("builtin:")
         else sha256_of(Path(plan.requests)),
         "preferences": sha256_of(plan.preferences) if plan.preferences else None,
+        "originals": Shards(plan.originals).digest if plan.originals else None,
+        "most": plan.most if plan.originals else None,
         **{
             name: getattr(plan, name)
             for name in ("held_out", "reward", "user_type", "songs", "seconds", "seed")
@@ -144,7 +150,8 @@ def make_pairs(
     chinmu: Encoder | None = None,
     track: Track = silent_track,
 ) -> int:
-    """Makes and ranks songs, or encodes those that listeners ranked. Returns the number of pairs.
+    """Makes and ranks songs, encodes those that listeners ranked, or makes songs beside those of a
+    data set. Returns the number of pairs.
 
     chinmu: that says how near songs are to words; None is the model's own.
     """
@@ -154,6 +161,20 @@ def make_pairs(
         pairs: Sequence[Any] = list(
             preferred_pairs(plan.preferences, systems, asked, pipeline, user_type=plan.user_type)
         )
+    elif plan.originals is not None:
+        shards = Shards(plan.originals)
+        check_encoder(shards, plan.model)
+        beside = Originals(
+            plan.work / "songs",
+            shards,
+            pipeline,
+            each=plan.pairs_each,
+            seed=plan.seed,
+            sampler=plan.sampler,
+            user_type=plan.user_type,
+        )
+        numbers = track(beside.numbers(plan.most), "songs to learn from")
+        pairs = [pair for number in numbers for pair in beside.of(number)]
     else:
         made = Candidates(
             plan.work / "songs",

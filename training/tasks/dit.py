@@ -15,7 +15,7 @@ fragments, the dropped conditions and the reference stem from (seed, step, song 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,15 +38,14 @@ from mudit_engine.models.folder import model_folder
 from mudit_engine.models.lora import add_lora
 from mudit_engine.models.outline import OutlineRows, hold, outline_rows, pack_outlines
 from mudit_engine.models.parts import part_file
-from mudit_engine.names import REFERENCE_KINDS, STYLES, USER_TYPES, VOICES
-from mudit_engine.text.composition.arrangement import section_of
+from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.text.composition.typed import CONTROLS
-from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
 from mudit_engine.text.outline import Controls, Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training.dataset import shards as layout
 from mudit_engine.training.dataset.encoded_with import read_encoder
 from mudit_engine.training.dataset.shards import SongRecord
+from mudit_engine.training.dataset.told import outline_of
 from mudit_engine.training.parallel.deepspeed_config import check_heads
 from mudit_engine.training.parallel.strategy import Logs, Strategy
 from mudit_engine.training.parallel.ulysses import make_exchange
@@ -418,27 +417,23 @@ class DitTask(Task):
         """What this step says of the song's course: tempo, key and chords are left out now and
         then, as requests leave them out; and so is what the reference `heard` decides.
         """
-        choose, known, s = moment.chooser("outline", record.id), record.metadata, self.stage
+        choose, s = moment.chooser("outline", record.id), self.stage
         dropped = (s.drop_tempo, s.drop_key, s.drop_chords)
         say_tempo, say_key, say_chords = (
             not moment.training or choose.random() >= share for share in dropped
         )
         triads = moment.training and choose.random() < 0.5  # planned chords are triads
-        bpm = float(known["bpm"]) if say_tempo and "bpm" in known else None
-        key = f"{TONIC_NAMES[known['key']]} {known['mode']}" if say_key and "key" in known else None
-        chords = [
-            TimedChord(start, end, chord_symbol(symbol).triad if triads else chord_symbol(symbol))
-            for start, end, symbol in (known.get("chords", ()) if say_chords else ())
-        ]
-        return self._composed(Outline(bpm, key, times, chords), known, moment, record.id, heard)
+        whole = outline_of(record.metadata, times, triads=triads)
+        said = Outline(
+            whole.bpm if say_tempo else None,
+            whole.key if say_key else None,
+            times,
+            whole.chords if say_chords else (),
+        )
+        return self._composed(said, whole, moment, record.id, heard)
 
     def _composed(
-        self,
-        outline: Outline,
-        known: Mapping[str, Any],
-        moment: Moment,
-        record_id: str,
-        heard: str,
+        self, outline: Outline, whole: Outline, moment: Moment, record_id: str, heard: str
     ) -> Outline:
         """The outline with what else is known of the song, each part left out now and then."""
         dit, s, choose = self.config.dit, self.stage, moment.chooser("composition", record_id)
@@ -447,18 +442,11 @@ class DitTask(Task):
             return not moment.training or choose.random() >= share
 
         if dit.melody and says(s.drop_melody):
-            outline = replace(outline, melody=known.get("melody", ()))
+            outline = replace(outline, melody=whole.melody)
         if dit.arrangement and says(s.drop_arrangement):
-            sections = tuple(section_of(one) for one in known.get("arrangement", ()))
-            outline = replace(outline, arrangement=sections)
+            outline = replace(outline, arrangement=whole.arrangement)
         if dit.controls:
-            # a data set's own words for voices and styles are left to the description
-            accepted = {"drums": (True, False), "voice": VOICES, "style": STYLES}
-            said = {
-                name: known[name]
-                for name in CONTROLS
-                if says(s.drop_controls) and known.get(name) in accepted[name]
-            }
+            said = {n: getattr(whole.controls, n) for n in CONTROLS if says(s.drop_controls)}
             outline = replace(outline, controls=Controls(**said))
         hides = _HEARD_IN.get(heard, {})
         if hides and moment.training and choose.random() < s.drop_referenced:

@@ -22,6 +22,7 @@ from mudit_engine.text.harmony import TimedChord, chord_symbol
 from mudit_engine.text.outline import Outline
 from mudit_engine.training.dataset.shard_writer import ShardWriter
 from mudit_engine.training.dataset.shards import Shards, SongRecord, audio_fields
+from mudit_engine.training.dataset.told import outline_of
 from mudit_engine.training.tasks.dit import Conditions, DitTask, choose_fragments, edited_frames
 from mudit_engine.training.tasks.task import Moment
 from run_ranks import wake
@@ -363,7 +364,7 @@ def test_what_a_reference_lets_hear_is_left_out_of_the_plan(shards: Shards) -> N
     made = task(
         shards, dit__drop_referenced=1.0, dit__drop_melody=0.0, dit__drop_tempo=0.0, **COMPOSED
     )
-    known = known_song(shards, full_song(shards)).metadata
+    known = outline_of(known_song(shards, full_song(shards)).metadata)
     moment = Moment(0, 0, 0)
     whole = Outline(90.0, "C major", None, (TimedChord(0.0, 1.0, chord_symbol("C")),))
     heard = {
