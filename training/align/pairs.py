@@ -9,7 +9,8 @@ The songs of a request share its plan (tempo, key, chords, times) and differ in 
 their guidance where several are given. They are ranked as they would be written, all equally loud:
 an encoder takes a louder song for a nearer one. What is made is kept, a file a request, so that a
 run that was stopped goes on. Listeners' preferences (`preferences.jsonl` of `mudit eval survey
-read`) name songs in folders, which are encoded instead.
+read`) name songs in folders, which are encoded instead (listeners.py); a data set's songs are
+preferred to the model's own (originals.py).
 """
 
 from __future__ import annotations
