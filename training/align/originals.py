@@ -92,7 +92,7 @@ class Originals:
         """
         rows = np.asarray(self.shards.rows("latents"))
         longest = self.pipeline.config.max_seconds * self.pipeline.config.vae.frame_rate
-        found = []
+        found: list[int] = []
         for number in sorted(map(int, self.shards.numbers("train")), key=lambda one: rows[one]):
             if len(found) == most or rows[number] > longest:
                 break
