@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from mudit_engine.benchmarks.timing import energy_meter
+from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import GateError
 from mudit_engine.files import atomic_path, write_json
 from mudit_engine.hardware import environment
@@ -225,9 +226,12 @@ def capacity(
     """Songs of this mix a second, served one after the other with nobody waiting."""
     if modelled is not None:
         cost, decode = modelled
-        rate, guided = pipeline.config.vae.frame_rate, 2
+        config = pipeline.config
+        sampler = config.sampler.model_copy(update={"steps": STEPS})
+        guided, rate = sampler_table(config.path, sampler).guided, config.vae.frame_rate
         spent = [
-            STEPS * cost.step([round(length * rate)] * guided) + decode * length * rate
+            sum(cost.step([round(length * rate)] * (1 + twice)) for twice in guided)
+            + decode * length * rate
             for length in LENGTHS
         ]
         return 1 / sum(one * share for one, share in zip(spent, SHARES, strict=True))
