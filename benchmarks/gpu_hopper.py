@@ -121,21 +121,18 @@ def _time(run: StageRun, shape: str, lengths: Sequence[int], head_dim: int) -> N
     """Rows of the Hopper and of the Triton forward, rotation included, in turns."""
     given = self_attention(run, lengths, head_dim)
     truth = truth_of(given, rotated=True)
-    providers = {
+    providers: dict[str, Kernel] = {
         f"{HOPPER}+rope": attention_hopper,
         f"{OURS}+rope": attention,
         f"{HOPPER}+rope again": attention_hopper,
     }
     arguments = (given.q, given.k, given.v, given.segments, given.cos, given.sin)
+
+    def forward(kernel: Kernel) -> tuple[Tensor, ...]:
+        return (kernel(*arguments),)
+
     with torch.no_grad():
-        for name, provider in providers.items():
-            error = float((provider(*arguments).float() - truth).norm() / truth.norm())
-            row = {"provider": name, "shape": shape, "head_dim": head_dim, "error": error}
-            if not error < BF16_ERROR:
-                run.emit("wrong", **row, ok=False)
-                continue
-            times = run.milliseconds(partial(provider, *arguments))
-            run.emit("attention_fwd", **row, **run.rates(given.flops, times))
+        _in_turns(run, "attention_fwd", providers, forward, (truth,), given.flops, shape, head_dim)
 
 
 def _time_training(run: StageRun, shape: str, lengths: Sequence[int], head_dim: int) -> None:
@@ -160,12 +157,24 @@ def _time_training(run: StageRun, shape: str, lengths: Sequence[int], head_dim: 
         f"{OURS}+rope": attention,
         f"{HOPPER_GRAD}+rope again": attention_hopper_grad,
     }
+    flops = 3.5 * given.flops
+    _in_turns(run, "attention_fwd_bwd", providers, gradients, truth, flops, shape, head_dim)
+
+
+def _in_turns(
+    run: StageRun, what: str, providers: dict[str, Kernel],
+    work: Callable[[Kernel], tuple[Tensor, ...]], truth: tuple[Tensor, ...], flops: float,
+    shape: str, head_dim: int,
+) -> None:  # fmt: skip
+    """A row of each provider: how far its work is from the truth, and where that is near, its
+    times.
+    """
     for name, kernel in providers.items():
-        pairs = zip(gradients(kernel), truth, strict=True)
+        pairs = zip(work(kernel), truth, strict=True)
         error = max(float((got.float() - true).norm() / true.norm()) for got, true in pairs)
         row = {"provider": name, "shape": shape, "head_dim": head_dim, "error": error}
         if not error < BF16_ERROR:
             run.emit("wrong", **row, ok=False)
             continue
-        times = run.milliseconds(partial(gradients, kernel))
-        run.emit("attention_fwd_bwd", **row, **run.rates(3.5 * given.flops, times))
+        times = run.milliseconds(partial(work, kernel))
+        run.emit(what, **row, **run.rates(flops, times))

@@ -246,6 +246,13 @@ class PathConfig(_Config):
         return self
 
 
+def check_interval(name: str, interval: tuple[float, float]) -> None:
+    """Raises ValueError unless it is one of noise levels, from 0 to 1."""
+    low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"{name}={interval} must hold 0 <= low <= high <= 1")
+
+
 class SamplerConfig(_Config):
     """How a trained network is sampled; the defaults of `mudit generate` for this model."""
 
@@ -270,11 +277,7 @@ class SamplerConfig(_Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"guidance_interval={self.guidance_interval} must hold 0 <= low <= high <= 1"
-            )
+        check_interval("guidance_interval", self.guidance_interval)
         return self
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mudit_engine.config import check_interval
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -247,12 +249,7 @@ class DistillStage(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        low, high = self.guidance_interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"distill.guidance_interval={self.guidance_interval} must hold 0 <= low <= high <= "
-                "1"
-            )
+        check_interval("distill.guidance_interval", self.guidance_interval)
         return self
 
 

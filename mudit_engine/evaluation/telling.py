@@ -56,12 +56,16 @@ class Telling:
             style: one of `names.STYLES`.
             voice: one of `names.VOICES`; "none" is an instrumental.
         """
-        asked = {"style": style, "voice": voice}
+        asked = {
+            name: value
+            for name, value in (("style", style), ("voice", voice))
+            if value is not None and value in VALUES[name]
+        }
+        if not asked:
+            return {}
+        [song_E] = self.chinmu.encode_audio([audio_cS], sample_rate)
         found: dict[str, float] = {}
         for name, value in asked.items():
-            if value is None or value not in VALUES[name]:
-                continue
-            [song_E] = self.chinmu.encode_audio([audio_cS], sample_rate)
             share_N = torch.softmax(self._vectors(name) @ song_E / TEMPERATURE, 0)
             found[name] = float(share_N[VALUES[name].index(value)])
         return found

@@ -26,8 +26,6 @@ from mudit_engine.models.parts import part_file
 
 FOLDER, FILE = "fewstep", "student.json"
 SCHEMA = 1
-# by whether the model's path is DDPM's, whose few steps are those of ddim
-RECIPES = {False: "tiny-dit-fewstep", True: "tiny-dit-fewstep-mudit"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,9 @@ def student_of(folder: Path) -> Student:
     """
     home = folder / FOLDER
     if not home.is_dir():
-        recipe = RECIPES[load_config(folder).path.kind == "ddpm"]
+        # the few steps of a ddpm path are those of ddim
+        ddpm = load_config(folder).path.kind == "ddpm"
+        recipe = "tiny-dit-fewstep-mudit" if ddpm else "tiny-dit-fewstep"
         raise InputError(
             f"model '{folder}' has no few-step student ({FOLDER}/): train one, such as with `mudit "
             f"train {recipe} --set init={folder} --set data.folder=LATENTS --out RUN`, "

@@ -4,7 +4,9 @@
         run_service(app, ...)
 
 The claim is a lock of the operating system on a file in the folder, so that it ends with the
-process, however that ends; a system without such locks has no claim.
+process, however that ends; a system without such locks has no claim. A training's lock
+(training/run_lock.py) has a heartbeat instead, for file systems of many hosts: after a kill in a
+container, whose next process may have the same number, it would have to grow stale first.
 """
 
 from __future__ import annotations

@@ -166,29 +166,27 @@ def test_what_is_left_after_the_drain_goes_on(started: Any, tmp_path: Path) -> N
     assert second.content(again).content == second.content(id).content
 
 
-def test_a_second_service_on_the_port_says_so(started: Any, tmp_path: Path) -> None:
-    first = started()
-    done = subprocess.run(
-        [sys.executable, "-m", "mudit_engine", "serve", "tiny", "--port", str(first.port)],
+def ended_at_once(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`mudit serve` with arguments by which it cannot start."""
+    return subprocess.run(
+        [sys.executable, "-m", "mudit_engine", "serve", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_a_second_service_on_the_port_says_so(started: Any, tmp_path: Path) -> None:
+    first = started()
+    done = ended_at_once("tiny", "--port", str(first.port))
     assert done.returncode == 2 and f":{first.port} cannot be listened on" in done.stderr
 
 
 def test_a_model_that_cannot_be_opened_is_told_in_a_line(micro: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(micro, tmp_path / "broken")
     (broken / "config.json").write_text("{")
-    arguments = ["serve", str(broken), "--port", "0", "--folder", str(tmp_path / "songs")]
-    done = subprocess.run(
-        [sys.executable, "-m", "mudit_engine", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = ended_at_once(str(broken), "--port", "0", "--folder", str(tmp_path / "songs"))
     told = done.stderr.splitlines()
     assert done.returncode in (1, 2) and "config.json" in told[-1], done.stderr
     assert "Traceback" not in done.stderr and len(told) == 2, done.stderr
@@ -200,14 +198,7 @@ def test_a_second_service_on_the_folder_says_so(started: Any, tmp_path: Path) ->
     id = first.song(seed=1, seconds=20, steps=1000)
     while first.job(id)["step"] < 2:
         time.sleep(0.01)
-    arguments = ["serve", "tiny", "--port", "0", "--folder", str(tmp_path / "songs")]
-    done = subprocess.run(
-        [sys.executable, "-m", "mudit_engine", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = ended_at_once("tiny", "--port", "0", "--folder", str(tmp_path / "songs"))
     assert done.returncode == 2, done.stderr
     assert f"a service that is running (process {first.process.pid})" in done.stderr
     assert first.job(id)["status"] == "in_progress"

@@ -16,10 +16,10 @@ from mudit_engine.errors import InputError
 from mudit_engine.models.folder import load_config
 from mudit_engine.names import USER_TYPES
 from mudit_engine.pipeline import SongPipeline
-from mudit_engine.training.align.originals import Originals, check_encoder
+from mudit_engine.training.align.originals import Originals
 from mudit_engine.training.align.pairs import write_pairs
 from mudit_engine.training.align.run import AlignPlan, make_recipe
-from mudit_engine.training.dataset.encoded_with import note_encoder
+from mudit_engine.training.dataset.encoded_with import check_encoder, note_encoder
 from mudit_engine.training.dataset.shard_writer import ShardWriter
 from mudit_engine.training.dataset.shards import Shards, audio_fields, song_fields
 from mudit_engine.training.tasks.align import AlignTask
@@ -149,9 +149,9 @@ def test_what_cannot_be_compared_is_named(
         writer.add("a", {"audio": np.zeros((9, 1))}, metadata={}, split="train")
     with pytest.raises(InputError, match=r"holds no latents, phonemes.*without --audio-only"):
         originals(tmp_path, tmp_path / "sound", pipeline)
-    check_encoder(Shards(data), str(model))
+    check_encoder(data, str(model), named="the model")
     with pytest.raises(InputError, match="was encoded with the VAE of"):
-        check_encoder(Shards(data), str(micro))
+        check_encoder(data, str(micro), named="the model")
     nobody = originals(tmp_path, data, pipeline, user_type="none")
     with pytest.raises(InputError, match="no training song with a description of user type 'none'"):
         nobody.numbers()

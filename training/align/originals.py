@@ -27,16 +27,13 @@ from safetensors.torch import save_file
 
 from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import InputError
-from mudit_engine.files import atomic_path, sha256_of
-from mudit_engine.models.folder import model_folder
+from mudit_engine.files import atomic_path
 from mudit_engine.models.outline import outline_rows
-from mudit_engine.models.parts import part_file
 from mudit_engine.names import USER_TYPES
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.runtime.denoiser import SongInputs, denoise
 from mudit_engine.text.outline import Outline
 from mudit_engine.training.align.pairs import Pair
-from mudit_engine.training.dataset.encoded_with import read_encoder
 from mudit_engine.training.dataset.shards import Shards, SongRecord
 from mudit_engine.training.dataset.told import outline_of
 from mudit_engine.training.seeding import seed64
@@ -57,8 +54,7 @@ class Originals:
         user_type: whose descriptions are taken, "all" for both.
 
     Raises:
-        InputError: for a data set that lacks lyrics or descriptions, or was encoded by another
-            codec.
+        InputError: for a data set that lacks lyrics or descriptions.
     """
 
     def __init__(
@@ -173,15 +169,4 @@ class Originals:
         return list(load_file(path)["latents"])
 
 
-def check_encoder(shards: Shards, model: str) -> None:
-    """Raises InputError for a data set that another codec encoded than the model's."""
-    encoder = read_encoder(shards.folder)
-    own = sha256_of(part_file(model_folder(model), "vae"))
-    if encoder is not None and encoder.sha256.get("vae") not in (None, own):
-        raise InputError(
-            f"'{shards.folder}' was encoded with the VAE of '{encoder.model}', which is not that "
-            f"of '{model}': encode the songs with that model"
-        )
-
-
-__all__ = ["Originals", "check_encoder"]
+__all__ = ["Originals"]

@@ -32,9 +32,10 @@ from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.training.align.asked import Requests, read_requests
 from mudit_engine.training.align.listeners import preferred_pairs
-from mudit_engine.training.align.originals import Originals, check_encoder
+from mudit_engine.training.align.originals import Originals
 from mudit_engine.training.align.pairs import Candidates, ranked_songs, write_pairs
 from mudit_engine.training.checkpoints.export_part import export_part
+from mudit_engine.training.dataset.encoded_with import check_encoder
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe, merge, parse_override, parse_recipe
 from mudit_engine.training.recipe_stages import AlignStage
@@ -163,7 +164,7 @@ def make_pairs(
         )
     elif plan.originals is not None:
         shards = Shards(plan.originals)
-        check_encoder(shards, plan.model)
+        check_encoder(plan.originals, plan.model, named=f"'{plan.model}'")
         beside = Originals(
             plan.work / "songs",
             shards,

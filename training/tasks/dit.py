@@ -30,20 +30,17 @@ from mudit_engine.diffusion.loss import (
     sample_times,
 )
 from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
-from mudit_engine.errors import ConfigError, InputError
-from mudit_engine.files import sha256_of
+from mudit_engine.errors import InputError
 from mudit_engine.models.compiled import compile_blocks
 from mudit_engine.models.dit import DiT, DitBatch, check_lyric_ids
-from mudit_engine.models.folder import model_folder
 from mudit_engine.models.lora import add_lora
 from mudit_engine.models.outline import OutlineRows, hold, outline_rows, pack_outlines
-from mudit_engine.models.parts import part_file
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.text.composition.typed import CONTROLS
 from mudit_engine.text.outline import Controls, Outline
 from mudit_engine.text.vocabulary import Vocabulary
 from mudit_engine.training.dataset import shards as layout
-from mudit_engine.training.dataset.encoded_with import read_encoder
+from mudit_engine.training.dataset.encoded_with import check_encoder
 from mudit_engine.training.dataset.shards import SongRecord
 from mudit_engine.training.dataset.told import outline_of
 from mudit_engine.training.parallel.deepspeed_config import check_heads
@@ -166,7 +163,8 @@ class DitTask(Task):
                     f"{self.shards.fields[name].width}, the model takes {width}: "
                     "encode the songs with this model's VAE and ChinMu"
                 )
-        self._check_encoder()
+        if (init := self.recipe.init) is not None:
+            check_encoder(self.shards.folder, init, named=f"init='{init}'")
         vocabulary = Vocabulary.load(self.config.dit.vocabulary)
         self.sections = np.array(
             [i for i in range(len(vocabulary)) if vocabulary.family(i) == "section"]
@@ -196,20 +194,6 @@ class DitTask(Task):
         if self.stage.compile == "blocks":
             compile_blocks(self.dit)
         return {"model": DitLoss(self.dit, self.path, self.stage)}
-
-    def _check_encoder(self) -> None:
-        """Raises ConfigError where the weights that training starts from have another codec beside
-        them than the data set was encoded with.
-        """
-        encoder = read_encoder(self.shards.folder)
-        if encoder is None or self.recipe.init is None:
-            return
-        beside = part_file(model_folder(self.recipe.init), "vae")
-        if beside.is_file() and sha256_of(beside) != encoder.sha256.get("vae"):
-            raise ConfigError(
-                f"'{self.shards.folder}' was encoded with the VAE of '{encoder.model}', which is "
-                f"not that of init='{self.recipe.init}': encode the songs with that model"
-            )
 
     def join_ranks(self, strategy: Strategy) -> None:
         shares = strategy.shares
