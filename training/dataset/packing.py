@@ -102,18 +102,18 @@ def _best_fit(pool: list[tuple[int, int]], room: int) -> tuple[int, ...]:
     last = bisect.bisect_right(pool, (room, sys.maxsize)) - 1
     if last < 0:
         return ()
-    best: tuple[int, ...] = (pool[last][1],)
-    left = room - pool[last][0]
+    left, close = room - pool[last][0], room >> 9  # within 0.2 % is as good as full
     low, high = 0, last
-    while low < high and left > room >> 9:  # within 0.2 % is as good as full
-        both = pool[low][0] + pool[high][0]
-        if both > room:
+    best: tuple[int, ...] = (last,)
+    while low < high and left > close:
+        spare = room - pool[low][0] - pool[high][0]
+        if spare < 0:
             high -= 1
             continue
-        if room - both < left:
-            best, left = (pool[low][1], pool[high][1]), room - both
+        if spare < left:
+            best, left = (low, high), spare
         low += 1
-    return best
+    return tuple(pool[place][1] for place in best)
 
 
 def plan_beside(

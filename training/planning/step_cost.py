@@ -184,7 +184,8 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         from torch.utils.flop_counter import flop_registry
 
-        self._flops, self.parts = flop_registry, cache(parts)
+        self._flops = flop_registry
+        self.parts = cache(lambda size: np.array(parts(size)))
         self.living: dict[int, int] = {}
         self.live = self.peak = 0
         self.kept, self.peak_parts = np.zeros(3), np.zeros(3)
@@ -209,7 +210,7 @@ class Ledger(TorchDispatchMode):
         if func.is_view or func is torch.ops.aten.detach.default:
             return out
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        moved = np.sum([self.parts(_bytes(t)) for t in (*given, *results)], 0)
+        moved = sum(self.parts(_bytes(t)) for t in (*given, *results))
         packet = func._overloadpacket
         self.launches += 1
         if packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
@@ -363,7 +364,7 @@ def _measure(
         kept = ledger.kept.copy()
         loss.backward()
     return {
-        "saved_bytes": np.sum([np.array(ledger.parts(size)) for size in (0, *saved.values())], 0),
+        "saved_bytes": sum(map(ledger.parts, saved.values()), np.zeros(3)),
         "kept_bytes": kept,
         "peak_bytes": ledger.peak_parts,
         "gemm_flops": ledger.gemm_flops,
@@ -435,8 +436,8 @@ def fit(
     checkpointing: Checkpointing = "none",
     backend: str = "triton",
 ) -> CostModel:
-    """Two runs on fake tensors, of networks of 3 and 5 blocks."""
-    depths = (3, 5)  # below three blocks the peak may lie elsewhere
+    """Two runs on fake tensors, of networks of 3 and 4 blocks."""
+    depths = (3, 4)  # below three blocks the peak may lie elsewhere
     primes = Primes.of(config.dit)
     planes = []
     for blocks in depths:
