@@ -67,6 +67,18 @@ command.add_command(inspect)
     help="No song is longer, seconds. At 40 or less all are short pieces.",
 )
 @click.option(
+    "--shortest",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Shorter songs of the seed are passed over, seconds.",
+)
+@click.option(
+    "--held-out-only",
+    is_flag=True,
+    help="Songs that no training sees alone: what `mudit eval whole` asks for.",
+)
+@click.option(
     "--stems/--no-stems",
     default=True,
     show_default=True,
@@ -85,6 +97,8 @@ def synth(
     workers: int,
     sample_rate: int,
     longest: float,
+    shortest: float,
+    held_out_only: bool,
     stems: bool,
     soundfont: Path | None,
     as_json: bool,
@@ -98,7 +112,7 @@ def synth(
     import time
 
     from mudit_engine.training.corpus.statistics import summarise
-    from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs
+    from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs, picked
 
     request = Request(
         out=out,
@@ -108,8 +122,14 @@ def synth(
         stems=stems,
         soundfont=soundfont,
         longest=longest,
+        held_out_only=held_out_only,
+        shortest=shortest,
     )
     request.check()
+    with progress("looking for such songs", total=songs, quiet=as_json) as advance:
+        request = picked(
+            request, on_song=lambda found: advance(text=f"{found} of {songs} such songs found")
+        )
     started = time.monotonic()
     made = 0
     seconds_made = 0.0

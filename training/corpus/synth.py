@@ -5,6 +5,10 @@ depends on (seed, index, sample rate, soundfont, chunk size, longest) and on not
 songs are skipped, each song appears at once by a rename.
 
     make_corpus(Request(out=Path("corpus"), songs=500, seed=0), workers=2, on_song=print)
+
+A corpus may be of long songs that nothing is trained on alone, for `mudit eval whole`:
+
+    make_corpus(picked(Request(out=Path("long"), songs=96, held_out_only=True, shortest=60)))
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +34,7 @@ import numpy as np
 
 from mudit_engine import availability
 from mudit_engine.errors import InputError, OutputError
+from mudit_engine.files import write_json
 from mudit_engine.training.corpus import labels
 from mudit_engine.training.corpus.form import MAX_SECONDS
 from mudit_engine.training.corpus.labels import STEMS, Song
@@ -39,6 +44,9 @@ _CHUNK_DONE = "done"
 COMPOSER = 3
 SHORTEST_LIMIT = 30.0  # seconds: every tempo has forms below it
 SAMPLE_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
+# of settings that corpora made without them lack
+UNPICKED = {"held_out_only": False, "shortest": 0.0}
+MOST_TRIED = 400  # songs that are composed for one that is picked, before it is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,9 @@ class Request:
     No song is longer than `longest` seconds. `chunk` songs share a fluidsynth process. It is part
     of what a song is: the synthesiser places notes on blocks of 64 samples, counted from the start
     of the chunk.
+
+    With `held_out_only` or `shortest` the corpus holds the first songs of the seed that are held
+    out of training, or last as many seconds: `indices`, which `picked` finds.
     """
 
     out: Path
@@ -60,6 +71,14 @@ class Request:
     cache: Path | None = None
     chunk: int = 8
     longest: float = MAX_SECONDS
+    held_out_only: bool = False
+    shortest: float = 0.0
+    indices: tuple[int, ...] | None = None
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of the songs, each its place in the seed."""
+        return range(self.songs) if self.indices is None else self.indices
 
     def check(self) -> None:
         """Raises InputError for numbers that cannot be used, MissingError for absent programs,
@@ -76,6 +95,11 @@ class Request:
             raise InputError(
                 f"--longest {self.longest:g}: songs of the corpus can be limited to "
                 f"{SHORTEST_LIMIT:g} to {MAX_SECONDS:g} s"
+            )
+        if not 0 <= self.shortest < self.longest:
+            raise InputError(
+                f"--shortest {self.shortest:g}: 0 s or more, and less than --longest "
+                f"{self.longest:g}"
             )
         for module in ("soundfile", "scipy", "mido", "pyworld"):
             availability.require(module, "making a corpus")
@@ -98,9 +122,43 @@ def missing_songs(request: Request) -> list[int]:
     """Indices that are not finished yet."""
     return [
         index
-        for index in range(request.songs)
+        for index in request.numbers
         if not (song_folder(request.out, index) / "song.json").exists()
     ]
+
+
+def picked(request: Request, *, on_song: Callable[[int], None] = lambda found: None) -> Request:
+    """The request with the numbers of its songs. Songs are composed, not rendered, until enough are
+    found, and their numbers kept beside the corpus. `on_song(how many there are)` is called after
+    each. Raises InputError where songs like these are too rare.
+    """
+    if not (request.held_out_only or request.shortest):
+        return request
+    from mudit_engine.training.corpus.compose import compose
+
+    path = request.out / "numbers.json"
+    _write_manifest(request)  # numbers of other settings are not read
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found, number = list(kept.get("found", [])), int(kept.get("next", 0))
+    while len(found) < request.songs:
+        if number >= MOST_TRIED * request.songs:
+            raise InputError(
+                f"{len(found)} of {request.songs} songs were found among the first {number:,} of "
+                f"seed {request.seed}: lower --shortest or raise --longest"
+            )
+        song = compose(
+            seed=request.seed,
+            index=number,
+            sample_rate=request.sample_rate,
+            longest=request.longest,
+        ).song
+        if song.seconds >= request.shortest and (song.held_out or not request.held_out_only):
+            found.append(number)
+            on_song(len(found))
+        number += 1
+        if len(found) == request.songs or number % 100 == 0:
+            write_json(path, {"found": found, "next": number})
+    return dataclasses.replace(request, indices=tuple(found[: request.songs]))
 
 
 def _remove_unfinished(request: Request, process: str) -> None:
@@ -116,7 +174,7 @@ def make_corpus(
     on_song: Callable[[int, float], None] = lambda index, seconds: None,
 ) -> int:
     """Makes what is missing and returns how many songs that was. `on_song(index, seconds)` is
-    called after each, in any order.
+    called after each, in any order. A request that picks songs has been through `picked`.
 
     Raises what Request.check raises, and InputError when `out` holds a corpus made otherwise.
     KeyboardInterrupt passes through after the workers have ended; finished songs stay.
@@ -126,8 +184,10 @@ def make_corpus(
         raise InputError(f"--workers {workers}: at least one process is needed")
     _write_manifest(request)
     _remove_unfinished(request, "*")
-    missing = missing_songs(request)
-    chunks = sorted({index // request.chunk for index in missing})
+    missing = set(missing_songs(request))
+    chunks = sorted(
+        {place // request.chunk for place, n in enumerate(request.numbers) if n in missing}
+    )
     done = 0
     with contextlib.closing(_run(request, chunks, min(workers, max(1, len(chunks))))) as finished:
         for index, seconds in finished:
@@ -226,12 +286,14 @@ def make_chunk(request: Request, chunk: int) -> Iterator[tuple[int, float]]:
     from mudit_engine.training.corpus.band import Segment, find_soundfont, render
     from mudit_engine.training.corpus.compose import compose
 
-    wanted = [index for index in missing_songs(request) if index // request.chunk == chunk]
+    members = request.numbers[chunk * request.chunk : (chunk + 1) * request.chunk]
+    missing = set(missing_songs(request))
+    wanted = [index for index in members if index in missing]
     if not wanted:
         return
     # Songs before a missing one are rendered again, finished or not: the synthesiser's clock then
     # stands where it stood the first time.
-    indices = range(chunk * request.chunk, wanted[-1] + 1)
+    indices = [index for index in members if index <= wanted[-1]]
     scores = [
         compose(
             seed=request.seed,
@@ -313,6 +375,8 @@ def _write_manifest(request: Request) -> None:
         "seed": request.seed,
         "sample_rate": request.sample_rate,
         "longest": request.longest,
+        "held_out_only": request.held_out_only,
+        "shortest": request.shortest,
         "stems": list(STEMS) if request.stems else [],
         "chunk": request.chunk,
         "soundfont": soundfont.name,
@@ -320,7 +384,7 @@ def _write_manifest(request: Request) -> None:
     }
     path = request.out / "corpus.json"
     if path.exists():
-        made = json.loads(path.read_text(encoding="utf-8"))
+        made = UNPICKED | json.loads(path.read_text(encoding="utf-8"))
         differing = [
             f"{name} {made.get(name)!r} (asked: {value!r})"
             for name, value in settings.items()

@@ -23,8 +23,9 @@ from mudit_engine.cli.main import run
 from mudit_engine.errors import InputError, MissingError, MuditError
 from mudit_engine.text.harmony import QUALITIES
 from mudit_engine.training.corpus import band
+from mudit_engine.training.corpus.compose import compose
 from mudit_engine.training.corpus.labels import Song, song_folders
-from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs
+from mudit_engine.training.corpus.synth import Request, make_corpus, missing_songs, picked
 
 # Three short songs: Mandarin with drums, English without, Mandarin without.
 SEED, SONGS, LONGEST = 63, 3, 40.0
@@ -101,6 +102,31 @@ def test_two_workers_make_the_same_bytes(corpus, request_):
     other = dataclasses.replace(request_, out=request_.out.with_name("two-workers"))
     assert make_corpus(other, workers=2) == SONGS
     assert tree(other.out) == tree(corpus)
+
+
+@needs_programs
+def test_long_songs_that_no_training_sees_can_be_made_alone(request_, tmp_path):
+    ours = dataclasses.replace(
+        request_, out=tmp_path / "long", songs=1, held_out_only=True, shortest=20.0
+    )
+    told = []
+    one = picked(ours, on_song=told.append)
+    assert told == [1] and make_corpus(one) == 1 and make_corpus(picked(ours)) == 0
+    # more of them go on from where the first were found
+    two = picked(dataclasses.replace(ours, songs=2), on_song=told.append)
+    assert told == [1, 2] and two.indices[:1] == one.indices and make_corpus(two, workers=2) == 1
+    fitting = [
+        index
+        for index in range(two.indices[-1] + 1)
+        for song in (compose(seed=SEED, index=index, sample_rate=22050, longest=LONGEST).song,)
+        if song.held_out and song.seconds >= 20
+    ]
+    assert list(two.indices) == fitting
+    made = [Song.load(folder) for folder in song_folders(two.out)]
+    assert [song.index for song in made] == fitting
+    assert all(song.held_out and song.seconds >= 20 for song in made)
+    with pytest.raises(InputError, match="shortest 20.0 .asked: 0.0"):
+        make_corpus(dataclasses.replace(two, shortest=0.0))
 
 
 @needs_programs

@@ -355,8 +355,10 @@ def test_a_slip_of_the_fingers_changes_little():
         ({"sample_rate": 8000}, "16000, 22050"),
         ({"longest": 5.0}, "--longest 5: .* 30 to 240 s"),
         ({"longest": 900.0}, "--longest 900"),
+        ({"shortest": 60.0, "longest": 60.0}, "less than --longest 60"),
+        ({"shortest": float("nan")}, "--shortest nan"),
     ],
-    ids=["no-songs", "negative-seed", "odd-rate", "too-short", "too-long"],
+    ids=["no-songs", "negative-seed", "odd-rate", "too-short", "too-long", "none", "nan"],
 )
 def test_impossible_requests_are_refused(tmp_path, change, said):
     assert 22050 in SAMPLE_RATES
