@@ -269,6 +269,9 @@ class LoraConfig(Section):
     parts: tuple[Literal["attention", "mlp", "modulation"], ...] = Field(
         ("attention", "mlp", "modulation"), min_length=1
     )
+    init: str | None = Field(
+        None, description="a LoRA folder of the same rank and parts that training goes on from"
+    )
 
 
 class SmallModel(Section):

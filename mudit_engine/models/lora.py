@@ -90,6 +90,35 @@ def add_lora(
     return lora_config(rank=rank, alpha=alpha, dropout=dropout, parts=parts)
 
 
+@torch.no_grad()
+def begin_lora(dit: nn.Module, folder: Path | str) -> None:
+    """Sets the layers that add_lora put in to the matrices of a LoRA folder, so that training goes
+    on from there. Raises ModelError for a folder that read_lora refuses, and for one of other
+    matrices or another rank.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    given = read_lora(Path(folder))
+    layers = {name: module for name, module in dit.named_modules() if isinstance(module, LoraLayer)}
+    if set(layers) != set(given.pairs):
+        odd = sorted(set(layers) ^ set(given.pairs))
+        raise ModelError(
+            f"LoRA '{folder}' adds to other matrices than are trained here, such as {odd[0]}: set "
+            f"lora.parts to what it was trained with"
+        )
+    for name, layer in layers.items():
+        (adapter,) = layer.active_adapters
+        sides = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        for mine, its in zip(sides, given.pairs[name], strict=True):
+            if mine.shape != its.shape:
+                raise ModelError(
+                    f"LoRA '{folder}' has {tuple(its.shape)} at {name}, where {tuple(mine.shape)} "
+                    f"is trained: set lora.rank to its own, and init to its model"
+                )
+            mine.copy_(its)
+        sides[1].mul_(given.factors[name] / layer.scaling[adapter])
+
+
 def lora_config(
     *, rank: int, alpha: int, dropout: float, parts: Sequence[LoraPart]
 ) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from mudit_engine.models.folder import (
     save_config,
     save_part,
 )
-from mudit_engine.models.lora import LoraSet, LoraSpec
+from mudit_engine.models.lora import PARTS as PARTS_OF_LORA
+from mudit_engine.models.lora import LoraSet, LoraSpec, add_lora, begin_lora, read_lora
 from mudit_engine.models.parts import part_file
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.request import SongRequest
@@ -186,6 +187,36 @@ def test_a_lora_trains_resumes_and_is_exported(base: Path, tmp_path: Path) -> No
     other = lora_recipe(base, steps=8, lora={"rank": 2, "alpha": 8})
     with pytest.raises(ConfigError, match="lora"):
         Trainer(other, tmp_path / "cut", quiet=True).run()
+
+
+def test_a_lora_goes_on_from_another(base: Path, tmp_path: Path) -> None:
+    """With another alpha too, what it adds is the same; a tiny step later it is hardly moved."""
+    first = lora_recipe(base, steps=8)
+    Trainer(first, tmp_path / "first", quiet=True).run()
+    export_part(tmp_path / "first", tmp_path / "model", weights="raw")
+    lora = tmp_path / "model" / "lora"
+    config = load_config(base / "model")
+    dit, merged = (load_part("dit", config, base / "model") for _ in range(2))
+    add_lora(dit, rank=4, alpha=3, dropout=0.0, parts=PARTS_OF_LORA)
+    begin_lora(dit, lora)
+    LoraSet(merged).use([LoraSpec(lora)])
+    layers = {n: m for n, m in dit.named_modules() if hasattr(m, "get_delta_weight")}
+    for name, layer in layers.items():
+        made = layer.base_layer.weight + layer.get_delta_weight("default")
+        torch.testing.assert_close(made, merged.get_submodule(name).weight, rtol=0, atol=1e-6)
+
+    fields = {"rank": 4, "alpha": 8, "dropout": 0.0, "init": str(lora)}
+    again = lora_recipe(base, steps=1, lora=fields, optimizer__lr=1e-6, schedule__warmup=0)
+    Trainer(again, tmp_path / "again", quiet=True).run()
+    export_part(tmp_path / "again", tmp_path / "more", weights="raw")
+    began, ended = (read_lora(f).pairs for f in (lora, tmp_path / "more" / "lora"))
+    for name, (a, b) in began.items():
+        torch.testing.assert_close(ended[name][0], a, rtol=0, atol=2e-6)
+        torch.testing.assert_close(ended[name][1], b, rtol=0, atol=2e-6)
+    for change, said in (({"rank": 2}, "lora.rank"), ({"parts": ["mlp"]}, "lora.parts")):
+        with pytest.raises(ModelError, match=said):
+            odd = lora_recipe(base, steps=1, lora=fields | change, schedule__warmup=0)
+            Trainer(odd, tmp_path / "odd", quiet=True).run()
 
 
 def test_a_lora_holds_a_share_of_the_state(base: Path, tmp_path: Path) -> None:

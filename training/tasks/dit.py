@@ -33,7 +33,7 @@ from mudit_engine.diffusion.paths import DdpmPath, Path, make_path
 from mudit_engine.errors import InputError
 from mudit_engine.models.compiled import compile_blocks
 from mudit_engine.models.dit import DiT, DitBatch, check_lyric_ids
-from mudit_engine.models.lora import add_lora
+from mudit_engine.models.lora import add_lora, begin_lora
 from mudit_engine.models.outline import OutlineRows, hold, outline_rows, pack_outlines
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.text.composition.typed import CONTROLS
@@ -191,6 +191,8 @@ class DitTask(Task):
                 dropout=lora.dropout,
                 parts=lora.parts,
             )
+            if lora.init is not None:
+                begin_lora(self.dit, lora.init)
         if self.stage.compile == "blocks":
             compile_blocks(self.dit)
         return {"model": DitLoss(self.dit, self.path, self.stage)}
