@@ -91,8 +91,8 @@ quantize: $(VENV)/.dev
 gpu:
 	$(PYTHON) -m mudit_engine.benchmarks.gpu_run $(STAGES) --out out/gpu
 
-# The embedded model from nothing: corpus, codec, encoder, latents, both training stages. Takes
-# hours on two cores.
+# The embedded models from nothing: corpus, codec, encoder, transformers, student, recogniser, and
+# their figures. Takes about a day on two cores.
 tiny: $(VENV)/.dev
 	$(BIN)/python -m mudit_engine.training.tiny.pipeline --work data/tiny
 

@@ -1,5 +1,6 @@
 """The embedded models from nothing: corpus, codec, its decoder's last training, text-audio encoder,
-latents, pre-training, fine-tuning. What `make tiny` runs.
+latents, pre-training, fine-tuning, the few-step student, the DDPM model, the phoneme recogniser,
+and the figures of it all. What `make tiny` runs.
 
     python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 1000 --threads 2
     python -m mudit_engine.training.tiny.pipeline --work data/tiny \\
@@ -14,6 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ import click
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import atomic_path
+from mudit_engine.models.fewstep import FOLDER as STUDENT
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +39,10 @@ STEPS = (
     "latents",
     "pretrain",
     "finetune",
-    "pretrain-mudit",
+    "fewstep",
     "finetune-mudit",
+    "recogniser",
+    "evaluate",
 )
 RECIPES = {
     "vae": "tiny-vae",
@@ -44,7 +50,7 @@ RECIPES = {
     "chinmu": "tiny-chinmu",
     "pretrain": "tiny-dit-pretrain",
     "finetune": "tiny-dit-finetune",
-    "pretrain-mudit": "tiny-dit-pretrain-mudit",
+    "fewstep": "tiny-dit-fewstep",
     "finetune-mudit": "tiny-dit-finetune-mudit",
 }
 
@@ -58,6 +64,7 @@ class Plan:
     seed: int = 0
     workers: int = 1
     threads: int | None = None
+    recogniser_epochs: int | None = None
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -72,9 +79,10 @@ class Plan:
     def run_folder(self, step: str) -> Path:
         return self.work / "runs" / step
 
-    def model(self, step: str) -> Path:
-        """Model folder that a fine-tuning completes."""
-        return self.work / "models" / ("tiny-mudit" if step.endswith("mudit") else "tiny")
+    @property
+    def model(self) -> Path:
+        """Model folder of the song model, with its student."""
+        return self.work / "models" / "tiny"
 
 
 def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
@@ -88,6 +96,8 @@ def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
         "corpus": lambda: _corpus(plan),
         "audio": lambda: _audio(plan),
         "latents": lambda: _latents(plan),
+        "recogniser": lambda: _recogniser(plan),
+        "evaluate": lambda: _evaluate(plan),
     }
     seconds = {}
     for step in (one for one in STEPS if one in steps):
@@ -163,12 +173,16 @@ def _train(plan: Plan, step: str) -> None:
     from mudit_engine.training.trainer import Trainer
 
     data = "audio" if step in ("vae", "decoder", "chinmu") else "latents"
-    overrides = [f"data.folder={plan.work / data}", *plan.overrides.get(step, ())]
-    if step.startswith("finetune"):
-        overrides.append(f"init={plan.run_folder(step.replace('finetune', 'pretrain')) / 'model'}")
-    elif step == "decoder":
-        overrides.append(f"init={plan.run_folder('vae') / 'model'}")
-    recipe = load_recipe(RECIPES[step], overrides=overrides)
+    begun_from = {
+        "decoder": plan.run_folder("vae") / "model",
+        "finetune": plan.run_folder("pretrain") / "model",
+        "fewstep": plan.model,
+        "finetune-mudit": plan.model,
+    }
+    overrides = [f"data.folder={plan.work / data}"]
+    if step in begun_from:
+        overrides.append(f"init={begun_from[step]}")
+    recipe = load_recipe(RECIPES[step], overrides=[*overrides, *plan.overrides.get(step, ())])
     folder = plan.run_folder(step)
     Trainer(recipe, folder).run()
     if data == "audio":
@@ -176,11 +190,55 @@ def _train(plan: Plan, step: str) -> None:
         if step == "vae":
             export_part(folder, folder / "model")
         return
-    export_part(folder, folder / "model")
-    if step.startswith("finetune"):
+    export_part(folder, folder / "model", dtype="float16" if step == "fewstep" else "float32")
+    if step == "fewstep":
+        # tied to the weights in half precision, which it was trained on
+        shutil.copytree(folder / "model" / "lora", plan.model / STUDENT, dirs_exist_ok=True)
+    elif step.startswith("finetune"):
         # the whole model: its three parts as they were used together, in half precision
+        model = plan.model if step == "finetune" else plan.model.with_name("tiny-mudit")
         for run in (plan.run_folder("decoder"), plan.run_folder("chinmu"), folder):
-            export_part(run, plan.model(step), dtype="float16")
+            export_part(run, model, dtype="float16")
+
+
+def _recogniser(plan: Plan) -> None:
+    from mudit_engine.evaluation.codec import Codec
+    from mudit_engine.training.tiny.recogniser import EPOCHS, train
+    from mudit_engine.training.tiny.recogniser_songs import read_songs
+
+    out = plan.work / "models" / "phonemes.safetensors"
+    if out.is_file():
+        return
+    songs = read_songs([plan.corpus], codec=Codec.load(plan.model), copies=min(100, plan.songs))
+    epochs = plan.recogniser_epochs or EPOCHS
+    train(
+        songs,
+        epochs=epochs,
+        on_epoch=lambda epoch, frames, ctc: log.info(
+            "epoch %d of %d: %.3f a frame, %.3f a phoneme", epoch + 1, epochs, frames, ctc
+        ),
+    ).save(out)
+
+
+def _evaluate(plan: Plan) -> None:
+    """The figures of what was made, as `mudit eval tiny` gives them, of every way to sing."""
+    for name, options in {
+        "tiny": [str(plan.model)],
+        "fewstep": [str(plan.model), "--fast"],
+        "tiny-mudit": [str(plan.model.with_name("tiny-mudit"))],
+    }.items():
+        out = plan.work / "figures" / f"{name}.json"
+        if out.is_file():
+            continue
+        command = [sys.executable, "-m", "mudit_engine", "eval", "tiny", "--model", *options]
+        command += ["--corpus", str(plan.corpus), "--work", str(plan.work / "eval"), "--json"]
+        command += ["--songs", str(max(2, min(48, plan.songs // 12)))]
+        command += ["--training-songs", str(min(400, plan.songs // 2))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise InputError(f"'{' '.join(command[1:])}' ended with {done.returncode}, see above")
+        with atomic_path(out) as aside:
+            aside.write_text(done.stdout)
 
 
 @click.command()
@@ -201,6 +259,11 @@ def _train(plan: Plan, step: str) -> None:
     help="Processes that make the corpus.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of torch.")
+@click.option(
+    "--recogniser-epochs",
+    type=click.IntRange(1),
+    help="Of the phoneme recogniser.  [default: as embedded]",
+)
 @click.option("--only", default=",".join(STEPS), help="Steps to run, separated by commas.")
 @click.option(
     "--set",
@@ -215,6 +278,7 @@ def main(
     seed: int,
     workers: int,
     threads: int | None,
+    recogniser_epochs: int | None,
     only: str,
     overrides: tuple[str, ...],
 ) -> None:
@@ -232,7 +296,15 @@ def main(
                 f"--set {override!r} must be STEP:KEY=VALUE with a step of {', '.join(RECIPES)}"
             )
         by_step[step] = (*by_step.get(step, ()), assignment)
-    plan = Plan(work, songs=songs, seed=seed, workers=workers, threads=threads, overrides=by_step)
+    plan = Plan(
+        work,
+        songs=songs,
+        seed=seed,
+        workers=workers,
+        threads=threads,
+        recogniser_epochs=recogniser_epochs,
+        overrides=by_step,
+    )
     try:
         click.echo(json.dumps(run(plan, tuple(only.split(",")))))
     except MuditError as error:
