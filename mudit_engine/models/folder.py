@@ -130,8 +130,8 @@ def load_part(
 def save_part(
     part: Part, module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None
 ) -> Path:
-    """Writes a part's weights atomically, floating-point tensors in `dtype` if given. Returns the
-    file.
+    """Writes a part's weights atomically, floating-point tensors in `dtype` if given: the same
+    weights give the same bytes. Returns the file.
     """
     weights = {
         name: (w.to(dtype) if dtype and w.is_floating_point() else w).detach().cpu().contiguous()
@@ -139,7 +139,9 @@ def save_part(
     }
     path = folder / f"{part}.safetensors"
     with atomic_path(path) as aside:
-        save_file(weights, aside, metadata={"part": part, "format": "pt"})
+        # one entry alone: safetensors writes several in an order drawn anew, and the same weights
+        # would have another sha256 each time
+        save_file(weights, aside, metadata={"format": "pt"})
     return path
 
 
@@ -176,7 +178,7 @@ def _write_random(
         torch.bfloat16: ("BF16", 2),
         torch.float16: ("F16", 2),
     }[dtype]
-    header: dict[str, object] = {"__metadata__": {"part": part, "format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         start, end = end, end + size * math.prod(shape)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 from mudit_engine.cli._console import loading
 from mudit_engine.config import load_config
-from mudit_engine.models.folder import build_part, load_part, model_folder
+from mudit_engine.models.folder import build_part, load_part, model_folder, save_part
 
 OPEN = """
 import sys
@@ -37,6 +38,13 @@ def test_a_network_is_whole_after_loading() -> None:
     shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
     assert {name: tensor.shape for name, tensor in loaded.state_dict().items()} == shapes
     assert not torch.equal(loaded.final.weight, built.final.weight)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    """Contracts, students and data sets know weights by the sha256 of their file."""
+    module = torch.nn.Linear(3, 2)
+    written = {save_part("dit", module, tmp_path / str(n)).read_bytes() for n in range(12)}
+    assert len(written) == 1
 
 
 def test_the_collector_runs_again_after_loading() -> None:

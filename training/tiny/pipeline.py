@@ -186,7 +186,8 @@ def _train(plan: Plan, step: str) -> None:
     folder = plan.run_folder(step)
     Trainer(recipe, folder).run()
     if data == "audio":
-        export_part(folder, plan.codec)
+        # latents are of the weights that ship, or the student could not begin from both
+        export_part(folder, plan.codec, dtype="float16")
         if step == "vae":
             export_part(folder, folder / "model")
         return
@@ -232,7 +233,7 @@ def _evaluate(plan: Plan) -> None:
             continue
         command = [sys.executable, "-m", "mudit_engine", "eval", "tiny", "--model", *options]
         command += ["--corpus", str(plan.corpus), "--work", str(plan.work / "eval"), "--json"]
-        command += ["--songs", str(max(2, min(48, plan.songs // 12)))]
+        command += ["--songs", str(max(4, min(48, plan.songs // 12)))]
         command += ["--training-songs", str(min(400, plan.songs // 2))]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
