@@ -47,7 +47,7 @@ _COORDINATING = _bag(
     "和 与 與 及 以及 并 並 并且 並且 而且 但 但是 或 或者 同时 同時 加上 and or but plus with "
     "while yet",
 )
-_FUNCTION_WORDS = _COORDINATING | _bag(
+FUNCTION_WORDS = _COORDINATING | _bag(
     "的 地 得 了 着 过 是 在 有 个 一 首 一首 段 一段 这 那 这种 那种 一个 之后 之前 时候 可以 听 "
     "起来 听起来 太 不 没 我 你 他 她 它 很",
     "也 都 就 又 让 把 被 给 从 到 为 以 用 里 上 中 下 要 想 想要 带 带有 带着 请 吧 呢 吗 啊 像 "
@@ -88,7 +88,7 @@ def fragments(description: str) -> tuple[Fragment, ...]:
         for phrase in phrases(sentence):
             add(phrase, "phrase")
             for word in words(phrase):
-                if word.casefold() not in _FUNCTION_WORDS:
+                if word.casefold() not in FUNCTION_WORDS:
                     add(word, "word")
     return tuple(found.values())
 
@@ -161,7 +161,7 @@ def _tidy(parts: list[str]) -> list[str]:
 def content_words(text: str) -> list[tuple[str, int]]:
     """(word, place in the text) of every word that says something: no function words."""
     return [
-        (word, place) for word, place in _words_at(text) if word.casefold() not in _FUNCTION_WORDS
+        (word, place) for word, place in _words_at(text) if word.casefold() not in FUNCTION_WORDS
     ]
 
 
@@ -192,7 +192,8 @@ def _words_at(text: str) -> list[tuple[str, int]]:
 
 
 @functools.cache
-def _terms() -> frozenset[str]:
+def chinese_terms() -> frozenset[str]:
+    """The project's own words of music and mood (assets/vocabulary/terms_zh.txt)."""
     text = (files("mudit_engine") / "assets" / "vocabulary" / "terms_zh.txt").read_text(
         encoding="utf-8"
     )
@@ -207,7 +208,7 @@ def _segment(text: str) -> tuple[str, ...]:
     from pypinyin.phrases_dict import phrases_dict
 
     def known(word: str) -> bool:
-        return word in _terms() or word in phrases_dict or word in _FUNCTION_WORDS
+        return word in chinese_terms() or word in phrases_dict or word in FUNCTION_WORDS
 
     forward: list[str] = []
     place = 0
