@@ -7,6 +7,10 @@
     wishes.unread                 words that no table knows; the text encoder reads them as well
 
 Words behind a negation in the same phrase are taken back: "no drums", 不要太快, "not slow".
+
+What no table knows is read once more as the word that it nearly is: 摇棍 sounds like 摇滚
+(text/homophones.py), "violn" is one slip from violin (text/misspelt.py). What stands there exactly
+goes before what nearly does, and a note names each near word that was read.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mudit_engine.text import wish_tables as tables
 from mudit_engine.text.descriptions import (
@@ -25,8 +30,11 @@ from mudit_engine.text.descriptions import (
     requested_bpm,
     requested_key,
 )
-from mudit_engine.text.misspelt import spelt
+from mudit_engine.text.homophones import near_sounds
+from mudit_engine.text.misspelt import near_spellings
 from mudit_engine.text.numbers import chinese_value
+from mudit_engine.text.table_words import Near
+from mudit_engine.text.traditional import to_simplified
 
 SLOW_BPM, MEDIUM_BPM, FAST_BPM = 76.0, 100.0, 128.0
 _PHRASE_END = re.compile(r"[，,。.!！?？;；、\n:：]|\bbut\b|但是?|可以")
@@ -50,6 +58,8 @@ _ANY_BPM = re.compile(
 _IN_KEY = re.compile(r"\bin (?:the key of )?([A-G])(?![A-Za-z#♯♭])(?!\s*(?:major|minor|maj|min))")
 _NO_KEY = re.compile(r"\bkey of ([H-Z])\b|\b([H-Z]) (?:major|minor)\b|(?<![A-Za-z])([H-Z])[大小]调")
 
+_Found = TypeVar("_Found", bound=tuple[Any, ...])
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -67,7 +77,7 @@ class Wishes:
         instruments: that should play.
         without: instruments that should not.
         seconds: length of the song.
-        words: the words from which each property was read.
+        words: the words from which each property was read, as they were typed.
         notes: wishes that cannot be followed or contradict each other.
         unread: words that no table knows.
 
@@ -108,39 +118,100 @@ def read_description(description: str) -> Wishes:
         >>> wishes.tempo, wishes.drums, wishes.voice, wishes.key, wishes.seconds
         ('slow', False, 'female', 'A minor', 180.0)
     """
-    text, slips = spelt(unicodedata.normalize("NFKC", description))
-    reader = _Reader(text)
-    reader.notes += [f"'{typed}' is read as '{word}'" for typed, word in slips]
-    reader.tempo()
-    reader.metre()
-    reader.key()
-    reader.style()
-    reader.voice()
-    reader.drums()
-    reader.instruments()
-    reader.mood()
-    reader.length()
-    return Wishes(
-        **reader.found,
-        words=reader.words,
-        notes=tuple(reader.notes),
-        unread=reader.unread(),
-    )
+    typed = unicodedata.normalize("NFKC", description)
+    text = to_simplified(typed)  # one for one
+    exact = _Reader(text, typed)
+    exact.read()
+    near = near_sounds(text, exact.spans) + near_spellings(text, exact.spans)
+    if not near:
+        return exact.wishes()
+    reader = _Reader(text, typed, sorted(near, key=lambda one: one.start))
+    reader.read()
+    return reader.wishes()
 
 
 class _Reader:
     """Walks the tables over one text and remembers where each property was found."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, typed: str, near: Sequence[Near] = ()) -> None:
+        """`typed` is as long as `text`; what is near is put right in the text, and remembered."""
+        self.typed, self.near = typed, near
+        self.text = ""
+        self.typed_at: list[tuple[int, int]] = []  # of every character of the text
+        place = 0
+        for one in near:
+            self._keep(text[place : one.start], place)
+            self.text += one.word
+            self.typed_at += [(one.start, one.end)] * len(one.word)
+            place = one.end
+        self._keep(text[place:], place)
         self.found: dict[str, Any] = {}
         self.words: dict[str, str] = {}
         self.notes: list[str] = []
         self.spans: list[tuple[int, int]] = []
 
+    def _keep(self, text: str, place: int) -> None:
+        self.text += text
+        self.typed_at += [(at, at + 1) for at in range(place, place + len(text))]
+
+    def read(self) -> None:
+        self.tempo()
+        self.metre()
+        self.key()
+        self.style()
+        self.voice()
+        self.drums()
+        self.instruments()
+        self.mood()
+        self.length()
+
+    def wishes(self) -> Wishes:
+        read = self.typed_spans()
+        said = [
+            f"'{self.typed[one.start : one.end]}' is read as '{one.word}'"
+            for one in self.near
+            if any(start < one.end and one.start < end for start, end in read)
+        ]
+        return Wishes(
+            **self.found,
+            words=self.words,
+            notes=(*said, *self.notes),
+            unread=self.unread(read),
+        )
+
+    def as_typed(self, start: int, end: int) -> str:
+        """A piece of the text in the words of the description."""
+        if start >= end:
+            return ""
+        return self.typed[self.typed_at[start][0] : self.typed_at[end - 1][1]]
+
+    def typed_spans(self) -> list[tuple[int, int]]:
+        """The places of the description that were read."""
+        return [
+            (self.typed_at[start][0], self.typed_at[end - 1][1])
+            for start, end in self.spans
+            if start < end
+        ]
+
+    def is_near(self, start: int, end: int) -> bool:
+        typed = self.typed_at[start:end]
+        return any(
+            place[0] < one.end and one.start < place[1] for place in typed for one in self.near
+        )
+
+    def exact_first(self, found: list[_Found]) -> list[_Found]:
+        """Matches (start, end, ...) as they stand in the description; near ones where there are no
+        others. Near ones that others go before are understood all the same.
+        """
+        exact = [one for one in found if not self.is_near(one[0], one[1])]
+        if not exact:
+            return found
+        self.spans += [(one[0], one[1]) for one in found]
+        return exact
+
     def set(self, name: str, value: object, start: int, end: int) -> None:
         self.found[name] = value
-        more = self.text[start:end].strip()
+        more = self.as_typed(start, end).strip()
         self.words[name] = f"{self.words[name]}, {more}" if name in self.words else more
         self.spans.append((start, end))
 
@@ -181,21 +252,29 @@ class _Reader:
             self.set("bpm", float(near[1]), *near.span())
             self.notes.append(f"'{near[0]}' is read as {near[1]} BPM")
             return
-        for value, pattern in tables.TEMPO_NAMES:
-            for start, end, negated in self.matches(pattern):
-                if not negated:
-                    self.set("bpm", float(value), start, end)
-                    return
-        self._tempo_words()
-
-    def _tempo_words(self) -> None:
-        for start, end, _ in self.matches(tables.MEDIUM):
-            self.set("tempo", "medium", start, end)
-            return
-        said = []
+        said: list[tuple[int, int, str | float]] = [
+            (start, end, bpm)
+            for bpm, pattern in tables.TEMPO_NAMES
+            for start, end, negated in self.matches(pattern)
+            if not negated
+        ]
+        said += [(start, end, "walking") for start, end, _ in self.matches(tables.MEDIUM)]
         for name, pattern in (("slow", tables.SLOW), ("fast", tables.FAST)):
-            for start, end, negated in self.matches(pattern):
-                said.append((start, end, "medium" if negated else name))
+            said += [
+                (start, end, "medium" if negated else name)
+                for start, end, negated in self.matches(pattern)
+            ]
+        self._tempo_words(self.exact_first(said))
+
+    def _tempo_words(self, said: list[tuple[int, int, str | float]]) -> None:
+        """Reads what names a tempo, or a speed: slow, fast, between them, or one taken back."""
+        for start, end, named in said:
+            if isinstance(named, float | int):
+                self.set("bpm", float(named), start, end)
+                return
+            if named == "walking":
+                self.set("tempo", "medium", start, end)
+                return
         if not said:
             return
         kinds = {name for _, _, name in said if name != "medium"}
@@ -210,14 +289,16 @@ class _Reader:
         return match.span() if match else (0, 0)
 
     def metre(self) -> None:
-        for name, pattern in tables.METRES:
-            for start, end, negated in self.matches(pattern):
-                if negated:
-                    continue
-                self.set("metre", name, start, end)
-                if name != "4/4":
-                    self.notes.append(f"the metre {name} is not played: songs are in 4/4")
-                return
+        found = [
+            (start, end, name)
+            for name, pattern in tables.METRES
+            for start, end, negated in self.matches(pattern)
+            if not negated
+        ]
+        for start, end, name in self.exact_first(found)[:1]:
+            self.set("metre", name, start, end)
+            if name != "4/4":
+                self.notes.append(f"the metre {name} is not played: songs are in 4/4")
 
     def key(self) -> None:
         key = requested_key(self.text)
@@ -244,18 +325,22 @@ class _Reader:
     def style(self) -> None:
         found = []
         for name, pattern, itself in tables.STYLES:
-            found += [(s, e, name, itself) for s, e, no in self.matches(pattern) if not no]
+            for start, end, negated in self.matches(pattern):
+                self.spans.append((start, end))
+                if not negated:
+                    found.append((start, end, name, itself))
         if not found:
             self.scene()
             return
         # what names a style of ours goes before what only resembles it
-        start, end, name, itself = min(found, key=lambda one: (not one[3], one[0]))
+        start, end, name, itself = min(
+            self.exact_first(found), key=lambda one: (not one[3], one[0])
+        )
         self.set("style", name, start, end)
-        self.spans += [(other_start, other_end) for other_start, other_end, _, _ in found]
         if not itself:
             self.notes.append(
-                f"'{self.text[start:end]}' is no style of this engine: it is planned as {name}, "
-                "the nearest"
+                f"'{self.as_typed(start, end)}' is no style of this engine: it is planned as "
+                f"{name}, the nearest"
             )
 
     def scene(self) -> None:
@@ -266,30 +351,32 @@ class _Reader:
             if not negated
         ]
         if found:
-            start, end, name = min(found)
+            start, end, name = min(self.exact_first(found))
             self.set("style", name, start, end)
             self.notes.append(
-                f"'{self.text[start:end]}' names no style: it suggests {name}, which is planned"
+                f"'{self.as_typed(start, end)}' names no style: it suggests {name}, which is "
+                "planned"
             )
 
     def voice(self) -> None:
-        found: dict[str, tuple[int, int]] = {}
-        taken: list[tuple[int, int]] = []
+        said: list[tuple[int, int, str]] = []
         for name, pattern in tables.VOICES:
             for match in re.finditer(pattern, self.text, re.IGNORECASE):
                 start, end = match.span()
-                if any(a <= start and end <= b for a, b in taken):
+                if any(a <= start and end <= b for a, b, _ in said):
                     continue
                 negation = None if name == "none" else self.negation(start)
                 if negation is not None:
                     self.spans.append((negation, end))
                     continue
-                taken.append((start, end))
-                found.setdefault(name, (start, end))
+                said.append((start, end, name))
+        found: dict[str, tuple[int, int]] = {}
+        for start, end, name in self.exact_first(said):
+            found.setdefault(name, (start, end))
         sung = [name for name in found if name != "none"]
         if "none" in found and sung:
             self.notes.append(
-                f"'{self.text[slice(*found['none'])]}' and '{self.text[slice(*found[sung[0]])]}' "
+                f"'{self.as_typed(*found['none'])}' and '{self.as_typed(*found[sung[0]])}' "
                 "contradict each other: nothing is sung"
             )
         elif len(sung) > 1:
@@ -298,30 +385,38 @@ class _Reader:
             )
         elif several := re.search(tables.SEVERAL_VOICES, self.text, re.IGNORECASE):
             self.spans.append(several.span())
-            self.notes.append(f"'{several[0]}': one voice sings the song, not several")
+            self.notes.append(
+                f"'{self.as_typed(*several.span())}': one voice sings the song, not several"
+            )
         if found:
             name = "none" if "none" in found else sung[0]
             self.set("voice", name, *found[name])
             self.spans += found.values()
 
     def drums(self) -> None:
-        for start, end, _ in self.matches(tables.NO_DRUMS):
-            self.set("drums", False, start, end)
-            return
-        for start, end, negated in self.matches(tables.DRUMS):
-            self.set("drums", not negated, start, end)
+        none = [(start, end, False) for start, end, _ in self.matches(tables.NO_DRUMS)]
+        some = [(start, end, not negated) for start, end, negated in self.matches(tables.DRUMS)]
+        found = self.exact_first([*none, *some])
+        if found and found[0] in none:
+            del found[1:]
+        for start, end, wanted in found:
+            self.set("drums", wanted, start, end)
 
     def instruments(self) -> None:
-        wanted: dict[str, None] = {}
-        unwanted: dict[str, None] = {}
-        taken: list[tuple[int, int]] = []
+        said: list[tuple[int, int, str, bool]] = []
         for name, pattern in tables.INSTRUMENTS:
             for start, end, negated in self.matches(pattern):
-                if any(a < end and start < b for a, b in taken):
-                    continue
-                taken.append((start, end))
-                (unwanted if negated else wanted)[name] = None
-                self.set("without" if negated else "instruments", (), start, end)
+                if not any(a < end and start < b for a, b, _, _ in said):
+                    said.append((start, end, name, negated))
+        exact = {(name, no) for start, end, name, no in said if not self.is_near(start, end)}
+        wanted: dict[str, None] = {}
+        unwanted: dict[str, None] = {}
+        for start, end, name, negated in said:
+            if (name, not negated) in exact and (name, negated) not in exact:
+                self.spans.append((start, end))
+                continue
+            (unwanted if negated else wanted)[name] = None
+            self.set("without" if negated else "instruments", (), start, end)
         both = [name for name in wanted if name in unwanted]
         if both:
             self.notes.append(f"{', '.join(both)}: asked for and ruled out, so it is left out")
@@ -336,15 +431,16 @@ class _Reader:
                 (start, end, other if negated else name)
                 for start, end, negated in self.matches(pattern)
             ]
-        if not said:
-            return
-        names = [name for _, _, name in said]
-        if names.count("major") != names.count("minor"):
-            value = max(set(names), key=names.count)
-            for start, end, name in said:
-                if name == value:
-                    self.set("mood", value, start, end)
         self.spans += [(start, end) for start, end, _ in said]
+        # what is near decides where what is exact says as much for one mood as for the other
+        for some in (self.exact_first(said), said):
+            names = [name for _, _, name in some]
+            if names.count("major") != names.count("minor"):
+                value = max(set(names), key=names.count)
+                for start, end, name in some:
+                    if name == value:
+                        self.set("mood", value, start, end)
+                return
 
     def length(self) -> None:
         if match := _MINUTES.search(self.text):
@@ -361,12 +457,12 @@ class _Reader:
             if value:
                 self.set("seconds", value, *match.span())
 
-    def unread(self) -> tuple[str, ...]:
-        """Words that no table knows, in their order, each once."""
+    def unread(self, read: list[tuple[int, int]]) -> tuple[str, ...]:
+        """Words outside the places that were read, in their order, each once."""
         left = [
             word
-            for word, start in content_words(self.text)
-            if not any(a < start + len(word) and start < b for a, b in self.spans)
+            for word, start in content_words(self.typed)
+            if not any(a < start + len(word) and start < b for a, b in read)
         ]
         return tuple(dict.fromkeys(left))
 

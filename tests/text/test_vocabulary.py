@@ -84,6 +84,9 @@ def test_importing_text_loads_no_reader_package() -> None:
         "numbers",
         "phonemes",
         "descriptions",
+        "homophones",
+        "misspelt",
+        "wishes",
     )
     code = (
         f"import {', '.join('mudit_engine.text.' + module for module in modules)}, sys; "
