@@ -31,6 +31,11 @@ ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0
 OFFSET = -0.691
 OVERSAMPLING = 4
 ENDING_SECONDS = 0.5
+# powers of the fade: a song that is as loud at its end as it was needs a steeper one
+FALLS = (4, 6, 8, 12)
+FADED_DB = (
+    -32.0
+)  # of the last half second below the song: -30 has faded, and limiters quieten songs
 FADE_SECONDS = 1.0
 
 TARGET_LUFS, CEILING_DB = -16.0, -1.0
@@ -179,21 +184,25 @@ def mastered(
 
 
 def faded(audio_cS: Tensor, sample_rate: int) -> Tensor:
-    """The song with an end that ends: its last second falls to silence as the fourth power of a
-    quarter of a cosine does; of a song below eight seconds, its last eighth.
+    """The song with an end that ends: its last second falls to silence as a power of a quarter of a
+    cosine does, the lowest of FALLS that leaves the last half second below FADED_DB; of a song
+    below eight seconds, its last eighth.
 
     Examples:
         >>> import torch
         >>> out = faded(torch.ones(1, 441000), 44100)
         >>> float(out[0, -44101]), round(float(out[0, -22050]), 2), float(out[0, -1]) < 1e-6
-        (1.0, 0.25, True)
+        (1.0, 0.06, True)
     """
     samples = min(round(FADE_SECONDS * sample_rate), audio_cS.shape[1] // 8)
     if not samples:
         return audio_cS
-    fall = np.cos(np.arange(1, samples + 1) / samples * (math.pi / 2)) ** 4
-    out_cS = audio_cS.clone()
-    out_cS[:, -samples:] *= out_cS.new_tensor(fall)
+    quarter = np.cos(np.arange(1, samples + 1) / samples * (math.pi / 2))
+    for power in FALLS:
+        out_cS = audio_cS.clone()
+        out_cS[:, -samples:] *= out_cS.new_tensor(quarter**power)
+        if ending_level(out_cS, sample_rate) <= FADED_DB:
+            break
     return out_cS
 
 

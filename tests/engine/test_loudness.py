@@ -64,6 +64,21 @@ def test_what_is_mastered_fades_and_nothing_else_of_it() -> None:
     assert torch.equal(faded(torch.ones(1, 4), 48000), torch.ones(1, 4))
 
 
+@pytest.mark.parametrize("louder", [0.3, 1.0, 2.0, 4.0])
+def test_a_song_that_is_loud_to_its_end_ends_too(louder: float) -> None:
+    """By 30 dB below itself, behind the limiter; a song that has ended is faded gently."""
+    song = noisy(20.0, 22050, 0.1)
+    song[:, -44100:] *= louder
+    out, _ = mastered(song, 22050)
+    assert ending_level(out, 22050) <= -30
+    quiet = song.clone()
+    quiet[:, -44100:] *= 1e-3
+    gentle = torch.cos(torch.arange(1, 22051) / 22050 * math.pi / 2) ** 4
+    torch.testing.assert_close(
+        faded(quiet, 22050)[:, -22050:], quiet[:, -22050:] * gentle, rtol=1e-3, atol=1e-9
+    )
+
+
 def test_an_ending_that_ends() -> None:
     tone = sine(-10, seconds=8)
     assert ending_level(tone, 48000) == pytest.approx(0.0, abs=0.1)
