@@ -44,6 +44,7 @@ STEPS = (
     "recogniser",
     "evaluate",
 )
+LEAST_JUDGED = 60  # songs of a corpus, of which one in eight is held out
 RECIPES = {
     "vae": "tiny-vae",
     "decoder": "tiny-vae-decoder",
@@ -87,11 +88,16 @@ class Plan:
 
 def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
     """Runs `steps` in the order of STEPS; returns their seconds. Raises InputError for an unknown
-    step.
+    step, and for a corpus too small for the last one before any is run.
     """
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
         raise InputError(f"unknown step(s) {', '.join(unknown)}: known are {', '.join(STEPS)}")
+    if "evaluate" in steps and plan.songs < LEAST_JUDGED:
+        raise InputError(
+            f"--songs {plan.songs}: too few are held out to be judged. Make {LEAST_JUDGED} at "
+            f"least, or leave evaluate out of --only"
+        )
     actions: dict[str, Callable[[], None]] = {
         "corpus": lambda: _corpus(plan),
         "audio": lambda: _audio(plan),
