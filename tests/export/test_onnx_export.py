@@ -379,7 +379,7 @@ def test_inputs_that_a_graph_does_not_take_are_an_error_of_ours(
 def test_weights_that_are_not_of_the_graphs_are_named(deployed: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(deployed, tmp_path / "folder")
     weights = {name: value * 1.001 for name, value in load_file(folder / "dit.safetensors").items()}
-    save_file(weights, folder / "dit.safetensors", metadata={"part": "dit", "format": "pt"})
+    save_file(weights, folder / "dit.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="dit.safetensors has changed"):
         open_session(folder, "onnxruntime")
 
