@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, progress
+from mudit_engine.cli._console import emit_json, json_option, loading, note, print_table, progress
 
 if TYPE_CHECKING:
     from mudit_engine.training.planning.plan import Option, Plan
@@ -202,9 +202,10 @@ def command(
             "or 3, or --precision fp32"
         )
 
-    from mudit_engine.training.dataset.lengths import read_lengths
-    from mudit_engine.training.planning.plan import Request, make_plan, of_recipe
-    from mudit_engine.training.planning.report import report
+    with loading():
+        from mudit_engine.training.dataset.lengths import read_lengths
+        from mudit_engine.training.planning.plan import Request, make_plan, of_recipe
+        from mudit_engine.training.planning.report import report
 
     if lengths is None:
         there = given is not None and (Path(given.data.folder) / "index.safetensors").exists()
@@ -235,7 +236,8 @@ def command(
         kept = {name: value for name, value in changed.items() if value != ()}
         request = dataclasses.replace(request, **kept)
     with progress("planning", total=None, quiet=as_json) as step:
-        plan = make_plan(request, sample, on_step=lambda text: step(text=text))
+        with loading():  # of torch's compiler, which fake tensors import
+            plan = make_plan(request, sample, on_step=lambda text: step(text=text))
         document = report(plan)
         if plots is not None:
             from mudit_engine.training.planning.plots import save_plots
