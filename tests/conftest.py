@@ -36,9 +36,9 @@ settings.load_profile("house")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """The test files import some ten thousand modules, which stay. To walk through them for garbage,
-    again and again while they grow, is a quarter of the time that this takes; and later rounds are
-    spared them too.
+    """The test files import some ten thousand modules, which stay. To walk through them for
+    garbage, again and again while they grow, is a quarter of the time that this takes; and later
+    rounds are spared them too.
     """
     gc.disable()
     try:
