@@ -133,11 +133,19 @@ def test_songs_that_join_and_leave_are_the_songs_they_are_alone(
     records: list[StepRecord] = []
     cost = StepCost(10.0 if wide else 0.0, 1e-4)
     cost.fit = lambda: None
-    batcher = make(Denoiser(denoiser.dit), cost=cost, on_step=records.append)
-    tickets = []
+    tickets: list[Ticket] = []
+
+    def on_step(record: StepRecord) -> None:
+        """The next song joins before the next step, however slowly this thread hands it in."""
+        records.append(record)
+        _until(lambda: len(tickets) > min(len(records), len(MIXED) - 1))
+        _until(lambda: batcher.counts()["reading"] == 0)
+
+    batcher = make(Denoiser(denoiser.dit), cost=cost, on_step=on_step)
     for one in MIXED:
+        before = len(records)
         tickets.append(batcher.submit(lambda one=one: one))
-        _until(lambda before=batcher.steps_done: batcher.steps_done > before)
+        _until(lambda before=before: len(records) > before)
     for ticket, one, expected in zip(tickets, MIXED, alone, strict=True):
         assert torch.equal(ticket.wait(120), expected)
         audio = torch.cat(list(ticket.audio()), 1)
