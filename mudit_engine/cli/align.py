@@ -93,6 +93,14 @@ WANTED = 0.65  # share of pairs won, below which an alignment has not shown that
     help="Of songs to learn from, which have them in turn. Repeatable.  [default: the model's]",
 )
 @click.option(
+    "--mismatched",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of --songs, so many are made from the same plan in the words of a request for another "
+    "style.",
+)
+@click.option(
     "--pairs-each",
     type=click.IntRange(1),
     default=2,
@@ -170,6 +178,7 @@ def command(
     held_out_songs: int,
     songs: int,
     guidance: tuple[float, ...],
+    mismatched: int,
     pairs_each: int,
     least_gap: float,
     seconds: float,
@@ -218,6 +227,10 @@ def command(
         )
     if preferences and originals:
         raise InputError("--preferences and --originals are two ways to say which song is better")
+    if mismatched >= songs:
+        raise InputError(
+            f"--mismatched {mismatched} of --songs {songs}: leave at least one in its own words"
+        )
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -232,6 +245,7 @@ def command(
         seconds,
         sampler_steps,
         guidance,
+        mismatched,
         pairs_each,
         least_gap,
         held_out_songs,

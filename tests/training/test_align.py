@@ -25,7 +25,7 @@ from mudit_engine.request import SongRequest
 from mudit_engine.text.composition.typed import control_words
 from mudit_engine.training.align import listeners
 from mudit_engine.training.align.asked import as_understood, composed, read_requests, repeated
-from mudit_engine.training.align.pairs import HEAVIEST, Songs, ranked_songs
+from mudit_engine.training.align.pairs import HEAVIEST, Candidates, Songs, ranked_songs
 from mudit_engine.training.align.report import file_name, suspects, unlike, wins_of
 from mudit_engine.training.dataset.shards import Shards
 
@@ -91,6 +91,7 @@ def test_a_seed_gives_the_same_again(
 def test_what_belongs_together_is_asked_for(micro: Path, tmp_path: Path) -> None:
     assert run(align(tmp_path / "a", micro, "--system", str(tmp_path))) == 2
     assert run([*align(tmp_path / "b", micro), "--requests", "builtin:none"]) == 2
+    assert run([*align(tmp_path / "c", micro), "--mismatched", "3"]) == 2
 
 
 @pytest.fixture
@@ -195,6 +196,42 @@ def test_requests_of_a_file_are_held_out_by_their_ids(tmp_path: Path) -> None:
     assert split(5)[1] > held
     with pytest.raises(InputError, match="hold 8 of user type 'all', of which 8 would be"):
         split(8)
+
+
+def test_mismatched_songs_are_of_the_same_plan_in_words_for_another_style(
+    micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = SongPipeline.from_pretrained(micro)
+    told: list[Any] = []
+    prepare = pipeline.runtime.prepare
+    monkeypatch.setattr(
+        pipeline.runtime, "prepare", lambda inputs: told.append(inputs) or prepare(inputs)
+    )
+    made = Candidates(
+        tmp_path,
+        pipeline,
+        Reward("similarity", Louder()),
+        count=3,
+        seconds=2.0,
+        seed=0,
+        sampler={"steps": 2},
+        mismatched=1,
+    )
+    jazz, rock, sung = (
+        Asked(name, f"{name}, BPM {bpm}, A minor", "amateur", lyrics=lyrics)
+        for name, bpm, lyrics in (("jazz", 90, ""), ("rock", 120, ""), ("funk", 70, "moon"))
+    )
+    songs = made.of(jazz, [jazz, sung, rock])
+    own, again, other = told
+    assert torch.equal(own.descriptions, again.descriptions) and own.seed != again.seed
+    assert torch.equal(other.descriptions, made.of(rock, [jazz]).inputs.descriptions)
+    assert torch.equal(own.descriptions, songs.inputs.descriptions), "all are for its own words"
+    plan = [one.outline.features_TF for one in told[:3]]
+    assert torch.equal(plan[0], plan[2]) and songs.outline.bpm == 90
+    assert not torch.equal(plan[0], made.of(rock, [jazz]).inputs.outline.features_TF)
+    assert len(songs.latents_NTC) == len(songs.parts) == 3
+    with pytest.raises(InputError, match="no request asks for another style than 'funk'"):
+        made.of(sung, [jazz, sung, rock])
 
 
 def test_held_out_words_are_in_no_other_request() -> None:

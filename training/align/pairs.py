@@ -6,7 +6,9 @@ data set for training (training/tasks/align.py).
     write_pairs(pairs, out=data, model=folder)
 
 The songs of a request share its plan (tempo, key, chords, times) and differ in their noise, and in
-their guidance where several are given. They are ranked as they would be written, all equally loud:
+their guidance where several are given. Some may be made in the words of another request
+(`mismatched`): what they lack is what the request's own words say, so that pairs differ in that more
+than by chance. All are ranked as they would be written, all equally loud:
 an encoder takes a louder song for a nearer one. What is made is kept, a file a request, so that a
 run that was stopped goes on. Listeners' preferences (`preferences.jsonl` of `mudit eval survey
 read`) name songs in folders, which are encoded instead (listeners.py); a data set's songs are
@@ -33,6 +35,7 @@ from mudit_engine.files import atomic_path
 from mudit_engine.loudness import mastered
 from mudit_engine.names import USER_TYPES
 from mudit_engine.pipeline import SongPipeline
+from mudit_engine.reading import Understood
 from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, denoise
 from mudit_engine.text.harmony import key_parts
@@ -89,6 +92,7 @@ class Candidates:
         sampler: fields of the sampler that differ from the model's.
         guidance: scales of the guidance, which the songs of a request have in turn; none is the
             model's.
+        mismatched: of the songs, so many are made in another request's words.
     """
 
     def __init__(
@@ -102,9 +106,11 @@ class Candidates:
         seed: int,
         sampler: Mapping[str, Any],
         guidance: Sequence[float] = (),
+        mismatched: int = 0,
     ) -> None:
         self.folder, self.pipeline, self.reward = folder, pipeline, reward
         self.count, self.seconds, self.seed, self.sampler = count, seconds, seed, dict(sampler)
+        self.mismatched = mismatched
         self.guidance = tuple(guidance) or (pipeline.config.sampler.guidance,)
 
     def request(self, wish: Asked, *, guidance: float | None = None) -> SongRequest:
@@ -119,17 +125,52 @@ class Candidates:
             sampler={**self.sampler, **scale},
         )
 
-    def of(self, wish: Asked) -> Songs:
-        """The songs of a wish. What the reader understands of it is what they are held against."""
+    def of(self, wish: Asked, others: Sequence[Asked] = ()) -> Songs:
+        """The songs of a wish. What the reader understands of it is what they are held against.
+
+        others: whose words mismatched songs are made in: of one that asks for another style.
+            Raises InputError where there is none.
+        """
         reader = self.pipeline.reader
         understood = reader.read(self.request(wish))
         inputs = reader.inputs(understood)
         asked = as_understood(wish, understood)
-        latents, parts = self._made(asked, inputs, understood.seconds)
+        makings = [inputs] * (self.count - self.mismatched)
+        if self.mismatched:
+            makings += [self._in_words_of(self._other(asked, others), understood)] * self.mismatched
+        latents, parts = self._made(asked, makings, understood.seconds)
         return Songs(asked, inputs, understood.outline, latents, parts)
 
+    def _other(self, asked: Asked, others: Sequence[Asked]) -> Understood:
+        """The first of the wishes, in an order drawn for this one, that asks for another style and,
+        like this one, is sung or is not.
+        """
+        drawn = np.random.default_rng(seed64(self.seed, "mismatched", asked.id))
+        for place in drawn.permutation(len(others)):
+            other = others[place]
+            if bool(other.lyrics.strip()) != bool(asked.lyrics.strip()):
+                continue
+            read = self.pipeline.reader.read(self.request(other))
+            if read.outline.controls.style != asked.style:
+                return read
+        raise InputError(
+            f"no request asks for another style than '{asked.id}': give more requests, or take "
+            "--mismatched 0"
+        )
+
+    def _in_words_of(self, other: Understood, understood: Understood) -> SongInputs:
+        """A request's inputs, but with another's description and style."""
+        outline = understood.outline
+        controls = replace(outline.controls, style=other.outline.controls.style)
+        told = replace(
+            understood,
+            fragments=other.fragments,
+            outline=replace(outline, controls=controls),
+        )
+        return self.pipeline.reader.inputs(told)
+
     def _made(
-        self, asked: Asked, inputs: SongInputs, seconds: float
+        self, asked: Asked, makings: Sequence[SongInputs], seconds: float
     ) -> tuple[np.ndarray, list[dict[str, float]]]:
         """Latents float16 [songs, T, C] and the parts of the reward of each song."""
         path = self.folder / f"{seed64(asked.id):016x}.safetensors"
@@ -145,12 +186,12 @@ class Candidates:
             states = [
                 runtime.prepare(
                     replace(
-                        inputs,
+                        told,
                         table=tables[number % len(tables)],
                         seed=seed64(self.seed, "candidate", asked.id, number),
                     )
                 )
-                for number in range(self.count)
+                for number, told in enumerate(makings)
             ]
             made = [one.half().cpu() for one in denoise(runtime, states)]
         rate, parts = self.pipeline.config.vae.sample_rate, []

@@ -66,6 +66,7 @@ class AlignPlan:
     seconds: float = 10.0
     sampler_steps: int | None = None
     guidance: tuple[float, ...] = ()
+    mismatched: int = 0
     pairs_each: int = 2
     least_gap: float = 1.0
     held_out_songs: int = 1
@@ -119,6 +120,7 @@ def requests_of(plan: AlignPlan) -> tuple[Requests, Requests]:
         },
         "sampler_steps": plan.sampler_steps,
         "guidance": list(plan.guidance),
+        "mismatched": plan.mismatched or None,
         "pairs_each": plan.pairs_each,
         "least_gap": plan.least_gap,
     }
@@ -186,8 +188,10 @@ def make_pairs(
             seed=plan.seed,
             sampler=plan.sampler,
             guidance=plan.guidance,
+            mismatched=plan.mismatched,
         )
-        songs = [made.of(wish) for wish in track(list(requests.values()), "songs to learn from")]
+        wishes = list(requests.values())
+        songs = [made.of(wish, wishes) for wish in track(wishes, "songs to learn from")]
         pairs = ranked_songs(songs, each=plan.pairs_each, least=plan.least_gap)
     width = pipeline.config.dit.description_width
     return write_pairs(pairs, plan.pairs, model=model_folder(plan.model), width=width)
