@@ -41,6 +41,7 @@ FADE_SECONDS = 1.0
 TARGET_LUFS, CEILING_DB = -16.0, -1.0
 MOST_GAIN_DB = 24.0  # what is quieter than this below the target is meant to be quiet, or is noise
 REACH_SECONDS = 0.005  # of the limiter: of its least gain, and of the average over that
+PIECE = 4096  # samples that the limiter averages gains of at once
 
 
 def loudness(audio_cS: Tensor, sample_rate: int) -> float:
@@ -174,8 +175,10 @@ def mastered(
     if found == -math.inf:
         return audio_cS, None
     gain = min(target - found, MOST_GAIN_DB)
+    peak_S = _peaks(song_cS, sample_rate)
     for _ in range(3):
-        out_cS = limited(song_cS * 10 ** (gain / 20), sample_rate, ceiling=ceiling)
+        scale = 10 ** (gain / 20)
+        out_cS = _turned_down(song_cS * scale, peak_S * scale, sample_rate, ceiling)
         found = _integrated(out_cS, sample_rate, response)
         if abs(target - found) < 0.1 or gain == MOST_GAIN_DB:
             break
@@ -211,21 +214,52 @@ def limited(audio_cS: Tensor, sample_rate: int, *, ceiling: float = CEILING_DB) 
     together around each peak, by a gain that begins to fall and has risen again within twice
     REACH_SECONDS of it. Farther from any peak samples stay as they are.
     """
+    return _turned_down(audio_cS, _peaks(audio_cS, sample_rate), sample_rate, ceiling)
+
+
+def _peaks(audio_cS: Tensor, sample_rate: int) -> Tensor:
+    """The highest level at and around each sample, of all channels and between samples too, [S]."""
+    import torch
+    import torch.nn.functional as F
+
+    over_cS = resample(audio_cS, sample_rate, OVERSAMPLING * sample_rate).abs().amax(0)[None]
+    half = OVERSAMPLING // 2
+    peak_S = F.max_pool1d(over_cS, 2 * half + 1, stride=OVERSAMPLING, padding=half)[0]
+    return torch.maximum(peak_S[: audio_cS.shape[1]], audio_cS.abs().amax(0))
+
+
+def _turned_down(audio_cS: Tensor, peak_S: Tensor, sample_rate: int, ceiling: float) -> Tensor:
+    """`limited` of audio whose peaks are known."""
     import torch
     import torch.nn.functional as F
 
     reach = round(REACH_SECONDS * sample_rate)
     limit = 10 ** (ceiling / 20)
-    over_cS = resample(audio_cS, sample_rate, OVERSAMPLING * sample_rate).abs().amax(0)[None]
-    half = OVERSAMPLING // 2
-    peak_S = F.max_pool1d(over_cS, 2 * half + 1, stride=OVERSAMPLING, padding=half)[0]
-    peak_S = torch.maximum(peak_S[: audio_cS.shape[1]], audio_cS.abs().amax(0))
     if peak_S.max() <= limit:
         return audio_cS
     # the least gain wanted within reach, then averaged within reach: never above what is wanted
     wanted_S = limit / peak_S.clamp_min(limit)
-    least_S = -F.max_pool1d(-wanted_S[None], 2 * reach + 1, stride=1, padding=reach)[0]
+    least_S = _least_within(wanted_S, reach)
     window = torch.hann_window(2 * reach + 3, periodic=False)[1:-1]
-    padded_1S = F.pad(least_S[None, None], (reach, reach), mode="replicate")
-    gain_S = F.conv1d(padded_1S, (window / window.sum())[None, None])[0, 0]
+    kernel_11K = (window / window.sum())[None, None]
+    # pieces in which all gains are 1 stay as they are, and most songs have few others
+    padded_1S = F.pad(least_S[None], (reach, reach + -len(least_S) % PIECE), mode="replicate")
+    pieces_NK = padded_1S[0].unfold(0, PIECE + 2 * reach, PIECE)
+    low_N = pieces_NK.amin(1) < 1
+    gain_NP = torch.ones(len(pieces_NK), PIECE)
+    gain_NP[low_N] = F.conv1d(pieces_NK[low_N][:, None], kernel_11K)[:, 0]
+    gain_S = gain_NP.flatten()[: len(least_S)]
     return audio_cS * torch.where(gain_S > 1 - 1e-6, 1.0, gain_S)
+
+
+def _least_within(values_S: Tensor, reach: int) -> Tensor:
+    """The least value within `reach` of each place, by windows that double."""
+    import torch
+    import torch.nn.functional as F
+
+    least_S, length, whole = F.pad(values_S, (reach, reach), value=math.inf), 1, 2 * reach + 1
+    while length < whole:
+        step = min(length, whole - length)
+        least_S = torch.minimum(least_S[:-step], least_S[step:])
+        length += step
+    return least_S

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from mudit_engine.audio import resample
 from mudit_engine.loudness import ending_level, faded, limited, loudness, mastered, true_peak
 
 
@@ -126,6 +128,24 @@ def test_a_limiter_leaves_what_is_far_from_a_peak() -> None:
     gain = out[:, near] / audio[:, near].where(audio[:, near].abs() > 0.05, torch.nan)
     assert float(gain.nan_to_num(1).min()) > 0.3
     assert float(gain.nan_to_num(1).max()) <= 1.0
+
+
+@pytest.mark.parametrize("place", [0, 100, 4090, 4096, 8191, 12000, 12287])
+def test_the_gain_is_the_average_of_the_least_that_is_wanted(place: int) -> None:
+    """By its definition, a sample at a time; pieces of 4,096 samples are no borders."""
+    rate, reach = 22050, round(0.005 * 22050)
+    audio = 0.5 * torch.sin(torch.arange(12288) * 0.05)[None]
+    audio[0, place] = 3.0
+    over = np.abs(resample(audio, rate, 4 * rate).numpy()[0])
+    padded = np.pad(over, 2)
+    peak = np.array([padded[4 * n : 4 * n + 5].max() for n in range(12288)])
+    wanted = np.minimum(1, 10 ** (-1 / 20) / np.maximum(peak, np.abs(audio.numpy()[0])))
+    least = np.array([wanted[max(0, n - reach) : n + reach + 1].min() for n in range(12288)])
+    window = np.hanning(2 * reach + 3)[1:-1]
+    gain = np.convolve(np.pad(least, reach, mode="edge"), window / window.sum(), mode="valid")
+    found = limited(audio, rate)
+    np.testing.assert_allclose(found.numpy()[0], audio.numpy()[0] * gain, atol=2e-6)
+    assert true_peak(found, rate) < -0.9 < true_peak(audio, rate)
 
 
 def test_channels_are_turned_down_together() -> None:

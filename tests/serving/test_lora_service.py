@@ -68,7 +68,7 @@ def test_mixed_songs_are_those_of_their_loras(
     before, everyone = batcher.on_step, threading.Event()
 
     def on_step(record: StepRecord) -> None:
-        """The first song waits for the others, however fast it is, so that there are two of each."""
+        """The first song waits for the others, however fast it is: there are two of each."""
         everyone.wait(60)
         records.append((batcher._adapter, record))
         before(record)

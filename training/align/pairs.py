@@ -6,13 +6,12 @@ data set for training (training/tasks/align.py).
     write_pairs(pairs, out=data, model=folder)
 
 The songs of a request share its plan (tempo, key, chords, times) and differ in their noise, and in
-their guidance where several are given. Some may be made in the words of another request
-(`mismatched`): what they lack is what the request's own words say, so that pairs differ in that more
-than by chance. All are ranked as they would be written, all equally loud:
-an encoder takes a louder song for a nearer one. What is made is kept, a file a request, so that a
-run that was stopped goes on. Listeners' preferences (`preferences.jsonl` of `mudit eval survey
-read`) name songs in folders, which are encoded instead (listeners.py); a data set's songs are
-preferred to the model's own (originals.py).
+their guidance where several are given. Some may be made in the words of a request for another style
+(`mismatched`), so that a pair differs in what the words say, and not by chance alone. All are
+ranked as they would be written, all equally loud: an encoder takes a louder song for a nearer one.
+What is made is kept, a file a request, so that a run that was stopped goes on. Listeners'
+preferences (`preferences.jsonl` of `mudit eval survey read`) name songs in folders, which are
+encoded instead (listeners.py); a data set's songs are preferred to the model's own (originals.py).
 """
 
 from __future__ import annotations
