@@ -8,13 +8,12 @@ process of its own: this one interprets.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import triton
+
+from forked import run_compiling
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "benchmarks/results/static_attention.json"
@@ -118,17 +117,8 @@ def hold_here(row: dict) -> None:
 
 def compiled(folder: Path, *options: str) -> list[dict]:
     out = folder / "static.json"
-    command = [
-        sys.executable,
-        "-m",
-        "mudit_engine.benchmarks.static_attention",
-        "--out",
-        str(out),
-        *options,
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    module = "mudit_engine.benchmarks.static_attention"
+    run_compiling(module, "--out", str(out), *options, log=folder / "log")
     return json.loads(out.read_text())["rows"]
 
 

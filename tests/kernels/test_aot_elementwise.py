@@ -8,14 +8,12 @@ they say is a regression.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from forked import run_compiling
 from mudit_engine.benchmarks.static_elementwise import PROCESSORS_SHARE, WIDTH, traffic
 from mudit_engine.profiling import strict
 from mudit_engine.profiling.aot import ARCHITECTURES
@@ -25,27 +23,11 @@ COMMITTED = json.loads((ROOT / "benchmarks/results/static_elementwise.json").rea
 KEY = ("op", "variant", "dtype", "arch")
 
 
-def figures(arch: str, variants: str, dtypes: str, folder: Path) -> list[dict]:
+def figures(folder: Path, arch: str, *options: str) -> list[dict]:
     """Compiled in a process of its own: this one interprets."""
-    out = folder / "static.json"
-    command = [
-        sys.executable,
-        "-m",
-        "mudit_engine.benchmarks.static_elementwise",
-        "--arch",
-        arch,
-        "--variants",
-        variants,
-    ]
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--dtypes", dtypes, "--out", str(out)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    out = folder / f"{arch}.json"
+    module = "mudit_engine.benchmarks.static_elementwise"
+    run_compiling(module, "--arch", arch, *options, "--out", str(out), log=folder / "log")
     return json.loads(out.read_text())["rows"]
 
 
@@ -85,14 +67,14 @@ def test_committed_figures_hold_the_bars(arch):
     [("sm_80", "residual_norm,pack/96"), ("sm_90", "bias_gelu,pack/96,guided_step")],
 )
 def test_compiles_to_the_committed_figures(arch, variants, tmp_path):
-    hold_committed(figures(arch, variants, "bf16", tmp_path))
+    hold_committed(figures(tmp_path, arch, "--variants", variants, "--dtypes", "bf16"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_variant_compiles_to_the_committed_figures(arch, tmp_path):
     variants = ",".join(dict.fromkeys(row["variant"] for row in COMMITTED))
-    rows = figures(arch, variants, "bf16,fp32", tmp_path)
+    rows = figures(tmp_path, arch, "--variants", variants)
     assert len(rows) == sum(row["arch"] == arch for row in COMMITTED)
     hold_committed(rows)
 

@@ -5,16 +5,13 @@ order of arguments, PTX, launches.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from forked import run_compiling
 from mudit_engine.errors import MuditError
 from mudit_engine.export import tensorrt_plugins as plugins
 from mudit_engine.kernels.adaln import EPS, residual_norm_reference
@@ -24,18 +21,12 @@ from mudit_engine.kernels.guided_step import SongRows, guided_step_reference
 from mudit_engine.kernels.runs import Runs
 from mudit_engine.kernels.worklist import Segments
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module", params=["sm_80", "sm_90"])
-def built(request: pytest.FixtureRequest) -> dict[str, Any]:
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Compiled in a process of its own: this one interprets."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests/helpers/fake_tensorrt_plugin.py"), request.param]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    log = tmp_path_factory.mktemp("built") / "log"
+    return json.loads(run_compiling("fake_tensorrt_plugin", request.param, log=log))
 
 
 def test_ptx_takes_inputs_scalars_outputs_and_nothing_else(built: dict[str, Any]) -> None:
