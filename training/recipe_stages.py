@@ -220,7 +220,7 @@ class AlignStage(Section):
     """Learning from pairs of songs (training/tasks/align.py)."""
 
     beta: float = Field(
-        500.0,
+        200.0,
         gt=0,
         description="how hard a pair pulls away from the base: of differences of mean squared "
         "errors",
@@ -231,6 +231,12 @@ class AlignStage(Section):
         description="weight of the better songs' own denoising error, less the base's, beside the "
         "preference, which alone may let both songs' errors rise; at beta / 2 both begin with as "
         "much pull on the better song",
+    )
+    blind: float = Field(
+        0.0,
+        ge=0,
+        description="weight of how far the unconditional branch's outputs move (mean squares): "
+        "guidance plays what the conditional branch learns beyond the unconditional one",
     )
 
 

@@ -97,8 +97,8 @@ WANTED = 0.65  # share of pairs won, below which an alignment has not shown that
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Of --songs, so many are made from the same plan in the words of a request for another "
-    "style.",
+    help="Of --songs, so many are made from the same plan in words for another style. With "
+    "--originals: of --pairs-each, so many are an own song and such a one.",
 )
 @click.option(
     "--pairs-each",
@@ -227,9 +227,11 @@ def command(
         )
     if preferences and originals:
         raise InputError("--preferences and --originals are two ways to say which song is better")
-    if mismatched >= songs:
+    most_mismatched, of = (pairs_each, "--pairs-each") if originals else (songs, "--songs")
+    if mismatched >= most_mismatched:
         raise InputError(
-            f"--mismatched {mismatched} of --songs {songs}: leave at least one in its own words"
+            f"--mismatched {mismatched} of {of} {most_mismatched}: leave at least one in its own "
+            "words"
         )
     logging.getLogger("mudit_engine.training").setLevel(logging.INFO)
     if threads is not None:

@@ -104,6 +104,29 @@ def test_a_data_sets_song_is_preferred_to_the_models_own(
     assert not np.array_equal(other[0].lost_TC, pairs[0].lost_TC)
 
 
+def test_own_words_are_preferred_to_those_of_another_style(
+    tmp_path: Path, data: Path, pipeline: SongPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    prepare = pipeline.runtime.prepare
+    monkeypatch.setattr(
+        pipeline.runtime, "prepare", lambda inputs: told.append(inputs) or prepare(inputs)
+    )
+    beside = originals(tmp_path, data, pipeline, each=3, mismatched=1)
+    with pytest.raises(InputError, match="no song of another style than 'song-5'"):
+        beside.of(5)
+    monkeypatch.setattr(Originals, "_other", lambda self, record: self.shards.read(0))
+    pairs = beside.of(5)
+    original, first, second, last = pairs[0].won_TC, pairs[0].lost_TC, pairs[1].lost_TC, pairs[2]
+    assert np.array_equal(original, Shards(data).read(5)["latents"])
+    assert np.array_equal(pairs[1].won_TC, original) and not np.array_equal(first, second)
+    assert np.array_equal(last.won_TC, first), "an own song is preferred to one in other words"
+    own, _, other = told
+    assert torch.equal(own.descriptions, last.inputs.descriptions), "to its own words"
+    assert torch.equal(other.descriptions, beside._described(beside.shards.read(0))[0])
+    assert torch.equal(own.outline.features_TF, other.outline.features_TF), "and the same plan"
+
+
 def test_the_models_own_song_heard_what_training_will_say(
     tmp_path: Path, data: Path, model: Path, pipeline: SongPipeline
 ) -> None:
@@ -127,7 +150,7 @@ def test_the_models_own_song_heard_what_training_will_say(
         assert tuple(told.lyrics) == pair.inputs.lyric_ids
         assert USER_TYPES[told.user] == pair.user_type
     unsaid = replace(pairs[0].inputs, outline=None)
-    heard = beside._made("other", unsaid)[0]
+    heard = beside._made("other", [unsaid])[0]
     assert not np.array_equal(heard, pairs[0].lost_TC), "the plan changes the song"
 
 

@@ -15,7 +15,7 @@ this is one round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from mudit_engine.diffusion.samplers import sampler_table
 from mudit_engine.errors import InputError
 from mudit_engine.files import atomic_path
-from mudit_engine.models.outline import outline_rows
+from mudit_engine.models.outline import OutlineRows, outline_rows
 from mudit_engine.names import USER_TYPES
 from mudit_engine.pipeline import SongPipeline
 from mudit_engine.runtime.denoiser import SongInputs, denoise
@@ -48,7 +48,9 @@ class Originals:
         folder: where they are kept.
         shards: the data set, encoded by the model's codec (`mudit data encode`).
         pipeline: of the model that is to learn.
-        each: own songs for one of the data set, a pair each.
+        each: pairs for each song of the data set.
+        mismatched: of these, so many are an own song and one in another song's words; the others
+            are the song of the data set and an own one.
         seed: of their noise, and of the descriptions that are drawn.
         sampler: fields of the sampler that differ from the model's.
         user_type: whose descriptions are taken, "all" for both.
@@ -64,12 +66,14 @@ class Originals:
         pipeline: SongPipeline,
         *,
         each: int = 1,
+        mismatched: int = 0,
         seed: int = 0,
         sampler: Mapping[str, Any] | None = None,
         user_type: str = "all",
     ) -> None:
         self.folder, self.shards, self.pipeline = folder, shards, pipeline
-        self.each, self.seed, self.user_type = each, seed, user_type
+        self.own, self.mismatched = each - mismatched, mismatched
+        self.seed, self.user_type = seed, user_type
         lacks = [name for name in NEEDS if name not in shards.fields]
         if lacks:
             raise InputError(
@@ -102,17 +106,56 @@ class Originals:
         return found
 
     def of(self, number: int) -> list[Pair]:
-        """The pairs of one song of the data set: it, and each of the model's own."""
+        """The pairs of one song of the data set: it and each of the model's own, and own ones and
+        those in other words.
+        """
         record = self.shards.read(number)
         inputs, outline = self._inputs(record)
-        original_TC = np.asarray(record["latents"])
-        pairs = []
-        for place, own_TC in enumerate(self._made(record.id, inputs)):
-            name = record.id if self.each == 1 else f"{record.id}.{place}"
-            pairs.append(
-                Pair(name, inputs.user_type, inputs, outline, original_TC, own_TC, record.id)
+        makings = [inputs] * self.own
+        if self.mismatched:
+            makings += [self._in_words_of(self._other(record), inputs, outline)] * self.mismatched
+        made = self._made(record.id, makings)
+        own, other = made[: self.own], made[self.own :]
+        songs = [(np.asarray(record["latents"]), lost) for lost in own]
+        songs += [(own[place % self.own], lost) for place, lost in enumerate(other)]
+        return [
+            Pair(
+                record.id if len(songs) == 1 else f"{record.id}.{place}",
+                inputs.user_type,
+                inputs,
+                outline,
+                won_TC,
+                lost_TC,
+                record.id,
             )
-        return pairs
+            for place, (won_TC, lost_TC) in enumerate(songs)
+        ]
+
+    def _other(self, record: SongRecord) -> SongRecord:
+        """The first song of the training split, in an order drawn for this one, that has a
+        description and not this one's style, and like it is sung or is not.
+        """
+        drawn = np.random.default_rng(seed64(self.seed, "mismatched", record.id))
+        style, sung = record.metadata.get("style"), bool(len(record["phonemes"]))
+        for number in drawn.permutation(self.shards.numbers("train")):
+            other = self.shards.read(int(number), NEEDS[1:])
+            if other.id == record.id or bool(len(other["phonemes"])) != sung:
+                continue
+            if style is not None and other.metadata.get("style") == style:
+                continue
+            if len(self._descriptions(other)):
+                return other
+        raise InputError(
+            f"'{self.shards.folder}' has no song of another style than '{record.id}': give more "
+            "songs, or take --mismatched 0"
+        )
+
+    def _in_words_of(self, other: SongRecord, inputs: SongInputs, outline: Outline) -> SongInputs:
+        """A song's inputs, but with another's description and style."""
+        descriptions, _ = self._described(other)
+        controls = replace(outline.controls, style=other.metadata.get("style"))
+        rows = self._rows(replace(outline, controls=controls), inputs.frames, inputs.lyric_ids)
+        return replace(inputs, descriptions=descriptions, outline=rows)
 
     def _descriptions(self, record: SongRecord) -> np.ndarray:
         """Numbers of the descriptions that may be taken."""
@@ -122,15 +165,29 @@ class Originals:
             whole &= kinds_F5[:, 2] == USER_TYPES.index(self.user_type)
         return np.unique(kinds_F5[whole, 3])
 
-    def _inputs(self, record: SongRecord) -> tuple[SongInputs, Outline]:
-        """What the model is told of a song: one of its descriptions, and all of its plan."""
-        config, kinds_F5 = self.pipeline.config, record["fragment_kinds"]
+    def _described(self, record: SongRecord) -> tuple[torch.Tensor, str]:
+        """One of a song's descriptions, drawn by its id: (its vectors, whose words they are)."""
+        kinds_F5 = record["fragment_kinds"]
         known = self._descriptions(record)
         chosen = known[seed64(self.seed, "description", record.id) % len(known)]
         rows = np.flatnonzero((kinds_F5[:, 3] == chosen) & (kinds_F5[:, 4] == 1))
-        rows = rows[: config.dit.max_fragments]
-        width = config.dit.description_width
-        descriptions = torch.from_numpy(np.array(record["fragments"][rows])).float()
+        rows = rows[: self.pipeline.config.dit.max_fragments]
+        vectors = torch.from_numpy(np.array(record["fragments"][rows])).float()
+        return vectors, USER_TYPES[int(kinds_F5[rows[0], 2])]
+
+    def _rows(self, outline: Outline, frames: int, lyric_ids: Sequence[int]) -> OutlineRows:
+        config = self.pipeline.config
+        return outline_rows(
+            outline,
+            frames=frames,
+            frame_rate=config.vae.frame_rate,
+            tokens=len(lyric_ids),
+            config=config.dit,
+        )
+
+    def _inputs(self, record: SongRecord) -> tuple[SongInputs, Outline]:
+        """What the model is told of a song: one of its descriptions, and all of its plan."""
+        descriptions, user_type = self._described(record)
         lyric_ids = tuple(map(int, record["phonemes"]))
         outline = outline_of(record.metadata, np.array(record["phoneme_times"]))
         frames = len(record["latents"])
@@ -140,28 +197,22 @@ class Originals:
             table=self.table,
             seed=0,
             descriptions=descriptions,
-            negative=torch.zeros(0, width),
+            negative=torch.zeros(0, self.pipeline.config.dit.description_width),
             lyric_ids=lyric_ids,
-            user_type=USER_TYPES[int(kinds_F5[rows[0], 2])],
-            outline=outline_rows(
-                outline,
-                frames=frames,
-                frame_rate=config.vae.frame_rate,
-                tokens=len(lyric_ids),
-                config=config.dit,
-            ),
+            user_type=user_type,
+            outline=self._rows(outline, frames, lyric_ids),
         )
         return inputs, outline
 
-    def _made(self, name: str, inputs: SongInputs) -> list[np.ndarray]:
-        """The model's own songs, float16 [frames, C] each."""
+    def _made(self, name: str, makings: Sequence[SongInputs]) -> list[np.ndarray]:
+        """The model's songs, float16 [frames, C] each."""
         path = self.folder / f"{seed64(name):016x}.safetensors"
         if not path.is_file():
             runtime = self.pipeline.runtime
             with torch.inference_mode():
                 states = [
-                    runtime.prepare(replace(inputs, seed=seed64(self.seed, "own", name, place)))
-                    for place in range(self.each)
+                    runtime.prepare(replace(told, seed=seed64(self.seed, "own", name, place)))
+                    for place, told in enumerate(makings)
                 ]
                 made = [one.half().cpu() for one in denoise(runtime, states)]
             with atomic_path(path) as aside:

@@ -46,7 +46,7 @@ DRIFT = 0.1  # how much worse the better songs may be denoised
 PAIRS_AT_ONCE = 8
 # style, voice and drums are decided where there is little but noise (assets/tiny/README.md)
 LOGIT_MEAN, LOGIT_STD = 1.5, 1.2
-ANCHOR = 0.2  # of beta: what the better songs' own error weighs beside the preference
+BLIND = 1.0  # of beta: what moving the unconditional branch weighs beside the preference
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ def make_pairs(
             shards,
             pipeline,
             each=plan.pairs_each,
+            mismatched=plan.mismatched,
             seed=plan.seed,
             sampler=plan.sampler,
             user_type=plan.user_type,
@@ -233,7 +234,7 @@ def make_recipe(plan: AlignPlan) -> Recipe:
     for override in plan.overrides:
         fields = merge(fields, parse_override(override))
     stage = fields.setdefault("align", {})
-    stage.setdefault("anchor", ANCHOR * float(stage.get("beta", AlignStage().beta)))
+    stage.setdefault("blind", BLIND * float(stage.get("beta", AlignStage().beta)))
     recipe = parse_recipe(fields, source="align")
     write_json(plan.recipe, fields)
     return recipe

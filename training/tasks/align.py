@@ -1,12 +1,16 @@
 """Learning from preferences: of two songs that were made for one request, the better one is made
 likelier than the other (diffusion/preference.py), by a LoRA whose base is the reference.
 
-    loss = weight (-log sigmoid(margin) + anchor (won - base_won))             one a pair
+    loss = weight (-log sigmoid(margin) + anchor (won - base_won) + blind moved)       one a pair
 
 Both songs get the same conditions, noise level and noise, so that what differs is the songs. The
 anchor is the denoising error of the better song: the margin alone is content when both songs become
-less likely, the worse one more. A data set of pairs holds the better song as `latents` and the
-other, as long, as `lost`; its metadata may weigh a pair (training/align/pairs.py).
+less likely, the worse one more. `moved` is how far the unconditional outputs are from the base's,
+in mean squares: guidance plays the difference of its two branches, so that what both of them learn
+is heard once, and what the conditional one learns alone as often as the guidance's scale says.
+
+A data set of pairs holds the better song as `latents` and the other, as long, as `lost`; its
+metadata may weigh a pair (training/align/pairs.py).
 
     batch = AlignTask(recipe, shards).load([4, 17], moment)
 """
@@ -25,13 +29,16 @@ from mudit_engine.diffusion.preference import preference_loss, song_errors
 from mudit_engine.errors import InputError
 from mudit_engine.models.dit import DiT
 from mudit_engine.models.lora import without_lora
+from mudit_engine.models.outline import outline_columns
 from mudit_engine.training.parallel.strategy import Logs
 from mudit_engine.training.recipe_stages import AlignStage, DitStage
+from mudit_engine.training.tasks.distill import unconditional
 from mudit_engine.training.tasks.dit import DitInputs, DitTask, noised
 from mudit_engine.training.tasks.task import Batch, Moment
 
 NOISE_LEVELS = 4  # at which a held-out pair is judged
 PASSES = 8 / 3  # four forward passes, of which two go back, in units of a forward pass that does
+BLIND_PASSES = 4 / 3  # the unconditional branch's: two, of which one goes back
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class AlignLoss(nn.Module):
     def __init__(self, dit: DiT, path: Path, dit_stage: DitStage, stage: AlignStage) -> None:
         super().__init__()
         self.dit, self.path, self.dit_stage, self.stage = dit, path, dit_stage, stage
+        self.edits = outline_columns(dit.config).get("edits") if dit.config.outline else None
 
     def forward(self, inputs: AlignInputs) -> tuple[Tensor, Logs]:
         """(sum over pairs, logs) of a batch."""
@@ -60,8 +68,12 @@ class AlignLoss(nn.Module):
         loss_B, margin_B = preference_loss(
             won_B, lost_B, base_won_B, base_lost_B, beta=self.stage.beta
         )
-        anchored_B = loss_B + self.stage.anchor * (won_B - base_won_B)
-        loss = (inputs.weights_B * anchored_B).sum()
+        whole_B = loss_B + self.stage.anchor * (won_B - base_won_B)
+        moved_B = torch.zeros_like(loss_B)
+        if self.stage.blind:
+            moved_B = self._moved(inputs.won)
+            whole_B = whole_B + self.stage.blind * moved_B
+        loss = (inputs.weights_B * whole_B).sum()
         pairs, margin_B = float(len(loss_B)), margin_B.detach()
         told = (margin_B > 0).double() + 0.5 * (margin_B == 0).double()
         logs: Logs = {
@@ -72,8 +84,17 @@ class AlignLoss(nn.Module):
             "mse_lost": (lost_B.detach().sum(), pairs),
             # how much worse the better songs are denoised than by the base: 0.1 is a tenth
             "drift": ((won_B.detach() - base_won_B).sum(), base_won_B.sum()),
+            "moved": (moved_B.detach().sum(), pairs),
         }
         return loss, logs
+
+    def _moved(self, inputs: DitInputs) -> Tensor:
+        """How far the unconditional outputs are from the base's, of the songs that count, [B]."""
+        noisy, _, _ = noised(self.path, inputs)
+        blind = unconditional(noisy, edits=self.edits)
+        with torch.no_grad(), without_lora(self.dit):
+            base_TC = self.dit(blind)
+        return song_errors(self.dit(blind), base_TC, noisy.frames)[: inputs.songs]
 
     def _errors(self, inputs: DitInputs) -> Tensor:
         """Of the songs that count, [B]."""
@@ -120,10 +141,11 @@ class AlignTask(DitTask):
         channels = self.config.dit.latent_channels
         rows = np.concatenate([*lost, np.zeros((filler, channels), np.float16)])
         clean = replace(won.clean, latents_TC=torch.from_numpy(rows).float())
+        passes = PASSES + (BLIND_PASSES if self.recipe.align.blind else 0)
         return replace(
             one,
             weight=float(weights_B.sum()),
             inputs=AlignInputs(won, replace(won, clean=clean), weights_B),
             tokens=2 * one.tokens,
-            flops=None if one.flops is None else PASSES * one.flops,
+            flops=None if one.flops is None else passes * one.flops,
         )

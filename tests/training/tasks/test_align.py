@@ -151,6 +151,31 @@ def test_a_pair_counts_by_its_weight_and_its_anchor(base: Path, tmp_path: Path) 
     assert abs(sum(anchored)) > 0.01
 
 
+def test_the_unconditional_branch_is_held_where_it_was(base: Path) -> None:
+    """Two branches that move as one are heard once by guidance; the weight leaves the first."""
+    moved = {}
+    for blind in (0.0, 1e4):
+        torch.manual_seed(0)
+        task = align_task(base, align__blind=blind)
+        module, inputs = task.modules["model"], task.load([0, 1, 2], Moment(0, 0, 0)).inputs
+        optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=3e-3)
+        for _ in range(12):
+            optimizer.zero_grad()
+            loss, logs = module(inputs)
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            moved[blind] = float(module._moved(inputs.won).sum())
+            pulled = float(logs["preference"][0]) / 3
+        assert pulled < math.log(2), "the pairs are told all the same"
+        if blind:
+            whole = float(logs["preference"][0]) + blind * float(logs["moved"][0])
+            assert loss.item() == pytest.approx(whole, rel=1e-4)
+        else:
+            assert float(logs["moved"][0]) == 0.0, "what is not asked for is not computed"
+    assert moved[1e4] < 0.3 * moved[0.0]
+
+
 def test_a_filler_on_ranks_counts_for_nothing(base: Path) -> None:
     task = align_task(base)
     alone = task.modules["model"](task.load([0, 1], Moment(0, 0, 0)).inputs)
