@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("deepspeed")
 
+import forked
 from fault_runs import last_loss, recipe_for, songs_of
 from mudit_engine.training.runlog import read_metrics
 from mudit_engine.training.trainer import Trainer
@@ -25,15 +26,9 @@ SCRIPT = Path(__file__).parents[2] / "helpers" / "fault_runs.py"
 
 
 def fault_runs(out: Path, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, str(SCRIPT), "--out", str(out), *arguments]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = out.with_suffix(".log")
+    code = forked.start(SCRIPT.name, "--out", str(out), *arguments, log=log).wait()
+    assert code == 0, log.read_text()[-3000:]
     results: dict[str, Any] = json.loads(out.read_text())["results"]
     return results
 
