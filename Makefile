@@ -26,9 +26,12 @@ TEST_ARGS ?=
 FLOOR ?= .venv-floor
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 
-# pip compiles one module after another; this takes all cores. Some packages ship files that are not
-# meant to be compiled
-COMPILE = $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+# pip compiles one module after another; this takes all cores. A third of it all are packages' own
+# tests and networks of other people, of which a few are imported, and compiled then. Some packages
+# ship files that are not meant to be compiled
+COMPILE = $(BIN)/python -m compileall -q -j 0 \
+  -x '/tests?/|/transformers/models/|/diffusers/(modular_)?pipelines/' $(VENV)/lib \
+  >/dev/null 2>&1 || true
 
 .PHONY: help song test test-long test-floor lint docs ranks triton omni quantize gpu tiny clean
 .DELETE_ON_ERROR:
@@ -116,7 +119,8 @@ $(BIN)/python:
 	    exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 # the pip that comes with Python takes three times as long
-	$@ -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
+	$@ -m pip install --quiet --disable-pip-version-check --no-compile --upgrade -c constraints.txt \
+	  pip
 
 # What is installed follows setup.py and constraints.txt; unchanged ones install nothing again.
 $(VENV)/.core: setup.py constraints.txt | $(BIN)/python
