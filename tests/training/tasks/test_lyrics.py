@@ -152,7 +152,7 @@ def test_checkpoints_hold_what_is_trained_alone(base, data, tmp_path):
 
 def test_the_score_rises_with_training(data, tmp_path):
     """A small model from nothing: what it writes freely for held-out prompts, before and after."""
-    songs = built_in_songs(240, languages=("zh",))
+    songs = built_in_songs(100, languages=("zh",))
     short = [song for song in songs if len(song.answer()) < 60 and song.rhyme != "free"]
     write_songs(short, tmp_path / "songs.jsonl")
     asked = load_recipe(
