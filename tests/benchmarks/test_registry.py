@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mudit_engine.benchmarks import serving_rows, step_peers, timing, waterfall
+from forked import forking
+from mudit_engine.benchmarks import serving_rows, step_memory, step_peers, timing, waterfall
 from mudit_engine.benchmarks.registry import BENCHMARKS, Options, Row, rows_of, run
 from mudit_engine.benchmarks.timing import Times, interleave, quantile, ratio, turns
 from mudit_engine.cli.main import run as mudit
@@ -186,8 +187,9 @@ def test_the_service_is_measured(name: str) -> None:
     assert rows and all(row.benchmark == name and row.seconds_p99 is not None for row in rows)
 
 
-def test_memory_is_each_providers_own() -> None:
+def test_memory_is_each_providers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peaks hold the weights and what a step holds; at a few rows the two are near each other."""
+    monkeypatch.setattr(step_memory, "multiprocessing", forking())
     rows = {row.provider: row for row in run("memory", Options(size="tiny"))}
     ours, peer = rows["mudit"], rows["diffusers StableAudioDiT"]
     assert ours.error is not None and ours.error < 1e-4

@@ -4,6 +4,7 @@ forked from one whose kernels are compiled, where those of the tests are interpr
 
     process = start("run_and_die.py", str(data), str(out), "save", "8", log=tmp_path / "log")
     assert process.wait(300) == -signal.SIGKILL
+    monkeypatch.setattr(step_memory, "multiprocessing", forking())
     said = run_compiling("mudit_engine.benchmarks.static_variants", "--arch", "sm_80", log=log)
 
 The servers are the standard library's (multiprocessing's forkserver): one of a kind for each worker
@@ -13,13 +14,16 @@ thread is running when they fork.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
+import multiprocessing.pool
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -61,6 +65,41 @@ def start(
     """Runs a script of this folder as __main__; what it writes and says goes into `log`."""
     environment = {**ENVIRONMENT, **(environment or {})}
     return _fork(_trainers(), script, (str(HERE / script), HERE, arguments, log, environment))
+
+
+class forking:
+    """Stands in for the modules subprocess and multiprocessing where what they start is a module
+    of ours or a pool that needs torch.
+    """
+
+    def run(
+        self, command: Sequence[str], *, env: Mapping[str, str], **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """What subprocess.run does with python -m MODULE ARGUMENTS; all that is said is stderr."""
+        assert command[1] == "-m", "a module is forked, no other program"
+        assert options == {"capture_output": True, "text": True, "check": False}
+        module, *arguments = command[2:]
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            run = (module, HERE.parents[1], tuple(arguments), log, {**env})
+            code = _fork(_trainers(), module, run).wait()
+            return subprocess.CompletedProcess(command, code, "", log.read_text())
+
+    def get_context(self, method: str) -> forking:
+        """Contexts of which a pool is all that is asked."""
+        assert method == "spawn"
+        return self
+
+    @contextlib.contextmanager
+    def Pool(self, processes: int) -> Iterator[multiprocessing.pool.Pool]:
+        """The processes of multiprocessing's pool, forked when it is made."""
+        with (
+            mock.patch.object(
+                forkserver, "connect_to_new_process", _trainers().connect_to_new_process
+            ),
+            multiprocessing.get_context("forkserver").Pool(processes) as pool,
+        ):
+            yield pool
 
 
 def run_compiling(module: str, *arguments: str, log: Path, timeout: float = 600) -> str:

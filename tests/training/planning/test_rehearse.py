@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from forked import forking
 from launch_ranks import start
 from mudit_engine.config import load_config
 from mudit_engine.errors import MuditError
+from mudit_engine.training.planning import rehearse as rehearsing
 from mudit_engine.training.planning.rehearse import Rehearsal, compare, rehearse, rehearse_all
 from mudit_engine.training.planning.state_bytes import (
     Parameters,
@@ -36,11 +38,14 @@ def check(result: dict[str, Any]) -> None:
         assert row["measured"] and abs(row["error"]) < 0.01, (kind, row)
 
 
-def test_rehearsals_at_64_ranks_keep_and_send_what_the_closed_forms_say() -> None:
+def test_rehearsals_at_64_ranks_keep_and_send_what_the_closed_forms_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Stage 2 keeps whole tensors of its part, stage 3 has persistent ones: the two closed forms
     with most to get wrong.
     """
     pytest.importorskip("deepspeed")
+    monkeypatch.setattr(rehearsing, "subprocess", forking())
     wanted = ((2, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"))
     cases = [
         Rehearsal("musit-380m", 64, {"zero_stage": stage}, precision, overrides=SMALL)
