@@ -38,13 +38,15 @@ settings.load_profile("house")
 def pytest_collection() -> Generator[None, object, object]:
     """The test files import some ten thousand modules, which stay. To walk through them for
     garbage, again and again while they grow, is a quarter of the time that this takes; and later
-    rounds are spared them too.
+    rounds are spared them too, and come seldom: the objects of a traced graph, which nearly all
+    stay, would be walked through hundreds of times.
     """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(20_000, 10, 10)
         gc.enable()
 
 
