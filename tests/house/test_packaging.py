@@ -27,6 +27,7 @@ from mudit_engine.availability import TESTED, tested_set
 ROOT = Path(__file__).parents[2]
 LINKED = ("kernels", "training", "export", "benchmarks")
 NOT_SHIPPED = {"ruff.toml"}
+WEIGHTS = ".safetensors"
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / ".git").exists(), reason="needs a git checkout to know which files belong to it"
@@ -45,7 +46,6 @@ for preset in PRESETS:
 from mudit_engine.text.vocabulary import Vocabulary
 assert len(Vocabulary.load())
 assert run(["--version"]) == 0
-print(os.path.realpath(mudit_engine.kernels.attention.__file__))
 """
 
 
@@ -57,20 +57,23 @@ def run_in(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def use(folder: Path, path: str) -> Path:
-    """Runs USE in `folder` on a path that the code `path` extends; returns the file that it
-    imported.
+def use(folder: Path, path: str, more: str = "") -> Path:
+    """Runs USE, and `more` after it, in `folder` on a path that the code `path` extends; returns
+    the file that it imported.
 
     -S keeps this environment's own editable install of the project out; its other packages are
     appended.
     """
-    code = f"import sys, site; {path}; sys.path.append({sysconfig.get_paths()['purelib']!r})\n{USE}"
+    code = f"import sys, site; {path}; sys.path.append({sysconfig.get_paths()['purelib']!r})\n"
+    code += f"{USE}{more}\nprint(os.path.realpath(mudit_engine.kernels.attention.__file__))"
     return Path(run_in(folder, sys.executable, "-I", "-S", "-c", code).split()[-1])
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout's files (no build leftovers), symlinks as symlinks."""
+    """The checkout's files (no build leftovers), symlinks as symlinks. Of weights the first bytes:
+    to pack them whole, again and again, takes most of the time and shows nothing more.
+    """
     target = tmp_path_factory.mktemp("tree")
     for name in run_in(ROOT, "git", "ls-files", "-coz", "--exclude-standard").split("\0"):
         source = ROOT / name
@@ -80,6 +83,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():
             copy.symlink_to(os.readlink(source))
+        elif source.suffix == WEIGHTS:
+            copy.write_bytes(source.read_bytes()[:64])
         else:
             shutil.copyfile(source, copy)
     return target
@@ -116,10 +121,8 @@ def _linked(file: Path, tree: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(tree, tmp_path_factory.mktemp("wheel"))
-
-
-def build_wheel(tree: Path, target: Path) -> Path:
+    """As a user's pip builds it."""
+    target = tmp_path_factory.mktemp("wheel")
     run_in(
         target,
         sys.executable,
@@ -134,6 +137,14 @@ def build_wheel(tree: Path, target: Path) -> Path:
         str(tree),
     )
     [file] = target.glob("mudit_engine-*.whl")
+    return file
+
+
+def build(kind: str, tree: Path, target: Path) -> Path:
+    """The "wheel", "sdist" or "editable" of a tree, by what pip calls."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(target)!r})"
+    run_in(tree, sys.executable, "-c", code)
+    [file] = target.glob("mudit_engine-*")
     return file
 
 
@@ -183,14 +194,10 @@ def test_models_with_parts_of_others_and_students_are_packed(tree: Path, tmp_pat
 def test_the_source_archive_builds_the_same_wheel(
     tree: Path, shipped: list[str], tmp_path: Path
 ) -> None:
-    run_in(
-        tree,
-        sys.executable,
-        "-c",
-        f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})",
-    )
-    [archive] = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
+    packed, built = tmp_path / "packed", tmp_path / "built"
+    for folder in (packed, built):
+        folder.mkdir()
+    with tarfile.open(build("sdist", tree, packed)) as tar:
         names = tar.getnames()
         # Python 3.11.2 and 3.11.3 have no filters yet
         tar.extractall(
@@ -198,7 +205,7 @@ def test_the_source_archive_builds_the_same_wheel(
         )
     assert [name for name, count in Counter(names).items() if count > 1] == []
     [sources] = (tmp_path / "sources").iterdir()
-    assert contents(build_wheel(sources, tmp_path)) == shipped
+    assert contents(build("wheel", sources, built)) == shipped
 
 
 def test_the_wheel_imports_from_another_folder(wheel: Path, tmp_path: Path) -> None:
@@ -211,14 +218,7 @@ def test_the_wheel_imports_from_another_folder(wheel: Path, tmp_path: Path) -> N
 def test_an_editable_install_imports_from_another_folder(tree: Path, tmp_path: Path) -> None:
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run_in(
-        tree,
-        sys.executable,
-        "-c",
-        f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})",
-    )
-    [built] = tmp_path.glob("*.whl")
-    zipfile.ZipFile(built).extractall(site)
+    zipfile.ZipFile(build("editable", tree, tmp_path)).extractall(site)
     assert use(elsewhere, f"site.addsitedir({str(site)!r})") == tree / "kernels" / "attention.py"
 
 
@@ -237,20 +237,17 @@ def test_a_real_package_wins_over_a_folder_of_the_checkout(name: str, tmp_path: 
 
 
 def test_transformers_and_diffusers_do_not_take_our_kernels_for_theirs() -> None:
-    probe = """
-import importlib.metadata
-try:
-    importlib.metadata.version("kernels")
-    installed = True
-except importlib.metadata.PackageNotFoundError:
-    installed = False
-from transformers.utils import is_kernels_available
-from diffusers.utils import is_kernels_available as for_diffusers
-assert is_kernels_available() == installed and for_diffusers() == installed
-"""
-    pytest.importorskip("transformers")
-    pytest.importorskip("diffusers")
-    run_in(ROOT, sys.executable, "-c", probe)
+    """They look when they are first imported, here with the checkout on the path."""
+    transformers = pytest.importorskip("transformers.utils")
+    diffusers = pytest.importorskip("diffusers.utils")
+    assert str(ROOT) in sys.path
+    try:
+        importlib.metadata.version("kernels")
+        installed = True
+    except importlib.metadata.PackageNotFoundError:
+        installed = False
+    assert transformers.is_kernels_available() == installed
+    assert diffusers.is_kernels_available() == installed
 
 
 @pytest.fixture(scope="module")
@@ -286,16 +283,18 @@ assert song.audio.shape[-1] > 0
 
 
 def test_a_checkout_without_links_imports_and_runs(unlinked: Path, tmp_path: Path) -> None:
-    path = f"sys.path.insert(0, {str(unlinked)!r})"
-    assert use(tmp_path, path) == unlinked / "kernels" / "attention.py"
-    code = f"import sys; {path}\n{RENDER}"
-    run_in(tmp_path, sys.executable, "-c", code)
+    clone, tiny = tmp_path / "clone", "mudit_engine/assets/tiny"
+    shutil.copytree(unlinked, clone, ignore=shutil.ignore_patterns(".git"))
+    for weights in (ROOT / tiny).glob(f"*{WEIGHTS}"):
+        shutil.copyfile(weights, clone / tiny / weights.name)
+    path = f"sys.path.insert(0, {str(clone)!r})"
+    assert use(tmp_path, path, RENDER) == clone / "kernels" / "attention.py"
 
 
 def test_a_checkout_without_links_builds_the_same_wheel(
     unlinked: Path, shipped: list[str], tmp_path: Path
 ) -> None:
-    assert contents(build_wheel(unlinked, tmp_path)) == shipped
+    assert contents(build("wheel", unlinked, tmp_path)) == shipped
 
 
 def constraints() -> dict[str, str]:
