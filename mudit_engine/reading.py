@@ -36,8 +36,14 @@ from mudit_engine.request import SongRequest
 from mudit_engine.runtime.denoiser import SongInputs, SongShape, TextEncoder
 from mudit_engine.text.accounting import Fate
 from mudit_engine.text.composition.given import GivenMelody, parse_melody, read_melody_file
-from mudit_engine.text.composition.typed import CONTROLS, controlled, known_style, words_of
-from mudit_engine.text.descriptions import description_fragments
+from mudit_engine.text.composition.typed import (
+    CONTROLS,
+    controlled,
+    known_style,
+    told_words,
+    words_of,
+)
+from mudit_engine.text.descriptions import description_fragments, sentences
 from mudit_engine.text.harmony import chord_names
 from mudit_engine.text.lyrics import Lyrics
 from mudit_engine.text.mandarin import is_han
@@ -240,7 +246,7 @@ class TextReader:
             plan = went_on(plan, tail, kept=kept, seconds=length)
         plan = _from_reference(plan, heard, request.reference_kind)
         notes += [*plan.notes, *in_vain]
-        fragments = self._fragments(request.description, controls, said)
+        fragments = self._fragments(request.description, controls, said, wishes)
         asked = ("bpm", "key", "chords", "melody", "melody_file")
         planned = [name for name in asked if getattr(request, name) is not None]
         if config.dit.outline and not config.dit.melody and {"melody", "melody_file"} & {*planned}:
@@ -314,15 +320,24 @@ class TextReader:
             ]
         return []
 
-    def _fragments(self, description: str, controls: Controls, said: Wishes) -> tuple[str, ...]:
-        """The description's fragments; for a model that takes no controls, with theirs in words,
-        which stand last and are never the ones that are left out.
+    def _fragments(
+        self, description: str, controls: Controls, said: Wishes, wishes: Wishes
+    ) -> tuple[str, ...]:
+        """What the text encoder hears.
+
+        A model that takes controls hears what was read of them in the words that it was trained on,
+        and then the description's sentences, which may be worded as nothing that it was trained on.
+        Where nothing was read it hears the description's fragments. A model without controls hears
+        those, and the typed ones in words, which stand last and are never the ones that are left
+        out.
         """
+        most = self.config.dit.max_fragments
+        if self.config.dit.controls and (told := told_words(_all_controls(wishes))):
+            return (*told, *sentences(description))[:most]
         extra: tuple[str, ...] = ()
         if not self.config.dit.controls:
             chinese = any(map(is_han, description)) or not description.strip()
             extra = words_of(controls, said, chinese=chinese)
-        most = self.config.dit.max_fragments
         own: tuple[str, ...] = ()
         if description.strip():
             own = description_fragments(description, max(1, most - len(extra)))
@@ -511,13 +526,14 @@ def _from_reference(plan: SongPlan, heard: HeardPart, kind: str) -> SongPlan:
 
 def _sung_or_not(wishes: Wishes, *, sung: bool) -> list[str]:
     """Notes on a voice without lyrics, and on lyrics without a voice."""
+    asked = wishes.words.get("voice", f"voice {wishes.voice}")  # typed ones have no words
     if sung and wishes.voice == "none":
         return [
-            f"'{wishes.words['voice']}' asks for no voice, but there are lyrics: they are sung. "
+            f"'{asked}' asks for no voice, but there are lyrics: they are sung. "
             "Leave out the lyrics for an instrumental"
         ]
     if not sung and wishes.voice not in (None, "none"):
-        return [f"'{wishes.words['voice']}' asks for a voice, but there are no lyrics to sing"]
+        return [f"'{asked}' asks for a voice, but there are no lyrics to sing"]
     return []
 
 

@@ -164,13 +164,13 @@ VOICES: tuple[tuple[str, str], ...] = (
     (
         "female",
         r"女声|女生|女孩子?|女歌手|女主唱|女人|女子|姑娘|姐姐|女高音|女中音|女嗓"
-        r"|\bfemale\b|\bwom[ae]n(?:'s)?\b|\bgirl(?:'s|s)?\b|\blady(?:'s)?\b|\bsoprano\b"
+        r"|\bfemale\b|\bwom[ae]n(?:'s)?\b|\bgirl(?:'s|s)?\b|\bgals?\b|\blad(?:y|ies)(?:'s)?\b|\bsoprano\b"
         r"|\bshe sings\b",
     ),
     (
         "male",
         r"男声|男生|男孩子?|男歌手|男主唱|男人|男子|大叔|哥哥|男高音|男中音|男低音|男嗓"
-        r"|(?<![a-z])male\b|(?<!wo)\bm[ae]n(?:'s)?\b|\bguys?\b|\bboy(?:'s|s)?\b|\bbaritone\b"
+        r"|(?<![a-z])male\b|(?<!wo)\bm[ae]n(?:'s)?\b|\bguys?\b|\bboy(?:'s|s)?\b|\bgent(?:s|leman|lemen)?\b|\bbaritone\b"
         r"|\bhe sings\b",
     ),
 )

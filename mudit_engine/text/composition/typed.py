@@ -89,6 +89,17 @@ def controlled(wishes: Wishes, controls: Controls) -> tuple[Wishes, list[str]]:
     return (replace(wishes, **changed) if changed else wishes), notes
 
 
+def told_words(controls: Controls) -> tuple[str, ...]:
+    """Everything that the controls say, in the words of the corpus, Chinese and English.
+
+    Examples:
+        >>> told_words(Controls(voice="male", style="metal"))
+        ('男声', 'male voice', '金属', 'metal')
+    """
+    values = [(name, getattr(controls, name)) for name in CONTROLS]
+    return tuple(word for said in values if said[1] is not None for word in _WORDS[said])
+
+
 def words_of(controls: Controls, wishes: Wishes, *, chinese: bool) -> tuple[str, ...]:
     """What the controls would be in words, without those that the words say already.
 
