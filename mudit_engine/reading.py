@@ -246,7 +246,7 @@ class TextReader:
             plan = went_on(plan, tail, kept=kept, seconds=length)
         plan = _from_reference(plan, heard, request.reference_kind)
         notes += [*plan.notes, *in_vain]
-        fragments = self._fragments(request.description, controls, said, wishes)
+        fragments = self._fragments(request, controls, said, wishes)
         asked = ("bpm", "key", "chords", "melody", "melody_file")
         planned = [name for name in asked if getattr(request, name) is not None]
         if config.dit.outline and not config.dit.melody and {"melody", "melody_file"} & {*planned}:
@@ -321,19 +321,21 @@ class TextReader:
         return []
 
     def _fragments(
-        self, description: str, controls: Controls, said: Wishes, wishes: Wishes
+        self, request: SongRequest, controls: Controls, said: Wishes, wishes: Wishes
     ) -> tuple[str, ...]:
         """What the text encoder hears.
 
         A model that takes controls hears what was read of them in the words that it was trained on,
         and then the description's sentences, which may be worded as nothing that it was trained on.
-        Where nothing was read it hears the description's fragments. A model without controls hears
-        those, and the typed ones in words, which stand last and are never the ones that are left
-        out.
+        Where nothing was read, and of a professional, whose terms are those of the training, it
+        hears the description's fragments. A model without controls hears those, and the typed ones
+        in words, which stand last and are never the ones that are left out.
         """
-        most = self.config.dit.max_fragments
-        if self.config.dit.controls and (told := told_words(_all_controls(wishes))):
-            return (*told, *sentences(description))[:most]
+        most, description = self.config.dit.max_fragments, request.description
+        if self.config.dit.controls and request.user_type != "professional":
+            told = told_words(_all_controls(wishes))
+            if told:
+                return (*told, *sentences(description))[:most]
         extra: tuple[str, ...] = ()
         if not self.config.dit.controls:
             chinese = any(map(is_han, description)) or not description.strip()

@@ -38,6 +38,10 @@ def test_what_was_read_is_heard_in_words_of_the_training(tiny: ModelConfig) -> N
     ):
         found = heard(tiny, description)
         assert found == (*known, *sentences), description
+    jazz = "别加鼓，女生唱爵士"
+    assert heard(tiny, jazz, user_type="amateur")[:6] == known
+    # a professional's terms are those of the training
+    assert heard(tiny, jazz, user_type="professional") == description_fragments(jazz, 32)
     assert heard(tiny, "", lyrics="[verse]\nmoon", style="metal") == ("金属", "metal")
     assert heard(tiny, "rock", style="metal", drums=True)[:4] == (
         "有鼓",
