@@ -45,6 +45,7 @@ def first(cache: Path) -> dict[str, float]:
     return plan(cache)
 
 
+@pytest.mark.slow  # a measurement: a busy or slow machine says more of itself than of the plan
 def test_a_plan_takes_less_than_ten_seconds(first: dict[str, float], tmp_path: Path) -> None:
     """Of three modes of checkpointing, each run on fake tensors. A busy machine makes a CPU second
     longer: the quickest of three counts.

@@ -160,7 +160,7 @@ CHECKS = (
 
 
 # the commands of docs/deployment.md, which tests/house/test_docs.py runs, are those of the export's
-SLOW = {export_and_serve}
+SLOW = {export_and_serve, finetune}
 
 
 @pytest.mark.parametrize(
