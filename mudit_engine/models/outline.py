@@ -76,6 +76,11 @@ def outline_columns(config: DitConfig) -> dict[str, slice]:
     return {"first": slice(0, FEATURES), **optional_columns(config, FEATURES)}
 
 
+def edit_columns(config: DitConfig) -> slice | None:
+    """Where a model's outline says which frames are given; None for one that takes no edits."""
+    return outline_columns(config).get("edits") if config.outline else None
+
+
 def outline_width(config: DitConfig) -> int:
     """How many columns the outline of a model has."""
     return max(place.stop for place in outline_columns(config).values())

@@ -136,24 +136,26 @@ class Candidates:
         asked = as_understood(wish, understood)
         makings = [inputs] * (self.count - self.mismatched)
         if self.mismatched:
-            makings += [self._in_words_of(self._other(asked, others), understood)] * self.mismatched
+            makings += [
+                self._in_words_of(self._other(wish, understood, others), understood)
+            ] * self.mismatched
         latents, parts = self._made(asked, makings, understood.seconds)
         return Songs(asked, inputs, understood.outline, latents, parts)
 
-    def _other(self, asked: Asked, others: Sequence[Asked]) -> Understood:
+    def _other(self, wish: Asked, understood: Understood, others: Sequence[Asked]) -> Understood:
         """The first of the wishes, in an order drawn for this one, that asks for another style and,
         like this one, is sung or is not.
         """
-        drawn = np.random.default_rng(seed64(self.seed, "mismatched", asked.id))
+        drawn = np.random.default_rng(seed64(self.seed, "mismatched", wish.id))
         for place in drawn.permutation(len(others)):
             other = others[place]
-            if bool(other.lyrics.strip()) != bool(asked.lyrics.strip()):
+            if bool(other.lyrics.strip()) != bool(wish.lyrics.strip()):
                 continue
             read = self.pipeline.reader.read(self.request(other))
-            if read.outline.controls.style != asked.style:
+            if read.outline.controls.style != understood.outline.controls.style:
                 return read
         raise InputError(
-            f"no request asks for another style than '{asked.id}': give more requests, or take "
+            f"no request asks for another style than '{wish.id}': give more requests, or take "
             "--mismatched 0"
         )
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from mudit_engine.diffusion.paths import Path
 from mudit_engine.diffusion.preference import preference_loss, song_errors
 from mudit_engine.errors import InputError
-from mudit_engine.models.dit import DiT
+from mudit_engine.models.dit import DiT, DitBatch
 from mudit_engine.models.lora import without_lora
-from mudit_engine.models.outline import outline_columns
+from mudit_engine.models.outline import edit_columns
 from mudit_engine.training.parallel.strategy import Logs
 from mudit_engine.training.recipe_stages import AlignStage, DitStage
 from mudit_engine.training.tasks.distill import unconditional
@@ -58,20 +58,22 @@ class AlignLoss(nn.Module):
     def __init__(self, dit: DiT, path: Path, dit_stage: DitStage, stage: AlignStage) -> None:
         super().__init__()
         self.dit, self.path, self.dit_stage, self.stage = dit, path, dit_stage, stage
-        self.edits = outline_columns(dit.config).get("edits") if dit.config.outline else None
+        self.edits = edit_columns(dit.config)
 
     def forward(self, inputs: AlignInputs) -> tuple[Tensor, Logs]:
         """(sum over pairs, logs) of a batch."""
+        won, lost = (noised(self.path, one)[:2] for one in (inputs.won, inputs.lost))
+        songs = inputs.won.songs
         with torch.no_grad(), without_lora(self.dit):
-            base_won_B, base_lost_B = self._errors(inputs.won), self._errors(inputs.lost)
-        won_B, lost_B = self._errors(inputs.won), self._errors(inputs.lost)
+            base_won_B, base_lost_B = self._errors(*won)[:songs], self._errors(*lost)[:songs]
+        won_B, lost_B = self._errors(*won)[:songs], self._errors(*lost)[:songs]
         loss_B, margin_B = preference_loss(
             won_B, lost_B, base_won_B, base_lost_B, beta=self.stage.beta
         )
         whole_B = loss_B + self.stage.anchor * (won_B - base_won_B)
         moved_B = torch.zeros_like(loss_B)
         if self.stage.blind:
-            moved_B = self._moved(inputs.won)
+            moved_B = self._moved(won[0])[:songs]
             whole_B = whole_B + self.stage.blind * moved_B
         loss = (inputs.weights_B * whole_B).sum()
         pairs, margin_B = float(len(loss_B)), margin_B.detach()
@@ -88,20 +90,18 @@ class AlignLoss(nn.Module):
         }
         return loss, logs
 
-    def _moved(self, inputs: DitInputs) -> Tensor:
-        """How far the unconditional outputs are from the base's, of the songs that count, [B]."""
-        noisy, _, _ = noised(self.path, inputs)
+    def _moved(self, noisy: DitBatch) -> Tensor:
+        """How far the unconditional outputs of each song are from the base's, [B]."""
         blind = unconditional(noisy, edits=self.edits)
         with torch.no_grad(), without_lora(self.dit):
             base_TC = self.dit(blind)
-        return song_errors(self.dit(blind), base_TC, noisy.frames)[: inputs.songs]
+        return self._errors(blind, base_TC)
 
-    def _errors(self, inputs: DitInputs) -> Tensor:
-        """Of the songs that count, [B]."""
-        noisy, target_TC, _ = noised(self.path, inputs)
+    def _errors(self, noisy: DitBatch, target_TC: Tensor) -> Tensor:
+        """Of each song, [B]."""
         checkpointing = self.dit_stage.checkpointing if self.training else "none"
         out_TC = self.dit(noisy, checkpointing=checkpointing)
-        return song_errors(out_TC, target_TC, noisy.frames)[: inputs.songs]
+        return song_errors(out_TC, target_TC, noisy.frames)
 
 
 class AlignTask(DitTask):

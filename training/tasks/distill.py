@@ -33,7 +33,7 @@ from mudit_engine.diffusion.samplers import SamplerTable, sampler_table
 from mudit_engine.errors import ConfigError
 from mudit_engine.models.dit import DiT, DitBatch
 from mudit_engine.models.lora import without_lora
-from mudit_engine.models.outline import OutlineRows, outline_columns
+from mudit_engine.models.outline import OutlineRows, edit_columns
 from mudit_engine.training.dataset.shards import SongRecord
 from mudit_engine.training.parallel.strategy import Logs
 from mudit_engine.training.recipe_stages import DistillStage, DitStage, teacher_passes
@@ -127,7 +127,7 @@ class DistillLoss(nn.Module):
         super().__init__()
         self.dit, self.path, self.dit_stage, self.stage = dit, path, dit_stage, stage
         self.student, self.teacher = tables
-        self.edits = outline_columns(dit.config).get("edits") if dit.config.outline else None
+        self.edits = edit_columns(dit.config)
 
     def forward(self, inputs: DitInputs) -> tuple[Tensor, Logs]:
         """(sum over frames, logs) of a batch, whose `times_B` number the student's steps."""

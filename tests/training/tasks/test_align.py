@@ -20,6 +20,7 @@ from mudit_engine.training.checkpoints.export_part import export_part
 from mudit_engine.training.dataset.shards import Shards
 from mudit_engine.training.recipe import Recipe, load_recipe
 from mudit_engine.training.tasks.align import NOISE_LEVELS, AlignTask
+from mudit_engine.training.tasks.dit import noised
 from mudit_engine.training.tasks.task import Moment
 from mudit_engine.training.trainer import Trainer
 from small_pairs import write_pairs
@@ -165,7 +166,7 @@ def test_the_unconditional_branch_is_held_where_it_was(base: Path) -> None:
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            moved[blind] = float(module._moved(inputs.won).sum())
+            moved[blind] = float(module._moved(noised(task.path, inputs.won)[0]).sum())
             pulled = float(logs["preference"][0]) / 3
         assert pulled < math.log(2), "the pairs are told all the same"
         if blind:
