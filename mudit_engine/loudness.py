@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BLOCK_SECONDS, HOP_SECONDS = 0.4, 0.1
 ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0
 OFFSET = -0.691
+RING_SECONDS = 0.2  # the slower filter has fallen by e^-47 then
 OVERSAMPLING = 4
 ENDING_SECONDS = 0.5
 # powers of the fade: a song that is as loud at its end as it was needs a steeper one
@@ -41,21 +42,19 @@ FADE_SECONDS = 1.0
 TARGET_LUFS, CEILING_DB = -16.0, -1.0
 MOST_GAIN_DB = 24.0  # what is quieter than this below the target is meant to be quiet, or is noise
 REACH_SECONDS = 0.005  # of the limiter: of its least gain, and of the average over that
-PIECE = 4096  # samples that the limiter averages gains of at once
+PIECE = 4096  # samples that the limiter looks at at once, its reach on both sides among them
 
 
 def loudness(audio_cS: Tensor, sample_rate: int) -> float:
     """Integrated loudness in LUFS of audio [channels, samples]; -inf for silence. Audio shorter
     than a block is one block.
     """
-    return _integrated(audio_cS, sample_rate, _response(audio_cS.shape[1], sample_rate))
+    import torch
 
-
-def _integrated(audio_cS: Tensor, sample_rate: int, response: np.ndarray) -> float:
-    filtered = _weighted(audio_cS.numpy(), response)
     block, hop = round(BLOCK_SECONDS * sample_rate), round(HOP_SECONDS * sample_rate)
-    squares = np.concatenate([[0.0], np.cumsum((filtered**2).sum(0))])
-    samples = filtered.shape[1]
+    square_S = _weighted(audio_cS, sample_rate).square_().sum(0)
+    squares = torch.cat([square_S.new_zeros(1), square_S.cumsum(0)]).numpy()
+    samples = len(square_S)
     starts = np.arange(0, max(samples - block, 0) + 1, hop)
     ends = np.minimum(starts + block, samples)
     power = (squares[ends] - squares[starts]) / np.maximum(ends - starts, 1)
@@ -66,23 +65,26 @@ def _integrated(audio_cS: Tensor, sample_rate: int, response: np.ndarray) -> flo
     return float(_lufs(heard[_lufs(heard) > gate].mean()))
 
 
-def _weighted(audio_cS: np.ndarray, response: np.ndarray) -> np.ndarray:
+def _weighted(audio_cS: Tensor, rate: int) -> Tensor:
     """fp64 audio through both filters.
 
-    They are recursive, and numpy has no loop for that: their exact response is laid on the
-    spectrum. A second of silence behind the song takes up what rings on, and wraps nothing around.
+    They are recursive, and torch has no loop for that: their exact response is laid on the spectra
+    of pieces, each of which begins RING_SECONDS early, after which nothing of a filter rings on.
     """
-    length = 2 * (len(response) - 1)
-    spectrum = np.fft.rfft(audio_cS.astype(np.float64), length, axis=-1)
-    return np.fft.irfft(spectrum * response, length, axis=-1)[:, : audio_cS.shape[1]]
+    import torch
+    import torch.nn.functional as F
+
+    ring = round(RING_SECONDS * rate)
+    length = 1 << (8 * ring).bit_length()
+    step, samples = length - ring, audio_cS.shape[1]
+    padded_cS = F.pad(audio_cS.double(), (ring, -samples % step))
+    spectra_cNF = torch.fft.rfft(padded_cS.unfold(1, length, step))
+    spectra_cNF *= torch.from_numpy(_response(length, rate))
+    return torch.fft.irfft(spectra_cNF, length)[..., ring:].flatten(1)[:, :samples]
 
 
-def _response(samples: int, rate: int) -> np.ndarray:
-    """Of both filters, at the frequencies of a transform that holds `samples` and a second more."""
-    # a power of two, or three quarters of one: a transform of either is quick
-    length = 1 << (samples + rate - 1).bit_length()
-    if samples + rate <= 3 * length // 4:
-        length = 3 * length // 4
+def _response(length: int, rate: int) -> np.ndarray:
+    """Of both filters, at the frequencies of a transform of `length` samples."""
     z = np.exp(-2j * np.pi * np.arange(length // 2 + 1) / length)
     response = np.ones_like(z)
     for b, a in (_shelf(rate), _high_pass(rate)):
@@ -170,8 +172,7 @@ def mastered(
         (-16, True)
     """
     song_cS = faded(audio_cS, sample_rate)
-    response = _response(audio_cS.shape[1], sample_rate)  # the same each time it is measured
-    found = _integrated(song_cS, sample_rate, response)
+    found = loudness(song_cS, sample_rate)
     if found == -math.inf:
         return audio_cS, None
     gain = min(target - found, MOST_GAIN_DB)
@@ -179,7 +180,7 @@ def mastered(
     for _ in range(3):
         scale = 10 ** (gain / 20)
         out_cS = _turned_down(song_cS * scale, peak_S * scale, sample_rate, ceiling)
-        found = _integrated(out_cS, sample_rate, response)
+        found = loudness(out_cS, sample_rate)
         if abs(target - found) < 0.1 or gain == MOST_GAIN_DB:
             break
         gain = min(gain + target - found, MOST_GAIN_DB)
@@ -241,15 +242,24 @@ def _turned_down(audio_cS: Tensor, peak_S: Tensor, sample_rate: int, ceiling: fl
     wanted_S = limit / peak_S.clamp_min(limit)
     least_S = _least_within(wanted_S, reach)
     window = torch.hann_window(2 * reach + 3, periodic=False)[1:-1]
-    kernel_11K = (window / window.sum())[None, None]
     # pieces in which all gains are 1 stay as they are, and most songs have few others
-    padded_1S = F.pad(least_S[None], (reach, reach + -len(least_S) % PIECE), mode="replicate")
-    pieces_NK = padded_1S[0].unfold(0, PIECE + 2 * reach, PIECE)
+    step = PIECE - 2 * reach
+    padded_1S = F.pad(least_S[None], (reach, reach + -len(least_S) % step), mode="replicate")
+    pieces_NK = padded_1S[0].unfold(0, PIECE, step)
     low_N = pieces_NK.amin(1) < 1
-    gain_NP = torch.ones(len(pieces_NK), PIECE)
-    gain_NP[low_N] = F.conv1d(pieces_NK[low_N][:, None], kernel_11K)[:, 0]
+    gain_NP = torch.ones(len(pieces_NK), step)
+    gain_NP[low_N] = _averaged(pieces_NK[low_N], window / window.sum())
     gain_S = gain_NP.flatten()[: len(least_S)]
     return audio_cS * torch.where(gain_S > 1 - 1e-6, 1.0, gain_S)
+
+
+def _averaged(rows_NK: Tensor, window_W: Tensor) -> Tensor:
+    """Rows under a sliding symmetric window, as a product of spectra, [N, K - W + 1]."""
+    import torch
+
+    length, width = rows_NK.shape[1], len(window_W)
+    spectra_NF = torch.fft.rfft(rows_NK) * torch.fft.rfft(window_W, length)
+    return torch.fft.irfft(spectra_NF, length)[:, width - 1 :]
 
 
 def _least_within(values_S: Tensor, reach: int) -> Tensor:

@@ -97,13 +97,13 @@ def noisy(seconds: float, rate: int, level: float, seed: int = 0) -> torch.Tenso
 def test_loudness_is_that_of_the_filters_run_sample_by_sample() -> None:
     from scipy.signal import lfilter
 
-    from mudit_engine.loudness import _high_pass, _response, _shelf, _weighted
+    from mudit_engine.loudness import _high_pass, _shelf, _weighted
 
     audio = noisy(3, 22050, 0.2).numpy()
     expected = audio.astype("float64")
     for b, a in (_shelf(22050), _high_pass(22050)):
         expected = lfilter(b, a, expected, axis=-1)
-    assert abs(_weighted(audio, _response(audio.shape[1], 22050)) - expected).max() < 1e-9
+    assert abs(_weighted(torch.from_numpy(audio), 22050).numpy() - expected).max() < 1e-9
 
 
 @pytest.mark.parametrize("rate", [22050, 44100])
@@ -130,9 +130,9 @@ def test_a_limiter_leaves_what_is_far_from_a_peak() -> None:
     assert float(gain.nan_to_num(1).max()) <= 1.0
 
 
-@pytest.mark.parametrize("place", [0, 100, 4090, 4096, 8191, 12000, 12287])
+@pytest.mark.parametrize("place", [0, 100, 3870, 3876, 7751, 12000, 12287])
 def test_the_gain_is_the_average_of_the_least_that_is_wanted(place: int) -> None:
-    """By its definition, a sample at a time; pieces of 4,096 samples are no borders."""
+    """By its definition, a sample at a time; pieces of 3,876 samples are no borders."""
     rate, reach = 22050, round(0.005 * 22050)
     audio = 0.5 * torch.sin(torch.arange(12288) * 0.05)[None]
     audio[0, place] = 3.0
