@@ -158,6 +158,14 @@ class DitStage(Section):
         le=1,
         description="each of drums, voice and style is left to the words (dit.controls)",
     )
+    misworded: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="a described song has another song's description, and its own drums, voice and "
+        "style are all said (dit.controls): what was read of a request goes before words that the "
+        "text encoder misunderstands",
+    )
     drop_referenced: float = Field(
         0.5,
         ge=0,

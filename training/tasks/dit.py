@@ -356,13 +356,14 @@ class DitTask(Task):
             record["phoneme_times"][kept] if len(record["phoneme_times"]) else None,
         )
         rows = np.empty(0, np.int64)
+        described = self._described(record, moment)
         if s.use_descriptions and not no_description:
             whole = s.whole_description if moment.training else 1.0
             rows = choose_fragments(
-                record["fragment_kinds"], s.levels, s.max_fragments, whole, choose
+                described["fragment_kinds"], s.levels, s.max_fragments, whole, choose
             )[: self.config.dit.max_fragments]
         say_user = len(rows) and not (moment.training and choose.random() < s.drop_user)
-        user = USER_TYPES[int(record["fragment_kinds"][rows[0], 2])] if say_user else "none"
+        user = USER_TYPES[int(described["fragment_kinds"][rows[0], 2])] if say_user else "none"
         kind, reference = (
             self._reference(record, choose)
             if choose.random() < s.reference
@@ -372,18 +373,34 @@ class DitTask(Task):
         if not no_both:
             heard = kind if len(reference) else "nothing"
             known = self._known(record, times, moment, heard)
+            if len(rows) and described is not record:
+                known = replace(known, controls=outline_of(record.metadata).controls)
         outline = self._outline(record, len(lyrics), known)
         held = self._held(record, moment)
         if held.any():
             outline = hold(outline, held, self.config.dit)
         return Conditions(
             lyrics,
-            record["fragments"][rows],
+            described["fragments"][rows],
             USER_TYPES.index(user),
             reference,
             REFERENCE_KINDS.index(kind),
             outline,
             held,
+        )
+
+    def _described(self, record: SongRecord, moment: Moment) -> SongRecord:
+        """The song whose description this one has: itself, but in a share of the training songs of
+        a model that takes controls.
+        """
+        choose = moment.chooser("misworded", record.id)
+        if not (
+            moment.training and self.config.dit.controls and choose.random() < self.stage.misworded
+        ):
+            return record
+        others = self.shards.numbers("train")
+        return self.shards.read(
+            int(others[choose.randrange(len(others))]), ("fragments", "fragment_kinds")
         )
 
     def _held(self, record: SongRecord, moment: Moment) -> np.ndarray:

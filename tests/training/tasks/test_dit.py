@@ -360,6 +360,35 @@ def test_parts_of_the_plan_are_dropped_by_their_odds(shards: Shards) -> None:
     )
 
 
+def test_misworded_songs_have_words_of_others_and_all_controls_of_their_own(
+    shards: Shards,
+) -> None:
+    record = known_song(shards, full_song(shards))
+    own = record["fragments"]
+
+    def drawn(share: float) -> list[tuple[np.ndarray, int]]:
+        made = task(shards, dit__misworded=share, dit__drop_controls=1.0, **COMPOSED)
+        columns = outline_columns(made.config.dit)["controls"]
+        return [
+            (c.fragments, int((c.outline.features_TF[0, columns] > 0).sum()))
+            for c in (made._conditions(record, Moment(0, 0, step)) for step in range(200))
+            if len(c.fragments)
+        ]
+
+    def is_own(fragments: np.ndarray) -> bool:
+        return all((row == own).all(1).any() for row in fragments)
+
+    assert all(is_own(fragments) and not said for fragments, said in drawn(0.0))
+    told = drawn(0.5)
+    others = [said for fragments, said in told if not is_own(fragments)]
+    # every song of the fixture may be drawn, the song itself included
+    assert len(others) / len(told) == pytest.approx(0.5, abs=0.15)
+    # drums and voice; the style of this data set has no column
+    assert set(others) == {2}
+    validated = task(shards, dit__misworded=1.0, **COMPOSED)
+    assert is_own(validated._conditions(record, Moment(0, 0, 0, training=False)).fragments)
+
+
 def test_what_a_reference_lets_hear_is_left_out_of_the_plan(shards: Shards) -> None:
     made = task(
         shards, dit__drop_referenced=1.0, dit__drop_melody=0.0, dit__drop_tempo=0.0, **COMPOSED
