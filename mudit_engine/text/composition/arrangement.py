@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mudit_engine.errors import InputError
@@ -49,6 +49,10 @@ ENERGY = {
     "outro": 0.4,
     "other": 0.5,
 }
+# from so many sections on neighbours are made to differ
+CONTRASTED_SECTIONS = 4
+_RHYTHM = {"drums", "bass"}
+_LOUD, _QUIETER = ("chorus", "solo"), ("verse", "bridge", "pre-chorus")
 FILL_BEATS = 2.0  # the last ones of a section
 _UNIT_BARS = 4
 # forms of music without words, by how many units of four bars there are
@@ -224,7 +228,7 @@ def plan_arrangement(
         else:  # choruses, and what leads to them or is played as loud
             plays |= {"drums", "pad"}
         here_sung = sung is not None and sung[number]
-        if not here_sung and (sung is None or name in LED or kind == "intro"):
+        if not here_sung and (sung is None or name in LED):
             plays |= {"lead"}
         if not drums:
             plays -= {"drums"}
@@ -244,3 +248,50 @@ def plan_arrangement(
         )
         start = end
     return tuple(planned)
+
+
+def contrasted(sections: Sequence[PlannedSection], *, seed: int) -> tuple[PlannedSection, ...]:
+    """The sections of a song of some length, with verses and bridges thinned beside what is loud:
+    where neither drums nor bass would enter or leave at such a border, the quieter side goes
+    without one of them, or without both. A song drops the same ones everywhere, but for what leads
+    from a verse to a chorus, which differs from both.
+
+    Args:
+        sections: of an arrangement; below CONTRASTED_SECTIONS they stay as they are.
+        seed: the song's.
+
+    Examples:
+        >>> bars = Bars(2.0, (("verse", 4), ("chorus", 4), ("verse", 4), ("chorus", 4)))
+        >>> found = contrasted(plan_arrangement(bars, seed=2), seed=2)
+        >>> [{"drums", "bass"} - set(one.plays) != set() for one in found]
+        [True, False, True, False]
+    """
+    if len(sections) < CONTRASTED_SECTIONS:
+        return tuple(sections)
+    drums = any("drums" in one.plays for one in sections)
+    habits = (("drums",), ("bass",), ("drums", "bass")) if drums else (("bass",),)
+    dropped = random.Random(f"contrast {seed}").choice(habits)
+    found = list(sections)
+    for number in range(1, len(found)):
+        before, here = found[number - 1], found[number]
+        if _RHYTHM & {*before.plays} != _RHYTHM & {*here.plays}:
+            continue  # what enters or leaves is heard
+        if here.kind in _LOUD and before.kind in _QUIETER:
+            left_out = dropped
+            if before.kind == "pre-chorus" and number > 1:  # it differs from its verse as well
+                ahead = _RHYTHM & {*found[number - 2].plays}
+                left_out = next(
+                    (one for one in habits if _RHYTHM & {*before.plays} - {*one} != ahead), dropped
+                )
+            found[number - 1] = _without(before, left_out)
+        elif before.kind in _LOUD and here.kind in _QUIETER[:2]:
+            found[number] = _without(here, dropped)
+        elif before.kind == "verse" and here.kind == "pre-chorus":
+            found[number - 1] = _without(before, dropped)
+    return tuple(found)
+
+
+def _without(section: PlannedSection, dropped: Sequence[str]) -> PlannedSection:
+    plays = {*section.plays, "chords"} - {*dropped}
+    fill = section.fill and "drums" in plays
+    return replace(section, plays=tuple(one for one in BAND if one in plays), fill=fill)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mudit_engine.text.composition.arrangement import PlannedSection, plan_arrangement
+from mudit_engine.text.composition.arrangement import PlannedSection, contrasted, plan_arrangement
 from mudit_engine.text.composition.melody import Phrase, plan_melody
 from mudit_engine.text.composition.notes import Note
 from mudit_engine.text.harmony import Bars, ChordSymbol, TimedChord
@@ -89,7 +89,8 @@ def compose(
     if song is not None and syllables is not None:
         begun = {bisect_right(starts, at + _EARLY) - 1 for at, _ in syllables if at >= 0}
         sung = [number in begun for number in range(len(starts))]
-    sections = plan_arrangement(bars, seed=seed, drums=drums, sung=sung, seconds=seconds)
+    planned = plan_arrangement(bars, seed=seed, drums=drums, sung=sung, seconds=seconds)
+    sections = contrasted(planned, seed=seed)
     lines: list[_Line] = []
     if song is not None and syllables is not None:
         lines += _sung_lines(song, syllables, chords, bpm)

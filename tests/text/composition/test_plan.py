@@ -10,8 +10,14 @@ import pytest
 
 from mudit_engine.errors import InputError
 from mudit_engine.names import BAND
-from mudit_engine.text.composition.arrangement import played_form, section_of
+from mudit_engine.text.composition.arrangement import (
+    contrasted,
+    plan_arrangement,
+    played_form,
+    section_of,
+)
 from mudit_engine.text.composition.given import parse_melody, read_melody_file
+from mudit_engine.text.harmony import Bars
 from mudit_engine.text.lyrics import parse_lyrics
 from mudit_engine.text.outline import Controls, SongPlan, plan_song
 from mudit_engine.text.phonemes import phonemize
@@ -86,6 +92,45 @@ def test_forms_fill_any_number_of_bars() -> None:
         for seed in range(4):
             form = played_form(total, seed=seed)
             assert sum(bars for _, bars in form) == total and all(bars > 0 for _, bars in form)
+
+
+FORM = ["intro", "verse", "pre-chorus", "chorus", "verse", "pre-chorus", "chorus", "bridge"]
+FORM += ["chorus", "outro"]
+
+
+@pytest.mark.parametrize("drums", [True, False])
+def test_drums_or_bass_enter_and_leave_around_every_chorus(drums: bool) -> None:
+    names = [name for name in FORM if drums or name != "pre-chorus"]
+    for seed in range(40):
+        bars = Bars(2.0, tuple((name, 4) for name in names))
+        planned = plan_arrangement(bars, seed=seed, drums=drums, sung=[True] * len(names))
+        found = contrasted(planned, seed=seed)
+        rhythm = [{"drums", "bass"} & {*one.plays} for one in found]
+        for number in range(1, len(found)):
+            if "chorus" in (names[number], names[number - 1]) and names[number] != "outro":
+                assert rhythm[number] != rhythm[number - 1], (seed, names[number])
+        if drums:
+            first, leading = rhythm[1:3]
+            assert first != leading
+        choruses = [one for one, name in zip(rhythm, names, strict=True) if name == "chorus"]
+        assert choruses == [{"drums", "bass"} if drums else {"bass"}] * len(choruses)
+        assert all({"chords", "pad"} & {*one.plays} for one in found)
+        assert not any(one.fill and "drums" not in one.plays for one in found)
+        same = [(one.name, one.start, one.end, one.energy) for one in planned]
+        assert [(one.name, one.start, one.end, one.energy) for one in found] == same
+    thinned = {
+        tuple(one.plays for one in contrasted(planned, seed=seed) if one.name == "verse")
+        for seed in range(12)
+    }
+    assert len(thinned) > (1 if drums else 0)
+    assert contrasted(planned[:3], seed=1) == planned[:3]
+
+
+def test_only_solos_are_led_in_a_song_that_is_sung() -> None:
+    bars = Bars(2.0, (("intro", 4), ("verse", 4), ("solo", 4), ("outro", 2)))
+    for seed in range(8):
+        planned = plan_arrangement(bars, seed=seed, sung=[False, True, False, False])
+        assert ["lead" in one.plays for one in planned] == [False, False, True, False]
 
 
 def test_sections_go_to_json_and_back() -> None:
