@@ -4,8 +4,8 @@
     sections[0].plays, sections[0].energy, sections[0].fill
 
 A song grows: a first verse is thinner than a second, a chorus has everybody, a bridge drops out or
-builds, an outro thins. Songs without words have a form of their own, with returns
-(`played_form`).
+builds, an outro thins. In songs of some length neighbours differ (`contrasted`). Songs without
+words have a form of their own, with returns (`played_form`).
 """
 
 from __future__ import annotations
