@@ -39,13 +39,13 @@ from mudit_engine.request import SongRequest
 from mudit_engine.runtime.decode import LatentDecoder, TorchDecoder, decode_song
 from mudit_engine.runtime.denoiser import (
     Denoiser,
-    Limited,
     Runtime,
     SongProgress,
     TextEncoder,
     WholeSongs,
     denoise,
 )
+from mudit_engine.runtime.limits import Limited
 from mudit_engine.runtime.load import Deploy, open_model
 
 BATCH_FRAMES = 16384  # latent frames denoised together, guidance branches not counted

@@ -33,7 +33,8 @@ from mudit_engine.models.outline import outline_rows
 from mudit_engine.models.saved_latents import load_latents
 from mudit_engine.models.vae import SpectralVAE
 from mudit_engine.request import SongRequest
-from mudit_engine.runtime.denoiser import SongInputs, SongShape, TextEncoder
+from mudit_engine.runtime.denoiser import SongInputs, TextEncoder
+from mudit_engine.runtime.limits import SongShape
 from mudit_engine.text.accounting import Fate
 from mudit_engine.text.composition.given import GivenMelody, parse_melody, read_melody_file
 from mudit_engine.text.composition.typed import (

@@ -31,6 +31,8 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import interpreter
 
+from mudit_engine.profiling import quick
+
 INTERPRETED: bool = knobs.runtime.interpret  # fixed once kernels are imported
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
 BF16_NAN = np.uint16(0x7FC0)
@@ -355,6 +357,7 @@ def install() -> None:
     """Repairs the interpreter of this process, once. Call before the first launch."""
     if not hasattr(Builder, "strict"):
         Builder.strict = True
+        quick.install()
         _repair_arithmetic()
         _repair_index()
         _repair_patching()

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mudit_engine import ops
 from mudit_engine.diffusion.samplers import SamplerTable
-from mudit_engine.errors import InputError, ModelError
+from mudit_engine.errors import ModelError
 from mudit_engine.kernels.guided_step import SongRows
 from mudit_engine.layouts.packed import Span, lyric_positions, make_layout
 from mudit_engine.models.dit import (
@@ -40,7 +40,7 @@ from mudit_engine.models.dit import (
     pool_descriptions,
 )
 from mudit_engine.models.outline import OutlineRows, hold, no_outline
-from mudit_engine.names import EDITS_NEED_TORCH, REFERENCE_KINDS, USER_TYPES
+from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
 from mudit_engine.runtime.bucketed import bucket_graph
 from mudit_engine.runtime.captured import (
     Capture,
@@ -256,47 +256,6 @@ def initial_noise(song: SongInputs, channels: int) -> tuple[torch.Generator, Ten
     return generator, torch.randn(
         (song.frames, channels), generator=generator
     ) * song.table.noise_scale
-
-
-@dataclass(frozen=True)
-class SongShape:
-    """What of a song may be more than a runtime takes, known before any network runs.
-
-    Args:
-        frames: latent frames.
-        tokens: of the lyrics.
-        reference: frames of reference audio.
-        rows: of its sampler's table.
-        edited: whether frames of another song stay in it.
-    """
-
-    frames: int
-    tokens: int
-    reference: int
-    rows: int
-    edited: bool
-
-    @classmethod
-    def of(cls, song: SongInputs) -> SongShape:
-        """The shape of a song whose text was encoded."""
-        reference = 0 if song.reference is None else len(song.reference)
-        rows = len(song.table.times)
-        return cls(song.frames, len(song.lyric_ids), reference, rows, song.given is not None)
-
-
-@runtime_checkable
-class Limited(Protocol):
-    """A runtime that cannot make every song of its model: `check` raises InputError for those, as
-    `prepare` does.
-    """
-
-    def check(self, shape: SongShape) -> None: ...
-
-
-def refuse_edit(shape: SongShape) -> None:
-    """Raises InputError for an edited song, of a runtime whose graphs know no frames that stay."""
-    if shape.edited:
-        raise InputError(EDITS_NEED_TORCH)
 
 
 @dataclass(frozen=True)

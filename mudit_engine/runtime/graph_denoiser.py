@@ -28,13 +28,8 @@ from mudit_engine.models.chinmu import character_rows, check_texts
 from mudit_engine.models.dit import check_lyric_ids, pool_descriptions
 from mudit_engine.models.outline import no_outline
 from mudit_engine.names import REFERENCE_KINDS, USER_TYPES
-from mudit_engine.runtime.denoiser import (
-    SongInputs,
-    SongProgress,
-    SongShape,
-    initial_noise,
-    refuse_edit,
-)
+from mudit_engine.runtime.denoiser import SongInputs, SongProgress, initial_noise
+from mudit_engine.runtime.limits import SongShape, refuse_edit
 
 
 class Session(Protocol):

@@ -28,7 +28,8 @@ from mudit_engine.errors import InputError, MissingError, ModelError
 from mudit_engine.hardware import machine
 from mudit_engine.models.chinmu import CHARACTERS, check_texts
 from mudit_engine.runtime.buckets import CHUNK, MODULATION_ROWS, Bucket, choose
-from mudit_engine.runtime.denoiser import SongInputs, SongProgress, SongShape, refuse_edit
+from mudit_engine.runtime.denoiser import SongInputs, SongProgress
+from mudit_engine.runtime.limits import SongShape, refuse_edit
 from mudit_engine.runtime.manifest import check_deployment
 from mudit_engine.runtime.trt_program import Device, Mode, Program, mode_of
 from mudit_engine.runtime.trt_targets import PORTABLE, order, target_of_gpu

@@ -32,7 +32,7 @@ from mudit_engine.models.lora import LoraSpec
 from mudit_engine.pipeline import song_info
 from mudit_engine.reading import TextReader, Understood
 from mudit_engine.request import SongRequest
-from mudit_engine.runtime.denoiser import refuse_edit
+from mudit_engine.runtime.limits import refuse_edit
 from mudit_engine.runtime.ticket import Event, Stage, StepRecord, Ticket
 from mudit_engine.serving.edited import source_of
 from mudit_engine.serving.engine import check_lora, loras_row

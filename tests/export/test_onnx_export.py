@@ -266,6 +266,24 @@ def test_large_weights_lie_beside_the_graph(
     assert check_file(tmp_path, "fp32", "modulation", described) != []
 
 
+def test_a_trace_remembers_no_operators(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Which takes longer than to trace them anew; what runs afterwards finds the setting."""
+    import torch._dynamo.config as settings
+
+    class Traced(Exception):
+        pass
+
+    def export(*args: Any, **options: Any) -> None:
+        assert not settings.fake_tensor_cache_enabled
+        raise Traced
+
+    before = settings.fake_tensor_cache_enabled
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(Traced):
+        export_graph(graphs(*parts(model))["conditions"](), tmp_path / "one.onnx", flavour="fp32")
+    assert settings.fake_tensor_cache_enabled == before
+
+
 def test_a_faulty_graph_leaves_no_folder(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,8 +36,9 @@ from mudit_engine.runtime.buckets import (
     profiles,
 )
 from mudit_engine.runtime.decode import TorchDecoder, decode_chunked
-from mudit_engine.runtime.denoiser import Denoiser, SongInputs, SongShape, denoise
+from mudit_engine.runtime.denoiser import Denoiser, SongInputs, denoise
 from mudit_engine.runtime.graph_denoiser import text_inputs
+from mudit_engine.runtime.limits import SongShape
 from mudit_engine.runtime.manifest import files_of
 from mudit_engine.runtime.trt_denoiser import (
     ENGINES,
