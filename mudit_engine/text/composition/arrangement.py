@@ -49,8 +49,7 @@ ENERGY = {
     "outro": 0.4,
     "other": 0.5,
 }
-# from so many sections on neighbours are made to differ
-CONTRASTED_SECTIONS = 4
+CONTRASTED_SECONDS = 60.0  # of a song whose neighbouring sections are made to differ
 _RHYTHM = {"drums", "bass"}
 _LOUD, _QUIETER = ("chorus", "solo"), ("verse", "bridge", "pre-chorus")
 FILL_BEATS = 2.0  # the last ones of a section
@@ -257,16 +256,16 @@ def contrasted(sections: Sequence[PlannedSection], *, seed: int) -> tuple[Planne
     from a verse to a chorus, which differs from both.
 
     Args:
-        sections: of an arrangement; below CONTRASTED_SECTIONS they stay as they are.
+        sections: of an arrangement; below CONTRASTED_SECONDS they stay as they are.
         seed: the song's.
 
     Examples:
-        >>> bars = Bars(2.0, (("verse", 4), ("chorus", 4), ("verse", 4), ("chorus", 4)))
+        >>> bars = Bars(2.0, (("verse", 8), ("chorus", 8), ("verse", 8), ("chorus", 8)))
         >>> found = contrasted(plan_arrangement(bars, seed=2), seed=2)
         >>> [{"drums", "bass"} - set(one.plays) != set() for one in found]
         [True, False, True, False]
     """
-    if len(sections) < CONTRASTED_SECTIONS:
+    if sections[-1].end < CONTRASTED_SECONDS:
         return tuple(sections)
     drums = any("drums" in one.plays for one in sections)
     habits = (("drums",), ("bass",), ("drums", "bass")) if drums else (("bass",),)

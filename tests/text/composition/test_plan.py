@@ -102,7 +102,7 @@ FORM += ["chorus", "outro"]
 def test_drums_or_bass_enter_and_leave_around_every_chorus(drums: bool) -> None:
     names = [name for name in FORM if drums or name != "pre-chorus"]
     for seed in range(40):
-        bars = Bars(2.0, tuple((name, 4) for name in names))
+        bars = Bars(2.0, tuple((name, 8) for name in names))
         planned = plan_arrangement(bars, seed=seed, drums=drums, sung=[True] * len(names))
         found = contrasted(planned, seed=seed)
         rhythm = [{"drums", "bass"} & {*one.plays} for one in found]
