@@ -122,6 +122,15 @@ def note(message: str) -> None:
     click.echo(message, err=True)
 
 
+def refuse_idle(names: Sequence[str], when: str) -> None:
+    """Raises click's UsageError when one of these options of the running command was typed."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        typed = context.get_parameter_source(option.name or "")
+        if option.name in names and typed is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} has no effect {when}: leave it out")
+
+
 def print_table(
     title: str,
     columns: Sequence[str],

@@ -20,6 +20,7 @@ from mudit_engine.cli._console import (
     json_option,
     note,
     print_table,
+    refuse_idle,
     stop_on_sigterm,
     tracked,
 )
@@ -227,6 +228,13 @@ def command(
         )
     if preferences and originals:
         raise InputError("--preferences and --originals are two ways to say which song is better")
+    if preferences:
+        made = ("songs", "guidance", "mismatched", "pairs_each", "least_gap", "sampler_steps")
+        refuse_idle((*made, "most"), "with --preferences, for which no songs are made")
+    elif originals:
+        refuse_idle(("songs", "guidance", "least_gap"), "with --originals, whose songs none ranks")
+    else:
+        refuse_idle(("most",), "without --originals")
     most_mismatched, of = (pairs_each, "--pairs-each") if originals else (songs, "--songs")
     if mismatched >= most_mismatched:
         raise InputError(

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mudit_engine.cli._console import emit_json, json_option, note, print_table, tracked
+from mudit_engine.cli._console import (
+    emit_json,
+    json_option,
+    note,
+    print_table,
+    refuse_idle,
+    tracked,
+)
 from mudit_engine.cli._eval_corpus import fast_option, judged_pipeline, songs_of
 from mudit_engine.cli._eval_melody import command as melody
 from mudit_engine.cli._eval_paper import command as paper
@@ -215,9 +222,7 @@ def tiny(
 @_shared_options
 @_unseen
 @table_options
-@click.pass_context
 def retrieval(
-    context: click.Context,
     model: str,
     corpus: Path,
     held_out: int,
@@ -230,17 +235,10 @@ def retrieval(
     """RA@5, 10, 15 of ChinMu between fragments of descriptions and held-out songs: of a model, or
     (--train) of ChinMus trained on texts of each length, as the paper's Table 3.
     """
-    idle = ("model", "corpus", "gate", "unseen_words") if train else tuple(told)
-    given = [
-        option.opts[0]
-        for option in context.command.params
-        if option.name in idle
-        and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(
-            f"{given[0]} has no effect {'with' if train else 'without'} --train: leave it out"
-        )
+    refuse_idle(
+        ("model", "corpus", "gate", "unseen_words") if train else tuple(told),
+        f"{'with' if train else 'without'} --train",
+    )
     if train:
         track = tracked(quiet=as_json)
         table(train, songs=held_out, as_json=as_json, track=track, **told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 8000
 
 
-def align(out: Path, model: Path, *more: str) -> list[str]:
-    small = ["--requests", "builtin:5", "--held-out", "2", "--songs", "3", "--seconds", "2"]
-    small += ["--least-gap", "0", "--pairs-each", "1", "--held-out-songs", "2"]
+MADE = ("--songs", "3", "--least-gap", "0", "--pairs-each", "1")
+
+
+def align(out: Path, model: Path, *more: str, made: Sequence[str] = MADE) -> list[str]:
+    small = ["--requests", "builtin:5", "--held-out", "2", "--seconds", "2", *made]
+    small += ["--held-out-songs", "2"]
     command = ["align", "--out", str(out), "--model", str(model), *small, "--steps", "3"]
     return [*command, "--device", "cpu", "--set", "log.tensorboard=false", *more, "--json"]
 
@@ -164,9 +167,36 @@ def test_answers_of_a_survey_are_learned_from(
 ) -> None:
     given = ["--preferences", str(heard["path"])]
     given += ["--system", str(tmp_path / "a"), "--system", str(tmp_path / "b")]
-    assert run(align(tmp_path / "mine", micro, *given)) == 0
+    assert run(align(tmp_path / "mine", micro, *given, made=())) == 0
     assert results(capsys)["pairs"] == 2
     assert not (tmp_path / "mine/work/songs").exists(), "no songs are made to learn from"
+
+
+@pytest.mark.parametrize(
+    ("source", "idle"),
+    [
+        ("--preferences", ["--mismatched", "1"]),
+        ("--preferences", ["--songs", "4"]),
+        ("--preferences", ["--most", "4"]),
+        ("--originals", ["--guidance", "2"]),
+        ("--originals", ["--least-gap", "0"]),
+        (None, ["--most", "4"]),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    source: str | None, idle: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = tmp_path / "preferences.jsonl"
+    answers.touch()
+    given = {
+        "--preferences": ["--preferences", str(answers), "--system", str(tmp_path)],
+        "--originals": ["--originals", str(tmp_path)],
+        None: [],
+    }[source]
+    assert run(["align", "--out", str(tmp_path / "mine"), *given, *idle]) == 2
+    said = capsys.readouterr().err
+    assert f"{idle[0]} has no effect" in said and (source or "without --originals") in said
+    assert not (tmp_path / "mine").exists()
 
 
 def test_composed_requests_are_of_both_kinds_and_drawn_by_the_seed() -> None:
