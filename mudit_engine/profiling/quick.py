@@ -18,7 +18,7 @@ from typing import Any
 import triton.language as tl
 from triton.runtime import interpreter
 
-# of the interpreted language: its own tuple, which core.py calls by the builtin's name
+# of the interpreted language: its own tuple, which its core module calls by the name of the builtin
 Shape = tl.core.tuple
 
 
