@@ -390,8 +390,8 @@ class DitTask(Task):
         )
 
     def _described(self, record: SongRecord, moment: Moment) -> SongRecord:
-        """The song whose description this one has: itself, but in a share of the training songs of
-        a model that takes controls.
+        """The song whose description this one has: itself, but in a share of the described songs
+        in the training of a model that takes controls.
         """
         choose = moment.chooser("misworded", record.id)
         if not (
@@ -399,9 +399,11 @@ class DitTask(Task):
         ):
             return record
         others = self.shards.numbers("train")
-        return self.shards.read(
+        other = self.shards.read(
             int(others[choose.randrange(len(others))]), ("fragments", "fragment_kinds")
         )
+        both = len(record["fragments"]) and len(other["fragments"])
+        return other if both else record
 
     def _held(self, record: SongRecord, moment: Moment) -> np.ndarray:
         """Which frames of a song are given, bool [T]: none but in a share of the training songs of

@@ -378,8 +378,9 @@ def test_misworded_songs_have_words_of_others_and_all_controls_of_their_own(
     def is_own(fragments: np.ndarray) -> bool:
         return all((row == own).all(1).any() for row in fragments)
 
-    assert all(is_own(fragments) and not said for fragments, said in drawn(0.0))
-    told = drawn(0.5)
+    own_words, told = drawn(0.0), drawn(0.5)
+    assert all(is_own(fragments) and not said for fragments, said in own_words)
+    assert len(told) == len(own_words), "a song without a description lends none"
     others = [said for fragments, said in told if not is_own(fragments)]
     # every song of the fixture may be drawn, the song itself included
     assert len(others) / len(told) == pytest.approx(0.5, abs=0.15)
