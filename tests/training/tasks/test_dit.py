@@ -367,7 +367,8 @@ def test_misworded_songs_have_words_of_others_and_all_controls_of_their_own(
     own = record["fragments"]
 
     def drawn(share: float) -> list[tuple[np.ndarray, int]]:
-        made = task(shards, dit__misworded=share, dit__drop_controls=1.0, **COMPOSED)
+        odds = {"dit__drop_controls": 1.0, "dit__whole_description": 0.0}
+        made = task(shards, dit__misworded=share, **odds, **COMPOSED)
         columns = outline_columns(made.config.dit)["controls"]
         return [
             (c.fragments, int((c.outline.features_TF[0, columns] > 0).sum()))
