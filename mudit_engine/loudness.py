@@ -77,7 +77,8 @@ def _weighted(audio_cS: Tensor, rate: int) -> Tensor:
     ring = round(RING_SECONDS * rate)
     length = 1 << (8 * ring).bit_length()
     step, samples = length - ring, audio_cS.shape[1]
-    padded_cS = F.pad(audio_cS.double(), (ring, -samples % step))
+    pieces = max(1, -(-samples // step))
+    padded_cS = F.pad(audio_cS.double(), (ring, pieces * step - samples))
     spectra_cNF = torch.fft.rfft(padded_cS.unfold(1, length, step))
     spectra_cNF *= torch.from_numpy(_response(length, rate))
     return torch.fft.irfft(spectra_cNF, length)[..., ring:].flatten(1)[:, :samples]

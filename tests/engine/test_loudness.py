@@ -106,6 +106,11 @@ def test_loudness_is_that_of_the_filters_run_sample_by_sample() -> None:
     assert abs(_weighted(torch.from_numpy(audio), 22050).numpy() - expected).max() < 1e-9
 
 
+def test_nothing_is_as_loud_as_silence() -> None:
+    assert loudness(torch.zeros(1, 0), 22050) == -math.inf
+    assert mastered(torch.zeros(1, 0), 22050)[1] is None
+
+
 @pytest.mark.parametrize("rate", [22050, 44100])
 @pytest.mark.parametrize("level", [0.02, 0.2, 2.0])
 def test_songs_of_any_level_come_out_alike(rate: int, level: float) -> None:
