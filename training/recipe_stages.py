@@ -163,8 +163,8 @@ class DitStage(Section):
         ge=0,
         le=1,
         description="a described song has another song's description, and its own drums, voice and "
-        "style are all said (dit.controls): what was read of a request goes before words that the "
-        "text encoder misunderstands",
+        "style, where all are known, are said (dit.controls): what was read of a request goes "
+        "before words that the text encoder misunderstands",
     )
     drop_referenced: float = Field(
         0.5,

@@ -171,6 +171,7 @@ class DitTask(Task):
         )
         self.dit, self.on_ranks = DiT(self.config.dit), False
         data = self.recipe.data
+        self.training_songs = self.shards.numbers("train")
         self.buckets = None
         if data.buckets is not None:
             self.buckets = Buckets(
@@ -356,8 +357,9 @@ class DitTask(Task):
             record["phoneme_times"][kept] if len(record["phoneme_times"]) else None,
         )
         rows = np.empty(0, np.int64)
-        described = self._described(record, moment)
+        described = record
         if s.use_descriptions and not no_description:
+            described = self._described(record, moment)
             whole = s.whole_description if moment.training else 1.0
             rows = choose_fragments(
                 described["fragment_kinds"], s.levels, s.max_fragments, whole, choose
@@ -391,19 +393,19 @@ class DitTask(Task):
 
     def _described(self, record: SongRecord, moment: Moment) -> SongRecord:
         """The song whose description this one has: itself, but in a share of the described songs
-        in the training of a model that takes controls.
+        of which all controls are known, in the training of a model that takes them.
         """
         choose = moment.chooser("misworded", record.id)
         if not (
             moment.training and self.config.dit.controls and choose.random() < self.stage.misworded
         ):
             return record
-        others = self.shards.numbers("train")
-        other = self.shards.read(
-            int(others[choose.randrange(len(others))]), ("fragments", "fragment_kinds")
-        )
-        both = len(record["fragments"]) and len(other["fragments"])
-        return other if both else record
+        known = outline_of(record.metadata).controls
+        if not len(record["fragments"]) or any(getattr(known, n) is None for n in CONTROLS):
+            return record
+        number = int(self.training_songs[choose.randrange(len(self.training_songs))])
+        other = self.shards.read(number, ("fragments", "fragment_kinds"))
+        return other if len(other["fragments"]) else record
 
     def _held(self, record: SongRecord, moment: Moment) -> np.ndarray:
         """Which frames of a song are given, bool [T]: none but in a share of the training songs of
