@@ -51,7 +51,7 @@ ENERGY = {
 }
 CONTRASTED_SECONDS = 60.0  # of a song whose neighbouring sections are made to differ
 _RHYTHM = {"drums", "bass"}
-_LOUD, _QUIETER = ("chorus", "solo"), ("verse", "bridge", "pre-chorus")
+_LOUD, _THINNED = ("chorus", "solo"), ("verse", "bridge")
 FILL_BEATS = 2.0  # the last ones of a section
 _UNIT_BARS = 4
 # forms of music without words, by how many units of four bars there are
@@ -273,21 +273,25 @@ def contrasted(sections: Sequence[PlannedSection], *, seed: int) -> tuple[Planne
     found = list(sections)
     for number in range(1, len(found)):
         before, here = found[number - 1], found[number]
-        if _RHYTHM & {*before.plays} != _RHYTHM & {*here.plays}:
+        if _rhythm(before) != _rhythm(here):
             continue  # what enters or leaves is heard
-        if here.kind in _LOUD and before.kind in _QUIETER:
-            left_out = dropped
-            if before.kind == "pre-chorus" and number > 1:  # it differs from its verse as well
-                ahead = _RHYTHM & {*found[number - 2].plays}
-                left_out = next(
-                    (one for one in habits if _RHYTHM & {*before.plays} - {*one} != ahead), dropped
-                )
-            found[number - 1] = _without(before, left_out)
-        elif before.kind in _LOUD and here.kind in _QUIETER[:2]:
+        if here.kind in _LOUD and before.kind == "pre-chorus" and number > 1:
+            ahead = _rhythm(found[number - 2])  # it differs from its verse as well
+            thinner = (_without(before, one) for one in habits)
+            found[number - 1] = next(
+                (one for one in thinner if _rhythm(one) != ahead), _without(before, dropped)
+            )
+        elif here.kind in _LOUD and before.kind in (*_THINNED, "pre-chorus"):
+            found[number - 1] = _without(before, dropped)
+        elif before.kind in _LOUD and here.kind in _THINNED:
             found[number] = _without(here, dropped)
         elif before.kind == "verse" and here.kind == "pre-chorus":
             found[number - 1] = _without(before, dropped)
     return tuple(found)
+
+
+def _rhythm(section: PlannedSection) -> set[str]:
+    return _RHYTHM & {*section.plays}
 
 
 def _without(section: PlannedSection, dropped: Sequence[str]) -> PlannedSection:
