@@ -229,10 +229,12 @@ def command(
     if preferences and originals:
         raise InputError("--preferences and --originals are two ways to say which song is better")
     if preferences:
-        made = ("songs", "guidance", "mismatched", "pairs_each", "least_gap", "sampler_steps")
-        refuse_idle((*made, "most"), "with --preferences, for which no songs are made")
+        making = ("songs", "guidance", "mismatched", "pairs_each", "sampler_steps", "most")
+        ranking = ("reward", "least_gap")
+        refuse_idle((*making, *ranking), "with --preferences, for which no songs are made")
     elif originals:
-        refuse_idle(("songs", "guidance", "least_gap"), "with --originals, whose songs none ranks")
+        ranking = ("reward", "songs", "guidance", "least_gap")
+        refuse_idle(ranking, "with --originals, whose songs none ranks")
     else:
         refuse_idle(("most",), "without --originals")
     most_mismatched, of = (pairs_each, "--pairs-each") if originals else (songs, "--songs")

@@ -176,6 +176,8 @@ def test_answers_of_a_survey_are_learned_from(
     ("source", "idle"),
     [
         ("--preferences", ["--mismatched", "1"]),
+        ("--preferences", ["--reward", "adherence"]),
+        ("--originals", ["--reward", "both"]),
         ("--preferences", ["--songs", "4"]),
         ("--preferences", ["--most", "4"]),
         ("--originals", ["--guidance", "2"]),
