@@ -1,20 +1,25 @@
 """Which networks made the latents of a data set: encoded_with.json beside its shards.
 
     note_encoder(Path("data/latents"), Path("models/base"), parts=("vae", "chinmu"))
-    read_encoder(Path("data/latents"))                # Encoder(model, {"vae": sha256, ...}) or None
+    read_encoder(Path("data/latents"))                # Encoder(model, {"vae": sha256, ...}, ...)
     check_encoder(Path("data/latents"), "tiny", named="model 'tiny'")
 
 Latents of two codecs in one data set would train a model on two languages at once, and a song
-model beside another codec than its own makes noise: so both are noticed.
+model beside another codec than its own makes noise: so both are noticed. A codec whose decoder
+alone was trained on (vae.train=decoder) gives the same latents, and is the same codec here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mudit_engine.errors import ConfigError, InputError
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mudit_engine.errors import ConfigError, InputError, ModelError
 from mudit_engine.files import sha256_of, write_json
 from mudit_engine.models.folder import model_folder
 from mudit_engine.models.parts import Part, part_file
@@ -24,10 +29,33 @@ FILE = "encoded_with.json"
 
 @dataclass(frozen=True)
 class Encoder:
-    """The model folder, and the sha256 of the parts that were used."""
+    """The model folder, the sha256 of the files of the parts that were used, and of what of the VAE
+    the latents come from; None where that was not taken down.
+    """
 
     model: Path
     sha256: dict[str, str]
+    latents: str | None = None
+
+    def gives_latents_of(self, vae: Path) -> bool:
+        """Whether the VAE of a file encodes songs as these were encoded."""
+        return sha256_of(vae) == self.sha256.get("vae") or _latents_digest(vae) == self.latents
+
+
+def _latents_digest(vae: Path) -> str:
+    """Of all that a VAE encodes with. Raises ModelError for a file that cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with safe_open(vae, "pt") as weights:
+            for name in sorted(name for name in weights.keys() if not name.startswith("decoder.")):
+                tensor = weights.get_tensor(name).contiguous()
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"'{vae}' is not a whole safetensors file ({error}): copy or export it again"
+        ) from None
+    return digest.hexdigest()
 
 
 def note_encoder(folder: Path, model: Path, *, parts: tuple[Part, ...]) -> None:
@@ -35,17 +63,20 @@ def note_encoder(folder: Path, model: Path, *, parts: tuple[Part, ...]) -> None:
     weights.
     """
     now: dict[str, str] = {part: sha256_of(part_file(model, part)) for part in parts}
+    latents = _latents_digest(part_file(model, "vae")) if "vae" in parts else None
     before = read_encoder(folder)
     if before is not None:
         for part in now.keys() & before.sha256.keys():
-            if now[part] != before.sha256[part]:
+            same = now[part] == before.sha256[part] or (part == "vae" and latents == before.latents)
+            if not same:
                 raise InputError(
                     f"'{folder}' holds songs that were encoded with another {part} "
                     f"('{before.model}'): give another --out, or that model"
                 )
-        now = {**before.sha256, **now}
-    if before is None or before.sha256 != now:
-        write_json(folder / FILE, {"model": str(model.absolute()), "sha256": now})
+        now, latents = {**before.sha256, **now}, latents or before.latents
+    if before is None or (before.sha256, before.latents) != (now, latents):
+        fields = {"model": str(model.absolute()), "sha256": now, "latents": latents}
+        write_json(folder / FILE, fields)
 
 
 def read_encoder(folder: Path) -> Encoder | None:
@@ -57,7 +88,7 @@ def read_encoder(folder: Path) -> Encoder | None:
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Encoder(Path(fields["model"]), dict(fields["sha256"]))
+        return Encoder(Path(fields["model"]), dict(fields["sha256"]), fields.get("latents"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{path}' cannot be read ({error}): restore it") from None
 
@@ -75,7 +106,7 @@ def check_encoder(folder: Path, model: str, *, named: str) -> None:
     if encoder is None:
         return
     own = part_file(model_folder(model), "vae")
-    if own.is_file() and sha256_of(own) != encoder.sha256.get("vae"):
+    if own.is_file() and not encoder.gives_latents_of(own):
         raise ConfigError(
             f"'{folder}' was encoded with the VAE of '{encoder.model}', which is not that of "
             f"{named}: encode the songs with that model"
