@@ -47,7 +47,8 @@ def _latents_digest(vae: Path) -> str:
     digest = hashlib.sha256()
     try:
         with safe_open(vae, "pt") as weights:
-            for name in sorted(name for name in weights.keys() if not name.startswith("decoder.")):
+            names = sorted(weights.keys())
+            for name in (one for one in names if not one.startswith("decoder.")):
                 tensor = weights.get_tensor(name).contiguous()
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.view(torch.uint8).numpy().tobytes())

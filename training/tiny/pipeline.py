@@ -2,12 +2,14 @@
 latents, pre-training, fine-tuning, the few-step student, the DDPM model, the phoneme recogniser,
 and the figures of it all. What `make tiny` runs.
 
-    python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 1000 --threads 2
+    python -m mudit_engine.training.tiny.pipeline --work data/tiny --songs 1000 --jobs 2
     python -m mudit_engine.training.tiny.pipeline --work data/tiny \\
       --only latents,pretrain --set pretrain:steps=200
 
 Every step goes on where it was stopped, and a finished one is skipped, so the same command
-continues after any interruption.
+continues after any interruption. With --jobs, steps that do not need each other run side by side
+(the codec's decoder beside the song model, for example), each in a process of its own whose log is
+in WORK/logs.
 """
 
 from __future__ import annotations
@@ -26,24 +28,30 @@ import click
 
 from mudit_engine.errors import InputError, MuditError
 from mudit_engine.files import atomic_path
+from mudit_engine.hardware import machine
 from mudit_engine.models.fewstep import FOLDER as STUDENT
+from mudit_engine.training.tiny.side_by_side import side_by_side
 
 log = logging.getLogger(__name__)
 
-STEPS = (
-    "corpus",
-    "audio",
-    "vae",
-    "decoder",
-    "chinmu",
-    "latents",
-    "pretrain",
-    "finetune",
-    "fewstep",
-    "finetune-mudit",
-    "recogniser",
-    "evaluate",
-)
+# the steps in their order, and what each is made from
+NEEDS: dict[str, tuple[str, ...]] = {
+    "corpus": (),
+    "audio": ("corpus",),
+    "vae": ("audio",),
+    "chinmu": ("audio",),
+    "latents": ("vae", "chinmu"),
+    "pretrain": ("latents",),
+    "finetune": ("pretrain",),
+    # whose latents are those of the VAE before
+    "decoder": ("vae",),
+    "model": ("decoder", "chinmu", "finetune"),
+    "fewstep": ("model",),
+    "finetune-mudit": ("model",),
+    "recogniser": ("model",),
+    "evaluate": ("fewstep", "finetune-mudit", "recogniser"),
+}
+STEPS = tuple(NEEDS)
 LEAST_JUDGED = 60  # songs of a corpus, of which one in eight is held out
 RECIPES = {
     "vae": "tiny-vae",
@@ -58,14 +66,16 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lies and how much of it there is. `overrides` are `--set` values by step."""
+    """Where everything lies and how much of it there is. `precision` is that of training, and
+    `overrides` are `--set` values by step.
+    """
 
     work: Path
     songs: int = 1000
     seed: int = 0
     workers: int = 1
-    threads: int | None = None
     recogniser_epochs: int | None = None
+    precision: str = "fp32"
     overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -74,7 +84,7 @@ class Plan:
 
     @property
     def codec(self) -> Path:
-        """Model folder with the VAE and ChinMu: what latents are made with."""
+        """Model folder with the first VAE and ChinMu: what latents are made with."""
         return self.work / "codec"
 
     def run_folder(self, step: str) -> Path:
@@ -86,10 +96,8 @@ class Plan:
         return self.work / "models" / "tiny"
 
 
-def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
-    """Runs `steps` in the order of STEPS; returns their seconds. Raises InputError for an unknown
-    step, and for a corpus too small for the last one before any is run.
-    """
+def check(plan: Plan, steps: tuple[str, ...]) -> None:
+    """Raises InputError for an unknown step, and for a corpus too small for the last one."""
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
         raise InputError(f"unknown step(s) {', '.join(unknown)}: known are {', '.join(STEPS)}")
@@ -98,10 +106,18 @@ def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
             f"--songs {plan.songs}: too few are held out to be judged. Make {LEAST_JUDGED} at "
             f"least, or leave evaluate out of --only"
         )
+
+
+def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
+    """Runs `steps` in the order of STEPS; returns their seconds. Raises InputError for what `check`
+    refuses, before any is run.
+    """
+    check(plan, steps)
     actions: dict[str, Callable[[], None]] = {
         "corpus": lambda: _corpus(plan),
         "audio": lambda: _audio(plan),
         "latents": lambda: _latents(plan),
+        "model": lambda: _model(plan, "tiny", "finetune"),
         "recogniser": lambda: _recogniser(plan),
         "evaluate": lambda: _evaluate(plan),
     }
@@ -142,9 +158,13 @@ def _audio(plan: Plan) -> None:
 
 
 def _latents(plan: Plan) -> None:
+    from mudit_engine.training.checkpoints.export_part import export_part
     from mudit_engine.training.dataset.encode import encode_latents
     from mudit_engine.training.dataset.sources import open_source
 
+    # of the weights that ship, or the student could not begin from both
+    for step in ("vae", "chinmu"):
+        export_part(plan.run_folder(step), plan.codec, dtype="float16")
     # latents of another codec must not stay: the note says which one they are of
     out, codec = plan.work / "latents", _digest(plan.codec)
     note = out / "codec.json"
@@ -185,27 +205,27 @@ def _train(plan: Plan, step: str) -> None:
         "fewstep": plan.model,
         "finetune-mudit": plan.model,
     }
-    overrides = [f"data.folder={plan.work / data}"]
+    overrides = [f"data.folder={plan.work / data}", f"precision={plan.precision}"]
     if step in begun_from:
         overrides.append(f"init={begun_from[step]}")
     recipe = load_recipe(RECIPES[step], overrides=[*overrides, *plan.overrides.get(step, ())])
     folder = plan.run_folder(step)
     Trainer(recipe, folder).run()
-    if data == "audio":
-        # latents are of the weights that ship, or the student could not begin from both
-        export_part(folder, plan.codec, dtype="float16")
-        if step == "vae":
-            export_part(folder, folder / "model")
-        return
-    export_part(folder, folder / "model", dtype="float16" if step == "fewstep" else "float32")
+    if step not in ("decoder", "chinmu"):  # from which nothing begins
+        export_part(folder, folder / "model", dtype="float16" if step == "fewstep" else "float32")
     if step == "fewstep":
         # tied to the weights in half precision, which it was trained on
         shutil.copytree(folder / "model" / "lora", plan.model / STUDENT, dirs_exist_ok=True)
-    elif step.startswith("finetune"):
-        # the whole model: its three parts as they were used together, in half precision
-        model = plan.model if step == "finetune" else plan.model.with_name("tiny-mudit")
-        for run in (plan.run_folder("decoder"), plan.run_folder("chinmu"), folder):
-            export_part(run, model, dtype="float16")
+    elif step == "finetune-mudit":
+        _model(plan, "tiny-mudit", step)
+
+
+def _model(plan: Plan, name: str, song_model: str) -> None:
+    """The whole model: its three parts as they were used together, in half precision."""
+    from mudit_engine.training.checkpoints.export_part import export_part
+
+    for step in ("decoder", "chinmu", song_model):
+        export_part(plan.run_folder(step), plan.model.with_name(name), dtype="float16")
 
 
 def _recogniser(plan: Plan) -> None:
@@ -265,7 +285,25 @@ def _evaluate(plan: Plan) -> None:
     show_default=True,
     help="Processes that make the corpus.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of torch.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Steps at a time, where one does not need the other.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads of torch in a step.  [default: with --jobs the cores' share, else torch's]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of training; auto is what this processor multiplies fastest in, by a measurement.",
+)
 @click.option(
     "--recogniser-epochs",
     type=click.IntRange(1),
@@ -284,13 +322,17 @@ def main(
     songs: int,
     seed: int,
     workers: int,
+    jobs: int,
     threads: int | None,
+    precision: str,
     recogniser_epochs: int | None,
     only: str,
     overrides: tuple[str, ...],
 ) -> None:
     """Make the embedded models from nothing."""
     import torch
+
+    from mudit_engine.runtime.precision import auto_dtype
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads is not None:
@@ -299,24 +341,54 @@ def main(
     for override in overrides:
         step, colon, assignment = override.partition(":")
         if not colon or step not in RECIPES:
-            raise InputError(
+            raise click.UsageError(
                 f"--set {override!r} must be STEP:KEY=VALUE with a step of {', '.join(RECIPES)}"
             )
         by_step[step] = (*by_step.get(step, ()), assignment)
-    plan = Plan(
-        work,
-        songs=songs,
-        seed=seed,
-        workers=workers,
-        threads=threads,
-        recogniser_epochs=recogniser_epochs,
-        overrides=by_step,
-    )
     try:
-        click.echo(json.dumps(run(plan, tuple(only.split(",")))))
+        if precision == "auto":
+            precision = "bf16" if auto_dtype() is torch.bfloat16 else "fp32"
+            log.info("training in %s", precision)
+        plan = Plan(
+            work,
+            songs=songs,
+            seed=seed,
+            workers=workers,
+            recogniser_epochs=recogniser_epochs,
+            precision=precision,
+            overrides=by_step,
+        )
+        steps = tuple(only.split(","))
+        if jobs == 1:
+            seconds = run(plan, steps)
+        else:
+            share = threads or max(1, machine().cores // jobs)
+            seconds = _side_by_side(plan, steps, jobs=jobs, threads=share)
+        click.echo(json.dumps(seconds))
     except MuditError as error:
         click.echo(f"tiny: {error}", err=True)
         raise SystemExit(error.exit_code) from None
+
+
+def _side_by_side(
+    plan: Plan, steps: tuple[str, ...], *, jobs: int, threads: int
+) -> dict[str, float]:
+    check(plan, steps)
+    command = [sys.executable, "-m", __spec__.name, "--work", str(plan.work)]
+    command += ["--songs", str(plan.songs), "--seed", str(plan.seed)]
+    command += ["--workers", str(plan.workers), "--threads", str(threads)]
+    command += ["--precision", plan.precision]
+    if plan.recogniser_epochs is not None:
+        command += ["--recogniser-epochs", str(plan.recogniser_epochs)]
+    for step, assignments in plan.overrides.items():
+        for assignment in assignments:
+            command += ["--set", f"{step}:{assignment}"]
+    return side_by_side(
+        {step: needed for step, needed in NEEDS.items() if step in steps},
+        lambda step: [*command, "--only", step],
+        jobs=jobs,
+        logs=plan.work / "logs",
+    )
 
 
 if __name__ == "__main__":
