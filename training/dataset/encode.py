@@ -41,6 +41,7 @@ from mudit_engine.training.dataset.shards import (
     song_fields,
 )
 from mudit_engine.training.dataset.sources import SourceDescription, SourceSong
+from mudit_engine.training.dataset.told import labels_read
 from mudit_engine.training.run_lock import RunLock
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def encode_latents(
         seconds = audio.shape[1] / rate
         if seconds > config.max_seconds:
             flags.append(f"it lasts {seconds:.0f} s, the model was made for {config.max_seconds:g}")
-        metadata = {**song.metadata, "seconds": seconds, "lyrics": song.lyrics}
+        metadata = {**_labels(song), "seconds": seconds, "lyrics": song.lyrics}
         if fates:
             metadata["lyrics_accounting"] = [fate.row() for fate in fates]
         return Ready(arrays, metadata, seconds, tuple(flags), unsung)
@@ -246,6 +247,15 @@ def encode_latents(
         return encode_songs(
             songs, writer, prepare, part=part, leave_out=leave_out, done=done, on_song=on_song
         )
+
+
+def _labels(song: SourceSong) -> dict[str, Any]:
+    """A song's own labels; those that are read of its descriptions are named in "read"."""
+    read = labels_read(one.text for one in song.descriptions)
+    if "key" in song.metadata or "mode" in song.metadata:
+        read = {name: value for name, value in read.items() if name not in ("key", "mode")}
+    new = {name: value for name, value in read.items() if song.metadata.get(name) is None}
+    return {**song.metadata, **new, **({"read": sorted(new)} if new else {})}
 
 
 def writer_lock(out: Path, part: tuple[int, int]) -> RunLock:

@@ -2,11 +2,12 @@
 
 record = shards.read(4)
 outline = outline_of(record.metadata, record["phoneme_times"])
+metadata = {**labels_read(["摇滚，男声，BPM 120"]), **song.metadata}      # of a song without labels
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import numpy as np
 from mudit_engine.names import STYLES, VOICES
 from mudit_engine.text.composition.arrangement import section_of
 from mudit_engine.text.composition.typed import CONTROLS
-from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol
+from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM
+from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol, key_parts
 from mudit_engine.text.outline import Controls, Outline
+from mudit_engine.text.wishes import read_description
 
 # a data set's own words for voices and styles are left to the description
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
@@ -63,4 +66,31 @@ def outline_of(
     )
 
 
-__all__ = ["outline_of"]
+def labels_read(descriptions: Iterable[str]) -> dict[str, Any]:
+    """What descriptions say of drums, voice, style, tempo and key, as a request in their words is
+    read: a song is learned under what will be said of it when one like it is asked for.
+
+    Args:
+        descriptions: of one song. What two of them say differently is left out.
+
+    Returns:
+        Fields of a song's metadata.
+
+    Examples:
+        >>> labels_read(["rock with drums, in A minor", "摇滚，男声"])
+        {'drums': True, 'voice': 'male', 'style': 'rock', 'key': 9, 'mode': 'minor'}
+        >>> labels_read(["female voice", "男声"])
+        {}
+    """
+    names = (*CONTROLS, "bpm", "key")
+    wishes = [read_description(one) for one in descriptions]
+    said = {name: {getattr(one, name) for one in wishes} - {None} for name in names}
+    labels = {name: values.pop() for name, values in said.items() if len(values) == 1}
+    if "key" in labels:
+        labels["key"], labels["mode"] = key_parts(labels["key"])
+    if not SLOWEST_BPM <= labels.get("bpm", SLOWEST_BPM) <= FASTEST_BPM:
+        del labels["bpm"]
+    return labels
+
+
+__all__ = ["labels_read", "outline_of"]

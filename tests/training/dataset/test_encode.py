@@ -166,6 +166,26 @@ def test_latents(manifest: Path, model: Path, tmp_path: Path) -> None:
     assert any(np.array_equal(shared, row) for row in first["fragments"]), "a text has one vector"
 
 
+def test_what_no_label_says_is_read_of_the_descriptions(
+    manifest: Path, model: Path, tmp_path: Path
+) -> None:
+    """As the engine reads a request in these words; a label goes before it."""
+    own = {"voice": "male", "bpm": 120, "mode": "minor"}
+    text = "rock with drums, female voice, 90 bpm, in A major"
+    rows = [
+        {"audio": str(manifest.parent / "0.wav"), "id": name, "descriptions": [text], **more}
+        for name, more in {"bare": {}, "labelled": {"metadata": own}}.items()
+    ]
+    (tmp_path / "songs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    encode_latents(open_source(tmp_path / "songs.jsonl"), tmp_path / "out", model=model)
+    shards = Shards(tmp_path / "out")
+    bare, labelled = (shards.read(number).metadata for number in range(2))
+    read = {"drums": True, "voice": "female", "style": "rock", "bpm": 90, "key": 9, "mode": "major"}
+    assert read.items() <= bare.items() and bare["read"] == sorted(read)
+    assert {**own, "drums": True, "style": "rock"}.items() <= labelled.items()
+    assert labelled["read"] == ["drums", "style"] and "key" not in labelled
+
+
 def test_parts_and_interruption(manifest: Path, model: Path, tmp_path: Path) -> None:
     encode_latents(open_source(manifest), tmp_path / "one", model=model)
     for number in (1, 0):
