@@ -25,10 +25,8 @@ from mudit_engine.training.stopping import InterruptedRun
 
 log = logging.getLogger(__name__)
 
-POLL, TELL = (
-    0.2,
-    60.0,
-)  # seconds: between looks at the processes, and between words of where each is
+POLL = 0.2  # seconds between looks at the processes
+TELL = 60.0  # seconds between words of where each step is
 TAIL = 4096  # bytes at a log's end in which its last line is looked for
 
 
