@@ -229,12 +229,13 @@ def command(
     if preferences and originals:
         raise InputError("--preferences and --originals are two ways to say which song is better")
     if preferences:
-        making = ("songs", "guidance", "mismatched", "pairs_each", "sampler_steps", "most")
-        ranking = ("reward", "least_gap")
-        refuse_idle((*making, *ranking), "with --preferences, for which no songs are made")
+        made = ("songs", "guidance", "mismatched", "pairs_each", "sampler_steps", "most")
+        refuse_idle(
+            (*made, "reward", "least_gap"), "with --preferences, for which no songs are made"
+        )
     elif originals:
-        ranking = ("reward", "songs", "guidance", "least_gap")
-        refuse_idle(ranking, "with --originals, whose songs none ranks")
+        ranked = ("reward", "songs", "guidance", "least_gap")
+        refuse_idle(ranked, "with --originals, whose songs none ranks")
     else:
         refuse_idle(("most",), "without --originals")
     most_mismatched, of = (pairs_each, "--pairs-each") if originals else (songs, "--songs")
