@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from mudit_engine.errors import InputError
 from mudit_engine.training.recipe import load_recipe
-from mudit_engine.training.tiny.pipeline import LEAST_JUDGED, RECIPES, STEPS, Plan, run
+from mudit_engine.training.tiny.pipeline import (
+    LEAST_JUDGED,
+    RECIPES,
+    STEPS,
+    TOLD_EVERY,
+    Plan,
+    counted,
+    run,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +41,13 @@ def test_every_training_has_its_recipe() -> None:
     tasks = {step: load_recipe(name).task for step, name in RECIPES.items()}
     assert tasks["fewstep"] == "dit-distill" and tasks["decoder"] == tasks["vae"] == "vae"
     assert load_recipe(RECIPES["finetune-mudit"]).init == "tiny", "begun from the song model"
+
+
+def test_steps_of_many_songs_tell_how_far_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    on_song = counted(3 * TOLD_EVERY)
+    with caplog.at_level(logging.INFO):
+        for number in range(2 * TOLD_EVERY + 1):
+            on_song(number, 30.0)
+    first, second = caplog.messages
+    assert first.startswith(f"{TOLD_EVERY} songs of at most {3 * TOLD_EVERY}, ")
+    assert second.startswith(f"{2 * TOLD_EVERY} songs") and second.endswith("minutes left")

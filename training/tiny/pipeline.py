@@ -52,6 +52,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("fewstep", "finetune-mudit", "recogniser"),
 }
 STEPS = tuple(NEEDS)
+TOLD_EVERY = 20  # songs, of steps that take one after the other
 LEAST_JUDGED = 60  # songs of a corpus, of which one in eight is held out
 RECIPES = {
     "vae": "tiny-vae",
@@ -130,10 +131,35 @@ def run(plan: Plan, steps: tuple[str, ...] = STEPS) -> dict[str, float]:
     return seconds
 
 
+def counted(songs: int) -> Callable[[object, float], None]:
+    """What is called after each song of a step, and tells now and then how far it is.
+
+    Args:
+        songs: of the corpus; what was there before is not counted.
+    """
+    begun, done = time.monotonic(), 0
+
+    def on_song(song: object, seconds: float) -> None:
+        nonlocal done
+        done += 1
+        if done % TOLD_EVERY == 0:
+            rate = 60 * done / max(time.monotonic() - begun, 1e-9)
+            log.info(
+                "%d songs of at most %d, %.0f a minute, at most %.0f minutes left",
+                done,
+                songs,
+                rate,
+                (songs - done) / rate,
+            )
+
+    return on_song
+
+
 def _corpus(plan: Plan) -> None:
     from mudit_engine.training.corpus.synth import Request, make_corpus
 
-    make_corpus(Request(out=plan.corpus, songs=plan.songs, seed=plan.seed), workers=plan.workers)
+    request = Request(out=plan.corpus, songs=plan.songs, seed=plan.seed)
+    make_corpus(request, workers=plan.workers, on_song=counted(plan.songs))
 
 
 def _audio(plan: Plan) -> None:
@@ -147,6 +173,7 @@ def _audio(plan: Plan) -> None:
         plan.work / "audio",
         sample_rate=vae.sample_rate,
         channels=vae.channels,
+        on_song=counted(plan.songs),
     )
     log.info(
         "%d songs, %.1f minutes encoded, %d were there, %d refused",
@@ -174,7 +201,9 @@ def _latents(plan: Plan) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(note) as aside:
         aside.write_text(json.dumps(codec))
-    done = encode_latents(open_source(plan.corpus), out, model=plan.codec)
+    done = encode_latents(
+        open_source(plan.corpus), out, model=plan.codec, on_song=counted(plan.songs)
+    )
     log.info(
         "%d songs, %.1f minutes encoded, %d were there, %d refused",
         done.songs,
