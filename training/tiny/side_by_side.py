@@ -15,13 +15,12 @@ import logging
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from mudit_engine.errors import MuditError
-from mudit_engine.training.stopping import InterruptedRun
+from mudit_engine.training.stopping import InterruptedRun, Stop
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +35,6 @@ class StepFailed(MuditError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class _Stopped(Exception):
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 @dataclass
@@ -80,10 +73,16 @@ def side_by_side(
     logs.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     running: dict[str, _Running] = {}
-    waiting, told = list(needs), time.monotonic()
-    with _signals():
+    waiting, told, stop = list(needs), time.monotonic(), Stop()
+    with stop.noting():
         try:
             while waiting or running:
+                if stop.signal is not None:
+                    raise InterruptedRun(
+                        f"{signal.Signals(stop.signal).name}: stopped during {', '.join(running)}. "
+                        "The same command goes on",
+                        signal_number=stop.signal,
+                    )
                 for step in _ready(waiting, needs, seconds)[: jobs - len(running)]:
                     waiting.remove(step)
                     running[step] = _start(command(step), logs / f"{step}.log")
@@ -104,13 +103,6 @@ def side_by_side(
                     told = time.monotonic()
                     for step, one in running.items():
                         log.info("step %s: %s", step, one.last_line())
-        except _Stopped as stopped:
-            name = signal.Signals(stopped.number).name
-            raise InterruptedRun(
-                f"{name}: stopped during {', '.join(running) or 'nothing'}. The same command goes "
-                "on",
-                signal_number=stopped.number,
-            ) from None
         finally:
             _stop(running)
     return seconds
@@ -139,18 +131,3 @@ def _stop(running: Mapping[str, _Running]) -> None:
     for step, one in running.items():
         log.info("step %s: saves and ends", step)
         one.process.wait()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        for one in before:  # a second one would leave steps that are saving behind
-            signal.signal(one, signal.SIG_IGN)
-        raise _Stopped(number)
-
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
