@@ -15,7 +15,6 @@ import numpy as np
 from mudit_engine.names import STYLES, VOICES
 from mudit_engine.text.composition.arrangement import section_of
 from mudit_engine.text.composition.typed import CONTROLS
-from mudit_engine.text.descriptions import FASTEST_BPM, SLOWEST_BPM
 from mudit_engine.text.harmony import TONIC_NAMES, TimedChord, chord_symbol, key_parts
 from mudit_engine.text.outline import Controls, Outline
 from mudit_engine.text.wishes import read_description
@@ -88,8 +87,6 @@ def labels_read(descriptions: Iterable[str]) -> dict[str, Any]:
     labels = {name: values.pop() for name, values in said.items() if len(values) == 1}
     if "key" in labels:
         labels["key"], labels["mode"] = key_parts(labels["key"])
-    if not SLOWEST_BPM <= labels.get("bpm", SLOWEST_BPM) <= FASTEST_BPM:
-        del labels["bpm"]
     return labels
 
 
