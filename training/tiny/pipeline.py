@@ -27,7 +27,7 @@ from pathlib import Path
 import click
 
 from mudit_engine.errors import InputError, MuditError
-from mudit_engine.files import atomic_path
+from mudit_engine.files import atomic_path, sha256_of
 from mudit_engine.hardware import machine
 from mudit_engine.models.fewstep import FOLDER as STUDENT
 from mudit_engine.training.tiny.side_by_side import side_by_side
@@ -187,20 +187,17 @@ def _audio(plan: Plan) -> None:
 def _latents(plan: Plan) -> None:
     from mudit_engine.training.checkpoints.export_part import export_part
     from mudit_engine.training.dataset.encode import encode_latents
+    from mudit_engine.training.dataset.encoded_with import read_encoder
     from mudit_engine.training.dataset.sources import open_source
 
     # of the weights that ship, or the student could not begin from both
     for step in ("vae", "chinmu"):
         export_part(plan.run_folder(step), plan.codec, dtype="float16")
-    # latents of another codec must not stay: the note says which one they are of
-    out, codec = plan.work / "latents", _digest(plan.codec)
-    note = out / "codec.json"
-    if out.is_dir() and (not note.is_file() or json.loads(note.read_text()) != codec):
+    out, encoder = plan.work / "latents", read_encoder(plan.work / "latents")
+    codec = {part: sha256_of(plan.codec / f"{part}.safetensors") for part in ("vae", "chinmu")}
+    if out.is_dir() and (encoder is None or encoder.sha256 != codec):
         log.info("the codec has changed: encoding all latents again")
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(note) as aside:
-        aside.write_text(json.dumps(codec))
     done = encode_latents(
         open_source(plan.corpus), out, model=plan.codec, on_song=counted(plan.songs)
     )
@@ -211,15 +208,6 @@ def _latents(plan: Plan) -> None:
         done.skipped,
         len(done.refused),
     )
-
-
-def _digest(folder: Path) -> dict[str, str]:
-    import hashlib
-
-    return {
-        part: hashlib.sha256((folder / f"{part}.safetensors").read_bytes()).hexdigest()
-        for part in ("vae", "chinmu")
-    }
 
 
 def _train(plan: Plan, step: str) -> None:
